@@ -1,0 +1,158 @@
+"""Kafka clients made from the settings, and the one rule of which partition a key belongs to."""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.partitioner.default import murmur2
+
+from infra.errors import PartitionCountError, PublishError
+from infra.settings import KafkaSettings
+from streams.events import Event
+from streams.topics import Topic
+
+# A dead letter is an event of up to the broker's limit plus what was wrong with it.
+MAX_REQUEST_BYTES = 2 * 1024 * 1024
+DELIVERY_SECONDS = 30
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The partition that Kafka's Java client, kafka-python and aiokafka choose for ``key``."""
+    return int((murmur2(key.encode()) & 0x7FFFFFFF) % partitions)
+
+
+def connection(settings: KafkaSettings) -> dict[str, Any]:
+    """The options of kafka-python that say how to reach and to trust the brokers."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap_servers.split(","),
+        "security_protocol": settings.security_protocol,
+    }
+    if settings.security_protocol.startswith("SASL"):
+        options |= {
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+        }
+    if settings.security_protocol.endswith("SSL"):
+        options["ssl_context"] = tls_context(settings)
+    return options
+
+
+def tls_context(settings: KafkaSettings) -> ssl.SSLContext:
+    """Verifies the broker against the named (else the system's) authorities; with a certificate, proves who we are."""
+    context = ssl.create_default_context(cafile=settings.ssl_cafile)
+    if settings.ssl_certfile:
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    return context
+
+
+class Publisher:
+    """Publishes events and returns only when the brokers have them."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer = KafkaProducer(
+            **connection(settings),
+            acks="all",
+            linger_ms=5,
+            max_request_size=MAX_REQUEST_BYTES,
+            delivery_timeout_ms=DELIVERY_SECONDS * 1000,
+            request_timeout_ms=10_000,
+        )
+        self._pending: list[tuple[str, Any]] = []
+
+    def send(self, topic: Topic, event: Event, *, key: str, partition_by: str | None = None) -> None:
+        """Hand over one event; ``flush`` waits for it. ``partition_by`` places it by another value than its key."""
+        self.send_raw(topic, event.encode(), key=key, partition_by=partition_by)
+
+    def send_raw(self, topic: Topic, value: bytes | None, *, key: str, partition_by: str | None = None) -> None:
+        """Like ``send``, for bytes that are an event already."""
+        name = topic.named(self._settings.topic_prefix)
+        partition = None
+        if partition_by is not None:
+            partition = partition_of(partition_by, len(self._producer.partitions_for(name)))
+        future = self._producer.send(name, value=value, key=key.encode(), partition=partition)
+        self._pending.append((name, future))
+
+    def flush(self) -> None:
+        """Wait until everything handed over is acknowledged.
+
+        Raises:
+            PublishError: something was not, within the delivery time; the topic and the reason are named.
+        """
+        pending, self._pending = self._pending, []
+        for topic, future in pending:
+            try:
+                future.get(timeout=DELIVERY_SECONDS + 5)
+            except KafkaError as error:
+                raise PublishError(topic, error) from error
+
+    def publish(self, topic: Topic, event: Event, *, key: str, partition_by: str | None = None) -> None:
+        """Send one event and wait for it; raises like ``flush``."""
+        self.send(topic, event, key=key, partition_by=partition_by)
+        self.flush()
+
+    def close(self) -> None:
+        """Flush what is left and disconnect."""
+        try:
+            self.flush()
+        finally:
+            self._producer.close(timeout=DELIVERY_SECONDS)
+
+    def __enter__(self) -> "Publisher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def consumer(settings: KafkaSettings, *topics: Topic, group: str | None = None, **options: Any) -> Iterator[Any]:
+    """A kafka-python consumer of ``topics`` that starts at the earliest event and commits only when told."""
+    client = KafkaConsumer(
+        *(topic.named(settings.topic_prefix) for topic in topics),
+        **connection(settings),
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        **options,
+    )
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...]) -> None:
+    """Create what is missing, and check that what is there has the partitions that co-partitioning needs.
+
+    Raises:
+        PartitionCountError: an existing topic has another number of partitions than the settings say.
+    """
+    admin = KafkaAdminClient(**connection(settings))
+    try:
+        for topic in topics:
+            new = NewTopic(
+                name=topic.named(settings.topic_prefix),
+                num_partitions=settings.partitions,
+                replication_factor=settings.replication_factor,
+                topic_configs=topic.config,
+            )
+            _unless_there(admin, new)
+        found = admin.describe_topics([topic.named(settings.topic_prefix) for topic in topics])
+    finally:
+        admin.close()
+    for topic in found:
+        if len(topic["partitions"]) != settings.partitions:
+            raise PartitionCountError(topic["name"], len(topic["partitions"]), settings.partitions)
+
+
+def _unless_there(admin: KafkaAdminClient, topic: NewTopic) -> None:
+    try:
+        admin.create_topics([topic], timeout_ms=15_000)
+    except TopicAlreadyExistsError:
+        return
