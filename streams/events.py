@@ -366,6 +366,39 @@ class GateVerdict(Model):
     ndcg_gain_interval: tuple[FiniteFloat, FiniteFloat] = Field(description="95% paired bootstrap interval")
 
 
+def _safe_relative(path: str) -> str:
+    """Refuse what could name a file outside of the folder that it is unpacked into."""
+    if "\\" in path or "\0" in path or ":" in path or any(part in {"", ".", ".."} for part in path.split("/")):
+        msg = f"not a relative path below the manifest's folder: {path!r}"
+        raise ValueError(msg)
+    return path
+
+
+class ManifestFile(Model):
+    """One file of a model. A reader checks size and digest before it uses any."""
+
+    path: Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_safe_relative)] = Field(
+        description="Relative to the manifest, with forward slashes"
+    )
+    sha256: Sha256
+    bytes: NonNegativeInt
+
+
+class ModelManifest(Event):
+    """``manifest.json``, written last: a model without it is not there."""
+
+    type: Literal["model_manifest"] = "model_manifest"
+    files: Annotated[tuple[ManifestFile, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_file_once(self) -> Self:
+        paths = [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            msg = "a file is named twice"
+            raise ValueError(msg)
+        return self
+
+
 class ModelReady(Event):
     """A model is on S3 and has passed the gate. Whether and when it serves is the subscriber's decision."""
 
@@ -407,6 +440,7 @@ EVENTS: tuple[type[Event], ...] = (
     SnapshotManifest,
     TrainingProgressed,
     TrainingJob,
+    ModelManifest,
     ModelReady,
 )
 
