@@ -29,7 +29,17 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 RequestId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 S3Uri = Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{2,62}/.+$", max_length=1200)]
-UtcTime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+
+
+def _utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        msg = "lies outside the years 1 to 9999 in UTC"
+        raise ValueError(msg) from None
+
+
+UtcTime = Annotated[AwareDatetime, AfterValidator(_utc)]
 
 
 def now() -> datetime:
@@ -292,6 +302,7 @@ class SnapshotPart(Event):
     examples: SnapshotFile | None = None
     documents: SnapshotFile | None = None
     folders: tuple[FolderCount, ...] = ()
+    agents: tuple[AgentId, ...] = Field((), description="Of the requested agents, those that have logs here")
     offsets: tuple[TopicOffset, ...] = ()
     left_out: dict[str, NonNegativeInt] = Field({}, description="Logs that made no example, by reason")
     error: str | None = None

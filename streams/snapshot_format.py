@@ -4,6 +4,8 @@ A document is named by folder and id together: the id alone need not be unique. 
 disliked answer; its ``negatives`` are hard-negative candidates for other examples with the same question.
 """
 
+from typing import Any
+
 import pyarrow as pa
 
 _PASSAGE = pa.struct(
@@ -15,22 +17,21 @@ _PASSAGE = pa.struct(
     ]
 )
 
-EXAMPLES = pa.schema(
-    [
-        pa.field("log_id", pa.string(), nullable=False),
-        pa.field("occurred_at", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("folder_id", pa.string(), nullable=False),
-        pa.field("agent_id", pa.string(), nullable=False),
-        pa.field("conversation_id", pa.string()),
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("positive", _PASSAGE),
-        # How the label came about: corrected, liked, cited, retrieved, or disliked (then there is no positive).
-        pa.field("label", pa.string(), nullable=False),
-        pa.field("strength", pa.float32(), nullable=False),
-        # Retrieved but not cited: hard-negative candidates, in the order of their ranks.
-        pa.field("negatives", pa.list_(_PASSAGE), nullable=False),
-    ]
-)
+_EXAMPLE_FIELDS: list[pa.Field[Any]] = [
+    pa.field("log_id", pa.string(), nullable=False),
+    pa.field("occurred_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    pa.field("folder_id", pa.string(), nullable=False),
+    pa.field("agent_id", pa.string(), nullable=False),
+    pa.field("conversation_id", pa.string()),
+    pa.field("question", pa.string(), nullable=False),
+    pa.field("positive", _PASSAGE),
+    # How the label came about: corrected, liked, cited, retrieved, or disliked (then there is no positive).
+    pa.field("label", pa.string(), nullable=False),
+    pa.field("strength", pa.float32(), nullable=False),
+    # Retrieved but not cited: hard-negative candidates, in the order of their ranks.
+    pa.field("negatives", pa.list_(_PASSAGE), nullable=False),
+]
+EXAMPLES = pa.schema(_EXAMPLE_FIELDS)
 
 DOCUMENTS = pa.schema(
     [

@@ -1,0 +1,121 @@
+"""A Faust table whose writes are known to be in its changelog before anything else is done on the strength of them.
+
+Faust's own ``table[key] = value`` hands the changelog record to the producer and goes on: offsets can then be
+committed for updates that a crash loses. Here a write is one awaited call, and needs no current event.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import faust
+from faust.types import TP
+from rocksdict import WriteBatch
+
+from streams.errors import PartitionLostError
+
+# Faust's defaults are 2 GiB of block cache and 192 MiB of buffers for each partition.
+_ROCKSDB_OPTIONS = {"block_cache_size": 16 << 20, "write_buffer_size": 8 << 20, "max_write_buffer_number": 2}
+
+
+class Table(Protocol):
+    """Bytes by key, in partitions that a worker owns for a time."""
+
+    async def write(self, partition: int, changes: Mapping[bytes, bytes | None]) -> None:
+        """Put (or with ``None`` delete) the keys, durably.
+
+        Raises:
+            PartitionLostError: the partition was taken away meanwhile; what was written is written again by its owner.
+        """
+
+    def get(self, partition: int, key: bytes) -> bytes | None:
+        """The value of a key; may be called from any thread."""
+
+    def keys(self, partition: int, prefix: bytes) -> Iterator[bytes]:
+        """The keys that start with ``prefix``, sorted."""
+
+
+class DurableTable(Table):
+    """Kept in RocksDB, backed by a compacted changelog topic."""
+
+    def __init__(self, app: faust.App, name: str, partitions: int) -> None:
+        self._app = app
+        self._table: Any = app.Table(
+            name,
+            partitions=partitions,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            options=dict(_ROCKSDB_OPTIONS),
+        )
+        self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def owns(self, partition: int) -> bool:
+        """Whether this worker is the partition's owner at this moment."""
+        return self._changelog(partition) in self._app.assignor.assigned_actives()
+
+    async def write(self, partition: int, changes: Mapping[bytes, bytes | None]) -> None:
+        # One write at a time, so that the changelog and RocksDB see them in one order:
+        # 1. only the owner writes to the changelog,
+        # 2. every record is acknowledged by the brokers,
+        # 3. RocksDB takes the same, unless the partition went to another worker meanwhile,
+        # 4. the checkpoint moves, so that a restart reads only what is missing here.
+        async with self._locks[partition]:
+            self._check_owned(partition)
+            topic = self._table.changelog_topic
+            sent = [await topic.send(key=key, value=value, partition=partition) for key, value in changes.items()]
+            acknowledged = [await record for record in sent]
+            self._check_owned(partition)
+            batch = WriteBatch(raw_mode=True)
+            for key, value in changes.items():
+                if value is None:
+                    batch.delete(key)
+                else:
+                    batch.put(key, value)
+            self._rocksdb(partition).write(batch)
+            if acknowledged:
+                last = max(record.offset for record in acknowledged)
+                self._table.data.set_persisted_offset(self._changelog(partition), last)
+
+    def get(self, partition: int, key: bytes) -> bytes | None:
+        value: bytes | None = self._rocksdb(partition).get(key)
+        return value
+
+    def keys(self, partition: int, prefix: bytes) -> Iterator[bytes]:
+        for key in self._rocksdb(partition).keys(from_key=prefix):
+            if not key.startswith(prefix):
+                return
+            yield key
+
+    def _rocksdb(self, partition: int) -> Any:
+        # The public mapping needs a current event to know the partition; exports and timers have none.
+        return self._table.data._db_for_partition(partition)
+
+    def _changelog(self, partition: int) -> TP:
+        return TP(self._table.changelog_topic_name, partition)
+
+    def _check_owned(self, partition: int) -> None:
+        if not self.owns(partition):
+            raise PartitionLostError(partition)
+
+
+class MemoryTable(Table):
+    """The same contract in dictionaries, for tests."""
+
+    def __init__(self) -> None:
+        self._partitions: dict[int, dict[bytes, bytes]] = defaultdict(dict)
+
+    async def write(self, partition: int, changes: Mapping[bytes, bytes | None]) -> None:
+        for key, value in changes.items():
+            if value is None:
+                self._partitions[partition].pop(key, None)
+            else:
+                self._partitions[partition][key] = value
+
+    def get(self, partition: int, key: bytes) -> bytes | None:
+        return self._partitions[partition].get(key)
+
+    def keys(self, partition: int, prefix: bytes) -> Iterator[bytes]:
+        return iter(sorted(key for key in self._partitions[partition] if key.startswith(prefix)))
