@@ -1,7 +1,7 @@
 """Kafka clients made from the settings, and the one rule of which partition a key belongs to."""
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,13 +69,22 @@ class Publisher:
         """Hand over one event; ``flush`` waits for it. ``partition_by`` places it by another value than its key."""
         self.send_raw(topic, event.encode(), key=key, partition_by=partition_by)
 
-    def send_raw(self, topic: Topic, value: bytes | None, *, key: str, partition_by: str | None = None) -> None:
-        """Like ``send``, for bytes that are an event already."""
+    def send_raw(
+        self,
+        topic: Topic,
+        value: bytes | None,
+        *,
+        key: str | bytes | None,
+        partition_by: str | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        """Like ``send``, for bytes that are an event already, or that never were one."""
         name = topic.named(self._settings.topic_prefix)
         partition = None
         if partition_by is not None:
             partition = partition_of(partition_by, len(self._producer.partitions_for(name)))
-        future = self._producer.send(name, value=value, key=key.encode(), partition=partition)
+        raw_key = key.encode() if isinstance(key, str) else key
+        future = self._producer.send(name, value=value, key=raw_key, partition=partition, headers=list(headers))
         self._pending.append((name, future))
 
     def flush(self) -> None:

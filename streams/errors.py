@@ -11,3 +11,19 @@ class StreamsError(Exception):
 
 class PartitionLostError(StreamsError):
     """Another worker owns the partition now:"""
+
+
+class OutOfBoundsError(StreamsError):
+    """An event holds more than is allowed (field, found, bound):"""
+
+
+class ClientClosedError(StreamsError):
+    """The client is closed; nothing more can be sent with it."""
+
+
+class StatusTimeoutError(StreamsError):
+    """The request did not come to its end in time (request, seconds, last state):"""
+
+
+class ModelFileError(StreamsError):
+    """A downloaded model is not the one that was announced, so nothing was put in place:"""
