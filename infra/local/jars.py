@@ -1,0 +1,97 @@
+"""The servers' jars: downloaded once into the Maven cache, and checked against the lock file before every use."""
+
+import hashlib
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import requests
+import structlog
+from jgo.config import GlobalSettings
+from jgo.constants import MAVEN_CENTRAL_URL
+from jgo.env import LockFile
+from jgo.maven import Artifact, MavenContext
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from infra.errors import JarChangedError, JarUnavailableError
+
+KAFKA_LOCK = Path(__file__).with_name("kafka.lock.toml")
+S3PROXY_LOCK = Path(__file__).with_name("s3proxy.lock.toml")
+
+DOWNLOADS = 4
+ATTEMPTS = 4
+LONGEST_WAIT_SECONDS = 10
+
+_log = structlog.get_logger(__name__)
+
+
+def maven_context(repo_cache: Path | None = None) -> MavenContext:
+    """jgo's view of Maven: the cache and the mirrors that this user's jgo settings name."""
+    settings = GlobalSettings.load()
+    return MavenContext(
+        repo_cache=repo_cache or settings.repo_cache,
+        remote_repos={"central": MAVEN_CENTRAL_URL, **settings.repositories},
+        timeout=30,
+    )
+
+
+def locked_jars(lock: Path, context: MavenContext | None = None) -> list[Path]:
+    """The jars named in a lock file of jgo, in its order, each with the content that was locked.
+
+    A jar in the cache with another content (half a download, say) is downloaded again and replaced.
+
+    Raises:
+        JarUnavailableError: a jar is not in the cache and could not be downloaded.
+        JarChangedError: a downloaded jar has another content than the locked one.
+    """
+    context = context or maven_context()
+    wanted = [
+        (
+            context.project(jar.groupId, jar.artifactId)
+            .at_version(jar.version)
+            .artifact(jar.classifier or "", jar.packaging),
+            jar.sha256,
+        )
+        for jar in LockFile.load(lock).dependencies
+    ]
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        return list(pool.map(lambda jar: _checked(*jar), wanted))
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked(artifact: Artifact, digest: str) -> Path:
+    path = artifact.cached_path
+    if not path.is_file() or sha256(path) != digest:
+        _log.info("downloading a jar", jar=artifact.filename)
+        try:
+            _download(artifact, path, digest)
+        except (requests.RequestException, RuntimeError, OSError) as error:
+            raise JarUnavailableError(artifact.filename, path, error) from error
+    return path
+
+
+@retry(
+    # Networks fail for a moment; an answer that there is no such jar (RuntimeError) stays one.
+    retry=retry_if_exception_type(requests.RequestException),
+    stop=stop_after_attempt(ATTEMPTS),
+    wait=wait_exponential_jitter(max=LONGEST_WAIT_SECONDS),
+    reraise=True,
+)
+def _download(artifact: Artifact, target: Path, digest: str) -> None:
+    """Download beside the cache, check, then move: other processes never see half a jar."""
+    theirs, component = artifact.context, artifact.component
+    theirs.repo_cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".foldtune-", dir=theirs.repo_cache) as folder:
+        aside = MavenContext(repo_cache=Path(folder), remote_repos=theirs.remote_repos, timeout=theirs.timeout)
+        there = aside.project(component.groupId, component.artifactId).at_version(component.version)
+        fresh = there.artifact(artifact.classifier, artifact.packaging).resolve()
+        found = sha256(fresh)
+        if found != digest:
+            raise JarChangedError(artifact.filename, found, digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh.replace(target)

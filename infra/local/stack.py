@@ -1,0 +1,141 @@
+"""Kafka and S3 together, on one data folder: the local stand-in for the cloud."""
+
+import atexit
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from infra.local import kafka, records, s3
+from infra.local.folder import DataFolder
+from infra.local.jars import KAFKA_LOCK, S3PROXY_LOCK, locked_jars
+from infra.local.options import LocalOptions
+from infra.local.ports import HOST, choose_port
+from infra.local.records import LocalState, ProcessRecord
+from infra.local.server import LocalServer
+
+_log = structlog.get_logger(__name__)
+
+
+class LocalServers:
+    """A broker and an S3 server that live as long as this process, or until ``stop``.
+
+    Use it in a ``with`` block. ``kafka`` and ``s3`` can be stopped, killed and started again one by one.
+    """
+
+    kafka: LocalServer
+    s3: LocalServer
+
+    def __init__(self, options: LocalOptions | None = None) -> None:
+        self.options = options or LocalOptions()
+        self._folder = DataFolder(self.options.data_dir)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where Kafka clients connect."""
+        return f"{HOST}:{self.kafka.port}"
+
+    @property
+    def s3_endpoint(self) -> str:
+        """Where S3 clients connect."""
+        return s3.endpoint(self.s3.port)
+
+    @property
+    def access_key(self) -> str:
+        """The one access key that the S3 server knows."""
+        return self.options.access_key
+
+    @property
+    def secret_key(self) -> str:
+        """The secret of ``access_key``."""
+        return self.options.secret_key
+
+    @property
+    def log_dir(self) -> Path:
+        """Where the servers write their logs."""
+        return self._folder.logs
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that point foldtune's settings to these servers."""
+        names = {
+            "FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap_servers,
+            "FOLDTUNE_S3__ENDPOINT_URL": self.s3_endpoint,
+            "FOLDTUNE_S3__ACCESS_KEY_ID": self.access_key,
+            "FOLDTUNE_S3__SECRET_ACCESS_KEY": self.secret_key,
+        }
+        return names | ({"FOLDTUNE_S3__BUCKET": self.options.bucket} if self.options.bucket else {})
+
+    def start(self) -> Self:
+        """Start both servers and return when both are healthy; after a failure none runs, and the logs stay.
+
+        Raises:
+            JarUnavailableError, JarChangedError: the servers' jars are not to be had, or not the right ones.
+            ServerStartError: one did not become healthy; with the end of its logs.
+            DataFolderInUseError, ForeignDataFolderError: the data folder cannot be used.
+            NoFreePortError: no port is free.
+        """
+        self._folder.claim()
+        try:
+            self._start_servers()
+        except BaseException:
+            self._stop_servers()
+            self._folder.release()
+            raise
+        # For whoever does not use ``with``: throwing the data away needs this process.
+        atexit.register(self.stop)
+        return self
+
+    def stop(self) -> None:
+        """Stop both servers, and throw the data away unless it is to be kept."""
+        atexit.unregister(self.stop)
+        self._stop_servers()
+        if not self.options.keep_data:
+            self._folder.discard()
+        self._folder.release()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start_servers(self) -> None:
+        kafka_jars, s3_jars = locked_jars(KAFKA_LOCK), locked_jars(S3PROXY_LOCK)
+        kafka_port = _port(kafka.NAME, self.options.kafka_port)
+        s3_port = _port(s3.NAME, self.options.s3_port, kafka_port)
+        controller = choose_port(None, but=frozenset({kafka_port, s3_port}))
+        self.kafka = LocalServer(
+            kafka.spec(self.options, self._folder, kafka_jars, port=kafka_port, controller_port=controller)
+        )
+        self.s3 = LocalServer(s3.spec(self.options, self._folder, s3_jars, port=s3_port))
+        with ThreadPoolExecutor(2) as pool:
+            started = [pool.submit(self.s3.start)]
+            kafka.format_storage(self.options, self._folder, kafka_jars)
+            started.append(pool.submit(self.kafka.start))
+            for server in started:
+                server.result()
+        records.write(self._state(), self._folder.state)
+
+    def _stop_servers(self) -> None:
+        self._folder.state.unlink(missing_ok=True)
+        servers = [server for server in (vars(self).get("kafka"), vars(self).get("s3")) if server]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(LocalServer.stop, servers))
+
+    def _state(self) -> LocalState:
+        return LocalState(
+            **ProcessRecord.here().model_dump(),
+            kafka_port=self.kafka.port,
+            s3_port=self.s3.port,
+            log_dir=self.log_dir,
+            environment=self.environment,
+        )
+
+
+def _port(server: str, wanted: int | None, *taken: int) -> int:
+    port = choose_port(wanted, but=frozenset(taken))
+    if wanted is not None and port != wanted:
+        _log.warning("port is taken, using another", server=server, wanted=wanted, port=port)
+    return port
