@@ -1,7 +1,7 @@
 """The port that every launcher implements.
 
-A run is started and then looked at: ``submit`` returns at once, ``poll`` tells how it ended. A subprocess is polled, and
-so is a job of AWS Batch, whose ends also arrive as events; nobody holds a thread for the hours of a training.
+A run is started and then looked at: ``submit`` returns at once, ``poll`` tells how it ended. A subprocess is polled,
+and so is a job of AWS Batch, whose ends also arrive as events; nobody holds a thread for the hours of a training.
 """
 
 from dataclasses import dataclass
@@ -60,13 +60,14 @@ class Outcome(Model):
 
 
 class Launcher(Protocol):
-    """Starts runs and tells how they ended. A run is known by its name; its callers see to it that none starts twice."""
+    """Starts runs and tells how they ended. The ledger sees to it that none starts twice."""
 
     def submit(self, run: Run) -> None:
         """Start a run and return.
 
         Raises:
             LaunchError: it could not be started; nothing runs.
+            RunBusyError: an earlier run of the same job has not ended yet; nothing was started, try again later.
         """
 
     def poll(self, run: Run) -> Outcome | None:

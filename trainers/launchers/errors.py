@@ -11,3 +11,7 @@ class LauncherError(Exception):
 
 class LaunchError(LauncherError):
     """A run could not be started (run, reason):"""
+
+
+class RunBusyError(LauncherError):
+    """An earlier run of the same job has not ended yet:"""
