@@ -88,7 +88,7 @@ def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> St
     active = state.active
     who = f"cancelled by {cancel.requested_by}"
     if active and cancel.request_id == active.request.request_id:
-        return _end(state, State.CANCELLED, now, (who,))
+        return _end(state, active, State.CANCELLED, now, (who,))
     if active and cancel.request_id in active.merged:
         rest = tuple(name for name in active.merged if name != cancel.request_id)
         last = _status(active.request, State.CANCELLED, now, (who,)).model_copy(
@@ -99,8 +99,8 @@ def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> St
     for request in state.waiting:
         if request.request_id == cancel.request_id:
             last = _status(request, State.CANCELLED, now, (who,))
-            rest = tuple(other for other in state.waiting if other is not request)
-            return Step(state.model_copy(update={"waiting": rest}), (_published(last),), (last,))
+            others = tuple(other for other in state.waiting if other is not request)
+            return Step(state.model_copy(update={"waiting": others}), (_published(last),), (last,))
     return None
 
 
@@ -116,19 +116,18 @@ def part_arrived(state: ModelState, part: SnapshotPart, partitions: int, min_exa
     if len(parts) < partitions:
         return Step(gathered)
     if errors := tuple(f"partition {known.partition}: {known.error}" for known in parts if known.error):
-        return _end(gathered, State.FAILED, now, errors, retryable=True)
+        return _end(gathered, active, State.FAILED, now, errors, retryable=True)
     if reasons := tuple(_shortcomings(active.request, parts, min_examples)):
-        return _end(gathered, State.REJECTED, now, reasons)
+        return _end(gathered, active, State.REJECTED, now, reasons)
     manifest = SnapshotManifest(
         request_id=active.request.request_id, model=state.model, created_at=active.since, parts=parts
     )
     return Step(gathered, complete=manifest)
 
 
-def job_published(state: ModelState, deadline: datetime) -> ModelState:
+def job_published(state: ModelState, active: Active, deadline: datetime) -> ModelState:
     """The job is out; should nobody report its end by the deadline, it has failed."""
-    assert state.active
-    return state.model_copy(update={"active": state.active.model_copy(update={"deadline": deadline})})
+    return state.model_copy(update={"active": active.model_copy(update={"deadline": deadline})})
 
 
 def reported(state: ModelState, status: FineTuneStatus, now: datetime) -> Step:
@@ -154,10 +153,10 @@ def timed_out(state: ModelState, snapshot_timeout: timedelta, partitions: int, n
     if active.deadline is None and now - active.since > snapshot_timeout:
         missing = sorted(set(range(partitions)) - {part.partition for part in active.parts})
         reason = f"snapshot: no answer from partitions {missing} within {snapshot_timeout}"
-        return _end(state, State.FAILED, now, (reason,), retryable=True)
+        return _end(state, active, State.FAILED, now, (reason,), retryable=True)
     if active.deadline is not None and now > active.deadline:
         reason = f"training: no end was reported by {active.deadline.isoformat()}"
-        return _end(state, State.FAILED, now, (reason,), retryable=True)
+        return _end(state, active, State.FAILED, now, (reason,), retryable=True)
     return None
 
 
@@ -173,9 +172,15 @@ def _start(state: ModelState, request: FineTuneRequested, merged: tuple[str, ...
     )
 
 
-def _end(state: ModelState, last: State, now: datetime, reasons: tuple[str, ...], *, retryable: bool = False) -> Step:
-    active = state.active
-    assert active
+def _end(
+    state: ModelState,
+    active: Active,
+    last: State,
+    now: datetime,
+    reasons: tuple[str, ...],
+    *,
+    retryable: bool = False,
+) -> Step:
     status = _status(active.request, last, now, reasons).model_copy(update={"retryable": retryable})
     ended = (status, *(status.model_copy(update={"request_id": name}) for name in active.merged))
     return _next(state, tuple(_published(one) for one in ended), ended, now)
@@ -211,7 +216,7 @@ def _shortcomings(request: FineTuneRequested, parts: Iterable[SnapshotPart], min
         left_out = {
             reason: sum(part.left_out.get(reason, 0) for part in parts) for part in parts for reason in part.left_out
         }
-        yield f"data: {examples} examples, at least {min_examples}; left out: {left_out or 'none'}"
+        yield f"data: {examples} examples, at least {min_examples}; left out: {dict(left_out) or 'none'}"
 
 
 def _status(request: FineTuneRequested, state: State, now: datetime, reasons: tuple[str, ...] = ()) -> FineTuneStatus:

@@ -6,7 +6,7 @@ committed for updates that a crash loses. Here a write is one awaited call, and 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import faust
@@ -55,6 +55,10 @@ class DurableTable(Table):
     def owns(self, partition: int) -> bool:
         """Whether this worker is the partition's owner at this moment."""
         return self._changelog(partition) in self._app.assignor.assigned_actives()
+
+    def on_recovered(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Have ``callback`` called whenever the table has caught up with its changelog."""
+        self._table.on_recover(callback)
 
     async def write(self, partition: int, changes: Mapping[bytes, bytes | None]) -> None:
         # One write at a time, so that the changelog and RocksDB see them in one order:

@@ -51,7 +51,7 @@ class TrainingSets:
     """Adds records, gives views and lets the oldest go. Holds only keys in memory, never content."""
 
     def __init__(self, table: Table, limits: SetLimits) -> None:
-        self._table = table
+        self.table = table
         self._limits = limits
         self._index: dict[int, dict[str, set[Segment]]] = {}
 
@@ -64,7 +64,7 @@ class TrainingSets:
         packed = dict(pack(records))
         if not packed:
             return
-        await self._table.write(partition, {segment.key: content for segment, content in packed.items()})
+        await self.table.write(partition, {segment.key: content for segment, content in packed.items()})
         index = self._segments(partition)
         for segment in packed:
             index[segment.folder_id].add(segment)
@@ -77,7 +77,7 @@ class TrainingSets:
             for folder_id, found in index.items()
             if found
         }
-        return PartitionView(partition, self._table, segments, self._limits)
+        return PartitionView(partition, self.table, segments, self._limits)
 
     def labelled_since(self, partition: int, offset: int, folders: Collection[str] | None) -> int:
         """How many labelled logs there are from an offset of ``chat-logs`` on; counted by whole segments."""
@@ -94,21 +94,21 @@ class TrainingSets:
         # In a thread: judging a folder by count folds it, and the event loop must go on answering Kafka meanwhile.
         gone = await asyncio.to_thread(_outlived, self.view(partition), now)
         if gone:
-            await self._table.write(partition, {segment.key: None for segment in gone})
+            await self.table.write(partition, {segment.key: None for segment in gone})
             index = self._segments(partition)
             for segment in gone:
                 index[segment.folder_id].discard(segment)
         return len(gone)
 
-    def forget(self, partition: int) -> None:
-        """The partition is another worker's now."""
-        self._index.pop(partition, None)
+    def forget(self) -> None:
+        """Partitions came or went: what is in the table may be another thing now."""
+        self._index.clear()
 
     def _segments(self, partition: int) -> dict[str, set[Segment]]:
         # Read from the keys when first asked for: after a restart and after a rebalance there is nothing else to know.
         if partition not in self._index:
             index: dict[str, set[Segment]] = defaultdict(set)
-            for key in self._table.keys(partition, SEGMENTS):
+            for key in self.table.keys(partition, SEGMENTS):
                 segment = Segment.of_key(key)
                 index[segment.folder_id].add(segment)
             self._index[partition] = index

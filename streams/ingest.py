@@ -1,0 +1,45 @@
+"""From blocks of raw messages to the rolling training sets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from infra.settings import Bounds
+from streams.outbox import Outbox
+from streams.records import Record, Rejected, decode, written_at
+from streams.topics import Topic
+from streams.training_sets import TrainingSets
+
+_log = structlog.get_logger()
+
+
+class Ingest:
+    """Takes the data topics in, block by block."""
+
+    def __init__(self, sets: TrainingSets, outbox: Outbox, bounds: Bounds) -> None:
+        self._sets = sets
+        self._outbox = outbox
+        self._bounds = bounds
+
+    async def take(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
+        """Keep what is sound and put the rest aside; when this returns, both are durable.
+
+        Raises:
+            PartitionLostError: the block is its new owner's to take.
+        """
+        records = []
+        for message in messages:
+            for outcome in decode(topic, message.offset, message.value, written_at(message.timestamp), self._bounds):
+                if isinstance(outcome, Record):
+                    records.append(outcome)
+                else:
+                    await self._put_aside(outcome, message)
+        await self._sets.add(partition, records)
+
+    async def _put_aside(self, rejected: Rejected, message: Any) -> None:
+        error = "; ".join(rejected.reasons)
+        _log.warning("rejected", topic=message.topic, partition=message.partition, offset=message.offset, error=error)
+        await self._outbox.dead_letter(
+            rejected.value, message.key, error, (message.topic, message.partition, message.offset)
+        )

@@ -1,0 +1,248 @@
+"""The coordinator: brings the events of a model to its state machine, and what follows from them to the world."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import structlog
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import BaseModel, ValidationError
+
+from infra.kafka import partition_of
+from infra.objects import ObjectStore, safe_segment
+from infra.settings import Settings
+from streams import coordination, policy
+from streams.coordination import ModelState, Output, Step
+from streams.durable_table import Table
+from streams.events import (
+    FineTuneCancelled,
+    FineTuneRequested,
+    FineTuneStatus,
+    ModelReference,
+    RequestId,
+    SnapshotManifest,
+    SnapshotPart,
+    State,
+    TrainingJob,
+    TrainingProgressed,
+    now,
+)
+from streams.knobs import ModelName
+from streams.outbox import Outbox
+from streams.records import reasons_of
+from streams.snapshots import snapshot_prefix
+from streams.topics import Topic
+
+_log = structlog.get_logger()
+_S3_PAUSE = timedelta(seconds=2)
+
+
+class _Named(BaseModel):
+    """As much of a broken request as is needed to answer it."""
+
+    request_id: RequestId
+    model: ModelName
+
+
+class _Typed(BaseModel):
+    type: str = ""
+
+
+class Coordinator:
+    """Owns the models whose names fall into this worker's partitions. One event at a time for each partition."""
+
+    def __init__(self, table: Table, outbox: Outbox, store: ObjectStore, settings: Settings) -> None:
+        self._table = table
+        self._outbox = outbox
+        self._store = store
+        self._settings = settings
+        self._partitions = settings.kafka.partitions
+        self._one_at_a_time = asyncio.Lock()
+        self._takers: dict[Topic, Callable[[int, bytes], Awaitable[None]]] = {
+            Topic.FINE_TUNE_REQUESTS: self._take_request,
+            Topic.SNAPSHOT_PARTS: self._take_part,
+            Topic.FINE_TUNE_STATUS: self._take_status,
+            Topic.TRAINING_PROGRESS: self._take_progress,
+        }
+
+    async def take(self, topic: Topic, partition: int, offset: int, key: bytes | None, value: bytes | None) -> None:
+        """Handle one event of a control topic; what cannot be read goes to the dead letters.
+
+        Raises:
+            PartitionLostError: the event is its new owner's.
+        """
+        if value is None:
+            return
+        try:
+            async with self._one_at_a_time:
+                await self._takers[topic](partition, value)
+        except ValidationError as error:
+            reasons = "; ".join(reasons_of(error))
+            _log.warning("rejected", topic=topic.label, partition=partition, offset=offset, error=reasons)
+            origin = (topic.named(self._settings.kafka.topic_prefix), partition, offset)
+            await self._outbox.dead_letter(value, key, reasons, origin)
+
+    async def tick(self, partition: int) -> None:
+        """End what nobody reports the end of, and let the policy ask for what is due. Raises like ``take``."""
+        async with self._one_at_a_time:
+            for key in list(self._table.keys(partition, b"m|")):
+                state = self._state(partition, key.removeprefix(b"m|").decode())
+                step = coordination.timed_out(state, self._settings.worker.snapshot_timeout, self._partitions, now())
+                if step:
+                    await self._follow(partition, step)
+            for rule in self._settings.policy.rules:
+                if partition_of(rule.model, self._partitions) == partition:
+                    await self._ask_if_due(partition, rule.model)
+
+    # ── One event ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _take_request(self, partition: int, value: bytes) -> None:
+        if _Typed.model_validate_json(value).type == "fine_tune_cancelled":
+            cancel = FineTuneCancelled.model_validate_json(value)
+            step = coordination.cancelled(self._state(partition, cancel.model), cancel, now())
+            if step:
+                await self._follow(partition, step)
+            return
+        try:
+            request = FineTuneRequested.model_validate_json(value)
+        except ValidationError as error:
+            named = _Named.model_validate_json(value)
+            await self._reject(partition, named.request_id, named.model, reasons_of(error))
+            return
+        if partition_of(request.model, self._partitions) != partition:
+            reason = f"key: the event must be keyed by its model name {request.model!r}"
+            await self._reject(partition, request.request_id, request.model, (reason,))
+            return
+        if known := self._ended(partition, request.model, request.request_id):
+            await self._publish_status(partition, known)
+            return
+        if reasons := tuple(self._refusals(request)):
+            await self._reject(partition, request.request_id, request.model, reasons)
+            return
+        _log.info("requested", request_id=request.request_id, model=request.model, origin=request.origin)
+        await self._follow(partition, coordination.requested(self._state(partition, request.model), request, now()))
+
+    async def _take_part(self, partition: int, value: bytes) -> None:
+        part = SnapshotPart.model_validate_json(value)
+        state = self._state(partition, part.model)
+        minimum = self._settings.worker.min_examples
+        await self._follow(partition, coordination.part_arrived(state, part, self._partitions, minimum, now()))
+
+    async def _take_status(self, partition: int, value: bytes) -> None:
+        status = FineTuneStatus.model_validate_json(value)
+        state = self._state(partition, status.model)
+        step = coordination.reported(state, status, now())
+        if step.state == state:
+            return
+        if status.state is State.COMPLETED:
+            learnt = policy.trained(self._policy(partition, status.model), status.request_id)
+            await self._table.write(partition, {_policy_key(status.model): _json(learnt)})
+        await self._follow(partition, step)
+
+    async def _take_progress(self, partition: int, value: bytes) -> None:
+        progress = TrainingProgressed.model_validate_json(value)
+        known = policy.progressed(self._policy(partition, progress.model), progress)
+        await self._table.write(partition, {_policy_key(progress.model): _json(known)})
+        await self._ask_if_due(partition, progress.model)
+
+    async def _ask_if_due(self, partition: int, model: str) -> None:
+        rule = next((rule for rule in self._settings.policy.rules if rule.model == model), None)
+        state = self._state(partition, model)
+        if rule is None or state.active or state.waiting:
+            return
+        known = self._policy(partition, model)
+        if request := policy.due(known, rule, now()):
+            await self._outbox.publish((Output(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
+            await self._table.write(partition, {_policy_key(model): _json(policy.asked(known, request))})
+
+    # ── What follows ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _follow(self, partition: int, step: Step) -> None:
+        # 1. The job, where a snapshot is whole; 2. what is to be published; 3. the state. The event is acknowledged
+        # after that: a crash in between repeats 1 and 2, and nothing that was promised is forgotten.
+        state = step.state
+        if step.complete and state.active:
+            deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
+            await self._publish_job(partition, state.active.request, step.complete)
+            state = coordination.job_published(state, state.active, deadline + timedelta(hours=1))
+        await self._outbox.publish(step.outputs, partition)
+        changes: dict[bytes, bytes | None] = {b"m|" + state.model.encode(): _json(state)}
+        changes |= {_ended_key(last.model, last.request_id): last.encode() for last in step.ended}
+        await self._table.write(partition, changes)
+        for last in step.ended:
+            _log.info("ended", request_id=last.request_id, model=last.model, state=last.state, reasons=last.reasons)
+
+    async def _publish_job(self, partition: int, request: FineTuneRequested, manifest: SnapshotManifest) -> None:
+        content = manifest.encode()
+        key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
+        await self._put_patiently(key, content)
+        # The time of the snapshot, not of this attempt: a repetition makes the same version and the same job.
+        version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{safe_segment(request.request_id)[-8:]}"
+        job = TrainingJob(
+            request=request,
+            base_model=request.base_model or self._settings.trainer.base_model,
+            snapshot_uri=self._store.uri(key),
+            snapshot_sha256=hashlib.sha256(content).hexdigest(),
+            output_uri=self._store.uri(f"models/{safe_segment(request.model)}/{version}"),
+            version=version,
+            published_at=manifest.created_at,
+            max_seconds=int(self._settings.trainer.max_duration.total_seconds()),
+        )
+        await self._outbox.publish((Output(Topic.TRAINING_JOBS, job, request.request_id),), partition)
+
+    async def _put_patiently(self, key: str, content: bytes) -> None:
+        # Without the manifest nothing can go on, and nothing is lost by waiting: the event stays unacknowledged.
+        while True:
+            try:
+                await asyncio.to_thread(self._store.put, key, content)
+            except (BotoCoreError, ClientError):
+                _log.exception("object store", key=key)
+                await asyncio.sleep(_S3_PAUSE.total_seconds())
+            else:
+                return
+
+    async def _reject(self, partition: int, request_id: str, model: str, reasons: tuple[str, ...]) -> None:
+        status = FineTuneStatus(request_id=request_id, model=model, state=State.REJECTED, at=now(), reasons=reasons)
+        await self._publish_status(partition, status)
+        if self._ended(partition, model, request_id) is None:
+            await self._table.write(partition, {_ended_key(model, request_id): status.encode()})
+
+    async def _publish_status(self, partition: int, status: FineTuneStatus) -> None:
+        await self._outbox.publish((Output(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)
+
+    def _refusals(self, request: FineTuneRequested) -> list[str]:
+        base: ModelReference | None = request.base_model
+        if base is None:
+            return []
+        if base.uri.startswith("hf://") and base.revision is None:
+            return ["base_model.revision: a hub model needs one, so that the same request means the same model"]
+        if base.uri.startswith("s3://") and not base.uri.startswith(f"s3://{self._store.bucket}/"):
+            return [f"base_model.uri: must be in the bucket {self._store.bucket!r}"]
+        return []
+
+    # ── State ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _state(self, partition: int, model: str) -> ModelState:
+        value = self._table.get(partition, b"m|" + model.encode())
+        return ModelState.model_validate_json(value) if value else ModelState(model=model)
+
+    def _policy(self, partition: int, model: str) -> policy.PolicyState:
+        value = self._table.get(partition, _policy_key(model))
+        return policy.PolicyState.model_validate_json(value) if value else policy.PolicyState()
+
+    def _ended(self, partition: int, model: str, request_id: str) -> FineTuneStatus | None:
+        value = self._table.get(partition, _ended_key(model, request_id))
+        return FineTuneStatus.model_validate_json(value) if value else None
+
+
+def _policy_key(model: str) -> bytes:
+    return b"p|" + model.encode()
+
+
+def _ended_key(model: str, request_id: str) -> bytes:
+    return f"r|{model}|{request_id}".encode()
+
+
+def _json(model: BaseModel) -> bytes:
+    return model.model_dump_json(exclude_none=True).encode()

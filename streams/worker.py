@@ -1,0 +1,26 @@
+"""Runs one stream worker until it is told to stop."""
+
+import faust
+
+from infra.kafka import create_topics
+from infra.logs import configure_logs
+from infra.objects import S3ObjectStore
+from infra.settings import Settings
+from streams.app import create_app
+from streams.topics import Topic
+
+
+def run(settings: Settings) -> None:
+    """Create missing topics, take a share of the partitions and work on it until SIGINT or SIGTERM.
+
+    Raises:
+        PartitionCountError: the topics that are there have another number of partitions than the settings say.
+        SystemExit: the worker has ended, with its exit code.
+    """
+    configure_logs(settings)
+    create_topics(settings.kafka, tuple(Topic))
+    app = create_app(settings, S3ObjectStore(settings.s3))
+    settings.worker.data_dir.mkdir(parents=True, exist_ok=True)
+    faust.Worker(
+        app, loglevel=settings.log_level, redirect_stdouts=False, override_logging=False
+    ).execute_from_commandline()
