@@ -1,0 +1,74 @@
+"""What can go wrong in a training job. The class docstring is the message; the arguments say what exactly.
+
+Two kinds are told apart, once and here: a job that can never succeed as it is, and one that may succeed when it is
+started again. The exit code is how a launcher hears of it.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a training process ends; the numbers are those of ``sysexits.h``."""
+
+    DONE = 0
+    # EX_USAGE: the same job fails in the same way, however often it is started. The trainer has published `failed`.
+    IMPOSSIBLE = 64
+    # EX_TEMPFAIL: the surroundings failed or took the machine away. The launcher starts it again, or reports.
+    TRY_AGAIN = 75
+
+
+class TrainerError(Exception):
+    """The training did not end as asked."""
+
+    exit_code = ExitCode.TRY_AGAIN
+
+    def __str__(self) -> str:
+        details = ", ".join(str(argument) for argument in self.args)
+        return f"{type(self).__doc__} {details}".strip()
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same job may succeed when it is started again."""
+        return self.exit_code is ExitCode.TRY_AGAIN
+
+
+class ImpossibleJobError(TrainerError):
+    """The job can never succeed:"""
+
+    exit_code = ExitCode.IMPOSSIBLE
+
+
+class BadJobError(ImpossibleJobError):
+    """The training job is not readable:"""
+
+
+class BadSnapshotError(ImpossibleJobError):
+    """The snapshot is not what the job says:"""
+
+
+class TooLittleDataError(ImpossibleJobError):
+    """The snapshot holds too little to train and to measure on:"""
+
+
+class BadModelError(ImpossibleJobError):
+    """base_model cannot be trained:"""
+
+
+class ModelRefusedError(BadModelError):
+    """base_model may not be read:"""
+
+
+class KnobError(ImpossibleJobError):
+    """A knob does not fit the model:"""
+
+
+class LossNotFiniteError(ImpossibleJobError):
+    """The loss became infinite or undefined; a higher weights.temperature keeps it finite:"""
+
+
+class InterruptedTrainingError(TrainerError):
+    """The training was interrupted:"""
+
+
+class SurroundingsError(TrainerError):
+    """Object store, Kafka or network failed:"""
