@@ -9,6 +9,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 from kafka.partitioner.default import murmur2
+from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.errors import PartitionCountError, PublishError
 from infra.settings import KafkaSettings
@@ -78,13 +79,29 @@ class Publisher:
         partition_by: str | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
     ) -> None:
-        """Like ``send``, for bytes that are an event already, or that never were one."""
+        """Like ``send``, for bytes that are an event already, or that never were one.
+
+        Raises:
+            PublishError: the brokers cannot be reached, or the message is too large for the client.
+        """
         name = topic.named(self._settings.topic_prefix)
         partition = None
         if partition_by is not None:
             partition = partition_of(partition_by, len(self._producer.partitions_for(name)))
         raw_key = key.encode() if isinstance(key, str) else key
-        future = self._producer.send(name, value=value, key=raw_key, partition=partition, headers=list(headers))
+        self._hand_over(name, value=value, key=raw_key, partition=partition, headers=list(headers))
+
+    def broadcast(self, topic: Topic, event: Event) -> None:
+        """Like ``send``, once to every partition."""
+        name = topic.named(self._settings.topic_prefix)
+        for partition in sorted(self._producer.partitions_for(name)):
+            self._hand_over(name, value=event.encode(), partition=partition)
+
+    def _hand_over(self, name: str, **message: Any) -> None:
+        try:
+            future = self._producer.send(name, **message)
+        except KafkaError as error:
+            raise PublishError(name, error) from error
         self._pending.append((name, future))
 
     def flush(self) -> None:
@@ -152,12 +169,18 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...]) -> None:
                 topic_configs=topic.config,
             )
             _unless_there(admin, new)
-        found = admin.describe_topics([topic.named(settings.topic_prefix) for topic in topics])
+        found = _partition_counts(admin, [topic.named(settings.topic_prefix) for topic in topics])
     finally:
         admin.close()
-    for topic in found:
-        if len(topic["partitions"]) != settings.partitions:
-            raise PartitionCountError(topic["name"], len(topic["partitions"]), settings.partitions)
+    for name, count in found.items():
+        if count != settings.partitions:
+            raise PartitionCountError(name, count, settings.partitions)
+
+
+# A topic that was created a moment ago is not known to every broker yet, and then shows no partitions.
+@retry(retry=retry_if_result(lambda found: 0 in found.values()), wait=wait_fixed(0.2), stop=stop_after_delay(15))
+def _partition_counts(admin: KafkaAdminClient, names: list[str]) -> dict[str, int]:
+    return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
 
 
 def _unless_there(admin: KafkaAdminClient, topic: NewTopic) -> None:

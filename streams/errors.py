@@ -14,7 +14,7 @@ class PartitionLostError(StreamsError):
 
 
 class OutOfBoundsError(StreamsError):
-    """An event holds more than is allowed (field, found, bound):"""
+    """An event is outside of its bounds, and was not sent:"""
 
 
 class ClientClosedError(StreamsError):
