@@ -25,6 +25,7 @@ from streams.events import SnapshotCommand, TrainingFinished, now
 from streams.exporter import Exporter, Offsets
 from streams.faust_corrections import block_scheduler, correct_faust
 from streams.ingest import Ingest
+from streams.log_ends import LogEnds
 from streams.outbox import FaustOutbox
 from streams.requests import Coordinator
 from streams.topics import DATA_TOPICS, Topic
@@ -100,10 +101,12 @@ class _Worker:
         self._table = DurableTable(app, "training-sets", settings.kafka.partitions)
         requests = DurableTable(app, "requests", settings.kafka.partitions)
         self._taken: dict[TP, int] = {}
+        ends = LogEnds(settings.kafka)
         self._sets = TrainingSets(self._table, settings.sets)
         self._ingest = Ingest(self._sets, outbox, settings.bounds)
-        self._exporter = Exporter(self._sets, Offsets(self._taken_to, self._ends), outbox, store, settings)
+        self._exporter = Exporter(self._sets, Offsets(self._taken_to, ends.of), outbox, store, settings)
         self._coordinator = Coordinator(requests, outbox, store, settings)
+        self._ends = ends
 
     def listen(self) -> None:
         """Register agents, timers and what happens on a rebalance."""
@@ -115,8 +118,9 @@ class _Worker:
         self._timer("evict", _EVICTION_SECONDS, self._evict)
         self._timer("report", self._settings.policy.interval.total_seconds(), self._report)
         self._table.on_recovered(self._partitions_changed)
-        revoked: Any = self._app.on_partitions_revoked
-        revoked.connect(self._revoked, weak=False)
+        signals: Any = self._app
+        signals.on_partitions_revoked.connect(self._revoked, weak=False)
+        signals.on_before_shutdown.connect(self._stopped, weak=False)
 
     # ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -184,6 +188,9 @@ class _Worker:
             self._taken.pop(tp, None)
         await self._partitions_changed()
 
+    async def _stopped(self, *_: Any, **__: Any) -> None:
+        await self._ends.close()
+
     async def _partitions_changed(self, *_: object) -> None:
         self._sets.forget()
 
@@ -193,13 +200,6 @@ class _Worker:
         tp = TP(topic.named(self._settings.kafka.topic_prefix), partition)
         consumer: Any = self._app.consumer
         return self._taken.get(tp) or consumer._committed_offset.get(tp) or 0
-
-    async def _ends(self, partition: int) -> dict[Topic, int]:
-        """Where the topics end that hold anything at all."""
-        tps = {topic: TP(topic.named(self._settings.kafka.topic_prefix), partition) for topic in DATA_TOPICS}
-        earliest = await self._app.consumer.earliest_offsets(*tps.values())
-        ends = await self._app.consumer.highwaters(*tps.values())
-        return {topic: ends[tp] for topic, tp in tps.items() if ends[tp] > earliest[tp]}
 
 
 @contextmanager

@@ -46,8 +46,6 @@ class DurableTable(Table):
             partitions=partitions,
             key_type=bytes,
             value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
             options=dict(_ROCKSDB_OPTIONS),
         )
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)

@@ -17,7 +17,7 @@ _PASSAGE = pa.struct(
     ]
 )
 
-_EXAMPLE_FIELDS: list[pa.Field[Any]] = [
+_EXAMPLE_FIELDS: "list[pa.Field[Any]]" = [
     pa.field("log_id", pa.string(), nullable=False),
     pa.field("occurred_at", pa.timestamp("us", tz="UTC"), nullable=False),
     pa.field("folder_id", pa.string(), nullable=False),
