@@ -26,7 +26,7 @@ class LocalExtraMissingError(InfraError):
 
 
 class JarUnavailableError(InfraError):
-    """A jar of the local servers is not in the Maven cache and could not be downloaded; connect once, or copy it there:"""
+    """A jar could not be downloaded; connect to the network once, or copy it to its place in the Maven cache:"""
 
 
 class JarChangedError(InfraError):

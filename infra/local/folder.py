@@ -21,8 +21,26 @@ class DataFolder:
         self.config = self.root / "config"
         self.logs = self.root / "logs"
         self.state = self.config / "state.json"
+        self.kafka_record = self.config / "kafka.json"
+        self.s3_record = self.config / "s3.json"
         self._marker = self.root / MARKER
         self._lock: TextIO | None = None
+
+    @property
+    def server_records(self) -> tuple[Path, Path]:
+        """Where it is written down which processes the servers are: Kafka's, S3's."""
+        return self.kafka_record, self.s3_record
+
+    def check(self) -> None:
+        """Accept a folder that is new, empty or ours, and mark it as ours.
+
+        Raises:
+            ForeignDataFolderError: it has content, and none of it is ours.
+        """
+        if self.root.exists() and not self._marker.exists() and any(self.root.iterdir()):
+            raise ForeignDataFolderError(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._marker.write_text(MARKER_TEXT, encoding="utf-8")
 
     def claim(self) -> None:
         """Make the folder and lock it; the lock goes when this process does, whatever ends it.
@@ -31,21 +49,21 @@ class DataFolder:
             ForeignDataFolderError: it has content, and none of it is ours.
             DataFolderInUseError: another stack has it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        if not self._marker.exists() and any(self.root.iterdir()):
-            raise ForeignDataFolderError(self.root)
+        self.check()
         lock = self._marker.open("a")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
             raise DataFolderInUseError(self.root) from error
-        lock.truncate(0)
-        lock.write(MARKER_TEXT)
-        lock.flush()
         self._lock = lock
         for folder in (self.s3, self.config, self.logs):
             folder.mkdir(exist_ok=True)
+
+    @property
+    def claimed(self) -> bool:
+        """Whether this stack has the folder."""
+        return self._lock is not None
 
     def release(self) -> None:
         """Let another stack have the folder."""

@@ -65,7 +65,7 @@ def sha256(path: Path) -> str:
 
 
 def _checked(artifact: Artifact, digest: str) -> Path:
-    path = artifact.cached_path
+    path = Path(artifact.cached_path or artifact.filename)
     if not path.is_file() or sha256(path) != digest:
         _log.info("downloading a jar", jar=artifact.filename)
         try:
@@ -87,7 +87,12 @@ def _download(artifact: Artifact, target: Path, digest: str) -> None:
     theirs, component = artifact.context, artifact.component
     theirs.repo_cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".foldtune-", dir=theirs.repo_cache) as folder:
-        aside = MavenContext(repo_cache=Path(folder), remote_repos=theirs.remote_repos, timeout=theirs.timeout)
+        aside = MavenContext(
+            resolver=theirs.resolver,
+            repo_cache=Path(folder),
+            remote_repos=theirs.remote_repos,
+            timeout=theirs.timeout,
+        )
         there = aside.project(component.groupId, component.artifactId).at_version(component.version)
         fresh = there.artifact(artifact.classifier, artifact.packaging).resolve()
         found = sha256(fresh)

@@ -56,7 +56,7 @@ def spec(options: LocalOptions, folder: DataFolder, jars: Sequence[Path], *, por
         ],
         log_file=log_file,
         output_file=folder.logs / "s3.out",
-        record_file=folder.config / "s3.json",
+        record_file=folder.s3_record,
         probe=_probe(options, port),
         start_seconds=options.start_seconds,
     )

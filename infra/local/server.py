@@ -71,8 +71,12 @@ class LocalServer:
         Raises:
             ServerStartError: it ended, or was not healthy within ``start_seconds``; with the end of its logs.
         """
-        if self.running:
-            return
+        if not self.running:
+            self.launch()
+            self.await_healthy()
+
+    def launch(self) -> None:
+        """The first half of ``start``: start the process, without waiting for the server in it."""
         self.stop()
         end_leftover(self.spec.record_file)
         # A session of its own: Ctrl-C in a terminal reaches the parent, which then stops the servers in order.
@@ -84,18 +88,29 @@ class LocalServer:
         )
         try:
             self._note_process(self._supervisor)
-            self._await_healthy()
+        except BaseException:
+            self.stop()
+            raise
+
+    def await_healthy(self) -> None:
+        """The second half of ``start``; a server that does not become healthy is stopped."""
+        try:
+            self._await_probe()
         except BaseException:
             self.stop()
             raise
         _log.info("server is healthy", server=self.spec.name, port=self.port, pid=self.pid)
 
+    def ask_to_stop(self) -> None:
+        """Let the server begin to stop, without waiting for it; ``stop`` does."""
+        if self._supervisor and self._supervisor.stdin:
+            self._supervisor.stdin.close()
+
     def stop(self) -> None:
         """Ask the server to stop, wait, and end it where it does not. A stopped one is left as it is."""
         if not self._supervisor:
             return
-        if self._supervisor.stdin:
-            self._supervisor.stdin.close()
+        self.ask_to_stop()
         try:
             self._supervisor.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -105,7 +120,7 @@ class LocalServer:
             self._forget()
 
     def kill(self) -> None:
-        """``kill -9`` on the Java process, as a crash of the machine's process table would: nothing is flushed."""
+        """``kill -9`` on the Java process, as a crash would: nothing is flushed, nobody is told."""
         if self._java:
             self._java.kill()
         self.stop()
@@ -129,7 +144,7 @@ class LocalServer:
         records.write(record, self.spec.record_file)
         self._java = record.process()
 
-    def _await_healthy(self) -> None:
+    def _await_probe(self) -> None:
         attempts = Retrying(
             retry=retry_if_not_exception_type(ServerStartError),
             stop=stop_after_delay(self.spec.start_seconds),

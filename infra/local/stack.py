@@ -1,7 +1,6 @@
 """Kafka and S3 together, on one data folder: the local stand-in for the cloud."""
 
 import atexit
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -30,6 +29,7 @@ class LocalServers:
     def __init__(self, options: LocalOptions | None = None) -> None:
         self.options = options or LocalOptions()
         self._folder = DataFolder(self.options.data_dir)
+        self._servers: list[LocalServer] = []
 
     @property
     def bootstrap_servers(self) -> str:
@@ -88,7 +88,9 @@ class LocalServers:
         return self
 
     def stop(self) -> None:
-        """Stop both servers, and throw the data away unless it is to be kept."""
+        """Stop both servers, and throw the data away unless it is to be kept. A stopped stack is left as it is."""
+        if not self._folder.claimed:
+            return
         atexit.unregister(self.stop)
         self._stop_servers()
         if not self.options.keep_data:
@@ -110,19 +112,20 @@ class LocalServers:
             kafka.spec(self.options, self._folder, kafka_jars, port=kafka_port, controller_port=controller)
         )
         self.s3 = LocalServer(s3.spec(self.options, self._folder, s3_jars, port=s3_port))
-        with ThreadPoolExecutor(2) as pool:
-            started = [pool.submit(self.s3.start)]
-            kafka.format_storage(self.options, self._folder, kafka_jars)
-            started.append(pool.submit(self.kafka.start))
-            for server in started:
-                server.result()
+        self._servers = [self.kafka, self.s3]
+        self.s3.launch()
+        kafka.format_storage(self.options, self._folder, kafka_jars)
+        self.kafka.launch()
+        self.s3.await_healthy()
+        self.kafka.await_healthy()
         records.write(self._state(), self._folder.state)
 
     def _stop_servers(self) -> None:
         self._folder.state.unlink(missing_ok=True)
-        servers = [server for server in (vars(self).get("kafka"), vars(self).get("s3")) if server]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(LocalServer.stop, servers))
+        for server in self._servers:
+            server.ask_to_stop()
+        for server in self._servers:
+            server.stop()
 
     def _state(self) -> LocalState:
         return LocalState(

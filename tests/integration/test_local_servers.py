@@ -1,0 +1,244 @@
+"""The real servers: what foldtune relies on, and that they come and go as promised."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import boto3
+import psutil
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from kafka import KafkaConsumer, KafkaProducer
+from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+
+from infra.errors import DataFolderInUseError, ServerStartError
+from infra.local import control, records
+from infra.local.options import LocalOptions
+from infra.local.records import ProcessRecord
+from infra.local.server import STOP_SECONDS
+from infra.local.stack import LocalServers
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+MIB = 1024 * 1024
+
+# A parent that says where its servers are, and then does nothing until it is killed.
+PARENT = """
+import sys
+from pathlib import Path
+from infra.local.options import LocalOptions
+from infra.local.stack import LocalServers
+servers = LocalServers(LocalOptions(data_dir=Path(sys.argv[1]), kafka_port=None, s3_port=None)).start()
+print("pids", servers.kafka.pid, servers.s3.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def s3_client(servers: LocalServers, key: str | None = None) -> "S3Client":
+    return boto3.client(
+        "s3",
+        endpoint_url=servers.s3_endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=servers.access_key,
+        aws_secret_access_key=key or servers.secret_key,
+        config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
+    )
+
+
+def status_of(call: Callable[[], object]) -> int:
+    with pytest.raises(ClientError) as caught:
+        call()
+    return int(caught.value.response["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def produce(servers: LocalServers, topic: str, *values: bytes) -> None:
+    with closing(KafkaProducer(bootstrap_servers=servers.bootstrap_servers, acks="all")) as producer:
+        for value in values:
+            producer.send(topic, value).get(timeout=30)
+
+
+def consume(servers: LocalServers, topic: str, count: int) -> list[bytes]:
+    consumer = KafkaConsumer(
+        topic,
+        bootstrap_servers=servers.bootstrap_servers,
+        group_id=f"group-{uuid4()}",
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=30_000,
+    )
+    with closing(consumer):
+        return [message.value for _, message in zip(range(count), consumer, strict=False)]
+
+
+@retry(retry=retry_if_result(bool), stop=stop_after_delay(2 * STOP_SECONDS), wait=wait_fixed(0.1))
+def all_gone(*pids: int) -> list[int]:
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope="module")
+def s3(local_servers: LocalServers) -> Iterator["S3Client"]:
+    with closing(s3_client(local_servers)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServers]:
+    """A second stack beside the shared one, to do harm to."""
+    options = LocalOptions(data_dir=tmp_path_factory.mktemp("own"), kafka_port=None, s3_port=None, keep_data=False)
+    with LocalServers(options) as servers:
+        yield servers
+
+
+@pytest.fixture
+def key() -> str:
+    return f"tests/{uuid4()}"
+
+
+def test_what_is_produced_is_consumed(local_servers: LocalServers) -> None:
+    topic = f"made-by-asking-{uuid4()}"
+    produce(local_servers, topic, b"one", b"two")
+    assert sorted(consume(local_servers, topic, 2)) == [b"one", b"two"]
+
+
+def test_the_bucket_is_there_and_objects_come_back(s3: "S3Client", key: str) -> None:
+    s3.put_object(Bucket="foldtune", Key=key, Body=b"content")
+    assert s3.get_object(Bucket="foldtune", Key=key)["Body"].read() == b"content"
+
+
+def test_a_conditional_write_loses_against_what_is_there(s3: "S3Client", key: str) -> None:
+    s3.put_object(Bucket="foldtune", Key=key, Body=b"first", IfNoneMatch="*")
+    second = status_of(lambda: s3.put_object(Bucket="foldtune", Key=key, Body=b"second", IfNoneMatch="*"))
+    assert second == 412
+    assert s3.get_object(Bucket="foldtune", Key=key)["Body"].read() == b"first"
+
+
+def test_ranges_and_multipart(s3: "S3Client", key: str) -> None:
+    parts = [b"a" * (5 * MIB), b"the end"]
+    upload = s3.create_multipart_upload(Bucket="foldtune", Key=key)["UploadId"]
+    done = [
+        s3.upload_part(Bucket="foldtune", Key=key, UploadId=upload, PartNumber=number, Body=body)["ETag"]
+        for number, body in enumerate(parts, 1)
+    ]
+    s3.complete_multipart_upload(
+        Bucket="foldtune",
+        Key=key,
+        UploadId=upload,
+        MultipartUpload={"Parts": [{"ETag": tag, "PartNumber": number} for number, tag in enumerate(done, 1)]},
+    )
+    whole = s3.head_object(Bucket="foldtune", Key=key)["ContentLength"]
+    assert whole == sum(map(len, parts))
+    piece = s3.get_object(Bucket="foldtune", Key=key, Range=f"bytes={5 * MIB - 1}-{whole - 1}")
+    assert piece["Body"].read() == b"athe end"
+
+
+def test_a_key_in_any_script_comes_back(s3: "S3Client", key: str) -> None:
+    name = f"{key}/Größe=鍵"
+    s3.put_object(Bucket="foldtune", Key=name, Body=b"x")
+    assert [item["Key"] for item in s3.list_objects_v2(Bucket="foldtune", Prefix=key)["Contents"]] == [name]
+
+
+def test_a_wrong_key_is_refused(local_servers: LocalServers) -> None:
+    with closing(s3_client(local_servers, key="guessed")) as stranger:
+        assert status_of(stranger.list_buckets) == 403
+
+
+def test_two_stacks_do_not_see_each_other(
+    local_servers: LocalServers, own_servers: LocalServers, s3: "S3Client", key: str
+) -> None:
+    assert own_servers.bootstrap_servers != local_servers.bootstrap_servers
+    with closing(s3_client(own_servers)) as own:
+        own.put_object(Bucket="foldtune", Key=key, Body=b"own")
+    assert status_of(lambda: s3.get_object(Bucket="foldtune", Key=key)) == 404
+
+
+def test_a_data_folder_serves_one_stack(own_servers: LocalServers) -> None:
+    with pytest.raises(DataFolderInUseError):
+        LocalServers(own_servers.options).start()
+    assert control.status(own_servers.options.data_dir).running
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_a_broker_that_comes_back_has_its_data_and_port(own_servers: LocalServers, how: str) -> None:
+    topic, before, pid = f"kept-{uuid4()}", own_servers.bootstrap_servers, own_servers.kafka.pid
+    produce(own_servers, topic, b"kept")
+    if how == "kill":
+        own_servers.kafka.kill()
+        assert own_servers.kafka.pid is None
+        own_servers.kafka.start()
+    else:
+        own_servers.kafka.restart()
+    assert own_servers.bootstrap_servers == before
+    assert own_servers.kafka.pid not in {pid, None}
+    assert consume(own_servers, topic, 1) == [b"kept"]
+
+
+def test_an_s3_server_that_comes_back_has_its_objects(own_servers: LocalServers, key: str) -> None:
+    with closing(s3_client(own_servers)) as own:
+        own.put_object(Bucket="foldtune", Key=key, Body=b"kept")
+        own_servers.s3.restart()
+        assert own.get_object(Bucket="foldtune", Key=key)["Body"].read() == b"kept"
+
+
+def test_a_server_that_does_not_start_shows_its_log(own_servers: LocalServers) -> None:
+    own_servers.kafka.stop()
+    properties = Path(own_servers.kafka.spec.command[-1])
+    good = properties.read_text()
+    properties.write_text(good.replace("node.id=1", "node.id=minus one"))
+    try:
+        with pytest.raises(ServerStartError, match="minus one"):
+            own_servers.kafka.start()
+    finally:
+        properties.write_text(good)
+        own_servers.kafka.start()
+
+
+def test_the_servers_end_with_a_parent_that_is_killed_and_the_kept_data_starts_again(
+    own_servers: LocalServers, tmp_path: Path
+) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout is not None
+        # Lines of the log come first.
+        found = next(line.split()[1:] for line in parent.stdout if line.startswith("pids "))
+        pids = [int(pid) for pid in found]
+        assert control.status(tmp_path).running
+        parent.kill()
+    all_gone(*pids)
+    assert control.status(tmp_path).stale
+
+    # Its ports are taken by now: another stack runs there.
+    options = LocalOptions(
+        data_dir=tmp_path, kafka_port=own_servers.kafka.port, s3_port=own_servers.s3.port, keep_data=False
+    )
+    with LocalServers(options) as servers:
+        assert {servers.kafka.port, servers.s3.port}.isdisjoint({own_servers.kafka.port, own_servers.s3.port})
+        assert not control.status(tmp_path).stale
+        folder = servers.log_dir.parent
+        assert records.read(ProcessRecord, folder / "config" / "kafka.json") is not None
+    assert not folder.exists()
+
+
+def test_the_command_runs_servers_in_the_background(tmp_path: Path) -> None:
+    def local(command: str, *options: str) -> "subprocess.CompletedProcess[str]":
+        arguments = [sys.executable, "-m", "infra.local", command, "--data-dir", str(tmp_path), *options]
+        return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+    up = local("up", "--detach", "--no-keep-data")
+    try:
+        assert up.returncode == 0, up.stderr
+        address = control.status(tmp_path).servers[0].address
+        assert f"export FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS={address}\n" in up.stdout
+        assert local("status").returncode == 0
+        assert local("up").returncode == 1
+        assert local("status").returncode == 0
+    finally:
+        down = local("down")
+    assert down.stdout == "stopped\n"
+    assert local("status").returncode == 3
