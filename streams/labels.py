@@ -45,7 +45,7 @@ def label(judged: JudgedLog, strengths: Strengths) -> Example | None:
     rating = verdict.rating if verdict else None
     if verdict and verdict.correct_document_id:
         corrected = _passage(log, verdict.correct_document_id)
-        return _example(log, Label.CORRECTED, strengths.corrected, corrected, retracted=rating == Rating.DISLIKE)
+        return _example(log, Label.CORRECTED, strengths.corrected, corrected, spare_cited=rating == Rating.LIKE)
     if rating == Rating.DISLIKE:
         wrong = tuple(_passage(log, document_id) for document_id in log.cited_document_ids)
         return Example(log, Label.DISLIKED, 0.0, None, wrong) if wrong else None
@@ -58,9 +58,9 @@ def label(judged: JudgedLog, strengths: Strengths) -> Example | None:
     return None
 
 
-def _example(log: ChatLog, kind: Label, strength: float, positive: Passage, *, retracted: bool = True) -> Example:
-    # What was cited may answer too, so only an explicit "no" makes a hard-negative candidate of it.
-    spared = set() if retracted and kind == Label.CORRECTED else set(log.cited_document_ids)
+def _example(log: ChatLog, kind: Label, strength: float, positive: Passage, *, spare_cited: bool = True) -> Example:
+    # What was cited may answer too; only a user who names another document instead says that it does not.
+    spared = set(log.cited_document_ids) if spare_cited else set()
     negatives = tuple(
         _passage(log, passage.document_id)
         for passage in sorted(log.retrieved, key=lambda passage: passage.rank)

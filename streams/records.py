@@ -90,6 +90,8 @@ def _read_logs(source: Source, value: bytes, written_at: datetime, bounds: Bound
         yield checked
         return
     folder, parts = logs
+    if not parts:
+        yield Rejected(source, ("logs: at least 1 is needed",), value)
     for position, part in enumerate(parts):
         at = Source(source.topic, source.offset, position)
         one = _checked(at, part, _LOG, written_at, bounds)

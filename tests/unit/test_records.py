@@ -1,0 +1,150 @@
+"""What the worker accepts of a raw message, and how it says what it does not."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.settings import Bounds
+from streams.events import ChatLog, DocumentDeleted, DocumentUpserted
+from streams.records import Record, Rejected, decode
+from streams.topics import DATA_TOPICS, Topic
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+BOUNDS = Bounds(question_bytes=40, passage_bytes=100, event_bytes=4096, passages_per_log=3)
+
+
+def log(**changes: Any) -> dict[str, Any]:
+    return {
+        "log_id": "l1",
+        "occurred_at": "2026-01-01T12:00:00Z",
+        "agent_id": "a",
+        "question": "how?",
+        "folder_id": "f",
+    } | changes
+
+
+def as_json(content: object) -> bytes:
+    return json.dumps(content).encode()
+
+
+def read(content: object, topic: Topic = Topic.CHAT_LOGS) -> list[Record | Rejected]:
+    value = content if isinstance(content, bytes) else as_json(content)
+    return list(decode(topic, 7, value, NOON, BOUNDS))
+
+
+def reason(content: object, topic: Topic = Topic.CHAT_LOGS) -> str:
+    (only,) = read(content, topic)
+    assert isinstance(only, Rejected)
+    return "; ".join(only.reasons)
+
+
+def test_a_sound_log_is_a_record_with_its_source() -> None:
+    (record,) = read(log(unknown_field=1))
+    assert isinstance(record, Record)
+    assert isinstance(record.event, ChatLog)
+    assert (record.source.topic, record.source.offset, record.source.position) == (Topic.CHAT_LOGS, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{nope", "event: Invalid JSON"),
+        (b"\xff\xfe", "event: Invalid JSON"),
+        (b"[]", "event: Input should be an object"),
+        (log(question=5), "question: Input should be a valid string"),
+        (log(question=""), "question: String should have at least 1 character"),
+        (log(question=" \n"), "question: only white space"),
+        (log(question="ö" * 30), "question: 60 bytes, at most 40"),
+        (log(folder_id="x" * 257), "folder_id: String should have at most 256 characters"),
+        (log(occurred_at="2026-01-01T12:00:00"), "occurred_at: Input should have timezone info"),
+        (log(occurred_at="2026-01-01T12:11:00Z"), "occurred_at: 2026-01-01T12:11:00+00:00 lies more than 0:10:00 in"),
+        (log(occurred_at="9999-12-31T23:59:59-10:00"), "occurred_at: Value error, lies outside the years"),
+        (log(occurred_at="0001-01-01T00:00:00Z"), "occurred_at: 0001-01-01T00:00:00+00:00 lies before 1970"),
+        (
+            log(retrieved=[{"document_id": "d", "folder_id": "f", "rank": 0}]),
+            "retrieved.0.rank: Input should",
+        ),
+        (
+            log(retrieved=[{"document_id": "d", "folder_id": "f", "rank": i} for i in range(1, 5)]),
+            "retrieved: 4",
+        ),
+        (
+            log(retrieved=[{"document_id": "d", "folder_id": "f", "rank": 1, "text": "x" * 101}]),
+            "retrieved.0.text: 101 bytes, at most 100",
+        ),
+        (log(feedback={}), "feedback: Value error, one of rating and correct_document_id is needed"),
+        (log(answer="x" * 5000), "event: "),
+    ],
+)
+def test_what_is_wrong_names_the_field_and_the_bound(content: object, expected: str) -> None:
+    assert expected in reason(content)
+
+
+def test_not_a_number_is_no_score() -> None:
+    value = json.dumps(log(retrieved=[{"document_id": "d", "folder_id": "f", "rank": 1, "score": float("nan")}]))
+    assert "retrieved.0.score" in reason(value.encode())
+
+
+def test_a_tombstone_says_nothing() -> None:
+    (rejected,) = decode(Topic.CHAT_LOGS, 7, None, NOON, BOUNDS)
+    assert isinstance(rejected, Rejected)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a b/c\\d", "🗂️" * 20, "x" * 256, "\u0000", "."])
+def test_any_folder_name_is_taken_as_it_is(name: str) -> None:
+    (record,) = read(log(folder_id=name))
+    assert isinstance(record, Record)
+    assert isinstance(record.event, ChatLog)
+    assert record.event.folder_id == name
+
+
+def test_a_bad_log_does_not_spoil_its_envelope() -> None:
+    envelope = {
+        "type": "chat_log_batch",
+        "folder_id": "f",
+        "logs": [log(), log(question=1), "x", log(log_id="l2"), log(folder_id="g")],
+    }
+    outcomes = read(envelope)
+    assert [isinstance(outcome, Record) for outcome in outcomes] == [True, False, False, True, False]
+    assert [outcome.source.position for outcome in outcomes] == [0, 1, 2, 3, 4]
+    wrong = outcomes[4]
+    assert isinstance(wrong, Rejected)
+    assert wrong.reasons == ("folder_id: a log in an envelope must be of the envelope's folder",)
+    assert json.loads(wrong.value)["folder_id"] == "g"
+
+
+def test_an_empty_envelope_is_rejected() -> None:
+    assert "logs" in reason({"type": "chat_log_batch", "folder_id": "f", "logs": []})
+
+
+def test_documents_are_told_apart_by_type() -> None:
+    base = {"document_id": "d", "folder_id": "f", "occurred_at": "2026-01-01T12:00:00Z"}
+    (upserted,) = read(base | {"type": "document_upserted", "text": "words"}, Topic.DOCUMENTS)
+    (deleted,) = read(base | {"type": "document_deleted"}, Topic.DOCUMENTS)
+    assert isinstance(upserted, Record)
+    assert isinstance(upserted.event, DocumentUpserted)
+    assert isinstance(deleted, Record)
+    assert isinstance(deleted.event, DocumentDeleted)
+    assert "type" in reason(base, Topic.DOCUMENTS)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(
+    topic=st.sampled_from(DATA_TOPICS),
+    value=st.binary(max_size=200) | st.dictionaries(st.sampled_from(["type", "logs", *log()]), _JSON).map(as_json),
+    at=st.integers(0, 10).map(lambda hours: NOON + timedelta(hours=hours)),
+)
+def test_nothing_that_is_sent_stops_the_worker(topic: Topic, value: bytes, at: datetime) -> None:
+    outcomes = list(decode(topic, 1, value, at, BOUNDS))
+    assert outcomes
+    assert all(isinstance(outcome, Record) or outcome.reasons for outcome in outcomes)
