@@ -1,0 +1,45 @@
+"""When the policy asks for a training."""
+
+from datetime import UTC, datetime, timedelta
+
+from infra.settings import PolicyRule
+from streams import policy
+from streams.events import TrainingProgressed
+from streams.policy import PolicyState
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+RULE = PolicyRule(model="m", folders=("f",), new_examples=10, cooldown=timedelta(hours=1))
+
+
+def progress(partition: int, new: int, trained: str | None = None) -> TrainingProgressed:
+    return TrainingProgressed(model="m", partition=partition, new_examples=new, trained_request_id=trained)
+
+
+def test_it_asks_once_all_partitions_together_have_enough() -> None:
+    state = policy.progressed(PolicyState(), progress(0, 6))
+    assert policy.due(state, RULE, NOW) is None
+    state = policy.progressed(state, progress(0, 7))
+    state = policy.progressed(state, progress(1, 3))
+    request = policy.due(state, RULE, NOW)
+    assert request
+    assert (request.model, request.origin, request.data.folders) == ("m", "policy", ("f",))
+    assert policy.due(state, RULE, NOW + timedelta(minutes=1)).request_id == request.request_id  # type: ignore[union-attr]
+
+
+def test_it_keeps_the_cooldown_and_then_asks_by_another_name() -> None:
+    state = policy.progressed(PolicyState(), progress(0, 10))
+    first = policy.due(state, RULE, NOW)
+    assert first
+    state = policy.asked(state, first)
+    assert policy.due(state, RULE, NOW + timedelta(minutes=59)) is None
+    second = policy.due(state, RULE, NOW + timedelta(minutes=60))
+    assert second
+    assert second.request_id != first.request_id
+
+
+def test_after_a_training_it_counts_from_there() -> None:
+    state = policy.trained(policy.progressed(PolicyState(), progress(0, 100)), "r1")
+    late = policy.progressed(state, progress(0, 100))
+    assert policy.due(late, RULE, NOW) is None
+    counted = policy.progressed(state, progress(0, 10, trained="r1"))
+    assert policy.due(counted, RULE, NOW)
