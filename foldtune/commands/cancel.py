@@ -1,0 +1,27 @@
+"""``foldtune cancel``."""
+
+from typing import Annotated
+
+import typer
+
+from foldtune.errors import UserError
+from infra.settings import load_settings
+from streams.client import FoldtuneClient
+
+app = typer.Typer()
+
+
+@app.command()
+def cancel(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST")],
+    model: Annotated[str | None, typer.Option(help="The request's model; looked up without it.")] = None,
+) -> None:
+    """Take a request back, wherever it is; 'foldtune status REQUEST' tells when it has ended."""
+    with FoldtuneClient(load_settings()) as client:
+        if model is None:
+            status = client.requests().get(request_id)
+            if status is None:
+                raise UserError(f"no request {request_id!r} is known; name its --model to cancel it all the same")
+            model = status.model
+        client.cancel(request_id, model, requested_by="command line")
+    typer.echo(f"asked to cancel {request_id}")

@@ -1,0 +1,30 @@
+"""``foldtune config``."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+from foldtune.output import AsJson, print_json, print_table
+from infra.settings import load_settings
+
+app = typer.Typer()
+
+
+@app.command()
+def config(as_json: AsJson = False) -> None:
+    """Show the settings in force, from the environment, foldtune.toml and the defaults; secrets are masked."""
+    content = load_settings().model_dump(mode="json")
+    if as_json:
+        print_json(content)
+        return
+    print_table(("setting", "environment variable", "value"), _rows(content))
+
+
+def _rows(content: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for section, value in content.items():
+        fields = value.items() if isinstance(value, dict) else [("", value)]
+        for field, setting in fields:
+            path = [section, field] if field else [section]
+            text = "" if setting is None else str(setting)
+            yield ".".join(path), f"FOLDTUNE_{'__'.join(path).upper()}", text

@@ -1,0 +1,41 @@
+"""``foldtune launcher``."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from infra.kafka import create_topics
+from infra.logs import configure_logs
+from infra.objects import S3ObjectStore
+from infra.settings import load_settings
+from streams.topics import Topic
+from trainers.launchers.consumer import JobConsumer
+from trainers.launchers.local import LocalLauncher
+
+app = typer.Typer()
+
+
+@app.command()
+def launcher(
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Jobs that run at a time.")] = 1,
+) -> None:
+    """Run training jobs on this machine until SIGINT or SIGTERM; jobs that this ends are run again by the next."""
+    settings = load_settings()
+    configure_logs(settings)
+    stop = threading.Event()
+    received: list[int] = []
+
+    def ask_to_stop(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        stop.set()
+
+    create_topics(settings.kafka, (Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS))
+    store = S3ObjectStore(settings.s3)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask_to_stop)
+    JobConsumer(settings, store, LocalLauncher(settings, store), parallel=parallel).run(stop)
+    if signal.SIGINT in received:
+        raise typer.Exit(130)

@@ -1,0 +1,31 @@
+"""``foldtune models``."""
+
+import typer
+
+from foldtune.output import AsJson, print_event, print_table
+from infra.settings import load_settings
+from streams.client import FoldtuneClient
+
+app = typer.Typer()
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """Show the newest announced version of every model."""
+    with FoldtuneClient(load_settings()) as client:
+        found = sorted(client.models().values(), key=lambda ready: ready.model)
+    if as_json:
+        for ready in found:
+            print_event(ready)
+        return
+    rows = [
+        (
+            ready.model,
+            ready.version,
+            f"{ready.metrics_before.ndcg_at_10:.3f} → {ready.metrics_after.ndcg_at_10:.3f}",
+            "yes" if ready.requires_reindex else "no",
+            ready.model_uri,
+        )
+        for ready in found
+    ]
+    print_table(("model", "version", "nDCG@10", "reindex", "address"), rows)

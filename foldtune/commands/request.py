@@ -1,0 +1,72 @@
+"""``foldtune request``."""
+
+import json
+import secrets
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+
+from foldtune.knob_options import knob_sections, with_knobs
+from foldtune.output import AsJson, describe, print_event
+from infra.settings import load_settings
+from streams.client import FoldtuneClient
+from streams.events import FineTuneRequested, FineTuneStatus, State, now
+
+app = typer.Typer()
+
+
+@app.command()
+@with_knobs
+def request(
+    model: Annotated[str, typer.Argument(help="Name of the model to make a new version of.")],
+    *,
+    base_model: Annotated[
+        str | None, typer.Option(help="hf://ORG/NAME, file:///FOLDER or s3://BUCKET/PREFIX; else the worker's own.")
+    ] = None,
+    base_revision: Annotated[str | None, typer.Option(help="Revision of a base model on the Hugging Face hub.")] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="Makes the request once only, however often it is sent; made up without it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same data and seed make the same model.")] = 0,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the request to its end; exit code 1 if it fails.")
+    ] = False,
+    timeout: Annotated[int, typer.Option(min=1, help="With --wait: seconds to wait at most.")] = 24 * 3600,
+    as_json: AsJson = False,
+    **knobs: Any,
+) -> None:
+    """Ask for a fine-tuned model. Every knob that is not given has its default."""
+    content = {
+        "request_id": request_id or f"{model}-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
+        "model": model,
+        "requested_at": now().isoformat(),
+        "requested_by": "command line",
+        "origin": "person",
+        "seed": seed,
+        "base_model": {"uri": base_model, "revision": base_revision} if base_model else None,
+    }
+    event = FineTuneRequested.model_validate_json(json.dumps(content | knob_sections(knobs)))
+    with FoldtuneClient(load_settings()) as client:
+        client.request_fine_tune(event)
+        if not wait:
+            if as_json:
+                print_event(event)
+            else:
+                typer.echo(event.request_id)
+            return
+        last = _follow(client, event.request_id, timedelta(seconds=timeout), as_json=as_json)
+    if last is None or last.state is not State.COMPLETED:
+        raise typer.Exit(1)
+
+
+def _follow(client: FoldtuneClient, request_id: str, timeout: timedelta, *, as_json: bool) -> FineTuneStatus | None:
+    last = None
+    for last in client.statuses(request_id, timeout=timeout):
+        if as_json:
+            print_event(last)
+        else:
+            typer.echo(f"{last.at:%H:%M:%S} {request_id} {last.state} {describe(last)}".rstrip())
+    if last is None or not last.state.terminal:
+        typer.echo(f"foldtune: {request_id} has not ended after {timeout.total_seconds():.0f} s", err=True)
+    return last

@@ -1,0 +1,33 @@
+"""``foldtune status``."""
+
+from typing import Annotated
+
+import typer
+
+from foldtune.errors import UserError
+from foldtune.output import AsJson, describe, print_event, print_table
+from infra.settings import load_settings
+from streams.client import FoldtuneClient
+
+app = typer.Typer()
+
+
+@app.command()
+def status(
+    request_id: Annotated[str | None, typer.Argument(metavar="[REQUEST]", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the newest status of every request, or all that is kept of one."""
+    with FoldtuneClient(load_settings()) as client:
+        if request_id is None:
+            found = sorted(client.requests().values(), key=lambda status: status.at)
+        else:
+            found = list(client.statuses(request_id, follow=False))
+            if not found:
+                raise UserError(f"no request {request_id!r} is known")
+    if as_json:
+        for one in found:
+            print_event(one)
+        return
+    rows = [(one.request_id, one.model, one.state, f"{one.at:%Y-%m-%d %H:%M:%S}", describe(one)) for one in found]
+    print_table(("request", "model", "state", "at (UTC)", ""), rows)

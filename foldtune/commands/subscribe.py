@@ -1,0 +1,23 @@
+"""``foldtune subscribe``."""
+
+from typing import Annotated
+
+import typer
+
+from foldtune.output import print_event
+from infra.settings import load_settings
+from streams.client import FoldtuneClient
+
+app = typer.Typer()
+
+
+@app.command()
+def subscribe(
+    group: Annotated[
+        str | None, typer.Option(help="Continue where this group was; without it, begin with the first announcement.")
+    ] = None,
+) -> None:
+    """Write each announced model as a line of JSON, as they come, until Ctrl-C."""
+    with FoldtuneClient(load_settings()) as client:
+        for ready in client.subscribe(group):
+            print_event(ready)

@@ -1,0 +1,14 @@
+"""``foldtune worker``."""
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def worker() -> None:
+    """Run a stream worker until SIGINT or SIGTERM; start as many as the load needs."""
+    from infra.settings import load_settings  # noqa: PLC0415  imports take longer than help may
+    from streams.worker import run  # noqa: PLC0415  needs the extra
+
+    run(load_settings())
