@@ -1,7 +1,7 @@
 """The command line. A command's module is imported when it is called: help is quick, and extras stay optional."""
 
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 # Name: where the command is, and what the overview says of it.
 COMMANDS = {
     "local": ("infra.local.commands", "Kafka and S3 on this machine, without Docker."),
-    "demo": ("foldtune.commands.demo", "The whole loop on this machine, from chat logs to a better model."),
+    "demo": ("foldtune.commands.demo", "The whole loop on this machine, from logs to a model."),
     "worker": ("foldtune.commands.worker", "Run a stream worker."),
     "launcher": ("foldtune.commands.launcher", "Run the training jobs on this machine."),
     "import": ("foldtune.commands.imports", "Send documents, chat logs or feedback from JSON Lines files."),
@@ -51,7 +51,7 @@ class LazyGroup(TyperGroup):
             _fail(error)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     """End with one line for what the user can mend; anything else is a defect and shows itself whole."""
     from foldtune.errors import explain  # noqa: PLC0415  needed only now
 
@@ -61,7 +61,8 @@ def _fail(error: Exception) -> None:
     raise typer.Exit(2) from error
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True)
+# Plain help, since rich's takes longer to import than the overview may take to show; the commands' own help is rich.
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""The knobs of a request as command line options, made from their models: each is described and bounded in one place."""
+"""The knobs of a request as command line options, made from their models, which describe and bound each."""
 
 import inspect
 from collections.abc import Callable

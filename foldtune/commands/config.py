@@ -8,7 +8,7 @@ import typer
 from foldtune.output import AsJson, print_json, print_table
 from infra.settings import load_settings
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

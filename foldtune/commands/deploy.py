@@ -14,7 +14,7 @@ from streams.deployer import fetch_model
 from streams.errors import ModelFileError
 from streams.events import ModelReady
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from streams.errors import OutOfBoundsError
 from streams.events import ChatLog, DocumentDeleted, DocumentUpserted, Feedback
 from streams.records import reasons_of
 
-app = typer.Typer(help="Send JSON Lines files.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Send JSON Lines files.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="JSON Lines, UTF-8; '-' reads standard input.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad line.")]

@@ -15,7 +15,7 @@ from streams.topics import Topic
 from trainers.launchers.consumer import JobConsumer
 from trainers.launchers.local import LocalLauncher
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

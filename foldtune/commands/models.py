@@ -6,7 +6,7 @@ from foldtune.output import AsJson, print_event, print_table
 from infra.settings import load_settings
 from streams.client import FoldtuneClient
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

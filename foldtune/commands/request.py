@@ -13,7 +13,7 @@ from infra.settings import load_settings
 from streams.client import FoldtuneClient
 from streams.events import FineTuneRequested, FineTuneStatus, State, now
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -29,9 +29,7 @@ def request(
         str | None, typer.Option(help="Makes the request once only, however often it is sent; made up without it.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same data and seed make the same model.")] = 0,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Follow the request to its end; exit code 1 if it fails.")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end; exit code 1 if it fails.")] = False,
     timeout: Annotated[int, typer.Option(min=1, help="With --wait: seconds to wait at most.")] = 24 * 3600,
     as_json: AsJson = False,
     **knobs: Any,

@@ -8,7 +8,7 @@ from foldtune.output import print_event
 from infra.settings import load_settings
 from streams.client import FoldtuneClient
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

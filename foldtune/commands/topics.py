@@ -2,7 +2,7 @@
 
 import typer
 
-app = typer.Typer(help="The topics on the brokers.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="The topics on the brokers.", no_args_is_help=True)
 
 
 @app.callback()
