@@ -79,7 +79,7 @@ class JobConsumer:
         with (
             Publisher(kafka) as publisher,
             consumer(kafka) as status_reader,
-            consumer(kafka, Topic.TRAINING_JOBS, group=GROUP, **_MEMBERSHIP) as jobs,
+            consumer(kafka, Topic.TRAINING_JOBS, group=f"{kafka.topic_prefix}{GROUP}", **_MEMBERSHIP) as jobs,
         ):
             cancellations = Cancellations(status_reader, Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix))
             cancellations.catch_up()

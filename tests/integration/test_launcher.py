@@ -1,0 +1,255 @@
+"""The launcher against a real Kafka and a real S3: statuses, retries, cancellation, dead letters, crashes."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import boto3
+import pytest
+from kafka.structs import TopicPartition
+
+from infra.kafka import Publisher, consumer, create_topics
+from infra.objects import S3ObjectStore
+from infra.settings import KafkaSettings, S3Settings, Settings, TrainerSettings
+from streams import dead_letters
+from streams.client import FoldtuneClient
+from streams.events import FineTuneRequested, FineTuneStatus, ModelReference, State, TrainingJob, now
+from streams.reading import read
+from streams.topics import Topic
+from trainers.launchers.consumer import GROUP, JobConsumer
+from trainers.launchers.contract import Ending, Launcher, Outcome, job_segment
+from trainers.launchers.environment import settings_environment
+from trainers.launchers.fake import FakeLauncher
+from trainers.launchers.local import LocalLauncher
+
+if TYPE_CHECKING:
+    from infra.local.stack import LocalServers
+
+PATIENCE = timedelta(seconds=60)
+RETRY = Outcome(ending=Ending.FAILED, retryable=True, reasons=("no luck",))
+
+LAUNCHER = """
+import sys, threading
+from infra.objects import S3ObjectStore
+from infra.settings import Settings
+from trainers.launchers.consumer import JobConsumer
+from trainers.launchers.local import LocalLauncher
+settings = Settings()
+store = S3ObjectStore(settings.s3)
+launcher = LocalLauncher(settings, store, command=(sys.executable, "-c", sys.argv[1]))
+JobConsumer(settings, store, launcher).run(threading.Event())
+"""
+
+
+@pytest.fixture
+def settings(local_servers: "LocalServers", tmp_path: Path) -> Settings:
+    """Topics and a bucket of the test's own."""
+    name = uuid4().hex[:12]
+    made = Settings(
+        kafka=KafkaSettings(bootstrap_servers=local_servers.bootstrap_servers, topic_prefix=f"{name}-", partitions=2),
+        s3=S3Settings.model_validate(
+            {
+                "bucket": f"b-{name}",
+                "endpoint_url": local_servers.s3_endpoint,
+                "access_key_id": local_servers.access_key,
+                "secret_access_key": local_servers.secret_key,
+            }
+        ),
+        trainer=TrainerSettings(work_dir=tmp_path, max_attempts=2),
+    )
+    client = boto3.client(
+        "s3",
+        endpoint_url=local_servers.s3_endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=local_servers.access_key,
+        aws_secret_access_key=local_servers.secret_key,
+    )
+    client.create_bucket(Bucket=made.s3.bucket)
+    create_topics(
+        made.kafka, (Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS, Topic.FINE_TUNE_REQUESTS)
+    )
+    return made
+
+
+def make_job(request_id: str) -> TrainingJob:
+    """A job that no trainer reads."""
+    moment = datetime(2025, 1, 2, tzinfo=UTC)
+    return TrainingJob(
+        request=FineTuneRequested(request_id=request_id, model="support", requested_at=moment),
+        base_model=ModelReference(uri="hf://org/model"),
+        snapshot_uri="s3://bucket/snapshots/manifest.json",
+        snapshot_sha256="0" * 64,
+        output_uri="s3://bucket/models/m",
+        version="v1",
+        published_at=moment,
+        max_seconds=60,
+    )
+
+
+def publish(settings: Settings, *jobs: TrainingJob) -> None:
+    """Publish jobs as the coordinator does."""
+    with Publisher(settings.kafka) as publisher:
+        for job in jobs:
+            publisher.publish(Topic.TRAINING_JOBS, job, key=job.request.request_id, partition_by=job.request.model)
+
+
+@contextmanager
+def launching(settings: Settings, launcher: Launcher, *, parallel: int = 1) -> Iterator[None]:
+    """A launcher at work in a thread."""
+    stop = threading.Event()
+    work = JobConsumer(settings, S3ObjectStore(settings.s3), launcher, parallel=parallel)
+    thread = threading.Thread(target=work.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be in time"
+        time.sleep(0.05)
+
+
+def committed(settings: Settings) -> int:
+    """How many job events the launchers have committed."""
+    name = Topic.TRAINING_JOBS.named(settings.kafka.topic_prefix)
+    with consumer(settings.kafka, group=f"{settings.kafka.topic_prefix}{GROUP}") as client:
+        return sum(client.committed(TopicPartition(name, number)) or 0 for number in range(settings.kafka.partitions))
+
+
+def outcome(settings: Settings, job: TrainingJob, attempt: int) -> dict[str, object]:
+    """What is on record of an attempt."""
+    store = S3ObjectStore(settings.s3)
+    content: dict[str, object] = json.loads(store.get(f"jobs/{job_segment(job)}/attempt-{attempt}.outcome.json"))
+    return content
+
+
+def test_a_retried_job_fails_for_good_and_its_event_is_committed(settings: Settings) -> None:
+    job = make_job("r-1")
+    publish(settings, job)
+    with launching(settings, FakeLauncher(RETRY, RETRY)), FoldtuneClient(settings) as client:
+        statuses = list(client.statuses("r-1", timeout=PATIENCE))
+        eventually(lambda: committed(settings) == 1)
+    assert statuses[-1].state is State.FAILED
+    assert statuses[-1].retryable
+    assert statuses[-1].reasons == ("no luck",)
+    assert State.SUBMITTED in {status.state for status in statuses}
+
+
+def test_a_job_delivered_twice_runs_once(settings: Settings) -> None:
+    job = make_job("r-1")
+    publish(settings, job, job)
+    with launching(settings, launcher := FakeLauncher(), parallel=2):
+        eventually(lambda: committed(settings) == 2)
+    assert len(launcher.submitted) == 1
+
+
+def test_jobs_run_side_by_side_up_to_the_bound(settings: Settings) -> None:
+    publish(settings, *(make_job(f"r-{number}") for number in range(3)))
+    with launching(settings, launcher := FakeLauncher(None, None, None), parallel=2):
+        eventually(lambda: len(launcher.submitted) == 2)
+        launcher.end(launcher.submitted[1], Outcome(ending=Ending.SUCCEEDED))
+        eventually(lambda: len(launcher.submitted) == 3)
+        assert committed(settings) == 0
+        launcher.end(launcher.submitted[0], Outcome(ending=Ending.SUCCEEDED))
+        eventually(lambda: committed(settings) == 2)
+
+
+def test_a_cancelled_request_ends_its_run_and_a_waiting_one_never_starts(settings: Settings) -> None:
+    publish(settings, make_job("r-1"), make_job("r-2"))
+    with launching(settings, launcher := FakeLauncher(None)), Publisher(settings.kafka) as publisher:
+        eventually(lambda: len(launcher.submitted) == 1)
+        for request_id in ("r-2", "r-1"):
+            status = FineTuneStatus(request_id=request_id, model="support", state=State.CANCELLED, at=now())
+            publisher.publish(Topic.FINE_TUNE_STATUS, status, key=request_id, partition_by="support")
+        eventually(lambda: committed(settings) == 2)
+    assert [run.job.request.request_id for run in launcher.submitted] == ["r-1"]
+    assert outcome(settings, make_job("r-1"), 1)["ending"] == "cancelled"
+
+
+def test_what_is_no_job_goes_to_the_dead_letters_untouched(settings: Settings) -> None:
+    with Publisher(settings.kafka) as publisher:
+        publisher.send_raw(Topic.TRAINING_JOBS, b"\xffnothing", key="r-0", partition_by="support")
+    publish(settings, make_job("r-1"))
+    with launching(settings, launcher := FakeLauncher()):
+        eventually(lambda: committed(settings) == 2)
+    assert len(launcher.submitted) == 1
+    [letter] = read(settings.kafka, Topic.DEAD_LETTERS)
+    headers = dict(letter.headers)
+    assert (letter.key, letter.value) == (b"r-0", b"\xffnothing")
+    assert headers[dead_letters.TOPIC_HEADER].decode() == Topic.TRAINING_JOBS.named(settings.kafka.topic_prefix)
+    assert headers[dead_letters.OFFSET_HEADER] == b"0"
+    assert headers[dead_letters.ERROR_HEADER]
+
+
+def test_a_stopped_launcher_leaves_its_job_to_the_next(settings: Settings) -> None:
+    job = make_job("r-1")
+    publish(settings, job)
+    with launching(settings, first := FakeLauncher(None)):
+        eventually(lambda: len(first.submitted) == 1)
+    assert outcome(settings, job, 1)["ending"] == "interrupted"
+    with launching(settings, second := FakeLauncher()):
+        eventually(lambda: committed(settings) == 1)
+    assert [run.attempt for run in second.submitted] == [2]
+
+
+def test_a_subprocess_reports_and_its_log_is_on_s3(settings: Settings) -> None:
+    publish(settings, make_job("r-1"))
+    store = S3ObjectStore(settings.s3)
+    program = "import sys; print('reading', sys.argv[1]); sys.exit(75)"
+    local = LocalLauncher(settings, store, command=(sys.executable, "-c", program))
+    # The subprocess lives no longer than the thread that starts it: the launcher's.
+    with launching(settings, local), FoldtuneClient(settings) as client:
+        status = client.wait("r-1", PATIENCE)
+    assert status.state is State.FAILED
+    assert status.log_uri
+    assert status.log_uri.endswith("attempt-2.log")
+    job_uri = store.get(store.key(status.log_uri)).decode().split()[-1]
+    assert TrainingJob.model_validate_json(store.get(store.key(job_uri))) == make_job("r-1")
+
+
+def test_after_kill_9_the_next_launcher_runs_the_job_again_and_never_two_at_once(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run notes its begin and, if it comes to it, its end; the first begins and hangs until it is killed."""
+    for name, value in settings_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    journal = tmp_path / "journal"
+    program = f"""
+import os, pathlib, time
+journal = pathlib.Path({str(journal)!r})
+first = not journal.exists()
+with journal.open("a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+time.sleep(600 if first else 0)
+"""
+    publish(settings, make_job("r-1"))
+    command = [sys.executable, "-c", LAUNCHER, program]
+    first = subprocess.Popen(command)
+    try:
+        eventually(journal.exists)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    second = subprocess.Popen(command)
+    try:
+        eventually(lambda: committed(settings) == 1)
+    finally:
+        second.terminate()
+        second.wait()
+    assert len(journal.read_text().splitlines()) == 2
+    assert outcome(settings, make_job("r-1"), 2)["ending"] == "succeeded"
