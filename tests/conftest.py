@@ -9,12 +9,6 @@ if TYPE_CHECKING:
     from infra.local.stack import LocalServers
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Warnings are errors, but for what a library of ours does to itself."""
-    # kafka-python reads its protocol files in a way that Python 3.11 and 3.12 announce the end of; 3.13 took it back.
-    config.addinivalue_line("filterwarnings", r"ignore:(read_text|open_text) is deprecated:DeprecationWarning")
-
-
 @pytest.fixture(scope="session")
 def local_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["LocalServers"]:
     """One real Kafka and one real S3 server for the whole run, on free ports; stopped at its end.

@@ -1,5 +1,6 @@
 """One Java server as a child process: started until healthy, stopped, killed, started again."""
 
+import os
 import subprocess
 import sys
 from collections import deque
@@ -17,6 +18,8 @@ from infra.local.records import ProcessRecord
 
 SUPERVISOR = Path(supervise.__file__)
 POLL_SECONDS = 0.1
+# Object keys become file names, and Java takes the encoding of those from the locale: in LANG=C it refuses "ü".
+UTF_8 = {"LC_ALL": "C.UTF-8"}
 # The supervisor ends what does not stop within its own grace.
 STOP_SECONDS = supervise.GRACE_SECONDS + 5
 LOG_TAIL_LINES = 30
@@ -85,6 +88,7 @@ class LocalServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            env=os.environ | UTF_8,
         )
         try:
             self._note_process(self._supervisor)

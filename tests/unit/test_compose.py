@@ -1,0 +1,48 @@
+"""The compose file offers the same servers as ``foldtune local``."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.local import kafka, lock, s3
+from infra.local.options import LocalOptions
+
+COMPOSE = Path(kafka.__file__).parent.parent / "compose.yaml"
+
+# Inside a container the broker has one listener more, for the other containers.
+OWN_WAY = {"listener.security.protocol.map"}
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    services: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]
+    return services
+
+
+def test_the_broker_has_the_same_settings(services: dict[str, Any]) -> None:
+    environment = services["kafka"]["environment"]
+    wanted = {name: value for name, value in kafka.SETTINGS.items() if name not in OWN_WAY}
+    assert {name: environment.get("KAFKA_" + name.upper().replace(".", "_")) for name in wanted} == wanted
+    assert environment["KAFKA_NUM_PARTITIONS"] == str(LocalOptions().partitions)
+
+
+def test_the_s3_server_has_the_same_settings(services: dict[str, Any]) -> None:
+    environment = services["s3"]["environment"]
+    lines = s3.settings_text(LocalOptions(), Path("/data"), 80).splitlines()
+    wanted = dict(line.split("=", 1) for line in lines)
+    # Within its container it has to listen on more than the loopback interface.
+    assert wanted.pop("s3proxy.endpoint").endswith(":80")
+    assert {name: environment.get(name.upper().replace(".", "_")) for name in wanted} == wanted
+
+
+def test_the_images_have_the_locked_versions(services: dict[str, Any]) -> None:
+    assert services["kafka"]["image"].endswith(f":{lock.KAFKA[2]}")
+    assert services["s3"]["image"].endswith(f"-{lock.S3PROXY[2]}")
+
+
+def test_every_port_is_on_the_loopback_interface_and_every_server_is_checked(services: dict[str, Any]) -> None:
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["healthcheck"]["test"][0].startswith("CMD")
