@@ -25,7 +25,8 @@ FORMAT_SECONDS = 60
 PROBE_SECONDS = 2
 
 MIB = 1024 * 1024
-# infra/compose.yaml repeats them. One machine, one copy of everything; small numbers where Kafka's defaults are made for a cluster.
+# One machine, one copy of everything; small numbers where the defaults are made for a cluster. infra/compose.yaml
+# repeats them.
 SETTINGS = {
     "process.roles": "broker,controller",
     "node.id": "1",
