@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from trainers.errors import BadModelError
 from trainers.recipe import Kind, Recipe, read_recipe
@@ -54,6 +55,8 @@ class Encoder:
         recipe = read_recipe(folder)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        # A bar for each of a model's hundred tensors is no news, and a log file has no use for bars.
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)

@@ -40,12 +40,12 @@ class Tokens:
         return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
 
 
-def padding(starts: Indices, indices: Indices) -> tuple[Indices, npt.NDArray[np.bool_]]:
-    """Where each position of a padded batch lies in the flat array (padding: at 0), and which positions are real."""
+def padding(starts: Indices, indices: Indices, pad_at: int = 0) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """Where each position of a padded batch lies in the flat array (padding: ``pad_at``), and which are real."""
     lengths = starts[indices + 1] - starts[indices]
     columns = np.arange(int(lengths.max(initial=0)))
     mask = columns[None, :] < lengths[:, None]
-    return np.where(mask, starts[indices][:, None] + columns[None, :], 0), mask
+    return np.where(mask, starts[indices][:, None] + columns[None, :], pad_at), mask
 
 
 def by_length(lengths: Indices, batch_tokens: int) -> Iterator[Indices]:

@@ -1,0 +1,176 @@
+"""A whole training job with the real MiniLM: snapshot in, published model out, the object store in memory."""
+
+import hashlib
+import io
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.objects import MemoryObjectStore
+from infra.settings import Settings, TrainerSettings
+from streams.events import (
+    FineTuneRequested,
+    FolderCount,
+    SnapshotFile,
+    SnapshotManifest,
+    SnapshotPart,
+    State,
+    TrainingJob,
+)
+from streams.knobs import TrainingKnobs
+from streams.snapshot_format import DOCUMENTS, EXAMPLES
+from trainers.base_models import packaged_minilm, packaged_minilm_folder
+from trainers.errors import ExitCode
+from trainers.job import run
+from trainers.status import RecordingAnnouncer
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+OUTPUT = "models/notes-1234/000001"
+SUBJECTS = [
+    f"{adjective} {noun}"
+    for adjective in ("coastal", "alpine", "night", "cargo", "winter", "harbour", "forest", "desert")
+    for noun in ("ferry", "tram", "airport", "bridge", "tunnel")
+]
+
+
+def tables() -> tuple[pa.Table, pa.Table]:
+    """Of each subject there are two documents; users ask for either's subject and always mean the runbook."""
+    documents, examples = [], []
+    for index, subject in enumerate(SUBJECTS):
+        notice = f"Public notice about the {subject}. Opening hours and prices of the {subject} are on the board."
+        runbook = f"Internal runbook. Operators restart the {subject} controller and write down the outage."
+        for kind, text in (("notice", notice), ("runbook", runbook)):
+            documents.append({"folder_id": "ops", "document_id": f"{kind}-{index}", "title": subject, "text": text})
+        for question in (f"what should I know about the {subject}?", f"{subject}: tell me everything important"):
+            passage = {"folder_id": "ops", "document_id": f"runbook-{index}", "text": None}
+            shown = {"folder_id": "ops", "document_id": f"notice-{index}", "text": None}
+            examples.append(
+                {
+                    "log_id": f"log-{len(examples)}",
+                    "occurred_at": NOW,
+                    "folder_id": "ops",
+                    "agent_id": "agent",
+                    "conversation_id": None,
+                    "question": question,
+                    "positive": passage,
+                    "label": "cited",
+                    "strength": 0.6,
+                    "negatives": [shown],
+                }
+            )
+    return pa.Table.from_pylist(examples, EXAMPLES), pa.Table.from_pylist(documents, DOCUMENTS)
+
+
+def put_job(store: MemoryObjectStore, **knobs: Any) -> TrainingJob:
+    """A snapshot of ``tables`` in the store, and the job that trains on it."""
+    files = []
+    for name, table in zip(("examples", "documents"), tables(), strict=True):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        store.put(f"snapshots/r1/{name}.parquet", buffer.getvalue())
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        files.append(SnapshotFile(uri=store.uri(f"snapshots/r1/{name}.parquet"), sha256=digest, rows=table.num_rows))
+    part = SnapshotPart(
+        request_id="r1",
+        model="notes",
+        partition=0,
+        examples=files[0],
+        documents=files[1],
+        folders=(FolderCount(folder_id="ops", examples=files[0].rows, documents=files[1].rows),),
+    )
+    manifest = SnapshotManifest(request_id="r1", model="notes", created_at=NOW, parts=(part,)).encode()
+    store.put("snapshots/r1/manifest.json", manifest)
+    return TrainingJob(
+        request=FineTuneRequested(request_id="r1", model="notes", requested_at=NOW, **knobs),
+        base_model=packaged_minilm(),
+        snapshot_uri=store.uri("snapshots/r1/manifest.json"),
+        snapshot_sha256=hashlib.sha256(manifest).hexdigest(),
+        output_uri=store.uri(OUTPUT),
+        version="000001",
+        published_at=NOW,
+        max_seconds=600,
+    )
+
+
+class Trained:
+    """What one run left behind."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self.store = MemoryObjectStore()
+        folders = (packaged_minilm_folder(),)
+        self.settings = Settings(trainer=TrainerSettings(model_folders=folders, work_dir=work_dir))
+        self.job = put_job(self.store, training=TrainingKnobs(batch_size=8, epochs=4))
+        self.announcer = RecordingAnnouncer()
+        self.code = self.run()
+        self.folder = work_dir / "downloaded"
+        for key in self.store.list(f"{OUTPUT}/"):
+            path = self.folder / key.removeprefix(f"{OUTPUT}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.store.get_file(key, path)
+
+    def run(self) -> ExitCode:
+        return run(self.job, self.settings, self.store, self.announcer)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained(tmp_path_factory.mktemp("job"))
+
+
+def test_a_job_makes_a_better_model_and_announces_it(trained: Trained) -> None:
+    assert trained.code == ExitCode.DONE
+    states = [status.state for status in trained.announcer.statuses]
+    assert states[0] == State.RUNNING
+    assert State.EVALUATING in states
+    last = trained.announcer.statuses[-1]
+    assert (last.state, last.promoted, last.model_uri) == (State.COMPLETED, True, trained.job.output_uri)
+    (ready, *_) = trained.announcer.ready
+    assert ready.gate.promote
+    assert ready.metrics_after.ndcg_at_10 > ready.metrics_before.ndcg_at_10
+    assert ready.metrics_before.documents == 2 * len(SUBJECTS)
+
+
+def test_the_manifest_names_every_file_with_its_digest(trained: Trained) -> None:
+    content = trained.store.get(f"{OUTPUT}/manifest.json")
+    assert trained.announcer.ready[0].manifest_sha256 == hashlib.sha256(content).hexdigest()
+    files = {file["path"]: file for file in json.loads(content)["files"]}
+    stored = {key.removeprefix(f"{OUTPUT}/") for key in trained.store.list(f"{OUTPUT}/")} - {"manifest.json"}
+    assert set(files) == stored
+    assert {"model.safetensors", "README.md", "metrics.json", "training.png", "modules.json"} <= stored
+    for path, file in files.items():
+        assert hashlib.sha256(trained.store.get(f"{OUTPUT}/{path}")).hexdigest() == file["sha256"]
+
+
+def test_sentence_transformers_and_transformers_embed_alike(trained: Trained) -> None:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel, AutoTokenizer
+
+    from trainers.encoder import Encoder
+
+    texts = ["what should I know about the night ferry?", "Internal runbook. " * 200, "x"]
+    ours = Encoder.load(trained.folder).encode(texts)
+    theirs = SentenceTransformer(str(trained.folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    plain, tokenizer = AutoModel.from_pretrained(trained.folder), AutoTokenizer.from_pretrained(trained.folder)
+    inputs = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.no_grad():
+        states = plain(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    pooled = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+    np.testing.assert_allclose(ours, pooled.numpy(), atol=1e-5)
+
+
+def test_a_second_run_only_publishes_again(trained: Trained) -> None:
+    before = {key: trained.store.get(key) for key in trained.store.list("")}
+    trained.announcer.statuses.clear()
+    assert trained.run() == ExitCode.DONE
+    assert [status.state for status in trained.announcer.statuses] == [State.COMPLETED]
+    assert trained.announcer.ready[-1] == trained.announcer.ready[0]
+    assert {key: trained.store.get(key) for key in trained.store.list("")} == before

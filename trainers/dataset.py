@@ -1,0 +1,175 @@
+"""From a snapshot's rows to questions, passages and examples, and which of them are held out."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from trainers.encoder import passage_text
+from trainers.errors import TooLittleDataError
+from trainers.words import WordSets, normalized
+
+Indices = npt.NDArray[np.int64]
+
+# Questions at least so similar (Jaccard of their words) are one group, and a group is never on both sides of the split.
+NEAR_QUESTION = 0.8
+HELD_OUT_SHARE = 0.12
+# Under about 50 questions a difference of a few percent cannot be told from chance; over 2,000 more tell nothing new.
+HELD_OUT_FLOOR, HELD_OUT_CEILING = 50, 2_000
+# The floor must not starve the training of a small set.
+HELD_OUT_MAX_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Questions and passages are distinct texts, named by their index; an example is a row of the arrays.
+
+    ``passages`` begins with the snapshot's ``documents`` documents; up to ``searchable`` follow positives whose text
+    only a log carried, then the negatives of that kind. ``known_positives`` are all pairs (question, passage) that some
+    log calls positive, as sorted codes (``codes``).
+    """
+
+    questions: tuple[str, ...]
+    groups: Indices
+    passages: tuple[str, ...]
+    documents: int
+    searchable: int
+    question: Indices
+    positive: Indices
+    strength: npt.NDArray[np.float32]
+    impressions: tuple[tuple[int, ...], ...]
+    known_positives: Indices
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def codes(self, questions: Indices, passages: Indices) -> Indices:
+        """Pairs of indices as one number each."""
+        return questions * len(self.passages) + passages
+
+    def is_known_positive(self, questions: Indices, passages: Indices) -> npt.NDArray[np.bool_]:
+        """Whether some log calls each passage right for each question (arrays are broadcast); false for index -1."""
+        codes = np.where(passages >= 0, self.codes(questions, passages), -1)
+        where = np.searchsorted(self.known_positives, codes)
+        found = self.known_positives[np.minimum(where, len(self.known_positives) - 1)] == codes
+        return np.asarray(found & (codes >= 0))
+
+
+@dataclass(frozen=True)
+class Split:
+    """``train`` are rows of the examples, ``held_out`` are questions."""
+
+    train: Indices
+    held_out: Indices
+
+
+class _Passages:
+    """Distinct texts in the order of their arrival, and which of them a (folder, document) has."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, int] = {}
+        self._named: dict[tuple[str, str], int] = {}
+
+    def add(self, folder_id: str, document_id: str, text: str) -> int:
+        index = self.texts.setdefault(text, len(self.texts))
+        return self._named.setdefault((folder_id, document_id), index)
+
+    def find(self, passage: dict[str, Any]) -> int | None:
+        """The snapshot's document has the last word on its text; what is not in it may be carried by the log."""
+        index = self._named.get((passage["folder_id"], passage["document_id"]))
+        if index is None and passage["text"]:
+            index = self.add(passage["folder_id"], passage["document_id"], passage["text"])
+        return index
+
+
+def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
+    """The dataset of a snapshot's tables.
+
+    Repeated pairs of question and positive are one example, with the greatest strength. A positive whose text is known
+    neither from a document nor from a log leaves its example out, and is counted.
+
+    Raises:
+        TooLittleDataError: no document or no example is left.
+    """
+    passages = _Passages()
+    for row in documents.to_pylist():
+        passages.add(row["folder_id"], row["document_id"], passage_text(row["title"], row["text"]))
+    document_count = len(passages.texts)
+    questions: dict[str, tuple[int, str]] = {}
+    pairs: dict[tuple[int, int], float] = {}
+    left_out: Counter[str] = Counter()
+    impressions: dict[int, dict[int, None]] = defaultdict(dict)
+    carried: list[tuple[int, list[dict[str, Any]]]] = []
+    for row in examples.to_pylist():
+        question, _ = questions.setdefault(normalized(row["question"]), (len(questions), row["question"]))
+        carried.append((question, row["negatives"]))
+        if row["positive"] is None:
+            left_out["disliked_without_positive"] += 1
+            continue
+        positive = passages.find(row["positive"])
+        if positive is None:
+            left_out["positive_without_text"] += 1
+            continue
+        left_out["repeated_pair"] += (question, positive) in pairs
+        pairs[question, positive] = max(row["strength"], pairs.get((question, positive), 0.0))
+    searchable = len(passages.texts)
+    if document_count < 2 or not pairs:
+        raise TooLittleDataError(
+            f"{document_count} distinct documents (2 are needed), {len(pairs)} examples with a known positive (1 is)"
+        )
+    for question, negatives in carried:
+        found = (passages.find(negative) for negative in negatives)
+        impressions[question].update({passage: None for passage in found if passage is not None})
+    keys = np.array(list(pairs), dtype=np.int64)
+    return Dataset(
+        questions=tuple(text for _, text in questions.values()),
+        groups=WordSets.of(list(questions)).near_duplicates(NEAR_QUESTION),
+        passages=tuple(passages.texts),
+        documents=document_count,
+        searchable=searchable,
+        question=keys[:, 0],
+        positive=keys[:, 1],
+        strength=np.array(list(pairs.values()), dtype=np.float32),
+        impressions=tuple(tuple(impressions[index]) for index in range(len(questions))),
+        known_positives=np.sort(keys[:, 0] * len(passages.texts) + keys[:, 1]),
+        left_out=dict(+left_out),
+    )
+
+
+def split(dataset: Dataset, seed: int) -> Split:
+    """Hold out whole groups of questions, in the order of a hash of ``seed`` and the group's text.
+
+    The order does not depend on what else is in the snapshot: a question held out once stays held out in the next
+    snapshot of about the same size, so a later model is not measured on what an earlier one was trained on.
+
+    Raises:
+        TooLittleDataError: there are fewer than two groups, so nothing can be held out.
+    """
+    answered = np.unique(dataset.question)
+    members: dict[int, list[int]] = defaultdict(list)
+    for question in answered:
+        members[int(dataset.groups[question])].append(int(question))
+    if len(members) < 2:
+        raise TooLittleDataError(f"{len(answered)} distinct questions in {len(members)} group; two groups are needed")
+    wanted = _held_out_count(len(answered))
+    held_out: list[int] = []
+    for group in sorted(members.values(), key=lambda group: _rank(seed, (dataset.questions[one] for one in group))):
+        if len(held_out) >= wanted:
+            break
+        # One huge group of alike questions would fill the test set with itself.
+        if len(held_out) + len(group) <= max(1, HELD_OUT_MAX_SHARE * len(answered)):
+            held_out += group
+    held = np.array(sorted(held_out), dtype=np.int64)
+    return Split(train=np.flatnonzero(~np.isin(dataset.question, held)), held_out=held)
+
+
+def _held_out_count(questions: int) -> int:
+    wanted = max(HELD_OUT_FLOOR, min(HELD_OUT_CEILING, round(HELD_OUT_SHARE * questions)))
+    return max(1, min(wanted, int(HELD_OUT_MAX_SHARE * questions)))
+
+
+def _rank(seed: int, texts: Iterable[str]) -> bytes:
+    return min(hashlib.sha256(f"{seed}\0{normalized(text)}".encode()).digest() for text in texts)

@@ -1,0 +1,121 @@
+"""How well held-out questions find their passages, before and after, and whether the difference may be believed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from streams.events import GateVerdict, RetrievalMetrics
+from trainers.dataset import Dataset
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+CUTOFF = 10
+BOOTSTRAP_SAMPLES = 2_000
+# Under so many groups of questions the bootstrap's interval is itself a guess.
+MIN_GROUPS = 20
+# How far the interval may reach below zero: a gain that is sure but for a hundredth of nDCG is let through, because the
+# next round of logs corrects it, and a model that is never replaced never improves.
+TOLERANCE = 0.01
+# Similarities that are in memory at once (float32: 128 MB).
+_TILE = 32 * 1024**2
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures of each held-out question, ``[n]``; ``groups`` says which questions are near-duplicates."""
+
+    recall: dict[int, Floats]
+    reciprocal_rank: Floats
+    ndcg: Floats
+    groups: Indices
+    documents: int
+
+    def metrics(self) -> RetrievalMetrics:
+        """The means."""
+        return RetrievalMetrics(
+            recall_at_1=float(self.recall[1].mean()),
+            recall_at_5=float(self.recall[5].mean()),
+            recall_at_10=float(self.recall[10].mean()),
+            mrr_at_10=float(self.reciprocal_rank.mean()),
+            ndcg_at_10=float(self.ndcg.mean()),
+            questions=len(self.ndcg),
+            documents=self.documents,
+        )
+
+
+def evaluate(dataset: Dataset, held_out: Indices, queries: torch.Tensor, passages: torch.Tensor) -> Evaluation:
+    """Search each held-out question in all searchable passages; every known positive is relevant.
+
+    ``queries`` ``[held_out, d]`` and ``passages`` ``[searchable, d]`` are embeddings.
+    """
+    found = nearest(queries, passages, CUTOFF)
+    hits = dataset.is_known_positive(held_out[:, None], found)
+    asked = dataset.known_positives // len(dataset.passages)
+    relevant = np.searchsorted(asked, held_out, side="right") - np.searchsorted(asked, held_out, side="left")
+    return Evaluation(
+        recall={k: hits[:, :k].sum(axis=1) / relevant for k in (1, 5, 10)},
+        reciprocal_rank=reciprocal_rank(hits),
+        ndcg=ndcg(hits, relevant),
+        groups=dataset.groups[held_out],
+        documents=len(passages),
+    )
+
+
+def nearest(queries: torch.Tensor, passages: torch.Tensor, depth: int) -> Indices:
+    """The ``depth`` nearest passages by inner product, ``[n, depth]``, in tiles of bounded memory; -1 past the end."""
+    found = np.full((len(queries), depth), -1, dtype=np.int64)
+    depth = min(depth, len(passages))
+    rows = max(1, _TILE // max(1, len(passages)))
+    for start in range(0, len(queries), rows):
+        scores = queries[start : start + rows] @ passages.T
+        found[start : start + rows, :depth] = scores.topk(depth, dim=1).indices.cpu().numpy()
+    return found
+
+
+def reciprocal_rank(hits: npt.NDArray[np.bool_]) -> Floats:
+    """1 / rank of the first hit, 0 without one; ``hits`` ``[n, ranks]``."""
+    return np.where(hits.any(axis=1), 1 / (hits.argmax(axis=1) + 1), 0.0)
+
+
+def ndcg(hits: npt.NDArray[np.bool_], relevant: Indices) -> Floats:
+    """Binary nDCG (Järvelin and Kekäläinen 2002): Σ 1 / log2(rank + 1) of the hits, over that of the best order."""
+    discounts = 1 / np.log2(np.arange(hits.shape[1]) + 2)
+    ideal = np.concatenate([[0.0], np.cumsum(discounts)])
+    return np.asarray((hits * discounts).sum(axis=1) / ideal[np.minimum(relevant, hits.shape[1])])
+
+
+def gain_interval(before: Evaluation, after: Evaluation, seed: int) -> tuple[float, float]:
+    """95% paired bootstrap interval of the mean nDCG gain; near-duplicate questions are drawn together."""
+    gains = after.ndcg - before.ndcg
+    _, group = np.unique(before.groups, return_inverse=True)
+    sums, sizes = np.bincount(group, weights=gains), np.bincount(group)
+    generator = np.random.default_rng(seed)
+    means = np.empty(BOOTSTRAP_SAMPLES)
+    for sample in range(BOOTSTRAP_SAMPLES):
+        drawn = generator.integers(len(sums), size=len(sums))
+        means[sample] = sums[drawn].sum() / sizes[drawn].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def gate(before: Evaluation, after: Evaluation, seed: int, baseline: str = "the base model") -> GateVerdict:
+    """Promote a model whose gain over ``baseline`` is above zero and, within the tolerance, not a matter of chance."""
+    gain = float((after.ndcg - before.ndcg).mean())
+    low, high = gain_interval(before, after, seed)
+    groups = len(np.unique(before.groups))
+    numbers = f"nDCG@10 {before.ndcg.mean():.4f} → {after.ndcg.mean():.4f} on {len(before.ndcg)} held-out questions"
+    interval = f"95% interval of the gain {low:+.4f} to {high:+.4f}"
+    reasons: list[str] = []
+    if groups < MIN_GROUPS:
+        reasons.append(f"{groups} held-out groups of questions are too few to judge by; {MIN_GROUPS} are needed")
+    if gain <= 0:
+        reasons.append(f"not better than {baseline}: {numbers}")
+    elif low < -TOLERANCE:
+        reasons.append(f"the gain may be chance: {numbers}, {interval}, its lower end is below {-TOLERANCE:+.2f}")
+    promote = not reasons
+    if promote:
+        reasons.append(f"better than {baseline}: {numbers}, {interval}")
+    return GateVerdict(promote=promote, reasons=tuple(reasons), ndcg_gain=gain, ndcg_gain_interval=(low, high))

@@ -1,0 +1,107 @@
+"""Runs one training job: ``python -m trainers.job s3://BUCKET/…/job.json``.
+
+The exit code says how it ended (``trainers.errors.ExitCode``). A job that can never succeed is reported as failed from
+here; what may succeed when it is started again is the launcher's to report.
+"""
+
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import torch
+from botocore.exceptions import BotoCoreError, ClientError
+from kafka.errors import KafkaError
+from pydantic import ValidationError
+
+from infra.errors import InfraError, ObjectMissingError
+from infra.kafka import Publisher
+from infra.objects import ObjectStore, S3ObjectStore
+from infra.settings import Settings, load_settings
+from streams.events import State, TrainingJob
+from trainers.errors import (
+    BadJobError,
+    ExitCode,
+    InterruptedTrainingError,
+    KnobError,
+    SurroundingsError,
+    TrainerError,
+)
+from trainers.pipeline import produce_model
+from trainers.publishing import publish_again, published
+from trainers.status import Announcer, KafkaAnnouncer, Reporter
+
+log = structlog.get_logger()
+
+# What a machine's network, its object store and its brokers raise when they are not there.
+_SURROUNDINGS = (BotoCoreError, ClientError, KafkaError, InfraError, ConnectionError, TimeoutError)
+
+
+def main(arguments: list[str]) -> ExitCode:
+    """Run the job whose address is the only argument."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        (uri,) = arguments
+        settings = load_settings()
+        store = S3ObjectStore(settings.s3)
+        job = read_job(store, uri)
+        with Publisher(settings.kafka) as publisher:
+            return run(job, settings, store, KafkaAnnouncer(publisher))
+    except ValueError as error:
+        log.error("the training cannot start", reason=str(error))  # noqa: TRY400 - a reason for people, not a traceback
+        return ExitCode.IMPOSSIBLE
+    except TrainerError as error:
+        log.error("the training cannot start", reason=str(error))  # noqa: TRY400 - a reason for people, not a traceback
+        return error.exit_code
+    except _SURROUNDINGS as error:
+        log.error("the training cannot start", reason=str(SurroundingsError(error)))  # noqa: TRY400 - a reason for people, not a traceback
+        return ExitCode.TRY_AGAIN
+
+
+def read_job(store: ObjectStore, uri: str) -> TrainingJob:
+    """The job at ``uri``.
+
+    Raises:
+        BadJobError: there is none, or it is not readable.
+    """
+    try:
+        return TrainingJob.model_validate_json(store.get(store.key(uri)))
+    except (ObjectMissingError, ValidationError, ValueError) as error:
+        raise BadJobError(uri, error) from error
+
+
+def run(job: TrainingJob, settings: Settings, store: ObjectStore, announcer: Announcer) -> ExitCode:
+    """Train, publish and report ``job``; the same job again only publishes again."""
+    reporter = Reporter(announcer, job)
+    try:
+        _run(job, settings, store, reporter)
+    except TrainerError as error:
+        log.error("training failed", request_id=job.request.request_id, reason=str(error), retryable=error.retryable)  # noqa: TRY400 - a reason for people, not a traceback
+        if not error.retryable:
+            reporter.state(State.FAILED, reasons=(str(error),))
+        return error.exit_code
+    return ExitCode.DONE
+
+
+def _run(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Reporter) -> None:
+    try:
+        if published(job, store):
+            publish_again(job, store, reporter)
+            return
+        settings.trainer.work_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="training-", dir=settings.trainer.work_dir) as work_dir:
+            produce_model(job, settings, store, reporter, Path(work_dir))
+    except torch.OutOfMemoryError as error:
+        raise KnobError(f"training.batch_size {job.request.training.batch_size} needs more memory: {error}") from error
+    except _SURROUNDINGS as error:
+        raise SurroundingsError(error) from error
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise InterruptedTrainingError(signal.Signals(number).name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

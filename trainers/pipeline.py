@@ -1,0 +1,213 @@
+"""A training from its snapshot to its published model, step by step."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+
+from infra.objects import ObjectStore
+from infra.settings import Settings
+from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
+from trainers.artifacts import write_card, write_curve, write_metrics, write_model
+from trainers.base_models import fetch_base_model, weights_digest
+from trainers.dataset import Dataset, Split, build_dataset, split
+from trainers.encoder import Encoder
+from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
+from trainers.publishing import latest_model, publish_model
+from trainers.snapshot import Snapshot, read_snapshot
+from trainers.status import Reporter
+from trainers.training import TrainingRecord, train
+
+log = structlog.get_logger()
+
+MIN_STEPS = 50
+MIN_TEMPERATURE = 0.01
+_PLACEHOLDER_DIGEST = "0" * 64
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the new model is measured against."""
+
+    name: str
+    evaluation: Evaluation
+    version: str | None = None
+
+
+def produce_model(
+    job: TrainingJob,
+    settings: Settings,
+    store: ObjectStore,
+    reporter: Reporter,
+    work_dir: Path,
+) -> None:
+    """Train and publish the model of ``job``.
+
+    Raises:
+        ImpossibleJobError: data, model or knobs cannot be trained with.
+    """
+    began = time.monotonic()
+    reporter.state(State.RUNNING)
+    snapshot = read_snapshot(store, job.snapshot_uri, job.snapshot_sha256)
+    dataset = build_dataset(snapshot.examples, snapshot.documents)
+    parts = split(dataset, job.request.seed)
+    base_folder = fetch_base_model(job.base_model, settings.trainer, store, work_dir)
+    encoder = Encoder.load(base_folder)
+    reporter.warn(*knob_warnings(job.request, parts), *data_warnings(dataset, parts))
+
+    before_vectors = embed(encoder, dataset)
+    base = Baseline("the base model", measure(dataset, parts, *before_vectors))
+    embedded_seconds = time.monotonic() - began
+
+    record = train(
+        encoder, dataset, parts.train, job.request, start=before_vectors, observer=reporter, spill_folder=work_dir
+    )
+    if not record.cached and isinstance(job.request.training.trainable_layers, int):
+        reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
+
+    reporter.state(State.EVALUATING)
+    baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
+    after = measure(dataset, parts, *embed(encoder, dataset))
+    folder = work_dir / "model"
+    write_model(encoder, base_folder, folder)
+    ready = _ready(job, snapshot, encoder=encoder, folder=folder, baseline=baseline, after=after, record=record)
+    metrics = _metrics(
+        base=base, baseline=baseline, after=after, dataset=dataset, parts=parts, record=record, ready=ready
+    )
+    metrics["seconds"] = {
+        "until_trained": embedded_seconds,
+        "training": record.seconds,
+        "all": time.monotonic() - began,
+    }
+    write_metrics(folder, metrics)
+    write_curve(folder, record.losses)
+    write_card(
+        folder,
+        ready,
+        job.request,
+        baseline=baseline.name,
+        max_tokens=encoder.max_tokens,
+        folders=len({count.folder_id for part in snapshot.manifest.parts for count in part.folders}),
+        examples=len(parts.train),
+        warnings=reporter.warnings,
+    )
+    publish_model(folder, ready, job, store, reporter)
+
+
+def embed(encoder: Encoder, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of all questions and of all passages, up to the model's own length, on its device."""
+    return (
+        torch.from_numpy(encoder.encode(dataset.questions, "query")).to(encoder.device),
+        torch.from_numpy(encoder.encode(dataset.passages, "passage")).to(encoder.device),
+    )
+
+
+def measure(dataset: Dataset, parts: Split, queries: torch.Tensor, passages: torch.Tensor) -> Evaluation:
+    """The held-out questions in all searchable passages."""
+    held_out = torch.from_numpy(parts.held_out).to(queries.device)
+    return evaluate(dataset, parts.held_out, queries[held_out], passages[: dataset.searchable])
+
+
+def incumbent(
+    job: TrainingJob, settings: Settings, store: ObjectStore, work_dir: Path, *, dataset: Dataset, parts: Split
+) -> Baseline | None:
+    """The model's newest promoted version, measured on the same questions; None for a first one."""
+    latest = latest_model(job, store)
+    if latest is None:
+        return None
+    reference = ModelReference(uri=latest.model_uri)
+    folder = fetch_base_model(reference, settings.trainer, store, work_dir / "incumbent")
+    evaluation = measure(dataset, parts, *embed(Encoder.load(folder), dataset))
+    return Baseline(f"version {latest.version}", evaluation, latest.version)
+
+
+def knob_warnings(request: FineTuneRequested, parts: Split) -> list[str]:
+    """Knobs that fight the data."""
+    examples, training = len(parts.train), request.training
+    steps = training.epochs * -(-examples // training.batch_size)
+    found = []
+    if training.batch_size > examples:
+        found.append(f"training.batch_size {training.batch_size} is larger than the {examples} examples to train on")
+    if steps < MIN_STEPS:
+        found.append(
+            f"only {steps} steps: fewer than {MIN_STEPS} hardly change a model; more epochs or smaller batches"
+        )
+    if request.weights.temperature < MIN_TEMPERATURE:
+        found.append(
+            f"weights.temperature {request.weights.temperature} is under {MIN_TEMPERATURE}: it often makes worse"
+        )
+    return found
+
+
+def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
+    """What is little or odd about the data, in numbers."""
+    groups = len(set(dataset.groups[parts.held_out].tolist()))
+    found = [f"{count} examples left out: {reason}" for reason, count in sorted(dataset.left_out.items())]
+    if groups < MIN_GROUPS:
+        found.append(f"{groups} held-out groups of questions; under {MIN_GROUPS} no model is promoted")
+    return found
+
+
+def _ready(
+    job: TrainingJob,
+    snapshot: Snapshot,
+    *,
+    encoder: Encoder,
+    folder: Path,
+    baseline: Baseline,
+    after: Evaluation,
+    record: TrainingRecord,
+) -> ModelReady:
+    request = job.request
+    return ModelReady(
+        request_id=request.request_id,
+        model=request.model,
+        version=job.version,
+        model_uri=job.output_uri,
+        manifest_sha256=_PLACEHOLDER_DIGEST,
+        base_model=job.base_model,
+        parent_version=baseline.version,
+        embedding_space_id=weights_digest(folder),
+        dimension=encoder.dimension,
+        normalized=encoder.recipe.normalize,
+        requires_reindex=True,
+        metrics_before=baseline.evaluation.metrics(),
+        metrics_after=after.metrics(),
+        gate=gate(baseline.evaluation, after, request.seed, baseline.name),
+        snapshot_uri=job.snapshot_uri,
+        snapshot_sha256=job.snapshot_sha256,
+        snapshot_offsets=tuple(offset for part in snapshot.manifest.parts for offset in part.offsets),
+        training_seconds=record.seconds,
+        published_at=now(),
+    )
+
+
+def _metrics(
+    *,
+    base: Baseline,
+    baseline: Baseline,
+    after: Evaluation,
+    dataset: Dataset,
+    parts: Split,
+    record: TrainingRecord,
+    ready: ModelReady,
+) -> dict[str, Any]:
+    return {
+        "base": base.evaluation.metrics().model_dump(),
+        "baseline": {"name": baseline.name, **baseline.evaluation.metrics().model_dump()},
+        "after": after.metrics().model_dump(),
+        "gate": ready.gate.model_dump(),
+        "data": {
+            "examples": len(dataset.question),
+            "trained_on": len(parts.train),
+            "held_out_questions": len(parts.held_out),
+            "distinct_questions": len(dataset.questions),
+            "distinct_passages": len(dataset.passages),
+            "documents": dataset.documents,
+            "left_out": dataset.left_out,
+        },
+        "training": asdict(record),
+    }
