@@ -85,3 +85,7 @@ def _root(
 def main() -> None:
     """The entry point of the ``foldtune`` script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

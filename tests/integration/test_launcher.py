@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import boto3
 import pytest
 from kafka.structs import TopicPartition
 
-from infra.kafka import Publisher, consumer, create_topics
+from infra.kafka import Publisher, consumer
 from infra.objects import S3ObjectStore
-from infra.settings import KafkaSettings, S3Settings, Settings, TrainerSettings
+from infra.settings import Settings
 from streams import dead_letters
 from streams.client import FoldtuneClient
 from streams.events import FineTuneRequested, FineTuneStatus, ModelReference, State, TrainingJob, now
@@ -30,9 +29,6 @@ from trainers.launchers.contract import Ending, Launcher, Outcome, job_segment
 from trainers.launchers.environment import settings_environment
 from trainers.launchers.fake import FakeLauncher
 from trainers.launchers.local import LocalLauncher
-
-if TYPE_CHECKING:
-    from infra.local.stack import LocalServers
 
 PATIENCE = timedelta(seconds=60)
 RETRY = Outcome(ending=Ending.FAILED, retryable=True, reasons=("no luck",))
@@ -51,33 +47,19 @@ JobConsumer(settings, store, launcher).run(threading.Event())
 
 
 @pytest.fixture
-def settings(local_servers: "LocalServers", tmp_path: Path) -> Settings:
-    """Topics and a bucket of the test's own."""
-    name = uuid4().hex[:12]
-    made = Settings(
-        kafka=KafkaSettings(bootstrap_servers=local_servers.bootstrap_servers, topic_prefix=f"{name}-", partitions=2),
-        s3=S3Settings.model_validate(
-            {
-                "bucket": f"b-{name}",
-                "endpoint_url": local_servers.s3_endpoint,
-                "access_key_id": local_servers.access_key,
-                "secret_access_key": local_servers.secret_key,
-            }
-        ),
-        trainer=TrainerSettings(work_dir=tmp_path, max_attempts=2),
-    )
+def settings(settings: Settings) -> Settings:
+    """A bucket of the test's own, since jobs are known by their names alone."""
+    s3 = settings.s3.model_copy(update={"bucket": f"b-{uuid4().hex}"})
+    secret = s3.secret_access_key.get_secret_value() if s3.secret_access_key else None
     client = boto3.client(
         "s3",
-        endpoint_url=local_servers.s3_endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=local_servers.access_key,
-        aws_secret_access_key=local_servers.secret_key,
+        endpoint_url=s3.endpoint_url,
+        region_name=s3.region,
+        aws_access_key_id=s3.access_key_id,
+        aws_secret_access_key=secret,
     )
-    client.create_bucket(Bucket=made.s3.bucket)
-    create_topics(
-        made.kafka, (Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS, Topic.FINE_TUNE_REQUESTS)
-    )
-    return made
+    client.create_bucket(Bucket=s3.bucket)
+    return settings.model_copy(update={"s3": s3})
 
 
 def make_job(request_id: str) -> TrainingJob:

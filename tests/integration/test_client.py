@@ -1,0 +1,251 @@
+"""The SDK and the command line against a real Kafka and a real S3."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from foldtune.cli import app
+from infra.kafka import Publisher
+from infra.objects import S3ObjectStore, safe_segment
+from infra.settings import Settings, load_settings
+from streams.client import FoldtuneClient
+from streams.errors import ClientClosedError, OutOfBoundsError, StatusTimeoutError
+from streams.events import (
+    ChatLog,
+    ChatLogBatch,
+    DocumentDeleted,
+    DocumentUpserted,
+    ErasureRequested,
+    Feedback,
+    FineTuneCancelled,
+    FineTuneRequested,
+    FineTuneStatus,
+    ModelReady,
+    RetrievedPassage,
+    State,
+    Verdict,
+    now,
+)
+from streams.reading import read
+from streams.topics import Topic
+from tests.support import fine_tune_request
+from tests.unit.client.test_deployer import publish
+
+PATIENCE = timedelta(seconds=60)
+
+
+@pytest.fixture
+def runner(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    """Runs commands with the test's settings."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    load_settings.cache_clear()
+    return CliRunner()
+
+
+def log(number: int, folder: str = "f", **fields: object) -> ChatLog:
+    """A log."""
+    content = {"log_id": f"l{number}", "occurred_at": now(), "agent_id": "a", "question": "Why?", "folder_id": folder}
+    return ChatLog.model_validate(content | fields)
+
+
+def values(settings: Settings, topic: Topic) -> list[bytes]:
+    """All that a topic holds."""
+    return [record.value for record in read(settings.kafka, topic)]
+
+
+def tell(publisher: Publisher, request_id: str, *states: State) -> None:
+    """Publish statuses as the coordinator does."""
+    for state in states:
+        status = FineTuneStatus(request_id=request_id, model="m", state=state, at=now())
+        publisher.publish(Topic.FINE_TUNE_STATUS, status, key=request_id, partition_by="m")
+
+
+def test_logs_travel_in_envelopes_and_a_log_of_two_folders_in_two(settings: Settings) -> None:
+    passages = tuple(RetrievedPassage(document_id=f"d{n}", folder_id=f, rank=n) for n, f in enumerate("fg", start=1))
+    with FoldtuneClient(settings, linger=timedelta(minutes=1)) as client:
+        for number in range(10):
+            client.log(log(number))
+        client.log(log(10, retrieved=passages, cited_document_ids=("d1", "d2")))
+    records = list(read(settings.kafka, Topic.CHAT_LOGS))
+    assert {record.key for record in records} == {b"f", b"g"}
+    [many] = [record.value for record in records if record.key == b"f"]
+    [one] = [record.value for record in records if record.key == b"g"]
+    assert [sent.log_id for sent in ChatLogBatch.model_validate_json(many).logs] == [f"l{n}" for n in range(11)]
+    assert ChatLog.model_validate_json(one).folder_id == "g"
+
+
+def test_a_log_does_not_wait_for_others_longer_than_its_linger(settings: Settings) -> None:
+    with FoldtuneClient(settings, linger=timedelta(milliseconds=20)) as client:
+        client.log(log(1))
+        [record] = islice(read(settings.kafka, Topic.CHAT_LOGS, follow=True), 1)
+    assert ChatLog.model_validate_json(record.value).log_id == "l1"
+
+
+def test_everything_else_is_sent_once_flushed(settings: Settings) -> None:
+    request = fine_tune_request("r-1", "m")
+    with FoldtuneClient(settings) as client:
+        client.document(DocumentUpserted(document_id="d", folder_id="f", occurred_at=now(), text="A text."))
+        client.document(DocumentDeleted(document_id="d", folder_id="f", occurred_at=now()))
+        client.feedback(
+            Feedback(
+                feedback_id="b",
+                occurred_at=now(),
+                log_id="l",
+                folder_id="f",
+                verdict=Verdict(correct_document_id="d"),
+            )
+        )
+        client.flush()
+        client.erase(ErasureRequested(erasure_id="e", occurred_at=now(), subject="user", subject_id="u"))
+        client.request_fine_tune(request)
+        client.cancel("r-1", "m")
+    assert len(values(settings, Topic.DOCUMENTS)) == 2
+    assert len(values(settings, Topic.FEEDBACK)) == 1
+    assert len(values(settings, Topic.ERASURES)) == settings.kafka.partitions
+    asked, cancelled = values(settings, Topic.FINE_TUNE_REQUESTS)
+    assert FineTuneRequested.model_validate_json(asked) == request
+    assert FineTuneCancelled.model_validate_json(cancelled).request_id == "r-1"
+
+
+def test_out_of_bounds_is_said_with_field_and_bound_and_nothing_is_sent(settings: Settings) -> None:
+    with FoldtuneClient(settings) as client:
+        with pytest.raises(OutOfBoundsError, match=r"question: 5000 bytes, at most 4096"):
+            client.log(log(1, question="x" * 5000))
+        with pytest.raises(OutOfBoundsError, match=r"event: \d+ bytes, at most"):
+            client.log(log(1, answer="x" * settings.bounds.event_bytes))
+    assert values(settings, Topic.CHAT_LOGS) == []
+
+
+def test_closed_it_sends_nothing(settings: Settings) -> None:
+    client = FoldtuneClient(settings)
+    client.log(log(1))
+    client.close()
+    with pytest.raises(ClientClosedError):
+        client.log(log(2))
+    with pytest.raises(ClientClosedError):
+        client.request_fine_tune(fine_tune_request("r-1"))
+
+
+def test_a_request_is_followed_to_its_end(settings: Settings, publisher: Publisher) -> None:
+    tell(publisher, "r-1", State.ACCEPTED, State.RUNNING)
+    tell(publisher, "r-2", State.REJECTED)
+    with FoldtuneClient(settings) as client:
+        assert [status.state for status in client.statuses("r-1", follow=False)] == [State.ACCEPTED, State.RUNNING]
+        assert {name: status.state for name, status in client.requests().items()} == {
+            "r-1": State.RUNNING,
+            "r-2": State.REJECTED,
+        }
+        with pytest.raises(StatusTimeoutError, match="running"):
+            client.wait("r-1", timedelta(seconds=1))
+        story = client.statuses("r-1", timeout=PATIENCE)
+        assert next(story).state is State.ACCEPTED
+        tell(publisher, "r-1", State.COMPLETED, State.ACCEPTED)
+        assert [status.state for status in story] == [State.RUNNING, State.COMPLETED]
+
+
+def announce(settings: Settings, publisher: Publisher, version: str) -> ModelReady:
+    """Put a model on S3 and announce it."""
+    ready = publish(S3ObjectStore(settings.s3), version)
+    publisher.publish(Topic.MODEL_READY, ready, key=ready.model)
+    return ready
+
+
+def test_a_group_is_told_each_model_once_and_its_last_again_if_it_died(
+    settings: Settings, publisher: Publisher
+) -> None:
+    first, second = announce(settings, publisher, "v1"), announce(settings, publisher, "v2")
+    with FoldtuneClient(settings) as client:
+        assert client.models() == {"support": second}
+        assert list(islice(client.subscribe(), 2)) == [first, second]
+        died = client.subscribe("g")
+        assert next(died) == first
+        assert next(died) == second
+        died.close()
+        again = client.subscribe("g")
+        assert next(again) == second
+        again.close()
+
+
+def test_deploy_once(settings: Settings, publisher: Publisher, runner: CliRunner, tmp_path: Path) -> None:
+    announce(settings, publisher, "v1")
+    announce(settings, publisher, "v2")
+    result = runner.invoke(app, ["deploy", str(tmp_path), "--once"])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / safe_segment("support")
+    assert result.output.split() == [str(folder / "v2")]
+    assert (folder / "current" / "model.safetensors").read_bytes() == b"weights"
+    assert runner.invoke(app, ["deploy", str(tmp_path), "--once", "--model", "other"]).exit_code == 2
+
+
+def test_subscribe_writes_lines_until_it_is_interrupted(
+    settings: Settings, publisher: Publisher, variables: dict[str, str]
+) -> None:
+    ready = announce(settings, publisher, "v1")
+    command = [sys.executable, "-m", "foldtune.cli", "subscribe"]
+    with subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        assert ModelReady.model_validate_json(child.stdout.readline()) == ready
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 130
+
+
+def test_import_takes_the_good_lines_and_reports_the_bad(settings: Settings, runner: CliRunner, tmp_path: Path) -> None:
+    file = tmp_path / "logs.jsonl"
+    lines = [log(1).encode(), b"{}", b"no json", log(2, question="x" * 5000).encode(), b"", log(3).encode()]
+    file.write_bytes(b"\n".join(lines))
+    result = runner.invoke(app, ["import", "logs", str(file)])
+    assert result.exit_code == 1
+    assert "2 sent, 3 refused" in result.stdout
+    assert "line 2: log_id: Field required" in result.stderr
+    assert "line 3: " in result.stderr
+    assert "line 4: question: 5000 bytes, at most 4096" in result.stderr
+    [batch] = values(settings, Topic.CHAT_LOGS)
+    assert [sent.log_id for sent in ChatLogBatch.model_validate_json(batch).logs] == ["l1", "l3"]
+    strict = runner.invoke(app, ["import", "logs", str(file), "--strict"])
+    assert (strict.exit_code, "1 sent, 1 refused" in strict.stdout) == (1, True)
+
+
+def test_documents_from_standard_input(settings: Settings, runner: CliRunner) -> None:
+    document = {"document_id": "d", "folder_id": "f", "occurred_at": "2025-01-02T00:00:00Z", "text": "A text."}
+    gone = {"type": "document_deleted", "document_id": "d", "folder_id": "f", "occurred_at": "2025-01-03T00:00:00Z"}
+    result = runner.invoke(app, ["import", "documents", "-"], input=f"{json.dumps(document)}\n{json.dumps(gone)}\n")
+    assert result.exit_code == 0, result.output
+    upserted, deleted = values(settings, Topic.DOCUMENTS)
+    assert DocumentUpserted.model_validate_json(upserted).text == "A text."
+    assert DocumentDeleted.model_validate_json(deleted).document_id == "d"
+
+
+def test_a_request_from_the_command_line_and_what_became_of_it(
+    settings: Settings, publisher: Publisher, runner: CliRunner
+) -> None:
+    options = ["--request-id", "r-1", "--folder", "a", "--folder", "b", "--start", "2025-01-02", "--epochs", "5"]
+    result = runner.invoke(app, ["request", "m", *options, "--trainable-layers", "all", "--focus", "0.5"])
+    assert (result.exit_code, result.stdout) == (0, "r-1\n")
+    [value] = values(settings, Topic.FINE_TUNE_REQUESTS)
+    request = FineTuneRequested.model_validate_json(value)
+    assert request.data.folders == ("a", "b")
+    assert (request.training.epochs, request.training.trainable_layers, request.weights.focus) == (5, "all", 0.5)
+    tell(publisher, "r-1", State.ACCEPTED, State.FAILED)
+    assert "r-1" in runner.invoke(app, ["status"]).stdout
+    lines = runner.invoke(app, ["status", "r-1", "--json"]).stdout.splitlines()
+    assert [json.loads(line)["state"] for line in lines] == ["accepted", "failed"]
+    assert runner.invoke(app, ["status", "r-9"]).exit_code == 2
+    waited = runner.invoke(app, ["request", "m", *options, "--wait", "--timeout", "60"])
+    assert (waited.exit_code, "failed" in waited.stdout) == (1, True)
+    assert runner.invoke(app, ["cancel", "r-1"]).exit_code == 0
+    assert FineTuneCancelled.model_validate_json(values(settings, Topic.FINE_TUNE_REQUESTS)[-1]).model == "m"
+
+
+def test_topics_create(variables: dict[str, str], runner: CliRunner) -> None:
+    names = runner.invoke(app, ["topics", "create"]).stdout.split()
+    prefix = variables["FOLDTUNE_KAFKA__TOPIC_PREFIX"]
+    assert names == [topic.named(prefix) for topic in Topic]
