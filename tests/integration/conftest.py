@@ -1,0 +1,50 @@
+"""A foldtune of one's own on the shared servers."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.kafka import Publisher, create_topics
+from infra.local.stack import LocalServers
+from infra.settings import Settings
+from streams.topics import Topic
+from tests.support import ChildProcess, environment, settings_of
+
+StartWorker = Callable[..., ChildProcess]
+
+
+@pytest.fixture
+def variables(local_servers: LocalServers, tmp_path: Path) -> dict[str, str]:
+    """The environment of a system with topics of its own."""
+    return environment(local_servers, tmp_path)
+
+
+@pytest.fixture
+def settings(variables: dict[str, str]) -> Settings:
+    """The same as settings, its topics created."""
+    found = settings_of(variables)
+    create_topics(found.kafka, tuple(Topic))
+    return found
+
+
+@pytest.fixture
+def publisher(settings: Settings) -> Iterator[Publisher]:
+    """Publishes to the test's topics."""
+    with Publisher(settings.kafka) as client:
+        yield client
+
+
+@pytest.fixture
+def start_worker(variables: dict[str, str], settings: Settings, tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts worker processes, each with a data folder of its own, and ends them with the test."""
+    started: list[ChildProcess] = []
+
+    def start(name: str = "one", **more: str) -> ChildProcess:
+        mine = {"FOLDTUNE_WORKER__DATA_DIR": str(tmp_path / name), "FOLDTUNE_WORKER__INSTANCE_ID": name}
+        started.append(ChildProcess(["worker"], variables | mine | more, tmp_path / f"{name}.log"))
+        return started[-1]
+
+    yield start
+    for child in started:
+        child.kill()

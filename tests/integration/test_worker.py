@@ -1,0 +1,232 @@
+"""The stream worker against a real broker and a real object store."""
+
+import hashlib
+import io
+import signal
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from infra.kafka import Publisher, partition_of
+from infra.objects import S3ObjectStore
+from infra.settings import Settings
+from streams.dead_letters import ERROR_HEADER, OFFSET_HEADER, TOPIC_HEADER
+from streams.events import FineTuneCancelled, FineTuneStatus, SnapshotManifest, State, TrainingJob, now
+from streams.knobs import DataSelection
+from streams.topics import Topic
+from tests.integration.conftest import StartWorker
+from tests.support import Reader, fine_tune_request, folder_history
+
+# Chosen to lie on three different partitions of four; nothing else about the names matters to the system.
+FOLDERS = ("../../etc", "🗂️ plans/2026", "epsilon")
+
+
+def publish_history(publisher: Publisher, folder_id: str, count: int) -> None:
+    for topic, event in folder_history(folder_id, count):
+        publisher.send(topic, event, key=folder_id)
+    publisher.flush()
+
+
+def ask(publisher: Publisher, request: Any) -> None:
+    publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
+
+
+def statuses(records: list[Any], request_id: str) -> list[FineTuneStatus]:
+    found = [FineTuneStatus.model_validate_json(record.value) for record in records if "status" in record.topic]
+    return [status for status in found if status.request_id == request_id]
+
+
+def jobs(records: list[Any]) -> list[TrainingJob]:
+    return [TrainingJob.model_validate_json(record.value) for record in records if "training-jobs" in record.topic]
+
+
+def ended(request_id: str) -> Any:
+    return lambda records: any(status.state.terminal for status in statuses(records, request_id))
+
+
+def snapshot(settings: Settings, job: TrainingJob) -> SnapshotManifest:
+    store = S3ObjectStore(settings.s3)
+    content = store.get(store.key(job.snapshot_uri))
+    assert hashlib.sha256(content).hexdigest() == job.snapshot_sha256
+    return SnapshotManifest.model_validate_json(content)
+
+
+def exported(settings: Settings, manifest: SnapshotManifest, kind: str) -> list[dict[str, Any]]:
+    store = S3ObjectStore(settings.s3)
+    rows: list[dict[str, Any]] = []
+    for part in manifest.parts:
+        file = getattr(part, kind)
+        content = store.get(store.key(file.uri))
+        assert hashlib.sha256(content).hexdigest() == file.sha256
+        rows += pq.read_table(io.BytesIO(content)).to_pylist()
+    return rows
+
+
+def test_the_folders_lie_apart() -> None:
+    assert len({partition_of(folder, 4) for folder in FOLDERS}) == 3
+
+
+def test_two_workers_and_three_folders_make_one_exact_snapshot(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
+    start_worker("one")
+    start_worker("two")
+    for folder in (*FOLDERS, "not asked for"):
+        publish_history(publisher, folder, 25)
+    ask(publisher, fine_tune_request("r1", data=DataSelection(folders=FOLDERS)))
+    with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
+        (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
+    manifest = snapshot(settings, job)
+    examples = exported(settings, manifest, "examples")
+    assert Counter(row["folder_id"] for row in examples) == dict.fromkeys(FOLDERS, 25)
+    assert len({row["log_id"] for row in examples}) == 75
+    assert Counter(row["folder_id"] for row in exported(settings, manifest, "documents")) == dict.fromkeys(FOLDERS, 25)
+    assert len(manifest.parts) == 4
+    assert sum(one.offset for part in manifest.parts for one in part.offsets) == 200
+
+
+def test_what_was_logged_before_a_restart_is_in_and_a_killed_worker_loses_nothing(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
+    first = start_worker()
+    publish_history(publisher, "alpha", 400)
+    ask(publisher, fine_tune_request("before"))
+    with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
+        reader.until(lambda records: len(jobs(records)) == 1)
+        first.send(signal.SIGKILL)
+        publish_history(publisher, "beta", 30)
+        start_worker()
+        ask(publisher, fine_tune_request("after", model="other"))
+        _, job = jobs(reader.until(lambda records: len(jobs(records)) == 2))
+    examples = exported(settings, snapshot(settings, job), "examples")
+    assert Counter(row["folder_id"] for row in examples) == {"alpha": 400, "beta": 30}
+    assert len({row["log_id"] for row in examples}) == 430
+
+
+def test_a_stopped_worker_goes_quickly_and_cleanly(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
+    worker = start_worker()
+    publish_history(publisher, "alpha", 25)
+    ask(publisher, fine_tune_request("r"))
+    with Reader(settings, Topic.TRAINING_JOBS) as reader:
+        reader.until(lambda records: bool(jobs(records)))
+    assert worker.stop(seconds=20) == 0
+
+
+def test_poison_stops_nothing_and_is_kept(settings: Settings, publisher: Publisher, start_worker: StartWorker) -> None:
+    start_worker()
+    poison = [b"{nope", b"\xff\xfe\x00", b"[" * 5000, b'{"log_id": 1}', b"x" * 600_000]
+    for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK, Topic.ERASURES):
+        for value in poison:
+            publisher.send_raw(topic, value, key="alpha")
+    publisher.send_raw(Topic.CHAT_LOGS, None, key="alpha")
+    for value in (b"{nope", b"{}", b'{"type": "fine_tune_cancelled"}', b'{"model": "m"}'):
+        publisher.send_raw(Topic.FINE_TUNE_REQUESTS, value, key="model")
+    publish_history(publisher, "alpha", 25)
+    ask(publisher, fine_tune_request("r"))
+    with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS) as reader:
+        records = reader.until(lambda records: bool(jobs(records)) and len(dead(records)) == 25)
+    letters = dead(records)
+    assert Counter(letter.value for letter in letters)[b"x" * 600_000] == 4
+    by_topic = Counter(dict(letter.headers)[TOPIC_HEADER].decode().partition("-")[2] for letter in letters)
+    assert by_topic == {"chat-logs": 6, "documents": 5, "feedback": 5, "erasures": 5, "fine-tune-requests": 4}
+    assert all(dict(letter.headers)[ERROR_HEADER] and dict(letter.headers)[OFFSET_HEADER] for letter in letters)
+    assert b"600000 bytes, at most 524288" in {dict(letter.headers)[ERROR_HEADER].split(b": ")[1] for letter in letters}
+
+
+def dead(records: list[Any]) -> list[Any]:
+    return [record for record in records if "dead-letters" in record.topic]
+
+
+def test_what_cannot_be_granted_is_rejected_with_every_reason(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
+    start_worker()
+    publish_history(publisher, "alpha", 5)
+    good = fine_tune_request("bad-knobs").model_dump_json()
+    bad = good.replace('"batch_size":32', '"batch_size":1').replace('"temperature":0.05', '"temperature":0')
+    publisher.send_raw(Topic.FINE_TUNE_REQUESTS, bad.encode(), key="model")
+    misspelt = good.replace("bad-knobs", "misspelt").replace('"epochs"', '"epoch"')
+    publisher.send_raw(Topic.FINE_TUNE_REQUESTS, misspelt.encode(), key="model")
+    publisher.flush()
+    ask(publisher, fine_tune_request("nowhere", data=DataSelection(folders=("alpha", "../../x"))))
+    ask(publisher, fine_tune_request("too-little"))
+    empty = DataSelection(start=now() - timedelta(days=9), end=now() - timedelta(days=8), agents=("nobody",))
+    ask(publisher, fine_tune_request("empty", data=empty))
+    wanted = {
+        "bad-knobs": [
+            "training.batch_size: Input should be greater than or equal to 2",
+            "weights.temperature: Input should be greater than or equal to 0.001",
+        ],
+        "misspelt": ["training.epoch: Extra inputs are not permitted"],
+        "nowhere": [
+            "data.folders: unknown folder '../../x'",
+            "data: 5 examples, at least 20; left out: none",
+        ],
+        "too-little": ["data: 5 examples, at least 20; left out: none"],
+        "empty": [
+            "data.agents: no logs of agent 'nobody'",
+            "data: 0 examples, at least 20; left out: {'outside the date range': 5}",
+        ],
+    }
+    with Reader(settings, Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS) as reader:
+        records = reader.until(lambda records: all(ended(name)(records) for name in wanted))
+    assert not jobs(records)
+    for name, reasons in wanted.items():
+        *_, last = statuses(records, name)
+        assert (last.state, list(last.reasons)) == (State.REJECTED, reasons)
+
+
+@pytest.mark.parametrize("again", ["while it runs", "after its end"])
+def test_a_request_that_comes_again_starts_nothing(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker, again: str
+) -> None:
+    start_worker()
+    publish_history(publisher, "alpha", 25)
+    request = fine_tune_request("r")
+    ask(publisher, request)
+    with Reader(settings, Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS) as reader:
+        reader.until(lambda records: bool(jobs(records)))
+        if again == "after its end":
+            cancel = FineTuneCancelled(request_id="r", model="model", requested_at=now(), requested_by="ann")
+            ask(publisher, cancel)
+            reader.until(ended("r"))
+        before = len(statuses(reader.records, "r"))
+        ask(publisher, request)
+        records = reader.until(lambda records: len(statuses(records, "r")) > before)
+        # Another model's request goes through the same worker after it: by then a second job would be there.
+        ask(publisher, fine_tune_request("next", model="other"))
+        records = reader.until(lambda records: len(jobs(records)) == 2)
+    assert [job.request.request_id for job in jobs(records)] == ["r", "next"]
+    *_, last = statuses(records, "r")
+    assert last.state is (State.CANCELLED if again == "after its end" else State.SNAPSHOTTING)
+
+
+def test_the_policy_asks_by_itself(settings: Settings, publisher: Publisher, start_worker: StartWorker) -> None:
+    rules = '[{"model": "auto", "folders": ["alpha", "beta"], "new_examples": 50, "cooldown": "PT1H"}]'
+    start_worker(FOLDTUNE_POLICY__RULES=rules, FOLDTUNE_POLICY__INTERVAL="PT0.5S")
+    publish_history(publisher, "gamma", 60)
+    publish_history(publisher, "alpha", 30)
+    with Reader(settings, Topic.TRAINING_JOBS, Topic.TRAINING_PROGRESS) as reader:
+        reader.until(lambda records: any(b'"new_examples":30' in record.value for record in records))
+        assert not jobs(reader.records)
+        publish_history(publisher, "beta", 30)
+        (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
+        done = FineTuneStatus(request_id=job.request.request_id, model="auto", state=State.COMPLETED, at=now())
+        publisher.publish(Topic.FINE_TUNE_STATUS, done, key=done.request_id, partition_by="auto")
+        # What it has been trained on is new no more, on every partition.
+        reader.until(lambda records: forgotten(records, job.request.request_id) == 4)
+    assert job.request.origin == "policy"
+    assert snapshot(settings, job).examples == 60
+    assert len(jobs(reader.records)) == 1
+
+
+def forgotten(records: list[Any], request_id: str) -> int:
+    told = [record.value for record in records if "training-progress" in record.topic]
+    return sum(
+        f'"trained_request_id":"{request_id}"'.encode() in value and b'"new_examples":0' in value for value in told
+    )

@@ -1,0 +1,140 @@
+"""What tests against real servers need again and again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from infra.kafka import connection
+from infra.local.stack import LocalServers
+from infra.settings import Settings
+from streams.events import ChatLog, DocumentUpserted, Event, FineTuneRequested, RetrievedPassage, now
+from streams.topics import Topic
+
+
+def environment(servers: LocalServers, folder: Path, **more: str) -> dict[str, str]:
+    """Settings, as variables, for a system of one's own on shared servers."""
+    name = f"t{uuid4().hex[:8]}"
+    return servers.environment | {
+        "FOLDTUNE_KAFKA__TOPIC_PREFIX": f"{name}-",
+        "FOLDTUNE_WORKER__APP_ID": name,
+        "FOLDTUNE_WORKER__DATA_DIR": str(folder / "worker"),
+        "FOLDTUNE_WORKER__SESSION_TIMEOUT": "PT6S",
+        "FOLDTUNE_TRAINER__WORK_DIR": str(folder / "jobs"),
+        **more,
+    }
+
+
+def settings_of(variables: dict[str, str]) -> Settings:
+    """The settings that a process with these variables reads."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("FOLDTUNE_")}
+    for name in kept:
+        del os.environ[name]
+    os.environ.update(variables)
+    try:
+        return Settings()
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(kept)
+
+
+class ChildProcess:
+    """A foldtune command as a process of its own, its output in a file."""
+
+    def __init__(self, arguments: list[str], variables: dict[str, str], log: Path) -> None:
+        self.log = log
+        command = [sys.executable, "-m", "foldtune", *arguments]
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def send(self, signal_number: int) -> None:
+        self._process.send_signal(signal_number)
+
+    def stop(self, seconds: float = 30) -> int:
+        """Ask it to end, and wait; its exit status."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(seconds)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+
+class Reader:
+    """Reads topics from their beginning, and keeps what it has read."""
+
+    def __init__(self, settings: Settings, *topics: Topic) -> None:
+        from kafka import KafkaConsumer
+
+        names = [topic.named(settings.kafka.topic_prefix) for topic in topics]
+        self._client = KafkaConsumer(
+            *names, **connection(settings.kafka), auto_offset_reset="earliest", enable_auto_commit=False
+        )
+        self.records: list[Any] = []
+
+    def until(self, condition: Callable[[list[Any]], bool], seconds: float = 60) -> list[Any]:
+        """Everything read once ``condition`` holds of it."""
+        deadline = time.monotonic() + seconds
+        while not condition(self.records):
+            if time.monotonic() > deadline:
+                seen = "\n".join(f"{record.topic}: {record.value[:400]!r}" for record in self.records[-20:])
+                msg = f"not within {seconds} s; the last of {len(self.records)} records:\n{seen}"
+                raise AssertionError(msg)
+            for found in self._client.poll(timeout_ms=200).values():
+                self.records += found
+        return self.records
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def folder_history(folder_id: str, count: int) -> Iterator[tuple[Topic, Event]]:
+    """``count`` documents and as many logs that cite them."""
+    for number in range(count):
+        yield (
+            Topic.DOCUMENTS,
+            DocumentUpserted(
+                document_id=f"d{number}", folder_id=folder_id, occurred_at=now(), text=f"Text {number} of {folder_id}."
+            ),
+        )
+        retrieved = tuple(
+            RetrievedPassage(document_id=f"d{(number + rank) % count}", folder_id=folder_id, rank=rank + 1)
+            for rank in range(3)
+        )
+        yield (
+            Topic.CHAT_LOGS,
+            ChatLog(
+                log_id=f"{folder_id}-{number}",
+                occurred_at=now(),
+                agent_id="agent",
+                question=f"What is number {number}?",
+                folder_id=folder_id,
+                retrieved=retrieved,
+                cited_document_ids=(f"d{number}",),
+            ),
+        )
+
+
+def fine_tune_request(name: str, model: str = "model", **changes: Any) -> FineTuneRequested:
+    """A request with defaults."""
+    return FineTuneRequested(request_id=name, model=model, requested_at=now(), requested_by="test", **changes)
