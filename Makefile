@@ -1,0 +1,49 @@
+# Each target does all of its own set-up: a fresh machine needs Python 3.11, make and a network to the package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test unit check format lock schemas clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
+
+setup: $(INSTALLED) ## Install everything into .venv, each package checked against its recorded digest
+
+$(INSTALLED): pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foldtune needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: setup ## The whole loop on real Kafka and S3, in minutes; KEEP=1 leaves it running
+	$(BIN)/foldtune demo $(if $(KEEP),--keep)
+
+test: setup ## All tests, on real servers and a real model
+	$(BIN)/pytest
+
+unit: setup ## The tests that need no server
+	$(BIN)/pytest tests/unit tests/compatibility
+
+check: setup ## Lint, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## Put the code into the house's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: setup ## Resolve the dependencies anew
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-header \
+		--no-annotate --quiet --output-file requirements.lock --upgrade
+
+schemas: setup ## Write docs/events.md and the JSON Schemas from the models
+	$(BIN)/foldtune schemas docs
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .foldtune .mypy_cache .pytest_cache .ruff_cache .hypothesis
