@@ -1,6 +1,7 @@
 """The launcher against a real Kafka and a real S3: statuses, retries, cancellation, dead letters, crashes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -235,3 +236,17 @@ time.sleep(600 if first else 0)
         second.wait()
     assert len(journal.read_text().splitlines()) == 2
     assert outcome(settings, make_job("r-1"), 2)["ending"] == "succeeded"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_the_command_ends_when_asked_and_its_trainer_with_it(
+    settings: Settings, number: signal.Signals, code: int
+) -> None:
+    job = make_job(f"r-{number}")
+    publish(settings, job)
+    command = [sys.executable, "-m", "foldtune.cli", "launcher"]
+    child = subprocess.Popen(command, env=os.environ | settings_environment(settings))
+    key = f"jobs/{job_segment(job)}/attempt-1.submission.json"
+    eventually(lambda: S3ObjectStore(settings.s3).list(key) == [key])
+    child.send_signal(number)
+    assert child.wait(60) == code

@@ -1,0 +1,139 @@
+"""The command line without servers: help, mistakes, settings, missing extras."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from foldtune.cli import COMMANDS, app
+from foldtune.errors import EXTRAS, explain
+from foldtune.knob_options import KNOBS, knob_sections
+from infra.settings import load_settings
+from streams.events import FineTuneRequested
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[CliRunner]:
+    """Runs commands in an empty folder, and gives every message the room that it takes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    load_settings.cache_clear()
+    yield CliRunner()
+    load_settings.cache_clear()
+
+
+def test_the_overview_names_every_command_and_imports_none(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert all(name in result.output for name in COMMANDS)
+    program = "import sys; from foldtune.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pydantic", "kafka", "boto3", "faust", "torch", "rich.console"} & set(loaded)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in {"demo", "worker"}])
+def test_every_command_has_help(runner: CliRunner, name: str) -> None:
+    result = runner.invoke(app, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage" in result.output
+
+
+def test_a_typing_mistake_is_answered_with_a_guess(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["statu"])
+    assert result.exit_code == 2
+    assert "Did you mean 'status'?" in result.stderr
+
+
+def test_every_knob_is_an_option_with_its_description_and_bounds(runner: CliRunner) -> None:
+    text = " ".join(runner.invoke(app, ["request", "--help"]).output.replace("│", " ").split())
+    for knob in KNOBS:
+        assert f"--{knob.name.removesuffix('s').replace('_', '-')}" in text
+        assert str(knob.schema["description"]).split(";")[0][:40] in text
+        if "maximum" in knob.schema:
+            assert f"<=x<={knob.schema['maximum']:g}]" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["m", "--easy-negatives", "65"], "'--easy-negatives'"),
+        (["m", "--temperature", "0"], "'--temperature'"),
+        (["m", "--trainable-layers", "none"], "training.trainable_layers"),
+        (["m", "--positives", "2"], "dataset.positives"),
+        (["m", "--start", "soon"], "data.start"),
+        (["m", "--start", "2025-02-01", "--end", "2025-01-01"], "start must be before end"),
+        (["Not A Name"], "model: "),
+        (["m", "--base-model", "ftp://x"], "base_model.uri"),
+    ],
+)
+def test_a_knob_out_of_its_bounds_is_named(runner: CliRunner, options: list[str], said: str) -> None:
+    result = runner.invoke(app, ["request", *options])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_knobs_that_are_not_given_stay_out_of_the_request() -> None:
+    given = dict.fromkeys(knob.name for knob in KNOBS) | {"epochs": 1, "start": "2025-01-02T03:00:00+01:00"}
+    sections = knob_sections(given)
+    assert sections == {
+        "data": {"start": "2025-01-02T03:00:00+01:00"},
+        "dataset": {},
+        "training": {"epochs": 1},
+        "weights": {},
+    }
+    request = {"request_id": "r", "model": "m", "requested_at": "2025-01-02T00:00:00Z"}
+    assert FineTuneRequested.model_validate_json(json.dumps(request | sections)).training.epochs == 1
+
+
+def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDTUNE_S3__SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("FOLDTUNE_KAFKA__PARTITIONS", "7")
+    shown = json.loads(runner.invoke(app, ["config", "--json"]).stdout)
+    assert shown["kafka"]["partitions"] == 7
+    assert "hunter2" not in json.dumps(shown)
+    load_settings.cache_clear()
+    table = runner.invoke(app, ["config"]).stdout
+    assert "FOLDTUNE_KAFKA__PARTITIONS" in table
+    assert "hunter2" not in table
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("kafka = 1", "kafka"), ("[kafka]\npartitions = 0", "kafka.partitions"), ("[kafka", "foldtune.toml")],
+)
+def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, said: str) -> None:
+    Path("foldtune.toml").write_text(text, encoding="utf-8")
+    result = runner.invoke(app, ["config"])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("package", "extra"), EXTRAS.items())
+def test_a_missing_extra_is_named(package: str, extra: str) -> None:
+    line = explain(ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.sub"))
+    assert line
+    assert f"pip install 'foldtune[{extra}]'" in line
+
+
+def test_without_its_extra_a_command_says_which(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    for module in [name for name in sys.modules if name.startswith(("trainers.launchers", "foldtune.commands"))]:
+        monkeypatch.delitem(sys.modules, module)
+    result = runner.invoke(app, ["launcher"])
+    assert result.exit_code == 2
+    assert "foldtune[trainers]" in result.stderr
+
+
+def test_a_defect_is_not_dressed_up() -> None:
+    assert explain(ZeroDivisionError()) is None
+
+
+def test_no_such_file(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["import", "logs", "nowhere.jsonl"])
+    assert (result.exit_code, result.stderr) == (2, "foldtune: no such file: nowhere.jsonl\n")
