@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 # Name: where the command is, and what the overview says of it.
 COMMANDS = {
     "local": ("infra.local.commands", "Kafka and S3 on this machine, without Docker."),
-    "demo": ("foldtune.commands.demo", "The whole loop on this machine, from logs to a model."),
+    "demo": ("foldtune.demo.commands", "The whole loop on this machine, from logs to a model."),
     "worker": ("foldtune.commands.worker", "Run a stream worker."),
     "launcher": ("foldtune.commands.launcher", "Run the training jobs on this machine."),
     "import": ("foldtune.commands.imports", "Send documents, chat logs or feedback from JSON Lines files."),

@@ -33,7 +33,9 @@ class Knob:
         """The knob as a parameter of a typer command."""
         kind = self._kind
         flag = SINGULAR.get(self.name, self.name).replace("_", "-")
-        bounds = {"min": self.schema.get("minimum"), "max": self.schema.get("maximum")} if kind in {int, float} else {}
+        bounds: dict[str, Any] = {}
+        if kind in {int, float}:
+            bounds = {"min": self.schema.get("minimum"), "max": self.schema.get("maximum")}
         info = typer.Option(f"--{flag}", help=self._help, rich_help_panel=f"Knobs: {self.section}", **bounds)
         # The default is the model's to apply: what no option names stays out of the event.
         return inspect.Parameter(
