@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict
 
 from infra.objects import ObjectStore
-from streams.events import ModelReady, Sha256, State, TrainingJob
+from streams.events import ManifestFile, ModelManifest, ModelReady, Sha256, State, TrainingJob
 from trainers.status import Reporter
 
 log = structlog.get_logger()
@@ -18,26 +18,13 @@ MANIFEST = "manifest.json"
 LATEST = "latest.json"
 
 
-class ArtifactFile(BaseModel):
-    """One file of a model."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: str
-    size: PositiveInt
-    sha256: Sha256
-
-
-class ArtifactManifest(BaseModel):
+class ArtifactManifest(ModelManifest):
     """What a model consists of. It is written last: a prefix without it is no model.
 
     ``ready`` is the event as it is published, but for the digest of this very manifest; a trainer that comes again
     publishes it from here.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    files: tuple[ArtifactFile, ...]
     ready: dict[str, Any]
 
 
@@ -112,7 +99,7 @@ def _latest_key(prefix: str) -> str:
     return f"{prefix.rpartition('/')[0]}/{LATEST}"
 
 
-def _file(path: Path, folder: Path) -> ArtifactFile:
+def _file(path: Path, folder: Path) -> ManifestFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ArtifactFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=digest)
+    return ManifestFile(path=path.relative_to(folder).as_posix(), sha256=digest, bytes=path.stat().st_size)
