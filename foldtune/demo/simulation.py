@@ -152,3 +152,19 @@ def label(log: ChatLog, verdict: Verdict | None) -> str | None:
     if verdict and verdict.rating is Rating.DISLIKE:
         return None
     return log.cited_document_ids[0] if log.cited_document_ids else None
+
+
+def labels(events: Sequence[ChatLog | Feedback]) -> dict[str, str]:
+    """Each question's label, where it got one."""
+    verdicts = {event.log_id: event.verdict for event in events if isinstance(event, Feedback)}
+    logs = (event for event in events if isinstance(event, ChatLog))
+    found = {log.question: label(log, verdicts.get(log.log_id, log.feedback)) for log in logs}
+    return {question: document_id for question, document_id in found.items() if document_id}
+
+
+def described(pairs: Sequence[Pair], events: Sequence[ChatLog | Feedback]) -> str:
+    """How much the events teach, in a line."""
+    truth = {pair.question: pair.document.document_id for pair in pairs}
+    found = labels(events)
+    wrong = sum(truth[question] != document_id for question, document_id in found.items())
+    return f"{len(found):,} of them with a label, {wrong / max(1, len(found)):.0%} of the labels wrong"

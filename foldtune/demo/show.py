@@ -1,0 +1,58 @@
+"""What the demonstration has to show at its end."""
+
+from rich.table import Table
+from rich.text import Text
+
+from foldtune.demo.material import Answers, Material
+from foldtune.demo.retrieval import Indices
+from foldtune.demo.screen import Screen
+from foldtune.demo.stages import MODEL, Result
+from foldtune.demo.surroundings import Surroundings
+
+# As they were drawn, not picked: some get worse.
+SHOWN_QUESTIONS = 8
+
+
+def show_answers(material: Material, result: Result, screen: Screen) -> None:
+    """Some held-out questions with the answers of both models, and the means over all of them."""
+    answers = Table(title="Held-out questions: the right document's rank, and what came first")
+    answers.add_column("question", ratio=3)
+    answers.add_column("before", justify="right")
+    answers.add_column("after", justify="right")
+    answers.add_column("first before", ratio=2, overflow="fold")
+    answers.add_column("first after", ratio=2, overflow="fold")
+    for number, pair in enumerate(material.questions.held_out[:SHOWN_QUESTIONS]):
+        hits = (_hit(material, found, number) for found in (result.before, result.after))
+        ranks = (_rank(found.ranks, number) for found in (result.before, result.after))
+        answers.add_row(Text(pair.question), *ranks, *hits)
+    screen.console.print(answers)
+
+    means = Table(title=f"All {len(material.questions.held_out)} of them, in {len(material.documents):,} documents")
+    for column in ("", "before", "after", "change"):
+        means.add_column(column, justify="left" if not column else "right")
+    after = result.after.quality.named()
+    for name, old in result.before.quality.named().items():
+        means.add_row(name, f"{old:.3f}", f"{after[name]:.3f}", f"{after[name] / max(old, 1e-9) - 1:+.1%}")
+    screen.console.print(means)
+
+
+def show_how_to_go_on(surroundings: Surroundings, result: Result, screen: Screen) -> None:
+    """Where everything is, and what to type in another terminal."""
+    screen.say(f"Everything goes on running in {surroundings.folder}; the model is in {result.model_folder}.")
+    screen.say("In another terminal:")
+    for name, value in surroundings.environment.items():
+        screen.say(f"  export {name}={value!r}")
+    screen.say("  foldtune status")
+    screen.say(f"  foldtune request {MODEL} --wait")
+    screen.say("Ctrl-C here stops it all and deletes the data.")
+
+
+def _hit(material: Material, answers: Answers, number: int) -> Text:
+    hit = material.documents[int(answers.top[number])]
+    right = hit == material.questions.held_out[number].document
+    return Text(hit.title, style="green" if right else "")
+
+
+def _rank(ranks: Indices, number: int) -> Text:
+    rank = int(ranks[number])
+    return Text(f"{rank:,}", style="green" if rank == 1 else "")
