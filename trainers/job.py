@@ -1,7 +1,8 @@
 """Runs one training job: ``python -m trainers.job s3://BUCKET/…/job.json``.
 
 The exit code says how it ended (``trainers.errors.ExitCode``). A job that can never succeed is reported as failed from
-here; what may succeed when it is started again is the launcher's to report.
+here; what may succeed when it is started again is the launcher's to report, and so is a job that cannot be read: of
+what request it is, nobody here can say.
 """
 
 import signal
@@ -45,18 +46,13 @@ def main(arguments: list[str]) -> ExitCode:
     try:
         (uri,) = arguments
         settings = load_settings()
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
         store = S3ObjectStore(settings.s3)
         job = read_job(store, uri)
         with Publisher(settings.kafka) as publisher:
             return run(job, settings, store, KafkaAnnouncer(publisher))
-    except ValueError as error:
-        log.error("the training cannot start", reason=str(error))  # noqa: TRY400 - a reason for people, not a traceback
-        return ExitCode.IMPOSSIBLE
-    except TrainerError as error:
-        log.error("the training cannot start", reason=str(error))  # noqa: TRY400 - a reason for people, not a traceback
-        return error.exit_code
-    except _SURROUNDINGS as error:
-        log.error("the training cannot start", reason=str(SurroundingsError(error)))  # noqa: TRY400 - a reason for people, not a traceback
+    except (TrainerError, ValueError, *_SURROUNDINGS) as error:
+        log.error("the training did not begin or could not be reported", reason=str(error))  # noqa: TRY400 - for people
         return ExitCode.TRY_AGAIN
 
 
@@ -78,7 +74,7 @@ def run(job: TrainingJob, settings: Settings, store: ObjectStore, announcer: Ann
     try:
         _run(job, settings, store, reporter)
     except TrainerError as error:
-        log.error("training failed", request_id=job.request.request_id, reason=str(error), retryable=error.retryable)  # noqa: TRY400 - a reason for people, not a traceback
+        log.error("training failed", request_id=job.request.request_id, reason=str(error), retryable=error.retryable)  # noqa: TRY400 - for people
         if not error.retryable:
             reporter.state(State.FAILED, reasons=(str(error),))
         return error.exit_code

@@ -80,7 +80,9 @@ class NegativeSource:
         counts["above_score_margin"] = above
         shown = [self.dataset.impressions[question][:_MAX_IMPRESSIONS] for question in questions]
         width = max(map(len, shown), default=0)
-        padded = np.array([[*row, *[-1] * (width - len(row))] for row in shown], dtype=np.int64).reshape(-1, width)
+        padded = np.array([[*row, *[-1] * (width - len(row))] for row in shown], dtype=np.int64).reshape(
+            len(shown), width
+        )
         return np.concatenate([padded, mined], axis=1)[of_row]
 
     def _lowest_positive(self, queries: torch.Tensor, passages: torch.Tensor) -> npt.NDArray[np.float32]:

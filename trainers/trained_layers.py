@@ -17,8 +17,8 @@ from trainers.tokens import Tokens, by_length
 Indices = npt.NDArray[np.int64]
 LossOf = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, float]]
 
-# Passages are cut for training. Of function sources as passages, 128 tokens kept more than 95% of the gain in half the
-# time of 256; evaluation, and whoever serves the model, read up to the model's own bound.
+# Texts are cut for training: a step's time and the cache's size go with the tokens, and what a passage is about is
+# mostly said at its beginning. Evaluation, and whoever serves the model, read up to the model's own bound.
 TRAINING_TOKENS = 128
 # What the backward pass keeps of one token in one layer, in units of the hidden size: the inputs of its products, its
 # norms and its activation, the wide ones counted four times.

@@ -22,7 +22,7 @@ from trainers.words import WordSets
 
 Indices = npt.NDArray[np.int64]
 
-# Small encoders with few trained layers take more than the usual 2e-5; five times that did not move them further.
+# More than the 2e-5 that is usual for a whole model: only its last layers move, and only for a few hundred steps.
 LEARNING_RATE = 5e-5
 WARM_UP_SHARE = 0.1
 WEIGHT_DECAY = 0.01
@@ -186,12 +186,16 @@ class _reproducible:  # noqa: N801 - reads as a statement
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._before = False
+        self._before = (False, True)
 
     def __enter__(self) -> None:
         torch.manual_seed(self._seed)
-        self._before = torch.are_deterministic_algorithms_enabled()
+        memory = torch.utils.deterministic
+        self._before = (torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory)
         torch.use_deterministic_algorithms(not torch.cuda.is_available())
+        # The mode would also write over all fresh memory, only to show reads of what was never written.
+        memory.fill_uninitialized_memory = False
 
     def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self._before)
+        torch.use_deterministic_algorithms(self._before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = self._before[1]

@@ -1,0 +1,79 @@
+"""Small things to train with: a random BERT with the real tokenizer, and a dataset of few words."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from streams.events import now
+from streams.snapshot_format import DOCUMENTS, EXAMPLES
+from trainers.base_models import packaged_minilm_folder
+from trainers.dataset import Dataset, build_dataset
+
+Tables = tuple[pa.Table, pa.Table]
+
+
+def example(question: str, positive: str | None, *, strength: float = 1.0, negatives: tuple[str, ...] = ()) -> Any:
+    """A row of the examples; ``ID=TEXT`` names a passage whose text the log carried."""
+    return {
+        "log_id": question,
+        "occurred_at": now(),
+        "folder_id": "f",
+        "agent_id": "a",
+        "conversation_id": None,
+        "question": question,
+        "positive": passage(positive) if positive else None,
+        "label": "cited" if positive else "disliked",
+        "strength": strength,
+        "negatives": [passage(negative) for negative in negatives],
+    }
+
+
+def passage(name: str) -> dict[str, str | None]:
+    document_id, _, text = name.partition("=")
+    return {"folder_id": "f", "document_id": document_id, "text": text or None}
+
+
+@pytest.fixture(scope="session")
+def tables() -> Callable[..., Tables]:
+    """Tables of a snapshot, of rows made by ``example`` and of documents by their ids."""
+
+    def make(examples: list[Any], documents: dict[str, str]) -> Tables:
+        rows = [{"folder_id": "f", "document_id": name, "title": "", "text": text} for name, text in documents.items()]
+        return pa.Table.from_pylist(examples, EXAMPLES), pa.Table.from_pylist(rows, DOCUMENTS)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of three random layers, 32 wide, with the tokenizer of MiniLM."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(packaged_minilm_folder() / name, folder / name)
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tables: Callable[..., Tables]) -> Dataset:
+    """40 questions, each with its document, and 10 documents that nobody asked for."""
+    names = [f"{one}{two}" for one in ("red", "blue", "green", "old", "new") for two in "abcdefghij"]
+    documents = {name: f"{name} is what {name} does " + "and more " * (index % 7) for index, name in enumerate(names)}
+    rows = [example(f"where is {name} {index}", name) for index, name in enumerate(names[:40])]
+    return build_dataset(*tables(rows, documents))

@@ -1,0 +1,106 @@
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.trainers.conftest import example
+from trainers.dataset import Dataset, build_dataset, split
+from trainers.errors import TooLittleDataError
+from trainers.words import WordSets, normalized, words
+
+DOCUMENTS = {"one": "first text", "two": "second text", "twin": "second text"}
+
+
+def test_what_is_the_same_question() -> None:
+    assert normalized("  Where IS the \uff46erry?!") == normalized("where is, the ferry")
+    assert normalized("???") != normalized("!!!")
+    assert words("渡し船 ferry") == ["渡", "し", "船", "ferry"]
+
+
+def test_repeated_pairs_are_merged_and_conflicting_positives_are_all_known(tables: Callable[..., Any]) -> None:
+    rows = [
+        example("Where?", "one", strength=0.2, negatives=("two",)),
+        example("where", "one", strength=0.6),
+        example("WHERE!", "two"),
+        example("where", None, negatives=("bad=shown and disliked",)),
+    ]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    assert dataset.questions == ("Where?",)
+    assert dataset.positive.tolist() == [0, 1]
+    assert dataset.strength.tolist() == pytest.approx([0.6, 1.0])
+    assert dataset.is_known_positive(np.array([0]), np.array([0, 1, 2, -1])).tolist() == [True, True, False, False]
+    assert dataset.impressions == ((1, 2),)
+    assert dataset.left_out == {"disliked_without_positive": 1, "repeated_pair": 1}
+
+
+def test_documents_of_equal_text_are_one_passage(tables: Callable[..., Any]) -> None:
+    dataset = build_dataset(*tables([example("q", "twin")], DOCUMENTS))
+    assert dataset.documents == 2
+    assert dataset.positive.tolist() == [1]
+
+
+def test_a_positive_outside_the_snapshot_needs_the_text_of_the_log(tables: Callable[..., Any]) -> None:
+    rows = [example("gone", "three"), example("carried", "four=carried text"), example("x", "one")]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    assert dataset.left_out == {"positive_without_text": 1}
+    assert dataset.passages == ("first text", "second text", "carried text")
+    assert (dataset.documents, dataset.searchable) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "documents"),
+    [([], DOCUMENTS), ([example("q", "one")], {"one": "alone"}), ([example("q", "gone")], DOCUMENTS)],
+)
+def test_too_little_is_refused_with_its_numbers(rows: Any, documents: Any, tables: Callable[..., Any]) -> None:
+    with pytest.raises(TooLittleDataError, match=r"\d distinct documents"):
+        build_dataset(*tables(rows, documents))
+
+
+def test_questions_all_alike_cannot_be_split(tables: Callable[..., Any]) -> None:
+    rows = [example("same question", "one"), example("Same question?", "two")]
+    with pytest.raises(TooLittleDataError, match="1 distinct questions in 1 group"):
+        split(build_dataset(*tables(rows, DOCUMENTS)), seed=0)
+
+
+def test_near_questions_stay_on_one_side(tables: Callable[..., Any]) -> None:
+    rows = []
+    for number in range(60):
+        topic = f"topic{number} area{number} thing{number} place{number}"
+        rows += [example(f"please explain {topic} to me", "one"), example(f"please explain {topic} to me now", "two")]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    parts = split(dataset, seed=3)
+    held_out_groups = set(dataset.groups[parts.held_out].tolist())
+    trained_groups = set(dataset.groups[dataset.question[parts.train]].tolist())
+    assert not held_out_groups & trained_groups
+    assert 0.2 <= len(parts.held_out) / len(dataset.questions) <= 0.25
+    assert len(parts.train) + len(parts.held_out) == len(rows)
+
+
+def test_what_is_held_out_stays_so_when_data_comes(small_dataset: Dataset) -> None:
+    first = split(small_dataset, seed=5)
+    assert np.array_equal(first.held_out, split(small_dataset, seed=5).held_out)
+    assert not np.array_equal(first.held_out, split(small_dataset, seed=6).held_out)
+    fewer = replace(small_dataset, question=small_dataset.question[:-4], positive=small_dataset.positive[:-4])
+    gone = set(range(36, 40))
+    again = split(fewer, seed=5)
+    assert set(again.held_out.tolist()) - gone <= set(first.held_out.tolist())
+
+
+@given(st.lists(st.text("abc ", max_size=14), max_size=12), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_near_duplicates_agree_with_comparing_all_pairs(texts: list[str], threshold: float) -> None:
+    sets = [set(words(text)) for text in texts]
+    labels = list(range(len(texts)))
+    for one in range(len(texts)):
+        for other in range(one):
+            union = sets[one] | sets[other]
+            if union and len(sets[one] & sets[other]) / len(union) >= threshold - 1e-9:
+                kept, lost = labels[one], labels[other]
+                labels = [kept if label == lost else label for label in labels]
+    found = WordSets.of(texts).near_duplicates(threshold)
+    for one in range(len(texts)):
+        for other in range(one):
+            assert (labels[one] == labels[other]) == (found[one] == found[other])

@@ -1,0 +1,184 @@
+import hashlib
+import io
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from infra.errors import PublishError
+from infra.objects import MemoryObjectStore
+from infra.settings import Settings, TrainerSettings
+from streams.events import (
+    FineTuneRequested,
+    FineTuneStatus,
+    ModelReference,
+    Progress,
+    SnapshotFile,
+    SnapshotManifest,
+    SnapshotPart,
+    State,
+    TrainingJob,
+)
+from streams.knobs import TrainingKnobs, WeightKnobs
+from tests.unit.trainers.conftest import Tables, example
+from trainers.errors import BadJobError, ExitCode, SurroundingsError
+from trainers.job import main, read_job, run
+from trainers.publishing import LatestModel, latest_model
+from trainers.status import RecordingAnnouncer, Reporter
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+WORDS = [f"{one}{two}" for one in ("red", "blue", "green", "old", "new", "odd", "raw", "big") for two in "abcdefghij"]
+DOCUMENTS = {word: f"all about {word} {word}s" for word in WORDS}
+EXAMPLES = [example(f"where to find {word} {word[::-1]}?", word) for word in WORDS]
+
+Start = Callable[..., tuple[ExitCode, RecordingAnnouncer]]
+
+
+def put(store: MemoryObjectStore, tables: Tables, version: str = "000001", **request: Any) -> TrainingJob:
+    files = []
+    for name, table in zip(("examples", "documents"), tables, strict=True):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        store.put(name, buffer.getvalue())
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        files.append(SnapshotFile(uri=store.uri(name), sha256=digest, rows=table.num_rows))
+    part = SnapshotPart(request_id="r", model="m", partition=0, examples=files[0], documents=files[1])
+    manifest = SnapshotManifest(request_id="r", model="m", created_at=NOW, parts=(part,)).encode()
+    store.put("snapshot.json", manifest)
+    return TrainingJob(
+        request=FineTuneRequested(request_id="r", model="m", requested_at=NOW, **request),
+        base_model=ModelReference(uri="file:///nowhere"),
+        snapshot_uri=store.uri("snapshot.json"),
+        snapshot_sha256=hashlib.sha256(manifest).hexdigest(),
+        output_uri=store.uri(f"models/m/{version}"),
+        version=version,
+        published_at=NOW,
+        max_seconds=60,
+    )
+
+
+@pytest.fixture
+def store() -> MemoryObjectStore:
+    return MemoryObjectStore()
+
+
+@pytest.fixture
+def start(store: MemoryObjectStore, tiny_folder: Path, tmp_path: Path) -> Start:
+    """Runs a job with the tiny model as its base."""
+
+    def go(job: TrainingJob) -> tuple[ExitCode, RecordingAnnouncer]:
+        announcer = RecordingAnnouncer()
+        settings = Settings(trainer=TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path))
+        base = ModelReference(uri=tiny_folder.as_uri())
+        return run(job.model_copy(update={"base_model": base}), settings, store, announcer), announcer
+
+    return go
+
+
+def failure(announcer: RecordingAnnouncer) -> str:
+    last = announcer.statuses[-1]
+    assert (last.state, last.retryable) == (State.FAILED, False)
+    return last.reasons[0]
+
+
+def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjectStore, tables: Any) -> None:
+    job = put(store, tables(EXAMPLES, DOCUMENTS), weights=WeightKnobs(focus=0.5, minimum=0.1, temperature=0.005))
+    code, announcer = start(job)
+    assert code == ExitCode.DONE
+    last = announcer.statuses[-1]
+    assert last.state == State.COMPLETED
+    assert last.promoted == bool(announcer.ready)
+    assert any("temperature 0.005" in warning for warning in last.warnings)
+    assert any("steps" in warning for warning in last.warnings)
+    card = store.get("models/m/000001/README.md").decode()
+    assert job.snapshot_sha256 in card
+    assert "weights.focus | 0.5" in card
+    assert ("**passed**" in card) == last.promoted
+
+
+def test_the_next_version_is_compared_with_the_promoted_one(
+    start: Start, store: MemoryObjectStore, tables: Any
+) -> None:
+    data = tables(EXAMPLES, DOCUMENTS)
+    start(put(store, data))
+    digest = hashlib.sha256(store.get("models/m/000001/manifest.json")).hexdigest()
+    latest = LatestModel(version="000001", model_uri=store.uri("models/m/000001"), manifest_sha256=digest)
+    store.put("models/m/latest.json", latest.model_dump_json().encode())
+    job = put(store, data, version="000002")
+    assert latest_model(job, store) == latest
+    code, announcer = start(job)
+    assert code == ExitCode.DONE
+    # The same data and seed give the same model, and that is no gain over itself.
+    assert announcer.statuses[-1].promoted is False
+    assert "not better than version 000001" in announcer.statuses[-1].reasons[0]
+    assert not announcer.ready
+
+
+def test_a_changed_snapshot_is_refused(start: Start, store: MemoryObjectStore, tables: Any) -> None:
+    job = put(store, tables(EXAMPLES, DOCUMENTS))
+    store.put("examples", b"something else")
+    code, announcer = start(job)
+    assert code == ExitCode.IMPOSSIBLE
+    assert "s3://memory/examples has the digest" in failure(announcer)
+
+
+def test_one_document_is_refused_with_numbers(start: Start, store: MemoryObjectStore, tables: Any) -> None:
+    code, announcer = start(put(store, tables([example("q", "a")], {"a": "alone"})))
+    assert code == ExitCode.IMPOSSIBLE
+    assert "1 distinct documents (2 are needed)" in failure(announcer)
+
+
+def test_too_many_layers_are_refused_with_the_bound(start: Start, store: MemoryObjectStore, tables: Any) -> None:
+    job = put(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(trainable_layers=9))
+    code, announcer = start(job)
+    assert code == ExitCode.IMPOSSIBLE
+    assert "training.trainable_layers is 9, base_model has 3 layers" in failure(announcer)
+
+
+def test_odd_texts_train(start: Start, store: MemoryObjectStore, tables: Any) -> None:
+    odd = {"empty": " ", "long": "word " * 9000, "signs": "?!", **{f"d{index}": f"text {index}" for index in range(9)}}
+    rows = [example(f"{name} {index}" if index else "!", name, strength=0.1) for index, name in enumerate(odd)]
+    code, announcer = start(put(store, tables(rows, odd), training=TrainingKnobs(trainable_layers="all", epochs=1)))
+    assert code == ExitCode.DONE
+    assert announcer.statuses[-1].promoted is False
+    assert any("held-out groups" in warning for warning in announcer.statuses[-1].warnings)
+
+
+def test_a_store_that_fails_means_try_again(
+    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = put(store, tables(EXAMPLES, DOCUMENTS))
+
+    def fail(*_: object) -> bytes:
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(store, "get", fail)
+    code, announcer = start(job)
+    assert code == ExitCode.TRY_AGAIN
+    assert announcer.statuses[-1].state == State.RUNNING
+
+
+def test_a_job_that_is_not_there(store: MemoryObjectStore) -> None:
+    with pytest.raises(BadJobError, match=r"jobs/x/job\.json"):
+        read_job(store, "s3://memory/jobs/x/job.json")
+    assert main([]) == ExitCode.TRY_AGAIN
+
+
+def test_progress_is_reported_seldom_and_survives_a_silent_broker(store: MemoryObjectStore, tables: Any) -> None:
+    class Silent(RecordingAnnouncer):
+        def status(self, status: FineTuneStatus) -> None:
+            super().status(status)
+            if status.progress:
+                raise SurroundingsError(PublishError("fine-tune-status"))
+
+    seconds = iter(range(100))
+    announcer = Silent()
+    reporter = Reporter(announcer, put(store, tables(EXAMPLES, DOCUMENTS)), clock=lambda: float(next(seconds)))
+    for step in range(1, 21):
+        reporter.stepped(Progress(step=step, steps=20, loss=1.0, examples_per_second=1.0, eta_seconds=1.0))
+    assert 3 <= len(announcer.statuses) <= 6
+    assert announcer.statuses[-1].progress is not None
+    assert announcer.statuses[-1].progress.step == 20

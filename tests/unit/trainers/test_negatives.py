@@ -1,0 +1,91 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from streams.knobs import DatasetKnobs
+from tests.unit.trainers.conftest import example
+from trainers.dataset import Dataset, build_dataset
+from trainers.negatives import Negatives, NegativeSource, hardest
+from trainers.words import WordSets
+
+DOCUMENTS = {
+    "p": "alpha beta gamma delta",
+    "near": "alpha beta gamma epsilon",
+    "other": "zeta eta theta",
+    "far": "iota kappa lamda",
+    "second": "mu nu xi",
+}
+
+
+def choose(dataset: Dataset, queries: Any, passages: Any, **knobs: Any) -> Negatives:
+    rows = np.arange(len(dataset.question))
+    source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), DatasetKnobs(**knobs))
+    return source.choose(torch.tensor(queries), torch.tensor(passages), np.random.default_rng(0))
+
+
+def test_each_filter_takes_its_own_and_counts_it(tables: Callable[..., Any]) -> None:
+    shown = ("near", "p", "other", "other", "second")
+    rows = [example("q", "p", negatives=shown), example("q", "second")]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    # Scores with the question: p 1, near .1, other .2, far .9 (above the margin of "second", .5), second .5.
+    passages = [[1.0, 0.0], [0.1, 1.0], [0.2, 1.0], [0.9, 0.4], [0.5, 0.9]]
+    chosen = choose(dataset, [[1.0, 0.0]], passages, hard_negatives=2, easy_negatives=0, exclusion_threshold=0.6)
+    # "other" was shown; "near" shares 3 of 5 words with p, and none with "second".
+    assert chosen.passages[0].tolist()[0] == 2
+    assert chosen.passages[1].tolist() == [1, 2]
+    assert chosen.counts["near_positive_by_words"] >= 1
+    assert chosen.counts["above_score_margin"] == 3
+    assert chosen.counts["known_positive"] >= 4
+    assert chosen.counts["same_passage_twice"] >= 2
+    # One hard one was missing, and the only other document came in its place.
+    assert chosen.counts["hard_filled_with_easy"] == 1
+    assert chosen.passages[0].tolist()[1] == 3
+
+
+def test_a_lower_threshold_is_stricter(tables: Callable[..., Any]) -> None:
+    dataset = build_dataset(*tables([example("q", "p")], DOCUMENTS))
+    equal = [[0.1, 1.0]] * 5
+    lenient = choose(dataset, [[1.0, 0.0]], equal, hard_negatives=4, easy_negatives=0, exclusion_threshold=1.0)
+    strict = choose(dataset, [[1.0, 0.0]], equal, hard_negatives=4, easy_negatives=0, exclusion_threshold=0.0)
+    assert 1 in lenient.passages
+    assert (strict.passages == -1).all()
+    assert strict.counts["missing"] == 4
+
+
+def test_easy_negatives_are_documents_and_never_positives(small_dataset: Dataset) -> None:
+    count = len(small_dataset.passages)
+    zeros = np.zeros((count, 2), dtype=np.float32)
+    # Nothing is excluded by its words: these documents have most of them in common.
+    knobs = {"hard_negatives": 0, "easy_negatives": 5, "exclusion_threshold": 1.0}
+    chosen = choose(small_dataset, zeros[: len(small_dataset.questions)], zeros, **knobs)
+    assert chosen.passages.shape == (40, 5)
+    assert (chosen.passages >= 0).all()
+    assert not small_dataset.is_known_positive(small_dataset.question[:, None], chosen.passages).any()
+    assert all(len(set(row)) == 5 for row in chosen.passages.tolist())
+
+
+def test_mining_in_tiles_equals_a_full_sort(monkeypatch: Any) -> None:
+    monkeypatch.setattr("trainers.negatives._TILE", 100)
+    torch.manual_seed(0)
+    queries, passages = torch.randn(23, 8), torch.randn(40, 8)
+    lowest = (queries @ passages.T).numpy().max(axis=1)
+    lowest[0] = -1.0
+    found, above = hardest(queries, passages, lowest, 6)
+    scores = (queries @ passages.T).numpy()
+    bound = lowest - 0.05 * np.abs(lowest)
+    assert above == int((scores > bound[:, None]).sum())
+    for row, score, limit in zip(found, scores, bound, strict=True):
+        expected = [index for index in np.argsort(-score) if score[index] <= limit][:6]
+        assert row.tolist() == [*expected, *[-1] * (6 - len(expected))]
+
+
+def test_a_hundred_thousand_rows_take_seconds() -> None:
+    generator = np.random.default_rng(0)
+    texts = [" ".join(f"w{word}" for word in generator.integers(3000, size=40)) for _ in range(2000)]
+    sets = WordSets.of(texts)
+    pairs = generator.integers(2000, size=(2, 300_000))
+    found = sets.jaccard(pairs[0], pairs[1])
+    one, other = set(texts[pairs[0, 7]].split()), set(texts[pairs[1, 7]].split())
+    assert found[7] == len(one & other) / len(one | other)

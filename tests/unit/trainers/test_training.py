@@ -1,0 +1,157 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, ModernBertConfig, MPNetConfig, Qwen3Config, XLMRobertaConfig
+
+from streams.events import FineTuneRequested, Progress, now
+from streams.knobs import DatasetKnobs, TrainingKnobs
+from trainers.dataset import Dataset
+from trainers.encoder import Encoder
+from trainers.errors import KnobError, LossNotFiniteError
+from trainers.layouts import freeze, halves
+from trainers.pipeline import embed
+from trainers.prefix_cache import PrefixCache
+from trainers.trained_layers import TrainedLayers
+from trainers.training import TrainingRecord, train
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+CONFIGS = [
+    BertConfig(**SMALL),
+    XLMRobertaConfig(**SMALL),
+    MPNetConfig(**SMALL),
+    ModernBertConfig(**SMALL, global_attn_every_n_layers=2, local_attention=4, reference_compile=False),
+    Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
+]
+
+
+class Steps:
+    """Remembers how far the training said it was."""
+
+    def __init__(self) -> None:
+        self.seen: list[Progress] = []
+
+    def stepped(self, progress: Progress) -> None:
+        self.seen.append(progress)
+
+
+def request(layers: Any = 1, **weights: Any) -> FineTuneRequested:
+    return FineTuneRequested(
+        request_id="r",
+        model="m",
+        requested_at=now(),
+        training=TrainingKnobs(batch_size=8, epochs=2, trainable_layers=layers),
+        dataset=DatasetKnobs(hard_negatives=2, easy_negatives=1),
+        weights=weights,
+    )
+
+
+def trained(folder: Path, dataset: Dataset, tmp_path: Path, **weights: Any) -> tuple[Encoder, TrainingRecord, Steps]:
+    encoder, steps = Encoder.load(folder, "cpu"), Steps()
+    start = embed(encoder, dataset)
+    rows = np.arange(len(dataset.question))
+    record = train(encoder, dataset, rows, request(**weights), start=start, observer=steps, spill_folder=tmp_path)
+    return encoder, record, steps
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_the_two_halves_make_the_whole(config: Any) -> None:
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval()
+    freeze(model, 2)
+    found = halves(model, 2)
+    assert found is not None
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 0, 0, 0, 0]])
+    mask = (ids > 0).long()
+    whole = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    states = found.prefix(input_ids=ids, attention_mask=mask).last_hidden_state
+    joined = found.trained(inputs_embeds=states, attention_mask=mask).last_hidden_state
+    assert torch.allclose(whole[mask.bool()], joined[mask.bool()], atol=1e-5)
+    assert not states.requires_grad
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert not any(".0." in name or "embeddings" in name for name in trainable)
+
+
+def test_an_unknown_layout_trains_whole() -> None:
+    from transformers import AlbertConfig
+
+    model = AutoModel.from_config(AlbertConfig(**SMALL, embedding_size=16, num_hidden_groups=1))
+    freeze(model, 1)
+    assert halves(model, 1) is None
+
+
+def test_more_layers_than_there_are(tiny_folder: Path) -> None:
+    with pytest.raises(KnobError, match=r"trainable_layers is 4, base_model has 3 layers"):
+        freeze(Encoder.load(tiny_folder, "cpu").model, 4)
+
+
+def gradients(folder: Path, dataset: Dataset, tmp_path: Path, **options: Any) -> tuple[float, list[torch.Tensor]]:
+    layers = TrainedLayers(Encoder.load(folder, "cpu"), dataset, 2, tmp_path, **options)
+    questions, passages = np.array([3, 9]), np.array([1, 5, 17, 44])
+    loss, _ = layers.backward(questions, passages, lambda q, p: ((q @ p.T).pow(2).sum(), 0.0))
+    return loss, [parameter.grad for parameter in layers.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("options", [{"cached": False}, {"graph_budget": 0}, {"cached": False, "graph_budget": 0}])
+def test_cache_and_parts_change_no_gradient(
+    options: Any, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    expected, wanted = gradients(tiny_folder, small_dataset, tmp_path)
+    loss, found = gradients(tiny_folder, small_dataset, tmp_path, **options)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_beyond_its_budget_spills_to_a_file(tiny_folder: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(tiny_folder, "cpu")
+    tokens = encoder.tokenize(["one", "two words", ""])
+    freeze(encoder.model, 1)
+    split = halves(encoder.model, 1)
+    assert split is not None
+    kept = PrefixCache(encoder, split.prefix, tokens, tmp_path, memory_budget=1 << 30)
+    spilled = PrefixCache(encoder, split.prefix, tokens, tmp_path, memory_budget=0)
+    assert (kept.spilled, spilled.spilled) == (False, True)
+    assert (tmp_path / "prefix-states.bin").stat().st_size == spilled.size_bytes
+    indices = np.array([2, 0, 1])
+    assert torch.equal(kept.states(indices)[0], spilled.states(indices)[0])
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    one, record, steps = trained(tiny_folder, small_dataset, tmp_path)
+    other, again, _ = trained(tiny_folder, small_dataset, tmp_path)
+    assert record.losses == again.losses
+    for left, right in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+    assert [progress.step for progress in steps.seen] == list(range(1, 11))
+    assert record.mined_epochs == 2
+
+
+def test_only_the_last_layers_move(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in Encoder.load(tiny_folder, "cpu").model.state_dict().items()}
+    encoder, _, _ = trained(tiny_folder, small_dataset, tmp_path)
+    moved = {name for name, value in encoder.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("encoder.layer.2.") for name in moved)
+
+
+def test_a_loss_that_is_no_number_ends_the_training(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.load(tiny_folder, "cpu")
+    start = embed(encoder, small_dataset)
+    monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0] * torch.nan)
+    with pytest.raises(LossNotFiniteError, match=r"weights\.temperature"):
+        train(encoder, small_dataset, np.arange(40), request(), start=start, observer=Steps(), spill_folder=tmp_path)
