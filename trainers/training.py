@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -190,7 +190,7 @@ class _reproducible:  # noqa: N801 - reads as a statement
 
     def __enter__(self) -> None:
         torch.manual_seed(self._seed)
-        memory = torch.utils.deterministic
+        memory: Any = torch.utils.deterministic
         self._before = (torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory)
         torch.use_deterministic_algorithms(not torch.cuda.is_available())
         # The mode would also write over all fresh memory, only to show reads of what was never written.
@@ -198,4 +198,5 @@ class _reproducible:  # noqa: N801 - reads as a statement
 
     def __exit__(self, *_: object) -> None:
         torch.use_deterministic_algorithms(self._before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = self._before[1]
+        memory: Any = torch.utils.deterministic
+        memory.fill_uninitialized_memory = self._before[1]
