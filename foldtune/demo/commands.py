@@ -38,7 +38,11 @@ def demo(
     # Imported when needed: help is quick without torch.
     from foldtune.demo.screen import Screen  # noqa: PLC0415
     from foldtune.demo.stages import Plan  # noqa: PLC0415
+    from infra.logs import configure_logs  # noqa: PLC0415
+    from infra.settings import Settings  # noqa: PLC0415
 
+    # The stages say what goes on; of the libraries only what is wrong.
+    configure_logs(Settings.model_construct(log_level="WARNING"))
     # As for Ctrl-C: the way out leads through every "finally".
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan = Plan(folders=folders, questions=questions, held_out=held_out, epochs=epochs, seed=seed)

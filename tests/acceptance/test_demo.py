@@ -1,0 +1,85 @@
+"""The demonstration against a Kafka and an S3 server of its own: what it reports, and that it leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+SMALL = ("--folders", "1", "--questions", "120", "--held-out", "60", "--epochs", "1")
+METRICS = {"recall@1", "recall@10", "mrr@10", "ndcg@10"}
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "foldtune.demo", *options]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Its temporary folder is also the mark by which all that it starts is known."""
+    return os.environ | {"TMPDIR": str(folder)}
+
+
+def left_behind(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.environ().get("TMPDIR") == str(folder):
+                found.append(process)
+    return found
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The demonstration, up to where its servers and children run."""
+    with subprocess.Popen(
+        command(*SMALL), env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        try:
+            assert any(line.startswith("Embedding") for line in process.stdout)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_from_logs_to_a_better_model(tmp_path: Path) -> None:
+    process = subprocess.run(
+        command("--folders", "1", "--questions", "260", "--held-out", "60", "--epochs", "2"),
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert process.returncode == 0, process.stdout + process.stderr
+    report = json.loads(process.stdout.splitlines()[-1])
+    assert report["model"] == "library-search"
+    assert report["model_uri"].startswith("s3://foldtune/")
+    assert report["before"].keys() == report["after"].keys() == METRICS
+    assert report["after"]["ndcg@10"] > report["before"]["ndcg@10"]
+    assert list(report["seconds"]) == [
+        *("corpus", "start", "embed", "simulate", "publish", "train", "fetch", "evaluate", "total")
+    ]
+    assert left_behind(tmp_path) == []
+    assert not list(tmp_path.glob("foldtune-demo-*"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_whatever_ends_it_ends_all_that_it_started(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    with running(tmp_path) as process:
+        assert len(left_behind(tmp_path)) > 5
+        process.send_signal(number)
+        assert process.wait(60) == status
+
+    deadline = time.monotonic() + 60
+    while left_behind(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left_behind(tmp_path) == []
+    assert number == signal.SIGKILL or not list(tmp_path.glob("foldtune-demo-*"))
