@@ -23,9 +23,11 @@ app = typer.Typer(add_completion=False)
 def demo(
     *,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
-    folders: Annotated[int, typer.Option(min=1, help="How many folders, the largest first.")] = 4,
-    questions: Annotated[int, typer.Option(min=1, help="How many questions the simulated users ask at most.")] = 900,
-    held_out: Annotated[int, typer.Option(min=1, help="How many questions are kept for the comparison.")] = 300,
+    folders: Annotated[int, typer.Option(min=1, help="How many folders, the largest first.")] = 8,
+    documents: Annotated[int, typer.Option(min=2, help="How many documents, but all that answer a question.")] = 2_400,
+    questions: Annotated[int, typer.Option(min=1, help="How many questions the simulated users ask at most.")] = 1_600,
+    held_out: Annotated[int, typer.Option(min=1, help="How many questions are kept for the comparison.")] = 400,
+    wrong_labels: Annotated[float, typer.Option(min=0, max=0.5, help="Share of the labels that are wrong.")] = 0.2,
     epochs: Annotated[int, typer.Option(min=1, max=100, help="Number of epochs.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw, of the simulation and of the training.")] = 0,
 ) -> None:
@@ -45,7 +47,7 @@ def demo(
     configure_logs(Settings.model_construct(log_level="WARNING"))
     # As for Ctrl-C: the way out leads through every "finally".
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    plan = Plan(folders=folders, questions=questions, held_out=held_out, epochs=epochs, seed=seed)
+    plan = Plan(folders, documents, questions, held_out, wrong_labels, epochs, seed)
     try:
         _run(plan, Screen(), keep=keep)
     except KeyboardInterrupt:

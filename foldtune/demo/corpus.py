@@ -6,6 +6,7 @@ demonstration can measure with true pairs what it trained with imperfect logs.
 """
 
 import ast
+import random
 import sysconfig
 import tokenize
 import warnings
@@ -68,6 +69,15 @@ class Corpus:
             tuple(document for document in self.documents if document.folder_id in kept),
             tuple(pair for pair in self.pairs if pair.document.folder_id in kept),
         )
+
+    def thinned(self, documents: int, seed: int) -> "Corpus":
+        """At most ``documents`` of the documents, but all that answer a question; the others are drawn."""
+        answers = {pair.document.document_id for pair in self.pairs}
+        others = [document.document_id for document in self.documents if document.document_id not in answers]
+        room = max(0, min(len(others), documents - len(answers)))
+        drawn = random.Random(seed).sample(others, room)  # noqa: S311 - a draw, not a secret
+        kept = answers.union(drawn)
+        return Corpus(tuple(document for document in self.documents if document.document_id in kept), self.pairs)
 
 
 def standard_library(root: Path | None = None) -> Corpus:

@@ -38,6 +38,11 @@ class Habits:
     apart: float = 0.5
     early: float = 0.3
 
+    @classmethod
+    def with_wrong_labels(cls, share: float) -> "Habits":
+        """Habits that make about this share of the labels wrong, of an agent that finds the right document mostly."""
+        return cls(cites_wrong=share, cites_anyway=min(1.0, 2 * share))
+
 
 @dataclass(frozen=True)
 class Split:

@@ -9,7 +9,7 @@ from foldtune.demo.following import follow
 from foldtune.demo.material import Answers, Material, embed_questions
 from foldtune.demo.retrieval import Matrix, nearest
 from foldtune.demo.screen import Screen
-from foldtune.demo.simulation import Simulator, described, split
+from foldtune.demo.simulation import Habits, Simulator, described, split
 from foldtune.demo.surroundings import Surroundings
 from infra.objects import S3ObjectStore
 from infra.settings import Settings
@@ -17,7 +17,6 @@ from streams.client import FoldtuneClient
 from streams.deployer import fetch_model
 from streams.events import ChatLog, DocumentUpserted, Feedback, FineTuneRequested, ModelReady, now
 from streams.knobs import DatasetKnobs, TrainingKnobs
-from trainers.base_models import packaged_minilm_folder
 from trainers.encoder import Encoder
 
 MODEL = "library-search"
@@ -27,9 +26,11 @@ MODEL = "library-search"
 class Plan:
     """How large the demonstration is. The defaults fit six minutes on two cores."""
 
-    folders: int = 4
-    questions: int = 900
-    held_out: int = 300
+    folders: int = 8
+    documents: int = 2_400
+    questions: int = 1_600
+    held_out: int = 400
+    wrong_labels: float = 0.2
     epochs: int = 1
     seed: int = 0
 
@@ -71,7 +72,7 @@ def read_corpus(plan: Plan, screen: Screen) -> Material:
         ValueError: they hold fewer questions than are to be held out.
     """
     with screen.stage("corpus", "Reading Python's standard library") as bar:
-        corpus = standard_library().largest(plan.folders)
+        corpus = standard_library().largest(plan.folders).thinned(plan.documents, plan.seed)
         material = Material(corpus, split(corpus.pairs, held_out=plan.held_out, asked=plan.questions, seed=plan.seed))
         bar.note(f"{len(material.documents):,} functions and classes in {', '.join(corpus.folders())}")
     return material
@@ -91,7 +92,8 @@ def simulate(
     asked = material.questions.asked
     with screen.stage("simulate", f"Simulating an agent and its users: {len(asked):,} questions") as bar:
         found, scores = nearest(embed_questions(base, asked), documents)
-        events = Simulator(material.documents, until=now(), seed=plan.seed).events(asked, found, scores)
+        habits = Habits.with_wrong_labels(plan.wrong_labels)
+        events = Simulator(material.documents, until=now(), seed=plan.seed, habits=habits).events(asked, found, scores)
         bar.note(described(asked, events))
     return events
 
@@ -122,7 +124,7 @@ def train(plan: Plan, surroundings: Surroundings, screen: Screen) -> ModelReady:
         requested_at=now(),
         requested_by="demo",
         origin="person",
-        dataset=DatasetKnobs(easy_negatives=1, hard_negatives=3),
+        dataset=DatasetKnobs(easy_negatives=0, hard_negatives=2),
         training=TrainingKnobs(epochs=plan.epochs),
         seed=plan.seed,
     )
@@ -150,7 +152,7 @@ def compare(material: Material, folder: Path, screen: Screen) -> Answers:
 
 def run(plan: Plan, surroundings: Surroundings, material: Material, screen: Screen) -> Result:
     """All that needs running servers, in order."""
-    base = Encoder.load(packaged_minilm_folder())
+    base = Encoder.load(surroundings.base_model)
     searched = search_with_base(material, base, screen)
     publish(material, simulate(plan, material, base, searched.documents, screen), surroundings.settings, screen)
     ready = train(plan, surroundings, screen)

@@ -7,13 +7,13 @@ from typing import Self
 
 from pydantic import SecretStr
 
+from foldtune.demo.base_model import prepare_base_model
 from foldtune.demo.children import Child, log_tail
 from infra.kafka import create_topics
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
 from infra.settings import KafkaSettings, S3Settings, Settings, TrainerSettings, WorkerSettings
 from streams.topics import Topic
-from trainers.base_models import packaged_minilm, packaged_minilm_folder
 from trainers.launchers.environment import settings_environment
 
 PARTITIONS = 4
@@ -37,6 +37,7 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="foldtune-demo-"))
+        self.base_model = self.folder / "base-model"
         options = LocalOptions(
             data_dir=self.folder / "servers",
             kafka_port=None,
@@ -104,8 +105,8 @@ class Surroundings:
             ),
             worker=WorkerSettings(data_dir=self.folder / "worker"),
             trainer=TrainerSettings(
-                base_model=packaged_minilm(),
-                model_folders=(packaged_minilm_folder(),),
+                base_model=prepare_base_model(self.base_model),
+                model_folders=(self.base_model,),
                 work_dir=self.folder / "jobs",
             ),
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-SMALL = ("--folders", "1", "--questions", "120", "--held-out", "60", "--epochs", "1")
+SMALL = ("--folders", "1", "--documents", "600")
 METRICS = {"recall@1", "recall@10", "mrr@10", "ndcg@10"}
 
 
@@ -51,7 +51,9 @@ def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_from_logs_to_a_better_model(tmp_path: Path) -> None:
     process = subprocess.run(
-        command("--folders", "1", "--questions", "260", "--held-out", "60", "--epochs", "2"),
+        command(
+            "--folders", "1", "--documents", "600", "--questions", "580", "--held-out", "60", "--wrong-labels", "0"
+        ),
         env=environment(tmp_path),
         capture_output=True,
         text=True,

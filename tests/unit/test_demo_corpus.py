@@ -54,6 +54,9 @@ def test_definitions_become_documents_and_first_lines_questions(tmp_path: Path) 
     }
     assert corpus.folders() == ("shapes", "other")
     assert {document.folder_id for document in corpus.largest(1).documents} == {"shapes"}
+    assert len(corpus.thinned(4, seed=0).documents) == 4
+    assert "other.py:f" not in {document.document_id for document in corpus.thinned(1, seed=0).documents}
+    assert corpus.thinned(1, seed=0).pairs == corpus.pairs
 
 
 def test_the_source_is_kept_without_any_docstring(tmp_path: Path) -> None:
