@@ -112,7 +112,7 @@ def format_storage(options: LocalOptions, folder: DataFolder, jars: Sequence[Pat
     properties.write_text(settings_text(options, aside, 9092, 9093), encoding="utf-8")
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     java = _java(jars, f"-Dfoldtune.log={folder.logs / 'kafka-format.log'}")
-    tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(properties)]
+    tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "--config", str(properties)]
     try:
         subprocess.run([*java, *tool], check=True, timeout=FORMAT_SECONDS, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
