@@ -1,5 +1,6 @@
 """What the demonstration shows: one line a stage, bars where there is a terminal, plain lines where there is none."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 # Without a terminal, a bar becomes a line at every such part of the whole.
 PLAIN_STEP = 0.25
+PLAIN_WIDTH = 120
 
 
 class Bar:
@@ -40,14 +42,14 @@ class Screen:
     """Writes to a console, and keeps how long each stage took."""
 
     def __init__(self, console: Console | None = None) -> None:
-        # Paths and ids must be whole to be copied.
-        self.console = console or Console(soft_wrap=True)
+        self.console = console or Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         self.seconds: dict[str, float] = {}
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:
         """A line of plain text."""
-        self.console.print(text, markup=False, highlight=False)
+        # Paths and ids must be whole to be copied.
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, text: str) -> Iterator[Bar]:

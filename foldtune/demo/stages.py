@@ -11,6 +11,7 @@ from foldtune.demo.retrieval import Matrix, nearest
 from foldtune.demo.screen import Screen
 from foldtune.demo.simulation import Habits, Simulator, described, split
 from foldtune.demo.surroundings import Surroundings
+from foldtune.errors import UserError
 from infra.objects import S3ObjectStore
 from infra.settings import Settings
 from streams.client import FoldtuneClient
@@ -69,11 +70,15 @@ def read_corpus(plan: Plan, screen: Screen) -> Material:
     """The plan's folders of the standard library.
 
     Raises:
-        ValueError: they hold fewer questions than are to be held out.
+        UserError: they hold fewer questions than are to be held out.
     """
     with screen.stage("corpus", "Reading Python's standard library") as bar:
         corpus = standard_library().largest(plan.folders).thinned(plan.documents, plan.seed)
-        material = Material(corpus, split(corpus.pairs, held_out=plan.held_out, asked=plan.questions, seed=plan.seed))
+        try:
+            questions = split(corpus.pairs, held_out=plan.held_out, asked=plan.questions, seed=plan.seed)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        material = Material(corpus, questions)
         bar.note(f"{len(material.documents):,} functions and classes in {', '.join(corpus.folders())}")
     return material
 
