@@ -21,6 +21,8 @@ from streams.knobs import DatasetKnobs, TrainingKnobs
 from trainers.encoder import Encoder
 
 MODEL = "library-search"
+# A thousand questions make few steps of the usual 32, and hardly any change.
+BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Plan:
     questions: int = 1_600
     held_out: int = 400
     wrong_labels: float = 0.2
-    epochs: int = 1
+    epochs: int = 2
     seed: int = 0
 
 
@@ -130,7 +132,7 @@ def train(plan: Plan, surroundings: Surroundings, screen: Screen) -> ModelReady:
         requested_by="demo",
         origin="person",
         dataset=DatasetKnobs(easy_negatives=0, hard_negatives=2),
-        training=TrainingKnobs(epochs=plan.epochs),
+        training=TrainingKnobs(epochs=plan.epochs, batch_size=BATCH_SIZE),
         seed=plan.seed,
     )
     with screen.stage("train", f"Fine-tuning, as {request.request_id}") as bar:
