@@ -19,6 +19,7 @@ from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
 from trainers.publishing import latest_model, publish_model
 from trainers.snapshot import Snapshot, read_snapshot
 from trainers.status import Reporter
+from trainers.trained_layers import TrainedLayers
 from trainers.training import TrainingRecord, train
 
 log = structlog.get_logger()
@@ -58,19 +59,18 @@ def produce_model(
     encoder = Encoder.load(base_folder)
     reporter.warn(*knob_warnings(job.request, parts), *data_warnings(dataset, parts))
 
-    before_vectors = embed(encoder, dataset)
+    layers = TrainedLayers(encoder, dataset, job.request.training.trainable_layers, work_dir)
+    before_vectors = layers.embed_uncut()
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
     embedded_seconds = time.monotonic() - began
 
-    record = train(
-        encoder, dataset, parts.train, job.request, start=before_vectors, observer=reporter, spill_folder=work_dir
-    )
+    record = train(layers, dataset, parts.train, job.request, start=before_vectors, observer=reporter)
     if not record.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
 
     reporter.state(State.EVALUATING)
     baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
-    after = measure(dataset, parts, *embed(encoder, dataset))
+    after = measure(dataset, parts, *layers.embed_uncut())
     folder = work_dir / "model"
     write_model(encoder, base_folder, folder)
     ready = _ready(job, snapshot, encoder=encoder, folder=folder, baseline=baseline, after=after, record=record)

@@ -44,11 +44,11 @@ class TrainedLayers:
         graph_budget: int | None = None,
     ) -> None:
         self._encoder = encoder
+        self._dataset = dataset
         self._questions = len(dataset.questions)
-        self._tokens = _joined(
-            encoder.tokenize(dataset.questions, "query", TRAINING_TOKENS),
-            encoder.tokenize(dataset.passages, "passage", TRAINING_TOKENS),
-        )
+        self._tokens = self._tokenize(TRAINING_TOKENS)
+        whole = self._tokenize(encoder.max_tokens)
+        self._cut = np.flatnonzero(whole.lengths > self._tokens.lengths)
         freeze(encoder.model, trainable_layers)
         self._halves = halves(encoder.model, trainable_layers) if cached else None
         self._cache = PrefixCache(encoder, self._halves.prefix, self._tokens, spill_folder) if self._halves else None
@@ -104,6 +104,25 @@ class TrainedLayers:
             for part in by_length(self._tokens.lengths, self._encoder.batch_tokens):
                 found[torch.from_numpy(part)] = self._embed(part)
         return found[: self._questions], found[self._questions :]
+
+    def embed_uncut(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Like ``embed_all``, but of texts as long as the model reads them, as whoever serves the model sees them.
+
+        Most texts are not cut for training at all, and for those the frozen layers need not run again.
+        """
+        found = torch.cat(self.embed_all())
+        questions = self._cut[self._cut < self._questions]
+        passages = self._cut[self._cut >= self._questions]
+        asked = self._encoder.encode([self._dataset.questions[text] for text in questions], "query")
+        read = self._encoder.encode([self._dataset.passages[text - self._questions] for text in passages], "passage")
+        uncut = torch.from_numpy(np.concatenate([asked, read])).to(self.device)
+        found[torch.from_numpy(self._cut).to(self.device)] = uncut
+        return found[: self._questions], found[self._questions :]
+
+    def _tokenize(self, max_tokens: int) -> Tokens:
+        questions = self._encoder.tokenize(self._dataset.questions, "query", max_tokens)
+        passages = self._encoder.tokenize(self._dataset.passages, "passage", max_tokens)
+        return _joined(questions, passages)
 
     def _embed(self, texts: Indices) -> torch.Tensor:
         # A context of its own: autocast keeps the weights it has converted until it ends, without their gradients if

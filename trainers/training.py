@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 
 from streams.events import FineTuneRequested, Progress
 from trainers.dataset import Dataset
-from trainers.encoder import Encoder
 from trainers.errors import LossNotFiniteError
 from trainers.loss import contrastive_loss
 from trainers.negatives import NegativeSource
@@ -52,27 +50,24 @@ class TrainingRecord:
 
 
 def train(
-    encoder: Encoder,
+    layers: TrainedLayers,
     dataset: Dataset,
     rows: Indices,
     request: FineTuneRequested,
     *,
     start: tuple[torch.Tensor, torch.Tensor],
     observer: Observer,
-    spill_folder: Path,
 ) -> TrainingRecord:
-    """Train ``encoder`` in place on the examples ``rows``; ``start`` are its embeddings of all questions and all
+    """Train ``layers`` in place on the examples ``rows``; ``start`` are the embeddings of all questions and all
     passages before the first step.
 
     The same data, seed and number of threads give bit-identical weights on a CPU.
 
     Raises:
-        KnobError: more trainable layers are asked for than there are.
         LossNotFiniteError: the loss left the numbers; weights are then of no use.
     """
     began = time.monotonic()
     generator = np.random.default_rng(request.seed)
-    layers = TrainedLayers(encoder, dataset, request.training.trainable_layers, spill_folder)
     source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), request.dataset)
     steps = request.training.epochs * math.ceil(len(rows) / request.training.batch_size)
     optimizer, schedule = _optimizer(layers.parameters(), steps)

@@ -8,6 +8,7 @@ from transformers import AutoModel, BertConfig, ModernBertConfig, MPNetConfig, Q
 
 from streams.events import FineTuneRequested, Progress, now
 from streams.knobs import DatasetKnobs, TrainingKnobs
+from trainers import trained_layers
 from trainers.dataset import Dataset
 from trainers.encoder import Encoder
 from trainers.errors import KnobError, LossNotFiniteError
@@ -60,7 +61,8 @@ def trained(folder: Path, dataset: Dataset, tmp_path: Path, **weights: Any) -> t
     encoder, steps = Encoder.load(folder, "cpu"), Steps()
     start = embed(encoder, dataset)
     rows = np.arange(len(dataset.question))
-    record = train(encoder, dataset, rows, request(**weights), start=start, observer=steps, spill_folder=tmp_path)
+    layers = TrainedLayers(encoder, dataset, 1, tmp_path)
+    record = train(layers, dataset, rows, request(**weights), start=start, observer=steps)
     return encoder, record, steps
 
 
@@ -115,6 +117,17 @@ def test_cache_and_parts_change_no_gradient(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bound", [4, 128])
+def test_embeddings_through_the_cache_are_those_of_the_model(
+    bound: int, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained_layers, "TRAINING_TOKENS", bound)
+    encoder = Encoder.load(tiny_folder, "cpu")
+    found = TrainedLayers(encoder, small_dataset, 2, tmp_path).embed_uncut()
+    for one, other in zip(found, embed(encoder, small_dataset), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_a_cache_beyond_its_budget_spills_to_a_file(tiny_folder: Path, tmp_path: Path) -> None:
     encoder = Encoder.load(tiny_folder, "cpu")
     tokens = encoder.tokenize(["one", "two words", ""])
@@ -152,6 +165,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
 ) -> None:
     encoder = Encoder.load(tiny_folder, "cpu")
     start = embed(encoder, small_dataset)
+    layers = TrainedLayers(encoder, small_dataset, 1, tmp_path)
     monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0] * torch.nan)
     with pytest.raises(LossNotFiniteError, match=r"weights\.temperature"):
-        train(encoder, small_dataset, np.arange(40), request(), start=start, observer=Steps(), spill_folder=tmp_path)
+        train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
