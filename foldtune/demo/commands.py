@@ -29,7 +29,7 @@ def demo(
     questions: Annotated[int, typer.Option(min=1, help="How many questions the simulated users ask at most.")] = 1_600,
     held_out: Annotated[int, typer.Option(min=1, help="How many questions are kept for the comparison.")] = 400,
     wrong_labels: Annotated[float, typer.Option(min=0, max=0.5, help="Share of the labels that are wrong.")] = 0.2,
-    epochs: Annotated[int, typer.Option(min=1, max=100, help="Number of epochs.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, max=100, help="Number of epochs.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw, of the simulation and of the training.")] = 0,
 ) -> None:
     """Show the whole loop on this machine, from chat logs to a better model; the last line is the result as JSON.
