@@ -153,23 +153,27 @@ def consumer(settings: KafkaSettings, *topics: Topic, group: str | None = None, 
         client.close()
 
 
-def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...]) -> None:
+def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs: tuple[str, ...] = ()) -> None:
     """Create what is missing, and check that what is there has the partitions that co-partitioning needs.
+
+    ``changelogs`` are names of topics that keep a table's state.
 
     Raises:
         PartitionCountError: an existing topic has another number of partitions than the settings say.
     """
+    configs = {topic.named(settings.topic_prefix): topic.config for topic in topics}
+    configs |= {name: {"cleanup.policy": "compact"} for name in changelogs}
     admin = KafkaAdminClient(**connection(settings))
     try:
-        for topic in topics:
+        for name, config in configs.items():
             new = NewTopic(
-                name=topic.named(settings.topic_prefix),
+                name=name,
                 num_partitions=settings.partitions,
                 replication_factor=settings.replication_factor,
-                topic_configs=topic.config,
+                topic_configs=config,
             )
             _unless_there(admin, new)
-        found = _partition_counts(admin, [topic.named(settings.topic_prefix) for topic in topics])
+        found = _partition_counts(admin, list(configs))
     finally:
         admin.close()
     for name, count in found.items():

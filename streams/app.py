@@ -36,6 +36,8 @@ _EVICTION_SECONDS = 60.0
 _TICK_SECONDS = 2.0
 # EX_SOFTWARE: whoever supervises the worker starts it again, and what was not acknowledged is delivered again.
 _EXIT_BROKEN = 70
+_SETS, _REQUESTS = "training-sets", "requests"
+_RETRY_SECONDS = 0.5
 
 Handler = Callable[[Any], Awaitable[None]]
 
@@ -47,6 +49,11 @@ def create_app(settings: Settings, store: ObjectStore) -> faust.App:
     worker = _Worker(app, settings, store)
     worker.listen()
     return app
+
+
+def changelogs(settings: Settings) -> tuple[str, ...]:
+    """The topics that the worker's tables are backed by, as Faust names them."""
+    return tuple(f"{settings.worker.app_id}-{table}-changelog" for table in (_SETS, _REQUESTS))
 
 
 def _faust_app(settings: Settings) -> faust.App:
@@ -98,13 +105,15 @@ class _Worker:
         self._settings = settings
         self._topics = {topic.named(settings.kafka.topic_prefix): topic for topic in Topic}
         outbox = FaustOutbox(app, settings.kafka)
-        self._table = DurableTable(app, "training-sets", settings.kafka.partitions)
-        requests = DurableTable(app, "requests", settings.kafka.partitions)
+        self._table = DurableTable(app, _SETS, settings.kafka.partitions)
+        requests = DurableTable(app, _REQUESTS, settings.kafka.partitions)
         self._taken: dict[TP, int] = {}
         ends = LogEnds(settings.kafka)
         self._sets = TrainingSets(self._table, settings.sets)
         self._ingest = Ingest(self._sets, outbox, settings.bounds)
-        self._exporter = Exporter(self._sets, Offsets(self._taken_to, ends.of), outbox, store, settings)
+        self._exporter = Exporter(
+            self._sets, Offsets(self._taken_to, ends.of, self._table.owns), outbox, store, settings
+        )
         self._coordinator = Coordinator(requests, outbox, store, settings)
         self._ends = ends
 
@@ -149,16 +158,27 @@ class _Worker:
             async for event in stream.noack().events():
                 message = event.message
                 with _fatal(message.topic):
-                    try:
-                        await handle(message)
-                    except PartitionLostError as error:
-                        _log.info("left to the new owner", reason=str(error), offset=message.offset)
-                        continue
+                    done = await self._handled(handle, message)
                 # After a rebalance the offset may be someone else's, or be delivered to us a second time.
-                if message.generation_id == self._app.consumer_generation_id:
+                if done and self._is_current(message):
                     event.ack()
 
         self._app.agent(channel, name=f"take-{topics[0].label}")(agent)
+
+    async def _handled(self, handle: Handler, message: Any) -> bool:
+        while self._is_current(message):
+            try:
+                await handle(message)
+            except PartitionLostError as error:
+                # Either a rebalance is under way, or the table's assignment is yet to follow that of the events.
+                _log.info("not the owner", reason=str(error), topic=message.topic, offset=message.offset)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return True
+        return False
+
+    def _is_current(self, message: Any) -> bool:
+        return bool(message.generation_id == self._app.consumer_generation_id)
 
     # ── Timers and rebalances ────────────────────────────────────────────────────────────────────────────────────────
 

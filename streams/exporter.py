@@ -12,6 +12,7 @@ from infra.kafka import partition_of
 from infra.objects import ObjectStore
 from infra.settings import PolicyRule, Settings
 from streams.coordination import Output
+from streams.errors import PartitionLostError
 from streams.events import Model, SnapshotCommand, SnapshotPart, TopicOffset, TrainingFinished, TrainingProgressed
 from streams.outbox import Outbox
 from streams.snapshots import export
@@ -38,16 +39,24 @@ class Offsets:
         self,
         taken: Callable[[Topic, int], int],
         ends: Callable[[int], Awaitable[dict[Topic, int]]],
+        owned: Callable[[int], bool],
     ) -> None:
         self.taken = taken
         self.ends = ends
+        self.owned = owned
 
     async def caught_up(self, partition: int, timeout: timedelta) -> tuple[TopicOffset, ...]:
-        """Wait until all that was published before now is taken in, or for ``timeout``; the offsets reached."""
+        """Wait until all that was published before now is taken in, or for ``timeout``; the offsets reached.
+
+        Raises:
+            PartitionLostError: another worker takes it in now.
+        """
         ends = await self.ends(partition)
         try:
             async with asyncio.timeout(timeout.total_seconds()):
                 while any(self.taken(topic, partition) < end for topic, end in ends.items()):
+                    if not self.owned(partition):
+                        raise PartitionLostError(partition)
                     await asyncio.sleep(_POLL.total_seconds())
         except TimeoutError:
             _log.warning("export goes on without the newest events", partition=partition, waited=str(timeout))

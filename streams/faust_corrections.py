@@ -6,6 +6,7 @@ Each correction names what goes wrong without it. They touch private parts, so t
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from aiokafka import TopicPartition
 from faust.transport import consumer as faust_consumer
 from faust.transport.utils import DefaultSchedulingStrategy
 from faust.types import TP
@@ -22,8 +23,25 @@ async def _add_gap(self: faust_consumer.Consumer, tp: TP, offset_from: int, offs
     await _original_add_gap(self, tp, offset_from, offset_to - 1)
 
 
+_original_perform_seek = faust_consumer.ThreadDelegateConsumer.perform_seek
+
+
+async def _perform_seek(self: faust_consumer.ThreadDelegateConsumer) -> None:
+    """After a rebalance, go back to the beginning where nothing was ever committed.
+
+    As it comes, only partitions with a committed offset are rewound. What was fetched from the others between the
+    assignment and the end of recovery, and thrown away then, is not delivered until the next rebalance.
+    """
+    await _original_perform_seek(self)
+    committed = self._committed_offset
+    untouched = [tp for tp in self.assignment() if not committed.get(tp) and not self._is_changelog_tp(tp)]
+    if untouched:
+        await self._thread.seek_to_beginning(*(TopicPartition(tp.topic, tp.partition) for tp in untouched))
+
+
 def correct_faust() -> None:
     """Put the corrections in place; more than once is no different from once."""
+    faust_consumer.ThreadDelegateConsumer.perform_seek = _perform_seek  # type: ignore[assignment, method-assign]
     faust_consumer.Consumer._add_gap = _add_gap  # type: ignore[method-assign]
 
 

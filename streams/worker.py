@@ -6,7 +6,7 @@ from infra.kafka import create_topics
 from infra.logs import configure_logs
 from infra.objects import S3ObjectStore
 from infra.settings import Settings
-from streams.app import create_app
+from streams.app import changelogs, create_app
 from streams.topics import Topic
 
 
@@ -18,7 +18,8 @@ def run(settings: Settings) -> None:
         SystemExit: the worker has ended, with its exit code.
     """
     configure_logs(settings)
-    create_topics(settings.kafka, tuple(Topic))
+    # The changelogs too: were the group's first assignment made before they are known, it would leave them out.
+    create_topics(settings.kafka, tuple(Topic), changelogs(settings))
     app = create_app(settings, S3ObjectStore(settings.s3))
     settings.worker.data_dir.mkdir(parents=True, exist_ok=True)
     faust.Worker(
