@@ -17,8 +17,8 @@ def show_answers(material: Material, result: Result, screen: Screen) -> None:
     """Some held-out questions with the answers of both models, and the means over all of them."""
     answers = Table(title="Held-out questions: the right document's rank, and what came first")
     answers.add_column("question", ratio=4, no_wrap=True)
-    answers.add_column("before", justify="right")
-    answers.add_column("after", justify="right")
+    answers.add_column("before", justify="right", min_width=6)
+    answers.add_column("after", justify="right", min_width=6)
     answers.add_column("first before", ratio=3, no_wrap=True)
     answers.add_column("first after", ratio=3, no_wrap=True)
     for number, pair in enumerate(material.questions.held_out[:SHOWN_QUESTIONS]):
