@@ -6,13 +6,15 @@ difference to the result.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from infra.settings import SetLimits
 from streams.events import ChatLog, DocumentDeleted, DocumentUpserted, ErasureRequested, Feedback, Verdict
 from streams.records import DataEvent, Record, Source
 
+# Clocks differ, but nobody judges an answer a day before it is given: older verdicts can go when older logs do.
+CLOCK_SKEW = timedelta(days=1)
 # Of two events about one thing the later counts, and of two at the same moment the one further on in its topic.
 _Order = tuple[datetime, int, int]
 E = TypeVar("E", bound=DataEvent)
@@ -78,7 +80,9 @@ def _keep_latest(kept: dict[str, tuple[_Order, E]], name: str, source: Source, e
 
 def _verdict(log: ChatLog, verdicts: dict[str, tuple[_Order, Feedback]]) -> Verdict | None:
     found = verdicts.get(log.log_id)
-    return found[1].verdict if found else log.feedback
+    if found is None or found[1].occurred_at < log.occurred_at - CLOCK_SKEW:
+        return log.feedback
+    return found[1].verdict
 
 
 class _Erased:

@@ -4,12 +4,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from infra.settings import SetLimits
 from streams.durable_table import Table
 from streams.events import ErasureRequested
-from streams.fold import FolderSet, fold
+from streams.fold import CLOCK_SKEW, FolderSet, fold
 from streams.records import NO_FOLDER, Record
 from streams.segments import SEGMENTS, Segment, milliseconds, pack, unpack
 from streams.topics import Topic
@@ -120,13 +120,12 @@ def _by_key(segment: Segment) -> bytes:
 
 
 def _outlived(view: PartitionView, now: datetime) -> list[Segment]:
-    return [
-        segment
-        for folder_id in view.folders(None)
-        for cutoff in [_cutoff(view, folder_id, now)]
-        for segment in view.segments[folder_id]
-        if segment.topic in {Topic.CHAT_LOGS, Topic.FEEDBACK} and segment.newest_ms < cutoff
-    ]
+    gone = []
+    for folder_id in view.folders(None):
+        cutoff = _cutoff(view, folder_id, now)
+        oldest = {Topic.CHAT_LOGS: cutoff, Topic.FEEDBACK: cutoff - CLOCK_SKEW // timedelta(milliseconds=1)}
+        gone += [segment for segment in view.segments[folder_id] if segment.newest_ms < oldest.get(segment.topic, 0)]
+    return gone
 
 
 def _cutoff(view: PartitionView, folder_id: str, now: datetime) -> int:

@@ -35,7 +35,7 @@ TOPICS: dict[type, Topic] = {
 }
 
 names = st.sampled_from(["a", "b", "c", "d"])
-moments = st.integers(0, 20).map(lambda hours: START + timedelta(hours=hours))
+moments = st.integers(0, 20).map(lambda days: START + timedelta(days=days))
 verdicts = st.builds(Verdict, rating=st.sampled_from(Rating))
 events: st.SearchStrategy[DataEvent] = st.one_of(
     st.builds(
@@ -103,11 +103,11 @@ def reference(folder_id: str, history: list[DataEvent], limits: SetLimits, as_of
             case ChatLog():
                 logs[event.log_id] = event
             case Feedback():
-                verdicts_by_log[event.log_id] = event.verdict
+                verdicts_by_log[event.log_id] = event
             case DocumentUpserted() | DocumentDeleted():
                 documents[event.document_id] = event
     kept = [
-        (log, verdicts_by_log.get(log.log_id, log.feedback))
+        (log, newest_verdict(log, verdicts_by_log.get(log.log_id)))
         for log in sorted(logs.values(), key=lambda log: (log.occurred_at, log.log_id))
         if log.occurred_at >= as_of - limits.max_age
         and not erased("user", log.user_id, log.occurred_at)
@@ -127,6 +127,11 @@ def reference(folder_id: str, history: list[DataEvent], limits: SetLimits, as_of
     )
 
 
+def newest_verdict(log: ChatLog, said: Feedback | None) -> Verdict | None:
+    late_enough = said is not None and said.occurred_at >= log.occurred_at - timedelta(days=1)
+    return said.verdict if said is not None and late_enough else log.feedback
+
+
 async def take_in(sets: TrainingSets, records: list[Record], seed: int, *, replays: bool) -> None:
     """Deliver records block by block; with ``replays``, stretches come again, cut at other borders."""
     chooser = random.Random(seed)
@@ -142,8 +147,8 @@ async def take_in(sets: TrainingSets, records: list[Record], seed: int, *, repla
 @given(history=st.lists(events, max_size=40), seed=st.integers(0, 1000), limit=st.integers(1, 6))
 @settings(max_examples=150, deadline=None)
 def test_the_fold_is_a_function_of_the_input_alone(history: list[DataEvent], seed: int, limit: int) -> None:
-    limits = SetLimits(max_age=timedelta(hours=15), max_examples=limit)
-    as_of = START + timedelta(hours=20)
+    limits = SetLimits(max_age=timedelta(days=15), max_examples=limit)
+    as_of = START + timedelta(days=20)
     straight, disturbed = TrainingSets(MemoryTable(), limits), TrainingSets(MemoryTable(), limits)
     records = as_records(history)
     asyncio.run(take_in(straight, records, seed, replays=False))
@@ -157,12 +162,12 @@ def test_the_fold_is_a_function_of_the_input_alone(history: list[DataEvent], see
         assert disturbed.view(0).folder(folder_id, as_of) == expected
 
 
-@given(history=st.lists(events, max_size=40), limit=st.integers(1, 4), hours=st.integers(0, 30))
+@given(history=st.lists(events, max_size=40), limit=st.integers(1, 4), days=st.integers(0, 30))
 @settings(max_examples=150, deadline=None)
-def test_eviction_takes_only_what_no_fold_needs(history: list[DataEvent], limit: int, hours: int) -> None:
+def test_eviction_takes_only_what_no_fold_needs(history: list[DataEvent], limit: int, days: int) -> None:
     history = [event for event in history if not isinstance(event, ErasureRequested)]
-    limits = SetLimits(max_age=timedelta(hours=12), max_examples=limit)
-    moment = START + timedelta(hours=hours)
+    limits = SetLimits(max_age=timedelta(days=12), max_examples=limit)
+    moment = START + timedelta(days=days)
     sets = TrainingSets(MemoryTable(), limits)
     asyncio.run(take_in(sets, as_records(history), 1, replays=True))
     before = {folder_id: sets.view(0).folder(folder_id, moment) for folder_id in ("f", "g")}
