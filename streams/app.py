@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from streams.events import SnapshotCommand, TrainingFinished, now
 from streams.exporter import Exporter, Offsets
 from streams.faust_corrections import block_scheduler, correct_faust
 from streams.ingest import Ingest
-from streams.log_ends import LogEnds
+from streams.log_reader import LogReader
 from streams.outbox import FaustOutbox
 from streams.requests import Coordinator
 from streams.topics import DATA_TOPICS, Topic
 from streams.training_sets import TrainingSets
+from streams.upkeep import Upkept, keep_up
 
 _log = structlog.get_logger()
-_EVICTION_SECONDS = 60.0
+_UPKEEP_SECONDS = 5.0
 _TICK_SECONDS = 2.0
 # EX_SOFTWARE: whoever supervises the worker starts it again, and what was not acknowledged is delivered again.
 _EXIT_BROKEN = 70
@@ -105,17 +107,15 @@ class _Worker:
         self._settings = settings
         self._topics = {topic.named(settings.kafka.topic_prefix): topic for topic in Topic}
         outbox = FaustOutbox(app, settings.kafka)
-        self._table = DurableTable(app, _SETS, settings.kafka.partitions)
-        requests = DurableTable(app, _REQUESTS, settings.kafka.partitions)
+        self._reader = LogReader(settings.kafka)
+        self._table = DurableTable(app, _SETS, settings.kafka.partitions, self._reader)
+        requests = DurableTable(app, _REQUESTS, settings.kafka.partitions, self._reader)
         self._taken: dict[TP, int] = {}
-        ends = LogEnds(settings.kafka)
         self._sets = TrainingSets(self._table, settings.sets)
         self._ingest = Ingest(self._sets, outbox, settings.bounds)
-        self._exporter = Exporter(
-            self._sets, Offsets(self._taken_to, ends.of, self._table.owns), outbox, store, settings
-        )
+        offsets = Offsets(self._taken_to, self._reader.ends, self._table.owns)
+        self._exporter = Exporter(self._sets, offsets, outbox, store, settings)
         self._coordinator = Coordinator(requests, outbox, store, settings)
-        self._ends = ends
 
     def listen(self) -> None:
         """Register agents, timers and what happens on a rebalance."""
@@ -124,7 +124,7 @@ class _Worker:
         control = (Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.FINE_TUNE_STATUS, Topic.TRAINING_PROGRESS)
         self._agent(control, self._take_control)
         self._timer("tick", _TICK_SECONDS, self._coordinator.tick)
-        self._timer("evict", _EVICTION_SECONDS, self._evict)
+        self._timer("upkeep", _UPKEEP_SECONDS, self._keep_up)
         self._timer("report", self._settings.policy.interval.total_seconds(), self._report)
         self._table.on_recovered(self._partitions_changed)
         signals: Any = self._app
@@ -195,9 +195,10 @@ class _Worker:
 
         self._app.timer(seconds, name=name)(on_time)
 
-    async def _evict(self, partition: int) -> None:
-        if gone := await self._sets.evict(partition, now()):
-            _log.info("evicted", partition=partition, segments=gone)
+    async def _keep_up(self, partition: int) -> None:
+        done = await keep_up(self._sets, partition, now())
+        if done != Upkept():
+            _log.info("segments rewritten", partition=partition, **asdict(done))
 
     async def _report(self, partition: int) -> None:
         for rule in self._settings.policy.rules:
@@ -209,7 +210,7 @@ class _Worker:
         await self._partitions_changed()
 
     async def _stopped(self, *_: Any, **__: Any) -> None:
-        await self._ends.close()
+        await self._reader.close()
 
     async def _partitions_changed(self, *_: object) -> None:
         self._sets.forget()
