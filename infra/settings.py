@@ -83,7 +83,6 @@ class WorkerSettings(Section):
     # Named, a restarted worker takes its partitions back at once, without waiting for its old session to expire.
     instance_id: str | None = None
     data_dir: Path = Path(".foldtune/worker")
-    store: Literal["rocksdb", "memory"] = "rocksdb"
     session_timeout: timedelta = timedelta(seconds=30)
     commit_interval: timedelta = timedelta(seconds=1)
     # Segments are written per block of records: a larger block makes fewer, wider segments.
