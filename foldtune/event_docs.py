@@ -18,6 +18,7 @@ CARRIED: dict[Topic, tuple[str, str]] = {
     Topic.SNAPSHOT_PARTS: ("snapshot_part", "model"),
     Topic.TRAINING_PROGRESS: ("training_progressed", "model"),
     Topic.MODEL_READY: ("model_ready", "model"),
+    Topic.TRAINING_REPORTS: ("fine_tune_status, from launcher and trainer", "request_id, partitioned by model"),
     Topic.FINE_TUNE_STATUS: ("fine_tune_status", "request_id, partitioned by model"),
     Topic.TRAINING_JOBS: ("training_job", "request_id, partitioned by model"),
     Topic.DEAD_LETTERS: (

@@ -121,7 +121,7 @@ class _Worker:
         """Register agents, timers and what happens on a rebalance."""
         self._agent(DATA_TOPICS, self._take_block)
         self._agent((Topic.SNAPSHOT_COMMANDS,), self._take_command)
-        control = (Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.FINE_TUNE_STATUS, Topic.TRAINING_PROGRESS)
+        control = (Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_REPORTS, Topic.TRAINING_PROGRESS)
         self._agent(control, self._take_control)
         self._timer("tick", _TICK_SECONDS, self._coordinator.tick)
         self._timer("evict", _EVICTION_SECONDS, self._evict)

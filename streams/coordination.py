@@ -131,18 +131,22 @@ def job_published(state: ModelState, active: Active, deadline: datetime) -> Mode
 
 
 def reported(state: ModelState, status: FineTuneStatus, now: datetime) -> Step:
-    """What the launcher or the trainer says of the active request; with its end the next one begins."""
+    """What the launcher or the trainer says of the active request; with its end the next one begins.
+
+    Nobody else publishes statuses, so a request that was cancelled or has timed out does not end a second time.
+    """
     active = state.active
     if active is None or not active.deadline or status.request_id != active.request.request_id:
         return Step(state)
+    told = (status, *(status.model_copy(update={"request_id": name}) for name in active.merged))
+    outputs = [_published(one) for one in told]
     if not status.state.terminal:
-        return Step(state.model_copy(update={"active": active.model_copy(update={"status": status})}))
-    followers = tuple(status.model_copy(update={"request_id": name}) for name in active.merged)
-    outputs = [_published(follower) for follower in followers]
+        running = active.model_copy(update={"status": status})
+        return Step(state.model_copy(update={"active": running}), tuple(outputs))
     if status.state is State.COMPLETED:
         finished = TrainingFinished(request_id=status.request_id, model=state.model)
         outputs.append(Output(Topic.SNAPSHOT_COMMANDS, finished))
-    return _next(state, tuple(outputs), (status, *followers), now)
+    return _next(state, tuple(outputs), told, now)
 
 
 def timed_out(state: ModelState, snapshot_timeout: timedelta, partitions: int, now: datetime) -> Step | None:

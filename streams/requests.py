@@ -62,7 +62,7 @@ class Coordinator:
         self._takers: dict[Topic, Callable[[int, bytes], Awaitable[None]]] = {
             Topic.FINE_TUNE_REQUESTS: self._take_request,
             Topic.SNAPSHOT_PARTS: self._take_part,
-            Topic.FINE_TUNE_STATUS: self._take_status,
+            Topic.TRAINING_REPORTS: self._take_report,
             Topic.TRAINING_PROGRESS: self._take_progress,
         }
 
@@ -129,7 +129,7 @@ class Coordinator:
         minimum = self._settings.worker.min_examples
         await self._follow(partition, coordination.part_arrived(state, part, self._partitions, minimum, now()))
 
-    async def _take_status(self, partition: int, value: bytes) -> None:
+    async def _take_report(self, partition: int, value: bytes) -> None:
         status = FineTuneStatus.model_validate_json(value)
         state = self._state(partition, status.model)
         step = coordination.reported(state, status, now())

@@ -24,6 +24,7 @@ class Topic(Enum):
     TRAINING_PROGRESS = ("training-progress", _DEFAULT)
     MODEL_READY = ("model-ready", _KEPT)
     # Keyed by request_id, partitioned by model name.
+    TRAINING_REPORTS = ("training-reports", _DEFAULT)
     FINE_TUNE_STATUS = ("fine-tune-status", _COMPACTED)
     TRAINING_JOBS = ("training-jobs", _KEPT)
     # Keyed as the original was.

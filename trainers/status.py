@@ -22,7 +22,7 @@ class Announcer(Protocol):
     """Where a training's events go. Both calls return once the event is safe."""
 
     def status(self, status: FineTuneStatus) -> None:
-        """Publish what has become of the request."""
+        """Report what has become of the request; the coordinator tells the world, if it has not ended already."""
 
     def model_ready(self, event: ModelReady) -> None:
         """Publish that a model has passed the gate."""
@@ -35,7 +35,7 @@ class KafkaAnnouncer(Announcer):
         self._publisher = publisher
 
     def status(self, status: FineTuneStatus) -> None:
-        self._publish(Topic.FINE_TUNE_STATUS, status, key=status.request_id, partition_by=status.model)
+        self._publish(Topic.TRAINING_REPORTS, status, key=status.request_id, partition_by=status.model)
 
     def model_ready(self, event: ModelReady) -> None:
         self._publish(Topic.MODEL_READY, event, key=event.model)

@@ -20,8 +20,10 @@ from trainers.words import WordSets
 
 Indices = npt.NDArray[np.int64]
 
-# More than the 2e-5 that is usual for a whole model: only its last layers move, and only for a few hundred steps.
-LEARNING_RATE = 5e-5
+# More than the 2e-5 that is usual for a whole model: only its last layers move, and only for some hundred steps. Of
+# 5e-5, 1e-4 and 2e-4 on the demonstration's logs: +9, +13 and +15 % on true pairs, the last one at twice the losses on
+# wrong labels.
+LEARNING_RATE = 1e-4
 WARM_UP_SHARE = 0.1
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0

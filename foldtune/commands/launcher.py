@@ -32,7 +32,8 @@ def launcher(
         received.append(number)
         stop.set()
 
-    create_topics(settings.kafka, (Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS))
+    reports = (Topic.TRAINING_REPORTS, Topic.FINE_TUNE_STATUS)
+    create_topics(settings.kafka, (Topic.TRAINING_JOBS, *reports, Topic.DEAD_LETTERS))
     store = S3ObjectStore(settings.s3)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask_to_stop)

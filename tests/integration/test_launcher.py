@@ -21,7 +21,6 @@ from infra.kafka import Publisher, consumer
 from infra.objects import S3ObjectStore
 from infra.settings import Settings
 from streams import dead_letters
-from streams.client import FoldtuneClient
 from streams.events import FineTuneRequested, FineTuneStatus, ModelReference, State, TrainingJob, now
 from streams.reading import read
 from streams.topics import Topic
@@ -114,6 +113,11 @@ def committed(settings: Settings) -> int:
         return sum(client.committed(TopicPartition(name, number)) or 0 for number in range(settings.kafka.partitions))
 
 
+def reports(settings: Settings) -> list[FineTuneStatus]:
+    """What the coordinator was told."""
+    return [FineTuneStatus.model_validate_json(record.value) for record in read(settings.kafka, Topic.TRAINING_REPORTS)]
+
+
 def outcome(settings: Settings, job: TrainingJob, attempt: int) -> dict[str, object]:
     """What is on record of an attempt."""
     store = S3ObjectStore(settings.s3)
@@ -124,9 +128,9 @@ def outcome(settings: Settings, job: TrainingJob, attempt: int) -> dict[str, obj
 def test_a_retried_job_fails_for_good_and_its_event_is_committed(settings: Settings) -> None:
     job = make_job("r-1")
     publish(settings, job)
-    with launching(settings, FakeLauncher(RETRY, RETRY)), FoldtuneClient(settings) as client:
-        statuses = list(client.statuses("r-1", timeout=PATIENCE))
+    with launching(settings, FakeLauncher(RETRY, RETRY)):
         eventually(lambda: committed(settings) == 1)
+    statuses = reports(settings)
     assert statuses[-1].state is State.FAILED
     assert statuses[-1].retryable
     assert statuses[-1].reasons == ("no luck",)
@@ -196,8 +200,9 @@ def test_a_subprocess_reports_and_its_log_is_on_s3(settings: Settings) -> None:
     program = "import sys; print('reading', sys.argv[1]); sys.exit(75)"
     local = LocalLauncher(settings, store, command=(sys.executable, "-c", program))
     # The subprocess lives no longer than the thread that starts it: the launcher's.
-    with launching(settings, local), FoldtuneClient(settings) as client:
-        status = client.wait("r-1", PATIENCE)
+    with launching(settings, local):
+        eventually(lambda: committed(settings) == 1)
+    *_, status = reports(settings)
     assert status.state is State.FAILED
     assert status.log_uri
     assert status.log_uri.endswith("attempt-2.log")

@@ -195,6 +195,9 @@ def test_a_request_that_comes_again_starts_nothing(
             cancel = FineTuneCancelled(request_id="r", model="model", requested_at=now(), requested_by="ann")
             ask(publisher, cancel)
             reader.until(ended("r"))
+            # The trainer did not hear of it in time.
+            late = FineTuneStatus(request_id="r", model="model", state=State.COMPLETED, at=now())
+            publisher.publish(Topic.TRAINING_REPORTS, late, key="r", partition_by="model")
         before = len(statuses(reader.records, "r"))
         ask(publisher, request)
         records = reader.until(lambda records: len(statuses(records, "r")) > before)
@@ -217,7 +220,7 @@ def test_the_policy_asks_by_itself(settings: Settings, publisher: Publisher, sta
         publish_history(publisher, "beta", 30)
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
         done = FineTuneStatus(request_id=job.request.request_id, model="auto", state=State.COMPLETED, at=now())
-        publisher.publish(Topic.FINE_TUNE_STATUS, done, key=done.request_id, partition_by="auto")
+        publisher.publish(Topic.TRAINING_REPORTS, done, key=done.request_id, partition_by="auto")
         # What it has been trained on is new no more, on every partition.
         reader.until(lambda records: forgotten(records, job.request.request_id) == 4)
     assert job.request.origin == "policy"

@@ -145,6 +145,16 @@ def test_waiting_requests_that_ask_for_the_same_share_one_training() -> None:
     assert commands(step) == ["u"]
 
 
+def test_what_is_reported_of_a_training_is_told_for_all_that_share_it() -> None:
+    started = coordination.reported(training("r", request("s"), request("t")), status("r", State.FAILED), NOW).state
+    assert started.active
+    running = coordination.job_published(gather(started, "s").state, started.active, DEADLINE)
+    step = coordination.reported(running, status("s", State.RUNNING), NOW)
+    assert states(step) == [("s", State.RUNNING), ("t", State.RUNNING)]
+    assert step.state.active
+    assert step.state.active.status == status("s", State.RUNNING)
+
+
 def test_a_request_can_be_taken_back_at_every_station() -> None:
     def cancel(name: str) -> FineTuneCancelled:
         return FineTuneCancelled(request_id=name, model="m", requested_at=NOW, requested_by="ann")
@@ -159,7 +169,8 @@ def test_a_request_can_be_taken_back_at_every_station() -> None:
     assert commands(running) == ["s"]
     assert coordination.cancelled(running.state, cancel("r"), NOW) is None
     # The trainer may not have heard of it yet.
-    assert coordination.reported(running.state, status("r", State.COMPLETED), NOW).state == running.state
+    late = coordination.reported(running.state, status("r", State.COMPLETED), NOW)
+    assert (late.state, late.outputs) == (running.state, ())
 
 
 def test_what_nobody_reports_the_end_of_times_out() -> None:

@@ -35,13 +35,13 @@ Publish = Callable[[FineTuneStatus], None]
 
 
 class StatusPublisher:
-    """Publishes statuses where the coordinator and the clients expect them."""
+    """Reports to the coordinator, which tells the world."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
 
     def __call__(self, status: FineTuneStatus) -> None:
-        self._publisher.publish(Topic.FINE_TUNE_STATUS, status, key=status.request_id, partition_by=status.model)
+        self._publisher.publish(Topic.TRAINING_REPORTS, status, key=status.request_id, partition_by=status.model)
 
 
 class Execution:

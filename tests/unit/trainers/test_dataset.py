@@ -76,7 +76,7 @@ def test_near_questions_stay_on_one_side(tables: Callable[..., Any]) -> None:
     held_out_groups = set(dataset.groups[parts.held_out].tolist())
     trained_groups = set(dataset.groups[dataset.question[parts.train]].tolist())
     assert not held_out_groups & trained_groups
-    assert 0.2 <= len(parts.held_out) / len(dataset.questions) <= 0.25
+    assert 0.15 <= len(parts.held_out) / len(dataset.questions) <= 0.2
     assert len(parts.train) + len(parts.held_out) == len(rows)
 
 
