@@ -357,7 +357,7 @@ class TrainingJob(Event):
 
 
 class RetrievalMetrics(Model):
-    """Means over the held-out questions, weighted by the strength of their labels, in the snapshot's documents."""
+    """Means over the held-out questions, each searched for in the snapshot's documents."""
 
     recall_at_1: FiniteFloat
     recall_at_5: FiniteFloat

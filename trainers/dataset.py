@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streams.labels import Label
 from trainers.encoder import passage_text
 from trainers.errors import TooLittleDataError
 from trainers.words import WordSets, normalized
@@ -23,7 +24,11 @@ HELD_OUT_SHARE = 0.12
 # chance; over 2,000 more tell nothing new.
 HELD_OUT_FLOOR, HELD_OUT_CEILING = 250, 2_000
 # The floor must not starve the training of a small set.
-HELD_OUT_MAX_SHARE = 0.2
+HELD_OUT_MAX_SHARE = 0.25
+# An agent can only cite what the model in service has found, so its citations favour that model: where people have
+# judged so many questions, only those are held out.
+MIN_JUDGED = 200
+_JUDGED = {Label.CORRECTED, Label.LIKED}
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Dataset:
     """Questions and passages are distinct texts, named by their index; an example is a row of the arrays.
 
     ``passages`` begins with the snapshot's ``documents`` documents; up to ``searchable`` follow positives whose text
-    only a log carried, then the negatives of that kind. ``known_positives`` are all pairs (question, passage) that some
+    only a log carried, then the negatives of that kind. ``judged`` says whether a person stands behind an example, by a
+    like or a correction. ``known_positives`` are all pairs (question, passage) that some
     log calls positive, as sorted codes (``codes``).
     """
 
@@ -43,6 +49,7 @@ class Dataset:
     question: Indices
     positive: Indices
     strength: npt.NDArray[np.float32]
+    judged: npt.NDArray[np.bool_]
     impressions: tuple[tuple[int, ...], ...]
     known_positives: Indices
     left_out: dict[str, int] = field(default_factory=dict)
@@ -61,10 +68,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """``train`` are rows of the examples, ``held_out`` are questions."""
+    """``train`` are rows of the examples, ``held_out`` are questions; ``judged``: only such that people have judged."""
 
     train: Indices
     held_out: Indices
+    judged: bool
 
 
 class _Passages:
@@ -101,6 +109,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
     document_count = len(passages.texts)
     questions: dict[str, tuple[int, str]] = {}
     pairs: dict[tuple[int, int], float] = {}
+    judged: dict[tuple[int, int], bool] = defaultdict(bool)
     left_out: Counter[str] = Counter()
     impressions: dict[int, dict[int, None]] = defaultdict(dict)
     carried: list[tuple[int, list[dict[str, Any]]]] = []
@@ -116,6 +125,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
             continue
         left_out["repeated_pair"] += (question, positive) in pairs
         pairs[question, positive] = max(row["strength"], pairs.get((question, positive), 0.0))
+        judged[question, positive] |= row["label"] in _JUDGED
     searchable = len(passages.texts)
     if document_count < 2 or not pairs:
         raise TooLittleDataError(
@@ -134,6 +144,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
         question=keys[:, 0],
         positive=keys[:, 1],
         strength=np.array(list(pairs.values()), dtype=np.float32),
+        judged=np.array(list(judged.values()), dtype=np.bool_),
         impressions=tuple(tuple(impressions[index]) for index in range(len(questions))),
         known_positives=np.sort(keys[:, 0] * len(passages.texts) + keys[:, 1]),
         left_out=dict(+left_out),
@@ -149,22 +160,25 @@ def split(dataset: Dataset, seed: int) -> Split:
     Raises:
         TooLittleDataError: there are fewer than two groups, so nothing can be held out.
     """
-    answered = np.unique(dataset.question)
+    answered, judged = np.unique(dataset.question), np.unique(dataset.question[dataset.judged])
+    enough = len(judged) >= MIN_JUDGED
+    candidates = judged if enough else answered
     members: dict[int, list[int]] = defaultdict(list)
-    for question in answered:
+    for question in candidates:
         members[int(dataset.groups[question])].append(int(question))
     if len(members) < 2:
         raise TooLittleDataError(f"{len(answered)} distinct questions in {len(members)} group; two groups are needed")
-    wanted = _held_out_count(len(answered))
+    wanted = _held_out_count(len(candidates))
     held_out: list[int] = []
     for group in sorted(members.values(), key=lambda group: _rank(seed, (dataset.questions[one] for one in group))):
         if len(held_out) >= wanted:
             break
         # One huge group of alike questions would fill the test set with itself.
-        if len(held_out) + len(group) <= max(1, HELD_OUT_MAX_SHARE * len(answered)):
+        if len(held_out) + len(group) <= max(1, HELD_OUT_MAX_SHARE * len(candidates)):
             held_out += group
     held = np.array(sorted(held_out), dtype=np.int64)
-    return Split(train=np.flatnonzero(~np.isin(dataset.question, held)), held_out=held)
+    alike = np.isin(dataset.groups[dataset.question], dataset.groups[held])
+    return Split(train=np.flatnonzero(~alike), held_out=held, judged=enough)
 
 
 def _held_out_count(questions: int) -> int:

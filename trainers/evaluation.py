@@ -25,33 +25,25 @@ _TILE = 32 * 1024**2
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures of each held-out question, ``[n]``; ``groups`` says which questions are near-duplicates.
-
-    ``weights`` is how far each question's label is trusted: an agent that cites what the old model put in front of it
-    teaches little about a new one, a user's correction much.
-    """
+    """Measures of each held-out question, ``[n]``; ``groups`` says which questions are near-duplicates."""
 
     recall: dict[int, Floats]
     reciprocal_rank: Floats
     ndcg: Floats
-    weights: Floats
     groups: Indices
     documents: int
 
     def metrics(self) -> RetrievalMetrics:
-        """The weighted means."""
+        """The means."""
         return RetrievalMetrics(
-            recall_at_1=self._mean(self.recall[1]),
-            recall_at_5=self._mean(self.recall[5]),
-            recall_at_10=self._mean(self.recall[10]),
-            mrr_at_10=self._mean(self.reciprocal_rank),
-            ndcg_at_10=self._mean(self.ndcg),
+            recall_at_1=float(self.recall[1].mean()),
+            recall_at_5=float(self.recall[5].mean()),
+            recall_at_10=float(self.recall[10].mean()),
+            mrr_at_10=float(self.reciprocal_rank.mean()),
+            ndcg_at_10=float(self.ndcg.mean()),
             questions=len(self.ndcg),
             documents=self.documents,
         )
-
-    def _mean(self, values: Floats) -> float:
-        return float(np.average(values, weights=self.weights))
 
 
 def evaluate(dataset: Dataset, held_out: Indices, queries: torch.Tensor, passages: torch.Tensor) -> Evaluation:
@@ -62,14 +54,11 @@ def evaluate(dataset: Dataset, held_out: Indices, queries: torch.Tensor, passage
     found = nearest(queries, passages, CUTOFF)
     hits = dataset.is_known_positive(held_out[:, None], found)
     asked = dataset.known_positives // len(dataset.passages)
-    strength = np.zeros(len(dataset.questions))
-    np.maximum.at(strength, dataset.question, dataset.strength)
     relevant = np.searchsorted(asked, held_out, side="right") - np.searchsorted(asked, held_out, side="left")
     return Evaluation(
         recall={k: hits[:, :k].sum(axis=1) / relevant for k in (1, 5, 10)},
         reciprocal_rank=reciprocal_rank(hits),
         ndcg=ndcg(hits, relevant),
-        weights=strength[held_out],
         groups=dataset.groups[held_out],
         documents=len(passages),
     )
@@ -99,10 +88,10 @@ def ndcg(hits: npt.NDArray[np.bool_], relevant: Indices) -> Floats:
 
 
 def gain_interval(before: Evaluation, after: Evaluation, seed: int) -> tuple[float, float]:
-    """95% paired bootstrap interval of the weighted mean nDCG gain; near-duplicate questions are drawn together."""
-    gains = (after.ndcg - before.ndcg) * before.weights
+    """95% paired bootstrap interval of the mean nDCG gain; near-duplicate questions are drawn together."""
+    gains = after.ndcg - before.ndcg
     _, group = np.unique(before.groups, return_inverse=True)
-    sums, sizes = np.bincount(group, weights=gains), np.bincount(group, weights=before.weights)
+    sums, sizes = np.bincount(group, weights=gains), np.bincount(group)
     generator = np.random.default_rng(seed)
     means = np.empty(BOOTSTRAP_SAMPLES)
     for sample in range(BOOTSTRAP_SAMPLES):
@@ -114,11 +103,10 @@ def gain_interval(before: Evaluation, after: Evaluation, seed: int) -> tuple[flo
 
 def gate(before: Evaluation, after: Evaluation, seed: int, baseline: str = "the base model") -> GateVerdict:
     """Promote a model whose gain over ``baseline`` is above zero and, within the tolerance, not a matter of chance."""
-    was, become = before.metrics(), after.metrics()
-    gain = become.ndcg_at_10 - was.ndcg_at_10
+    gain = float((after.ndcg - before.ndcg).mean())
     low, high = gain_interval(before, after, seed)
     groups = len(np.unique(before.groups))
-    numbers = f"nDCG@10 {was.ndcg_at_10:.4f} → {become.ndcg_at_10:.4f} on {was.questions} held-out questions"
+    numbers = f"nDCG@10 {before.ndcg.mean():.4f} → {after.ndcg.mean():.4f} on {len(before.ndcg)} held-out questions"
     interval = f"95% interval of the gain {low:+.4f} to {high:+.4f}"
     reasons: list[str] = []
     if groups < MIN_GROUPS:

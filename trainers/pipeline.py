@@ -13,7 +13,7 @@ from infra.settings import Settings
 from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
 from trainers.artifacts import write_card, write_curve, write_metrics, write_model
 from trainers.base_models import fetch_base_model, weights_digest
-from trainers.dataset import Dataset, Split, build_dataset, split
+from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
 from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
 from trainers.publishing import latest_model, publish_model
@@ -146,6 +146,11 @@ def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
     """What is little or odd about the data, in numbers."""
     groups = len(set(dataset.groups[parts.held_out].tolist()))
     found = [f"{count} examples left out: {reason}" for reason, count in sorted(dataset.left_out.items())]
+    if not parts.judged:
+        found.append(
+            f"fewer than {MIN_JUDGED} questions were judged by people: the held-out ones rest on citations as well, "
+            "and these favour the model in service"
+        )
     if groups < MIN_GROUPS:
         found.append(f"{groups} held-out groups of questions; under {MIN_GROUPS} no model is promoted")
     return found

@@ -18,7 +18,14 @@ from trainers.dataset import Dataset, build_dataset
 Tables = tuple[pa.Table, pa.Table]
 
 
-def example(question: str, positive: str | None, *, strength: float = 1.0, negatives: tuple[str, ...] = ()) -> Any:
+def example(
+    question: str,
+    positive: str | None,
+    *,
+    strength: float = 1.0,
+    negatives: tuple[str, ...] = (),
+    label: str = "cited",
+) -> Any:
     """A row of the examples; ``ID=TEXT`` names a passage whose text the log carried."""
     return {
         "log_id": question,
@@ -28,7 +35,7 @@ def example(question: str, positive: str | None, *, strength: float = 1.0, negat
         "conversation_id": None,
         "question": question,
         "positive": passage(positive) if positive else None,
-        "label": "cited" if positive else "disliked",
+        "label": label if positive else "disliked",
         "strength": strength,
         "negatives": [passage(negative) for negative in negatives],
     }

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.trainers.conftest import example
-from trainers.dataset import Dataset, build_dataset, split
+from trainers.dataset import MIN_JUDGED, Dataset, build_dataset, split
 from trainers.errors import TooLittleDataError
 from trainers.words import WordSets, normalized, words
 
@@ -76,15 +76,44 @@ def test_near_questions_stay_on_one_side(tables: Callable[..., Any]) -> None:
     held_out_groups = set(dataset.groups[parts.held_out].tolist())
     trained_groups = set(dataset.groups[dataset.question[parts.train]].tolist())
     assert not held_out_groups & trained_groups
-    assert 0.15 <= len(parts.held_out) / len(dataset.questions) <= 0.2
+    assert 0.2 <= len(parts.held_out) / len(dataset.questions) <= 0.25
     assert len(parts.train) + len(parts.held_out) == len(rows)
+
+
+def test_where_people_judged_enough_only_judged_questions_are_held_out(tables: Callable[..., Any]) -> None:
+    def questions(number: int, label: str) -> list[Any]:
+        words = f"{label} number{number} area{number} thing{number} place{number}"
+        near = example(f"please {words} anyway so now", "two")
+        return [example(f"please {words} anyway so", "one", label=label), near]
+
+    rows = [row for n in range(MIN_JUDGED) for row in questions(n, "liked" if n % 2 else "corrected")]
+    rows += [row for number in range(1000, 1050) for row in questions(number, "cited")]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    parts = split(dataset, seed=1)
+    assert parts.judged
+    assert len(parts.held_out) == MIN_JUDGED // 4
+    assert set(parts.held_out.tolist()) <= set(dataset.question[dataset.judged].tolist())
+    # Their near-duplicates are held back too, though nobody judged them.
+    assert len(parts.train) == len(rows) - 2 * len(parts.held_out)
+    fewer = build_dataset(*tables(rows[2:], DOCUMENTS))
+    assert not split(fewer, seed=1).judged
+
+
+def test_a_pair_is_judged_if_any_of_its_logs_is(tables: Callable[..., Any]) -> None:
+    rows = [example("where", "one", label="liked"), example("Where?", "one"), example("when", "two")]
+    assert build_dataset(*tables(rows, DOCUMENTS)).judged.tolist() == [True, False]
 
 
 def test_what_is_held_out_stays_so_when_data_comes(small_dataset: Dataset) -> None:
     first = split(small_dataset, seed=5)
     assert np.array_equal(first.held_out, split(small_dataset, seed=5).held_out)
     assert not np.array_equal(first.held_out, split(small_dataset, seed=6).held_out)
-    fewer = replace(small_dataset, question=small_dataset.question[:-4], positive=small_dataset.positive[:-4])
+    fewer = replace(
+        small_dataset,
+        question=small_dataset.question[:-4],
+        positive=small_dataset.positive[:-4],
+        judged=small_dataset.judged[:-4],
+    )
     gone = set(range(36, 40))
     again = split(fewer, seed=5)
     assert set(again.held_out.tolist()) - gone <= set(first.held_out.tolist())

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +8,10 @@ from trainers.dataset import Dataset
 from trainers.evaluation import Evaluation, evaluate, gain_interval, gate, ndcg, nearest, reciprocal_rank
 
 
-def evaluation(
-    scores: list[float], groups: list[int] | None = None, weights: list[float] | None = None
-) -> Evaluation:
+def evaluation(scores: list[float], groups: list[int] | None = None) -> Evaluation:
     values = np.array(scores)
     labels = np.arange(len(values)) if groups is None else np.array(groups)
-    trust = np.ones(len(values)) if weights is None else np.array(weights)
-    return Evaluation(dict.fromkeys((1, 5, 10), values), values, values, trust, labels, documents=9)
+    return Evaluation(dict.fromkeys((1, 5, 10), values), values, values, labels, documents=9)
 
 
 def test_hand_computed_measures() -> None:
@@ -73,24 +69,6 @@ def test_a_gain_that_may_be_chance_is_not_promoted() -> None:
     assert verdict.ndcg_gain > 0
     assert not verdict.promote
     assert "chance" in verdict.reasons[0]
-
-
-def test_a_question_counts_as_far_as_its_label_is_trusted(small_dataset: Dataset) -> None:
-    passages = torch.eye(len(small_dataset.passages))
-    strength = np.full(len(small_dataset.question), 0.5, dtype=np.float32)
-    strength[small_dataset.question == 1] = 1.0
-    queries = passages[:40].clone()
-    queries[1] = passages[49]
-    result = evaluate(replace(small_dataset, strength=strength), np.arange(40), queries, passages)
-    assert result.weights.tolist() == [0.5, 1.0, *[0.5] * 38]
-    assert result.metrics().recall_at_1 == pytest.approx(19.5 / 20.5)
-    before, after = [0.5] * 40, [0.7, 0.2] * 20
-    trusted = evaluation(before, weights=[1.0, 0.1] * 20), evaluation(after, weights=[1.0, 0.1] * 20)
-    assert not gate(evaluation(before), evaluation(after), 0).promote
-    verdict = gate(*trusted, 0)
-    assert verdict.promote
-    assert verdict.ndcg_gain == pytest.approx((0.2 - 0.03) / 1.1)
-    assert verdict.ndcg_gain_interval[0] < verdict.ndcg_gain < verdict.ndcg_gain_interval[1]
 
 
 def test_near_duplicates_are_drawn_together() -> None:
