@@ -60,10 +60,24 @@ class Bounds(Section):
 
 
 class SetLimits(Section):
-    """How far back a folder's rolling training set reaches; the oldest goes first."""
+    """How far back a folder's rolling training set reaches; the oldest log goes first, whichever bound it breaks.
+
+    Documents are the corpus, not examples: of each its newest version stays until it is deleted.
+    """
 
     max_age: timedelta = timedelta(days=365)
     max_examples: PositiveInt = 100_000
+    max_bytes: PositiveInt = 256 * 1024 * 1024
+
+
+class Sets(SetLimits):
+    """The limits of the training sets, with exceptions by folder."""
+
+    folders: dict[str, SetLimits] = {}
+
+    def of(self, folder_id: str) -> SetLimits:
+        """A folder's limits."""
+        return self.folders.get(folder_id, self)
 
 
 class Strengths(Section):
@@ -135,7 +149,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = KafkaSettings()
     s3: S3Settings = S3Settings()
     bounds: Bounds = Bounds()
-    sets: SetLimits = SetLimits()
+    sets: Sets = Sets()
     strengths: Strengths = Strengths()
     worker: WorkerSettings = WorkerSettings()
     policy: PolicySettings = PolicySettings()

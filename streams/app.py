@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,23 @@ from streams.events import SnapshotCommand, TrainingFinished, now
 from streams.exporter import Exporter, Offsets
 from streams.faust_corrections import block_scheduler, correct_faust
 from streams.ingest import Ingest
-from streams.log_ends import LogEnds
+from streams.log_reader import LogReader
 from streams.outbox import FaustOutbox
 from streams.requests import Coordinator
 from streams.topics import DATA_TOPICS, Topic
 from streams.training_sets import TrainingSets
+from streams.upkeep import Upkept, keep_up
 
 _log = structlog.get_logger()
-_EVICTION_SECONDS = 60.0
+_UPKEEP_SECONDS = 5.0
 _TICK_SECONDS = 2.0
 # EX_SOFTWARE: whoever supervises the worker starts it again, and what was not acknowledged is delivered again.
 _EXIT_BROKEN = 70
 _SETS, _REQUESTS = "training-sets", "requests"
 _RETRY_SECONDS = 0.5
+_DRAIN_SECONDS = 3.0
+# Blocks that wait in memory; what is behind them stays with the brokers.
+_BUFFERED_BLOCKS = 8
 
 Handler = Callable[[Any], Awaitable[None]]
 
@@ -105,26 +110,24 @@ class _Worker:
         self._settings = settings
         self._topics = {topic.named(settings.kafka.topic_prefix): topic for topic in Topic}
         outbox = FaustOutbox(app, settings.kafka)
-        self._table = DurableTable(app, _SETS, settings.kafka.partitions)
-        requests = DurableTable(app, _REQUESTS, settings.kafka.partitions)
+        self._reader = LogReader(settings.kafka)
+        self._table = DurableTable(app, _SETS, settings.kafka.partitions, self._reader)
+        requests = DurableTable(app, _REQUESTS, settings.kafka.partitions, self._reader)
         self._taken: dict[TP, int] = {}
-        ends = LogEnds(settings.kafka)
         self._sets = TrainingSets(self._table, settings.sets)
         self._ingest = Ingest(self._sets, outbox, settings.bounds)
-        self._exporter = Exporter(
-            self._sets, Offsets(self._taken_to, ends.of, self._table.owns), outbox, store, settings
-        )
+        offsets = Offsets(self._taken_to, self._reader.ends, self._table.owns)
+        self._exporter = Exporter(self._sets, offsets, outbox, store, settings)
         self._coordinator = Coordinator(requests, outbox, store, settings)
-        self._ends = ends
 
     def listen(self) -> None:
         """Register agents, timers and what happens on a rebalance."""
-        self._agent(DATA_TOPICS, self._take_block)
+        self._agent(DATA_TOPICS, self._take_block, buffered=_BUFFERED_BLOCKS)
         self._agent((Topic.SNAPSHOT_COMMANDS,), self._take_command)
         control = (Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_REPORTS, Topic.TRAINING_PROGRESS)
         self._agent(control, self._take_control)
         self._timer("tick", _TICK_SECONDS, self._coordinator.tick)
-        self._timer("evict", _EVICTION_SECONDS, self._evict)
+        self._timer("upkeep", _UPKEEP_SECONDS, self._keep_up)
         self._timer("report", self._settings.policy.interval.total_seconds(), self._report)
         self._table.on_recovered(self._partitions_changed)
         signals: Any = self._app
@@ -148,22 +151,35 @@ class _Worker:
         topic = self._topics[message.topic]
         await self._coordinator.take(topic, message.partition, message.offset, message.key, message.value)
 
-    def _agent(self, topics: tuple[Topic, ...], handle: Handler) -> None:
+    def _agent(self, topics: tuple[Topic, ...], handle: Handler, *, buffered: int | None = None) -> None:
         names = [topic.named(self._settings.kafka.topic_prefix) for topic in topics]
         channel = self._app.topic(
-            *names, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
+            *names, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", maxsize=buffered
         )
 
         async def agent(stream: Any) -> None:
-            async for event in stream.noack().events():
-                message = event.message
-                with _fatal(message.topic):
-                    done = await self._handled(handle, message)
-                # After a rebalance the offset may be someone else's, or be delivered to us a second time.
-                if done and self._is_current(message):
-                    event.ack()
+            # Partitions wait for the brokers side by side; within one, messages are handled in their order.
+            lanes: dict[int, asyncio.Task[None]] = {}
+            try:
+                async for event in stream.noack().events():
+                    partition = event.message.partition
+                    if partition in lanes:
+                        await lanes[partition]
+                    lanes[partition] = asyncio.create_task(self._take(handle, event))
+            finally:
+                # What a stopping worker does not finish in time is delivered again.
+                for task in (await asyncio.wait(lanes.values(), timeout=_DRAIN_SECONDS))[1] if lanes else ():
+                    task.cancel()
 
         self._app.agent(channel, name=f"take-{topics[0].label}")(agent)
+
+    async def _take(self, handle: Handler, event: Any) -> None:
+        message = event.message
+        with _fatal(message.topic):
+            done = await self._handled(handle, message)
+        # After a rebalance the offset may be someone else's, or be delivered to us a second time.
+        if done and self._is_current(message):
+            event.ack()
 
     async def _handled(self, handle: Handler, message: Any) -> bool:
         while self._is_current(message):
@@ -195,9 +211,10 @@ class _Worker:
 
         self._app.timer(seconds, name=name)(on_time)
 
-    async def _evict(self, partition: int) -> None:
-        if gone := await self._sets.evict(partition, now()):
-            _log.info("evicted", partition=partition, segments=gone)
+    async def _keep_up(self, partition: int) -> None:
+        done = await keep_up(self._sets, partition, now())
+        if done != Upkept():
+            _log.info("segments rewritten", partition=partition, **asdict(done))
 
     async def _report(self, partition: int) -> None:
         for rule in self._settings.policy.rules:
@@ -209,7 +226,7 @@ class _Worker:
         await self._partitions_changed()
 
     async def _stopped(self, *_: Any, **__: Any) -> None:
-        await self._ends.close()
+        await self._reader.close()
 
     async def _partitions_changed(self, *_: object) -> None:
         self._sets.forget()

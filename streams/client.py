@@ -35,7 +35,7 @@ from streams.events import (
     now,
 )
 from streams.reading import POLL_MILLISECONDS, read
-from streams.records import violations
+from streams.records import Rules, violations
 from streams.topics import Topic
 
 _log = structlog.get_logger(__name__)
@@ -219,7 +219,7 @@ class FoldtuneClient:
     def _check(
         self, event: ChatLog | DocumentUpserted | DocumentDeleted | Feedback | ErasureRequested, spare: int = 0
     ) -> None:
-        if reasons := list(violations(event, now(), self._settings.bounds)):
+        if reasons := list(violations(event, Rules(now(), self._settings.bounds))):
             raise OutOfBoundsError("; ".join(reasons))
         self._check_size(event, spare)
 

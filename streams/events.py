@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     StringConstraints,
@@ -305,6 +306,8 @@ class SnapshotPart(Event):
     agents: tuple[AgentId, ...] = Field((), description="Of the requested agents, those that have logs here")
     offsets: tuple[TopicOffset, ...] = ()
     left_out: dict[str, NonNegativeInt] = Field({}, description="Logs that made no example, by reason")
+    seconds: NonNegativeFloat = Field(0.0, description="What the export took")
+    store_seconds: NonNegativeFloat = Field(0.0, description="What of that was spent on the object store")
     error: str | None = None
 
 

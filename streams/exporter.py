@@ -87,9 +87,10 @@ class Exporter:
         """
         request = command.request
         reached = await self._offsets.caught_up(partition, self._settings.worker.catch_up_timeout)
-        view = self._sets.view(partition)
         try:
-            part = await asyncio.to_thread(export, command, view, reached, self._store, self._settings.strengths)
+            async with self._sets.steady(partition):
+                view = self._sets.view(partition)
+                part = await asyncio.to_thread(export, command, view, reached, self._store, self._settings.strengths)
         except (BotoCoreError, ClientError, OSError) as error:
             _log.exception("export failed", request_id=request.request_id, partition=partition)
             part = SnapshotPart(
@@ -131,7 +132,7 @@ class Exporter:
         return Watermark.model_validate_json(value) if value else Watermark()
 
     async def _keep(self, model: str, partition: int, watermark: Watermark) -> None:
-        await self._sets.table.write(partition, {_key(model): watermark.model_dump_json().encode()})
+        await self._sets.write(partition, {_key(model): watermark.model_dump_json().encode()})
 
 
 def _newest(pending: dict[str, int]) -> dict[str, int]:

@@ -7,17 +7,14 @@ difference to the result.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 from infra.settings import SetLimits
-from streams.events import ChatLog, DocumentDeleted, DocumentUpserted, ErasureRequested, Feedback, Verdict
-from streams.records import DataEvent, Record, Source
+from streams.erasures import Erasures
+from streams.records import Record
+from streams.stored import ChatLog, DocumentUpserted, ErasedLog, ErasureRequested, Feedback, Stored, Verdict
 
 # Clocks differ, but nobody judges an answer a day before it is given: older verdicts can go when older logs do.
 CLOCK_SKEW = timedelta(days=1)
-# Of two events about one thing the later counts, and of two at the same moment the one further on in its topic.
-_Order = tuple[datetime, int, int]
-E = TypeVar("E", bound=DataEvent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,72 +35,76 @@ class FolderSet:
 
 
 def fold(
-    folder_id: str, records: Iterable[Record], erasures: Iterable[ErasureRequested], limits: SetLimits, as_of: datetime
+    folder_id: str, records: Iterable[Record], erasures: Erasures, limits: SetLimits, as_of: datetime
 ) -> FolderSet:
     """The training set that ``records`` of one folder amount to at the moment ``as_of``."""
-    logs: dict[str, tuple[_Order, ChatLog]] = {}
-    verdicts: dict[str, tuple[_Order, Feedback]] = {}
-    documents: dict[str, tuple[_Order, DocumentUpserted | DocumentDeleted]] = {}
-    for record in records:
-        match record.event:
-            case ChatLog() as event:
-                _keep_latest(logs, event.log_id, record.source, event)
-            case Feedback() as event:
-                _keep_latest(verdicts, event.log_id, record.source, event)
-            case DocumentUpserted() | DocumentDeleted() as event:
-                _keep_latest(documents, event.document_id, record.source, event)
-            case ErasureRequested():
-                continue
-    erased = _Erased(erasures)
-    oldest = as_of - limits.max_age
-    living = sorted(
-        (log for _, log in logs.values() if log.occurred_at >= oldest and not erased.covers_log(log)),
-        key=lambda log: (log.occurred_at, log.log_id),
-    )
+    latest = latest_of(records, erasures)
+    verdicts = {record.event.log_id: record.event for record in latest if isinstance(record.event, Feedback)}
+    logs = _newest([record for record in latest if isinstance(record.event, ChatLog | ErasedLog)], limits, as_of)
+    documents = [record.event for record in latest if isinstance(record.event, DocumentUpserted)]
     return FolderSet(
         folder_id=folder_id,
-        logs=tuple(JudgedLog(log, _verdict(log, verdicts)) for log in living[-limits.max_examples :]),
-        documents=tuple(
-            document
-            for _, (_, document) in sorted(documents.items())
-            if isinstance(document, DocumentUpserted) and not erased.covers_document(document)
-        ),
+        logs=tuple(_judged(log, verdicts.get(log.log_id)) for log in logs),
+        documents=tuple(sorted(documents, key=lambda document: document.document_id)),
     )
 
 
-def _keep_latest(kept: dict[str, tuple[_Order, E]], name: str, source: Source, event: E) -> None:
-    order = (event.occurred_at, source.offset, source.position)
-    known = kept.get(name)
-    if known is None or order > known[0]:
-        kept[name] = (order, event)
+def _judged(log: ChatLog, feedback: Feedback | None) -> JudgedLog:
+    if feedback is None or feedback.occurred_at < log.occurred_at - CLOCK_SKEW:
+        return JudgedLog(log, log.feedback)
+    return JudgedLog(log, feedback.verdict)
 
 
-def _verdict(log: ChatLog, verdicts: dict[str, tuple[_Order, Feedback]]) -> Verdict | None:
-    found = verdicts.get(log.log_id)
-    if found is None or found[1].occurred_at < log.occurred_at - CLOCK_SKEW:
-        return log.feedback
-    return found[1].verdict
+def latest_of(records: Iterable[Record], erasures: Erasures) -> list[Record]:
+    """Of all records about one thing the latest, without the words that are to be forgotten.
+
+    Applied to a part of the records first and to the rest later it comes to the same.
+    """
+    latest: dict[tuple[str, str], Record] = {}
+    for given in records:
+        record = erasures.applied(given) if erasures else given
+        if record is None:
+            continue
+        name = _name(record.event)
+        known = latest.get(name)
+        if known is None or _order(record) > _order(known):
+            latest[name] = record
+    return list(latest.values())
 
 
-class _Erased:
-    """Who and what was to be forgotten, and up to which moment."""
+def _name(event: Stored) -> tuple[str, str]:
+    match event:
+        case ChatLog() | ErasedLog():
+            return "log", event.log_id
+        case Feedback():
+            return "verdict", event.log_id
+        case ErasureRequested():
+            return f"erased {event.subject}", event.subject_id
+        case _:
+            return "document", event.document_id
 
-    def __init__(self, erasures: Iterable[ErasureRequested]) -> None:
-        self._until: dict[tuple[str, str], datetime] = {}
-        for erasure in erasures:
-            name = (erasure.subject, erasure.subject_id)
-            self._until[name] = max(erasure.occurred_at, self._until.get(name, erasure.occurred_at))
 
-    def _covers(self, subject: str, subject_id: str | None, moment: datetime) -> bool:
-        until = self._until.get((subject, subject_id)) if subject_id is not None else None
-        return until is not None and moment <= until
+def _order(record: Record) -> tuple[datetime, int, int]:
+    # Of two events about one thing the later counts, and of two at the same moment the one further on in its topic.
+    return record.event.occurred_at, record.offset, record.position
 
-    def covers_log(self, log: ChatLog) -> bool:
-        return (
-            self._covers("user", log.user_id, log.occurred_at)
-            or self._covers("log", log.log_id, log.occurred_at)
-            or self._covers("conversation", log.conversation_id, log.occurred_at)
-        )
 
-    def covers_document(self, document: DocumentUpserted) -> bool:
-        return self._covers("document", document.document_id, document.occurred_at)
+def _newest(logs: list[Record], limits: SetLimits, as_of: datetime) -> list[ChatLog]:
+    """The newest logs that fit the limits, oldest first."""
+    oldest = as_of - limits.max_age
+    kept: list[ChatLog] = []
+    size = 0
+    for place, record in enumerate(sorted(logs, key=_age, reverse=True)):
+        log = record.event
+        size += record.size
+        # An erased log keeps its place and its size: what it once pushed out may be gone for good.
+        if log.occurred_at < oldest or place == limits.max_examples or size > limits.max_bytes:
+            break
+        if isinstance(log, ChatLog):
+            kept.append(log)
+    kept.reverse()
+    return kept
+
+
+def _age(record: Record) -> tuple[datetime, str]:
+    return record.event.occurred_at, _name(record.event)[1]

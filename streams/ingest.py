@@ -7,7 +7,7 @@ import structlog
 
 from infra.settings import Bounds
 from streams.outbox import Outbox
-from streams.records import Record, Rejected, decode, written_at
+from streams.records import Record, Rejected, Rules, decode, written_at
 from streams.topics import Topic
 from streams.training_sets import TrainingSets
 
@@ -30,12 +30,13 @@ class Ingest:
         """
         records = []
         for message in messages:
-            for outcome in decode(topic, message.offset, message.value, written_at(message.timestamp), self._bounds):
+            rules = Rules(written_at(message.timestamp), self._bounds)
+            for outcome in decode(topic, message.offset, message.value, rules):
                 if isinstance(outcome, Record):
                     records.append(outcome)
                 else:
                     await self._put_aside(outcome, message)
-        await self._sets.add(partition, records)
+        await self._sets.add(partition, topic, records)
 
     async def _put_aside(self, rejected: Rejected, message: Any) -> None:
         error = "; ".join(rejected.reasons)

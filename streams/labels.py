@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from infra.settings import Strengths
-from streams.events import ChatLog, Rating
 from streams.fold import JudgedLog
+from streams.stored import ChatLog
 
 
 class Label(StrEnum):
@@ -45,11 +45,11 @@ def label(judged: JudgedLog, strengths: Strengths) -> Example | None:
     rating = verdict.rating if verdict else None
     if verdict and verdict.correct_document_id:
         corrected = _passage(log, verdict.correct_document_id)
-        return _example(log, Label.CORRECTED, strengths.corrected, corrected, spare_cited=rating == Rating.LIKE)
-    if rating == Rating.DISLIKE:
+        return _example(log, Label.CORRECTED, strengths.corrected, corrected, spare_cited=rating == "like")
+    if rating == "dislike":
         wrong = tuple(_passage(log, document_id) for document_id in log.cited_document_ids)
         return Example(log, Label.DISLIKED, 0.0, None, wrong) if wrong else None
-    if cited is not None and rating == Rating.LIKE:
+    if cited is not None and rating == "like":
         return _example(log, Label.LIKED, strengths.liked, cited)
     if cited is not None and strengths.cited is not None:
         return _example(log, Label.CITED, strengths.cited, cited)

@@ -2,175 +2,177 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
+from msgspec import Struct
 from pydantic import Field, TypeAdapter, ValidationError
 
 from infra.settings import Bounds
-from streams.events import (
-    ChatLog,
-    DocumentDeleted,
-    DocumentUpserted,
-    ErasureRequested,
-    Feedback,
-)
+from streams import events, stored
+from streams.stored import Stored
 from streams.topics import Topic
 
-# A log may come alone or in an envelope, the other events only alone.
-DataEvent = ChatLog | Feedback | DocumentUpserted | DocumentDeleted | ErasureRequested
 
+class Record(Struct, frozen=True, array_like=True, gc=False):
+    """One checked event, and where it stands in its topic: what makes it itself, whatever happens on the way."""
 
-# An erasure concerns every folder: it is kept under a name that no folder has, since a folder's is never empty.
-NO_FOLDER = ""
-_LOG: TypeAdapter[DataEvent] = TypeAdapter(ChatLog)
-_FEEDBACK: TypeAdapter[DataEvent] = TypeAdapter(Feedback)
-_ERASURE: TypeAdapter[DataEvent] = TypeAdapter(ErasureRequested)
-_DOCUMENT: TypeAdapter[DataEvent] = TypeAdapter(
-    Annotated[DocumentUpserted | DocumentDeleted, Field(discriminator="type")]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a record stands in the input: what makes it itself, whatever happens to it on the way."""
-
-    topic: Topic
     offset: int
     # Its place in a batch envelope; 0 for an event of its own.
-    position: int = 0
+    position: int
+    event: Stored
+    # Bytes that it came in; what an erasure takes out of it later makes it no smaller.
+    size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One checked event with its source."""
-
-    source: Source
-    event: DataEvent
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct, frozen=True):
     """One event, or one log of an envelope, that cannot be taken, and why: each reason names a field and a bound."""
 
-    source: Source
+    offset: int
+    position: int
     reasons: tuple[str, ...]
     # The part of the message that it concerns, so that it can be mended and replayed alone.
     value: bytes
 
 
-def decode(
-    topic: Topic, offset: int, value: bytes | None, written_at: datetime, bounds: Bounds
-) -> Iterator[Record | Rejected]:
-    """Every record of one message.
+Outcome = Record | Rejected
+
+
+class Rules(NamedTuple):
+    """What an event of the right form is held to.
 
     ``written_at`` is the time that Kafka keeps with the message: unlike the clock it is the same on every replay.
     """
-    source = Source(topic, offset)
+
+    written_at: datetime
+    bounds: Bounds
+
+
+def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list[Outcome]:
+    """Every record of one message, or what is wrong with it."""
     if value is None:
-        yield Rejected(source, ("value: a message without a value says nothing",), b"")
-    elif len(value) > bounds.event_bytes:
-        yield Rejected(source, (f"event: {len(value)} bytes, at most {bounds.event_bytes}",), value)
-    else:
-        yield from _READERS[topic](source, value, written_at, bounds)
+        return [Rejected(offset, 0, ("value: a message without a value says nothing",), b"")]
+    if len(value) > (limit := rules.bounds.event_bytes):
+        return [Rejected(offset, 0, (f"event: {len(value)} bytes, at most {limit}",), value)]
+    quick, _ = _READERS[topic]
+    try:
+        event = quick(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _slowly(topic, offset, value, rules)
+    if not _short_and_sound(event, len(value), rules) and (reasons := tuple(violations(event, rules))):
+        return [Rejected(offset, 0, reasons, value)]
+    return [Record(offset, 0, event, len(value))]
+
+
+def _short_and_sound(event: Stored, size: int, rules: Rules) -> bool:
+    """Whether a log is so short that no text in it can be too long, and the rest is well: true of almost all logs."""
+    bounds = rules.bounds
+    return (
+        isinstance(event, stored.ChatLog)
+        and size <= bounds.question_bytes
+        and size <= bounds.passage_bytes
+        and len(event.retrieved) <= bounds.passages_per_log
+        and len(event.cited_document_ids) <= bounds.passages_per_log
+        and _EPOCH < event.occurred_at <= rules.written_at
+        and not event.question.isspace()
+    )
 
 
 def reasons_of(error: ValidationError) -> tuple[str, ...]:
     """A validation error as lines that name the field, the bound and (shortened) the value."""
-    return tuple(
-        f"{'.'.join(str(part) for part in item['loc']) or 'event'}: {item['msg']}"
-        for item in error.errors(include_url=False)
-    )
+    return tuple(f"{_field(item['loc'])}: {item['msg']}" for item in error.errors(include_url=False))
 
 
-def _read_logs(source: Source, value: bytes, written_at: datetime, bounds: Bounds) -> Iterator[Record | Rejected]:
-    checked = _checked(source, value, _LOG, written_at, bounds)
-    if isinstance(checked, Record) or not (logs := _envelope(value)):
-        yield checked
-        return
-    folder, parts = logs
-    if not parts:
-        yield Rejected(source, ("logs: at least 1 is needed",), value)
-    for position, part in enumerate(parts):
-        at = Source(source.topic, source.offset, position)
-        one = _checked(at, part, _LOG, written_at, bounds)
-        if isinstance(one, Record) and folder_of(one.event) != folder:
-            one = Rejected(at, ("folder_id: a log in an envelope must be of the envelope's folder",), part)
-        yield one
+def _field(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "event"
 
 
-def _envelope(value: bytes) -> tuple[object, list[bytes]] | None:
-    """The folder and the logs of a batch envelope, each log as its own bytes: a bad one must not spoil the others."""
+def _slowly(topic: Topic, offset: int, value: bytes, rules: Rules) -> list[Outcome]:
+    """An envelope, or what the quick reader refuses: the contract has the last word, and the words for it."""
+    if topic is not Topic.CHAT_LOGS:
+        return [_explained(topic, offset, 0, value, rules)]
+    try:
+        batch = _BATCH.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _log_by_log(offset, value, rules)
+    outcomes: list[Outcome] = []
+    share = len(value) // len(batch.logs)
+    for position, log in enumerate(batch.logs):
+        reasons = tuple(violations(log, rules))
+        if log.folder_id != batch.folder_id:
+            reasons = (*reasons, _OTHER_FOLDER)
+        if reasons:
+            outcomes.append(Rejected(offset, position, reasons, stored.encode(log)))
+        else:
+            outcomes.append(Record(offset, position, log, share))
+    return outcomes
+
+
+def _log_by_log(offset: int, value: bytes, rules: Rules) -> list[Outcome]:
     try:
         content = json.loads(value)
     except (ValueError, RecursionError):
-        return None
+        content = None
     if not isinstance(content, dict) or content.get("type") != "chat_log_batch":
-        return None
+        return [_explained(Topic.CHAT_LOGS, offset, 0, value, rules)]
     logs = content.get("logs")
-    if not isinstance(logs, list):
-        return None
-    parts = [json.dumps(log, ensure_ascii=False).encode("utf-8", "surrogatepass") for log in logs]
-    return content.get("folder_id"), parts
+    if not isinstance(logs, list) or not logs:
+        return [Rejected(offset, 0, ("logs: a list of at least 1 is needed",), value)]
+    outcomes: list[Outcome] = []
+    for position, log in enumerate(logs):
+        part = json.dumps(log, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        outcome = _explained(Topic.CHAT_LOGS, offset, position, part, rules)
+        if isinstance(outcome, Record) and stored.folder_of(outcome.event) != content.get("folder_id"):
+            outcome = Rejected(offset, position, (_OTHER_FOLDER,), part)
+        outcomes.append(outcome)
+    return outcomes
 
 
-def _read_documents(source: Source, value: bytes, written_at: datetime, bounds: Bounds) -> Iterator[Record | Rejected]:
-    yield _checked(source, value, _DOCUMENT, written_at, bounds)
-
-
-def _read_one(kind: TypeAdapter[DataEvent]) -> Callable[[Source, bytes, datetime, Bounds], Iterator[Record | Rejected]]:
-    def read(source: Source, value: bytes, written_at: datetime, bounds: Bounds) -> Iterator[Record | Rejected]:
-        yield _checked(source, value, kind, written_at, bounds)
-
-    return read
-
-
-def _checked(
-    source: Source, value: bytes, kind: TypeAdapter[DataEvent], written_at: datetime, bounds: Bounds
-) -> Record | Rejected:
+def _explained(topic: Topic, offset: int, position: int, value: bytes, rules: Rules) -> Outcome:
+    """One event by the contract itself."""
+    quick, contract = _READERS[topic]
     try:
-        event = kind.validate_json(value)
+        # What the contract takes and the quick reader did not is put into the form that both read.
+        event = quick(contract.validate_json(value).encode())
     except ValidationError as error:
-        return Rejected(source, reasons_of(error), value)
-    reasons = tuple(violations(event, written_at, bounds))
-    return Rejected(source, reasons, value) if reasons else Record(source, event)
+        return Rejected(offset, position, reasons_of(error), value)
+    reasons = tuple(violations(event, rules))
+    return Rejected(offset, position, reasons, value) if reasons else Record(offset, position, event, len(value))
 
 
-def violations(event: DataEvent, written_at: datetime, bounds: Bounds) -> Iterator[str]:
-    """What in a well-formed event is over a configured bound; shared by the worker and the SDK."""
-    if event.occurred_at > written_at + bounds.future:
-        yield f"occurred_at: {event.occurred_at.isoformat()} lies more than {bounds.future} in the future"
-    if event.occurred_at.year < 1970:
-        yield f"occurred_at: {event.occurred_at.isoformat()} lies before 1970"
+def violations(event: Any, rules: Rules) -> Iterator[str]:
+    """What in a well-formed event, of the wire or of the state, is over a configured bound."""
+    moment = event.occurred_at
+    if moment > rules.written_at + rules.bounds.future:
+        yield f"occurred_at: {moment.isoformat()} lies more than {rules.bounds.future} in the future"
+    if moment.year < 1970:
+        yield f"occurred_at: {moment.isoformat()} lies before 1970"
     match event:
-        case ChatLog():
-            yield from _text("question", event.question, bounds.question_bytes)
-            if len(event.retrieved) > bounds.passages_per_log:
-                yield f"retrieved: {len(event.retrieved)} passages, at most {bounds.passages_per_log}"
-            if len(event.cited_document_ids) > bounds.passages_per_log:
-                yield f"cited_document_ids: {len(event.cited_document_ids)}, at most {bounds.passages_per_log}"
-            for index, passage in enumerate(event.retrieved):
-                if passage.text is not None:
-                    yield from _text(f"retrieved.{index}.text", passage.text, bounds.passage_bytes, may_be_empty=True)
-        case DocumentUpserted():
-            yield from _text("text", event.text, bounds.passage_bytes)
-            yield from _text("title", event.title, bounds.question_bytes, may_be_empty=True)
-        case _:
-            return
+        case events.ChatLog() | stored.ChatLog():
+            yield from _log_violations(event, rules.bounds)
+        case events.DocumentUpserted() | stored.DocumentUpserted():
+            yield from _text("text", event.text, rules.bounds.passage_bytes)
+            yield from _text("title", event.title, rules.bounds.question_bytes, may_be_empty=True)
+
+
+def _log_violations(log: Any, bounds: Bounds) -> Iterator[str]:
+    yield from _text("question", log.question, bounds.question_bytes)
+    if len(log.retrieved) > bounds.passages_per_log:
+        yield f"retrieved: {len(log.retrieved)} passages, at most {bounds.passages_per_log}"
+    if len(log.cited_document_ids) > bounds.passages_per_log:
+        yield f"cited_document_ids: {len(log.cited_document_ids)}, at most {bounds.passages_per_log}"
+    for index, passage in enumerate(log.retrieved):
+        if passage.text is not None:
+            yield from _text(f"retrieved.{index}.text", passage.text, bounds.passage_bytes, may_be_empty=True)
 
 
 def _text(field: str, text: str, limit: int, *, may_be_empty: bool = False) -> Iterator[str]:
-    size = len(text.encode())
+    size = len(text) if text.isascii() else len(text.encode())
     if size > limit:
         yield f"{field}: {size} bytes, at most {limit}"
-    if not may_be_empty and not text.strip():
+    if not may_be_empty and text.isspace():
         yield f"{field}: only white space, at least 1 other character"
-
-
-def folder_of(event: DataEvent) -> str:
-    """The folder that an event belongs to."""
-    return NO_FOLDER if isinstance(event, ErasureRequested) else event.folder_id
 
 
 def written_at(timestamp_ms: int) -> datetime:
@@ -178,9 +180,17 @@ def written_at(timestamp_ms: int) -> datetime:
     return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
 
 
-_READERS = {
-    Topic.CHAT_LOGS: _read_logs,
-    Topic.DOCUMENTS: _read_documents,
-    Topic.FEEDBACK: _read_one(_FEEDBACK),
-    Topic.ERASURES: _read_one(_ERASURE),
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OTHER_FOLDER = "folder_id: a log in an envelope must be of the envelope's folder"
+_BATCH = msgspec.json.Decoder(stored.ChatLogBatch)
+_Document = Annotated[events.DocumentUpserted | events.DocumentDeleted, Field(discriminator="type")]
+# For each topic the quick reader, and the contract that explains.
+_READERS: dict[Topic, tuple[Callable[[bytes], Stored], TypeAdapter[Any]]] = {
+    Topic.CHAT_LOGS: (msgspec.json.Decoder(stored.ChatLog).decode, TypeAdapter(events.ChatLog)),
+    Topic.DOCUMENTS: (
+        msgspec.json.Decoder(stored.DocumentUpserted | stored.DocumentDeleted).decode,
+        TypeAdapter(_Document),
+    ),
+    Topic.FEEDBACK: (msgspec.json.Decoder(stored.Feedback).decode, TypeAdapter(events.Feedback)),
+    Topic.ERASURES: (msgspec.json.Decoder(stored.ErasureRequested).decode, TypeAdapter(events.ErasureRequested)),
 }

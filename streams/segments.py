@@ -1,36 +1,36 @@
 """Immutable segments: the form in which the rolling training sets are kept.
 
-A segment holds the records of one folder and one topic between two offsets, and its key names all of that. It is never
-read and put again, so a replay cut at other borders, or the late write of a worker that lost its partition, adds an
-overlapping copy and overwrites nothing; reading keeps one record per source. What a key says beside the offsets
-(counts, times) follows from the content: an index over segments is rebuilt from keys alone.
+A segment holds records of one folder and one topic between two offsets, and its key names its whole content, down to a
+digest. It is never read and put again, so a replay cut at other borders, or the late write of a worker that lost its
+partition, adds an overlapping copy and overwrites nothing; reading keeps one record for each place in the input. What
+a key says beside that (counts, times) follows from the content: an index over segments is rebuilt from keys alone.
 """
 
 import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
 
-from pydantic import Field, TypeAdapter
+import msgspec
+from msgspec import Struct
 
-from streams.events import ChatLog
-from streams.records import DataEvent, Record, Source, folder_of
+from streams import stored
+from streams.records import Record
+from streams.stored import ChatLog
 from streams.topics import Topic
 
 # What the key of every segment starts with.
 SEGMENTS = b"s|"
-_EVENT: TypeAdapter[DataEvent] = TypeAdapter(Annotated[DataEvent, Field(discriminator="type")])
+# One value must fit into a message of a broker with default settings (1 MiB), and an event alone may have half of that.
+_MAX_BYTES = 384 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """What the key of a segment says."""
+class Segment(Struct, frozen=True, gc=False, order=True):
+    """What the key of a segment says. Sorted by folder, topic and first offset."""
 
     folder_id: str
-    topic: Topic
+    topic_label: str
     first: int
     last: int
     records: int
@@ -38,27 +38,37 @@ class Segment:
     labelled: int
     oldest_ms: int
     newest_ms: int
+    size: int
+    digest: str
+
+    @property
+    def topic(self) -> Topic:
+        """The data topic that the records came by."""
+        return _TOPICS[self.topic_label]
 
     @property
     def key(self) -> bytes:
-        """The key in the table: sorted by folder, topic and first offset."""
-        numbers = f"{self.first:016d}-{self.last:016d}|{self.records}|{self.labelled}|{self.oldest_ms}|{self.newest_ms}"
-        return folder_prefix(self.folder_id) + f"{self.topic.label}|{numbers}|{json.dumps(self.folder_id)}".encode()
+        """The key in the table."""
+        counts = f"{self.records}|{self.labelled}|{self.oldest_ms}|{self.newest_ms}|{self.size}|{self.digest}"
+        place = f"{self.topic_label}|{self.first:016d}-{self.last:016d}"
+        return folder_prefix(self.folder_id) + f"{place}|{counts}|{json.dumps(self.folder_id)}".encode()
 
     @classmethod
     def of_key(cls, key: bytes) -> "Segment":
         """The inverse of ``key``."""
-        _, _, topic, offsets, records, labelled, oldest, newest, folder = key.decode().split("|", 8)
+        _, _, topic, offsets, records, labelled, oldest, newest, size, digest, folder = key.decode().split("|", 10)
         first, last = offsets.split("-")
         return cls(
             folder_id=json.loads(folder),
-            topic=_TOPICS[topic],
+            topic_label=topic,
             first=int(first),
             last=int(last),
             records=int(records),
             labelled=int(labelled),
             oldest_ms=int(oldest),
             newest_ms=int(newest),
+            size=int(size),
+            digest=digest,
         )
 
 
@@ -67,37 +77,19 @@ def folder_prefix(folder_id: str) -> bytes:
     return SEGMENTS + hashlib.sha256(folder_id.encode()).hexdigest()[:16].encode() + b"|"
 
 
-def pack(records: Iterable[Record]) -> Iterator[tuple[Segment, bytes]]:
-    """The segments of one block, one for each folder and topic, with their content as JSON lines."""
-    groups: dict[tuple[str, Topic], list[Record]] = defaultdict(list)
+def pack(topic: Topic, records: Iterable[Record]) -> Iterator[tuple[Segment, bytes]]:
+    """Segments of the records of one topic, which are in the order of their offsets: one or more for each folder."""
+    groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        groups[folder_of(record.event), record.source.topic].append(record)
-    for (folder_id, topic), group in groups.items():
-        times = [milliseconds(record.event.occurred_at) for record in group]
-        segment = Segment(
-            folder_id=folder_id,
-            topic=topic,
-            first=group[0].source.offset,
-            last=group[-1].source.offset,
-            records=len(group),
-            labelled=sum(is_labelled(record.event) for record in group),
-            oldest_ms=min(times),
-            newest_ms=max(times),
-        )
-        yield segment, b"\n".join(_line(record) for record in group)
+        groups[stored.folder_of(record.event)].append(record)
+    for folder_id, group in groups.items():
+        for start, end in _cuts(group):
+            yield _segment(folder_id, topic, group[start:end])
 
 
-def unpack(segment: Segment, content: bytes) -> Iterator[Record]:
+def unpack(content: bytes) -> list[Record]:
     """The records of a segment."""
-    for line in content.split(b"\n"):
-        place, _, event = line.partition(b" ")
-        offset, _, position = place.partition(b".")
-        yield Record(Source(segment.topic, int(offset), int(position)), _EVENT.validate_json(event))
-
-
-def is_labelled(event: DataEvent) -> bool:
-    """Whether an event is a log that says which passage was right, or wrong."""
-    return isinstance(event, ChatLog) and bool(event.cited_document_ids or event.feedback)
+    return _DECODER.decode(content)
 
 
 def milliseconds(moment: datetime) -> int:
@@ -105,10 +97,37 @@ def milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _line(record: Record) -> bytes:
-    # The answer is not needed to train a retriever, so its words are not kept.
-    event = record.event.model_dump_json(exclude={"answer"}, exclude_none=True)
-    return f"{record.source.offset}.{record.source.position} {event}".encode()
+def _segment(folder_id: str, topic: Topic, group: list[Record]) -> tuple[Segment, bytes]:
+    for record in group:
+        if isinstance(record.event, ChatLog):
+            # The answer is not needed to train a retriever, so its words are not kept.
+            record.event.answer = None
+    content = stored.encode(group)
+    times = [record.event.occurred_at for record in group]
+    segment = Segment(
+        folder_id=folder_id,
+        topic_label=topic.label,
+        first=group[0].offset,
+        last=group[-1].offset,
+        records=len(group),
+        labelled=sum([stored.is_labelled(record.event) for record in group]),
+        oldest_ms=milliseconds(min(times)),
+        newest_ms=milliseconds(max(times)),
+        size=len(content),
+        digest=hashlib.blake2b(content, digest_size=8).hexdigest(),
+    )
+    return segment, content
 
 
+def _cuts(group: list[Record]) -> Iterator[tuple[int, int]]:
+    start = size = 0
+    for index, record in enumerate(group):
+        if size + record.size > _MAX_BYTES and index > start:
+            yield start, index
+            start, size = index, 0
+        size += record.size
+    yield start, len(group)
+
+
+_DECODER = msgspec.json.Decoder(list[Record])
 _TOPICS = {topic.label: topic for topic in Topic}

@@ -1,6 +1,7 @@
 """Exports what a request selects of one partition to Parquet on the object store."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ def export(
         botocore.exceptions.BotoCoreError, ClientError: the object store did not take the files.
     """
     request = command.request
+    started = time.perf_counter()
     left_out: Counter[str] = Counter()
     agents: set[str] = set()
     counts = []
@@ -56,16 +58,24 @@ def export(
                 positives = sum(row["positive"] is not None for row in rows)
                 counts.append(FolderCount(folder_id=folder_id, examples=positives, documents=len(content.documents)))
         prefix = snapshot_prefix(request.model, request.request_id)
+        written = time.perf_counter()
+        files = (
+            examples.upload(store, f"{prefix}/examples-{command.partition:05d}"),
+            documents.upload(store, f"{prefix}/documents-{command.partition:05d}"),
+        )
+        ended = time.perf_counter()
         return SnapshotPart(
             request_id=request.request_id,
             model=request.model,
             partition=command.partition,
-            examples=examples.upload(store, f"{prefix}/examples-{command.partition:05d}"),
-            documents=documents.upload(store, f"{prefix}/documents-{command.partition:05d}"),
+            examples=files[0],
+            documents=files[1],
             folders=tuple(counts),
             agents=tuple(sorted(agents & set(request.data.agents or ()))),
             offsets=offsets,
             left_out=dict(sorted(left_out.items())),
+            seconds=ended - started,
+            store_seconds=ended - written,
         )
 
 

@@ -4,18 +4,20 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from infra.settings import SetLimits
-from streams.durable_table import Table
-from streams.events import ErasureRequested
-from streams.fold import CLOCK_SKEW, FolderSet, fold
-from streams.records import NO_FOLDER, Record
-from streams.segments import SEGMENTS, Segment, milliseconds, pack, unpack
+from infra.settings import Sets
+from streams import stored
+from streams.durable_table import Changes, Table
+from streams.erasures import Erasures
+from streams.fold import FolderSet, fold
+from streams.records import Record
+from streams.segments import SEGMENTS, Segment, pack, unpack
+from streams.stored import NO_FOLDER, ErasureRequested
 from streams.topics import Topic
 
-# A folder is looked at for eviction by count only when it has outgrown its limit by this much: the look costs a fold.
-_EVICTION_SLACK = 1.2
+# Says which erasures every segment of a partition has been rid of.
+PURGED = b"x|purged"
 
 
 @dataclass(frozen=True)
@@ -25,84 +27,108 @@ class PartitionView:
     partition: int
     table: Table
     segments: dict[str, tuple[Segment, ...]]
-    limits: SetLimits
+    limits: Sets
 
-    def folders(self, wanted: Collection[str] | None) -> list[str]:
+    def folders(self, wanted: Collection[str] | None = None) -> list[str]:
         """The folders that are here, and wanted, sorted."""
         return sorted(name for name in self.segments if name != NO_FOLDER and (wanted is None or name in wanted))
 
     def folder(self, folder_id: str, as_of: datetime) -> FolderSet:
         """A folder's training set at the moment ``as_of``."""
-        return fold(folder_id, self._records(folder_id), self._erasures(), self.limits, as_of)
+        records = self.records(self.segments.get(folder_id, ()))
+        return fold(folder_id, records, self.erasures(), self.limits.of(folder_id), as_of)
 
-    def _records(self, folder_id: str) -> Iterator[Record]:
-        for segment in self.segments.get(folder_id, ()):
+    def erasures(self) -> Erasures:
+        """All that was ever to be forgotten."""
+        records = self.records(self.segments.get(NO_FOLDER, ()))
+        return Erasures(record.event for record in records if isinstance(record.event, ErasureRequested))
+
+    def records(self, segments: Iterable[Segment]) -> Iterator[Record]:
+        """The records of segments of this view; those of an evicted segment count no more, and are left out."""
+        for segment in segments:
             content = self.table.get(self.partition, segment.key)
-            # Evicted between the moment of the view and now: it was out of bounds, so the fold would drop it as well.
             if content is not None:
-                yield from unpack(segment, content)
-
-    def _erasures(self) -> list[ErasureRequested]:
-        records = self._records(NO_FOLDER)
-        return [record.event for record in records if isinstance(record.event, ErasureRequested)]
+                yield from unpack(content)
 
 
 class TrainingSets:
-    """Adds records, gives views and lets the oldest go. Holds only keys in memory, never content."""
+    """Adds records and gives views. Holds only keys in memory, never content."""
 
-    def __init__(self, table: Table, limits: SetLimits) -> None:
+    def __init__(self, table: Table, limits: Sets) -> None:
         self.table = table
         self._limits = limits
         self._index: dict[int, dict[str, set[Segment]]] = {}
+        self._erasures: dict[int, Erasures] = {}
+        self._steady: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def add(self, partition: int, records: Iterable[Record]) -> None:
+    async def add(self, partition: int, topic: Topic, records: Iterable[Record]) -> None:
         """Keep the records of one block; when this returns they are durable. Adding the same again changes nothing.
 
         Raises:
             PartitionLostError: the partition went to another worker, which gets the same records again.
         """
-        packed = dict(pack(records))
-        if not packed:
-            return
-        await self.table.write(partition, {segment.key: content for segment, content in packed.items()})
+        packed = dict(pack(topic, self._to_keep(partition, records)))
+        await self.replace(partition, packed, ())
+        if topic is Topic.ERASURES:
+            self._erasures.pop(partition, None)
+
+    async def replace(self, partition: int, packed: dict[Segment, bytes], gone: Iterable[Segment]) -> None:
+        """Write segments and delete others, in this order, durably; raises like ``add``."""
+        changes: dict[bytes, bytes | None] = {segment.key: content for segment, content in packed.items()}
+        changes |= {segment.key: None for segment in gone if segment not in packed}
+        await self.write(partition, changes)
         index = self._segments(partition)
+        for segment in gone:
+            index[segment.folder_id].discard(segment)
         for segment in packed:
             index[segment.folder_id].add(segment)
+
+    async def write(self, partition: int, changes: Changes) -> None:
+        """Write to the partition; raises like ``add``."""
+        if changes and not await self.table.write(partition, changes):
+            # Another worker wrote here too: the index does not know what, and its segments may want erasing.
+            self._index.pop(partition, None)
+            self._erasures.pop(partition, None)
+            await self.table.write(partition, {PURGED: None})
 
     def view(self, partition: int) -> PartitionView:
         """What the partition holds now."""
         index = self._segments(partition)
-        segments = {
-            folder_id: tuple(sorted(found, key=lambda segment: segment.key))
-            for folder_id, found in index.items()
-            if found
-        }
+        segments = {name: tuple(sorted(found)) for name, found in index.items() if found}
         return PartitionView(partition, self.table, segments, self._limits)
 
-    def labelled_since(self, partition: int, offset: int, folders: Collection[str] | None) -> int:
-        """How many labelled logs there are from an offset of ``chat-logs`` on; counted by whole segments."""
-        return sum(
-            segment.labelled
-            for folder_id, found in self._segments(partition).items()
-            if folders is None or folder_id in folders
-            for segment in found
-            if segment.topic is Topic.CHAT_LOGS and segment.first >= offset
-        )
+    def steady(self, partition: int) -> asyncio.Lock:
+        """Held while segments are rewritten, or while a view must stay readable to its end."""
+        return self._steady[partition]
 
-    async def evict(self, partition: int, now: datetime) -> int:
-        """Let go of the segments that no later fold can need; returns how many. Raises like ``add``."""
-        # In a thread: judging a folder by count folds it, and the event loop must go on answering Kafka meanwhile.
-        gone = await asyncio.to_thread(_outlived, self.view(partition), now)
-        if gone:
-            await self.table.write(partition, {segment.key: None for segment in gone})
-            index = self._segments(partition)
-            for segment in gone:
-                index[segment.folder_id].discard(segment)
-        return len(gone)
+    def labelled_since(self, partition: int, offset: int, folders: Collection[str] | None) -> int:
+        """How many labelled logs there are from an offset of ``chat-logs`` on."""
+        view, count = self.view(partition), 0
+        for folder_id in view.folders(folders):
+            for segment in view.segments[folder_id]:
+                if segment.topic is not Topic.CHAT_LOGS or segment.last < offset:
+                    continue
+                if segment.first >= offset:
+                    count += segment.labelled
+                else:
+                    records = view.records([segment])
+                    count += sum(record.offset >= offset and stored.is_labelled(record.event) for record in records)
+        return count
 
     def forget(self) -> None:
         """Partitions came or went: what is in the table may be another thing now."""
         self._index.clear()
+        self._erasures.clear()
+
+    def _to_keep(self, partition: int, records: Iterable[Record]) -> Iterable[Record]:
+        # What an erasure covers that is known already is not even written.
+        if partition not in self._erasures:
+            self._erasures[partition] = self.view(partition).erasures()
+        erasures = self._erasures[partition]
+        if not erasures:
+            return records
+        left = (erasures.applied(record) for record in records)
+        return [record for record in left if record is not None]
 
     def _segments(self, partition: int) -> dict[str, set[Segment]]:
         # Read from the keys when first asked for: after a restart and after a rebalance there is nothing else to know.
@@ -113,29 +139,3 @@ class TrainingSets:
                 index[segment.folder_id].add(segment)
             self._index[partition] = index
         return self._index[partition]
-
-
-def _by_key(segment: Segment) -> bytes:
-    return segment.key
-
-
-def _outlived(view: PartitionView, now: datetime) -> list[Segment]:
-    gone = []
-    for folder_id in view.folders(None):
-        cutoff = _cutoff(view, folder_id, now)
-        oldest = {Topic.CHAT_LOGS: cutoff, Topic.FEEDBACK: cutoff - CLOCK_SKEW // timedelta(milliseconds=1)}
-        gone += [segment for segment in view.segments[folder_id] if segment.newest_ms < oldest.get(segment.topic, 0)]
-    return gone
-
-
-def _cutoff(view: PartitionView, folder_id: str, now: datetime) -> int:
-    """Milliseconds before which nothing in the folder can count any more."""
-    limits = view.limits
-    by_age = milliseconds(now - limits.max_age)
-    logs = sum(segment.records for segment in view.segments[folder_id] if segment.topic is Topic.CHAT_LOGS)
-    if logs <= limits.max_examples * _EVICTION_SLACK:
-        return by_age
-    kept = view.folder(folder_id, now).logs
-    if len(kept) < limits.max_examples:
-        return by_age
-    return max(by_age, milliseconds(kept[0].log.occurred_at))

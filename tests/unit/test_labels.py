@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from infra.settings import Strengths
-from streams.events import ChatLog, Rating, RetrievedPassage, Verdict
 from streams.fold import JudgedLog
 from streams.labels import Label, label
+from streams.stored import ChatLog, RetrievedPassage, Verdict
 
 RETRIEVED = tuple(
     RetrievedPassage(document_id=name, folder_id="g" if name == "far" else "f", rank=rank, score=1 / rank)
@@ -33,17 +33,17 @@ def judged(verdict: Verdict | None = None, **changes: Any) -> JudgedLog:
     ("log", "kind", "strength", "positive", "negatives"),
     [
         (judged(), Label.CITED, 0.6, "two", ["one", "far"]),
-        (judged(Verdict(rating=Rating.LIKE)), Label.LIKED, 1.0, "two", ["one", "far"]),
+        (judged(Verdict(rating="like")), Label.LIKED, 1.0, "two", ["one", "far"]),
         (judged(Verdict(correct_document_id="far")), Label.CORRECTED, 1.0, "far", ["one", "two", "four"]),
         (
-            judged(Verdict(rating=Rating.LIKE, correct_document_id="two")),
+            judged(Verdict(rating="like", correct_document_id="two")),
             Label.CORRECTED,
             1.0,
             "two",
             ["one", "far"],
         ),
         (judged(Verdict(correct_document_id="new")), Label.CORRECTED, 1.0, "new", ["one", "two", "far", "four"]),
-        (judged(Verdict(rating=Rating.DISLIKE)), Label.DISLIKED, 0.0, None, ["four", "two"]),
+        (judged(Verdict(rating="dislike")), Label.DISLIKED, 0.0, None, ["four", "two"]),
         (judged(cited_document_ids=("far", "four")), Label.CITED, 0.6, "four", ["one", "two"]),
         (judged(cited_document_ids=("far",)), Label.CITED, 0.6, "far", ["one", "two", "four"]),
         (judged(cited_document_ids=("never retrieved",)), Label.CITED, 0.6, "never retrieved", None),
@@ -71,8 +71,8 @@ def test_a_positive_in_another_folder_keeps_that_folder() -> None:
     "log",
     [
         judged(cited_document_ids=()),
-        judged(Verdict(rating=Rating.LIKE), cited_document_ids=()),
-        judged(Verdict(rating=Rating.DISLIKE), cited_document_ids=()),
+        judged(Verdict(rating="like"), cited_document_ids=()),
+        judged(Verdict(rating="dislike"), cited_document_ids=()),
     ],
 )
 def test_without_a_citation_nothing_is_learnt(log: JudgedLog) -> None:

@@ -7,30 +7,26 @@ from datetime import UTC, datetime, timedelta
 import pyarrow.parquet as pq
 
 from infra.objects import MemoryObjectStore
-from infra.settings import SetLimits, Strengths
+from infra.settings import Sets, Strengths
 from streams.durable_table import MemoryTable
 from streams.events import (
-    ChatLog,
-    DocumentUpserted,
     FineTuneRequested,
-    Rating,
-    RetrievedPassage,
     SnapshotCommand,
     SnapshotPart,
     TopicOffset,
-    Verdict,
 )
 from streams.knobs import DataSelection
-from streams.records import Record, Source
+from streams.records import Record
 from streams.snapshot_format import DOCUMENTS, EXAMPLES
 from streams.snapshots import export
+from streams.stored import ChatLog, DocumentUpserted, RetrievedPassage, Verdict
 from streams.topics import Topic
 from streams.training_sets import TrainingSets
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 
 
-def records() -> list[Record]:
+def records() -> dict[Topic, list[Record]]:
     logs = [
         ChatLog(
             log_id=f"l{number}",
@@ -43,7 +39,7 @@ def records() -> list[Record]:
                 RetrievedPassage(document_id="d2", folder_id="elsewhere", rank=2, text="carried"),
             ),
             cited_document_ids=("d1",),
-            feedback=Verdict(rating=Rating.DISLIKE) if number == 3 else None,
+            feedback=Verdict(rating="dislike") if number == 3 else None,
         )
         for number in range(8)
     ]
@@ -53,16 +49,17 @@ def records() -> list[Record]:
         )
         for number in range(3)
     ]
-    return [Record(Source(Topic.CHAT_LOGS, offset), log) for offset, log in enumerate(logs)] + [
-        Record(Source(Topic.DOCUMENTS, offset), document) for offset, document in enumerate(documents)
-    ]
+    return {
+        Topic.CHAT_LOGS: [Record(offset, 0, log, 100) for offset, log in enumerate(logs)],
+        Topic.DOCUMENTS: [Record(offset, 0, document, 100) for offset, document in enumerate(documents)],
+    }
 
 
 def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100) -> SnapshotPart:
-    sets = TrainingSets(MemoryTable(), SetLimits())
-    everything = records()
-    for start in range(0, len(everything), block):
-        asyncio.run(sets.add(0, everything[start : start + block]))
+    sets = TrainingSets(MemoryTable(), Sets())
+    for topic, everything in records().items():
+        for start in range(0, len(everything), block):
+            asyncio.run(sets.add(0, topic, everything[start : start + block]))
     request = FineTuneRequested(request_id="r", model="m", requested_at=NOW, data=data)
     command = SnapshotCommand(request=request, partition=0, issued_at=NOW)
     offsets = (TopicOffset(topic="chat-logs", partition=0, offset=8),)
@@ -108,7 +105,9 @@ def test_the_selection_is_kept_to_and_what_it_leaves_out_is_counted() -> None:
 
 def test_the_same_state_gives_the_same_bytes_however_it_came_about() -> None:
     one, other = MemoryObjectStore(), MemoryObjectStore()
-    assert run(DataSelection(), one) == run(DataSelection(), other, block=3)
+    first, second = run(DataSelection(), one), run(DataSelection(), other, block=3)
+    assert (first.examples, first.documents) == (second.examples, second.documents)
+    assert one.list("") == other.list("")
 
 
 def test_no_name_from_an_event_becomes_a_key() -> None:

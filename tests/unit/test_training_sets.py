@@ -1,224 +1,394 @@
-"""Segments, folding and bounds, against a model that is a dictionary and a sort."""
+"""The rolling training sets against a model that is a dictionary and a sort, through every kind of disturbance."""
 
 import asyncio
-import random
 from datetime import UTC, datetime, timedelta
+from typing import Any
+from unittest import mock
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from infra.settings import SetLimits
-from streams.durable_table import MemoryTable
-from streams.events import (
+from infra.settings import Sets
+from streams import upkeep
+from streams.durable_table import Changes, MemoryTable
+from streams.fold import FolderSet, JudgedLog
+from streams.records import Record
+from streams.segments import SEGMENTS, Segment, pack, unpack
+from streams.stored import (
     ChatLog,
     DocumentDeleted,
     DocumentUpserted,
     ErasureRequested,
     Feedback,
-    Rating,
+    RetrievedPassage,
+    Stored,
     Verdict,
+    encode,
 )
-from streams.fold import FolderSet, JudgedLog, fold
-from streams.records import DataEvent, Record, Source
-from streams.segments import Segment, pack, unpack
-from streams.topics import Topic
+from streams.topics import DATA_TOPICS, Topic
 from streams.training_sets import TrainingSets
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-FOREVER = SetLimits(max_age=timedelta(days=3650), max_examples=10_000)
-TOPICS: dict[type, Topic] = {
-    ChatLog: Topic.CHAT_LOGS,
-    Feedback: Topic.FEEDBACK,
-    DocumentUpserted: Topic.DOCUMENTS,
-    DocumentDeleted: Topic.DOCUMENTS,
-    ErasureRequested: Topic.ERASURES,
-}
+END = START + timedelta(days=20)
+FOLDERS = ("f", "g")
 
-names = st.sampled_from(["a", "b", "c", "d"])
+names = st.sampled_from(["a", "b", "c", "d", "e"])
 moments = st.integers(0, 20).map(lambda days: START + timedelta(days=days))
-verdicts = st.builds(Verdict, rating=st.sampled_from(Rating))
-events: st.SearchStrategy[DataEvent] = st.one_of(
-    st.builds(
-        ChatLog,
-        log_id=names,
-        occurred_at=moments,
-        agent_id=st.just("agent"),
-        user_id=st.none() | names,
-        conversation_id=st.none() | names,
-        question=st.sampled_from(["how?", "why?"]),
-        folder_id=st.sampled_from(["f", "g"]),
-        cited_document_ids=st.tuples(names) | st.just(()),
-        feedback=st.none() | verdicts,
-    ),
-    st.builds(
-        Feedback,
-        feedback_id=names,
-        occurred_at=moments,
-        log_id=names,
-        folder_id=st.sampled_from(["f", "g"]),
-        verdict=verdicts,
-    ),
-    st.builds(
-        DocumentUpserted,
-        document_id=names,
-        occurred_at=moments,
-        folder_id=st.sampled_from(["f", "g"]),
-        text=st.sampled_from(["x", "y", "z"]),
-    ),
-    st.builds(DocumentDeleted, document_id=names, occurred_at=moments, folder_id=st.sampled_from(["f", "g"])),
-    st.builds(
-        ErasureRequested,
-        erasure_id=names,
-        occurred_at=moments,
-        subject=st.sampled_from(["user", "log", "conversation", "document"]),
-        subject_id=names,
-    ),
+folders = st.sampled_from(FOLDERS)
+verdicts = st.builds(Verdict, rating=st.sampled_from(["like", "dislike"]))
+passages = st.builds(
+    RetrievedPassage,
+    document_id=names,
+    folder_id=folders,
+    rank=st.just(1),
+    text=st.none() | st.sampled_from(["x", "y"]),
+)
+logs = st.builds(
+    ChatLog,
+    log_id=names,
+    occurred_at=moments,
+    agent_id=st.just("agent"),
+    user_id=st.none() | names,
+    conversation_id=st.none() | names,
+    question=st.sampled_from(["how?", "why, and for how long?"]),
+    folder_id=folders,
+    retrieved=st.tuples(passages) | st.just(()),
+    cited_document_ids=st.tuples(names) | st.just(()),
+    feedback=st.none() | verdicts,
+)
+feedback = st.builds(
+    Feedback, feedback_id=names, occurred_at=moments, log_id=names, folder_id=folders, verdict=verdicts
+)
+documents = st.builds(
+    DocumentUpserted, document_id=names, occurred_at=moments, folder_id=folders, text=st.sampled_from(["x", "y", "z"])
+) | st.builds(DocumentDeleted, document_id=names, occurred_at=moments, folder_id=folders)
+erasures = st.builds(
+    ErasureRequested,
+    erasure_id=names,
+    occurred_at=moments,
+    subject=st.sampled_from(["user", "log", "conversation", "document"]),
+    subject_id=names,
+)
+inputs = st.one_of(
+    st.tuples(st.just(Topic.CHAT_LOGS), logs),
+    st.tuples(st.just(Topic.FEEDBACK), feedback),
+    st.tuples(st.just(Topic.DOCUMENTS), documents),
+    st.tuples(st.just(Topic.ERASURES), erasures),
+)
+limits = st.builds(
+    Sets,
+    max_age=st.integers(8, 30).map(lambda days: timedelta(days=days)),
+    max_examples=st.integers(1, 6),
+    max_bytes=st.integers(300, 2000),
 )
 
-
-def as_records(history: list[DataEvent]) -> list[Record]:
-    offsets = dict.fromkeys(Topic, 0)
-    records = []
-    for event in history:
-        topic = TOPICS[type(event)]
-        records.append(Record(Source(topic, offsets[topic]), event))
-        offsets[topic] += 1
-    return records
+Log = dict[Topic, list[Stored]]
 
 
-def reference(folder_id: str, history: list[DataEvent], limits: SetLimits, as_of: datetime) -> FolderSet:
-    """The same as ``fold``, said in another way: by sorting the whole history and letting the last one win."""
-    records = sorted(as_records(history), key=lambda record: (record.event.occurred_at, record.source.offset))
-    logs, verdicts_by_log, documents = {}, {}, {}
-    erasures = [event for event in history if isinstance(event, ErasureRequested)]
+def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
+    """The same as the product, said in another way: sort by time, let the last one win, cut off the old, forget."""
+    requests: list[Any] = history[Topic.ERASURES]
 
-    def erased(subject: str, name: str | None, moment: datetime) -> bool:
-        return any(e.subject == subject and e.subject_id == name and moment <= e.occurred_at for e in erasures)
+    def erased(subject: str, name: str | None, at: datetime) -> bool:
+        return any(one.subject == subject and one.subject_id == name and at <= one.occurred_at for one in requests)
 
-    for record in records:
-        event = record.event
-        if isinstance(event, ErasureRequested) or event.folder_id != folder_id:
-            continue
-        match event:
-            case ChatLog():
-                logs[event.log_id] = event
-            case Feedback():
-                verdicts_by_log[event.log_id] = event
-            case DocumentUpserted() | DocumentDeleted():
-                documents[event.document_id] = event
-    kept = [
-        (log, newest_verdict(log, verdicts_by_log.get(log.log_id)))
-        for log in sorted(logs.values(), key=lambda log: (log.occurred_at, log.log_id))
-        if log.occurred_at >= as_of - limits.max_age
-        and not erased("user", log.user_id, log.occurred_at)
-        and not erased("log", log.log_id, log.occurred_at)
-        and not erased("conversation", log.conversation_id, log.occurred_at)
+    def latest(topic: Topic, name: str) -> dict[str, Any]:
+        mine = [event for event in history[topic] if event.folder_id == folder_id]  # type: ignore[union-attr]
+        return {getattr(event, name): event for event in sorted(mine, key=lambda event: event.occurred_at)}
+
+    verdicts_on = latest(Topic.FEEDBACK, "log_id")
+    chosen: list[JudgedLog] = []
+    size = 0
+    newest_first = sorted(latest(Topic.CHAT_LOGS, "log_id").values(), key=lambda log: (log.occurred_at, log.log_id))[
+        ::-1
     ]
-    found = fold(folder_id, (), (), limits, as_of)
-    return FolderSet(
-        folder_id=found.folder_id,
-        logs=tuple(JudgedLog(log, verdict) for log, verdict in kept[-limits.max_examples :]),
-        documents=tuple(
-            document
-            for _, document in sorted(documents.items())
-            if isinstance(document, DocumentUpserted)
-            and not erased("document", document.document_id, document.occurred_at)
-        ),
+    for place, log in enumerate(newest_first):
+        size += size_of(log)
+        if log.occurred_at < END - bounds.max_age or place == bounds.max_examples or size > bounds.max_bytes:
+            break
+        subjects = (("user", log.user_id), ("log", log.log_id), ("conversation", log.conversation_id))
+        if any(erased(subject, name, log.occurred_at) for subject, name in subjects):
+            continue
+        said = verdicts_on.get(log.log_id)
+        counts = (
+            said is not None
+            and said.occurred_at >= log.occurred_at - timedelta(days=1)
+            and not erased("log", said.log_id, said.occurred_at)
+        )
+        verdict = said.verdict if counts and said is not None else log.feedback
+        chosen.append(JudgedLog(without_texts(log, erased), verdict))
+    documents_now = latest(Topic.DOCUMENTS, "document_id")
+    living = tuple(
+        document
+        for _, document in sorted(documents_now.items())
+        if isinstance(document, DocumentUpserted) and not erased("document", document.document_id, document.occurred_at)
     )
+    return FolderSet(folder_id, tuple(reversed(chosen)), living)
 
 
-def newest_verdict(log: ChatLog, said: Feedback | None) -> Verdict | None:
-    late_enough = said is not None and said.occurred_at >= log.occurred_at - timedelta(days=1)
-    return said.verdict if said is not None and late_enough else log.feedback
+def without_texts(log: ChatLog, erased: Any) -> ChatLog:
+    def goes(passage: RetrievedPassage) -> bool:
+        return passage.text is not None and erased("document", passage.document_id, log.occurred_at)
+
+    if not any(goes(passage) for passage in log.retrieved):
+        return log
+    left = tuple(msgspec.structs.replace(one, text=None) if goes(one) else one for one in log.retrieved)
+    return msgspec.structs.replace(log, retrieved=left)
 
 
-async def take_in(sets: TrainingSets, records: list[Record], seed: int, *, replays: bool) -> None:
-    """Deliver records block by block; with ``replays``, stretches come again, cut at other borders."""
-    chooser = random.Random(seed)
-    position = 0
-    while position < len(records):
-        size = chooser.randint(1, 5)
-        await sets.add(0, records[position : position + size])
-        position += size
-        if replays and chooser.random() < 0.4:
-            position = max(0, position - chooser.randint(1, 6))
+def size_of(event: Stored) -> int:
+    return len(encode(event))
 
 
-@given(history=st.lists(events, max_size=40), seed=st.integers(0, 1000), limit=st.integers(1, 6))
-@settings(max_examples=150, deadline=None)
-def test_the_fold_is_a_function_of_the_input_alone(history: list[DataEvent], seed: int, limit: int) -> None:
-    limits = SetLimits(max_age=timedelta(days=15), max_examples=limit)
-    as_of = START + timedelta(days=20)
-    straight, disturbed = TrainingSets(MemoryTable(), limits), TrainingSets(MemoryTable(), limits)
-    records = as_records(history)
-    asyncio.run(take_in(straight, records, seed, replays=False))
-    asyncio.run(take_in(disturbed, records, seed + 1, replays=True))
-    for folder_id in ("f", "g"):
-        expected = reference(folder_id, history, limits, as_of)
-        assert straight.view(0).folder(folder_id, as_of) == expected
-        assert disturbed.view(0).folder(folder_id, as_of) == expected
-        # What was kept in memory must be what the keys alone tell.
-        disturbed.forget()
-        assert disturbed.view(0).folder(folder_id, as_of) == expected
+class Changelog:
+    """What all workers of a partition write to, one after the other."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[bytes, bytes | None]] = []
+
+    def rebuilt(self) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        for key, value in self.records:
+            if value is None:
+                found.pop(key, None)
+            else:
+                found[key] = value
+        return found
 
 
-@given(history=st.lists(events, max_size=40), limit=st.integers(1, 4), days=st.integers(0, 30))
-@settings(max_examples=150, deadline=None)
-def test_eviction_takes_only_what_no_fold_needs(history: list[DataEvent], limit: int, days: int) -> None:
-    history = [event for event in history if not isinstance(event, ErasureRequested)]
-    limits = SetLimits(max_age=timedelta(days=12), max_examples=limit)
-    moment = START + timedelta(days=days)
-    sets = TrainingSets(MemoryTable(), limits)
-    asyncio.run(take_in(sets, as_records(history), 1, replays=True))
-    before = {folder_id: sets.view(0).folder(folder_id, moment) for folder_id in ("f", "g")}
-    asyncio.run(sets.evict(0, moment))
-    assert {folder_id: sets.view(0).folder(folder_id, moment).logs for folder_id in before} == {
-        folder_id: found.logs for folder_id, found in before.items()
-    }
+class LocalTable(MemoryTable):
+    """One worker's copy; like the durable table it takes over, at its next write, what others wrote meanwhile."""
+
+    def __init__(self, changelog: Changelog) -> None:
+        super().__init__()
+        self._changelog = changelog
+        self._known = 0
+
+    async def recover(self) -> None:
+        await super().write(0, dict(self._changelog.records))
+        self._known = len(self._changelog.records)
+
+    async def write(self, partition: int, changes: Changes) -> bool:  # noqa: ARG002  there is but one
+        records = self._changelog.records
+        alone = self._known == len(records)
+        records += changes.items()
+        for key, value in records[self._known :]:
+            await super().write(0, {key: value})
+        self._known = len(records)
+        return alone
+
+    def content(self) -> dict[bytes, bytes]:
+        return {key: self.get(0, key) or b"" for key in self.keys(0, b"")}
+
+
+class Worker:
+    """An owner of the partition, with its position in each topic."""
+
+    def __init__(self, changelog: Changelog, bounds: Sets, positions: dict[Topic, int]) -> None:
+        self.table = LocalTable(changelog)
+        asyncio.run(self.table.recover())
+        self.sets = TrainingSets(self.table, bounds)
+        self.positions = dict(positions)
+
+    def take(self, history: Log, topic: Topic, count: int) -> None:
+        at = self.positions[topic]
+        block = [
+            Record(at + index, 0, event, size_of(event)) for index, event in enumerate(history[topic][at : at + count])
+        ]
+        asyncio.run(self.sets.add(0, topic, block))
+        self.positions[topic] = at + len(block)
+
+    def keep_up(self) -> None:
+        with mock.patch.object(upkeep, "FAN_IN", 2):
+            asyncio.run(upkeep.keep_up(self.sets, 0, END))
+
+
+class Disturbances(RuleBasedStateMachine):
+    """Blocks cut anywhere, replays, crashes, zombies, eviction, merging and purging, in any order."""
+
+    @initialize(bounds=limits)
+    def begin(self, bounds: Sets) -> None:
+        self.bounds = bounds
+        self.changelog = Changelog()
+        self.history: Log = {topic: [] for topic in DATA_TOPICS}
+        self.committed = dict.fromkeys(DATA_TOPICS, 0)
+        self.owner = Worker(self.changelog, bounds, self.committed)
+        self.zombies: list[Worker] = []
+
+    @rule(events=st.lists(inputs, min_size=1, max_size=6))
+    def arrive(self, events: list[tuple[Topic, Stored]]) -> None:
+        for topic, event in events:
+            self.history[topic].append(event)
+
+    @rule(topic=st.sampled_from(DATA_TOPICS), count=st.integers(1, 5))
+    def take(self, topic: Topic, count: int) -> None:
+        self.owner.take(self.history, topic, count)
+
+    @rule(topic=st.sampled_from(DATA_TOPICS))
+    def commit(self, topic: Topic) -> None:
+        self.committed[topic] = self.owner.positions[topic]
+
+    @rule()
+    def keep_up(self) -> None:
+        self.owner.keep_up()
+
+    @rule()
+    def crash(self) -> None:
+        self.owner = Worker(self.changelog, self.bounds, self.committed)
+
+    @rule()
+    def pause_for_too_long(self) -> None:
+        self.zombies = [*self.zombies[-1:], self.owner]
+        self.owner = Worker(self.changelog, self.bounds, self.committed)
+
+    @rule(topic=st.sampled_from(DATA_TOPICS), count=st.integers(1, 5))
+    def zombies_take(self, topic: Topic, count: int) -> None:
+        for zombie in self.zombies:
+            zombie.take(self.history, topic, count)
+
+    @rule()
+    def zombies_keep_up(self) -> None:
+        for zombie in self.zombies:
+            zombie.keep_up()
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        # Everything that arrived is taken in by a worker of its own, who starts from what is committed.
+        heir = Worker(self.changelog, self.bounds, self.committed)
+        before = len(self.changelog.records)
+        for topic in DATA_TOPICS:
+            while heir.positions[topic] < len(self.history[topic]):
+                heir.take(self.history, topic, 7)
+        for folder_id in FOLDERS:
+            expected = reference(folder_id, self.history, self.bounds)
+            assert heir.sets.view(0).folder(folder_id, END) == expected
+            heir.keep_up()
+            assert heir.sets.view(0).folder(folder_id, END) == expected
+        assert heir.table.content() == self.changelog.rebuilt()
+        del self.changelog.records[before:]
+
+    def teardown(self) -> None:
+        if not hasattr(self, "owner"):
+            return
+        # What a zombie wrote last is taken over with the owner's next write.
+        for topic in DATA_TOPICS:
+            while self.owner.positions[topic] < len(self.history[topic]):
+                self.owner.take(self.history, topic, 7)
+        asyncio.run(self.owner.sets.write(0, {b"anything": b""}))
+        assert self.owner.table.content() == self.changelog.rebuilt()
+        for folder_id in FOLDERS:
+            expected = reference(folder_id, self.history, self.bounds)
+            assert self.owner.sets.view(0).folder(folder_id, END) == expected
+
+
+Disturbances.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+TestDisturbances = Disturbances.TestCase
+
+
+def test_merging_keeps_a_folder_narrow() -> None:
+    sets = TrainingSets(MemoryTable(), Sets())
+    for number in range(100):
+        asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(number, log(str(number), START))]))
+        if number % 10 == 0:
+            asyncio.run(upkeep.keep_up(sets, 0, START))
+    asyncio.run(upkeep.keep_up(sets, 0, START))
+    assert len(sets.view(0).segments["f"]) < upkeep.FAN_IN
+    assert len(sets.view(0).folder("f", START).logs) == 100
+
+
+def test_superseded_versions_of_a_document_do_not_pile_up() -> None:
+    sets = TrainingSets(MemoryTable(), Sets())
+    for number in range(upkeep.FAN_IN):
+        text = f"version {number}"
+        document = DocumentUpserted(document_id="d", folder_id="f", occurred_at=START, text=text)
+        asyncio.run(sets.add(0, Topic.DOCUMENTS, [record(number, document)]))
+    asyncio.run(upkeep.keep_up(sets, 0, START))
+    (segment,) = sets.view(0).segments["f"]
+    assert segment.records == 1
 
 
 def test_eviction_makes_room() -> None:
-    limits = SetLimits(max_age=timedelta(days=1), max_examples=1000)
-    sets = TrainingSets(MemoryTable(), limits)
-    logs = [_log(str(hour), START + timedelta(hours=hour)) for hour in range(48)]
-    for record in as_records(list(logs)):
-        asyncio.run(sets.add(0, [record]))
-    gone = asyncio.run(sets.evict(0, START + timedelta(hours=48)))
-    assert gone == 24
-    assert len(sets.view(0).segments["f"]) == 24
+    sets = TrainingSets(MemoryTable(), Sets(max_age=timedelta(days=1)))
+    for hour in range(24 * 5):
+        asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(hour, log(str(hour), START + timedelta(hours=hour)))]))
+    done = asyncio.run(upkeep.keep_up(sets, 0, START + timedelta(days=5)))
+    # A day of age, and a day of grace for exports that are repeated.
+    assert done.evicted == 24 * 3
 
 
-def test_labelled_logs_are_counted_from_an_offset_on() -> None:
-    sets = TrainingSets(MemoryTable(), FOREVER)
-    logs: list[DataEvent] = [_log(str(number), START, cited=number % 2 == 0) for number in range(10)]
-    records = as_records(logs)
-    asyncio.run(sets.add(0, records[:4]))
-    asyncio.run(sets.add(0, records[4:]))
-    assert sets.labelled_since(0, 0, None) == 5
-    assert sets.labelled_since(0, 4, None) == 3
+def test_a_folder_may_have_limits_of_its_own() -> None:
+    bounds = Sets(folders={"f": {"max_examples": 3}})  # type: ignore[dict-item]
+    sets = TrainingSets(MemoryTable(), bounds)
+    for folder_id in FOLDERS:
+        records = [record(n, log(f"{folder_id}{n}", START, folder_id=folder_id)) for n in range(10)]
+        asyncio.run(sets.add(0, Topic.CHAT_LOGS, records))
+    assert [len(sets.view(0).folder(folder_id, START).logs) for folder_id in FOLDERS] == [3, 10]
+
+
+def test_an_erasure_leaves_no_word_in_the_table() -> None:
+    table = MemoryTable()
+    sets = TrainingSets(table, Sets())
+    marker = "unforgettable"
+    mine = log("1", START, user_id="u", question=marker)
+    other = log("2", START, user_id="v", question="how?")
+    carried = RetrievedPassage(document_id="d", folder_id="f", rank=1, text=marker)
+    third = log("3", START, user_id="v", retrieved=(carried,))
+    document = DocumentUpserted(document_id="d", folder_id="f", occurred_at=START, text=marker)
+    asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(n, event) for n, event in enumerate((mine, other, third))]))
+    asyncio.run(sets.add(0, Topic.DOCUMENTS, [record(0, document)]))
+    requests = [
+        ErasureRequested(erasure_id="1", occurred_at=START, subject="user", subject_id="u"),
+        ErasureRequested(erasure_id="2", occurred_at=START, subject="document", subject_id="d"),
+    ]
+    asyncio.run(sets.add(0, Topic.ERASURES, [record(n, request) for n, request in enumerate(requests)]))
+    assert asyncio.run(upkeep.keep_up(sets, 0, START)).purged == 2
+    # A late copy, as a replay brings it, is not written again.
+    asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(0, mine)]))
+    assert all(marker.encode() not in (table.get(0, key) or b"") for key in table.keys(0, b""))
+    assert [judged.log.log_id for judged in sets.view(0).folder("f", START).logs] == ["2", "3"]
+    assert asyncio.run(upkeep.keep_up(sets, 0, START)).purged == 0
+
+
+def test_labelled_logs_are_counted_from_an_offset_on_whatever_is_merged() -> None:
+    sets = TrainingSets(MemoryTable(), Sets())
+    for number in range(10):
+        cited = ("d",) if number % 2 == 0 else ()
+        event = log(str(number), START, cited_document_ids=cited)
+        asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(number, event)]))
+    counts = [sets.labelled_since(0, offset, None) for offset in (0, 4, 10)]
+    asyncio.run(upkeep.keep_up(sets, 0, START))
+    assert len(sets.view(0).segments["f"]) == 1
+    assert [sets.labelled_since(0, offset, None) for offset in (0, 4, 10)] == counts == [5, 3, 0]
     assert sets.labelled_since(0, 0, ["other"]) == 0
 
 
 @given(folder=st.text(min_size=1, max_size=256))
 def test_a_key_says_what_its_segment_is(folder: str) -> None:
-    log = _log("l", START).model_copy(update={"folder_id": folder})
-    ((segment, content),) = pack([Record(Source(Topic.CHAT_LOGS, 12, 3), log)])
+    event = log("l", START, folder_id=folder)
+    ((segment, content),) = pack(Topic.CHAT_LOGS, [Record(12, 3, event, 100)])
     assert Segment.of_key(segment.key) == segment
-    assert list(unpack(segment, content)) == [Record(Source(Topic.CHAT_LOGS, 12, 3), log)]
+    assert segment.key.startswith(SEGMENTS)
+    assert unpack(content) == [Record(12, 3, event, 100)]
+
+
+def test_no_segment_is_too_large_for_a_message() -> None:
+    large = [record(n, log(str(n), START, question="x" * 100_000)) for n in range(20)]
+    packed = list(pack(Topic.CHAT_LOGS, large))
+    assert sum(segment.records for segment, _ in packed) == 20
+    assert max(len(content) for _, content in packed) < 512 * 1024
 
 
 def test_the_words_of_the_answer_are_not_kept() -> None:
-    log = _log("l", START).model_copy(update={"answer": "a secret"})
-    ((_, content),) = pack([Record(Source(Topic.CHAT_LOGS, 0), log)])
+    ((_, content),) = pack(Topic.CHAT_LOGS, [record(0, log("l", START, answer="a secret"))])
     assert b"secret" not in content
 
 
-def _log(log_id: str, at: datetime, *, cited: bool = True) -> ChatLog:
-    return ChatLog(
-        log_id=log_id,
-        occurred_at=at,
-        agent_id="a",
-        question="how?",
-        folder_id="f",
-        cited_document_ids=("d",) if cited else (),
-    )
+def record(offset: int, event: Stored) -> Record:
+    return Record(offset, 0, event, size_of(event))
+
+
+def log(log_id: str, at: datetime, **changes: Any) -> ChatLog:
+    base: dict[str, Any] = {"folder_id": "f", "question": "how?", "cited_document_ids": ("d",)}
+    return ChatLog(log_id=log_id, occurred_at=at, agent_id="a", **(base | changes))

@@ -1,0 +1,259 @@
+"""How fast logs become durable state, beside a Faust agent that does nothing and a bare consumer; one JSON object last.
+
+One broker, one set of messages, one worker process, RocksDB on. Each measured run is a process of its own that starts
+with nothing prefetched; the worker's ends when the last offset is committed, which it is only once the changelog has
+acknowledged what followed from it. Runs of the three kinds take turns, so that a noisy machine disturbs them alike.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from kafka import KafkaConsumer, TopicPartition
+
+from infra.kafka import Publisher, connection, create_topics
+from infra.local.options import LocalOptions
+from infra.local.stack import LocalServers
+from infra.settings import Settings
+from streams.events import ChatLog, ChatLogBatch, FineTuneRequested, RetrievedPassage, SnapshotPart, now
+from streams.knobs import DataSelection
+from streams.topics import Topic
+
+RUNS = Path(__file__).with_name("ingest_runs.py")
+FOLDERS = 50
+ENVELOPE_LOGS = 100
+_START = datetime.now(UTC) - timedelta(days=30)
+
+
+def chat_log(number: int) -> ChatLog:
+    """A log of about 800 bytes, as an agent with five retrieved passages writes it."""
+    folder = f"folder-{number * 7919 % FOLDERS}"
+    retrieved = tuple(
+        RetrievedPassage(
+            document_id=f"doc-{(number * 7 + rank) % 9000}",
+            folder_id=folder,
+            rank=rank,
+            score=round(0.9 - 0.03 * rank, 4),
+        )
+        for rank in range(1, 6)
+    )
+    return ChatLog(
+        log_id=f"log-{number:09d}",
+        occurred_at=_START + timedelta(seconds=number),
+        agent_id="helpdesk",
+        conversation_id=f"c-{number // 4}",
+        user_id=f"u-{number % 5000}",
+        question=f"How do I change setting {number} of the thing on the second page?",
+        answer="Open the page, choose the setting, change it and save. " * 2,
+        folder_id=folder,
+        retrieved=retrieved,
+        cited_document_ids=(retrieved[0].document_id,),
+    )
+
+
+class Bench:
+    """Servers, a set of topics and the processes that are measured on them."""
+
+    def __init__(self, servers: LocalServers, folder: Path, name: str) -> None:
+        self._servers = servers
+        self._folder = folder
+        self._name = name
+        self._runs = 0
+        os.environ.update(self._variables("publisher"))
+        self.settings = Settings()
+        create_topics(self.settings.kafka, tuple(Topic))
+
+    def produce(self, first: int, count: int) -> None:
+        """Publish single logs."""
+        with Publisher(self.settings.kafka) as publisher:
+            for number in range(first, first + count):
+                log = chat_log(number)
+                publisher.send(Topic.CHAT_LOGS, log, key=log.folder_id)
+                if number % 20_000 == 0:
+                    publisher.flush()
+
+    def produce_envelopes(self, count: int) -> None:
+        """Publish logs in envelopes of one folder each."""
+        waiting: dict[str, list[ChatLog]] = {}
+        with Publisher(self.settings.kafka) as publisher:
+            for number in range(count):
+                log = chat_log(number)
+                logs = waiting.setdefault(log.folder_id, [])
+                logs.append(log)
+                if len(logs) == ENVELOPE_LOGS:
+                    batch = ChatLogBatch(folder_id=log.folder_id, logs=tuple(waiting.pop(log.folder_id)))
+                    publisher.send(Topic.CHAT_LOGS, batch, key=log.folder_id)
+
+    def ends(self) -> dict[int, int]:
+        """The next offset of each partition of the logs."""
+        consumer = KafkaConsumer(**connection(self.settings.kafka))
+        topic = Topic.CHAT_LOGS.named(self.settings.kafka.topic_prefix)
+        places = [TopicPartition(topic, partition) for partition in range(self.settings.kafka.partitions)]
+        try:
+            return {place.partition: end for place, end in consumer.end_offsets(places).items()}
+        finally:
+            consumer.close()
+
+    def measure(self, kind: str, app_id: str | None = None) -> dict[str, float]:
+        """Run one measured process to its end; what it printed last."""
+        self._runs += 1
+        app_id = app_id or f"{self._name}-{kind}-{self._runs}"
+        ends = self.ends()
+        more = {"BENCH_ENDS": json.dumps(ends), "BENCH_EVENTS": str(sum(ends.values()))}
+        with (self._folder / f"{app_id}.log").open("ab") as log:
+            done = subprocess.run(
+                [sys.executable, RUNS, kind],
+                env=os.environ | self._variables(app_id) | more,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                check=True,
+                timeout=900,
+            )
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        typer.echo(f"{self._name:>10} {kind:>10} {found}", err=True)
+        return found
+
+    def lose(self, app_id: str) -> None:
+        """The worker's disk is gone."""
+        shutil.rmtree(self._folder / app_id)
+
+    def export(self, app_id: str, folders: tuple[str, ...]) -> dict[str, float]:
+        """Ask a running worker for a snapshot; the seconds until its parts are there."""
+        request = FineTuneRequested(
+            request_id=f"r{time.time_ns()}",
+            model="bench",
+            requested_at=now(),
+            data=DataSelection(folders=folders),
+        )
+        environment = os.environ | self._variables(app_id)
+        with (self._folder / f"{app_id}.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "foldtune", "worker"], env=environment, stdout=log, stderr=log
+            )
+        try:
+            with Publisher(self.settings.kafka) as publisher:
+                parts = _parts(self.settings, publisher, request)
+        finally:
+            worker.terminate()
+            worker.wait(30)
+        examples = sum(part.examples.rows for part in parts if part.examples)
+        return {
+            "examples": examples,
+            "seconds": sum(part.seconds for part in parts),
+            "s3_share": sum(part.store_seconds for part in parts) / sum(part.seconds for part in parts),
+        }
+
+    def _variables(self, app_id: str) -> dict[str, str]:
+        return self._servers.environment | {
+            "FOLDTUNE_KAFKA__TOPIC_PREFIX": f"{self._name}-",
+            "FOLDTUNE_WORKER__APP_ID": app_id,
+            "FOLDTUNE_WORKER__DATA_DIR": str(self._folder / app_id),
+            "FOLDTUNE_WORKER__COMMIT_INTERVAL": "PT0.25S",
+            "FOLDTUNE_LOG_LEVEL": "WARNING",
+        }
+
+
+def _parts(settings: Settings, publisher: Publisher, request: FineTuneRequested) -> list[SnapshotPart]:
+    publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
+    consumer = KafkaConsumer(
+        Topic.SNAPSHOT_PARTS.named(settings.kafka.topic_prefix),
+        **connection(settings.kafka),
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+    )
+    found: dict[int, SnapshotPart] = {}
+    while len(found) < settings.kafka.partitions:
+        for records in consumer.poll(timeout_ms=500).values():
+            for record in records:
+                part = SnapshotPart.model_validate_json(record.value)
+                if part.request_id == request.request_id:
+                    found[part.partition] = part
+    consumer.close()
+    return list(found.values())
+
+
+def main(
+    events: Annotated[int, typer.Option(help="Logs of a throughput run.")] = 200_000,
+    repeats: Annotated[int, typer.Option(help="Turns of each kind.")] = 3,
+    state: Annotated[int, typer.Option(help="Logs in the large state.")] = 1_000_000,
+) -> None:
+    """Measure and print one JSON object last."""
+    folder = Path(tempfile.mkdtemp(prefix="foldtune-bench-"))
+    result: dict[str, object] = {"cores": os.cpu_count(), "events": events}
+    options = LocalOptions(data_dir=folder / "servers", kafka_port=None, s3_port=None, keep_data=False)
+    try:
+        with LocalServers(options) as servers:
+            result |= _throughput(servers, folder, events, repeats)
+            result |= _envelopes(servers, folder, events)
+            result |= _growth(servers, folder, state)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+def _throughput(servers: LocalServers, folder: Path, events: int, repeats: int) -> dict[str, object]:
+    bench = Bench(servers, folder, "single")
+    bench.produce(0, events)
+    runs: dict[str, list[float]] = {kind: [] for kind in ("noop", "worker", "raw")}
+    for _ in range(repeats):
+        for kind, found in runs.items():
+            found.append(bench.measure(kind)["per_second"])
+    pairs = {other: [a / b for a, b in zip(runs["worker"], runs[other], strict=True)] for other in ("noop", "raw")}
+    return {
+        "per_second": {kind: [round(one) for one in found] for kind, found in runs.items()},
+        "single_vs_noop": round(statistics.median(pairs["noop"]), 2),
+        "single_vs_noop_runs": [round(ratio, 2) for ratio in pairs["noop"]],
+        "single_vs_raw": round(statistics.median(pairs["raw"]), 2),
+    }
+
+
+def _envelopes(servers: LocalServers, folder: Path, events: int) -> dict[str, object]:
+    bench = Bench(servers, folder, "envelopes")
+    bench.produce_envelopes(events)
+    return {"envelope_logs_per_s": round(bench.measure("worker")["per_second"] * ENVELOPE_LOGS)}
+
+
+def _growth(servers: LocalServers, folder: Path, state: int) -> dict[str, object]:
+    bench = Bench(servers, folder, "growth")
+    step = 100_000
+    bench.produce(0, 10_000)
+    bench.measure("worker", "grown")
+    bench.produce(10_000, step)
+    small = bench.measure("worker", "grown")
+    bench.produce(10_000 + step, state - 10_000 - step)
+    bench.measure("worker", "grown")
+    bench.produce(state, step)
+    large = bench.measure("worker", "grown")
+    # Nothing new but one log: the time until it is in is the time of a restart.
+    bench.produce(state + step, 1)
+    kept = bench.measure("worker", "grown")
+    changelog = bench.measure("changelog", "grown")
+    bench.lose("grown")
+    bench.produce(state + step + 1, 1)
+    lost = bench.measure("worker", "grown")
+    folders = tuple(f"folder-{number}" for number in range(max(1, FOLDERS * 100_000 // state)))
+    snapshot = bench.export("grown", folders)
+    return {
+        "growth": round(small["per_second"] / large["per_second"], 3),
+        "rss_growth": round(large["rss"] / small["rss"], 3),
+        "recovery_s": {
+            "kept": round(kept["ready_seconds"], 2),
+            "lost": round(lost["ready_seconds"], 2),
+            "changelog_records": changelog["events"],
+            "lost_vs_raw": round(changelog["events"] / lost["ready_seconds"] / changelog["per_second"], 3),
+        },
+        "snapshot_s": {name: round(figure, 3) for name, figure in snapshot.items()},
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)
