@@ -97,7 +97,7 @@ def worker(settings: Settings) -> None:
     launched = time.perf_counter()
     app = create_app(settings, S3ObjectStore(settings.s3))
     ends = {int(place): end for place, end in json.loads(os.environ["BENCH_ENDS"]).items()}
-    started = 0.0
+    started = cpu_at_start = 0.0
 
     async def watch() -> None:
         begun: dict[int, int] | None = None
@@ -116,6 +116,7 @@ def worker(settings: Settings) -> None:
             events=events,
             seconds=seconds,
             per_second=events / seconds,
+            cpu_seconds=time.process_time() - cpu_at_start,
             ready_seconds=started - launched,
             rss=psutil.Process().memory_info().rss,
         )
@@ -123,9 +124,9 @@ def worker(settings: Settings) -> None:
         os._exit(0)
 
     async def recovered(*_: Any) -> None:
-        nonlocal started
+        nonlocal started, cpu_at_start
         if not started:
-            started = time.perf_counter()
+            started, cpu_at_start = time.perf_counter(), time.process_time()
             app.add_future(watch())
 
     tables: Any = app.tables

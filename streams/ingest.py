@@ -7,7 +7,7 @@ import structlog
 
 from infra.settings import Bounds
 from streams.outbox import Outbox
-from streams.records import Record, Rejected, Rules, decode, written_at
+from streams.records import Record, Rejected, decode_block
 from streams.topics import Topic
 from streams.training_sets import TrainingSets
 
@@ -28,14 +28,13 @@ class Ingest:
         Raises:
             PartitionLostError: the block is its new owner's to take.
         """
-        records = []
-        for message in messages:
-            rules = Rules(written_at(message.timestamp), self._bounds)
-            for outcome in decode(topic, message.offset, message.value, rules):
-                if isinstance(outcome, Record):
-                    records.append(outcome)
-                else:
-                    await self._put_aside(outcome, message)
+        outcomes = decode_block(topic, messages, self._bounds)
+        records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
+        if len(records) < len(outcomes):
+            by_offset = {message.offset: message for message in messages}
+            for outcome in outcomes:
+                if isinstance(outcome, Rejected):
+                    await self._put_aside(outcome, by_offset[outcome.offset])
         await self._sets.add(partition, topic, records)
 
     async def _put_aside(self, rejected: Rejected, message: Any) -> None:

@@ -1,7 +1,7 @@
 """From the bytes of a data topic to checked records, or to what is wrong with them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
@@ -49,6 +49,46 @@ class Rules(NamedTuple):
     bounds: Bounds
 
 
+def decode_block(topic: Topic, messages: Sequence[Any], bounds: Bounds) -> list[Outcome]:
+    """Like ``decode`` for each message of a block, which is not empty, and several times as fast on sound logs."""
+    if topic is not Topic.CHAT_LOGS:
+        return [outcome for message in messages for outcome in _decode_message(topic, message, bounds)]
+    # A log that is no later than this is in time for the message's own time as well.
+    latest = written_at(min([message.timestamp for message in messages])) + bounds.future
+    outcomes: list[Outcome] = []
+    for message in messages:
+        value = message.value
+        try:
+            event = _LOG.decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+            event = None
+        if event is not None and len(value) <= bounds.event_bytes and _is_plain(event, bounds, latest):
+            outcomes.append(Record(message.offset, 0, event, len(value)))
+        else:
+            outcomes += _decode_message(topic, message, bounds)
+    return outcomes
+
+
+def _decode_message(topic: Topic, message: Any, bounds: Bounds) -> list[Outcome]:
+    return decode(topic, message.offset, message.value, Rules(written_at(message.timestamp), bounds))
+
+
+def _is_plain(log: stored.ChatLog, bounds: Bounds, latest: datetime) -> bool:
+    """Whether a log is within all bounds at first sight: a character has at most four bytes. True of almost all."""
+    if (
+        not _EPOCH <= log.occurred_at <= latest
+        or len(log.question) * 4 > bounds.question_bytes
+        or log.question.isspace()
+        or len(log.retrieved) > bounds.passages_per_log
+        or len(log.cited_document_ids) > bounds.passages_per_log
+    ):
+        return False
+    for passage in log.retrieved:
+        if passage.text is not None and len(passage.text) * 4 > bounds.passage_bytes:
+            return False
+    return True
+
+
 def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list[Outcome]:
     """Every record of one message, or what is wrong with it."""
     if value is None:
@@ -60,23 +100,9 @@ def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list
         event = quick(value)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return _slowly(topic, offset, value, rules)
-    if not _short_and_sound(event, len(value), rules) and (reasons := tuple(violations(event, rules))):
+    if reasons := tuple(violations(event, rules)):
         return [Rejected(offset, 0, reasons, value)]
     return [Record(offset, 0, event, len(value))]
-
-
-def _short_and_sound(event: Stored, size: int, rules: Rules) -> bool:
-    """Whether a log is so short that no text in it can be too long, and the rest is well: true of almost all logs."""
-    bounds = rules.bounds
-    return (
-        isinstance(event, stored.ChatLog)
-        and size <= bounds.question_bytes
-        and size <= bounds.passage_bytes
-        and len(event.retrieved) <= bounds.passages_per_log
-        and len(event.cited_document_ids) <= bounds.passages_per_log
-        and _EPOCH < event.occurred_at <= rules.written_at
-        and not event.question.isspace()
-    )
 
 
 def reasons_of(error: ValidationError) -> tuple[str, ...]:
@@ -96,10 +122,15 @@ def _slowly(topic: Topic, offset: int, value: bytes, rules: Rules) -> list[Outco
         batch = _BATCH.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return _log_by_log(offset, value, rules)
+    return _logs_of(batch, offset, len(value), rules)
+
+
+def _logs_of(batch: stored.ChatLogBatch, offset: int, size: int, rules: Rules) -> list[Outcome]:
     outcomes: list[Outcome] = []
-    share = len(value) // len(batch.logs)
+    share = size // len(batch.logs)
+    latest = rules.written_at + rules.bounds.future
     for position, log in enumerate(batch.logs):
-        reasons = tuple(violations(log, rules))
+        reasons = () if _is_plain(log, rules.bounds, latest) else tuple(violations(log, rules))
         if log.folder_id != batch.folder_id:
             reasons = (*reasons, _OTHER_FOLDER)
         if reasons:
@@ -181,12 +212,13 @@ def written_at(timestamp_ms: int) -> datetime:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_OTHER_FOLDER = "folder_id: a log in an envelope must be of the envelope's folder"
+_LOG = msgspec.json.Decoder(stored.ChatLog)
 _BATCH = msgspec.json.Decoder(stored.ChatLogBatch)
+_OTHER_FOLDER = "folder_id: a log in an envelope must be of the envelope's folder"
 _Document = Annotated[events.DocumentUpserted | events.DocumentDeleted, Field(discriminator="type")]
 # For each topic the quick reader, and the contract that explains.
 _READERS: dict[Topic, tuple[Callable[[bytes], Stored], TypeAdapter[Any]]] = {
-    Topic.CHAT_LOGS: (msgspec.json.Decoder(stored.ChatLog).decode, TypeAdapter(events.ChatLog)),
+    Topic.CHAT_LOGS: (_LOG.decode, TypeAdapter(events.ChatLog)),
     Topic.DOCUMENTS: (
         msgspec.json.Decoder(stored.DocumentUpserted | stored.DocumentDeleted).decode,
         TypeAdapter(_Document),

@@ -87,6 +87,39 @@ def pack(topic: Topic, records: Iterable[Record]) -> Iterator[tuple[Segment, byt
             yield _segment(folder_id, topic, group[start:end])
 
 
+def joined(parts: Iterable[tuple[Segment, bytes]]) -> Iterator[tuple[Segment, bytes]]:
+    """Segments of one folder and topic as fewer ones, without reading them; they are in order and do not overlap."""
+    group: list[tuple[Segment, bytes]] = []
+    size = 0
+    for part in parts:
+        if size + part[0].size > _MAX_BYTES and group:
+            yield _joined(group)
+            group, size = [], 0
+        group.append(part)
+        size += part[0].size
+    if group:
+        yield _joined(group)
+
+
+def _joined(group: list[tuple[Segment, bytes]]) -> tuple[Segment, bytes]:
+    segments = [segment for segment, _ in group]
+    # The inner parts of JSON arrays.
+    content = b"[" + b",".join([content[1:-1] for _, content in group]) + b"]"
+    segment = Segment(
+        folder_id=segments[0].folder_id,
+        topic_label=segments[0].topic_label,
+        first=segments[0].first,
+        last=segments[-1].last,
+        records=sum([segment.records for segment in segments]),
+        labelled=sum([segment.labelled for segment in segments]),
+        oldest_ms=min([segment.oldest_ms for segment in segments]),
+        newest_ms=max([segment.newest_ms for segment in segments]),
+        size=len(content),
+        digest=_digest(content),
+    )
+    return segment, content
+
+
 def unpack(content: bytes) -> list[Record]:
     """The records of a segment."""
     return _DECODER.decode(content)
@@ -114,9 +147,13 @@ def _segment(folder_id: str, topic: Topic, group: list[Record]) -> tuple[Segment
         oldest_ms=milliseconds(min(times)),
         newest_ms=milliseconds(max(times)),
         size=len(content),
-        digest=hashlib.blake2b(content, digest_size=8).hexdigest(),
+        digest=_digest(content),
     )
     return segment, content
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _cuts(group: list[Record]) -> Iterator[tuple[int, int]]:

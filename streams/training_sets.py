@@ -44,11 +44,16 @@ class PartitionView:
         return Erasures(record.event for record in records if isinstance(record.event, ErasureRequested))
 
     def records(self, segments: Iterable[Segment]) -> Iterator[Record]:
-        """The records of segments of this view; those of an evicted segment count no more, and are left out."""
+        """The records of segments of this view."""
+        for _, content in self.contents(segments):
+            yield from unpack(content)
+
+    def contents(self, segments: Iterable[Segment]) -> Iterator[tuple[Segment, bytes]]:
+        """Segments with what they hold; an evicted one counts no more, and is left out."""
         for segment in segments:
             content = self.table.get(self.partition, segment.key)
             if content is not None:
-                yield from unpack(content)
+                yield segment, content
 
 
 class TrainingSets:

@@ -8,10 +8,11 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 from streams.erasures import Erasures
 from streams.fold import CLOCK_SKEW, latest_of
-from streams.segments import Segment, milliseconds, pack
+from streams.segments import Segment, joined, milliseconds, pack
 from streams.topics import Topic
 from streams.training_sets import PURGED, PartitionView, TrainingSets
 
@@ -122,8 +123,10 @@ def _purges(view: PartitionView, erasures: Erasures) -> Iterator[Rewrite]:
 
 
 def _merges(view: PartitionView) -> Iterator[Rewrite]:
-    """Narrow segments of a folder and a topic become wide ones; of records about one thing the latest stays."""
-    erasures = view.erasures()
+    """Narrow segments of a folder and a topic become wide ones.
+
+    What is to be erased is not looked for here: ``_purge`` sees to that, and to what a foreign write brings back.
+    """
     for segments in view.segments.values():
         for topic in Topic:
             narrow = [one for one in segments if one.topic is topic and _is_narrow(one)]
@@ -131,9 +134,17 @@ def _merges(view: PartitionView) -> Iterator[Rewrite]:
                 chosen = narrow[start : start + _AT_ONCE]
                 if len(chosen) < FAN_IN:
                     continue
-                kept = latest_of(view.records(chosen), erasures)
-                kept.sort(key=lambda record: (record.offset, record.position))
-                yield dict(pack(topic, kept)), chosen
+                yield dict(_merged(view, topic, chosen)), chosen
+
+
+def _merged(view: PartitionView, topic: Topic, segments: list[Segment]) -> Iterator[tuple[Segment, bytes]]:
+    if topic is not Topic.DOCUMENTS and all(one.last < other.first for one, other in pairwise(segments)):
+        yield from joined(view.contents(segments))
+        return
+    # Copies of the same records, or newer versions of the same documents: of each thing the latest stays.
+    kept = latest_of(view.records(segments), Erasures())
+    kept.sort(key=lambda record: (record.offset, record.position))
+    yield from pack(topic, kept)
 
 
 def _is_narrow(segment: Segment) -> bool:

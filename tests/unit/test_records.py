@@ -2,7 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from infra.settings import Bounds
 from streams import events
-from streams.records import Record, Rejected, Rules, decode
+from streams.records import Record, Rejected, Rules, decode, decode_block, written_at
 from streams.stored import ChatLog, DocumentDeleted, DocumentUpserted, encode
 from streams.topics import DATA_TOPICS, Topic
 
@@ -153,6 +153,14 @@ def test_nothing_that_is_sent_stops_the_worker(topic: Topic, value: bytes, at: d
     assert all(isinstance(outcome, Record) or outcome.reasons for outcome in outcomes)
 
 
+class Message(NamedTuple):
+    """As Kafka delivers it."""
+
+    offset: int
+    timestamp: int
+    value: bytes | None
+
+
 _NEAR = {
     "log_id": st.text(max_size=3) | st.just("x" * 257) | st.none(),
     "occurred_at": st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(lambda at: at.isoformat()),
@@ -197,3 +205,25 @@ def test_the_quick_reader_takes_nothing_that_the_contract_refuses(changes: dict[
         assert kept == expected
     else:
         assert not any("Input should be" in reason for reason in outcome.reasons)
+
+
+@given(
+    changes=st.lists(st.fixed_dictionaries({}, optional=_NEAR), min_size=1, max_size=6),
+    minutes=st.lists(st.integers(-20, 20), min_size=6, max_size=6),
+    garbage=st.none() | st.binary(max_size=3),
+    topic=st.sampled_from(DATA_TOPICS),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_block_reads_as_its_messages_do(
+    changes: list[dict[str, Any]], minutes: list[int], garbage: bytes | None, topic: Topic
+) -> None:
+    values: list[bytes | None] = [as_json(log(**change)) for change in changes]
+    values += [garbage, as_json(log(question="x" * 41)), as_json(log()), as_json(log(answer="x" * 5000))]
+    times = [int((NOON + timedelta(minutes=more)).timestamp() * 1000) for more in minutes * 2]
+    messages = [Message(at, time, value) for at, (time, value) in enumerate(zip(times, values, strict=False))]
+    one_by_one = [
+        outcome
+        for message in messages
+        for outcome in decode(topic, message.offset, message.value, Rules(written_at(message.timestamp), BOUNDS))
+    ]
+    assert decode_block(topic, messages, BOUNDS) == one_by_one

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -15,7 +16,7 @@ from streams import upkeep
 from streams.durable_table import Changes, MemoryTable
 from streams.fold import FolderSet, JudgedLog
 from streams.records import Record
-from streams.segments import SEGMENTS, Segment, pack, unpack
+from streams.segments import SEGMENTS, Segment, joined, pack, unpack
 from streams.stored import (
     ChatLog,
     DocumentDeleted,
@@ -362,6 +363,18 @@ def test_labelled_logs_are_counted_from_an_offset_on_whatever_is_merged() -> Non
     assert len(sets.view(0).segments["f"]) == 1
     assert [sets.labelled_since(0, offset, None) for offset in (0, 4, 10)] == counts == [5, 3, 0]
     assert sets.labelled_since(0, 0, ["other"]) == 0
+
+
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6), wide=st.booleans())
+def test_segments_are_joined_as_if_they_had_been_packed_at_once(sizes: list[int], wide: bool) -> None:
+    question = "why, " * 20_000 if wide else "how?"
+    records = [record(number, log(str(number), START, question=question)) for number in range(sum(sizes))]
+    cuts = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
+    parts = [part for a, b in pairwise(cuts) for part in pack(Topic.CHAT_LOGS, records[a:b])]
+    together = list(joined(parts))
+    assert [one for _, content in together for one in unpack(content)] == records
+    assert [next(pack(Topic.CHAT_LOGS, unpack(content))) for _, content in together] == together
+    assert max(len(content) for _, content in together) < 512 * 1024
 
 
 @given(folder=st.text(min_size=1, max_size=256))
