@@ -100,7 +100,7 @@ class WorkerSettings(Section):
     session_timeout: timedelta = timedelta(seconds=30)
     commit_interval: timedelta = timedelta(seconds=1)
     # Segments are written per block of records: a larger block makes fewer, wider segments.
-    block_records: Annotated[int, Field(ge=1, le=10_000)] = 2_000
+    block_records: Annotated[int, Field(ge=1, le=10_000)] = 5_000
     snapshot_timeout: timedelta = timedelta(minutes=15)
     catch_up_timeout: timedelta = timedelta(minutes=2)
     min_examples: PositiveInt = 20

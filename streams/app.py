@@ -43,6 +43,8 @@ _RETRY_SECONDS = 0.5
 _DRAIN_SECONDS = 3.0
 # Blocks that wait in memory; what is behind them stays with the brokers.
 _BUFFERED_BLOCKS = 8
+# The default of 1 MiB a partition would cut a backlog into blocks of a thousand logs.
+_FETCH_BYTES = 4 << 20
 
 Handler = Callable[[Any], Awaitable[None]]
 
@@ -72,6 +74,7 @@ def _faust_app(settings: Settings) -> faust.App:
         broker_heartbeat_interval=worker.session_timeout.total_seconds() / 10,
         broker_commit_interval=worker.commit_interval.total_seconds(),
         broker_max_poll_records=worker.block_records,
+        consumer_max_fetch_size=_FETCH_BYTES,
         consumer_group_instance_id=worker.instance_id or "",
         producer_max_request_size=MAX_REQUEST_BYTES,
         producer_acks=-1,

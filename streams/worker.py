@@ -1,5 +1,7 @@
 """Runs one stream worker until it is told to stop."""
 
+import gc
+
 import faust
 
 from infra.kafka import create_topics
@@ -21,7 +23,14 @@ def run(settings: Settings) -> None:
     # The changelogs too: were the group's first assignment made before they are known, it would leave them out.
     create_topics(settings.kafka, tuple(Topic), changelogs(settings))
     app = create_app(settings, S3ObjectStore(settings.s3))
+    collect_garbage_less_often()
     settings.worker.data_dir.mkdir(parents=True, exist_ok=True)
     faust.Worker(
         app, loglevel=settings.log_level, redirect_stdouts=False, override_logging=False
     ).execute_from_commandline()
+
+
+def collect_garbage_less_often() -> None:
+    """Records come by the thousand and hold no cycles: looking for these after every 700 takes a tenth of the time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
