@@ -1,8 +1,9 @@
 """How fast logs become durable state, beside a Faust agent that does nothing and a bare consumer; one JSON object last.
 
 One broker, one set of messages, one worker process, RocksDB on. Each measured run is a process of its own that starts
-with nothing prefetched; the worker's ends when the last offset is committed, which it is only once the changelog has
-acknowledged what followed from it. Runs of the three kinds take turns, so that a noisy machine disturbs them alike.
+with nothing prefetched; the worker's ends when the place behind the last log is written, which it is only once the
+changelog has acknowledged what followed from it. Runs of the three kinds take turns, so that a noisy machine disturbs
+them alike.
 """
 
 import json
@@ -157,7 +158,6 @@ class Bench:
             "FOLDTUNE_KAFKA__TOPIC_PREFIX": f"{self._name}-",
             "FOLDTUNE_WORKER__APP_ID": app_id,
             "FOLDTUNE_WORKER__DATA_DIR": str(self._folder / app_id),
-            "FOLDTUNE_WORKER__COMMIT_INTERVAL": "PT0.25S",
             "FOLDTUNE_LOG_LEVEL": "WARNING",
         }
 

@@ -90,27 +90,25 @@ def noop(settings: Settings) -> None:
 
 
 def worker(settings: Settings) -> None:
-    """The product's worker. Watched from inside, for when it may begin to fetch and for what it has committed."""
+    """The product's worker. Watched from inside, for when it may begin to fetch and for how far it is."""
     from infra.objects import S3ObjectStore  # noqa: PLC0415
     from streams.app import create_app  # noqa: PLC0415
+    from streams.intake import place_key  # noqa: PLC0415
     from streams.worker import collect_garbage_less_often  # noqa: PLC0415
 
     launched = time.perf_counter()
-    app = create_app(settings, S3ObjectStore(settings.s3))
+    app: Any = create_app(settings, S3ObjectStore(settings.s3))
     collect_garbage_less_often()
     ends = {int(place): end for place, end in json.loads(os.environ["BENCH_ENDS"]).items()}
     started = cpu_at_start = 0.0
 
+    def reached() -> dict[int, int]:
+        store = app.tables["training-sets"].data
+        return {place: int(store._db_for_partition(place).get(place_key(Topic.CHAT_LOGS)) or 0) for place in ends}
+
     async def watch() -> None:
-        begun: dict[int, int] | None = None
-        topic = Topic.CHAT_LOGS.named(settings.kafka.topic_prefix)
-        consumer: Any = app.consumer
-        while True:
-            committed = {tp.partition: at or 0 for tp, at in consumer._committed_offset.items() if tp.topic == topic}
-            if begun is None and len(committed) == len(ends):
-                begun = dict(committed)
-            if begun is not None and all(committed.get(place, 0) >= end for place, end in ends.items()):
-                break
+        begun = reached()
+        while any(reached()[place] < end for place, end in ends.items()):
             await asyncio.sleep(0.01)
         seconds = time.perf_counter() - started
         events = sum(ends.values()) - sum(begun.values())
@@ -131,8 +129,7 @@ def worker(settings: Settings) -> None:
             started, cpu_at_start = time.perf_counter(), time.process_time()
             app.add_future(watch())
 
-    tables: Any = app.tables
-    tables["training-sets"].on_recover(recovered)
+    app.tables["training-sets"].on_recover(recovered)
     _run(app)
 
 

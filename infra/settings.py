@@ -98,7 +98,6 @@ class WorkerSettings(Section):
     instance_id: str | None = None
     data_dir: Path = Path(".foldtune/worker")
     session_timeout: timedelta = timedelta(seconds=30)
-    commit_interval: timedelta = timedelta(seconds=1)
     # Segments are written per block of records: a larger block makes fewer, wider segments.
     block_records: Annotated[int, Field(ge=1, le=10_000)] = 5_000
     snapshot_timeout: timedelta = timedelta(minutes=15)

@@ -1,7 +1,7 @@
 """What becomes of fine-tune requests: one model's story as a pure function of its events.
 
 Every function takes the model's state and one event, and returns the next state with what is to be published. The
-outputs are sent before the state is stored and before the event is acknowledged, so a crash in between repeats them;
+outputs are sent before the state and the place in the topic are stored, so a crash in between repeats them;
 whoever reads them takes a repetition for what it is (commands and parts carry the request, jobs are started once).
 """
 

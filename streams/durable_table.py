@@ -62,9 +62,19 @@ class DurableTable(Table):
         )
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
+    def tenure(self, partition: int) -> int | None:
+        """The generation of the group in which this worker owns the partition, once it has caught up; else ``None``."""
+        owned = self._app.tables.actives_ready and self._changelog(partition) in self._app.assignor.assigned_actives()
+        return self._app.consumer_generation_id if owned else None
+
     def owns(self, partition: int) -> bool:
-        """Whether this worker is the partition's owner at this moment, and has caught up with its changelog."""
-        return self._app.tables.actives_ready and self._changelog(partition) in self._app.assignor.assigned_actives()
+        """Whether this worker is the partition's owner at this moment."""
+        return self.tenure(partition) is not None
+
+    def _check_owned(self, partition: int) -> None:
+        """Raise ``PartitionLostError`` unless ``owns``."""
+        if not self.owns(partition):
+            raise PartitionLostError(partition)
 
     def on_recovered(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Have ``callback`` called whenever the table has caught up with its changelog."""
@@ -119,10 +129,6 @@ class DurableTable(Table):
 
     def _changelog(self, partition: int) -> TP:
         return TP(self._table.changelog_topic_name, partition)
-
-    def _check_owned(self, partition: int) -> None:
-        if not self.owns(partition):
-            raise PartitionLostError(partition)
 
 
 def _apply(batch: WriteBatch, changes: Changes) -> None:

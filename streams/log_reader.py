@@ -14,6 +14,19 @@ from infra.settings import KafkaSettings
 from streams.topics import DATA_TOPICS, Topic
 
 
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """The options of aiokafka that say how to reach and to trust the brokers."""
+    secret = settings.sasl_password
+    return {
+        "bootstrap_servers": settings.bootstrap_servers.split(","),
+        "security_protocol": settings.security_protocol,
+        "ssl_context": tls_context(settings) if settings.security_protocol.endswith("SSL") else None,
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": secret.get_secret_value() if secret else None,
+    }
+
+
 class LogReader:
     """Asks the brokers; connects when first asked. Errors are aiokafka's ``KafkaError``."""
 
@@ -54,16 +67,7 @@ class LogReader:
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._client is None:
-            kafka = self._settings
-            secret = kafka.sasl_password
-            client = AIOKafkaConsumer(
-                bootstrap_servers=kafka.bootstrap_servers.split(","),
-                security_protocol=kafka.security_protocol,
-                ssl_context=tls_context(kafka) if kafka.security_protocol.endswith("SSL") else None,
-                sasl_mechanism=kafka.sasl_mechanism,
-                sasl_plain_username=kafka.sasl_username,
-                sasl_plain_password=secret.get_secret_value() if secret else None,
-            )
+            client = AIOKafkaConsumer(**client_options(self._settings))
             await client.start()
             self._client = client
         return self._client

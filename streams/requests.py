@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
@@ -66,22 +67,23 @@ class Coordinator:
             Topic.TRAINING_PROGRESS: self._take_progress,
         }
 
-    async def take(self, topic: Topic, partition: int, offset: int, key: bytes | None, value: bytes | None) -> None:
-        """Handle one event of a control topic; what cannot be read goes to the dead letters.
+    async def take(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
+        """Handle events of a control topic; what cannot be read goes to the dead letters.
 
         Raises:
-            PartitionLostError: the event is its new owner's.
+            PartitionLostError: the events are their new owner's.
         """
-        if value is None:
-            return
-        try:
-            async with self._one_at_a_time:
-                await self._takers[topic](partition, value)
-        except ValidationError as error:
-            reasons = "; ".join(reasons_of(error))
-            _log.warning("rejected", topic=topic.label, partition=partition, offset=offset, error=reasons)
-            origin = (topic.named(self._settings.kafka.topic_prefix), partition, offset)
-            await self._outbox.dead_letter(value, key, reasons, origin)
+        for message in messages:
+            if message.value is None:
+                continue
+            try:
+                async with self._one_at_a_time:
+                    await self._takers[topic](partition, message.value)
+            except ValidationError as error:
+                reasons = "; ".join(reasons_of(error))
+                origin = (message.topic, partition, message.offset)
+                _log.warning("rejected", topic=topic.label, partition=partition, offset=message.offset, error=reasons)
+                await self._outbox.dead_letter(message.value, message.key, reasons, origin)
 
     async def tick(self, partition: int) -> None:
         """End what nobody reports the end of, and let the policy ask for what is due. Raises like ``take``."""
@@ -159,8 +161,8 @@ class Coordinator:
     # ── What follows ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _follow(self, partition: int, step: Step) -> None:
-        # 1. The job, where a snapshot is whole; 2. what is to be published; 3. the state. The event is acknowledged
-        # after that: a crash in between repeats 1 and 2, and nothing that was promised is forgotten.
+        # 1. The job, where a snapshot is whole; 2. what is to be published; 3. the state. The place in the topic
+        # moves after that: a crash in between repeats 1 and 2, and nothing that was promised is forgotten.
         state = step.state
         if step.complete and state.active:
             deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
@@ -192,7 +194,7 @@ class Coordinator:
         await self._outbox.publish((Output(Topic.TRAINING_JOBS, job, request.request_id),), partition)
 
     async def _put_patiently(self, key: str, content: bytes) -> None:
-        # Without the manifest nothing can go on, and nothing is lost by waiting: the event stays unacknowledged.
+        # Without the manifest nothing can go on, and nothing is lost by waiting: the place in the topic stays.
         while True:
             try:
                 await asyncio.to_thread(self._store.put, key, content)

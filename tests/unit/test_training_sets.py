@@ -15,6 +15,7 @@ from infra.settings import Sets
 from streams import upkeep
 from streams.durable_table import Changes, MemoryTable
 from streams.fold import FolderSet, JudgedLog
+from streams.intake import place_key
 from streams.records import Record
 from streams.segments import SEGMENTS, Segment, joined, pack, unpack
 from streams.stored import (
@@ -185,21 +186,23 @@ class LocalTable(MemoryTable):
 
 
 class Worker:
-    """An owner of the partition, with its position in each topic."""
+    """An owner of the partition, which goes on from the places that the table tells."""
 
-    def __init__(self, changelog: Changelog, bounds: Sets, positions: dict[Topic, int]) -> None:
+    def __init__(self, changelog: Changelog, bounds: Sets) -> None:
         self.table = LocalTable(changelog)
         asyncio.run(self.table.recover())
         self.sets = TrainingSets(self.table, bounds)
-        self.positions = dict(positions)
+        self.places = {topic: int(self.table.get(0, place_key(topic)) or 0) for topic in DATA_TOPICS}
 
-    def take(self, history: Log, topic: Topic, count: int) -> None:
-        at = self.positions[topic]
+    def take(self, history: Log, topic: Topic, count: int, *, cut_off: bool = False) -> None:
+        at = self.places[topic]
         block = [
             Record(at + index, 0, event, size_of(event)) for index, event in enumerate(history[topic][at : at + count])
         ]
         asyncio.run(self.sets.add(0, topic, block))
-        self.positions[topic] = at + len(block)
+        self.places[topic] = at + len(block)
+        if not cut_off:
+            asyncio.run(self.sets.write(0, {place_key(topic): str(self.places[topic]).encode()}))
 
     def keep_up(self) -> None:
         with mock.patch.object(upkeep, "FAN_IN", 2):
@@ -214,8 +217,7 @@ class Disturbances(RuleBasedStateMachine):
         self.bounds = bounds
         self.changelog = Changelog()
         self.history: Log = {topic: [] for topic in DATA_TOPICS}
-        self.committed = dict.fromkeys(DATA_TOPICS, 0)
-        self.owner = Worker(self.changelog, bounds, self.committed)
+        self.owner = Worker(self.changelog, bounds)
         self.zombies: list[Worker] = []
 
     @rule(events=st.lists(inputs, min_size=1, max_size=6))
@@ -227,22 +229,23 @@ class Disturbances(RuleBasedStateMachine):
     def take(self, topic: Topic, count: int) -> None:
         self.owner.take(self.history, topic, count)
 
-    @rule(topic=st.sampled_from(DATA_TOPICS))
-    def commit(self, topic: Topic) -> None:
-        self.committed[topic] = self.owner.positions[topic]
-
     @rule()
     def keep_up(self) -> None:
         self.owner.keep_up()
 
     @rule()
     def crash(self) -> None:
-        self.owner = Worker(self.changelog, self.bounds, self.committed)
+        self.owner = Worker(self.changelog, self.bounds)
+
+    @rule(topic=st.sampled_from(DATA_TOPICS), count=st.integers(1, 5))
+    def crash_before_the_place_is_written(self, topic: Topic, count: int) -> None:
+        self.owner.take(self.history, topic, count, cut_off=True)
+        self.crash()
 
     @rule()
     def pause_for_too_long(self) -> None:
         self.zombies = [*self.zombies[-1:], self.owner]
-        self.owner = Worker(self.changelog, self.bounds, self.committed)
+        self.owner = Worker(self.changelog, self.bounds)
 
     @rule(topic=st.sampled_from(DATA_TOPICS), count=st.integers(1, 5))
     def zombies_take(self, topic: Topic, count: int) -> None:
@@ -256,11 +259,11 @@ class Disturbances(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
-        # Everything that arrived is taken in by a worker of its own, who starts from what is committed.
-        heir = Worker(self.changelog, self.bounds, self.committed)
+        # Everything that arrived is taken in by a worker of its own, who starts from the places written.
+        heir = Worker(self.changelog, self.bounds)
         before = len(self.changelog.records)
         for topic in DATA_TOPICS:
-            while heir.positions[topic] < len(self.history[topic]):
+            while heir.places[topic] < len(self.history[topic]):
                 heir.take(self.history, topic, 7)
         for folder_id in FOLDERS:
             expected = reference(folder_id, self.history, self.bounds)
@@ -275,7 +278,7 @@ class Disturbances(RuleBasedStateMachine):
             return
         # What a zombie wrote last is taken over with the owner's next write.
         for topic in DATA_TOPICS:
-            while self.owner.positions[topic] < len(self.history[topic]):
+            while self.owner.places[topic] < len(self.history[topic]):
                 self.owner.take(self.history, topic, 7)
         asyncio.run(self.owner.sets.write(0, {b"anything": b""}))
         assert self.owner.table.content() == self.changelog.rebuilt()

@@ -1,0 +1,118 @@
+"""Takes topics in: each partition in its order, from the place that is kept beside what came of it.
+
+A place is written once all before it is durable, to the same partition of the same changelog. So whoever rebuilds the
+state knows where it ends: there is no second account of what is done that could run ahead of it, as the offsets of a
+consumer group can. A worker that lost its partition and does not know it may write an older place; that only repeats.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from infra.settings import KafkaSettings
+from streams.durable_table import Changes, DurableTable
+from streams.errors import PartitionLostError
+from streams.log_reader import client_options
+from streams.topics import Topic
+
+_log = structlog.get_logger()
+_POLL_SECONDS = 0.2
+_RETRY_SECONDS = 0.5
+# The default of 1 MiB a partition would cut a backlog into blocks of a thousand logs.
+_FETCH_BYTES = 4 << 20
+# While one partition is at work the others' fetch may be waiting for news at the broker, and the first waits with it.
+_FETCH_WAIT_MS = 100
+
+# Handles some records of one partition, in their order; when it returns, what follows from them is durable.
+Take = Callable[[Topic, int, Sequence[Any]], Awaitable[None]]
+Write = Callable[[int, Changes], Awaitable[object]]
+
+
+class Intake:
+    """Reads the partitions of some topics that this worker owns, as long as it owns them."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        topics: tuple[Topic, ...],
+        table: DurableTable,
+        *,
+        write: Write,
+        take: Take,
+        block: int,
+    ) -> None:
+        """Records go to ``take`` in blocks of at most ``block``; ``write`` writes the place reached to ``table``."""
+        self._kafka = kafka
+        self._topics = topics
+        self._table = table
+        self._write = write
+        self._take = take
+        self._block = block
+        self._stopping = False
+
+    def reached(self, topic: Topic, partition: int) -> int:
+        """The offset that is to be taken next; all before it is durable."""
+        return int(self._table.get(partition, place_key(topic)) or 0)
+
+    async def run(self) -> None:
+        """Go on until ``stop``; raises what neither brokers nor ``take`` can recover from."""
+        options = client_options(self._kafka)
+        # A place that is gone from the topic, or not there yet, means that the topic was cut or made anew.
+        async with AIOKafkaConsumer(
+            **options,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=_FETCH_BYTES,
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
+        ) as consumer:
+            while not self._stopping:
+                tenures = {number: self._table.tenure(number) for number in range(self._kafka.partitions)}
+                owned = {number: tenure for number, tenure in tenures.items() if tenure is not None}
+                if owned:
+                    consumer.assign([place for number in owned for place in self._places(number)])
+                    await asyncio.gather(*(self._follow(consumer, *one) for one in owned.items()))
+                else:
+                    await asyncio.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Have ``run`` return once the blocks that are at work are done."""
+        self._stopping = True
+
+    async def _follow(self, consumer: Any, partition: int, tenure: int) -> None:
+        while self._holds(partition, tenure):
+            for place, topic in self._places(partition).items():
+                consumer.seek(place, self.reached(topic, partition))
+            try:
+                await self._take_on(consumer, partition, tenure)
+            except PartitionLostError as error:
+                _log.info("not the owner", reason=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _take_on(self, consumer: Any, partition: int, tenure: int) -> None:
+        places = self._places(partition)
+        while self._holds(partition, tenure):
+            fetched = await consumer.getmany(*places, timeout_ms=int(_POLL_SECONDS * 1000))
+            for place, records in fetched.items():
+                for block in _blocks(records, self._block):
+                    if not self._holds(partition, tenure):
+                        return
+                    await self._take(places[place], partition, block)
+                    await self._write(partition, {place_key(places[place]): b"%d" % (block[-1].offset + 1)})
+
+    def _holds(self, partition: int, tenure: int) -> bool:
+        return not self._stopping and self._table.tenure(partition) == tenure
+
+    def _places(self, partition: int) -> dict[TopicPartition, Topic]:
+        return {TopicPartition(topic.named(self._kafka.topic_prefix), partition): topic for topic in self._topics}
+
+
+def place_key(topic: Topic) -> bytes:
+    """Under which key a table keeps the place reached in a topic."""
+    return f"o|{topic.label}".encode()
+
+
+def _blocks(records: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(records), size):
+        yield records[start : start + size]

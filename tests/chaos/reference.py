@@ -1,0 +1,97 @@
+"""What must come out, said a second time: plain dictionaries and sorting over the topics as the brokers keep them."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from infra.settings import Settings
+from streams.reading import read
+from streams.topics import DATA_TOPICS, Topic
+from tests.chaos.traffic import BOUNDED_FOLDERS, MAX_EXAMPLES
+
+# A row of a snapshot, as far as it is compared: log, question, label, document that is right.
+Row = tuple[str, str, str, str | None]
+
+
+@dataclass
+class Expected:
+    """A folder's rows, oldest log first, and its documents' texts by id."""
+
+    rows: list[Row] = field(default_factory=list)
+    documents: dict[str, str] = field(default_factory=dict)
+
+
+class History:
+    """All sound events of the data topics, in the order of their topic."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.logs: set[str] = set()
+        self._erased: dict[str, datetime] = {}
+        self._latest: dict[tuple[str, str, str], tuple[datetime, dict[str, Any]]] = {}
+        for topic in DATA_TOPICS:
+            for record in read(settings.kafka, topic):
+                self._take(topic, record.value)
+
+    def expected(self) -> dict[str, Expected]:
+        """What every folder comes to."""
+        found: dict[str, Expected] = defaultdict(Expected)
+        logs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for (kind, folder, _), (_, event) in self._latest.items():
+            if kind == "log":
+                logs[folder].append(event)
+            elif kind == "document" and event["type"] == "document_upserted":
+                found[folder].documents[event["document_id"]] = event["text"]
+        for folder, events in logs.items():
+            events.sort(key=lambda event: (at(event), event["log_id"]))
+            rows = (
+                self._row(folder, event) for event in (events[-MAX_EXAMPLES:] if folder in BOUNDED_FOLDERS else events)
+            )
+            found[folder].rows = [row for row in rows if row]
+        return found
+
+    def _take(self, topic: Topic, value: bytes) -> None:
+        try:
+            event = json.loads(value)
+            moment = at(event)
+        except (ValueError, KeyError, TypeError):
+            return
+        if topic is Topic.ERASURES:
+            user = event["subject_id"]
+            self._erased[user] = max(moment, self._erased.get(user, moment))
+            return
+        kind, name = {
+            Topic.CHAT_LOGS: ("log", "log_id"),
+            Topic.FEEDBACK: ("verdict", "log_id"),
+            Topic.DOCUMENTS: ("document", "document_id"),
+        }[topic]
+        if kind == "log":
+            self.logs.add(event["log_id"])
+        key = (kind, event["folder_id"], event[name])
+        known = self._latest.get(key)
+        # Of two at the same moment the one further on in its topic.
+        if known is None or moment >= known[0]:
+            self._latest[key] = (moment, event)
+
+    def _row(self, folder: str, log: dict[str, Any]) -> Row | None:
+        if at(log) <= self._erased.get(log["user_id"], datetime.min.replace(tzinfo=at(log).tzinfo)):
+            return None
+        verdict: dict[str, Any] = log.get("feedback") or {}
+        said = self._latest.get(("verdict", folder, log["log_id"]))
+        if said and said[0] >= at(log) - timedelta(days=1):
+            verdict = said[1]["verdict"]
+        cited = (log.get("cited_document_ids") or [None])[0]
+        head = (log["log_id"], log["question"])
+        if right := verdict.get("correct_document_id"):
+            return (*head, "corrected", right)
+        if cited is None:
+            return None
+        if verdict.get("rating") == "dislike":
+            return (*head, "disliked", None)
+        return (*head, "liked" if verdict.get("rating") == "like" else "cited", cited)
+
+
+def at(event: dict[str, Any]) -> datetime:
+    """When it occurred."""
+    return datetime.fromisoformat(event["occurred_at"])

@@ -1,0 +1,222 @@
+"""What the agents, the users and the people who ask for models send, as a seeded stream that never stops."""
+
+import random
+import threading
+import time
+from datetime import datetime, timedelta
+
+from infra.errors import PublishError
+from infra.kafka import Publisher, consumer
+from infra.settings import Settings
+from streams.events import (
+    ChatLog,
+    DocumentDeleted,
+    DocumentUpserted,
+    ErasureRequested,
+    Event,
+    Feedback,
+    FineTuneCancelled,
+    FineTuneRequested,
+    FineTuneStatus,
+    Rating,
+    RetrievedPassage,
+    State,
+    TrainingJob,
+    Verdict,
+    now,
+)
+from streams.knobs import DataSelection, TrainingKnobs
+from streams.topics import Topic
+
+FOLDERS = tuple(f"folder {number}/ü" for number in range(12))
+MODELS = tuple(f"model-{number}" for number in range(5))
+# Some outgrow their limit many times over; in the others a loss at any time is seen at the end.
+BOUNDED_FOLDERS = FOLDERS[:3]
+MAX_EXAMPLES = 300
+POISON = (b"\xff\x00 %d", b"{ %d", b'{"type": "chat_log", "log_id": %d}', b"[%d]")
+_TICK_SECONDS = 0.1
+_REQUEST_EVERY = 40
+
+Sent = tuple[Topic, Event, str]
+
+
+class Traffic(threading.Thread):
+    """Publishes without pause; ``acknowledged`` are the logs that the broker has, ``asked`` the requests, by id."""
+
+    def __init__(self, settings: Settings, seed: int) -> None:
+        super().__init__(name="traffic", daemon=True)
+        self.acknowledged: set[str] = set()
+        self.asked: set[str] = set()
+        self.poison: set[bytes] = set()
+        self.done = threading.Event()
+        self._settings = settings
+        self._random = random.Random(seed)
+        self._known: list[Sent] = []
+        self._number = 0
+
+    def run(self) -> None:
+        tick = 0
+        with Publisher(self._settings.kafka) as publisher:
+            while not self.done.is_set():
+                self._send(publisher, [self._event() for _ in range(self._random.randrange(30))])
+                if tick % _REQUEST_EVERY == 0:
+                    self._ask(publisher)
+                tick += 1
+                time.sleep(_TICK_SECONDS)
+
+    def repeat(self) -> None:
+        """A producer that did not hear the acknowledgement sends its last events again."""
+        with Publisher(self._settings.kafka) as publisher:
+            self._send(publisher, self._known[-200:])
+
+    def poisoned(self) -> None:
+        """Somebody publishes what is no event."""
+        with Publisher(self._settings.kafka) as publisher:
+            for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK):
+                for template in POISON:
+                    value = template % self._random.randrange(10**9)
+                    publisher.send_raw(topic, value, key=self._random.choice(FOLDERS))
+                    self.poison.add(value)
+            publisher.flush()
+
+    def _send(self, publisher: Publisher, events: list[Sent]) -> None:
+        try:
+            for topic, event, key in events:
+                if topic is Topic.ERASURES:
+                    publisher.broadcast(topic, event)
+                else:
+                    publisher.send(topic, event, key=key)
+            publisher.flush()
+        except PublishError:
+            # Whatever of it the broker has counts; the rest was never promised to anyone.
+            return
+        self.acknowledged |= {event.log_id for _, event, _ in events if isinstance(event, ChatLog)}
+        self._known = [*self._known, *events][-1000:]
+
+    def _event(self) -> Sent:
+        folder = self._random.choice(FOLDERS)
+        match self._random.choices(("log", "again", "verdict", "document", "deleted", "erased"), (60, 3, 15, 15, 3, 1))[
+            0
+        ]:
+            case "log":
+                self._number += 1
+                return Topic.CHAT_LOGS, self._log(folder, f"log-{self._number:07}"), folder
+            case "again":
+                # The same id with other content, perhaps of another time.
+                known = f"log-{self._random.randint(max(1, self._number - 300), self._number + 1):07}"
+                return Topic.CHAT_LOGS, self._log(folder, known), folder
+            case "verdict":
+                return Topic.FEEDBACK, self._feedback(folder), folder
+            case "document":
+                name = f"d{self._random.randrange(40)}"
+                text = f"Text {self._random.randrange(10_000)} of {name}."
+                document = DocumentUpserted(document_id=name, folder_id=folder, occurred_at=self._moment(), text=text)
+                return Topic.DOCUMENTS, document, folder
+            case "deleted":
+                name = f"d{self._random.randrange(40)}"
+                return (
+                    Topic.DOCUMENTS,
+                    DocumentDeleted(document_id=name, folder_id=folder, occurred_at=self._moment()),
+                    folder,
+                )
+            case _:
+                name = f"u{self._random.randrange(200)}"
+                erasure = ErasureRequested(
+                    erasure_id=f"e{self._random.randrange(10**9)}",
+                    occurred_at=self._moment(),
+                    subject="user",
+                    subject_id=name,
+                )
+                return Topic.ERASURES, erasure, ""
+
+    def _log(self, folder: str, log_id: str) -> ChatLog:
+        shown = self._random.sample(range(40), 3)
+        return ChatLog(
+            log_id=log_id,
+            occurred_at=self._moment(),
+            agent_id="agent",
+            user_id=f"u{self._random.randrange(200)}",
+            question=f"Question {self._random.randrange(100_000)}?",
+            folder_id=folder,
+            retrieved=tuple(
+                RetrievedPassage(document_id=f"d{name}", folder_id=folder, rank=rank)
+                for rank, name in enumerate(shown, start=1)
+            ),
+            cited_document_ids=(f"d{shown[0]}",) if self._random.random() < 0.8 else (),
+        )
+
+    def _feedback(self, folder: str) -> Feedback:
+        number = self._random.randint(max(1, self._number - 500), self._number + 20)
+        verdict = self._random.choice(
+            (
+                Verdict(rating=Rating.LIKE),
+                Verdict(rating=Rating.DISLIKE),
+                Verdict(correct_document_id=f"d{self._random.randrange(40)}"),
+            )
+        )
+        return Feedback(
+            feedback_id=f"f{self._random.randrange(10**9)}",
+            occurred_at=self._moment(),
+            log_id=f"log-{number:07}",
+            folder_id=folder,
+            verdict=verdict,
+        )
+
+    def _moment(self) -> datetime:
+        return now() - timedelta(seconds=self._random.random() * 20 * 24 * 3600)
+
+    def _ask(self, publisher: Publisher) -> None:
+        request_id, model = f"r-{len(self.asked)}", self._random.choice(MODELS)
+        epochs = self._random.choice((1, 2, 3))
+        folders = tuple(self._random.sample((*FOLDERS, "no such folder"), self._random.randint(1, 5)))
+        request = FineTuneRequested(
+            request_id=request_id,
+            model=model,
+            requested_at=now(),
+            data=DataSelection(folders=folders),
+            training=TrainingKnobs(epochs=epochs),
+        )
+        events: list[Event] = [request]
+        if self._random.random() < 0.2:
+            events.append(FineTuneCancelled(request_id=request_id, model=model, requested_at=now()))
+        try:
+            for event in events:
+                publisher.publish(Topic.FINE_TUNE_REQUESTS, event, key=model)
+        except PublishError:
+            return
+        self.asked.add(request_id)
+
+
+class Trainer(threading.Thread):
+    """Stands for launcher and trainer: takes every job once, and reports how it ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(name="trainer", daemon=True)
+        self.jobs: dict[str, TrainingJob] = {}
+        self.done = threading.Event()
+        self._settings = settings
+
+    def run(self) -> None:
+        kafka = self._settings.kafka
+        with Publisher(kafka) as publisher, consumer(kafka, Topic.TRAINING_JOBS) as jobs:
+            while not self.done.is_set():
+                for records in jobs.poll(timeout_ms=200).values():
+                    for record in records:
+                        self._train(TrainingJob.model_validate_json(record.value), publisher)
+
+    def _train(self, job: TrainingJob, publisher: Publisher) -> None:
+        request = job.request
+        if request.request_id in self.jobs:
+            return
+        self.jobs[request.request_id] = job
+        last = State.FAILED if request.training.epochs == 3 else State.COMPLETED
+        for state in (State.SUBMITTED, State.RUNNING, last):
+            report = FineTuneStatus(request_id=request.request_id, model=request.model, state=state, at=now())
+            while True:
+                try:
+                    publisher.publish(
+                        Topic.TRAINING_REPORTS, report, key=request.request_id, partition_by=request.model
+                    )
+                except PublishError:
+                    continue
+                break

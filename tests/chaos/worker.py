@@ -1,0 +1,80 @@
+"""A worker of the harness: the product's, or one with a correction switched off, to see that the harness notices.
+
+``python -m tests.chaos.worker`` reads the name of the correction from ``CHAOS_WITHOUT``.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from infra.settings import load_settings
+from streams import fold, worker
+from streams.erasures import Erasures
+from streams.ingest import Ingest
+from streams.records import Record
+from streams.requests import Coordinator
+
+DELAY_SECONDS = 3.0
+_running: set[asyncio.Task[None]] = set()
+
+
+def _later(work: Any) -> None:
+    """What is acknowledged before it is done."""
+
+    async def after_a_while() -> None:
+        await asyncio.sleep(DELAY_SECONDS)
+        with suppress(Exception):
+            await work
+
+    task = asyncio.create_task(after_a_while())
+    _running.add(task)
+    task.add_done_callback(_running.discard)
+
+
+def without_durable_ingest() -> None:
+    """Blocks of the data topics are acknowledged before they are stored."""
+    take = Ingest.take
+
+    async def hasty(self: Ingest, *block: Any) -> None:
+        _later(take(self, *block))
+
+    Ingest.take = hasty  # type: ignore[method-assign,assignment]
+
+
+def without_durable_requests() -> None:
+    """Control events are acknowledged before they are handled."""
+    take = Coordinator.take
+
+    async def hasty(self: Coordinator, *event: Any) -> None:
+        _later(take(self, *event))
+
+    Coordinator.take = hasty  # type: ignore[method-assign,assignment]
+
+
+def without_unique_records() -> None:
+    """A replayed or repeated log counts again."""
+
+    def all_of(records: Iterable[Record], erasures: Erasures) -> list[Record]:
+        return [left for left in map(erasures.applied, records) if left is not None]
+
+    fold.latest_of = all_of
+
+
+def without_order_of_events() -> None:
+    """What arrives last counts, instead of what happened last."""
+    fold._order = lambda record: (record.offset, record.position)  # type: ignore[assignment,return-value]
+
+
+WITHOUT = {
+    "durable-ingest": without_durable_ingest,
+    "durable-requests": without_durable_requests,
+    "unique-records": without_unique_records,
+    "order-of-events": without_order_of_events,
+}
+
+if __name__ == "__main__":
+    if correction := os.environ.get("CHAOS_WITHOUT"):
+        WITHOUT[correction]()
+    worker.run(load_settings())
