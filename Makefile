@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check format lock schemas clean
+.PHONY: help setup demo test unit chaos bench-ingest check format lock schemas clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
 
 setup: $(INSTALLED) ## Install everything into .venv, each package checked against its recorded digest
 
@@ -29,6 +29,12 @@ test: setup ## All tests, on real servers and a real model
 
 unit: setup ## The tests that need no server
 	$(BIN)/pytest tests/unit tests/compatibility
+
+chaos: setup ## Ten minutes of faults, then a comparison with a model of the system; SEED=… MINUTES=…
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),0) --minutes $(or $(MINUTES),10)
+
+bench-ingest: setup ## How fast logs become durable state, and what growth, recovery and a snapshot cost
+	$(BIN)/python -m benchmarks.ingest
 
 check: setup ## Lint, formatting and types
 	$(BIN)/ruff check

@@ -21,8 +21,7 @@ def main(
     report = run(Plan(seed=seed, seconds=minutes * 60, fault_every=fault_every, without=without), folder)
     sys.stderr.write(f"logs are in {folder}\n")
     sys.stdout.write(report.as_line() + "\n")
-    bad = report.lost + report.duplicated + report.diverged_folders + report.requests_without_one_end
-    raise typer.Exit(int(bad + report.stores_unlike_changelog + report.dead_letters_missing > 0))
+    raise typer.Exit(int(bool(report.broken)))
 
 
 if __name__ == "__main__":

@@ -28,9 +28,18 @@ from tests.chaos.traffic import BOUNDED_FOLDERS, FOLDERS, MAX_EXAMPLES, Traffic,
 from tests.support import environment, settings_of
 
 WORKERS = 3
-PATIENCE_SECONDS = 240.0
 # Faust keeps its checkpoint beside the values.
 _CHECKPOINT = b"__faust"
+
+
+_ZERO = (
+    "lost",
+    "duplicated",
+    "diverged_folders",
+    "requests_without_one_end",
+    "stores_unlike_changelog",
+    "dead_letters_missing",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Plan:
     fault_every: float = 2.5
     kinds: tuple[str, ...] | None = None
     without: str | None = None
+    # How long the system may take, once the faults are over, to come to rest.
+    patience: float = 240.0
 
 
 @dataclass
@@ -60,6 +71,12 @@ class Report:
     requests_without_one_end: int = 0
     stores_unlike_changelog: int = 0
     dead_letters_missing: int = 0
+
+    @property
+    def broken(self) -> dict[str, int]:
+        """The counters that should be zero and are not."""
+        counters = {name: getattr(self, name) for name in _ZERO}
+        return {name: count for name, count in counters.items() if count}
 
     def as_line(self) -> str:
         """One JSON object."""
@@ -93,7 +110,7 @@ def run(plan: Plan, folder: Path) -> Report:
             for thread in (faults, traffic):
                 thread.done.set()
                 thread.join()
-            system = System(settings, traffic, trainer, workers)
+            system = System(settings, traffic, trainer, workers, plan.patience)
             system.settle(report, folder / "different-folders.json")
         finally:
             trainer.done.set()
@@ -113,6 +130,7 @@ class System:
     traffic: Traffic
     trainer: Trainer
     workers: list[Worker]
+    patience: float
 
     def settle(self, report: Report, differences: Path) -> None:
         """Wait until the system has come to rest, and hold what it has against what it should."""
@@ -135,7 +153,7 @@ class System:
         report.dead_letters_missing = len(self.traffic.poison - letters)
 
     def _await_ends(self) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self.patience
         while self.traffic.asked - self._ends().keys() and time.monotonic() < deadline:
             self._rest()
 
@@ -173,7 +191,7 @@ class System:
             for attempt in range(5):
                 request = FineTuneRequested(request_id=f"last-{attempt}", model=f"last-{attempt}", requested_at=now())
                 publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
-                deadline = time.monotonic() + PATIENCE_SECONDS / 4
+                deadline = time.monotonic() + max(30, self.patience / 4)
                 while time.monotonic() < deadline:
                     self._rest()
                     if job := self.trainer.jobs.get(request.request_id):
