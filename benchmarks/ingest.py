@@ -6,32 +6,43 @@ changelog has acknowledged what followed from it. Runs of the three kinds take t
 them alike.
 """
 
+import bisect
+import itertools
 import json
+import math
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
-from infra.kafka import Publisher, connection, create_topics
+from infra.kafka import Publisher, consumer, create_topics
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
 from infra.settings import Settings
 from streams.events import ChatLog, ChatLogBatch, FineTuneRequested, RetrievedPassage, SnapshotPart, now
+from streams.intake import place_key
 from streams.knobs import DataSelection
 from streams.topics import Topic
 
 RUNS = Path(__file__).with_name("ingest_runs.py")
 FOLDERS = 50
 ENVELOPE_LOGS = 100
+# Of the run that measures how long a log takes to become durable, alone and during an export.
+_STEADY_RATE, _CALM_SECONDS = 100, 10
 _START = datetime.now(UTC) - timedelta(days=30)
 
 
@@ -94,15 +105,12 @@ class Bench:
                     batch = ChatLogBatch(folder_id=log.folder_id, logs=tuple(waiting.pop(log.folder_id)))
                     publisher.send(Topic.CHAT_LOGS, batch, key=log.folder_id)
 
-    def ends(self) -> dict[int, int]:
-        """The next offset of each partition of the logs."""
-        consumer = KafkaConsumer(**connection(self.settings.kafka))
-        topic = Topic.CHAT_LOGS.named(self.settings.kafka.topic_prefix)
+    def ends(self, topic: str | None = None) -> dict[int, int]:
+        """The next offset of each partition of a topic, or of the logs."""
+        topic = topic or Topic.CHAT_LOGS.named(self.settings.kafka.topic_prefix)
         places = [TopicPartition(topic, partition) for partition in range(self.settings.kafka.partitions)]
-        try:
-            return {place.partition: end for place, end in consumer.end_offsets(places).items()}
-        finally:
-            consumer.close()
+        with consumer(self.settings.kafka) as client:
+            return {place.partition: end for place, end in client.end_offsets(places).items()}
 
     def measure(self, kind: str, app_id: str | None = None) -> dict[str, float]:
         """Run one measured process to its end; what it printed last."""
@@ -127,31 +135,79 @@ class Bench:
         """The worker's disk is gone."""
         shutil.rmtree(self._folder / app_id)
 
-    def export(self, app_id: str, folders: tuple[str, ...]) -> dict[str, float]:
-        """Ask a running worker for a snapshot; the seconds until its parts are there."""
+    def export(self, app_id: str, folders: tuple[str, ...], first: int) -> dict[str, float]:
+        """What a snapshot takes, and what it does to the logs, numbered from ``first``, that arrive in the meantime."""
         request = FineTuneRequested(
             request_id=f"r{time.time_ns()}",
             model="bench",
             requested_at=now(),
             data=DataSelection(folders=folders),
         )
+        logs, changelog = Topic.CHAT_LOGS.named(self.settings.kafka.topic_prefix), f"{app_id}-training-sets-changelog"
+        since, end = {topic: self.ends(topic) for topic in (logs, changelog)}, threading.Event()
+        steady = threading.Thread(target=self._produce_steadily, args=(first, end))
+        with self._worker(app_id), Publisher(self.settings.kafka) as publisher:
+            steady.start()
+            while not any(map(_is_place, self._records(changelog, since[changelog]))):
+                time.sleep(0.5)
+            # What has waited for the worker's start is taken in first.
+            time.sleep(_CALM_SECONDS)
+            calm_since = time.time()
+            time.sleep(_CALM_SECONDS)
+            asked = time.time()
+            parts = _parts(self.settings, publisher, request)
+            ended = time.time()
+            time.sleep(_CALM_SECONDS)
+            end.set()
+            steady.join()
+        published = list(self._records(logs, since[logs]))
+        latencies = _latencies(published, filter(_is_place, self._records(changelog, since[changelog])))
+        calm = [took for moment, took in latencies if calm_since <= moment < asked]
+        exporting = [took for moment, took in latencies if asked <= moment < ended]
+        examples = sum(part.examples.rows for part in parts if part.examples)
+        return {
+            "examples": examples,
+            "seconds": ended - asked,
+            "s3_share": sum(part.store_seconds for part in parts) / sum(part.seconds for part in parts),
+            "ingest_p99_calm_s": float(np.percentile(calm, 99)),
+            "ingest_p99_exporting_s": float(np.percentile(exporting, 99)),
+            "logs_calm": len(calm),
+            "logs_exporting": len(exporting),
+        }
+
+    @contextmanager
+    def _worker(self, app_id: str) -> Iterator[None]:
         environment = os.environ | self._variables(app_id)
         with (self._folder / f"{app_id}.log").open("ab") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "foldtune", "worker"], env=environment, stdout=log, stderr=log
             )
         try:
-            with Publisher(self.settings.kafka) as publisher:
-                parts = _parts(self.settings, publisher, request)
+            yield
         finally:
             worker.terminate()
             worker.wait(30)
-        examples = sum(part.examples.rows for part in parts if part.examples)
-        return {
-            "examples": examples,
-            "seconds": sum(part.seconds for part in parts),
-            "s3_share": sum(part.store_seconds for part in parts) / sum(part.seconds for part in parts),
-        }
+
+    def _produce_steadily(self, first: int, end: threading.Event) -> None:
+        with Publisher(self.settings.kafka) as publisher:
+            for number in itertools.count(first):
+                if end.is_set():
+                    return
+                log = chat_log(number)
+                publisher.publish(Topic.CHAT_LOGS, log, key=log.folder_id)
+                time.sleep(1 / _STEADY_RATE)
+
+    def _records(self, topic: str, since: dict[int, int]) -> Iterator[Any]:
+        """The records of a topic from some offsets to its present end."""
+        with consumer(self.settings.kafka) as client:
+            places = {TopicPartition(topic, number): offset for number, offset in since.items()}
+            client.assign(list(places))
+            for place, offset in places.items():
+                client.seek(place, offset)
+            ends = client.end_offsets(list(places))
+            while any(client.position(place) < end for place, end in ends.items()):
+                for records in client.poll(timeout_ms=500).values():
+                    yield from records
 
     def _variables(self, app_id: str) -> dict[str, str]:
         return self._servers.environment | {
@@ -162,22 +218,35 @@ class Bench:
         }
 
 
+def _is_place(record: Any) -> bool:
+    return bool(record.key == place_key(Topic.CHAT_LOGS))
+
+
+def _latencies(published: list[Any], places: Iterator[Any]) -> list[tuple[float, float]]:
+    """When each log was published, and the seconds until the place behind it was in the changelog."""
+    reached: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for record in places:
+        reached[record.partition].append((int(record.value), record.timestamp / 1000))
+    found = []
+    for record in published:
+        mine, moment = reached[record.partition], record.timestamp / 1000
+        after = bisect.bisect_right(mine, (record.offset, math.inf))
+        # The last ones may have come after the worker's end.
+        if after < len(mine):
+            found.append((moment, mine[after][1] - moment))
+    return found
+
+
 def _parts(settings: Settings, publisher: Publisher, request: FineTuneRequested) -> list[SnapshotPart]:
     publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
-    consumer = KafkaConsumer(
-        Topic.SNAPSHOT_PARTS.named(settings.kafka.topic_prefix),
-        **connection(settings.kafka),
-        auto_offset_reset="earliest",
-        enable_auto_commit=False,
-    )
     found: dict[int, SnapshotPart] = {}
-    while len(found) < settings.kafka.partitions:
-        for records in consumer.poll(timeout_ms=500).values():
-            for record in records:
-                part = SnapshotPart.model_validate_json(record.value)
-                if part.request_id == request.request_id:
-                    found[part.partition] = part
-    consumer.close()
+    with consumer(settings.kafka, Topic.SNAPSHOT_PARTS) as client:
+        while len(found) < settings.kafka.partitions:
+            for records in client.poll(timeout_ms=500).values():
+                for record in records:
+                    part = SnapshotPart.model_validate_json(record.value)
+                    if part.request_id == request.request_id:
+                        found[part.partition] = part
     return list(found.values())
 
 
@@ -241,7 +310,7 @@ def _growth(servers: LocalServers, folder: Path, state: int) -> dict[str, object
     bench.produce(state + step + 1, 1)
     lost = bench.measure("worker", "grown")
     folders = tuple(f"folder-{number}" for number in range(max(1, FOLDERS * 100_000 // state)))
-    snapshot = bench.export("grown", folders)
+    snapshot = bench.export("grown", folders, state + step + 2)
     return {
         "growth": round(small["per_second"] / large["per_second"], 3),
         "rss_growth": round(large["rss"] / small["rss"], 3),

@@ -11,14 +11,18 @@ from tests.chaos.run import Plan, run
 
 
 def main(
+    *,
     seed: Annotated[int, typer.Option(help="The same seed injects the same faults in the same order.")] = 0,
     minutes: Annotated[float, typer.Option(help="How long faults are injected.")] = 10.0,
     fault_every: Annotated[float, typer.Option(help="Seconds between faults, on average.")] = 2.5,
+    only: Annotated[list[str] | None, typer.Option(help="Kinds of faults; all without it.")] = None,
     without: Annotated[str | None, typer.Option(help="A correction that the workers do not have.")] = None,
+    patience: Annotated[float, typer.Option(help="Seconds that it may take until every request has ended.")] = 240.0,
 ) -> None:
     """Hurt the system in every way, then compare it with a model of what it should be."""
     folder = Path(tempfile.mkdtemp(prefix="foldtune-chaos-"))
-    report = run(Plan(seed=seed, seconds=minutes * 60, fault_every=fault_every, without=without), folder)
+    kinds = tuple(only) if only else None
+    report = run(Plan(seed, minutes * 60, fault_every, kinds=kinds, without=without, patience=patience), folder)
     sys.stderr.write(f"logs are in {folder}\n")
     sys.stdout.write(report.as_line() + "\n")
     raise typer.Exit(int(bool(report.broken)))

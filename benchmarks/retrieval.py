@@ -1,0 +1,111 @@
+"""Questions and passages of a folder in the benchmark format, sampled with a seed, and how well a model finds them.
+
+``documents.jsonl.gz`` has ``folder``, ``document_id``, ``title``, ``text`` in each line; ``questions.jsonl.gz`` has
+``question_id``, ``folder``, ``document_ids`` (all that are right), ``question`` and ``split`` (``train`` or ``dev``).
+"""
+
+import gzip
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from streams.events import now
+from streams.snapshot_format import DOCUMENTS, EXAMPLES
+from trainers.dataset import Dataset, build_dataset
+from trainers.encoder import Encoder
+from trainers.evaluation import Evaluation, evaluate
+
+
+@dataclass(frozen=True)
+class Sample:
+    """At most so many questions of each split; the documents are all that answer one of them, and others."""
+
+    train: int = 3_000
+    test: int = 1_000
+    documents: int = 10_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """``train`` and ``test`` have the same documents under the same indices; each knows only its own questions."""
+
+    name: str
+    train: Dataset
+    test: Dataset
+
+
+def load(folder: Path, sample: Sample) -> Benchmark:
+    """Read and sample a folder.
+
+    Raises:
+        OSError: one of its two files is not there.
+    """
+    generator = np.random.default_rng(sample.seed)
+    questions = _lines(folder / "questions.jsonl.gz")
+    chosen = {
+        split: _some([one for one in questions if one["split"] == split], most, generator)
+        for split, most in (("train", sample.train), ("dev", sample.test))
+    }
+    right = {document for asked in chosen.values() for one in asked for document in one["document_ids"]}
+    documents = _lines(folder / "documents.jsonl.gz")
+    needed = [one for one in documents if one["document_id"] in right]
+    others = [one for one in documents if one["document_id"] not in right]
+    kept = needed + _some(others, max(0, sample.documents - len(needed)), generator)
+    rows = [
+        {"folder_id": one["folder"], "document_id": one["document_id"], "title": one["title"], "text": one["text"]}
+        for one in kept
+    ]
+    table = pa.Table.from_pylist(rows, DOCUMENTS)
+    train, test = (
+        build_dataset(pa.Table.from_pylist(list(_examples(chosen[split])), EXAMPLES), table)
+        for split in ("train", "dev")
+    )
+    return Benchmark(folder.name, train, test)
+
+
+def search(encoder: Encoder, test: Dataset) -> Evaluation:
+    """Every question of ``test`` in all its documents, texts read up to the model's own bound."""
+    queries = torch.from_numpy(encoder.encode(test.questions, "query"))
+    passages = torch.from_numpy(encoder.encode(test.passages[: test.searchable], "passage"))
+    return evaluate(test, np.arange(len(test.questions)), queries, passages)
+
+
+def figures(found: Evaluation) -> dict[str, float]:
+    """The means, rounded for people."""
+    means = found.metrics()
+    return {name: round(getattr(means, name), 4) for name in ("recall_at_1", "recall_at_10", "mrr_at_10", "ndcg_at_10")}
+
+
+def _examples(questions: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    for one in questions:
+        for document in one["document_ids"]:
+            yield {
+                "log_id": one["question_id"],
+                "occurred_at": now(),
+                "folder_id": one["folder"],
+                "agent_id": "benchmark",
+                "conversation_id": None,
+                "question": one["question"],
+                "positive": {"folder_id": one["folder"], "document_id": document, "text": None},
+                "label": "cited",
+                "strength": 1.0,
+                "negatives": [],
+            }
+
+
+def _some(rows: list[dict[str, Any]], most: int, generator: np.random.Generator) -> list[dict[str, Any]]:
+    if len(rows) <= most:
+        return rows
+    return [rows[index] for index in sorted(generator.choice(len(rows), most, replace=False).tolist())]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

@@ -1,0 +1,99 @@
+"""What a user of sentence-transformers would do: mine hard negatives, then train with in-batch negatives."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.util import mine_hard_negatives
+
+from trainers.dataset import Dataset
+from trainers.encoder import has_bfloat16
+
+TOKENS = 128
+HARD_NEGATIVES = 4
+# What its documentation trains with.
+LEARNING_RATE = 2e-5
+WARM_UP = 0.1
+MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``layers``: how many of the last ones train, all without; ``bf16``: autocast, where the processor has it."""
+
+    layers: int | None
+    epochs: int = 3
+    batch_size: int = 32
+    bf16: bool = True
+    seed: int = 0
+
+
+def mined(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) -> Any:
+    """Rows of anchor, positive and hard negatives; questions with too few negatives are dropped, as it does."""
+    pairs = datasets.Dataset.from_dict(
+        {
+            "anchor": [dataset.questions[index] for index in dataset.question],
+            "positive": [dataset.passages[index] for index in dataset.positive],
+        }
+    )
+    return mine_hard_negatives(
+        pairs,
+        model,
+        corpus=list(dataset.passages[: dataset.documents]),
+        num_negatives=HARD_NEGATIVES,
+        relative_margin=MARGIN,
+        range_max=100,
+        sampling_strategy="top",
+        output_format="n-tuple",
+        batch_size=batch_size,
+        verbose=False,
+    )
+
+
+def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> float:
+    """Train a copy of ``base`` on ``rows`` into ``folder``; the seconds it took."""
+    began = time.perf_counter()
+    model = loaded(base)
+    if recipe.layers is not None:
+        transformer: Any = model[0]
+        transformer.auto_model.requires_grad_(False)
+        transformer.auto_model.encoder.layer[-recipe.layers :].requires_grad_(True)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=str(folder / "checkpoints"),
+            num_train_epochs=recipe.epochs,
+            per_device_train_batch_size=recipe.batch_size,
+            learning_rate=LEARNING_RATE,
+            warmup_ratio=WARM_UP,
+            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            bf16=recipe.bf16 and has_bfloat16(torch.device("cpu")),
+            use_cpu=True,
+            seed=recipe.seed,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        loss=MultipleNegativesRankingLoss(model),
+    )
+    trainer.train()
+    model.save_pretrained(str(folder))
+    return time.perf_counter() - began
+
+
+def loaded(folder: Path) -> SentenceTransformer:
+    """The model, its texts cut as ours are in training."""
+    model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
+    model.max_seq_length = TOKENS
+    return model
