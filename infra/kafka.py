@@ -77,19 +77,21 @@ class Publisher:
         *,
         key: str | bytes | None,
         partition_by: str | None = None,
+        partition: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
-    ) -> None:
+    ) -> Any:
         """Like ``send``, for bytes that are an event already, or that never were one.
+
+        Returns kafka-python's future of where the record landed, which is known once ``flush`` has returned.
 
         Raises:
             PublishError: the brokers cannot be reached, or the message is too large for the client.
         """
         name = topic.named(self._settings.topic_prefix)
-        partition = None
         if partition_by is not None:
             partition = partition_of(partition_by, len(self._producer.partitions_for(name)))
         raw_key = key.encode() if isinstance(key, str) else key
-        self._hand_over(name, value=value, key=raw_key, partition=partition, headers=list(headers))
+        return self._hand_over(name, value=value, key=raw_key, partition=partition, headers=list(headers))
 
     def broadcast(self, topic: Topic, event: Event) -> None:
         """Like ``send``, once to every partition."""
@@ -97,12 +99,13 @@ class Publisher:
         for partition in sorted(self._producer.partitions_for(name)):
             self._hand_over(name, value=event.encode(), partition=partition)
 
-    def _hand_over(self, name: str, **message: Any) -> None:
+    def _hand_over(self, name: str, **message: Any) -> Any:
         try:
             future = self._producer.send(name, **message)
         except KafkaError as error:
             raise PublishError(name, error) from error
         self._pending.append((name, future))
+        return future
 
     def flush(self) -> None:
         """Wait until everything handed over is acknowledged.
