@@ -19,6 +19,8 @@ from streams.topics import Topic
 # A dead letter is an event of up to the broker's limit plus what was wrong with it.
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 DELIVERY_SECONDS = 30
+# A broker may keep replaced and deleted values for weeks, longer where little is written; erased words must go sooner.
+_CHANGELOG = {"cleanup.policy": "compact", "max.compaction.lag.ms": str(24 * 3600 * 1000)}
 
 
 def partition_of(key: str, partitions: int) -> int:
@@ -165,7 +167,7 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs
         PartitionCountError: an existing topic has another number of partitions than the settings say.
     """
     configs = {topic.named(settings.topic_prefix): topic.config for topic in topics}
-    configs |= {name: {"cleanup.policy": "compact"} for name in changelogs}
+    configs |= dict.fromkeys(changelogs, _CHANGELOG)
     admin = KafkaAdminClient(**connection(settings))
     try:
         for name, config in configs.items():
