@@ -22,7 +22,8 @@ CARRIED: dict[Topic, tuple[str, str]] = {
     Topic.FINE_TUNE_STATUS: ("fine_tune_status", "request_id, partitioned by model"),
     Topic.TRAINING_JOBS: ("training_job", "request_id, partitioned by model"),
     Topic.DEAD_LETTERS: (
-        "the original bytes, with headers foldtune-error, -topic, -partition, -offset",
+        "the original bytes, with headers foldtune-error, -topic, -partition, -offset; without a value, and with"
+        " foldtune-letter: that this letter was replayed, and where it landed",
         "the original's",
     ),
 }

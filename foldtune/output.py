@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from streams.events import Event, FineTuneStatus
 
@@ -23,13 +24,20 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, ensure_ascii=False), flush=True)  # noqa: T201
 
 
+def printable(text: str) -> str:
+    """Text that cannot steer the terminal: what is no visible character is shown escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table that keeps every character, on a narrow terminal too."""
+    """A table that keeps every character, on a narrow terminal too; no cell is taken for markup."""
     table = Table()
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     Console(soft_wrap=False).print(table)
 
 

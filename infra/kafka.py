@@ -19,6 +19,13 @@ from streams.topics import Topic
 # A dead letter is an event of up to the broker's limit plus what was wrong with it.
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 DELIVERY_SECONDS = 30
+# A broker may keep replaced and deleted values for weeks, longer where little is written; erased words must go sooner.
+# The newest segment of a partition is never compacted: at the default of 1 GiB, half a year of a small team's logs.
+_CHANGELOG = {
+    "cleanup.policy": "compact",
+    "max.compaction.lag.ms": str(24 * 3600 * 1000),
+    "segment.bytes": str(64 << 20),
+}
 
 
 def partition_of(key: str, partitions: int) -> int:
@@ -77,19 +84,21 @@ class Publisher:
         *,
         key: str | bytes | None,
         partition_by: str | None = None,
+        partition: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
-    ) -> None:
+    ) -> Any:
         """Like ``send``, for bytes that are an event already, or that never were one.
+
+        Returns kafka-python's future of where the record landed, which is known once ``flush`` has returned.
 
         Raises:
             PublishError: the brokers cannot be reached, or the message is too large for the client.
         """
         name = topic.named(self._settings.topic_prefix)
-        partition = None
         if partition_by is not None:
             partition = partition_of(partition_by, len(self._producer.partitions_for(name)))
         raw_key = key.encode() if isinstance(key, str) else key
-        self._hand_over(name, value=value, key=raw_key, partition=partition, headers=list(headers))
+        return self._hand_over(name, value=value, key=raw_key, partition=partition, headers=list(headers))
 
     def broadcast(self, topic: Topic, event: Event) -> None:
         """Like ``send``, once to every partition."""
@@ -97,12 +106,13 @@ class Publisher:
         for partition in sorted(self._producer.partitions_for(name)):
             self._hand_over(name, value=event.encode(), partition=partition)
 
-    def _hand_over(self, name: str, **message: Any) -> None:
+    def _hand_over(self, name: str, **message: Any) -> Any:
         try:
             future = self._producer.send(name, **message)
         except KafkaError as error:
             raise PublishError(name, error) from error
         self._pending.append((name, future))
+        return future
 
     def flush(self) -> None:
         """Wait until everything handed over is acknowledged.
@@ -162,7 +172,7 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs
         PartitionCountError: an existing topic has another number of partitions than the settings say.
     """
     configs = {topic.named(settings.topic_prefix): topic.config for topic in topics}
-    configs |= {name: {"cleanup.policy": "compact"} for name in changelogs}
+    configs |= dict.fromkeys(changelogs, _CHANGELOG)
     admin = KafkaAdminClient(**connection(settings))
     try:
         for name, config in configs.items():

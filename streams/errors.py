@@ -21,6 +21,10 @@ class ClientClosedError(StreamsError):
     """The client is closed; nothing more can be sent with it."""
 
 
+class TopicMissingError(StreamsError):
+    """A topic is not on the brokers yet ('foldtune topics create' makes it):"""
+
+
 class StatusTimeoutError(StreamsError):
     """The request did not come to its end in time (request, seconds, last state):"""
 

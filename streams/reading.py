@@ -8,6 +8,7 @@ from kafka import TopicPartition
 
 from infra.kafka import consumer
 from infra.settings import KafkaSettings
+from streams.errors import TopicMissingError
 from streams.topics import Topic
 
 POLL_MILLISECONDS = 250
@@ -19,10 +20,15 @@ def read(
     """Every ``ConsumerRecord`` of the topic, in order within each partition.
 
     Ends at what was the end when it began, or with ``follow`` only at ``deadline`` (of ``time.monotonic()``).
+
+    Raises:
+        TopicMissingError: the brokers do not know the topic.
     """
     with consumer(settings) as client:
         name = topic.named(settings.topic_prefix)
         partitions = [TopicPartition(name, number) for number in sorted(client.partitions_for_topic(name) or ())]
+        if not partitions:
+            raise TopicMissingError(name)
         client.assign(partitions)
         client.seek_to_beginning(*partitions)
         ends = client.end_offsets(partitions)

@@ -61,6 +61,8 @@ class TrainingSets:
 
     def __init__(self, table: Table, limits: Sets) -> None:
         self.table = table
+        # Partitions whose files were freed of deleted values since this worker took them over.
+        self.reclaimed: set[int] = set()
         self._limits = limits
         self._index: dict[int, dict[str, set[Segment]]] = {}
         self._erasures: dict[int, Erasures] = {}
@@ -124,6 +126,7 @@ class TrainingSets:
         """Partitions came or went: what is in the table may be another thing now."""
         self._index.clear()
         self._erasures.clear()
+        self.reclaimed.clear()
 
     def _to_keep(self, partition: int, records: Iterable[Record]) -> Iterable[Record]:
         # What an erasure covers that is known already is not even written.

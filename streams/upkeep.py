@@ -53,7 +53,7 @@ async def keep_up(sets: TrainingSets, partition: int, now: datetime) -> Upkept:
         for gone in await asyncio.to_thread(_outlived, sets.view(partition), now):
             await sets.replace(partition, {}, gone)
             done.evicted += len(gone)
-        done.purged = await _purge(sets, partition)
+        done.purged = await _purge(sets, partition, now)
         merges = _merges(sets.view(partition))
         while rewrite := await asyncio.to_thread(next, merges, None):
             await sets.replace(partition, *rewrite)
@@ -92,21 +92,28 @@ def _cutoff(view: PartitionView, folder_id: str, now: datetime) -> int:
 # ── Erasure ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _purge(sets: TrainingSets, partition: int) -> int:
-    """Rewrite every segment that still carries what an erasure covers, once for each set of erasures."""
+async def _purge(sets: TrainingSets, partition: int, now: datetime) -> int:
+    """Rewrite every segment that still carries what an erasure covers, once for each set of erasures.
+
+    The mark is written again each day: the broker gives erased words up only when something is written after them, also
+    to a quiet partition. A worker that has recovered from the changelog before that has them in its files.
+    """
     view = sets.view(partition)
     erasures = view.erasures()
-    if not erasures or view.table.get(partition, PURGED) == erasures.fingerprint:
+    mark = erasures.fingerprint + f"|{now:%Y-%m-%d}".encode()
+    known = view.table.get(partition, PURGED) or b""
+    if not erasures or (known == mark and partition in sets.reclaimed):
         return 0
     purged = 0
-    rewrites = _purges(view, erasures)
+    rewrites = iter(()) if known.startswith(erasures.fingerprint) else _purges(view, erasures)
     while rewrite := await asyncio.to_thread(next, rewrites, None):
         await sets.replace(partition, *rewrite)
         purged += len(rewrite[1])
-    await sets.write(partition, {PURGED: erasures.fingerprint})
-    if purged:
-        # Deleted values stay in RocksDB's files until these are merged.
-        await asyncio.to_thread(view.table.reclaim, partition)
+    # Deleted values stay in RocksDB's files until these are merged. Marked after that: a crash before repeats it all.
+    await asyncio.to_thread(view.table.reclaim, partition)
+    sets.reclaimed.add(partition)
+    if known != mark:
+        await sets.write(partition, {PURGED: mark})
     return purged
 
 

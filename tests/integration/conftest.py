@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from infra.kafka import Publisher, create_topics
 from infra.local.stack import LocalServers
-from infra.settings import Settings
+from infra.settings import Settings, load_settings
 from streams.topics import Topic
 from tests.support import ChildProcess, environment, settings_of
 
@@ -33,6 +34,16 @@ def publisher(settings: Settings) -> Iterator[Publisher]:
     """Publishes to the test's topics."""
     with Publisher(settings.kafka) as client:
         yield client
+
+
+@pytest.fixture
+def runner(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[CliRunner]:
+    """Runs commands with the test's settings."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    load_settings.cache_clear()
+    yield CliRunner()
+    load_settings.cache_clear()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from foldtune.cli import app
 from infra.kafka import Publisher
 from infra.objects import S3ObjectStore, safe_segment
-from infra.settings import Settings, load_settings
+from infra.settings import Settings
 from streams.client import FoldtuneClient
 from streams.errors import ClientClosedError, OutOfBoundsError, StatusTimeoutError
 from streams.events import (
@@ -40,15 +40,6 @@ from tests.support import fine_tune_request
 from tests.unit.client.test_deployer import publish
 
 PATIENCE = timedelta(seconds=60)
-
-
-@pytest.fixture
-def runner(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> CliRunner:
-    """Runs commands with the test's settings."""
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    load_settings.cache_clear()
-    return CliRunner()
 
 
 def log(number: int, folder: str = "f", **fields: object) -> ChatLog:

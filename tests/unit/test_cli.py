@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,6 @@ from foldtune.errors import EXTRAS, explain
 from foldtune.knob_options import KNOBS, knob_sections
 from infra.settings import load_settings
 from streams.events import FineTuneRequested
-
-
-@pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[CliRunner]:
-    """Runs commands in an empty folder, and gives every message the room that it takes."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    load_settings.cache_clear()
-    yield CliRunner()
-    load_settings.cache_clear()
 
 
 def test_the_overview_names_every_command_and_imports_none(runner: CliRunner) -> None:
