@@ -20,7 +20,7 @@ from streams.topics import Topic
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 DELIVERY_SECONDS = 30
 # A broker may keep replaced and deleted values for weeks, longer where little is written; erased words must go sooner.
-# The newest segment of a partition is never compacted: at the default of 1 GiB, half a year of a small team's logs.
+# A broker never compacts the newest segment of a partition, and by default lets it grow to 1 GiB.
 _CHANGELOG = {
     "cleanup.policy": "compact",
     "max.compaction.lag.ms": str(24 * 3600 * 1000),
