@@ -73,6 +73,9 @@ class ObjectStore(Protocol):
     def list(self, prefix: str) -> list[str]:
         """The keys under a prefix, sorted."""
 
+    def delete(self, key: str) -> None:
+        """Delete an object; without effect where there is none."""
+
     def uri(self, key: str) -> str:
         """The object's ``s3://`` address."""
         return f"s3://{self.bucket}/{key}"
@@ -143,6 +146,9 @@ class S3ObjectStore(ObjectStore):
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
 
+    def delete(self, key: str) -> None:
+        self._client.delete_object(Bucket=self.bucket, Key=key)
+
     def _missing(self, key: str, error: ClientError) -> Exception:
         return ObjectMissingError(self.uri(key)) if _status(error) == 404 else error
 
@@ -177,6 +183,9 @@ class MemoryObjectStore(ObjectStore):
 
     def list(self, prefix: str) -> list[str]:
         return sorted(key for key in self._objects if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        self._objects.pop(key, None)
 
 
 def _status(error: ClientError) -> int | None:

@@ -132,6 +132,8 @@ class TrainerSettings(Section):
     work_dir: Path = Path(".foldtune/jobs")
     max_duration: timedelta = timedelta(hours=12)
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 2
+    # What a training that is killed without warning has to do again; SIGTERM costs it no step.
+    checkpoint_interval: timedelta = timedelta(minutes=10)
 
 
 class Settings(BaseSettings):

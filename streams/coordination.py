@@ -1,8 +1,8 @@
 """What becomes of fine-tune requests: one model's story as a pure function of its events.
 
-Every function takes the model's state and one event, and returns the next state with what is to be published. The
-outputs are sent before the state and the place in the topic are stored, so a crash in between repeats them;
-whoever reads them takes a repetition for what it is (commands and parts carry the request, jobs are started once).
+Every function takes the model's state and one event, and returns the next state with what is to be published. Both are
+stored before anything is published, and what is published may be repeated after a crash: whoever reads it takes a
+repetition for what it is (commands and parts carry the request, jobs are started once).
 """
 
 from collections.abc import Iterable
@@ -133,10 +133,11 @@ def job_published(state: ModelState, active: Active, deadline: datetime) -> Mode
 def reported(state: ModelState, status: FineTuneStatus, now: datetime) -> Step:
     """What the launcher or the trainer says of the active request; with its end the next one begins.
 
-    Nobody else publishes statuses, so a request that was cancelled or has timed out does not end a second time.
+    Nobody else publishes statuses, so a request that was cancelled or has timed out does not end a second time. After a
+    crash between a job and the state that knows of it, reports may come before the parts that lead to the job again.
     """
     active = state.active
-    if active is None or not active.deadline or status.request_id != active.request.request_id:
+    if active is None or status.request_id != active.request.request_id:
         return Step(state)
     told = (status, *(status.model_copy(update={"request_id": name}) for name in active.merged))
     outputs = [_published(one) for one in told]

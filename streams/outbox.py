@@ -1,9 +1,12 @@
 """How a worker publishes: acknowledged by the brokers before the caller goes on."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import faust
+import msgspec
+from msgspec import Struct
 
 from infra.settings import KafkaSettings
 from streams.coordination import Output
@@ -11,8 +14,28 @@ from streams.dead_letters import dead_letter_headers
 from streams.events import SnapshotCommand
 from streams.topics import Topic
 
-# Topic, partition and offset of a message.
-Origin = tuple[str, int, int]
+
+class Message(Struct, frozen=True):
+    """What goes to one partition of a topic, by the topic's label; can be kept in a table until it is published."""
+
+    topic: str
+    partition: int
+    key: str | None
+    value: bytes
+
+
+ENCODER = msgspec.json.Encoder()
+DECODER = msgspec.json.Decoder(tuple[Message, ...])
+
+
+def messages(outputs: tuple[Output, ...], partition: int, partitions: int) -> Iterator[Message]:
+    """Outputs as messages, in order: what has a key goes to ``partition``, the rest to every partition."""
+    for output in outputs:
+        for target in range(partitions) if output.key is None else (partition,):
+            event = output.event
+            if isinstance(event, SnapshotCommand):
+                event = event.model_copy(update={"partition": target})
+            yield Message(output.topic.label, target, output.key, event.encode())
 
 
 class Outbox(Protocol):
@@ -20,6 +43,9 @@ class Outbox(Protocol):
 
     async def publish(self, outputs: tuple[Output, ...], partition: int) -> None:
         """Publish in order; ``partition`` is for what has a key, the rest goes to every partition."""
+
+    async def send(self, messages: tuple[Message, ...]) -> None:
+        """Publish in order."""
 
     async def dead_letter(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
@@ -32,8 +58,8 @@ class FaustOutbox(Outbox):
 
     def __init__(self, app: faust.App, settings: KafkaSettings) -> None:
         self._partitions = settings.partitions
-        self._topics: dict[Topic, Any] = {
-            topic: app.topic(
+        self._topics: dict[str, Any] = {
+            topic.label: app.topic(
                 topic.named(settings.topic_prefix),
                 key_type=bytes,
                 value_type=bytes,
@@ -44,30 +70,20 @@ class FaustOutbox(Outbox):
         }
 
     async def publish(self, outputs: tuple[Output, ...], partition: int) -> None:
-        for output in outputs:
-            if output.key is not None:
-                await self._send(output.topic, output.event.encode(), output.key.encode(), partition)
-                continue
-            sends = []
-            for target in range(self._partitions):
-                event = output.event
-                if isinstance(event, SnapshotCommand):
-                    event = event.model_copy(update={"partition": target})
-                sends.append(self._send(output.topic, event.encode(), None, target))
-            await asyncio.gather(*sends)
+        await self.send(tuple(messages(outputs, partition, self._partitions)))
+
+    async def send(self, messages: tuple[Message, ...]) -> None:
+        # Handed over in order, which Kafka keeps within a partition; waited for together.
+        sent = [
+            await self._topics[one.topic].send(
+                key=one.key.encode() if one.key else None, value=one.value, partition=one.partition
+            )
+            for one in messages
+        ]
+        await asyncio.gather(*sent)
 
     async def dead_letter(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
-        await self._send(Topic.DEAD_LETTERS, value, key, None, dead_letter_headers(error, *origin))
-
-    async def _send(
-        self,
-        topic: Topic,
-        value: bytes | None,
-        key: bytes | None,
-        partition: int | None,
-        headers: list[tuple[str, bytes]] | None = None,
-    ) -> None:
-        sent = await self._topics[topic].send(key=key, value=value, partition=partition, headers=headers)
-        await sent
+        topic = self._topics[Topic.DEAD_LETTERS.label]
+        await (await topic.send(key=key, value=value, headers=dead_letter_headers(error, *origin)))

@@ -30,13 +30,15 @@ from streams.events import (
     now,
 )
 from streams.knobs import ModelName
-from streams.outbox import Outbox
+from streams.outbox import DECODER, ENCODER, Outbox, messages
 from streams.records import reasons_of
 from streams.snapshots import snapshot_prefix
 from streams.topics import Topic
 
 _log = structlog.get_logger()
 _S3_PAUSE = timedelta(seconds=2)
+_TURN = b"t|turn"
+_UNTOLD = b"u|"
 
 
 class _Named(BaseModel):
@@ -78,6 +80,7 @@ class Coordinator:
                 continue
             try:
                 async with self._one_at_a_time:
+                    await self._catch_up(partition)
                     await self._takers[topic](partition, message.value)
             except ValidationError as error:
                 reasons = "; ".join(reasons_of(error))
@@ -88,11 +91,14 @@ class Coordinator:
     async def tick(self, partition: int) -> None:
         """End what nobody reports the end of, and let the policy ask for what is due. Raises like ``take``."""
         async with self._one_at_a_time:
+            if any(self._table.keys(partition, _UNTOLD)):
+                await self._catch_up(partition)
             for key in list(self._table.keys(partition, b"m|")):
-                state = self._state(partition, key.removeprefix(b"m|").decode())
-                step = coordination.timed_out(state, self._settings.worker.snapshot_timeout, self._partitions, now())
-                if step:
-                    await self._follow(partition, step)
+                model = key.removeprefix(b"m|").decode()
+                if self._timed_out(partition, model):
+                    await self._catch_up(partition)
+                    if step := self._timed_out(partition, model):
+                        await self._follow(partition, step)
             for rule in self._settings.policy.rules:
                 if partition_of(rule.model, self._partitions) == partition:
                     await self._ask_if_due(partition, rule.model)
@@ -149,33 +155,50 @@ class Coordinator:
         await self._ask_if_due(partition, progress.model)
 
     async def _ask_if_due(self, partition: int, model: str) -> None:
+        if self._due(partition, model) is None:
+            return
+        await self._catch_up(partition)
+        if request := self._due(partition, model):
+            await self._outbox.publish((Output(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
+            asked = policy.asked(self._policy(partition, model), request)
+            await self._table.write(partition, {_policy_key(model): _json(asked)})
+
+    def _due(self, partition: int, model: str) -> FineTuneRequested | None:
         rule = next((rule for rule in self._settings.policy.rules if rule.model == model), None)
         state = self._state(partition, model)
         if rule is None or state.active or state.waiting:
-            return
-        known = self._policy(partition, model)
-        if request := policy.due(known, rule, now()):
-            await self._outbox.publish((Output(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
-            await self._table.write(partition, {_policy_key(model): _json(policy.asked(known, request))})
+            return None
+        return policy.due(self._policy(partition, model), rule, now())
+
+    def _timed_out(self, partition: int, model: str) -> Step | None:
+        state = self._state(partition, model)
+        return coordination.timed_out(state, self._settings.worker.snapshot_timeout, self._partitions, now())
 
     # ── What follows ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _follow(self, partition: int, step: Step) -> None:
-        # 1. The job, where a snapshot is whole; 2. what is to be published; 3. the state. The place in the topic
-        # moves after that: a crash in between repeats 1 and 2, and nothing that was promised is forgotten.
-        state = step.state
+        # What was decided is durable before anybody hears of it: were it told first, a crash in between could lead to
+        # another decision, and a request to two ends. What is to be told is kept with it until it is.
+        state, outputs = step.state, step.outputs
         if step.complete and state.active:
+            outputs = (await self._job(state.active.request, step.complete), *outputs)
             deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
-            await self._publish_job(partition, state.active.request, step.complete)
             state = coordination.job_published(state, state.active, deadline + timedelta(hours=1))
-        await self._outbox.publish(step.outputs, partition)
         changes: dict[bytes, bytes | None] = {b"m|" + state.model.encode(): _json(state)}
         changes |= {_ended_key(last.model, last.request_id): last.encode() for last in step.ended}
+        changes |= {_untold_key(state.model): ENCODER.encode(tuple(messages(outputs, partition, self._partitions)))}
         await self._table.write(partition, changes)
+        await self._tell(partition)
         for last in step.ended:
             _log.info("ended", request_id=last.request_id, model=last.model, state=last.state, reasons=last.reasons)
 
-    async def _publish_job(self, partition: int, request: FineTuneRequested, manifest: SnapshotManifest) -> None:
+    async def _tell(self, partition: int) -> None:
+        """Publish what was decided, here or by a worker that did not come to tell it."""
+        for key in list(self._table.keys(partition, _UNTOLD)):
+            await self._outbox.send(DECODER.decode(self._table.get(partition, key) or b"[]"))
+            await self._table.write(partition, {key: None})
+
+    async def _job(self, request: FineTuneRequested, manifest: SnapshotManifest) -> Output:
         content = manifest.encode()
         key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
         await self._put_patiently(key, content)
@@ -191,7 +214,7 @@ class Coordinator:
             published_at=manifest.created_at,
             max_seconds=int(self._settings.trainer.max_duration.total_seconds()),
         )
-        await self._outbox.publish((Output(Topic.TRAINING_JOBS, job, request.request_id),), partition)
+        return Output(Topic.TRAINING_JOBS, job, request.request_id)
 
     async def _put_patiently(self, key: str, content: bytes) -> None:
         # Without the manifest nothing can go on, and nothing is lost by waiting: the place in the topic stays.
@@ -223,6 +246,15 @@ class Coordinator:
             return [f"base_model.uri: must be in the bucket {self._store.bucket!r}"]
         return []
 
+    async def _catch_up(self, partition: int) -> None:
+        """Know what another worker may have decided meanwhile, before deciding anything that others will hear of.
+
+        A worker that was paused for longer than its session wakes up with an old state, in which a request may be
+        overdue that has long ended. A write of its own brings in all that was written since, and what is to be told yet.
+        """
+        await self._table.write(partition, {_TURN: b""})
+        await self._tell(partition)
+
     # ── State ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _state(self, partition: int, model: str) -> ModelState:
@@ -244,6 +276,10 @@ def _policy_key(model: str) -> bytes:
 
 def _ended_key(model: str, request_id: str) -> bytes:
     return f"r|{model}|{request_id}".encode()
+
+
+def _untold_key(model: str) -> bytes:
+    return _UNTOLD + model.encode()
 
 
 def _json(model: BaseModel) -> bytes:

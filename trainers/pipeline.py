@@ -13,6 +13,7 @@ from infra.settings import Settings
 from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
 from trainers.artifacts import write_card, write_curve, write_metrics, write_model
 from trainers.base_models import fetch_base_model, weights_digest
+from trainers.checkpoints import Checkpoints
 from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
 from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
@@ -64,7 +65,16 @@ def produce_model(
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
     embedded_seconds = time.monotonic() - began
 
-    record = train(layers, dataset, parts.train, job.request, start=before_vectors, observer=reporter)
+    checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval)
+    record = train(
+        layers,
+        dataset,
+        parts.train,
+        job.request,
+        start=before_vectors,
+        observer=reporter,
+        checkpoints=checkpoints,
+    )
     if not record.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
 
@@ -95,6 +105,7 @@ def produce_model(
         warnings=reporter.warnings,
     )
     publish_model(folder, ready, job, store, reporter)
+    checkpoints.discard()
 
 
 def embed(encoder: Encoder, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,8 +23,9 @@ TRAINING_TOKENS = 128
 # What the backward pass keeps of one token in one layer, in units of the hidden size: the inputs of its products, its
 # norms and its activation, the wide ones counted four times.
 _KEPT_PER_LAYER = 24
-# A step whose graph would take more than this share of the free memory is computed twice, in parts (see ``backward``).
-_GRAPH_SHARE = 0.3
+# A step whose graph would take more than this share of the memory is computed twice, in parts (see ``backward``). Of
+# all memory, not of what is free at the moment: the two ways differ in their last bits, and a repeated run must not.
+_GRAPH_SHARE = 0.2
 
 
 class TrainedLayers:
@@ -140,8 +141,8 @@ class TrainedLayers:
         if self._graph_budget is not None:
             return self._graph_budget
         if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0] * _GRAPH_SHARE)
-        return int(psutil.virtual_memory().available * _GRAPH_SHARE)
+            return int(torch.cuda.mem_get_info(self.device)[1] * _GRAPH_SHARE)
+        return int(psutil.virtual_memory().total * _GRAPH_SHARE)
 
 
 def _joined(first: Tokens, second: Tokens) -> Tokens:

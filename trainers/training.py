@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from streams.events import FineTuneRequested, Progress
+from trainers.checkpoints import Checkpoints, State
 from trainers.dataset import Dataset
 from trainers.errors import LossNotFiniteError
 from trainers.loss import contrastive_loss
@@ -59,38 +61,57 @@ def train(
     *,
     start: tuple[torch.Tensor, torch.Tensor],
     observer: Observer,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingRecord:
     """Train ``layers`` in place on the examples ``rows``; ``start`` are the embeddings of all questions and all
-    passages before the first step.
+    passages before the first step. With ``checkpoints`` it goes on from where the same job was, to the same end.
 
     The same data, seed and number of threads give bit-identical weights on a CPU.
 
     Raises:
         LossNotFiniteError: the loss left the numbers; weights are then of no use.
+        InterruptedTrainingError: the process was asked to end, and the state is kept in ``checkpoints``.
     """
     began = time.monotonic()
     generator = np.random.default_rng(request.seed)
     source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), request.dataset)
-    steps = request.training.epochs * math.ceil(len(rows) / request.training.batch_size)
-    optimizer, schedule = _optimizer(layers.parameters(), steps)
+    batch_size = request.training.batch_size
+    per_epoch = math.ceil(len(rows) / batch_size)
+    steps = request.training.epochs * per_epoch
+    descent = _Descent(layers.parameters(), steps)
     record = TrainingRecord(cached=layers.cached)
-    embedded = start
     remine = _cheap_to_mine_again(dataset, len(rows), request)
-    with _reproducible(request.seed):
-        for epoch in range(request.training.epochs):
-            if epoch and remine:
-                embedded = layers.embed_all()
-            negatives = source.choose(*embedded, generator)
-            record.negatives.append(negatives.counts)
-            record.mined_epochs += epoch == 0 or remine
-            for batch in _batches(len(rows), request.training.batch_size, generator):
-                loss, probability = _step(layers, dataset, rows[batch], negatives.passages[batch], request)
-                _descend(layers.parameters(), optimizer, schedule)
-                record.losses.append(loss)
-                record.probabilities.append(probability)
-                seconds = time.monotonic() - began
-                observer.stepped(_progress(record, steps, seconds, request))
-    record.seconds = time.monotonic() - began
+    negatives = order = np.empty(0, dtype=np.int64)
+    if saved := checkpoints.load() if checkpoints else None:
+        record = TrainingRecord(**saved.facts["record"])
+        generator.bit_generator.state = saved.facts["generator"]
+        negatives, order = saved.tensors["negatives"].numpy(), saved.tensors["order"].numpy()
+        descent.go_on(saved.tensors, len(record.losses))
+
+    def state() -> State:
+        facts = {"record": asdict(record), "generator": generator.bit_generator.state}
+        arrays = {"negatives": torch.from_numpy(negatives), "order": torch.from_numpy(order)}
+        return State(descent.tensors() | arrays, facts)
+
+    with _reproducible(request.seed), checkpoints.between_steps() if checkpoints else nullcontext():
+        before = record.seconds
+        for step in range(len(record.losses), steps):
+            epoch, batch = divmod(step, per_epoch)
+            if batch == 0:
+                embedded = layers.embed_all() if epoch and remine else start
+                chosen = source.choose(*embedded, generator)
+                negatives, order = chosen.passages, generator.permutation(len(rows))
+                record.negatives.append(chosen.counts)
+                record.mined_epochs += epoch == 0 or remine
+            picked = order[batch * batch_size : (batch + 1) * batch_size]
+            loss, probability = _step(layers, dataset, rows[picked], negatives[picked], request)
+            descent.step()
+            record.losses.append(loss)
+            record.probabilities.append(probability)
+            record.seconds = before + time.monotonic() - began
+            observer.stepped(_progress(record, steps, request))
+            if checkpoints:
+                checkpoints.stepped(state)
     return record
 
 
@@ -124,39 +145,48 @@ def _step(
     return layers.backward(questions, passages, loss_of)
 
 
-def _optimizer(
-    parameters: list[torch.nn.Parameter], steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    # Biases and the scales of norms are not decayed: they have no surplus of freedom to take back.
-    groups = [
-        {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [one for one in parameters if one.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
-    warm_up = max(1, round(WARM_UP_SHARE * steps))
+class _Descent:
+    """AdamW with a linear warm-up and a linear way down."""
 
-    def scale(step: int) -> float:
-        return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up), 1.0)
+    def __init__(self, parameters: list[torch.nn.Parameter], steps: int) -> None:
+        self._parameters, self._steps, self._done = parameters, steps, 0
+        # Biases and the scales of norms are not decayed: they have no surplus of freedom to take back.
+        groups = [
+            {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+            {"params": [one for one in parameters if one.ndim < 2], "weight_decay": 0.0},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    def step(self) -> None:
+        """Go down along the gradients, which are then used up."""
+        if not torch.isfinite(torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)):
+            raise LossNotFiniteError("a gradient is not finite")
+        warm_up = max(1, round(WARM_UP_SHARE * self._steps))
+        scale = min((self._done + 1) / warm_up, (self._steps - self._done) / max(1, self._steps - warm_up), 1.0)
+        for group in self._optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * scale
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._done += 1
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that a later ``go_on`` needs, by name."""
+        found = {f"parameter.{number}": one.data for number, one in enumerate(self._parameters)}
+        for number, state in self._optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        return found
 
-def _descend(
-    parameters: list[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
-    if not torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)):
-        raise LossNotFiniteError("a gradient is not finite")
-    optimizer.step()
-    schedule.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _batches(examples: int, batch_size: int, generator: np.random.Generator) -> Iterator[Indices]:
-    order = generator.permutation(examples)
-    for start in range(0, examples, batch_size):
-        yield order[start : start + batch_size]
+    def go_on(self, tensors: dict[str, torch.Tensor], done: int) -> None:
+        """Continue after ``done`` steps."""
+        for number, one in enumerate(self._parameters):
+            one.data.copy_(tensors[f"parameter.{number}"])
+        state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, place, part = name.split(".")
+                state[int(place)][part] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        self._done = done
 
 
 def _cheap_to_mine_again(dataset: Dataset, examples: int, request: FineTuneRequested) -> bool:
@@ -166,8 +196,8 @@ def _cheap_to_mine_again(dataset: Dataset, examples: int, request: FineTuneReque
     return knobs.hard_negatives > 0 and texts_to_embed <= REMINE_SHARE * 3 * texts_of_epoch
 
 
-def _progress(record: TrainingRecord, steps: int, seconds: float, request: FineTuneRequested) -> Progress:
-    done = len(record.losses)
+def _progress(record: TrainingRecord, steps: int, request: FineTuneRequested) -> Progress:
+    done, seconds = len(record.losses), record.seconds
     recent = record.losses[-20:]
     return Progress(
         step=done,

@@ -111,7 +111,7 @@ def run(plan: Plan, folder: Path) -> Report:
                 thread.done.set()
                 thread.join()
             system = System(settings, traffic, trainer, workers, plan.patience)
-            system.settle(report, folder / "different-folders.json")
+            system.settle(report, folder / "differences.json")
         finally:
             trainer.done.set()
             for worker in workers:
@@ -137,8 +137,12 @@ class System:
         self._await_ends()
         history = History(self.settings)
         expected, found = history.expected(), self._folders()
-        different = {name: (expected[name], found[name]) for name in FOLDERS if expected[name] != found[name]}
-        differences.write_text(json.dumps(different, default=asdict, indent=1))
+        ends = self._ends()
+        odd = {request_id: sorted(ends[request_id]) for request_id in self.traffic.asked if len(ends[request_id]) != 1}
+        different: dict[str, Any] = {
+            name: (expected[name], found[name]) for name in FOLDERS if expected[name] != found[name]
+        }
+        differences.write_text(json.dumps({"folders": different, "requests": odd}, default=asdict, indent=1))
         for name in FOLDERS:
             wanted, got = [row[0] for row in expected[name].rows], [row[0] for row in found[name].rows]
             report.lost += len(set(wanted) - set(got))
@@ -147,8 +151,7 @@ class System:
         report.logs_published = len(history.logs)
         report.lost += len(self.traffic.acknowledged - history.logs)
         report.requests = len(self.traffic.asked)
-        ends = self._ends()
-        report.requests_without_one_end = sum(len(ends[request_id]) != 1 for request_id in self.traffic.asked)
+        report.requests_without_one_end = len(odd)
         letters = {record.value for record in read(self.settings.kafka, Topic.DEAD_LETTERS)}
         report.dead_letters_missing = len(self.traffic.poison - letters)
 

@@ -1,12 +1,16 @@
+import contextlib
 import hashlib
 import io
+import os
+import signal
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from infra.errors import PublishError
 from infra.objects import MemoryObjectStore
@@ -24,9 +28,11 @@ from streams.events import (
 )
 from streams.knobs import TrainingKnobs, WeightKnobs
 from tests.unit.trainers.conftest import Tables, example
+from trainers import checkpoints
+from trainers.checkpoints import Checkpoints
 from trainers.errors import BadJobError, ExitCode, SurroundingsError
 from trainers.job import main, read_job, run
-from trainers.publishing import LatestModel, latest_model
+from trainers.publishing import ArtifactManifest, LatestModel, latest_model
 from trainers.status import RecordingAnnouncer, Reporter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -115,6 +121,82 @@ def test_the_next_version_is_compared_with_the_promoted_one(
     assert announcer.statuses[-1].promoted is False
     assert "not better than version 000001" in announcer.statuses[-1].reasons[0]
     assert not announcer.ready
+
+
+class Unlucky(RecordingAnnouncer):
+    """Something happens to the process after a step."""
+
+    def __init__(self, step: int, happens: Callable[[], object]) -> None:
+        super().__init__()
+        self._step, self._happens = step, happens
+
+    def status(self, status: FineTuneStatus) -> None:
+        super().status(status)
+        if status.progress and status.progress.step == self._step:
+            self._happens()
+
+
+def asked_to_end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+def weights(store: MemoryObjectStore) -> str:
+    manifest = ArtifactManifest.model_validate_json(store.get("models/m/000001/manifest.json"))
+    return str(manifest.ready["embedding_space_id"])
+
+
+@pytest.fixture
+def every_step_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.status.REPORT_SECONDS", -1)
+
+
+@pytest.mark.usefixtures("every_step_reported")
+@pytest.mark.parametrize("step", [2, 8, 11])
+@pytest.mark.parametrize("happens", [asked_to_end, killed])
+def test_a_job_that_was_taken_away_comes_to_the_same_weights(
+    tables: Any, tiny_folder: Path, tmp_path: Path, happens: Any, step: int
+) -> None:
+    interval = timedelta(0) if happens is killed else timedelta(hours=1)
+    trainer = TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path, checkpoint_interval=interval)
+    data, base = tables(EXAMPLES, DOCUMENTS), ModelReference(uri=tiny_folder.as_uri())
+    stores = MemoryObjectStore(), MemoryObjectStore()
+    whole, taken = (
+        put(store, data, training=TrainingKnobs(batch_size=16, epochs=3)).model_copy(update={"base_model": base})
+        for store in stores
+    )
+    settings = Settings(trainer=trainer)
+    assert run(whole, settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
+    with contextlib.suppress(KeyboardInterrupt):
+        assert run(taken, settings, stores[1], Unlucky(step, happens)) == ExitCode.TRY_AGAIN
+    (kept,) = stores[1].list("checkpoints/")
+    again = RecordingAnnouncer()
+    assert run(taken, settings, stores[1], again) == ExitCode.DONE
+    steps = [status.progress.step for status in again.statuses if status.progress]
+    # What a kill interrupts is done again from the last step that was kept.
+    assert steps[0] == (step if happens is killed else step + 1)
+    assert weights(stores[1]) == weights(stores[0])
+    assert not stores[1].list("checkpoints/"), kept
+
+
+def test_a_checkpoint_of_another_training_is_left_alone(store: MemoryObjectStore, tables: Any) -> None:
+    job = put(store, tables(EXAMPLES, DOCUMENTS))
+    state = checkpoints.State(tensors={"order": torch.arange(3)}, facts={"record": {}})
+    mine = Checkpoints(job, store, timedelta(0))
+    assert mine.load() is None
+    mine.stepped(lambda: state)
+    found = Checkpoints(job, store, timedelta(0)).load()
+    assert found is not None
+    assert found.facts == state.facts
+    assert torch.equal(found.tensors["order"], state.tensors["order"])
+    other = job.model_copy(update={"snapshot_sha256": "0" * 64})
+    assert Checkpoints(other, store, timedelta(0)).load() is None
+    (key,) = store.list("checkpoints/")
+    store.put(key, b"not a checkpoint")
+    assert mine.load() is None
 
 
 def test_a_changed_snapshot_is_refused(start: Start, store: MemoryObjectStore, tables: Any) -> None:
