@@ -13,6 +13,10 @@ class ObjectMissingError(InfraError):
     """There is no such object:"""
 
 
+class NoBrokerError(InfraError):
+    """No Kafka broker answers where FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS or foldtune.toml says it is:"""
+
+
 class PublishError(InfraError):
     """An event was not acknowledged by the brokers:"""
 

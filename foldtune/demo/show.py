@@ -1,5 +1,9 @@
 """What the demonstration has to show at its end."""
 
+import sys
+from pathlib import Path
+from shlex import quote
+
 from rich.table import Table
 from rich.text import Text
 
@@ -39,11 +43,11 @@ def show_answers(material: Material, result: Result, screen: Screen) -> None:
 def show_how_to_go_on(surroundings: Surroundings, result: Result, screen: Screen) -> None:
     """Where everything is, and what to type in another terminal."""
     screen.say(f"Everything goes on running in {surroundings.folder}; the model is in {result.model_folder}.")
-    screen.say("In another terminal:")
-    for name, value in surroundings.environment.items():
-        screen.say(f"  export {name}={value!r}")
-    screen.say("  foldtune status")
-    screen.say(f"  foldtune request {MODEL} --wait")
+    screen.say("Paste these lines into another terminal:\n")
+    # Not indented, so that they are copied as they stand.
+    for line in (f"export PATH={quote(str(Path(sys.executable).parent))}:$PATH", *surroundings.exports):
+        screen.say(line)
+    screen.say(f"\nThen try: foldtune status, or: foldtune request {MODEL} --wait")
     screen.say("Ctrl-C here stops it all and deletes the data.")
 
 

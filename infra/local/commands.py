@@ -127,6 +127,8 @@ def _up_detached(options: LocalOptions) -> None:
 
 
 def _show(found: "StackStatus") -> None:
+    from infra.local.stack import exports  # noqa: PLC0415  needs the extra
+
     table = Table("server", "state", "pid", "address")
     for server in found.servers:
         table.add_row(server.name, "running" if server.pid else "stopped", str(server.pid or ""), server.address)
@@ -135,8 +137,9 @@ def _show(found: "StackStatus") -> None:
         out.print("The process that started them is gone without stopping them ('down' cleans up).")
     if found.running:
         out.print(f"logs: {found.log_dir}\n")
-        for name, value in found.environment.items():
-            out.print(f"export {name}={value}", highlight=False)
+        out.print("In another terminal, before any other command:")
+        for line in exports(found.environment):
+            out.print(line, markup=False, highlight=False)
 
 
 def _need_extra() -> None:

@@ -1,6 +1,7 @@
 """The command line without servers: help, mistakes, settings, missing extras."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,12 @@ from typer.testing import CliRunner
 from foldtune.cli import COMMANDS, app
 from foldtune.errors import EXTRAS, explain
 from foldtune.knob_options import KNOBS, knob_sections
+from infra.local.ports import free_port
+from infra.local.stack import exports
 from infra.settings import load_settings
 from streams.events import FineTuneRequested
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -132,6 +137,32 @@ def test_without_its_extra_a_command_says_which(runner: CliRunner, monkeypatch: 
 
 def test_a_defect_is_not_dressed_up() -> None:
     assert explain(ZeroDivisionError()) is None
+
+
+@pytest.mark.parametrize("command", [["status"], ["request", "m"], ["topics", "create"]])
+def test_without_a_broker_the_setting_and_its_value_are_named(command: list[str], tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    # In a process of its own: a client that is given up leaves its sockets to the collector.
+    program = "import sys; from infra import kafka; kafka.BOOTSTRAP_SECONDS = 0.2; from foldtune.cli import app; app()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *command],
+        env=os.environ | {"FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS": address, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("foldtune: No Kafka broker answers where FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS ")
+    assert result.stderr.endswith(f": {address}\n")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_exports_survive_the_shell() -> None:
+    lines = exports({"FOLDTUNE_A": "127.0.0.1:1", "FOLDTUNE_B": "it's $HOME"})
+    assert lines[0] == "export FOLDTUNE_A=127.0.0.1:1"
+    script = "\n".join((*lines, 'printf %s "$FOLDTUNE_B"'))
+    assert subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True).stdout == "it's $HOME"
 
 
 def test_no_such_file(runner: CliRunner) -> None:
