@@ -1,16 +1,23 @@
 """How commands show things: tables for people, JSON Lines for scripts."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from streams.events import Event, FineTuneStatus
+from streams.events import Event, FineTuneStatus, State
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON, one object a line, for scripts.")]
+
+# Why examples are left out, as the trainer's statuses and metrics name it, in words.
+LEFT_OUT = {
+    "disliked_without_positive": "disliked, and no document is known to be right",
+    "positive_without_text": "the text of the right document is not known",
+    "repeated_pair": "the same question and document once more",
+}
 
 
 def print_event(event: Event) -> None:
@@ -33,9 +40,28 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(soft_wrap=False).print(table)
 
 
+def newest_progress(statuses: Sequence[FineTuneStatus]) -> list[FineTuneStatus]:
+    """The statuses, but of a run of running ones of a request only the last."""
+    followed = zip(statuses, [*statuses[1:], None], strict=True)
+    return [
+        one
+        for one, after in followed
+        if not (after and one.state is after.state is State.RUNNING and one.request_id == after.request_id)
+    ]
+
+
+def warnings_of(status: FineTuneStatus) -> Iterator[str]:
+    """The warnings of a status, each as a line; every later status of the request repeats them."""
+    for warning in status.warnings:
+        text = warning
+        for name, words in LEFT_OUT.items():
+            text = text.replace(name, words)
+        yield f"warning: {text}"
+
+
 def describe(status: FineTuneStatus) -> str:
-    """What a status says beyond its state."""
-    parts = [*status.reasons, *(f"warning: {warning}" for warning in status.warnings)]
+    """What a status says beyond its state and its warnings."""
+    parts = [*status.reasons]
     if progress := status.progress:
         parts.append(
             f"step {progress.step}/{progress.steps}, loss {progress.loss:.4f}, {progress.eta_seconds:.0f} s left"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from foldtune.knob_options import knob_sections, with_knobs
-from foldtune.output import AsJson, describe, print_event
+from foldtune.output import AsJson, describe, print_event, warnings_of
 from infra.settings import load_settings
 from streams.client import FoldtuneClient
 from streams.events import FineTuneRequested, FineTuneStatus, State, now
@@ -60,11 +60,17 @@ def request(
 
 def _follow(client: FoldtuneClient, request_id: str, timeout: timedelta, *, as_json: bool) -> FineTuneStatus | None:
     last = None
+    warned: set[str] = set()
     for last in client.statuses(request_id, timeout=timeout):
         if as_json:
             print_event(last)
         else:
-            typer.echo(f"{last.at:%H:%M:%S} {request_id} {last.state} {describe(last)}".rstrip())
+            said = f"{last.at:%H:%M:%S} {request_id}"
+            for warning in warnings_of(last):
+                if warning not in warned:
+                    typer.echo(f"{said} {warning}")
+                    warned.add(warning)
+            typer.echo(f"{said} {last.state} {describe(last)}".rstrip())
     if last is None or not last.state.terminal:
         typer.echo(f"foldtune: {request_id} has not ended after {timeout.total_seconds():.0f} s", err=True)
     return last

@@ -16,7 +16,8 @@ from foldtune.knob_options import KNOBS, knob_sections
 from infra.local.ports import free_port
 from infra.local.stack import exports
 from infra.settings import load_settings
-from streams.events import FineTuneRequested
+from streams.client import FoldtuneClient
+from streams.events import FineTuneRequested, FineTuneStatus, Progress, State, now
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,6 +157,51 @@ def test_without_a_broker_the_setting_and_its_value_are_named(command: list[str]
     assert result.stderr.startswith("foldtune: No Kafka broker answers where FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS ")
     assert result.stderr.endswith(f": {address}\n")
     assert len(result.stderr.splitlines()) == 1
+
+
+def statuses(*stations: tuple[State, int | None]) -> list[FineTuneStatus]:
+    """Of a request whose trainer has warned."""
+    return [
+        FineTuneStatus(
+            request_id="r",
+            model="m",
+            state=state,
+            at=now(),
+            warnings=("3 examples left out: disliked_without_positive",) if state is not State.ACCEPTED else (),
+            progress=Progress(step=step, steps=9, loss=1.5, examples_per_second=1.0, eta_seconds=2.0) if step else None,
+        )
+        for state, step in stations
+    ]
+
+
+STATIONS = (
+    *((State.ACCEPTED, None), (State.RUNNING, None), (State.RUNNING, 3), (State.RUNNING, 9)),
+    *((State.EVALUATING, None), (State.COMPLETED, None)),
+)
+WARNING = "warning: 3 examples left out: disliked, and no document is known to be right"
+
+
+def test_a_status_shows_each_warning_once_and_the_newest_progress(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*STATIONS)))
+    shown = runner.invoke(app, ["status", "r"]).stdout
+    assert shown.count("running") == 1
+    assert "step 9/9" in shown
+    assert "details" in shown
+    assert shown.count(WARNING) == 1
+    assert shown.splitlines()[-1] == f"r: {WARNING}"
+
+
+def test_waiting_shows_each_warning_once(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FoldtuneClient, "request_fine_tune", lambda *_: None)
+    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*STATIONS)))
+    result = runner.invoke(app, ["request", "m", "--request-id", "r", "--wait"])
+    assert result.exit_code == 0
+    assert result.stdout.count(WARNING) == 1
+    assert [line.split()[2] for line in result.stdout.splitlines()] == [
+        *("accepted", "warning:", "running", "running", "running", "evaluating", "completed")
+    ]
 
 
 def test_exports_survive_the_shell() -> None:
