@@ -69,11 +69,11 @@ def _run(plan: "Plan", screen: "Screen", *, keep: bool) -> None:
         with _explained(surroundings):
             result = run(plan, surroundings, material, screen)
             show_answers(material, result, screen)
-            seconds = screen.timings()
+            # Before the wait: however that ends, the result has been said.
+            typer.echo(json.dumps(result.report(screen.timings())))
             if keep:
                 show_how_to_go_on(surroundings, result, screen)
                 _until_interrupted(surroundings)
-    typer.echo(json.dumps(result.report(seconds)))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the demonstration has to show at its end."""
 
+import os
 import sys
 from pathlib import Path
 from shlex import quote
@@ -19,7 +20,7 @@ SHOWN_QUESTIONS = 8
 
 def show_answers(material: Material, result: Result, screen: Screen) -> None:
     """Some held-out questions with the answers of both models, and the means over all of them."""
-    answers = Table(title="Held-out questions: the right document's rank, and what came first")
+    answers = Table(title="Held-out questions: the right document's rank, and what came first", expand=True)
     answers.add_column("question", ratio=4, no_wrap=True)
     answers.add_column("before", justify="right", min_width=6)
     answers.add_column("after", justify="right", min_width=6)
@@ -48,7 +49,7 @@ def show_how_to_go_on(surroundings: Surroundings, result: Result, screen: Screen
     for line in (f"export PATH={quote(str(Path(sys.executable).parent))}:$PATH", *surroundings.exports):
         screen.say(line)
     screen.say(f"\nThen try: foldtune status, or: foldtune request {MODEL} --wait")
-    screen.say("Ctrl-C here stops it all and deletes the data.")
+    screen.say(f"Ctrl-C here, or kill {os.getpid()}, stops it all and deletes the data.")
 
 
 def _hit(material: Material, answers: Answers, number: int) -> Text:
