@@ -42,7 +42,7 @@ class ServerStartError(InfraError):
 
 
 class DataFolderInUseError(InfraError):
-    """Local servers are running on this data folder already; stop them or name another folder:"""
+    """Local servers are running on this data folder already; 'foldtune local status' says how to reach them:"""
 
 
 class ForeignDataFolderError(InfraError):

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from foldtune.cli import COMMANDS, app
 from foldtune.errors import EXTRAS, explain
 from foldtune.knob_options import KNOBS, knob_sections
+from infra.errors import DataFolderInUseError
+from infra.local.folder import DataFolder
 from infra.local.ports import free_port
 from infra.local.stack import exports
 from infra.settings import load_settings
@@ -202,6 +204,23 @@ def test_waiting_shows_each_warning_once(runner: CliRunner, monkeypatch: pytest.
     assert [line.split()[2] for line in result.stdout.splitlines()] == [
         *("accepted", "warning:", "running", "running", "running", "evaluating", "completed")
     ]
+
+
+def test_stopped_local_servers_are_told_with_their_folder(runner: CliRunner, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["local", "status", "--data-dir", "elsewhere"])
+    assert result.exit_code == 3
+    assert str(tmp_path / "elsewhere") in result.stdout
+
+
+def test_starting_local_servers_twice_is_answered_in_one_line(runner: CliRunner, tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.claim()
+    try:
+        result = runner.invoke(app, ["local", "up", "--detach", "--data-dir", str(tmp_path)])
+    finally:
+        folder.release()
+    assert result.exit_code == 1
+    assert result.stderr == f"{DataFolderInUseError(tmp_path)}\n"
 
 
 def test_exports_survive_the_shell() -> None:
