@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from foldtune.cli import COMMANDS, app
 from foldtune.errors import EXTRAS, explain
+from foldtune.event_docs import page
 from foldtune.knob_options import KNOBS, knob_sections
 from infra.errors import DataFolderInUseError
 from infra.local.folder import DataFolder
@@ -228,6 +230,42 @@ def test_exports_survive_the_shell() -> None:
     assert lines[0] == "export FOLDTUNE_A=127.0.0.1:1"
     script = "\n".join((*lines, 'printf %s "$FOLDTUNE_B"'))
     assert subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True).stdout == "it's $HOME"
+
+
+LOG = {
+    "log_id": "l",
+    "occurred_at": "2025-01-02T03:04:05Z",
+    "agent_id": "a",
+    "question": "What does it cost?",
+    "folder_id": "pricing",
+}
+
+
+def test_a_batch_of_logs_is_imported_log_by_log(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(FoldtuneClient, "log", lambda _, log: sent.append(log.log_id))
+    batch = {"type": "chat_log_batch", "folder_id": "pricing", "logs": [LOG, LOG | {"log_id": "m"}]}
+    lines = "\n".join(json.dumps(line) for line in (batch, LOG | {"log_id": "n"}))
+    result = runner.invoke(app, ["import", "logs", "-"], input=lines)
+    assert (result.exit_code, result.stdout) == (0, "2 sent, 0 refused\n")
+    assert sent == ["l", "m", "n"]
+
+
+def test_a_line_for_another_import_is_refused_with_its_name(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["import", "logs", "-"], input='{"type": "feedback"}\n{"type": "document_deleted"}\n{}')
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert lines[0] == "line 1: type: 'feedback' is sent with: foldtune import feedback"
+    assert lines[1] == "line 2: type: 'document_deleted' is sent with: foldtune import documents"
+    assert lines[2].startswith("line 3: log_id: ")
+
+
+def test_the_page_of_the_events_describes_every_type_that_it_names() -> None:
+    text = page()
+    named = set(re.findall(r"\]\(#([^)]+)\)", text))
+    assert {"verdict", "retrievedpassage", "chat_log"} <= named
+    assert named <= {line.removeprefix("## ").lower() for line in text.splitlines() if line.startswith("## ")}
+    assert (ROOT / "docs" / "events.md").read_text(encoding="utf-8") == text
 
 
 def test_no_such_file(runner: CliRunner) -> None:
