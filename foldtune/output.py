@@ -1,16 +1,24 @@
 """How commands show things: tables for people, JSON Lines for scripts."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from streams.events import Event, FineTuneStatus, State
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON, one object a line, for scripts.")]
+
+# Nothing is folded where no terminal bounds it.
+FILE_WIDTH = 10_000
+# Below it, a column of folded text is no longer read; the terminal breaks the lines then.
+NARROWEST = 12
 
 # Why examples are left out, as the trainer's statuses and metrics name it, in words.
 LEFT_OUT = {
@@ -30,14 +38,20 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, ensure_ascii=False), flush=True)  # noqa: T201
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table that keeps every character, on a narrow terminal too."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table that keeps every character, on a narrow terminal too, and never folds the first column: names."""
+    longest = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    least = [longest[0], *(min(width, NARROWEST) for width in longest[1:])]
     table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for column, width in zip(columns, least, strict=True):
+        table.add_column(column, overflow="fold", no_wrap=not table.columns, min_width=width)
     for row in rows:
-        table.add_row(*row)
-    Console(soft_wrap=False).print(table)
+        # Ids and reasons are anyone's text, not markup.
+        table.add_row(*map(Text, row))
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    # Each column has three characters more, and the last its border.
+    console.width = max(console.width, sum(least) + 3 * len(least) + 1)
+    console.print(table)
 
 
 def newest_progress(statuses: Sequence[FineTuneStatus]) -> list[FineTuneStatus]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from foldtune import output
 from foldtune.cli import COMMANDS, app
 from foldtune.errors import EXTRAS, explain
 from foldtune.event_docs import page
@@ -109,6 +110,9 @@ def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: 
     load_settings.cache_clear()
     table = runner.invoke(app, ["config"]).stdout
     assert "FOLDTUNE_KAFKA__PARTITIONS" in table
+    # A file is as wide as it must be.
+    monkeypatch.setenv("COLUMNS", "20")
+    assert runner.invoke(app, ["config"]).stdout == table
     assert "hunter2" not in table
 
 
@@ -230,6 +234,29 @@ def test_exports_survive_the_shell() -> None:
     assert lines[0] == "export FOLDTUNE_A=127.0.0.1:1"
     script = "\n".join((*lines, 'printf %s "$FOLDTUNE_B"'))
     assert subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True).stdout == "it's $HOME"
+
+
+def test_names_are_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "FILE_WIDTH", 30)
+    output.print_table(("name", "value"), [("first" * 7, "second " * 20), ("a", "[/b]")])
+    shown = capsys.readouterr().out
+    assert "first" * 7 in shown
+    assert re.sub(r"[^second]", "", shown.split("first" * 7)[1]) == "second" * 20
+    assert "[/b]" in shown
+
+
+def test_a_request_that_has_ended_is_not_cancelled(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(FoldtuneClient, "cancel", lambda _, request_id, *__, **___: sent.append(request_id))
+    ended, running = statuses((State.COMPLETED, None), (State.RUNNING, 1))
+    monkeypatch.setattr(FoldtuneClient, "requests", lambda _: {"r": ended, "s": running})
+    assert runner.invoke(app, ["cancel", "r"]).stdout == "r has ended already: completed\n"
+    assert runner.invoke(app, ["cancel", "r", "--model", "m"]).stdout == "r has ended already: completed\n"
+    assert sent == []
+    assert runner.invoke(app, ["cancel", "s"]).stdout == "asked to cancel s\n"
+    assert sent == ["s"]
 
 
 LOG = {
