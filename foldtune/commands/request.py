@@ -36,7 +36,8 @@ def request(
 ) -> None:
     """Ask for a fine-tuned model. Every knob that is not given has its default."""
     content = {
-        "request_id": request_id or f"{model}-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
+        # Made from the model's name once that is known to be one.
+        "request_id": request_id or "unnamed",
         "model": model,
         "requested_at": now().isoformat(),
         "requested_by": "command line",
@@ -45,6 +46,9 @@ def request(
         "base_model": {"uri": base_model, "revision": base_revision} if base_model else None,
     }
     event = FineTuneRequested.model_validate_json(json.dumps(content | knob_sections(knobs)))
+    if request_id is None:
+        made_up = f"{model}-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        event = event.model_copy(update={"request_id": made_up})
     with FoldtuneClient(load_settings()) as client:
         client.request_fine_tune(event)
         if not wait:

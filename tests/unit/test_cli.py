@@ -73,11 +73,14 @@ def test_every_knob_is_an_option_with_its_description_and_bounds(runner: CliRunn
     [
         (["m", "--easy-negatives", "65"], "'--easy-negatives'"),
         (["m", "--temperature", "0"], "'--temperature'"),
-        (["m", "--trainable-layers", "none"], "training.trainable_layers"),
+        (
+            ["m", "--trainable-layers", "none"],
+            "foldtune: training.trainable_layers: Input should be a valid integer or 'all'\n",
+        ),
         (["m", "--positives", "2"], "dataset.positives"),
         (["m", "--start", "soon"], "data.start"),
-        (["m", "--start", "2025-02-01", "--end", "2025-01-01"], "start must be before end"),
-        (["Not A Name"], "model: "),
+        (["m", "--start", "2025-02-01", "--end", "2025-01-01"], "foldtune: data: start must be before end"),
+        (["Not A Name"], "foldtune: model: Input should be 1 to 64 lower-case letters"),
         (["m", "--base-model", "ftp://x"], "base_model.uri"),
     ],
 )
@@ -118,10 +121,34 @@ def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("kafka = 1", "kafka"), ("[kafka]\npartitions = 0", "kafka.partitions"), ("[kafka", "foldtune.toml")],
+    [
+        ("kafka = 1", "foldtune.toml, kafka: "),
+        ("[kafka]\npartitions = 0", "foldtune.toml, kafka.partitions: "),
+        ("[kafka]\npartition = 1", "foldtune.toml, kafka.partition: no such name is known"),
+        ("[kafka", "foldtune.toml"),
+    ],
 )
 def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, said: str) -> None:
     Path("foldtune.toml").write_text(text, encoding="utf-8")
+    result = runner.invoke(app, ["config"])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("FOLDTUNE_KAFKA__PARTITION", "1", "FOLDTUNE_KAFKA__PARTITION: no such name is known"),
+        ("FOLDTUNE_KAFKA__PARTITIONS", "0", "FOLDTUNE_KAFKA__PARTITIONS: Input should be greater than"),
+        ("FOLDTUNE_KAFKA", '{"partitions": 0}', "FOLDTUNE_KAFKA, kafka.partitions: Input should be greater than"),
+        ("FOLDTUNE_KAFKA", "here", '"kafka"'),
+    ],
+)
+def test_a_bad_variable_is_named_in_one_line(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
     result = runner.invoke(app, ["config"])
     assert result.exit_code == 2
     assert said in result.stderr
