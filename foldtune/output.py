@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
@@ -56,7 +57,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def newest_progress(statuses: Sequence[FineTuneStatus]) -> list[FineTuneStatus]:
     """The statuses, but of a run of running ones of a request only the last."""
-    followed = zip(statuses, [*statuses[1:], None], strict=True)
+    followed = zip_longest(statuses, statuses[1:])
     return [
         one
         for one, after in followed

@@ -228,6 +228,23 @@ def test_a_status_shows_each_warning_once_and_the_newest_progress(
     assert shown.splitlines()[-1] == f"r: {WARNING}"
 
 
+def test_without_requests_the_table_is_empty(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FoldtuneClient, "requests", lambda _: {})
+    result = runner.invoke(app, ["status"])
+    assert result.exit_code == 0
+    assert "details" in result.stdout
+
+
+def test_a_request_without_an_id_is_named_after_its_model(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[FineTuneRequested] = []
+    monkeypatch.setattr(FoldtuneClient, "request_fine_tune", lambda _, request: sent.append(request))
+    shown = [runner.invoke(app, ["request", "m"]).stdout.strip() for _ in range(2)]
+    assert shown == [request.request_id for request in sent]
+    assert len(set(shown)) == 2
+    assert all(name.startswith("m-") for name in shown)
+    assert FineTuneRequested.model_validate_json(sent[0].encode()) == sent[0]
+
+
 def test_waiting_shows_each_warning_once(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FoldtuneClient, "request_fine_tune", lambda *_: None)
     monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*STATIONS)))
