@@ -1,5 +1,6 @@
 """Which errors are the user's to mend, each as one line."""
 
+import os
 import tomllib
 
 EXTRAS = {
@@ -35,13 +36,16 @@ def _explain_ours(error: Exception) -> str | None:
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
     from kafka.errors import KafkaError  # noqa: PLC0415
     from pydantic import ValidationError  # noqa: PLC0415
+    from pydantic_settings import SettingsError  # noqa: PLC0415
 
     from infra.errors import InfraError  # noqa: PLC0415
     from streams.errors import StreamsError  # noqa: PLC0415
     from streams.records import reasons_of  # noqa: PLC0415
 
     if isinstance(error, ValidationError):
-        return "; ".join(reasons_of(error))
+        return "; ".join(reasons_of(error, _setting) if error.title == "Settings" else reasons_of(error))
+    if isinstance(error, SettingsError):
+        return f"{error}: a whole section is given as JSON"
     if isinstance(error, KafkaError):
         return f"Kafka: {error}"
     if isinstance(error, (Boto3Error, BotoCoreError, ClientError)):
@@ -49,3 +53,14 @@ def _explain_ours(error: Exception) -> str | None:
     if isinstance(error, (InfraError, StreamsError, UserError, OSError)):
         return " ".join(str(error).split())
     return None
+
+
+def _setting(location: tuple[int | str, ...]) -> str:
+    """Where a setting was made: its variable, or that of what it is a part of, else the file."""
+    path = ".".join(map(str, location))
+    present = {name.upper() for name in os.environ}
+    for length in range(len(location), 0, -1):
+        variable = f"FOLDTUNE_{'__'.join(map(str, location[:length])).upper()}"
+        if variable in present:
+            return variable if length == len(location) else f"{variable}, {path}"
+    return f"foldtune.toml, {path}"

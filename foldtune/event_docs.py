@@ -28,6 +28,9 @@ CARRIED: dict[Topic, tuple[str, str]] = {
     ),
 }
 
+# An event within an event is described in its own section.
+ANCHORS = {event.__name__: str(event.model_fields["type"].default) for event in EVENTS}
+
 HEAD = """# Events
 
 JSON on Kafka: UTF-8, times as RFC 3339 in UTC. A reader ignores fields that it does not know, and takes no value of
@@ -35,6 +38,10 @@ another type than the field's. This page and `schemas/` are written by `foldtune
 
 | topic | events | key |
 |---|---|---|
+"""
+
+PARTS = """
+# Parts of events
 """
 
 
@@ -52,31 +59,49 @@ def write(folder: Path) -> list[Path]:
 def page() -> str:
     """The whole page, as Markdown."""
     topics = "".join(f"| `{topic.label}` | {events} | {key} |\n" for topic, (events, key) in CARRIED.items())
-    return HEAD + topics + "".join(_section(event) for event in EVENTS)
+    events = "".join(_section(event) for event in EVENTS)
+    return HEAD + topics + events + PARTS + "".join(_part(name, part) for name, part in sorted(_parts().items()))
 
 
 def _section(event: type[Event]) -> str:
     schema = event.model_json_schema()
-    definitions = schema.get("$defs", {})
     name = event.model_fields["type"].default
+    return f"\n## {name}\n\n{_text(schema)} Schema: [`{name}`](schemas/{name}.json).\n\n{_table(schema)}"
+
+
+def _parts() -> dict[str, dict[str, Any]]:
+    """What events are made of and is no event itself, by its name."""
+    parts: dict[str, dict[str, Any]] = {}
+    for event in EVENTS:
+        parts |= event.model_json_schema().get("$defs", {})
+    return {name: part for name, part in parts.items() if name not in ANCHORS}
+
+
+def _part(name: str, part: dict[str, Any]) -> str:
+    content = f"One of {_type(part)}.\n" if "enum" in part else _table(part)
+    return f"\n## {name}\n\n{_text(part)}\n\n{content}"
+
+
+def _text(schema: dict[str, Any]) -> str:
+    return " ".join(str(schema.get("description", "")).replace("``", "`").split())
+
+
+def _table(schema: dict[str, Any]) -> str:
     rows = "".join(_row(field, part, schema) for field, part in schema["properties"].items())
-    text = " ".join((event.__doc__ or "").replace("``", "`").split())
-    link = f"[`{name}`](schemas/{name}.json)"
-    nested = ", ".join(f"`{definition}`" for definition in definitions)
-    after = f"\nParts, described in the schema: {nested}.\n" if nested else ""
-    return f"\n## {name}\n\n{text} Schema: {link}.\n\n| field | type | default | |\n|---|---|---|---|\n{rows}{after}"
+    return f"| field | type | default | |\n|---|---|---|---|\n{rows}"
 
 
 def _row(field: str, part: dict[str, Any], schema: dict[str, Any]) -> str:
     needed = field in schema.get("required", ())
     default = "needed" if needed else f"`{json.dumps(part['default'])}`" if part.get("default") is not None else ""
-    text = str(part.get("description", "")).replace("|", "\\|").replace("``", "`")
-    return f"| `{field}` | {_type(part)} | {default} | {' '.join(text.split())} |\n"
+    text = _text(part).replace("|", "\\|")
+    return f"| `{field}` | {_type(part)} | {default} | {text} |\n"
 
 
 def _type(part: dict[str, Any]) -> str:
     if "$ref" in part:
-        return f"`{part['$ref'].rsplit('/', 1)[1]}`"
+        name = part["$ref"].rsplit("/", 1)[1]
+        return f"[`{name}`](#{ANCHORS.get(name, name.lower())})"
     if "const" in part or "enum" in part:
         return " \\| ".join(f"`{json.dumps(value)}`" for value in part.get("enum", [part.get("const")]))
     if "anyOf" in part:

@@ -13,6 +13,10 @@ class ObjectMissingError(InfraError):
     """There is no such object:"""
 
 
+class NoBrokerError(InfraError):
+    """No Kafka broker answers where FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS or foldtune.toml says it is:"""
+
+
 class PublishError(InfraError):
     """An event was not acknowledged by the brokers:"""
 
@@ -38,7 +42,7 @@ class ServerStartError(InfraError):
 
 
 class DataFolderInUseError(InfraError):
-    """Local servers are running on this data folder already; stop them or name another folder:"""
+    """Local servers are running on this data folder already; 'foldtune local status' says how to reach them:"""
 
 
 class ForeignDataFolderError(InfraError):

@@ -1,17 +1,17 @@
 """Kafka clients made from the settings, and the one rule of which partition a key belongs to."""
 
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 from kafka.partitioner.default import murmur2
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.errors import PartitionCountError, PublishError
+from infra.errors import NoBrokerError, PartitionCountError, PublishError
 from infra.settings import KafkaSettings
 from streams.events import Event
 from streams.topics import Topic
@@ -20,12 +20,14 @@ from streams.topics import Topic
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 DELIVERY_SECONDS = 30
 # A broker may keep replaced and deleted values for weeks, longer where little is written; erased words must go sooner.
-# A broker never compacts the newest segment of a partition, and by default lets it grow to 1 GiB.
+# And it never compacts the newest segment of a partition, which it lets grow to 1 GiB by default.
 _CHANGELOG = {
     "cleanup.policy": "compact",
     "max.compaction.lag.ms": str(24 * 3600 * 1000),
     "segment.bytes": str(64 << 20),
 }
+# A wrong address is a common mistake, and half a minute of silence says nothing.
+BOOTSTRAP_SECONDS = 8
 
 
 def partition_of(key: str, partitions: int) -> int:
@@ -38,6 +40,7 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers.split(","),
         "security_protocol": settings.security_protocol,
+        "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
     }
     if settings.security_protocol.startswith("SASL"):
         options |= {
@@ -58,13 +61,26 @@ def tls_context(settings: KafkaSettings) -> ssl.SSLContext:
     return context
 
 
+def _connected(client: Callable[..., Any], settings: KafkaSettings, *topics: str, **options: Any) -> Any:
+    """A client of kafka-python that has reached a broker.
+
+    Raises:
+        NoBrokerError: none answers within ``BOOTSTRAP_SECONDS``.
+    """
+    try:
+        return client(*topics, **connection(settings), **options)
+    except KafkaTimeoutError as error:
+        raise NoBrokerError(settings.bootstrap_servers) from error
+
+
 class Publisher:
-    """Publishes events and returns only when the brokers have them."""
+    """Publishes events and returns only when the brokers have them; making one raises ``NoBrokerError``."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._producer = KafkaProducer(
-            **connection(settings),
+        self._producer = _connected(
+            KafkaProducer,
+            settings,
             acks="all",
             linger_ms=5,
             max_request_size=MAX_REQUEST_BYTES,
@@ -148,10 +164,15 @@ class Publisher:
 
 @contextmanager
 def consumer(settings: KafkaSettings, *topics: Topic, group: str | None = None, **options: Any) -> Iterator[Any]:
-    """A kafka-python consumer of ``topics`` that starts at the earliest event and commits only when told."""
-    client = KafkaConsumer(
+    """A kafka-python consumer of ``topics`` that starts at the earliest event and commits only when told.
+
+    Raises:
+        NoBrokerError: no broker answers.
+    """
+    client = _connected(
+        KafkaConsumer,
+        settings,
         *(topic.named(settings.topic_prefix) for topic in topics),
-        **connection(settings),
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
@@ -169,11 +190,12 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs
     ``changelogs`` are names of topics that keep a table's state.
 
     Raises:
+        NoBrokerError: no broker answers.
         PartitionCountError: an existing topic has another number of partitions than the settings say.
     """
     configs = {topic.named(settings.topic_prefix): topic.config for topic in topics}
     configs |= dict.fromkeys(changelogs, _CHANGELOG)
-    admin = KafkaAdminClient(**connection(settings))
+    admin = _connected(KafkaAdminClient, settings)
     try:
         for name, config in configs.items():
             new = NewTopic(

@@ -12,8 +12,11 @@ def configure_logs(settings: Settings) -> None:
     """Send foldtune's log to stderr, at the level of the settings."""
     level = logging.getLevelNamesMapping()[settings.log_level]
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for chatty in ("aiokafka", "boto3", "botocore", "faust", "kafka", "mode", "urllib3"):
+    for chatty in ("boto3", "botocore", "faust", "mode", "urllib3"):
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
+    # The Kafka clients warn of what they then mend, and whenever a thread has waited for the processor.
+    for client in ("aiokafka", "kafka"):
+        logging.getLogger(client).setLevel(max(level, logging.ERROR))
     terminal: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer()]
     file: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(

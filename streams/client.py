@@ -51,7 +51,7 @@ class FoldtuneClient:
 
     What sends raises ``OutOfBoundsError`` before anything is sent, ``PublishError`` where the brokers do not
     acknowledge (for a log: perhaps at a later call), and ``ClientClosedError`` after ``close``; the first use raises
-    ``kafka.errors.KafkaError`` where no broker can be reached at all.
+    ``NoBrokerError`` where no broker can be reached at all.
     """
 
     def __init__(self, settings: Settings, *, batch_logs: int = BATCH_LOGS, linger: timedelta = LINGER) -> None:

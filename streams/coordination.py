@@ -5,6 +5,7 @@ stored before anything is published, and what is published may be repeated after
 repetition for what it is (commands and parts carry the request, jobs are started once).
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -218,10 +219,11 @@ def _shortcomings(request: FineTuneRequested, parts: Iterable[SnapshotPart], min
             yield f"data.agents: no logs of agent {agent!r}"
     examples = sum(count.examples for part in parts for count in part.folders)
     if examples < min_examples:
-        left_out = {
-            reason: sum(part.left_out.get(reason, 0) for part in parts) for part in parts for reason in part.left_out
-        }
-        yield f"data: {examples} examples, at least {min_examples}; left out: {dict(left_out) or 'none'}"
+        left_out: Counter[str] = Counter()
+        for part in parts:
+            left_out.update(part.left_out)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
+        yield f"data: {examples} examples, at least {min_examples}; left out: {reasons or 'none'}"
 
 
 def _status(request: FineTuneRequested, state: State, now: datetime, reasons: tuple[str, ...] = ()) -> FineTuneStatus:

@@ -23,6 +23,8 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 def fetch_model(ready: ModelReady, store: ObjectStore, target_dir: Path) -> Path:
     """Download a model to ``target_dir/MODEL/VERSION`` and point ``target_dir/MODEL/current`` to it.
 
+    ``MODEL`` is the model's name with a digest of it, as ``safe_segment`` makes it.
+
     A reader of either never sees half a model. A version that is there already is only pointed to.
 
     Raises:

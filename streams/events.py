@@ -27,7 +27,8 @@ from streams.knobs import AgentId, DataSelection, DatasetKnobs, FolderId, ModelN
 SCHEMA_VERSION = 1
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-RequestId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+RequestId = Annotated[str, StringConstraints(pattern=REQUEST_ID)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 S3Uri = Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{2,62}/.+$", max_length=1200)]
 

@@ -11,7 +11,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, S
 # Opaque to foldtune: any text names a folder, and none of it ever becomes a path or an object key as it stands.
 FolderId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 AgentId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
+MODEL_NAME = r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$"
+ModelName = Annotated[str, StringConstraints(pattern=MODEL_NAME)]
 
 MAX_NAMED = 10_000
 

@@ -1,6 +1,7 @@
 """From the bytes of a data topic to checked records, or to what is wrong with them."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
@@ -11,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from infra.settings import Bounds
 from streams import events, stored
+from streams.knobs import MODEL_NAME
 from streams.stored import Stored
 from streams.topics import Topic
 
@@ -105,13 +107,33 @@ def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list
     return [Record(offset, 0, event, len(value))]
 
 
-def reasons_of(error: ValidationError) -> tuple[str, ...]:
-    """A validation error as lines that name the field, the bound and (shortened) the value."""
-    return tuple(f"{_field(item['loc'])}: {item['msg']}" for item in error.errors(include_url=False))
+Location = tuple[int | str, ...]
 
 
-def _field(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "event"
+def field_of(location: Location) -> str:
+    """A place in an event as its path."""
+    return ".".join(map(str, location)) or "event"
+
+
+def reasons_of(error: ValidationError, named: Callable[[Location], str] = field_of) -> tuple[str, ...]:
+    """A validation error as lines that say which field is wrong, as ``named`` names it, and what its bound is."""
+    # What may be of several types is refused once for each: one reason that names all of them.
+    found: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        location = tuple(part for part in item["loc"] if not _UNION_ARM.fullmatch(str(part)))
+        found.setdefault(named(location), []).append(_what_is_wrong(item))
+    return tuple(
+        f"{field}: {first}{''.join(f' or {other.removeprefix(_SHOULD)}' for other in others)}"
+        for field, (first, *others) in found.items()
+    )
+
+
+def _what_is_wrong(item: Any) -> str:
+    if item["type"] == "extra_forbidden":
+        return "no such name is known"
+    if item["type"] == "string_pattern_mismatch" and (words := _PATTERNS.get(item["ctx"]["pattern"])):
+        return f"{_SHOULD}{words}"
+    return str(item["msg"]).removeprefix("Value error, ")
 
 
 def _slowly(topic: Topic, offset: int, value: bytes, rules: Rules) -> list[Outcome]:
@@ -211,6 +233,13 @@ def written_at(timestamp_ms: int) -> datetime:
     return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
 
 
+# How pydantic tells the arms of a union apart in an error's location.
+_UNION_ARM = re.compile(r"constrained-\w+|literal\[.*\]")
+_SHOULD = "Input should be "
+_PATTERNS = {
+    MODEL_NAME: "1 to 64 lower-case letters, digits and any of . _ -, with a letter or digit at both ends",
+    events.REQUEST_ID: "1 to 128 letters, digits and any of . _ -, with a letter or digit in front",
+}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOG = msgspec.json.Decoder(stored.ChatLog)
 _BATCH = msgspec.json.Decoder(stored.ChatLogBatch)

@@ -250,7 +250,7 @@ class Coordinator:
         """Know what another worker may have decided meanwhile, before deciding anything that others will hear of.
 
         A worker that was paused for longer than its session wakes up with an old state, in which a request may be
-        overdue that has long ended. A write of its own brings in all that was written since, and what is to be told yet.
+        overdue that has long ended. A write of its own brings in all that was written since, told or not.
         """
         await self._table.write(partition, {_TURN: b""})
         await self._tell(partition)

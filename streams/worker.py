@@ -1,6 +1,7 @@
 """Runs one stream worker until it is told to stop."""
 
 import gc
+import sys
 
 import faust
 
@@ -25,9 +26,13 @@ def run(settings: Settings) -> None:
     app = create_app(settings, S3ObjectStore(settings.s3))
     collect_garbage_less_often()
     settings.worker.data_dir.mkdir(parents=True, exist_ok=True)
-    faust.Worker(
-        app, loglevel=settings.log_level, redirect_stdouts=False, override_logging=False
-    ).execute_from_commandline()
+    on_terminal = sys.stdout.isatty()
+    worker = faust.Worker(
+        app, loglevel=settings.log_level, redirect_stdouts=False, override_logging=False, quiet=not on_terminal
+    )
+    if not on_terminal:
+        worker.spinner = None
+    worker.execute_from_commandline()
 
 
 def collect_garbage_less_often() -> None:

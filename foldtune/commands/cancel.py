@@ -18,10 +18,12 @@ def cancel(
 ) -> None:
     """Take a request back, wherever it is; 'foldtune status REQUEST' tells when it has ended."""
     with FoldtuneClient(load_settings()) as client:
+        status = client.requests().get(request_id)
+        if status and status.state.terminal:
+            typer.echo(f"{request_id} has ended already: {status.state}")
+            return
+        model = model or (status.model if status else None)
         if model is None:
-            status = client.requests().get(request_id)
-            if status is None:
-                raise UserError(f"no request {request_id!r} is known; name its --model to cancel it all the same")
-            model = status.model
+            raise UserError(f"no request {request_id!r} is known; name its --model to cancel it all the same")
         client.cancel(request_id, model, requested_by="command line")
     typer.echo(f"asked to cancel {request_id}")

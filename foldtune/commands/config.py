@@ -13,18 +13,21 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def config(as_json: AsJson = False) -> None:
-    """Show the settings in force, from the environment, foldtune.toml and the defaults; secrets are masked."""
+    """Show the settings in force, from the environment, foldtune.toml and the defaults; secrets are masked.
+
+    Each is shown as its variable: FOLDTUNE_KAFKA__PARTITIONS is partitions below [kafka] in foldtune.toml.
+    """
     content = load_settings().model_dump(mode="json")
     if as_json:
         print_json(content)
         return
-    print_table(("setting", "environment variable", "value"), _rows(content))
+    print_table(("setting", "value"), list(_rows(content)))
 
 
-def _rows(content: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _rows(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for section, value in content.items():
         fields = value.items() if isinstance(value, dict) else [("", value)]
         for field, setting in fields:
             path = [section, field] if field else [section]
             text = "" if setting is None else str(setting)
-            yield ".".join(path), f"FOLDTUNE_{'__'.join(path).upper()}", text
+            yield f"FOLDTUNE_{'__'.join(path).upper()}", text

@@ -19,7 +19,10 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def deploy(
-    target: Annotated[Path, typer.Argument(help="Gets MODEL/VERSION, and MODEL/current pointing to it.")],
+    target: Annotated[
+        Path,
+        typer.Argument(help="Gets MODEL-DIGEST/VERSION, the digest being one of the name, and 'current' beside it."),
+    ],
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Fetch the newest versions, and end.")] = False,
 ) -> None:

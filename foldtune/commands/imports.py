@@ -1,7 +1,7 @@
 """``foldtune import``."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -15,7 +15,7 @@ from foldtune.errors import UserError
 from infra.settings import load_settings
 from streams.client import FoldtuneClient
 from streams.errors import OutOfBoundsError
-from streams.events import ChatLog, DocumentDeleted, DocumentUpserted, Feedback
+from streams.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, Feedback
 from streams.records import reasons_of
 
 app = typer.Typer(add_completion=False, help="Send JSON Lines files.", no_args_is_help=True)
@@ -24,45 +24,76 @@ File = Annotated[Path, typer.Argument(help="JSON Lines, UTF-8; '-' reads standar
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad line.")]
 
 
-class _Kind(BaseModel):
-    """As much of a line as tells a deletion from a document, which need not say what it is."""
+# What each command sends; the first is what a line is that does not say its type.
+KINDS: dict[str, tuple[type[Event], ...]] = {
+    "documents": (DocumentUpserted, DocumentDeleted),
+    "logs": (ChatLog, ChatLogBatch),
+    "feedback": (Feedback,),
+}
 
-    type: str = "document_upserted"
+
+class _Typed(BaseModel):
+    """As much of a line as tells what it is."""
+
+    type: str | None = None
 
 
 @app.command()
 def documents(file: File, strict: Strict = False) -> None:
     """Send passages. A line again is the same passage again: an import that was cut short is simply repeated."""
-
-    def send(client: FoldtuneClient, line: bytes) -> None:
-        deleted = _Kind.model_validate_json(line).type == "document_deleted"
-        client.document((DocumentDeleted if deleted else DocumentUpserted).model_validate_json(line))
-
-    _import(file, send, strict=strict)
+    _import(file, "documents", strict=strict)
 
 
 @app.command()
 def logs(file: File, strict: Strict = False) -> None:
-    """Send chat logs. The log_id makes a line that is sent again count once."""
-    _import(file, lambda client, line: client.log(ChatLog.model_validate_json(line)), strict=strict)
+    """Send chat logs, or batches of them. The log_id makes a log that is sent again count once."""
+    _import(file, "logs", strict=strict)
 
 
 @app.command()
 def feedback(file: File, strict: Strict = False) -> None:
     """Send verdicts on logs. The newest of a log counts."""
-    _import(file, lambda client, line: client.feedback(Feedback.model_validate_json(line)), strict=strict)
+    _import(file, "feedback", strict=strict)
 
 
-def _import(file: Path, send: Callable[[FoldtuneClient, bytes], None], *, strict: bool) -> None:
+def _parsed(line: bytes, command: str) -> Event:
+    """The event in a line.
+
+    Raises:
+        ValidationError: it is none.
+        UserError: it is one for another command.
+    """
+    named = _Typed.model_validate_json(line).type
+    kinds = {kind.model_fields["type"].default: kind for kind in KINDS[command]}
+    for other, theirs in KINDS.items():
+        if named not in kinds and named in {kind.model_fields["type"].default for kind in theirs}:
+            raise UserError(f"type: {named!r} is sent with: foldtune import {other}")
+    return kinds.get(named, KINDS[command][0]).model_validate_json(line)
+
+
+def _send(client: FoldtuneClient, event: Event) -> None:
+    match event:
+        case ChatLogBatch():
+            for log in event.logs:
+                client.log(log)
+        case ChatLog():
+            client.log(event)
+        case Feedback():
+            client.feedback(event)
+        case DocumentUpserted() | DocumentDeleted():
+            client.document(event)
+
+
+def _import(file: Path, command: str, *, strict: bool) -> None:
     sent = bad = 0
     with _opened(file) as stream, FoldtuneClient(load_settings()) as client:
         for number, line in enumerate(_with_progress(stream, file), start=1):
             if not line.strip():
                 continue
             try:
-                send(client, line)
+                _send(client, _parsed(line, command))
                 sent += 1
-            except (ValidationError, OutOfBoundsError) as error:
+            except (ValidationError, OutOfBoundsError, UserError) as error:
                 bad += 1
                 for reason in reasons_of(error) if isinstance(error, ValidationError) else error.args:
                     typer.echo(f"line {number}: {reason}", err=True)

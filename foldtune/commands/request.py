@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from foldtune.knob_options import knob_sections, with_knobs
-from foldtune.output import AsJson, describe, print_event
+from foldtune.output import AsJson, describe, print_event, warnings_of
 from infra.settings import load_settings
 from streams.client import FoldtuneClient
 from streams.events import FineTuneRequested, FineTuneStatus, State, now
@@ -36,7 +36,8 @@ def request(
 ) -> None:
     """Ask for a fine-tuned model. Every knob that is not given has its default."""
     content = {
-        "request_id": request_id or f"{model}-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}",
+        # Made from the model's name once that is known to be one.
+        "request_id": request_id or "unnamed",
         "model": model,
         "requested_at": now().isoformat(),
         "requested_by": "command line",
@@ -45,6 +46,9 @@ def request(
         "base_model": {"uri": base_model, "revision": base_revision} if base_model else None,
     }
     event = FineTuneRequested.model_validate_json(json.dumps(content | knob_sections(knobs)))
+    if request_id is None:
+        made_up = f"{model}-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        event = event.model_copy(update={"request_id": made_up})
     with FoldtuneClient(load_settings()) as client:
         client.request_fine_tune(event)
         if not wait:
@@ -60,11 +64,17 @@ def request(
 
 def _follow(client: FoldtuneClient, request_id: str, timeout: timedelta, *, as_json: bool) -> FineTuneStatus | None:
     last = None
+    warned: set[str] = set()
     for last in client.statuses(request_id, timeout=timeout):
         if as_json:
             print_event(last)
         else:
-            typer.echo(f"{last.at:%H:%M:%S} {request_id} {last.state} {describe(last)}".rstrip())
+            said = f"{last.at:%H:%M:%S} {request_id}"
+            for warning in warnings_of(last):
+                if warning not in warned:
+                    typer.echo(f"{said} {warning}")
+                    warned.add(warning)
+            typer.echo(f"{said} {last.state} {describe(last)}".rstrip())
     if last is None or not last.state.terminal:
         typer.echo(f"foldtune: {request_id} has not ended after {timeout.total_seconds():.0f} s", err=True)
     return last

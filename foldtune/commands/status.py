@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from foldtune.errors import UserError
-from foldtune.output import AsJson, describe, print_event, print_table
+from foldtune.output import AsJson, describe, newest_progress, print_event, print_table, warnings_of
 from infra.settings import load_settings
 from streams.client import FoldtuneClient
 
@@ -29,5 +29,8 @@ def status(
         for one in found:
             print_event(one)
         return
-    rows = [(one.request_id, one.model, one.state, f"{one.at:%Y-%m-%d %H:%M:%S}", describe(one)) for one in found]
-    print_table(("request", "model", "state", "at (UTC)", ""), rows)
+    shown = newest_progress(found)
+    rows = [(one.request_id, one.model, one.state, f"{one.at:%Y-%m-%d %H:%M:%S}", describe(one)) for one in shown]
+    print_table(("request", "model", "state", "at (UTC)", "details"), rows)
+    for line in dict.fromkeys(f"{one.request_id}: {warning}" for one in found for warning in warnings_of(one)):
+        typer.echo(line)

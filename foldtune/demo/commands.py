@@ -1,7 +1,6 @@
 """``foldtune demo``: the whole loop on this machine."""
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -46,8 +45,6 @@ def demo(
 
     # The stages say what goes on; of the libraries only what is wrong.
     configure_logs(Settings.model_construct(log_level="WARNING"))
-    # Its client warns whenever a thread waited for the processor, as they do on a machine that trains.
-    logging.getLogger("kafka").setLevel(logging.ERROR)
     # As for Ctrl-C: the way out leads through every "finally".
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan = Plan(folders, documents, questions, held_out, wrong_labels, epochs, seed)
@@ -69,11 +66,11 @@ def _run(plan: "Plan", screen: "Screen", *, keep: bool) -> None:
         with _explained(surroundings):
             result = run(plan, surroundings, material, screen)
             show_answers(material, result, screen)
-            seconds = screen.timings()
+            # Before the wait: however that ends, the result has been said.
+            typer.echo(json.dumps(result.report(screen.timings())))
             if keep:
                 show_how_to_go_on(surroundings, result, screen)
                 _until_interrupted(surroundings)
-    typer.echo(json.dumps(result.report(seconds)))
 
 
 @contextmanager

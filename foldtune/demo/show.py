@@ -1,5 +1,10 @@
 """What the demonstration has to show at its end."""
 
+import os
+import sys
+from pathlib import Path
+from shlex import quote
+
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +20,7 @@ SHOWN_QUESTIONS = 8
 
 def show_answers(material: Material, result: Result, screen: Screen) -> None:
     """Some held-out questions with the answers of both models, and the means over all of them."""
-    answers = Table(title="Held-out questions: the right document's rank, and what came first")
+    answers = Table(title="Held-out questions: the right document's rank, and what came first", expand=True)
     answers.add_column("question", ratio=4, no_wrap=True)
     answers.add_column("before", justify="right", min_width=6)
     answers.add_column("after", justify="right", min_width=6)
@@ -39,12 +44,12 @@ def show_answers(material: Material, result: Result, screen: Screen) -> None:
 def show_how_to_go_on(surroundings: Surroundings, result: Result, screen: Screen) -> None:
     """Where everything is, and what to type in another terminal."""
     screen.say(f"Everything goes on running in {surroundings.folder}; the model is in {result.model_folder}.")
-    screen.say("In another terminal:")
-    for name, value in surroundings.environment.items():
-        screen.say(f"  export {name}={value!r}")
-    screen.say("  foldtune status")
-    screen.say(f"  foldtune request {MODEL} --wait")
-    screen.say("Ctrl-C here stops it all and deletes the data.")
+    screen.say("Paste these lines into another terminal:\n")
+    # Not indented, so that they are copied as they stand.
+    for line in (f"export PATH={quote(str(Path(sys.executable).parent))}:$PATH", *surroundings.exports):
+        screen.say(line)
+    screen.say(f"\nThen try: foldtune status, or: foldtune request {MODEL} --wait")
+    screen.say(f"Ctrl-C here, or kill {os.getpid()}, stops it all and deletes the data.")
 
 
 def _hit(material: Material, answers: Answers, number: int) -> Text:

@@ -11,7 +11,7 @@ from foldtune.demo.base_model import prepare_base_model
 from foldtune.demo.children import Child, log_tail
 from infra.kafka import create_topics
 from infra.local.options import LocalOptions
-from infra.local.stack import LocalServers
+from infra.local.stack import LocalServers, exports
 from infra.settings import KafkaSettings, S3Settings, Settings, TrainerSettings, WorkerSettings
 from streams.topics import Topic
 from trainers.launchers.environment import settings_environment
@@ -47,6 +47,11 @@ class Surroundings:
         )
         self._servers = LocalServers(options)
         self._children: list[Child] = []
+
+    @property
+    def exports(self) -> list[str]:
+        """The lines that point the commands of another terminal to the servers."""
+        return exports(self._servers.environment)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -71,7 +71,7 @@ def status(data_dir: DataDir = DEFAULTS.data_dir) -> None:
     from infra.local import control  # noqa: PLC0415  needs the extra
 
     found = control.status(data_dir)
-    _show(found)
+    _show(found, data_dir)
     if not found.running:
         raise typer.Exit(3)
 
@@ -86,7 +86,7 @@ def _up(options: LocalOptions) -> None:
     try:
         with out.status("starting Kafka and S3"):
             servers.start()
-        _show(control.status(options.data_dir))
+        _show(control.status(options.data_dir), options.data_dir)
         while servers.kafka.running and servers.s3.running:
             time.sleep(WATCH_SECONDS)
         dead = servers.s3 if servers.kafka.running else servers.kafka
@@ -103,8 +103,9 @@ def _up_detached(options: LocalOptions) -> None:
     from infra.local.folder import DataFolder  # noqa: PLC0415  needs the extra
 
     folder = DataFolder(options.data_dir)
-    folder.check()
-    folder.logs.mkdir(parents=True, exist_ok=True)
+    # Fails here, in a line of its own, where servers are running or the folder is another's.
+    folder.claim()
+    folder.release()
     log_file = folder.logs / "up.log"
     command = [sys.executable, "-m", "infra.local", "up", "--data-dir", str(folder.root)]
     command += ["--kafka-port", str(options.kafka_port), "--s3-port", str(options.s3_port)]
@@ -117,7 +118,7 @@ def _up_detached(options: LocalOptions) -> None:
     while time.monotonic() < deadline:
         found = control.status(folder.root)
         if found.running and found.owner_pid == owner.pid:
-            _show(found)
+            _show(found, folder.root)
             return
         if owner.poll() is not None:
             raise ServerStartError("local", "it ended", f"\n{log_file.read_text(encoding='utf-8', errors='replace')}")
@@ -126,17 +127,21 @@ def _up_detached(options: LocalOptions) -> None:
     raise ServerStartError("local", f"not healthy after {DETACHED_START_SECONDS} s, see {log_file}")
 
 
-def _show(found: "StackStatus") -> None:
+def _show(found: "StackStatus", data_dir: Path) -> None:
+    from infra.local.stack import exports  # noqa: PLC0415  needs the extra
+
     table = Table("server", "state", "pid", "address")
     for server in found.servers:
         table.add_row(server.name, "running" if server.pid else "stopped", str(server.pid or ""), server.address)
     out.print(table)
+    out.print(f"data folder: {data_dir.absolute()}", markup=False, highlight=False)
     if found.stale:
         out.print("The process that started them is gone without stopping them ('down' cleans up).")
     if found.running:
         out.print(f"logs: {found.log_dir}\n")
-        for name, value in found.environment.items():
-            out.print(f"export {name}={value}", highlight=False)
+        out.print("In another terminal, before any other command:")
+        for line in exports(found.environment):
+            out.print(line, markup=False, highlight=False)
 
 
 def _need_extra() -> None:

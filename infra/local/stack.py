@@ -1,6 +1,8 @@
 """Kafka and S3 together, on one data folder: the local stand-in for the cloud."""
 
 import atexit
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +17,11 @@ from infra.local.records import LocalState, ProcessRecord
 from infra.local.server import LocalServer
 
 _log = structlog.get_logger(__name__)
+
+
+def exports(environment: Mapping[str, str]) -> list[str]:
+    """The variables as lines to paste into a shell."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
 class LocalServers:

@@ -225,15 +225,17 @@ def test_a_request_from_the_command_line_and_what_became_of_it(
     request = FineTuneRequested.model_validate_json(value)
     assert request.data.folders == ("a", "b")
     assert (request.training.epochs, request.training.trainable_layers, request.weights.focus) == (5, "all", 0.5)
-    tell(publisher, "r-1", State.ACCEPTED, State.FAILED)
+    tell(publisher, "r-1", State.ACCEPTED)
+    assert runner.invoke(app, ["cancel", "r-1"]).exit_code == 0
+    assert FineTuneCancelled.model_validate_json(values(settings, Topic.FINE_TUNE_REQUESTS)[-1]).model == "m"
+    tell(publisher, "r-1", State.FAILED)
+    assert runner.invoke(app, ["cancel", "r-1"]).stdout == "r-1 has ended already: failed\n"
     assert "r-1" in runner.invoke(app, ["status"]).stdout
     lines = runner.invoke(app, ["status", "r-1", "--json"]).stdout.splitlines()
     assert [json.loads(line)["state"] for line in lines] == ["accepted", "failed"]
     assert runner.invoke(app, ["status", "r-9"]).exit_code == 2
     waited = runner.invoke(app, ["request", "m", *options, "--wait", "--timeout", "60"])
     assert (waited.exit_code, "failed" in waited.stdout) == (1, True)
-    assert runner.invoke(app, ["cancel", "r-1"]).exit_code == 0
-    assert FineTuneCancelled.model_validate_json(values(settings, Topic.FINE_TUNE_REQUESTS)[-1]).model == "m"
 
 
 def test_topics_create(variables: dict[str, str], runner: CliRunner) -> None:

@@ -162,7 +162,7 @@ def test_what_cannot_be_granted_is_rejected_with_every_reason(
             "training.batch_size: Input should be greater than or equal to 2",
             "weights.temperature: Input should be greater than or equal to 0.001",
         ],
-        "misspelt": ["training.epoch: Extra inputs are not permitted"],
+        "misspelt": ["training.epoch: no such name is known"],
         "nowhere": [
             "data.folders: unknown folder '../../x'",
             "data: 5 examples, at least 20; left out: none",
@@ -170,7 +170,7 @@ def test_what_cannot_be_granted_is_rejected_with_every_reason(
         "too-little": ["data: 5 examples, at least 20; left out: none"],
         "empty": [
             "data.agents: no logs of agent 'nobody'",
-            "data: 0 examples, at least 20; left out: {'outside the date range': 5}",
+            "data: 0 examples, at least 20; left out: 5 outside the date range",
         ],
     }
     with Reader(settings, Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS) as reader:

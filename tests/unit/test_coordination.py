@@ -103,7 +103,7 @@ def test_too_little_data_is_rejected_with_the_numbers() -> None:
     state = coordination.requested(ModelState(model="m"), request("r"), NOW).state
     step = gather(state, "r", examples=5, left_out={"no label": 4})
     assert states(step) == [("r", State.REJECTED)]
-    assert step.ended[0].reasons == ("data: 10 examples, at least 20; left out: {'no label': 8}",)
+    assert step.ended[0].reasons == ("data: 10 examples, at least 20; left out: 8 no label",)
     assert step.state.active is None
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from foldtune.cli import app
+from foldtune.commands import dead_letters as command
 from foldtune.output import printable
 from infra.settings import KafkaSettings, load_settings
 from streams import replaying
@@ -219,10 +220,8 @@ def test_nothing_is_published_without_a_yes(
     put(b"x", dead_letter_headers("", "chat-logs", 1, 5))
     put(b"x", dead_letter_headers("", "passwords", 1, 5))
     replayed: list[list[Letter]] = []
-    monkeypatch.setattr("foldtune.commands.dead_letters.input_partitions", lambda _kafka: {"chat-logs": 4})
-    monkeypatch.setattr(
-        "foldtune.commands.dead_letters.replay", lambda _kafka, letters: replayed.append(letters) or len(letters)
-    )
+    monkeypatch.setattr(command, "input_partitions", lambda _kafka: {"chat-logs": 4})
+    monkeypatch.setattr(command, "replay", lambda _kafka, letters: replayed.append(letters) or len(letters))
     refused = "0:1 is not replayed: it came from 'passwords', which is none of foldtune's inputs"
     dry = runner.invoke(app, ["dead-letters", "replay", "--all", "--dry-run"])
     assert (dry.exit_code, dry.stdout, dry.stderr.strip()) == (1, "0:0 to chat-logs 1\n", refused)
@@ -244,7 +243,7 @@ def test_all_passes_over_what_was_replayed(
 ) -> None:
     put(b"x", dead_letter_headers("", "chat-logs", 1, 5))
     put(None, receipt("0:0", "chat-logs", 1, 40))
-    monkeypatch.setattr("foldtune.commands.dead_letters.input_partitions", lambda _kafka: {"chat-logs": 4})
+    monkeypatch.setattr(command, "input_partitions", lambda _kafka: {"chat-logs": 4})
     assert runner.invoke(app, ["dead-letters", "replay", "--all"]).stdout == "nothing to replay\n"
     assert runner.invoke(app, ["dead-letters", "replay", "0:0", "--dry-run"]).stdout == "0:0 to chat-logs 1\n"
 
