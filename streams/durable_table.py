@@ -16,6 +16,7 @@ from rocksdict import WriteBatch
 
 from streams.errors import PartitionLostError
 from streams.log_reader import LogReader
+from streams.metrics import FOREIGN_WRITES
 
 _log = structlog.get_logger()
 # Faust's defaults are 2 GiB of block cache and 192 MiB of buffers for each partition.
@@ -99,6 +100,7 @@ class DurableTable(Table):
             if alone:
                 _apply(batch, changes)
             else:
+                FOREIGN_WRITES.inc()
                 _log.warning("foreign writes taken over", partition=partition, first=first, last=last)
                 async for record in self._reader.records(self._table.changelog_topic_name, partition, first, last):
                     _apply(batch, {record.key: record.value})

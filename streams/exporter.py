@@ -14,6 +14,7 @@ from infra.settings import PolicyRule, Settings
 from streams.coordination import Output
 from streams.errors import PartitionLostError
 from streams.events import Model, SnapshotCommand, SnapshotPart, TopicOffset, TrainingFinished, TrainingProgressed
+from streams.metrics import observe_snapshot
 from streams.outbox import Outbox
 from streams.snapshots import export
 from streams.topics import DATA_TOPICS, Topic
@@ -91,6 +92,7 @@ class Exporter:
             async with self._sets.steady(partition):
                 view = self._sets.view(partition)
                 part = await asyncio.to_thread(export, command, view, reached, self._store, self._settings.strengths)
+            observe_snapshot(part)
         except (BotoCoreError, ClientError, OSError) as error:
             _log.exception("export failed", request_id=request.request_id, partition=partition)
             part = SnapshotPart(
