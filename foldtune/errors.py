@@ -6,6 +6,8 @@ EXTRAS = {
     "faust": "streams",
     "rocksdict": "streams",
     "pyarrow": "streams",
+    "aiohttp": "streams",
+    "prometheus_client": "streams",
     "psutil": "trainers",
     "torch": "trainers",
     "transformers": "trainers",

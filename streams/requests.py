@@ -181,7 +181,8 @@ class Coordinator:
     async def _publish_job(self, partition: int, request: FineTuneRequested, manifest: SnapshotManifest) -> None:
         content = manifest.encode()
         key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
-        await self._put_patiently(key, content)
+        with structlog.contextvars.bound_contextvars(request_id=request.request_id):
+            await self._put_patiently(key, content)
         # The time of the snapshot, not of this attempt: a repetition makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{safe_segment(request.request_id)[-8:]}"
         job = TrainingJob(
