@@ -17,7 +17,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.kafka import Publisher, create_topics
+from infra.kafka import Publisher, create_topics, partition_of
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
 from infra.settings import Settings
@@ -262,16 +262,19 @@ def test_a_worker_ends_in_the_middle_of_an_export(
 
 
 def test_a_standby_takes_over_from_a_killed_worker(
-    settings: Settings, publisher: Publisher, start_worker: StartWorker
+    settings: Settings, publisher: Publisher, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     replicated = SERVED | {"FOLDTUNE_WORKER__STANDBY_REPLICAS": "1"}
-    workers = [Operations(start_worker(name, **replicated)) for name in ("one", "two")]
+    names = {Operations(start_worker(name, **replicated)): name for name in ("one", "two")}
+    workers = list(names)
     until(lambda: all(worker.value("foldtune_partitions_owned") == 2 for worker in workers))
     publish_history(publisher, "alpha", MANY)
     publish_history(publisher, "beta", 25)
     until(lambda: sum(worker.value("foldtune_folder_logs", folder="alpha") or 0 for worker in workers) >= MANY)
     (active,) = [worker for worker in workers if worker.value("foldtune_folder_logs", folder="alpha")]
     (survivor,) = [worker for worker in workers if worker is not active]
+    copy = f"{names[survivor]}/**/*training-sets-{partition_of('alpha', 4)}.db/*.log"
+    until(lambda: sum(file.stat().st_size for file in tmp_path.glob(copy)) > MANY * 100)
     active.worker.kill()
     publish_history(publisher, "alpha-after", 25)
     until(lambda: survivor.value("foldtune_partitions_owned") == 4)
