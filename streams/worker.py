@@ -34,15 +34,16 @@ def run(settings: Settings) -> None:
     app = create_app(settings, S3ObjectStore(settings.s3))
     collect_garbage_less_often()
     settings.worker.data_dir.mkdir(parents=True, exist_ok=True)
-    _Process(
-        app, loglevel=settings.log_level, redirect_stdouts=False, override_logging=False
-    ).execute_from_commandline()
+    process = _Process(app, loglevel=settings.log_level, redirect_stdouts=False, override_logging=False)
+    # It would be drawn between the lines of the log.
+    process.spinner = None
+    process.execute_from_commandline()
 
 
 class _Process(faust.Worker):
     """Ends soon when it is told to: whatever is cut short is taken again from the places that the tables keep.
 
-    Left to themselves, brokers that do not answer hold Faust's farewell up for minutes, and an upload the interpreter.
+    Left to themselves, brokers that are gone hold Faust's farewell up for a minute, and an upload the interpreter.
     """
 
     def _schedule_shutdown(self, signal: Signals) -> None:
