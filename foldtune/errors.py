@@ -7,6 +7,8 @@ EXTRAS = {
     "faust": "streams",
     "rocksdict": "streams",
     "pyarrow": "streams",
+    "aiohttp": "streams",
+    "prometheus_client": "streams",
     "psutil": "trainers",
     "torch": "trainers",
     "transformers": "trainers",

@@ -103,6 +103,11 @@ class WorkerSettings(Section):
     snapshot_timeout: timedelta = timedelta(minutes=15)
     catch_up_timeout: timedelta = timedelta(minutes=2)
     min_examples: PositiveInt = 20
+    # Copies of each partition's state on other workers, which take it over without rebuilding it.
+    standby_replicas: Annotated[int, Field(ge=0, le=16)] = 0
+    # Where metrics and health are served; without a port nowhere, with 0 on any free one, which the log names.
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
 
 class PolicyRule(Section):

@@ -26,6 +26,8 @@ from streams.exporter import Exporter, Offsets
 from streams.ingest import Ingest
 from streams.intake import Intake
 from streams.log_reader import LogReader
+from streams.metrics import UPKEEP, OwnedPartitions
+from streams.operations import BrokerWatch, OperationsServer, listen
 from streams.outbox import FaustOutbox
 from streams.requests import Coordinator
 from streams.topics import DATA_TOPICS, Topic
@@ -38,15 +40,19 @@ _TICK_SECONDS = 2.0
 # EX_SOFTWARE: whoever supervises the worker starts it again, and it goes on from the places that its tables keep.
 _EXIT_BROKEN = 70
 _SETS, _REQUESTS = "training-sets", "requests"
-_DRAIN_SECONDS = 5.0
+_DRAIN_SECONDS = 4.0
 _CONTROL_TOPICS = (Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_REPORTS, Topic.TRAINING_PROGRESS)
 
 
 def create_app(settings: Settings, store: ObjectStore) -> faust.App:
-    """A worker's application, ready to be run."""
+    """A worker's application, ready to be run.
+
+    Raises:
+        CannotListenError: the address for metrics and health is not to be had.
+    """
     app = _faust_app(settings)
-    worker = _Worker(app, settings, store)
-    worker.listen()
+    app.worker = _Worker(app, settings, store)
+    app.worker.listen()
     return app
 
 
@@ -55,9 +61,27 @@ def changelogs(settings: Settings) -> tuple[str, ...]:
     return tuple(f"{settings.worker.app_id}-{table}-changelog" for table in (_SETS, _REQUESTS))
 
 
-def _faust_app(settings: Settings) -> faust.App:
+class _App(faust.App):
+    """Answers operators before Faust starts anything, and has the intakes done before Faust closes their tables."""
+
+    worker: "_Worker"
+
+    async def on_start(self) -> None:
+        await self.worker.start()
+        await super().on_start()
+
+    async def on_stop(self) -> None:
+        await self.worker.drain()
+        await super().on_stop()
+
+    async def on_shutdown(self) -> None:
+        await super().on_shutdown()
+        await self.worker.close()
+
+
+def _faust_app(settings: Settings) -> _App:
     kafka, worker = settings.kafka, settings.worker
-    return faust.App(
+    return _App(
         worker.app_id,
         broker=[f"kafka://{server}" for server in kafka.bootstrap_servers.split(",")],
         broker_credentials=_credentials(kafka),
@@ -71,7 +95,7 @@ def _faust_app(settings: Settings) -> faust.App:
         topic_partitions=kafka.partitions,
         topic_replication_factor=kafka.replication_factor,
         topic_disable_leader=True,
-        table_standby_replicas=0,
+        table_standby_replicas=worker.standby_replicas,
         web_enabled=False,
     )
 
@@ -115,17 +139,44 @@ class _Worker:
         self._exporter = Exporter(
             self._sets, Offsets(data.reached, self._reader.ends, self._table.owns), outbox, store, settings
         )
+        self._stopping = False
+        # Its own reader: a question that is given up must not disturb an export's.
+        self._brokers = BrokerWatch(LogReader(kafka), self._owned, data.reached)
+        self._server = self._operations_server()
 
     def listen(self) -> None:
         """Register intakes, timers and what happens on a rebalance."""
         self._app.task(self._take_in)
+        if self._server:
+            self._app.task(self._brokers.run)
         self._timer("tick", _TICK_SECONDS, self._coordinator.tick)
         self._timer("upkeep", _UPKEEP_SECONDS, self._keep_up)
         self._timer("report", self._settings.policy.interval.total_seconds(), self._report)
         self._table.on_recovered(self._partitions_changed)
         signals: Any = self._app
         signals.on_partitions_revoked.connect(self._partitions_changed, weak=False)
-        signals.on_before_shutdown.connect(self._stopped, weak=False)
+
+    async def start(self) -> None:
+        """Let operators see the worker from its first moment on."""
+        if self._server:
+            await self._server.start()
+
+    async def drain(self) -> None:
+        """Have the blocks that are at work done; what is not done in time is taken again after the next start."""
+        self._stopping = True
+        for intake in self._intakes:
+            intake.stop()
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=_DRAIN_SECONDS)
+            for task in late:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Disconnect, and stop answering operators."""
+        await self._reader.close()
+        await self._brokers.close()
+        if self._server:
+            await self._server.stop()
 
     # ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -157,6 +208,8 @@ class _Worker:
 
     async def _keep_up(self, partition: int) -> None:
         done = await keep_up(self._sets, partition, now())
+        for action, count in asdict(done).items():
+            UPKEEP.labels(action).inc(count)
         if done != Upkept():
             _log.info("segments rewritten", partition=partition, **asdict(done))
 
@@ -164,16 +217,37 @@ class _Worker:
         for rule in self._settings.policy.rules:
             await self._exporter.report(rule, partition)
 
-    async def _stopped(self, *_: Any, **__: Any) -> None:
-        for intake in self._intakes:
-            intake.stop()
-        # What is not done in time is taken again after the next start.
-        if self._running:
-            await asyncio.wait(self._running, timeout=_DRAIN_SECONDS)
-        await self._reader.close()
-
     async def _partitions_changed(self, *_: Any, **__: Any) -> None:
         self._sets.forget()
+
+    # ── Operations ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _operations_server(self) -> OperationsServer | None:
+        worker = self._settings.worker
+        if worker.http_port is None:
+            return None
+        collector = OwnedPartitions(self._owned, self._sets.known, lambda: self._brokers.lag)
+        listener = listen(worker.http_host, worker.http_port)
+        return OperationsServer(listener, collector, unhealthy=self._unhealthy, not_ready=self._not_ready)
+
+    def _owned(self) -> list[int]:
+        return [partition for partition in range(self._settings.kafka.partitions) if self._table.owns(partition)]
+
+    def _unhealthy(self) -> str | None:
+        # That there is an answer says that the event loop turns.
+        ended = any(task.done() for task in self._running) and not self._stopping
+        return "an intake has ended" if ended else None
+
+    def _not_ready(self) -> str | None:
+        if self._stopping:
+            return "the worker is stopping"
+        if self._app.rebalancing and not self._app.in_recovery:
+            return "the partitions are being shared out"
+        if not self._app.tables.actives_ready:
+            return "the tables are being recovered"
+        if silence := self._brokers.silence():
+            return f"the brokers have not answered for {silence:.0f} s"
+        return None
 
 
 async def _guarded(intake: Intake) -> None:

@@ -6,8 +6,8 @@ committed for updates that a crash loses. Here a write is one awaited call, and 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, cast
 
 import faust
 import structlog
@@ -16,10 +16,14 @@ from rocksdict import WriteBatch
 
 from streams.errors import PartitionLostError
 from streams.log_reader import LogReader
+from streams.metrics import FOREIGN_WRITES
 
 _log = structlog.get_logger()
 # Faust's defaults are 2 GiB of block cache and 192 MiB of buffers for each partition.
 _ROCKSDB_OPTIONS = {"block_cache_size": 16 << 20, "write_buffer_size": 8 << 20, "max_write_buffer_number": 2}
+
+# Faust collects 1,000 records of a changelog before it writes them; with the widest segments that is 400 MB.
+_CHANGELOG_BUFFER = 64
 
 Changes = Mapping[bytes, bytes | None]
 
@@ -57,9 +61,16 @@ class DurableTable(Table):
     def __init__(self, app: faust.App, name: str, partitions: int, reader: LogReader) -> None:
         self._app = app
         self._reader = reader
-        self._table: Any = app.Table(
-            name, partitions=partitions, key_type=bytes, value_type=bytes, options=dict(_ROCKSDB_OPTIONS)
+        self._table: Any = cast(Any, app).Table(
+            name,
+            partitions=partitions,
+            key_type=bytes,
+            value_type=bytes,
+            recovery_buffer_size=_CHANGELOG_BUFFER,
+            options=dict(_ROCKSDB_OPTIONS),
         )
+        self._apply_batch = self._table.apply_changelog_batch
+        self._table.apply_changelog_batch = self._apply_unless_owned
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def tenure(self, partition: int) -> int | None:
@@ -75,6 +86,11 @@ class DurableTable(Table):
         """Raise ``PartitionLostError`` unless ``owns``."""
         if not self.owns(partition):
             raise PartitionLostError(partition)
+
+    def _apply_unless_owned(self, events: Iterable[Any]) -> None:
+        # Faust hands over, with records for standbys, late ones of partitions that are owned by now. Applied, they
+        # would undo what was written here since; what is news in them ``write`` finds by its offset.
+        self._apply_batch([event for event in events if not self.owns(event.message.partition)])
 
     def on_recovered(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Have ``callback`` called whenever the table has caught up with its changelog."""
@@ -99,6 +115,7 @@ class DurableTable(Table):
             if alone:
                 _apply(batch, changes)
             else:
+                FOREIGN_WRITES.inc()
                 _log.warning("foreign writes taken over", partition=partition, first=first, last=last)
                 async for record in self._reader.records(self._table.changelog_topic_name, partition, first, last):
                     _apply(batch, {record.key: record.value})

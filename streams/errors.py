@@ -13,6 +13,10 @@ class PartitionLostError(StreamsError):
     """Another worker owns the partition now:"""
 
 
+class CannotListenError(StreamsError):
+    """Metrics and health cannot be served at worker.http_host and worker.http_port (host, port, why):"""
+
+
 class OutOfBoundsError(StreamsError):
     """An event is outside of its bounds, and was not sent:"""
 

@@ -14,6 +14,7 @@ from infra.settings import PolicyRule, Settings
 from streams.coordination import Output
 from streams.errors import PartitionLostError
 from streams.events import Model, SnapshotCommand, SnapshotPart, TopicOffset, TrainingFinished, TrainingProgressed
+from streams.metrics import observe_snapshot
 from streams.outbox import Outbox
 from streams.snapshots import export
 from streams.topics import DATA_TOPICS, Topic
@@ -86,13 +87,20 @@ class Exporter:
             PartitionLostError: the command is its new owner's.
         """
         request = command.request
+        with structlog.contextvars.bound_contextvars(request_id=request.request_id):
+            await self._export(command, partition)
+
+    async def _export(self, command: SnapshotCommand, partition: int) -> None:
+        request = command.request
         reached = await self._offsets.caught_up(partition, self._settings.worker.catch_up_timeout)
         try:
             async with self._sets.steady(partition):
                 view = self._sets.view(partition)
                 part = await asyncio.to_thread(export, command, view, reached, self._store, self._settings.strengths)
+            observe_snapshot(part)
+            _log.info("exported", partition=partition, folders=len(part.folders), seconds=round(part.seconds, 3))
         except (BotoCoreError, ClientError, OSError) as error:
-            _log.exception("export failed", request_id=request.request_id, partition=partition)
+            _log.exception("export failed", partition=partition)
             part = SnapshotPart(
                 request_id=request.request_id, model=request.model, partition=partition, error=str(error)
             )

@@ -6,6 +6,7 @@ from typing import Any
 import structlog
 
 from infra.settings import Bounds
+from streams.metrics import RECORDS, count_rejected
 from streams.outbox import Outbox
 from streams.records import Record, Rejected, decode_block
 from streams.topics import Topic
@@ -35,7 +36,9 @@ class Ingest:
             for outcome in outcomes:
                 if isinstance(outcome, Rejected):
                     await self._put_aside(outcome, by_offset[outcome.offset])
+                    count_rejected(topic, outcome.kind)
         await self._sets.add(partition, topic, records)
+        RECORDS.labels(topic.label).inc(len(records))
 
     async def _put_aside(self, rejected: Rejected, message: Any) -> None:
         error = "; ".join(rejected.reasons)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +28,10 @@ class Record(Struct, frozen=True, array_like=True, gc=False):
     size: int
 
 
+# In a word, for counting: no event at all, one over the bound of its whole size, or one that breaks a rule.
+RejectedKind = Literal["unreadable", "oversized", "invalid"]
+
+
 class Rejected(Struct, frozen=True):
     """One event, or one log of an envelope, that cannot be taken, and why: each reason names a field and a bound."""
 
@@ -36,6 +40,7 @@ class Rejected(Struct, frozen=True):
     reasons: tuple[str, ...]
     # The part of the message that it concerns, so that it can be mended and replayed alone.
     value: bytes
+    kind: RejectedKind = "invalid"
 
 
 Outcome = Record | Rejected
@@ -94,9 +99,9 @@ def _is_plain(log: stored.ChatLog, bounds: Bounds, latest: datetime) -> bool:
 def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list[Outcome]:
     """Every record of one message, or what is wrong with it."""
     if value is None:
-        return [Rejected(offset, 0, ("value: a message without a value says nothing",), b"")]
+        return [Rejected(offset, 0, ("value: a message without a value says nothing",), b"", "unreadable")]
     if len(value) > (limit := rules.bounds.event_bytes):
-        return [Rejected(offset, 0, (f"event: {len(value)} bytes, at most {limit}",), value)]
+        return [Rejected(offset, 0, (f"event: {len(value)} bytes, at most {limit}",), value, "oversized")]
     quick, _ = _READERS[topic]
     try:
         event = quick(value)
@@ -134,6 +139,12 @@ def _what_is_wrong(item: Any) -> str:
     if item["type"] == "string_pattern_mismatch" and (words := _PATTERNS.get(item["ctx"]["pattern"])):
         return f"{_SHOULD}{words}"
     return str(item["msg"]).removeprefix("Value error, ")
+
+
+def kind_of(error: ValidationError) -> RejectedKind:
+    """Whether an event could be read at all."""
+    unreadable = any(item["type"] == "json_invalid" for item in error.errors(include_url=False))
+    return "unreadable" if unreadable else "invalid"
 
 
 def _slowly(topic: Topic, offset: int, value: bytes, rules: Rules) -> list[Outcome]:
@@ -189,7 +200,7 @@ def _explained(topic: Topic, offset: int, position: int, value: bytes, rules: Ru
         # What the contract takes and the quick reader did not is put into the form that both read.
         event = quick(contract.validate_json(value).encode())
     except ValidationError as error:
-        return Rejected(offset, position, reasons_of(error), value)
+        return Rejected(offset, position, reasons_of(error), value, kind_of(error))
     reasons = tuple(violations(event, rules))
     return Rejected(offset, position, reasons, value) if reasons else Record(offset, position, event, len(value))
 

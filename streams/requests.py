@@ -30,8 +30,9 @@ from streams.events import (
     now,
 )
 from streams.knobs import ModelName
+from streams.metrics import REQUESTS_ENDED, count_rejected
 from streams.outbox import DECODER, ENCODER, Outbox, messages
-from streams.records import reasons_of
+from streams.records import kind_of, reasons_of
 from streams.snapshots import snapshot_prefix
 from streams.topics import Topic
 
@@ -87,6 +88,7 @@ class Coordinator:
                 origin = (message.topic, partition, message.offset)
                 _log.warning("rejected", topic=topic.label, partition=partition, offset=message.offset, error=reasons)
                 await self._outbox.dead_letter(message.value, message.key, reasons, origin)
+                count_rejected(topic, kind_of(error))
 
     async def tick(self, partition: int) -> None:
         """End what nobody reports the end of, and let the policy ask for what is due. Raises like ``take``."""
@@ -190,6 +192,7 @@ class Coordinator:
         await self._table.write(partition, changes)
         await self._tell(partition)
         for last in step.ended:
+            REQUESTS_ENDED.labels(last.state.value).inc()
             _log.info("ended", request_id=last.request_id, model=last.model, state=last.state, reasons=last.reasons)
 
     async def _tell(self, partition: int) -> None:
@@ -201,7 +204,8 @@ class Coordinator:
     async def _job(self, request: FineTuneRequested, manifest: SnapshotManifest) -> Output:
         content = manifest.encode()
         key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
-        await self._put_patiently(key, content)
+        with structlog.contextvars.bound_contextvars(request_id=request.request_id):
+            await self._put_patiently(key, content)
         # The time of the snapshot, not of this attempt: a repetition makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{safe_segment(request.request_id)[-8:]}"
         job = TrainingJob(
@@ -232,6 +236,8 @@ class Coordinator:
         await self._publish_status(partition, status)
         if self._ended(partition, model, request_id) is None:
             await self._table.write(partition, {_ended_key(model, request_id): status.encode()})
+            REQUESTS_ENDED.labels(status.state.value).inc()
+            _log.info("ended", request_id=request_id, model=model, state=status.state, reasons=reasons)
 
     async def _publish_status(self, partition: int, status: FineTuneStatus) -> None:
         await self._outbox.publish((Output(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -103,6 +103,10 @@ class TrainingSets:
         index = self._segments(partition)
         segments = {name: tuple(sorted(found)) for name, found in index.items() if found}
         return PartitionView(partition, self.table, segments, self._limits)
+
+    def known(self, partition: int) -> Mapping[str, Collection[Segment]] | None:
+        """The segments by folder, where they have been listed already: memory alone, nothing is read for it."""
+        return self._index.get(partition)
 
     def steady(self, partition: int) -> asyncio.Lock:
         """Held while segments are rewritten, or while a view must stay readable to its end."""

@@ -1,9 +1,13 @@
 """Runs one stream worker until it is told to stop."""
 
 import gc
-import sys
+import os
+import threading
+from signal import Signals
+from typing import NoReturn
 
 import faust
+import structlog
 
 from infra.kafka import create_topics
 from infra.logs import configure_logs
@@ -11,6 +15,10 @@ from infra.objects import S3ObjectStore
 from infra.settings import Settings
 from streams.app import changelogs, create_app
 from streams.topics import Topic
+
+_log = structlog.get_logger()
+# Whoever stops workers, a container's host say, often waits for no more than ten.
+_STOP_SECONDS = 8.0
 
 
 def run(settings: Settings) -> None:
@@ -26,13 +34,32 @@ def run(settings: Settings) -> None:
     app = create_app(settings, S3ObjectStore(settings.s3))
     collect_garbage_less_often()
     settings.worker.data_dir.mkdir(parents=True, exist_ok=True)
-    on_terminal = sys.stdout.isatty()
-    worker = faust.Worker(
-        app, loglevel=settings.log_level, redirect_stdouts=False, override_logging=False, quiet=not on_terminal
-    )
-    if not on_terminal:
-        worker.spinner = None
-    worker.execute_from_commandline()
+    process = _Process(app, loglevel=settings.log_level, redirect_stdouts=False, override_logging=False, quiet=True)
+    # It would be drawn between the lines of the log.
+    process.spinner = None
+    process.execute_from_commandline()
+
+
+class _Process(faust.Worker):
+    """Ends soon when it is told to: whatever is cut short is taken again from the places that the tables keep.
+
+    Left to themselves, brokers that are gone hold Faust's farewell up for a minute, and an upload the interpreter.
+    """
+
+    def _schedule_shutdown(self, signal: Signals) -> None:
+        if self._signal_stop_time:
+            _end(f"told to stop again ({signal.name})")
+        _log.info("stopping", signal=signal.name)
+        # Not on the event loop: what holds the process up may hold the loop up too, or come after it.
+        deadline = threading.Timer(_STOP_SECONDS, _end, [f"not stopped within {_STOP_SECONDS:.0f} s"])
+        deadline.daemon = True
+        deadline.start()
+        super()._schedule_shutdown(signal)
+
+
+def _end(reason: str) -> NoReturn:
+    _log.warning("stop cut short", reason=reason)
+    os._exit(0)
 
 
 def collect_garbage_less_often() -> None:

@@ -1,0 +1,129 @@
+"""Tells operators how a worker is: metrics, whether it is alive, and whether it is ready, over HTTP."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+from aiohttp import web
+from aiokafka.errors import KafkaError
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client.registry import Collector
+
+from streams.errors import CannotListenError
+from streams.log_reader import LogReader
+from streams.topics import DATA_TOPICS, Topic
+
+_log = structlog.get_logger()
+_ASK_SECONDS = 10.0
+_ANSWER_SECONDS = 5.0
+# Longer than one question that goes unanswered takes to be noticed and asked again.
+_SILENCE_SECONDS = 20.0
+_SHUTDOWN_SECONDS = 1.0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; with port 0 on any free one.
+
+    Raises:
+        CannotListenError: the host is unknown or not of this machine, or the port is taken.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise CannotListenError(host, port, error) from error
+
+
+class BrokerWatch:
+    """Asks the brokers now and then how far the topics reach, over a connection of its own."""
+
+    def __init__(self, reader: LogReader, owned: Callable[[], list[int]], reached: Callable[[Topic, int], int]) -> None:
+        self._reader = reader
+        self._owned = owned
+        self._reached = reached
+        self._answered = time.monotonic()
+        self.lag: Mapping[tuple[Topic, int], int] = {}
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        self._answered = time.monotonic()
+        while True:
+            await self._measure()
+            await asyncio.sleep(_ASK_SECONDS)
+
+    def silence(self) -> float | None:
+        """For how many seconds the brokers have not answered, where that is too long."""
+        silent = time.monotonic() - self._answered
+        return silent if silent > _SILENCE_SECONDS else None
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._reader.close()
+
+    async def _measure(self) -> None:
+        lag = {}
+        # A worker that owns nothing asks as well: the answer itself is what matters then.
+        for partition in self._owned() or [0]:
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    ends = await self._reader.ends(partition)
+            except (KafkaError, TimeoutError) as error:
+                _log.warning("brokers do not answer", error=repr(error))
+                return
+            self._answered = time.monotonic()
+            if partition in self._owned():
+                # A topic that holds nothing is not behind, whatever was taken in of it once.
+                for topic in DATA_TOPICS:
+                    lag[topic, partition] = max(0, ends.get(topic, 0) - self._reached(topic, partition))
+        self.lag = lag
+
+
+class OperationsServer:
+    """Serves ``/metrics``, ``/health`` and ``/ready``."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        collector: Collector,
+        *,
+        unhealthy: Callable[[], str | None],
+        not_ready: Callable[[], str | None],
+    ) -> None:
+        """``unhealthy`` and ``not_ready`` say why, in plain words, or nothing while all is well."""
+        self._listener = listener
+        self._collector = collector
+        self._unhealthy = unhealthy
+        self._not_ready = not_ready
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        site = web.Application()
+        site.router.add_get("/metrics", self._metrics)
+        site.router.add_get("/health", self._answer(self._unhealthy))
+        site.router.add_get("/ready", self._answer(self._not_ready))
+        REGISTRY.register(self._collector)
+        self._runner = web.AppRunner(site, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._listener).start()
+        host, port, *_ = self._listener.getsockname()
+        _log.info("operations are served", host=host, port=port)
+
+    async def stop(self) -> None:
+        """Stop answering; an answer that is being sent gets a moment."""
+        if self._runner:
+            await self._runner.cleanup()
+            self._runner = None
+            REGISTRY.unregister(self._collector)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def _answer(self, trouble: Callable[[], str | None]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def answer(_: web.Request) -> web.Response:
+            reason = trouble()
+            return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
+
+        return answer
