@@ -147,13 +147,14 @@ def test_the_manifest_names_every_file_with_its_digest(trained: Trained) -> None
         assert hashlib.sha256(trained.store.get(f"{OUTPUT}/{path}")).hexdigest() == file["sha256"]
 
 
-def test_sentence_transformers_and_transformers_embed_alike(trained: Trained) -> None:
+def test_sentence_transformers_and_transformers_embed_alike(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel, AutoTokenizer
 
     from trainers.encoder import Encoder
 
+    monkeypatch.setattr("trainers.encoder.has_bfloat16", lambda _: False)
     texts = ["what should I know about the night ferry?", "Internal runbook. " * 200, "x"]
     ours = Encoder.load(trained.folder).encode(texts)
     theirs = SentenceTransformer(str(trained.folder), device="cpu").encode(texts)

@@ -57,6 +57,18 @@ def tables() -> Callable[..., Tables]:
     return make
 
 
+@pytest.fixture
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 throughout, also where the processor has bfloat16: what is equal is equal to the last digits."""
+    use_bfloat16(monkeypatch, wanted=False)
+
+
+def use_bfloat16(monkeypatch: pytest.MonkeyPatch, *, wanted: bool) -> None:
+    """As on a processor that has it, where it may be emulated, or that has it not."""
+    for module in ("encoder", "prefix_cache"):
+        monkeypatch.setattr(f"trainers.{module}.has_bfloat16", lambda _: wanted)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of three random layers, 32 wide, with the tokenizer of MiniLM."""

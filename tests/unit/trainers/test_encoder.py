@@ -48,6 +48,7 @@ def test_a_recipe_survives_its_files(tmp_path: Path) -> None:
     assert read_recipe(packaged_minilm_folder()) == Recipe("mean", normalize=True, max_tokens=256)
 
 
+@pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 def test_pools_as_sentence_transformers_does(pooling: str, tiny_folder: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer

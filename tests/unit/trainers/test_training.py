@@ -8,6 +8,7 @@ from transformers import AutoModel, BertConfig, ModernBertConfig, MPNetConfig, Q
 
 from streams.events import FineTuneRequested, Progress, now
 from streams.knobs import DatasetKnobs, TrainingKnobs
+from tests.unit.trainers.conftest import use_bfloat16
 from trainers import trained_layers
 from trainers.dataset import Dataset
 from trainers.encoder import Encoder
@@ -105,6 +106,7 @@ def gradients(folder: Path, dataset: Dataset, tmp_path: Path, **options: Any) ->
     return loss, [parameter.grad for parameter in layers.parameters() if parameter.grad is not None]
 
 
+@pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("options", [{"cached": False}, {"graph_budget": 0}, {"cached": False, "graph_budget": 0}])
 def test_cache_and_parts_change_no_gradient(
     options: Any, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
@@ -117,6 +119,7 @@ def test_cache_and_parts_change_no_gradient(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("bound", [4, 128])
 def test_embeddings_through_the_cache_are_those_of_the_model(
     bound: int, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +129,20 @@ def test_embeddings_through_the_cache_are_those_of_the_model(
     found = TrainedLayers(encoder, small_dataset, 2, tmp_path).embed_uncut()
     for one, other in zip(found, embed(encoder, small_dataset), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_bfloat16_changes_little(
+    cached: bool, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for wanted in (False, True):
+        use_bfloat16(monkeypatch, wanted=wanted)
+        layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 2, tmp_path, cached=cached)
+        found.append(torch.nn.functional.normalize(torch.cat(layers.embed_all()), dim=1))
+    likeness = (found[0] * found[1]).sum(dim=1)
+    assert likeness.min() > 0.999
+    assert not torch.equal(found[0], found[1])
 
 
 def test_a_cache_beyond_its_budget_spills_to_a_file(tiny_folder: Path, tmp_path: Path) -> None:
