@@ -21,6 +21,7 @@ COMMANDS = {
     "deploy": ("foldtune.commands.deploy", "Keep the newest models in a folder, verified."),
     "dead-letters": ("foldtune.commands.dead_letters", "What could not be used: list, show and replay it."),
     "erase": ("foldtune.commands.erase", "Forget a user, a log, a conversation or a document."),
+    "negatives": ("foldtune.commands.negatives", "Why a question has the hard negatives that it has."),
     "topics": ("foldtune.commands.topics", "The topics on the brokers."),
     "config": ("foldtune.commands.config", "The settings as they are in force."),
     "schemas": ("foldtune.commands.schemas", "Write the events' page and JSON Schemas."),

@@ -46,6 +46,10 @@ class BadSnapshotError(ImpossibleJobError):
     """The snapshot is not what the job says:"""
 
 
+class UnknownQuestionError(TrainerError):
+    """The snapshot has no example of this question; the most alike are, behind it:"""
+
+
 class TooLittleDataError(ImpossibleJobError):
     """The snapshot holds too little to train and to measure on:"""
 

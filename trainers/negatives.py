@@ -4,7 +4,9 @@ What could be an answer is taken out again, each reason with its own count.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,29 @@ class Negatives:
 
     passages: Indices
     counts: dict[str, int]
+
+
+class Verdict(IntEnum):
+    """What becomes of a candidate; the filters in the order in which they are asked."""
+
+    NEGATIVE = 0
+    ABSENT = 1
+    KNOWN_POSITIVE = 2
+    SAME_PASSAGE_TWICE = 3
+    NEAR_POSITIVE_BY_WORDS = 4
+    ABOVE_SCORE_MARGIN = 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A passage that may be a hard negative; ``jaccard`` is that with the positive."""
+
+    passage: int
+    shown: bool
+    score: float
+    jaccard: float
+    verdict: Verdict
+    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -94,19 +119,60 @@ class NegativeSource:
 
     def _kept(self, candidates: Indices, counts: Counter[str]) -> Mask:
         """Which candidates are negatives; the first filter that takes one counts it."""
+        verdicts = self._verdicts(candidates)
+        for verdict in (Verdict.KNOWN_POSITIVE, Verdict.SAME_PASSAGE_TWICE, Verdict.NEAR_POSITIVE_BY_WORDS):
+            counts[verdict.name.lower()] += int((verdicts == verdict).sum())
+        return np.asarray(verdicts == Verdict.NEGATIVE)
+
+    def _verdicts(self, candidates: Indices) -> npt.NDArray[np.int8]:
+        """A ``Verdict`` on each candidate ``[examples, n]``, by the filters in their order."""
         positives = self.dataset.positive[self.rows][:, None]
-        kept = candidates >= 0
-        known = kept & self.dataset.is_known_positive(self.dataset.question[self.rows][:, None], candidates)
-        kept &= ~known
-        twice = kept & _repeated(candidates)
-        kept &= ~twice
-        near = np.zeros_like(kept)
-        pairs = np.broadcast_to(positives, candidates.shape)[kept]
-        near[kept] = self.sets.jaccard(pairs, candidates[kept]) >= self.knobs.exclusion_threshold
-        counts["known_positive"] += int(known.sum())
-        counts["same_passage_twice"] += int(twice.sum())
-        counts["near_positive_by_words"] += int(near.sum())
-        return kept & ~near
+        verdicts = np.where(candidates >= 0, Verdict.NEGATIVE, Verdict.ABSENT).astype(np.int8)
+
+        def judge(found: Mask, verdict: Verdict) -> None:
+            verdicts[(verdicts == Verdict.NEGATIVE) & found] = verdict
+
+        judge(
+            self.dataset.is_known_positive(self.dataset.question[self.rows][:, None], candidates),
+            Verdict.KNOWN_POSITIVE,
+        )
+        judge(_repeated(candidates), Verdict.SAME_PASSAGE_TWICE)
+        left = verdicts == Verdict.NEGATIVE
+        near = np.zeros_like(left)
+        pairs = np.broadcast_to(positives, candidates.shape)[left]
+        near[left] = self.sets.jaccard(pairs, candidates[left]) >= self.knobs.exclusion_threshold
+        judge(near, Verdict.NEAR_POSITIVE_BY_WORDS)
+        return verdicts
+
+    def explain(self, queries: torch.Tensor, passages: torch.Tensor, depth: int) -> list[Candidate]:
+        """What becomes of the candidates of the first example: what was shown, then the ``depth`` nearest documents.
+
+        ``queries`` and ``passages`` are as in ``choose``.
+        """
+        row = self.rows[:1]
+        alone = replace(self, rows=row)
+        question, positive = int(self.dataset.question[row[0]]), int(self.dataset.positive[row[0]])
+        scores = (passages @ queries[question]).cpu().numpy()
+        shown = np.array(self.dataset.impressions[question][:_MAX_IMPRESSIONS], dtype=np.int64)
+        nearest = np.argsort(-scores[: self.dataset.documents], kind="stable")[:depth]
+        candidates = np.concatenate([shown, nearest])
+        verdicts = alone._verdicts(candidates[None])[0]
+        limit = _limit(self._lowest_positive(queries, passages)[question])
+        mined = np.arange(len(candidates)) >= len(shown)
+        verdicts[mined & (verdicts == Verdict.NEGATIVE) & (scores[candidates] > limit)] = Verdict.ABOVE_SCORE_MARGIN
+        chosen = (verdicts == Verdict.NEGATIVE) & (np.cumsum(verdicts == Verdict.NEGATIVE) <= self.knobs.hard_negatives)
+        likeness = self.sets.jaccard(np.full_like(candidates, positive), candidates)
+        return [
+            Candidate(
+                passage=int(candidate),
+                shown=not mined[place],
+                score=float(scores[candidate]),
+                jaccard=float(likeness[place]),
+                verdict=Verdict(verdicts[place]),
+                chosen=bool(chosen[place]),
+            )
+            for place, candidate in enumerate(candidates)
+        ]
 
 
 def hardest(
@@ -116,7 +182,7 @@ def hardest(
 
     Exact. The similarities are made in tiles of bounded size, never ``[n, m]`` at once. -1 where fewer are left.
     """
-    bound = lowest_positive - (1 - SCORE_MARGIN) * np.abs(lowest_positive)
+    bound = _limit(lowest_positive)
     rows = max(1, _TILE // max(1, len(passages)))
     found, above = np.empty((len(queries), depth), dtype=np.int64), 0
     for start in range(0, len(queries), rows):
@@ -127,6 +193,11 @@ def hardest(
         values, indices = scores.masked_fill_(too_near, -torch.inf).topk(depth, dim=1)
         found[start : start + rows] = indices.masked_fill(values == -torch.inf, -1).cpu().numpy()
     return found, above
+
+
+def _limit(lowest_positive: Any) -> Any:
+    """The score above which a mined passage is spared; below the positive's for negative scores too."""
+    return lowest_positive - (1 - SCORE_MARGIN) * np.abs(lowest_positive)
 
 
 def _repeated(candidates: Indices) -> Mask:

@@ -2,12 +2,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from streams.knobs import DatasetKnobs
 from tests.unit.trainers.conftest import example
 from trainers.dataset import Dataset, build_dataset
-from trainers.negatives import Negatives, NegativeSource, hardest
+from trainers.negatives import Negatives, NegativeSource, Verdict, hardest
 from trainers.words import WordSets
 
 DOCUMENTS = {
@@ -89,3 +90,26 @@ def test_a_hundred_thousand_rows_take_seconds() -> None:
     found = sets.jaccard(pairs[0], pairs[1])
     one, other = set(texts[pairs[0, 7]].split()), set(texts[pairs[1, 7]].split())
     assert found[7] == len(one & other) / len(one | other)
+
+
+def test_an_explanation_says_what_choosing_does(tables: Callable[..., Any]) -> None:
+    shown = ("near", "p", "other", "other")
+    dataset = build_dataset(*tables([example("q", "p", negatives=shown), example("q", "second")], DOCUMENTS))
+    passages = torch.tensor([[1.0, 0.0], [0.1, 1.0], [0.2, 1.0], [0.9, 0.4], [0.5, 0.9]])
+    knobs = DatasetKnobs(hard_negatives=1, easy_negatives=0, exclusion_threshold=0.6)
+    source = NegativeSource(dataset, np.arange(2), WordSets.of(dataset.passages), knobs)
+    found = source.explain(torch.tensor([[1.0, 0.0]]), passages, depth=4)
+    assert [(dataset.passages[one.passage], one.shown, one.verdict) for one in found] == [
+        (DOCUMENTS["near"], True, Verdict.NEAR_POSITIVE_BY_WORDS),
+        (DOCUMENTS["p"], True, Verdict.KNOWN_POSITIVE),
+        (DOCUMENTS["other"], True, Verdict.NEGATIVE),
+        (DOCUMENTS["p"], False, Verdict.KNOWN_POSITIVE),
+        (DOCUMENTS["far"], False, Verdict.ABOVE_SCORE_MARGIN),
+        (DOCUMENTS["second"], False, Verdict.KNOWN_POSITIVE),
+        (DOCUMENTS["other"], False, Verdict.SAME_PASSAGE_TWICE),
+    ]
+    assert [one.chosen for one in found] == [False, False, True, False, False, False, False]
+    assert found[0].jaccard == 0.6
+    assert found[4].score == pytest.approx(0.9)
+    chosen = source.choose(torch.tensor([[1.0, 0.0]]), passages, np.random.default_rng(0))
+    assert chosen.passages[0].tolist() == [one.passage for one in found if one.chosen]
