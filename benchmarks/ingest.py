@@ -139,7 +139,7 @@ class Bench:
         """What a snapshot takes, and what it does to the logs, numbered from ``first``, that arrive in the meantime."""
         request = FineTuneRequested(
             request_id=f"r{time.time_ns()}",
-            model="bench",
+            model=f"bench-{first}",
             requested_at=now(),
             data=DataSelection(folders=folders),
         )

@@ -173,6 +173,7 @@ class _Worker:
 
     async def close(self) -> None:
         """Disconnect, and stop answering operators."""
+        self._exporter.close()
         await self._reader.close()
         await self._brokers.close()
         if self._server:

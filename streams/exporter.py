@@ -14,6 +14,7 @@ from infra.settings import PolicyRule, Settings
 from streams.coordination import Output
 from streams.errors import PartitionLostError
 from streams.events import Model, SnapshotCommand, SnapshotPart, TopicOffset, TrainingFinished, TrainingProgressed
+from streams.export_process import ExportProcess
 from streams.metrics import observe_snapshot
 from streams.outbox import Outbox
 from streams.snapshots import export
@@ -78,6 +79,7 @@ class Exporter:
         self._outbox = outbox
         self._store = store
         self._settings = settings
+        self._process = ExportProcess()
         self._reported: dict[tuple[str, int], TrainingProgressed] = {}
 
     async def export(self, command: SnapshotCommand, partition: int) -> None:
@@ -96,7 +98,9 @@ class Exporter:
         try:
             async with self._sets.steady(partition):
                 view = self._sets.view(partition)
-                part = await asyncio.to_thread(export, command, view, reached, self._store, self._settings.strengths)
+                part = await asyncio.to_thread(
+                    export, command, view, reached, self._store, self._settings.strengths, compute=self._process
+                )
             observe_snapshot(part)
             _log.info("exported", partition=partition, folders=len(part.folders), seconds=round(part.seconds, 3))
         except (BotoCoreError, ClientError, OSError) as error:
@@ -109,6 +113,10 @@ class Exporter:
         pending = {**watermark.pending, request.request_id: offset}
         await self._keep(request.model, partition, watermark.model_copy(update={"pending": _newest(pending)}))
         await self._outbox.publish((Output(Topic.SNAPSHOT_PARTS, part, request.model),), self._home(request.model))
+
+    def close(self) -> None:
+        """Nothing more will be exported."""
+        self._process.close()
 
     async def finished(self, event: TrainingFinished, partition: int) -> None:
         """The model has learnt from its snapshot: what is new is counted from there. Raises like ``export``."""

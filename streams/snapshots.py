@@ -3,26 +3,44 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.objects import ObjectStore, safe_segment
-from infra.settings import Strengths
+from infra.settings import SetLimits, Strengths
+from streams.erasures import Erasures
 from streams.events import FineTuneRequested, FolderCount, SnapshotCommand, SnapshotFile, SnapshotPart, TopicOffset
-from streams.fold import FolderSet
+from streams.fold import FolderSet, fold
 from streams.labels import Example, Passage, label
+from streams.segments import unpack
 from streams.snapshot_format import DOCUMENTS, EXAMPLES
 from streams.training_sets import PartitionView
+
+T = TypeVar("T")
 
 
 def snapshot_prefix(model: str, request_id: str) -> str:
     """Where a request's snapshot lies."""
     return f"snapshots/{safe_segment(model, request_id)}"
+
+
+class Compute(Protocol):
+    """Calls a function, in this process or in another, and returns what it does."""
+
+    def __call__(self, function: Callable[[], T]) -> T:
+        """Raises ``OSError`` where the other process is gone."""
+
+
+def here(function: Callable[[], T]) -> T:
+    """Calls it in this process."""
+    return function()
 
 
 def export(
@@ -31,6 +49,8 @@ def export(
     offsets: tuple[TopicOffset, ...],
     store: ObjectStore,
     strengths: Strengths,
+    *,
+    compute: Compute = here,
 ) -> SnapshotPart:
     """Write the partition's share, folder by folder: memory is bounded by the largest folder, not by the partition.
 
@@ -39,24 +59,31 @@ def export(
 
     Raises:
         botocore.exceptions.BotoCoreError, ClientError: the object store did not take the files.
+        OSError: ``compute`` could not.
     """
     request = command.request
     started = time.perf_counter()
     left_out: Counter[str] = Counter()
     agents: set[str] = set()
     counts = []
+    erasures = view.erasures()
     with TemporaryDirectory(prefix="foldtune-snapshot-") as folder:
         examples = _Writer(Path(folder) / "examples.parquet", EXAMPLES)
         documents = _Writer(Path(folder) / "documents.parquet", DOCUMENTS)
         with examples, documents:
             for folder_id in view.folders(request.data.folders):
-                content = view.folder(folder_id, command.issued_at)
-                agents.update(judged.log.agent_id for judged in content.logs)
-                rows = [_example_row(example) for example in _selected(content, request, strengths, left_out)]
-                examples.write(rows)
-                documents.write([_document_row(folder_id, document) for document in content.documents])
-                positives = sum(row["positive"] is not None for row in rows)
-                counts.append(FolderCount(folder_id=folder_id, examples=positives, documents=len(content.documents)))
+                contents = [content for _, content in view.contents(view.segments[folder_id])]
+                limits = view.limits.of(folder_id)
+                found = compute(
+                    partial(
+                        folder_rows, command, folder_id, contents, erasures=erasures, limits=limits, strengths=strengths
+                    )
+                )
+                examples.write(found.examples)
+                documents.write(found.documents)
+                agents |= found.agents
+                left_out += found.left_out
+                counts.append(found.count)
         prefix = snapshot_prefix(request.model, request.request_id)
         written = time.perf_counter()
         files = (
@@ -77,6 +104,49 @@ def export(
             seconds=ended - started,
             store_seconds=ended - written,
         )
+
+
+@dataclass(frozen=True)
+class FolderRows:
+    """A folder's share of a snapshot; the rows as record batches in Arrow's stream format."""
+
+    examples: bytes
+    documents: bytes
+    count: FolderCount
+    agents: set[str]
+    left_out: Counter[str]
+
+
+def folder_rows(
+    command: SnapshotCommand,
+    folder_id: str,
+    contents: list[bytes],
+    *,
+    erasures: Erasures,
+    limits: SetLimits,
+    strengths: Strengths,
+) -> FolderRows:
+    """Fold the segments of a folder and label what is selected of it."""
+    records = (record for content in contents for record in unpack(content))
+    content = fold(folder_id, records, erasures, limits, command.issued_at)
+    left_out: Counter[str] = Counter()
+    rows = [_example_row(example) for example in _selected(content, command.request, strengths, left_out)]
+    documents = [_document_row(folder_id, document) for document in content.documents]
+    positives = sum(row["positive"] is not None for row in rows)
+    return FolderRows(
+        examples=_stream(rows, EXAMPLES),
+        documents=_stream(documents, DOCUMENTS),
+        count=FolderCount(folder_id=folder_id, examples=positives, documents=len(documents)),
+        agents={judged.log.agent_id for judged in content.logs},
+        left_out=left_out,
+    )
+
+
+def _stream(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+    return bytes(sink.getvalue())
 
 
 def _selected(
@@ -127,13 +197,13 @@ class _Writer:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
-        self._schema = schema
         self._rows = 0
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+    def write(self, stream: bytes) -> None:
+        rows = pa.ipc.open_stream(stream).read_all()
+        if len(rows):
+            self._writer.write_table(rows)
             self._rows += len(rows)
 
     def __enter__(self) -> "_Writer":
