@@ -193,4 +193,5 @@ def test_what_was_erased_is_nowhere(
     assert found_in(changelog_values(settings)) == {KEPT}
     assert worker.stop() == 0
     assert found_in(rocksdb_values(worker_folder)) == {KEPT}
-    assert found_in(files(worker_folder, "*")) == {KEPT}
+    # What is kept may be there in a compressed form only.
+    assert found_in(files(worker_folder, "*")) <= {KEPT}
