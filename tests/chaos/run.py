@@ -134,6 +134,7 @@ class System:
 
     def settle(self, report: Report, differences: Path) -> None:
         """Wait until the system has come to rest, and hold what it has against what it should."""
+        self.traffic.patiently().close()
         self._await_ends()
         history = History(self.settings)
         expected, found = history.expected(), self._folders()

@@ -3,9 +3,12 @@
 import random
 import threading
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 
-from infra.errors import PublishError
+from tenacity import retry, retry_if_exception_type, stop_after_delay
+
+from infra.errors import NoBrokerError, PublishError
 from infra.kafka import Publisher, consumer
 from infra.settings import Settings
 from streams.events import (
@@ -35,7 +38,7 @@ BOUNDED_FOLDERS = FOLDERS[:3]
 MAX_EXAMPLES = 300
 POISON = (b"\xff\x00 %d", b"{ %d", b'{"type": "chat_log", "log_id": %d}', b"[%d]")
 _TICK_SECONDS = 0.1
-_REQUEST_EVERY = 40
+_REQUEST_EVERY = 15
 
 Sent = tuple[Topic, Event, str]
 
@@ -66,18 +69,25 @@ class Traffic(threading.Thread):
 
     def repeat(self) -> None:
         """A producer that did not hear the acknowledgement sends its last events again."""
-        with Publisher(self._settings.kafka) as publisher:
+        with self.patiently() as publisher:
             self._send(publisher, self._known[-200:])
 
     def poisoned(self) -> None:
         """Somebody publishes what is no event."""
-        with Publisher(self._settings.kafka) as publisher:
+        sent = set()
+        with self.patiently() as publisher, suppress(PublishError):
             for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK):
                 for template in POISON:
                     value = template % self._random.randrange(10**9)
                     publisher.send_raw(topic, value, key=self._random.choice(FOLDERS))
-                    self.poison.add(value)
+                    sent.add(value)
             publisher.flush()
+            self.poison |= sent
+
+    @retry(retry=retry_if_exception_type(NoBrokerError), stop=stop_after_delay(120))
+    def patiently(self) -> Publisher:
+        """A publisher, once the broker is there."""
+        return Publisher(self._settings.kafka)
 
     def _send(self, publisher: Publisher, events: list[Sent]) -> None:
         try:
