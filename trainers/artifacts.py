@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from streams.events import FineTuneRequested, ModelReady
 from trainers.encoder import Encoder
 from trainers.recipe import write_recipe
+from trainers.selection import MergeBack
 
 # A tokenizer is taken over as it is: written anew, it might cut texts otherwise than the base model did.
 _TOKENIZER_FILES = (
@@ -73,6 +74,8 @@ def write_card(
     max_tokens: int,
     folders: int,
     examples: int,
+    validation: dict[str, Any],
+    merged: MergeBack | None,
     warnings: Sequence[str],
 ) -> None:
     """Write the model card, ``README.md``."""
@@ -89,6 +92,8 @@ def write_card(
         max_tokens=max_tokens,
         folders=folders,
         examples=examples,
+        validation=validation,
+        merged=merged,
         warnings=warnings,
         rows=measured,
         knobs=knobs,

@@ -75,7 +75,7 @@ class Dataset:
 class Split:
     """``train`` are rows of the examples, ``validation`` and ``held_out`` are questions; no two share a group.
 
-    ``validation`` is empty where there is too little to train on; ``judged``: people have judged both sets of questions.
+    ``validation`` is empty where there is too little to train on; ``judged``: the last two are of judged questions.
     """
 
     train: Indices
@@ -161,7 +161,8 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
 
 
 def split(dataset: Dataset, seed: int) -> Split:
-    """Hold out whole groups of questions, in the order of a hash of ``seed`` and the group's text, then validate on some.
+    """Hold out whole groups of questions, in the order of a hash of ``seed`` and the group's text, the first ones to
+    report on and the next ones for validation.
 
     The order does not depend on what else is in the snapshot: a question held out once stays held out in the next
     snapshot of about the same size, so a later model is not measured on what an earlier one was trained on.

@@ -46,12 +46,21 @@ class Evaluation:
         )
 
 
-def evaluate(dataset: Dataset, held_out: Indices, queries: torch.Tensor, passages: torch.Tensor) -> Evaluation:
+def evaluate(
+    dataset: Dataset,
+    held_out: Indices,
+    queries: torch.Tensor,
+    passages: torch.Tensor,
+    candidates: Indices | None = None,
+) -> Evaluation:
     """Search each held-out question in all searchable passages; every known positive is relevant.
 
-    ``queries`` ``[held_out, d]`` and ``passages`` ``[searchable, d]`` are embeddings.
+    ``queries`` ``[held_out, d]`` and ``passages`` ``[searchable, d]`` are embeddings. With ``candidates`` ``[n]`` only
+    these passages are searched, and ``passages`` ``[n, d]`` are theirs.
     """
     found = nearest(queries, passages, CUTOFF)
+    if candidates is not None:
+        found = np.where(found >= 0, candidates[found], -1)
     hits = dataset.is_known_positive(held_out[:, None], found)
     asked = dataset.known_positives // len(dataset.passages)
     relevant = np.searchsorted(asked, held_out, side="right") - np.searchsorted(asked, held_out, side="left")

@@ -14,14 +14,15 @@ from streams.events import FineTuneRequested, ModelReady, ModelReference, State,
 from trainers.artifacts import write_card, write_curve, write_metrics, write_model
 from trainers.base_models import fetch_base_model, weights_digest
 from trainers.checkpoints import Checkpoints
-from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
+from trainers.dataset import MIN_JUDGED, MIN_TRAINED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
 from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
 from trainers.publishing import latest_model, publish_model
+from trainers.selection import Validation, merge_back
 from trainers.snapshot import Snapshot, read_snapshot
 from trainers.status import Reporter
 from trainers.trained_layers import TrainedLayers
-from trainers.training import TrainingRecord, train
+from trainers.training import TrainingRecord, cheap_to_embed_all, train
 
 log = structlog.get_logger()
 
@@ -65,6 +66,8 @@ def produce_model(
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
     embedded_seconds = time.monotonic() - began
 
+    start_weights = layers.weights()
+    validation = validation_of(layers, dataset, parts, job.request)
     checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval)
     record = train(
         layers,
@@ -73,8 +76,10 @@ def produce_model(
         job.request,
         start=before_vectors,
         observer=reporter,
+        validation=validation,
         checkpoints=checkpoints,
     )
+    merged = merge_back(layers, start_weights, validation) if validation else None
     if not record.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
 
@@ -87,6 +92,8 @@ def produce_model(
     metrics = _metrics(
         base=base, baseline=baseline, after=after, dataset=dataset, parts=parts, record=record, ready=ready
     )
+    metrics["validation"] = _validation(validation, record, parts)
+    metrics["merge_back"] = asdict(merged) if merged else None
     metrics["seconds"] = {
         "until_trained": embedded_seconds,
         "training": record.seconds,
@@ -102,6 +109,8 @@ def produce_model(
         max_tokens=encoder.max_tokens,
         folders=len({count.folder_id for part in snapshot.manifest.parts for count in part.folders}),
         examples=len(parts.train),
+        validation=metrics["validation"],
+        merged=merged,
         warnings=reporter.warnings,
     )
     publish_model(folder, ready, job, store, reporter)
@@ -114,6 +123,16 @@ def embed(encoder: Encoder, dataset: Dataset) -> tuple[torch.Tensor, torch.Tenso
         torch.from_numpy(encoder.encode(dataset.questions, "query")).to(encoder.device),
         torch.from_numpy(encoder.encode(dataset.passages, "passage")).to(encoder.device),
     )
+
+
+def validation_of(
+    layers: TrainedLayers, dataset: Dataset, parts: Split, request: FineTuneRequested
+) -> Validation | None:
+    """What the training is steered by; None where there is too little to train on."""
+    if not len(parts.validation):
+        return None
+    sampled = not cheap_to_embed_all(dataset, len(parts.train), request)
+    return Validation(layers, dataset, parts.validation, sampled=sampled, seed=request.seed)
 
 
 def measure(dataset: Dataset, parts: Split, queries: torch.Tensor, passages: torch.Tensor) -> Evaluation:
@@ -165,6 +184,18 @@ def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
     if groups < MIN_GROUPS:
         found.append(f"{groups} held-out groups of questions; under {MIN_GROUPS} no model is promoted")
     return found
+
+
+def _validation(validation: Validation | None, record: TrainingRecord, parts: Split) -> dict[str, Any]:
+    if validation is None or record.best_epoch is None:
+        return {"off": f"fewer than {MIN_TRAINED} questions to train on, or too many of them alike"}
+    return {
+        "questions": len(parts.validation),
+        "searched": len(validation.passages),
+        "ndcg_at_10": record.validation,
+        "best_epoch": record.best_epoch + 1,
+        "stopped_early": record.stopped,
+    }
 
 
 def _ready(
