@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from streams.events import FineTuneRequested, ModelReady
 from trainers.encoder import Encoder
+from trainers.forgetting import Forgetting
 from trainers.recipe import write_recipe
 from trainers.selection import MergeBack
 
@@ -76,6 +78,7 @@ def write_card(
     examples: int,
     validation: dict[str, Any],
     merged: MergeBack | None,
+    forgetting: Forgetting,
     warnings: Sequence[str],
 ) -> None:
     """Write the model card, ``README.md``."""
@@ -94,6 +97,7 @@ def write_card(
         examples=examples,
         validation=validation,
         merged=merged,
+        general=[(name, value, asdict(forgetting.after)[name]) for name, value in asdict(forgetting.before).items()],
         warnings=warnings,
         rows=measured,
         knobs=knobs,

@@ -1,5 +1,6 @@
 """How well held-out questions find their passages, before and after, and whether the difference may be believed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,8 +111,16 @@ def gain_interval(before: Evaluation, after: Evaluation, seed: int) -> tuple[flo
     return float(low), float(high)
 
 
-def gate(before: Evaluation, after: Evaluation, seed: int, baseline: str = "the base model") -> GateVerdict:
-    """Promote a model whose gain over ``baseline`` is above zero and, within the tolerance, not a matter of chance."""
+def gate(
+    before: Evaluation,
+    after: Evaluation,
+    seed: int,
+    baseline: str = "the base model",
+    refusals: Sequence[str] = (),
+) -> GateVerdict:
+    """Promote a model whose gain over ``baseline`` is above zero and, within the tolerance, not a matter of chance;
+    ``refusals`` are what else speaks against it.
+    """
     gain = float((after.ndcg - before.ndcg).mean())
     low, high = gain_interval(before, after, seed)
     groups = len(np.unique(before.groups))
@@ -124,6 +133,7 @@ def gate(before: Evaluation, after: Evaluation, seed: int, baseline: str = "the 
         reasons.append(f"not better than {baseline}: {numbers}")
     elif low < -TOLERANCE:
         reasons.append(f"the gain may be chance: {numbers}, {interval}, its lower end is below {-TOLERANCE:+.2f}")
+    reasons += refusals
     promote = not reasons
     if promote:
         reasons.append(f"better than {baseline}: {numbers}, {interval}")

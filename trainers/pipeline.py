@@ -10,13 +10,14 @@ import torch
 
 from infra.objects import ObjectStore
 from infra.settings import Settings
-from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
+from streams.events import FineTuneRequested, GateVerdict, ModelReady, ModelReference, State, TrainingJob, now
 from trainers.artifacts import write_card, write_curve, write_metrics, write_model
 from trainers.base_models import fetch_base_model, weights_digest
 from trainers.checkpoints import Checkpoints
 from trainers.dataset import MIN_JUDGED, MIN_TRAINED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
 from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
+from trainers.forgetting import Forgetting, measure_general
 from trainers.publishing import latest_model, publish_model
 from trainers.selection import Validation, merge_back
 from trainers.snapshot import Snapshot, read_snapshot
@@ -64,6 +65,7 @@ def produce_model(
     layers = TrainedLayers(encoder, dataset, job.request.training.trainable_layers, work_dir)
     before_vectors = layers.embed_uncut()
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
+    general_before = measure_general(encoder, before_vectors[1][: dataset.documents], job.request.seed)
     embedded_seconds = time.monotonic() - began
 
     start_weights = layers.weights()
@@ -85,15 +87,23 @@ def produce_model(
 
     reporter.state(State.EVALUATING)
     baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
-    after = measure(dataset, parts, *layers.embed_uncut())
+    after_vectors = layers.embed_uncut()
+    after = measure(dataset, parts, *after_vectors)
+    general_after = measure_general(encoder, after_vectors[1][: dataset.documents], job.request.seed)
+    forgetting = Forgetting(general_before, general_after)
+    reporter.warn(*forgetting.warnings)
     folder = work_dir / "model"
     write_model(encoder, base_folder, folder)
-    ready = _ready(job, snapshot, encoder=encoder, folder=folder, baseline=baseline, after=after, record=record)
+    verdict = gate(baseline.evaluation, after, job.request.seed, baseline.name, forgetting.refusals)
+    ready = _ready(
+        job, snapshot, encoder=encoder, folder=folder, baseline=baseline, after=after, verdict=verdict, record=record
+    )
     metrics = _metrics(
         base=base, baseline=baseline, after=after, dataset=dataset, parts=parts, record=record, ready=ready
     )
     metrics["validation"] = _validation(validation, record, parts)
     metrics["merge_back"] = asdict(merged) if merged else None
+    metrics["general"] = forgetting.described()
     metrics["seconds"] = {
         "until_trained": embedded_seconds,
         "training": record.seconds,
@@ -111,6 +121,7 @@ def produce_model(
         examples=len(parts.train),
         validation=metrics["validation"],
         merged=merged,
+        forgetting=forgetting,
         warnings=reporter.warnings,
     )
     publish_model(folder, ready, job, store, reporter)
@@ -206,6 +217,7 @@ def _ready(
     folder: Path,
     baseline: Baseline,
     after: Evaluation,
+    verdict: GateVerdict,
     record: TrainingRecord,
 ) -> ModelReady:
     request = job.request
@@ -223,7 +235,7 @@ def _ready(
         requires_reindex=True,
         metrics_before=baseline.evaluation.metrics(),
         metrics_after=after.metrics(),
-        gate=gate(baseline.evaluation, after, request.seed, baseline.name),
+        gate=verdict,
         snapshot_uri=job.snapshot_uri,
         snapshot_sha256=job.snapshot_sha256,
         snapshot_offsets=tuple(offset for part in snapshot.manifest.parts for offset in part.offsets),

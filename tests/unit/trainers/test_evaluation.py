@@ -57,6 +57,9 @@ def test_the_gate_says_why() -> None:
     assert "not better than the base model" in worse.reasons[0]
     assert not few.promote
     assert "too few" in few.reasons[0]
+    refused = gate(low, high, 0, refusals=["it forgot how to read"])
+    assert not refused.promote
+    assert refused.reasons == ("it forgot how to read",)
     same = gate(low, low, 0)
     assert not same.promote
 

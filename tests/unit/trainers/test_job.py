@@ -129,6 +129,24 @@ def test_the_next_version_is_compared_with_the_promoted_one(
     assert not announcer.ready
 
 
+def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
+    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.forgetting.WARNING_FALL", -2)
+    monkeypatch.setattr("trainers.forgetting.REFUSAL_FALL", -2)
+    code, announcer = start(put(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
+    assert code == ExitCode.DONE
+    general = json.loads(store.get("models/m/000001/metrics.json"))["general"]
+    numbers = f"nDCG@10 {general['before']['ndcg_at_10']:.4f} → {general['after']['ndcg_at_10']:.4f}"
+    last = announcer.statuses[-1]
+    assert last.promoted is False
+    assert numbers in last.reasons[-1]
+    assert any(numbers in warning for warning in last.warnings)
+    assert (
+        f"| recall_at_1 | {general['before']['recall_at_1']:.4f} |" in store.get("models/m/000001/README.md").decode()
+    )
+
+
 class Unlucky(RecordingAnnouncer):
     """Something happens to the process after a step."""
 
