@@ -41,9 +41,9 @@ class Dataset:
     """Questions and passages are distinct texts, named by their index; an example is a row of the arrays.
 
     ``passages`` begins with the snapshot's ``documents`` documents; up to ``searchable`` follow positives whose text
-    only a log carried, then the negatives of that kind. ``judged`` says whether a person stands behind an example, by a
-    like or a correction. ``known_positives`` are all pairs (question, passage) that some
-    log calls positive, as sorted codes (``codes``).
+    only a log carried, then the negatives of that kind. ``folders`` are those in which each question was asked.
+    ``judged`` says whether a person stands behind an example, by a like or a correction. ``known_positives`` are all
+    pairs (question, passage) that some log calls positive, as sorted codes (``codes``).
     """
 
     questions: tuple[str, ...]
@@ -57,6 +57,7 @@ class Dataset:
     judged: npt.NDArray[np.bool_]
     impressions: tuple[tuple[int, ...], ...]
     known_positives: Indices
+    folders: tuple[tuple[str, ...], ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
 
     def codes(self, questions: Indices, passages: Indices) -> Indices:
@@ -120,10 +121,12 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
     pairs: dict[tuple[int, int], float] = {}
     judged: dict[tuple[int, int], bool] = defaultdict(bool)
     left_out: Counter[str] = Counter()
+    folders: dict[int, dict[str, None]] = defaultdict(dict)
     impressions: dict[int, dict[int, None]] = defaultdict(dict)
     carried: list[tuple[int, list[dict[str, Any]]]] = []
     for row in examples.to_pylist():
         question, _ = questions.setdefault(normalized(row["question"]), (len(questions), row["question"]))
+        folders[question][row["folder_id"]] = None
         carried.append((question, row["negatives"]))
         if row["positive"] is None:
             left_out["disliked_without_positive"] += 1
@@ -156,6 +159,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
         judged=np.array(list(judged.values()), dtype=np.bool_),
         impressions=tuple(tuple(impressions[index]) for index in range(len(questions))),
         known_positives=np.sort(keys[:, 0] * len(passages.texts) + keys[:, 1]),
+        folders=tuple(tuple(folders[index]) for index in range(len(questions))),
         left_out=dict(+left_out),
     )
 

@@ -1,7 +1,9 @@
 """How well held-out questions find their passages, before and after, and whether the difference may be believed."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,8 @@ CUTOFF = 10
 BOOTSTRAP_SAMPLES = 2_000
 # Under so many groups of questions the bootstrap's interval is itself a guess.
 MIN_GROUPS = 20
+# Under so many questions a folder's mean says nothing, and would tell of single ones.
+MIN_FOLDER_QUESTIONS = 5
 # How far the interval may reach below zero: a gain that is sure but for a hundredth of nDCG is let through, because the
 # next round of logs corrects it, and a model that is never replaced never improves.
 TOLERANCE = 0.01
@@ -95,6 +99,24 @@ def ndcg(hits: npt.NDArray[np.bool_], relevant: Indices) -> Floats:
     discounts = 1 / np.log2(np.arange(hits.shape[1]) + 2)
     ideal = np.concatenate([[0.0], np.cumsum(discounts)])
     return np.asarray((hits * discounts).sum(axis=1) / ideal[np.minimum(relevant, hits.shape[1])])
+
+
+def by_folder(dataset: Dataset, held_out: Indices, before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
+    """Means of the questions of each folder that has enough of them; one that several folders know counts in each."""
+    asked: dict[str, list[int]] = defaultdict(list)
+    for place, question in enumerate(held_out):
+        for folder in dataset.folders[question]:
+            asked[folder].append(place)
+
+    def means(evaluation: Evaluation, places: list[int]) -> dict[str, float]:
+        ndcg, recall = evaluation.ndcg[places], evaluation.recall[CUTOFF][places]
+        return {"ndcg_at_10": float(ndcg.mean()), "recall_at_10": float(recall.mean())}
+
+    return {
+        folder: {"questions": len(places), "before": means(before, places), "after": means(after, places)}
+        for folder, places in sorted(asked.items())
+        if len(places) >= MIN_FOLDER_QUESTIONS
+    }
 
 
 def gain_interval(before: Evaluation, after: Evaluation, seed: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from trainers.base_models import fetch_base_model, weights_digest
 from trainers.checkpoints import Checkpoints
 from trainers.dataset import MIN_JUDGED, MIN_TRAINED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
-from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
+from trainers.evaluation import MIN_GROUPS, Evaluation, by_folder, evaluate, gate
 from trainers.forgetting import Forgetting, measure_general
 from trainers.publishing import latest_model, publish_model
 from trainers.selection import Validation, merge_back
@@ -104,6 +104,7 @@ def produce_model(
     metrics["validation"] = _validation(validation, record, parts)
     metrics["merge_back"] = asdict(merged) if merged else None
     metrics["general"] = forgetting.described()
+    metrics["folders"] = by_folder(dataset, parts.held_out, baseline.evaluation, after)
     metrics["seconds"] = {
         "until_trained": embedded_seconds,
         "training": record.seconds,

@@ -43,6 +43,11 @@ def test_documents_of_equal_text_are_one_passage(tables: Callable[..., Any]) -> 
     assert dataset.positive.tolist() == [1]
 
 
+def test_a_question_has_the_folders_in_which_it_was_asked(tables: Callable[..., Any]) -> None:
+    rows = [example("where", "one"), {**example("Where?", None), "folder_id": "other"}, example("when", "two")]
+    assert build_dataset(*tables(rows, DOCUMENTS)).folders == (("f", "other"), ("f",))
+
+
 def test_a_positive_outside_the_snapshot_needs_the_text_of_the_log(tables: Callable[..., Any]) -> None:
     rows = [example("gone", "three"), example("carried", "four=carried text"), example("x", "one")]
     dataset = build_dataset(*tables(rows, DOCUMENTS))

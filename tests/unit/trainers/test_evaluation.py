@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from trainers.dataset import Dataset
-from trainers.evaluation import Evaluation, evaluate, gain_interval, gate, ndcg, nearest, reciprocal_rank
+from trainers.evaluation import Evaluation, by_folder, evaluate, gain_interval, gate, ndcg, nearest, reciprocal_rank
 
 
 def evaluation(scores: list[float], groups: list[int] | None = None) -> Evaluation:
@@ -41,6 +42,22 @@ def test_all_positives_of_a_question_count(small_dataset: Dataset) -> None:
     metrics = result.metrics()
     assert metrics.recall_at_1 == pytest.approx(39 / 40)
     assert metrics.documents == 50
+
+
+def test_folders_are_measured_apart(small_dataset: Dataset) -> None:
+    # Folder a has the questions up to 7, b those from 4 to 11, and the others are alone in theirs.
+    folders = tuple((*"a" * (q < 8), *"b" * (4 <= q < 12)) if q < 12 else (f"../{q}",) for q in range(40))
+    dataset = replace(small_dataset, folders=folders)
+    held_out = np.arange(2, 20)
+    before, after = evaluation([0.2] * 18), evaluation([0.3] * 2 + [0.6] * 4 + [0.9] * 12)
+    found = by_folder(dataset, held_out, before, after)
+    assert list(found) == ["a", "b"]
+    assert (found["a"]["questions"], found["b"]["questions"]) == (6, 8)
+    assert found["a"]["before"] == pytest.approx({"ndcg_at_10": 0.2, "recall_at_10": 0.2})
+    assert found["a"]["after"] == pytest.approx({"ndcg_at_10": 0.5, "recall_at_10": 0.5})
+    assert found["b"]["after"]["ndcg_at_10"] == pytest.approx((4 * 0.6 + 4 * 0.9) / 8)
+    few = evaluation([0.2] * 4)
+    assert by_folder(dataset, np.arange(4), few, few) == {}
 
 
 def test_fewer_passages_than_the_cutoff() -> None:

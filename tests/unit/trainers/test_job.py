@@ -105,6 +105,12 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
     assert last.promoted == bool(announcer.ready)
     assert any("temperature 0.005" in warning for warning in last.warnings)
     assert any("steps" in warning for warning in last.warnings)
+    metrics = json.loads(store.get("models/m/000001/metrics.json"))
+    (folder,) = metrics["folders"].items()
+    assert folder[0] == "f"
+    assert folder[1]["questions"] == metrics["data"]["held_out_questions"]
+    for when, of in (("before", "baseline"), ("after", "after")):
+        assert folder[1][when] == {name: metrics[of][name] for name in ("ndcg_at_10", "recall_at_10")}
     card = store.get("models/m/000001/README.md").decode()
     assert job.snapshot_sha256 in card
     assert "weights.focus | 0.5" in card
