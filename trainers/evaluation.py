@@ -30,13 +30,19 @@ _TILE = 32 * 1024**2
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures of each held-out question, ``[n]``; ``groups`` says which questions are near-duplicates."""
+    """Measures of each held-out question, ``[n]``, recall for each k up to the cutoff; ``groups`` says which questions
+    are near-duplicates.
+    """
 
     recall: dict[int, Floats]
     reciprocal_rank: Floats
     ndcg: Floats
     groups: Indices
     documents: int
+
+    def recall_curve(self) -> list[float]:
+        """Mean recall@1, recall@2 … up to the cutoff."""
+        return [float(self.recall[k].mean()) for k in range(1, CUTOFF + 1)]
 
     def metrics(self) -> RetrievalMetrics:
         """The means."""
@@ -70,7 +76,7 @@ def evaluate(
     asked = dataset.known_positives // len(dataset.passages)
     relevant = np.searchsorted(asked, held_out, side="right") - np.searchsorted(asked, held_out, side="left")
     return Evaluation(
-        recall={k: hits[:, :k].sum(axis=1) / relevant for k in (1, 5, 10)},
+        recall={k: hits[:, :k].sum(axis=1) / relevant for k in range(1, CUTOFF + 1)},
         reciprocal_rank=reciprocal_rank(hits),
         ndcg=ndcg(hits, relevant),
         groups=dataset.groups[held_out],

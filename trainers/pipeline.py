@@ -11,7 +11,7 @@ import torch
 from infra.objects import ObjectStore
 from infra.settings import Settings
 from streams.events import FineTuneRequested, GateVerdict, ModelReady, ModelReference, State, TrainingJob, now
-from trainers.artifacts import write_card, write_curve, write_metrics, write_model
+from trainers.artifacts import write_card, write_curve, write_metrics, write_model, write_recall
 from trainers.base_models import fetch_base_model, weights_digest
 from trainers.checkpoints import Checkpoints
 from trainers.dataset import MIN_JUDGED, MIN_TRAINED, Dataset, Split, build_dataset, split
@@ -112,6 +112,7 @@ def produce_model(
     }
     write_metrics(folder, metrics)
     write_curve(folder, record.losses)
+    write_recall(folder, baseline.evaluation.recall_curve(), after.recall_curve(), baseline=baseline.name)
     write_card(
         folder,
         ready,

@@ -12,7 +12,7 @@ from trainers.evaluation import Evaluation, by_folder, evaluate, gain_interval, 
 def evaluation(scores: list[float], groups: list[int] | None = None) -> Evaluation:
     values = np.array(scores)
     labels = np.arange(len(values)) if groups is None else np.array(groups)
-    return Evaluation(dict.fromkeys((1, 5, 10), values), values, values, labels, documents=9)
+    return Evaluation(dict.fromkeys(range(1, 11), values), values, values, labels, documents=9)
 
 
 def test_hand_computed_measures() -> None:
@@ -42,6 +42,15 @@ def test_all_positives_of_a_question_count(small_dataset: Dataset) -> None:
     metrics = result.metrics()
     assert metrics.recall_at_1 == pytest.approx(39 / 40)
     assert metrics.documents == 50
+    assert result.recall_curve() == [pytest.approx(39 / 40)] * 10
+
+
+def test_the_recall_curve_counts_the_first_k(small_dataset: Dataset) -> None:
+    passages = torch.eye(len(small_dataset.passages))
+    # The own passage of question n comes at rank n + 1.
+    queries = passages[:4] + 2 * torch.stack([passages[40 : 40 + rank].sum(dim=0) for rank in range(4)])
+    curve = evaluate(small_dataset, np.arange(4), queries, passages).recall_curve()
+    assert curve == [0.25, 0.5, 0.75] + [1.0] * 7
 
 
 def test_folders_are_measured_apart(small_dataset: Dataset) -> None:

@@ -111,6 +111,12 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
     assert folder[1]["questions"] == metrics["data"]["held_out_questions"]
     for when, of in (("before", "baseline"), ("after", "after")):
         assert folder[1][when] == {name: metrics[of][name] for name in ("ndcg_at_10", "recall_at_10")}
+    curves = json.loads(store.get("models/m/000001/recall.json"))
+    assert curves["k"] == list(range(1, 11))
+    for when, of in (("before", "baseline"), ("after", "after")):
+        assert [curves[when][k - 1] for k in (1, 5, 10)] == [metrics[of][f"recall_at_{k}"] for k in (1, 5, 10)]
+        assert curves[when] == sorted(curves[when])
+    assert store.get("models/m/000001/recall.png").startswith(b"\x89PNG")
     card = store.get("models/m/000001/README.md").decode()
     assert job.snapshot_sha256 in card
     assert "weights.focus | 0.5" in card
