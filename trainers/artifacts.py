@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 
 from streams.events import FineTuneRequested, ModelReady
 from trainers.encoder import Encoder
-from trainers.forgetting import Forgetting
 from trainers.recipe import write_recipe
-from trainers.selection import MergeBack
+from trainers.results import Results
 
 # A tokenizer is taken over as it is: written anew, it might cut texts otherwise than the base model did.
 _TOKENIZER_FILES = (
@@ -90,33 +89,30 @@ def write_card(
     folder: Path,
     ready: ModelReady,
     request: FineTuneRequested,
+    results: Results,
     *,
-    baseline: str,
     max_tokens: int,
     folders: int,
-    examples: int,
-    validation: dict[str, Any],
-    merged: MergeBack | None,
-    forgetting: Forgetting,
     warnings: Sequence[str],
 ) -> None:
     """Write the model card, ``README.md``."""
     template = (Path(__file__).parent / "model_card.md.jinja").read_text()
     before, after = ready.metrics_before.model_dump(), ready.metrics_after.model_dump()
     measured = [(name, before[name], after[name]) for name in before if name not in {"questions", "documents"}]
+    general_before, general_after = asdict(results.forgetting.before), asdict(results.forgetting.after)
     sections = {"dataset": request.dataset, "training": request.training, "weights": request.weights}
     knobs = [(f"{section}.{name}", value) for section, group in sections.items() for name, value in group]
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)  # noqa: S701 - Markdown
     card = environment.from_string(template).render(
         ready=ready,
         request=request,
-        baseline=baseline,
+        baseline=results.baseline.name,
         max_tokens=max_tokens,
         folders=folders,
-        examples=examples,
-        validation=validation,
-        merged=merged,
-        general=[(name, value, asdict(forgetting.after)[name]) for name, value in asdict(forgetting.before).items()],
+        examples=len(results.parts.train),
+        validation=results.validation(),
+        merged=results.merged,
+        general=[(name, general_before[name], general_after[name]) for name in general_before],
         warnings=warnings,
         rows=measured,
         knobs=knobs,

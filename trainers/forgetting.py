@@ -1,9 +1,8 @@
 """What a training costs elsewhere: general questions, the same for every model, before and after."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,10 +44,6 @@ class Forgetting:
     def refusals(self) -> list[str]:
         """A fall that no gain on the logs' questions makes up for."""
         return [f"{self._numbers}; at most {REFUSAL_FALL} is let through"] if self.fall > REFUSAL_FALL else []
-
-    def described(self) -> dict[str, Any]:
-        """For ``metrics.json``."""
-        return asdict(self) | {"ndcg_fall": self.fall}
 
     @property
     def _numbers(self) -> str:

@@ -1,44 +1,34 @@
 """A training from its snapshot to its published model, step by step."""
 
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 import torch
 
 from infra.objects import ObjectStore
 from infra.settings import Settings
-from streams.events import FineTuneRequested, GateVerdict, ModelReady, ModelReference, State, TrainingJob, now
+from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
 from trainers.artifacts import write_card, write_curve, write_metrics, write_model, write_recall
 from trainers.base_models import fetch_base_model, weights_digest
 from trainers.checkpoints import Checkpoints
-from trainers.dataset import MIN_JUDGED, MIN_TRAINED, Dataset, Split, build_dataset, split
+from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
-from trainers.evaluation import MIN_GROUPS, Evaluation, by_folder, evaluate, gate
+from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
 from trainers.forgetting import Forgetting, measure_general
 from trainers.publishing import latest_model, publish_model
+from trainers.results import Baseline, Results
 from trainers.selection import Validation, merge_back
 from trainers.snapshot import Snapshot, read_snapshot
 from trainers.status import Reporter
 from trainers.trained_layers import TrainedLayers
-from trainers.training import TrainingRecord, cheap_to_embed_all, train
+from trainers.training import cheap_to_embed_all, train
 
 log = structlog.get_logger()
 
 MIN_STEPS = 50
 MIN_TEMPERATURE = 0.01
 _PLACEHOLDER_DIGEST = "0" * 64
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What the new model is measured against."""
-
-    name: str
-    evaluation: Evaluation
-    version: str | None = None
 
 
 def produce_model(
@@ -81,49 +71,43 @@ def produce_model(
         validation=validation,
         checkpoints=checkpoints,
     )
-    merged = merge_back(layers, start_weights, validation) if validation else None
     if not record.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
 
     reporter.state(State.EVALUATING)
-    baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
+    merged = merge_back(layers, start_weights, validation) if validation else None
     after_vectors = layers.embed_uncut()
     after = measure(dataset, parts, *after_vectors)
     general_after = measure_general(encoder, after_vectors[1][: dataset.documents], job.request.seed)
     forgetting = Forgetting(general_before, general_after)
     reporter.warn(*forgetting.warnings)
+    baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
+    results = Results(
+        dataset=dataset,
+        parts=parts,
+        record=record,
+        merged=merged,
+        base=base,
+        baseline=baseline,
+        after=after,
+        forgetting=forgetting,
+        verdict=gate(baseline.evaluation, after, job.request.seed, baseline.name, forgetting.refusals),
+    )
+
     folder = work_dir / "model"
     write_model(encoder, base_folder, folder)
-    verdict = gate(baseline.evaluation, after, job.request.seed, baseline.name, forgetting.refusals)
-    ready = _ready(
-        job, snapshot, encoder=encoder, folder=folder, baseline=baseline, after=after, verdict=verdict, record=record
-    )
-    metrics = _metrics(
-        base=base, baseline=baseline, after=after, dataset=dataset, parts=parts, record=record, ready=ready
-    )
-    metrics["validation"] = _validation(validation, record, parts)
-    metrics["merge_back"] = asdict(merged) if merged else None
-    metrics["general"] = forgetting.described()
-    metrics["folders"] = by_folder(dataset, parts.held_out, baseline.evaluation, after)
-    metrics["seconds"] = {
-        "until_trained": embedded_seconds,
-        "training": record.seconds,
-        "all": time.monotonic() - began,
-    }
-    write_metrics(folder, metrics)
+    ready = _ready(job, snapshot, encoder=encoder, folder=folder, results=results)
+    seconds = {"until_trained": embedded_seconds, "training": record.seconds, "all": time.monotonic() - began}
+    write_metrics(folder, results.metrics() | {"seconds": seconds})
     write_curve(folder, record.losses)
     write_recall(folder, baseline.evaluation.recall_curve(), after.recall_curve(), baseline=baseline.name)
     write_card(
         folder,
         ready,
         job.request,
-        baseline=baseline.name,
+        results,
         max_tokens=encoder.max_tokens,
         folders=len({count.folder_id for part in snapshot.manifest.parts for count in part.folders}),
-        examples=len(parts.train),
-        validation=metrics["validation"],
-        merged=merged,
-        forgetting=forgetting,
         warnings=reporter.warnings,
     )
     publish_model(folder, ready, job, store, reporter)
@@ -199,29 +183,7 @@ def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
     return found
 
 
-def _validation(validation: Validation | None, record: TrainingRecord, parts: Split) -> dict[str, Any]:
-    if validation is None or record.best_epoch is None:
-        return {"off": f"fewer than {MIN_TRAINED} questions to train on, or too many of them alike"}
-    return {
-        "questions": len(parts.validation),
-        "searched": len(validation.passages),
-        "ndcg_at_10": record.validation,
-        "best_epoch": record.best_epoch + 1,
-        "stopped_early": record.stopped,
-    }
-
-
-def _ready(
-    job: TrainingJob,
-    snapshot: Snapshot,
-    *,
-    encoder: Encoder,
-    folder: Path,
-    baseline: Baseline,
-    after: Evaluation,
-    verdict: GateVerdict,
-    record: TrainingRecord,
-) -> ModelReady:
+def _ready(job: TrainingJob, snapshot: Snapshot, *, encoder: Encoder, folder: Path, results: Results) -> ModelReady:
     request = job.request
     return ModelReady(
         request_id=request.request_id,
@@ -230,45 +192,17 @@ def _ready(
         model_uri=job.output_uri,
         manifest_sha256=_PLACEHOLDER_DIGEST,
         base_model=job.base_model,
-        parent_version=baseline.version,
+        parent_version=results.baseline.version,
         embedding_space_id=weights_digest(folder),
         dimension=encoder.dimension,
         normalized=encoder.recipe.normalize,
         requires_reindex=True,
-        metrics_before=baseline.evaluation.metrics(),
-        metrics_after=after.metrics(),
-        gate=verdict,
+        metrics_before=results.baseline.evaluation.metrics(),
+        metrics_after=results.after.metrics(),
+        gate=results.verdict,
         snapshot_uri=job.snapshot_uri,
         snapshot_sha256=job.snapshot_sha256,
         snapshot_offsets=tuple(offset for part in snapshot.manifest.parts for offset in part.offsets),
-        training_seconds=record.seconds,
+        training_seconds=results.record.seconds,
         published_at=now(),
     )
-
-
-def _metrics(
-    *,
-    base: Baseline,
-    baseline: Baseline,
-    after: Evaluation,
-    dataset: Dataset,
-    parts: Split,
-    record: TrainingRecord,
-    ready: ModelReady,
-) -> dict[str, Any]:
-    return {
-        "base": base.evaluation.metrics().model_dump(),
-        "baseline": {"name": baseline.name, **baseline.evaluation.metrics().model_dump()},
-        "after": after.metrics().model_dump(),
-        "gate": ready.gate.model_dump(),
-        "data": {
-            "examples": len(dataset.question),
-            "trained_on": len(parts.train),
-            "held_out_questions": len(parts.held_out),
-            "distinct_questions": len(dataset.questions),
-            "distinct_passages": len(dataset.passages),
-            "documents": dataset.documents,
-            "left_out": dataset.left_out,
-        },
-        "training": asdict(record),
-    }

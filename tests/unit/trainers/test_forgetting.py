@@ -20,7 +20,7 @@ def test_a_fall_is_told_and_a_deep_one_is_refused(ndcg: float, warned: int, refu
     found = after(ndcg)
     assert (len(found.warnings), len(found.refusals)) == (warned, refused)
     assert all(f"nDCG@10 0.9000 → {ndcg:.4f}" in said for said in [*found.warnings, *found.refusals])
-    assert found.described()["ndcg_fall"] == pytest.approx(0.9 - ndcg)
+    assert found.fall == pytest.approx(0.9 - ndcg)
 
 
 def test_a_general_model_knows_the_answers_and_a_random_one_does_not(tiny_folder: Path) -> None:
