@@ -75,7 +75,7 @@ def produce_model(
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
 
     reporter.state(State.EVALUATING)
-    merged = merge_back(layers, start_weights, validation) if validation else None
+    merged = merge_back(layers, start_weights, validation, ndcg=max(record.validation)) if validation else None
     after_vectors = layers.embed_uncut()
     after = measure(dataset, parts, *after_vectors)
     general_after = measure_general(encoder, after_vectors[1][: dataset.documents], job.request.seed)

@@ -55,9 +55,9 @@ class MergeBack:
     alpha: float
 
 
-def merge_back(layers: TrainedLayers, start: list[torch.Tensor], validation: Validation) -> MergeBack:
+def merge_back(layers: TrainedLayers, start: list[torch.Tensor], validation: Validation, *, ndcg: float) -> MergeBack:
     """Give ``layers`` the best weights ``start + alpha · (trained - start)``; of equally good ones the nearest to
-    ``start``, where less is forgotten.
+    ``start``, where less is forgotten. ``ndcg`` is what validation said of the layers as they are.
     """
     trained = layers.weights()
 
@@ -65,9 +65,10 @@ def merge_back(layers: TrainedLayers, start: list[torch.Tensor], validation: Val
         layers.put_weights([torch.lerp(one, other, alpha) for one, other in zip(start, trained, strict=True)])
 
     found: dict[float, float] = {}
-    for alpha in ALPHAS:
+    for alpha in ALPHAS[:-1]:
         put(alpha)
         found[alpha] = validation.ndcg()
+    found[ALPHAS[-1]] = ndcg
     chosen = max(ALPHAS, key=lambda alpha: (found[alpha], -alpha))
     put(chosen)
     return MergeBack(found, chosen)

@@ -107,10 +107,10 @@ def test_merging_takes_the_best_and_of_equal_ones_the_nearest_to_the_start(
     start = layers.weights()
     after = [weight + 1 for weight in start]
     layers.put_weights(after)
-    validation = Scripted(layers, scores)
-    merged = merge_back(layers, start, validation)
+    validation = Scripted(layers, scores[:3])
+    merged = merge_back(layers, start, validation, ndcg=scores[3])
     assert merged.alpha == alpha
     assert merged.ndcg == dict(zip(ALPHAS, scores, strict=True))
-    for one, other, mixed in zip(start, after, layers.weights(), strict=True):
-        torch.testing.assert_close(mixed, one + alpha * (other - one))
-    assert same(validation.seen[-1], after)
+    for share, weights in [*zip(ALPHAS, validation.seen, strict=False), (alpha, layers.weights())]:
+        for one, other, mixed in zip(start, after, weights, strict=True):
+            torch.testing.assert_close(mixed, one + share * (other - one))
