@@ -14,8 +14,8 @@ Indices = npt.NDArray[np.int64]
 
 # Where embedding all documents after each epoch would take too long, the positives are looked for among so many.
 SAMPLED_DOCUMENTS = 2_000
-# How far to go from the weights before the training towards those after it. Less is forgotten on the way back than is
-# unlearned (LM-Cocktail, arXiv 2311.13534).
+# How far to go from the weights before the training towards those after it, the last one all the way. In between, a
+# model keeps more of what it knew than it loses of what it has learned (LM-Cocktail, arXiv 2311.13534).
 ALPHAS = (0.4, 0.6, 0.8, 1.0)
 
 
