@@ -28,6 +28,8 @@ from trainers.errors import InterruptedTrainingError
 log = structlog.get_logger()
 
 _STATE = "state.safetensors"
+# Raised with every change to what a training does or keeps: a state of the former way is of no use to it.
+_WAY = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Checkpoints:
         self._store = store
         self._key = f"checkpoints/{safe_segment(job.request.model, job.request.request_id)}/{job.version}/{_STATE}"
         # Another request, snapshot or base model under the same names is another training.
-        self._fingerprint = hashlib.sha256(job.model_dump_json(exclude={"warnings"}).encode()).hexdigest()
+        self._fingerprint = hashlib.sha256(f"{_WAY}{job.model_dump_json(exclude={'warnings'})}".encode()).hexdigest()
         self._interval, self._clock = interval.total_seconds(), clock
         self._due = clock() + self._interval
         self._asked: str | None = None

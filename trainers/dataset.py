@@ -23,8 +23,13 @@ HELD_OUT_SHARE = 0.12
 # A question's nDCG changes by about ±0.2 in a training: under 250 questions a mean gain of 0.02 cannot be told from
 # chance; over 2,000 more tell nothing new.
 HELD_OUT_FLOOR, HELD_OUT_CEILING = 250, 2_000
-# The floor must not starve the training of a small set.
+# The floors must not starve the training of a small set.
 HELD_OUT_MAX_SHARE = 0.25
+# Which epoch and which mixture of weights is kept is chosen on questions that are neither trained on nor reported on.
+VALIDATION_SHARE = 0.1
+VALIDATION_FLOOR, VALIDATION_CEILING = 30, 500
+# So few questions are all needed for training.
+MIN_TRAINED = 200
 # An agent can only cite what the model in service has found, so its citations favour that model: where people have
 # judged so many questions, only those are held out.
 MIN_JUDGED = 200
@@ -36,9 +41,9 @@ class Dataset:
     """Questions and passages are distinct texts, named by their index; an example is a row of the arrays.
 
     ``passages`` begins with the snapshot's ``documents`` documents; up to ``searchable`` follow positives whose text
-    only a log carried, then the negatives of that kind. ``judged`` says whether a person stands behind an example, by a
-    like or a correction. ``known_positives`` are all pairs (question, passage) that some
-    log calls positive, as sorted codes (``codes``).
+    only a log carried, then the negatives of that kind. ``folders`` are those in which each question was asked.
+    ``judged`` says whether a person stands behind an example, by a like or a correction. ``known_positives`` are all
+    pairs (question, passage) that some log calls positive, as sorted codes (``codes``).
     """
 
     questions: tuple[str, ...]
@@ -52,6 +57,7 @@ class Dataset:
     judged: npt.NDArray[np.bool_]
     impressions: tuple[tuple[int, ...], ...]
     known_positives: Indices
+    folders: tuple[tuple[str, ...], ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
 
     def codes(self, questions: Indices, passages: Indices) -> Indices:
@@ -68,9 +74,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """``train`` are rows of the examples, ``held_out`` are questions; ``judged``: only such that people have judged."""
+    """``train`` are rows of the examples, ``validation`` and ``held_out`` are questions; no two share a group.
+
+    ``validation`` is empty where there is too little to train on; ``judged``: the last two are of judged questions.
+    """
 
     train: Indices
+    validation: Indices
     held_out: Indices
     judged: bool
 
@@ -111,10 +121,12 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
     pairs: dict[tuple[int, int], float] = {}
     judged: dict[tuple[int, int], bool] = defaultdict(bool)
     left_out: Counter[str] = Counter()
+    folders: dict[int, dict[str, None]] = defaultdict(dict)
     impressions: dict[int, dict[int, None]] = defaultdict(dict)
     carried: list[tuple[int, list[dict[str, Any]]]] = []
     for row in examples.to_pylist():
         question, _ = questions.setdefault(normalized(row["question"]), (len(questions), row["question"]))
+        folders[question][row["folder_id"]] = None
         carried.append((question, row["negatives"]))
         if row["positive"] is None:
             left_out["disliked_without_positive"] += 1
@@ -147,12 +159,14 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
         judged=np.array(list(judged.values()), dtype=np.bool_),
         impressions=tuple(tuple(impressions[index]) for index in range(len(questions))),
         known_positives=np.sort(keys[:, 0] * len(passages.texts) + keys[:, 1]),
+        folders=tuple(tuple(folders[index]) for index in range(len(questions))),
         left_out=dict(+left_out),
     )
 
 
 def split(dataset: Dataset, seed: int) -> Split:
-    """Hold out whole groups of questions, in the order of a hash of ``seed`` and the group's text.
+    """Hold out whole groups of questions, in the order of a hash of ``seed`` and the group's text, the first ones to
+    report on and the next ones for validation.
 
     The order does not depend on what else is in the snapshot: a question held out once stays held out in the next
     snapshot of about the same size, so a later model is not measured on what an earlier one was trained on.
@@ -163,22 +177,36 @@ def split(dataset: Dataset, seed: int) -> Split:
     answered, judged = np.unique(dataset.question), np.unique(dataset.question[dataset.judged])
     enough = len(judged) >= MIN_JUDGED
     candidates = judged if enough else answered
+    groups = len(np.unique(dataset.groups[candidates]))
+    if groups < 2:
+        raise TooLittleDataError(f"{len(answered)} distinct questions in {groups} group; two groups are needed")
+    held = _drawn(dataset, candidates, _held_out_count(len(candidates)), seed)
+    left = candidates[~np.isin(dataset.groups[candidates], dataset.groups[held])]
+    trained = answered[~np.isin(dataset.groups[answered], dataset.groups[held])]
+    validation = np.empty(0, dtype=np.int64)
+    if len(trained) >= MIN_TRAINED:
+        wanted = min(VALIDATION_CEILING, max(VALIDATION_FLOOR, round(VALIDATION_SHARE * len(trained))))
+        validation = _drawn(dataset, left, wanted, seed)
+    if len(validation) < VALIDATION_FLOOR:
+        validation = validation[:0]
+    kept_back = dataset.groups[np.concatenate([held, validation])]
+    rows = np.flatnonzero(~np.isin(dataset.groups[dataset.question], kept_back))
+    return Split(train=rows, validation=validation, held_out=held, judged=enough)
+
+
+def _drawn(dataset: Dataset, candidates: Indices, wanted: int, seed: int) -> Indices:
+    """Whole groups of ``candidates``, until there are ``wanted`` questions."""
     members: dict[int, list[int]] = defaultdict(list)
     for question in candidates:
         members[int(dataset.groups[question])].append(int(question))
-    if len(members) < 2:
-        raise TooLittleDataError(f"{len(answered)} distinct questions in {len(members)} group; two groups are needed")
-    wanted = _held_out_count(len(candidates))
-    held_out: list[int] = []
+    drawn: list[int] = []
     for group in sorted(members.values(), key=lambda group: _rank(seed, (dataset.questions[one] for one in group))):
-        if len(held_out) >= wanted:
+        if len(drawn) >= wanted:
             break
-        # One huge group of alike questions would fill the test set with itself.
-        if len(held_out) + len(group) <= max(1, HELD_OUT_MAX_SHARE * len(candidates)):
-            held_out += group
-    held = np.array(sorted(held_out), dtype=np.int64)
-    alike = np.isin(dataset.groups[dataset.question], dataset.groups[held])
-    return Split(train=np.flatnonzero(~alike), held_out=held, judged=enough)
+        # One huge group of alike questions would fill the set with itself.
+        if len(drawn) + len(group) <= max(1, HELD_OUT_MAX_SHARE * len(candidates)):
+            drawn += group
+    return np.array(sorted(drawn), dtype=np.int64)
 
 
 def _held_out_count(questions: int) -> int:

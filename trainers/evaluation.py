@@ -1,6 +1,9 @@
 """How well held-out questions find their passages, before and after, and whether the difference may be believed."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,8 @@ CUTOFF = 10
 BOOTSTRAP_SAMPLES = 2_000
 # Under so many groups of questions the bootstrap's interval is itself a guess.
 MIN_GROUPS = 20
+# Under so many questions a folder's mean says nothing, and would tell of single ones.
+MIN_FOLDER_QUESTIONS = 5
 # How far the interval may reach below zero: a gain that is sure but for a hundredth of nDCG is let through, because the
 # next round of logs corrects it, and a model that is never replaced never improves.
 TOLERANCE = 0.01
@@ -25,13 +30,19 @@ _TILE = 32 * 1024**2
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures of each held-out question, ``[n]``; ``groups`` says which questions are near-duplicates."""
+    """Measures of each held-out question, ``[n]``, recall for each k up to the cutoff; ``groups`` says which questions
+    are near-duplicates.
+    """
 
     recall: dict[int, Floats]
     reciprocal_rank: Floats
     ndcg: Floats
     groups: Indices
     documents: int
+
+    def recall_curve(self) -> list[float]:
+        """Mean recall@1, recall@2 … up to the cutoff."""
+        return [float(self.recall[k].mean()) for k in range(1, CUTOFF + 1)]
 
     def metrics(self) -> RetrievalMetrics:
         """The means."""
@@ -46,17 +57,26 @@ class Evaluation:
         )
 
 
-def evaluate(dataset: Dataset, held_out: Indices, queries: torch.Tensor, passages: torch.Tensor) -> Evaluation:
+def evaluate(
+    dataset: Dataset,
+    held_out: Indices,
+    queries: torch.Tensor,
+    passages: torch.Tensor,
+    candidates: Indices | None = None,
+) -> Evaluation:
     """Search each held-out question in all searchable passages; every known positive is relevant.
 
-    ``queries`` ``[held_out, d]`` and ``passages`` ``[searchable, d]`` are embeddings.
+    ``queries`` ``[held_out, d]`` and ``passages`` ``[searchable, d]`` are embeddings. With ``candidates`` ``[n]`` only
+    these passages are searched, and ``passages`` ``[n, d]`` are theirs.
     """
     found = nearest(queries, passages, CUTOFF)
+    if candidates is not None:
+        found = np.where(found >= 0, candidates[found], -1)
     hits = dataset.is_known_positive(held_out[:, None], found)
     asked = dataset.known_positives // len(dataset.passages)
     relevant = np.searchsorted(asked, held_out, side="right") - np.searchsorted(asked, held_out, side="left")
     return Evaluation(
-        recall={k: hits[:, :k].sum(axis=1) / relevant for k in (1, 5, 10)},
+        recall={k: hits[:, :k].sum(axis=1) / relevant for k in range(1, CUTOFF + 1)},
         reciprocal_rank=reciprocal_rank(hits),
         ndcg=ndcg(hits, relevant),
         groups=dataset.groups[held_out],
@@ -87,6 +107,24 @@ def ndcg(hits: npt.NDArray[np.bool_], relevant: Indices) -> Floats:
     return np.asarray((hits * discounts).sum(axis=1) / ideal[np.minimum(relevant, hits.shape[1])])
 
 
+def by_folder(dataset: Dataset, held_out: Indices, before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
+    """Means of the questions of each folder that has enough of them; one that several folders know counts in each."""
+    asked: dict[str, list[int]] = defaultdict(list)
+    for place, question in enumerate(held_out):
+        for folder in dataset.folders[question]:
+            asked[folder].append(place)
+
+    def means(evaluation: Evaluation, places: list[int]) -> dict[str, float]:
+        ndcg, recall = evaluation.ndcg[places], evaluation.recall[CUTOFF][places]
+        return {"ndcg_at_10": float(ndcg.mean()), "recall_at_10": float(recall.mean())}
+
+    return {
+        folder: {"questions": len(places), "before": means(before, places), "after": means(after, places)}
+        for folder, places in sorted(asked.items())
+        if len(places) >= MIN_FOLDER_QUESTIONS
+    }
+
+
 def gain_interval(before: Evaluation, after: Evaluation, seed: int) -> tuple[float, float]:
     """95% paired bootstrap interval of the mean nDCG gain; near-duplicate questions are drawn together."""
     gains = after.ndcg - before.ndcg
@@ -101,8 +139,16 @@ def gain_interval(before: Evaluation, after: Evaluation, seed: int) -> tuple[flo
     return float(low), float(high)
 
 
-def gate(before: Evaluation, after: Evaluation, seed: int, baseline: str = "the base model") -> GateVerdict:
-    """Promote a model whose gain over ``baseline`` is above zero and, within the tolerance, not a matter of chance."""
+def gate(
+    before: Evaluation,
+    after: Evaluation,
+    seed: int,
+    baseline: str = "the base model",
+    refusals: Sequence[str] = (),
+) -> GateVerdict:
+    """Promote a model whose gain over ``baseline`` is above zero and, within the tolerance, not a matter of chance;
+    ``refusals`` are what else speaks against it.
+    """
     gain = float((after.ndcg - before.ndcg).mean())
     low, high = gain_interval(before, after, seed)
     groups = len(np.unique(before.groups))
@@ -115,6 +161,7 @@ def gate(before: Evaluation, after: Evaluation, seed: int, baseline: str = "the 
         reasons.append(f"not better than {baseline}: {numbers}")
     elif low < -TOLERANCE:
         reasons.append(f"the gain may be chance: {numbers}, {interval}, its lower end is below {-TOLERANCE:+.2f}")
+    reasons += refusals
     promote = not reasons
     if promote:
         reasons.append(f"better than {baseline}: {numbers}, {interval}")

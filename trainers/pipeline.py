@@ -1,9 +1,7 @@
 """A training from its snapshot to its published model, step by step."""
 
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 import torch
@@ -11,32 +9,26 @@ import torch
 from infra.objects import ObjectStore
 from infra.settings import Settings
 from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
-from trainers.artifacts import write_card, write_curve, write_metrics, write_model
+from trainers.artifacts import write_card, write_curve, write_metrics, write_model, write_recall
 from trainers.base_models import fetch_base_model, weights_digest
 from trainers.checkpoints import Checkpoints
 from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
 from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
+from trainers.forgetting import Forgetting, measure_general
 from trainers.publishing import latest_model, publish_model
+from trainers.results import Baseline, Results
+from trainers.selection import Validation, merge_back
 from trainers.snapshot import Snapshot, read_snapshot
 from trainers.status import Reporter
 from trainers.trained_layers import TrainedLayers
-from trainers.training import TrainingRecord, train
+from trainers.training import cheap_to_embed_all, train
 
 log = structlog.get_logger()
 
 MIN_STEPS = 50
 MIN_TEMPERATURE = 0.01
 _PLACEHOLDER_DIGEST = "0" * 64
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What the new model is measured against."""
-
-    name: str
-    evaluation: Evaluation
-    version: str | None = None
 
 
 def produce_model(
@@ -63,8 +55,11 @@ def produce_model(
     layers = TrainedLayers(encoder, dataset, job.request.training.trainable_layers, work_dir)
     before_vectors = layers.embed_uncut()
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
+    general_before = measure_general(encoder, before_vectors[1][: dataset.documents], job.request.seed)
     embedded_seconds = time.monotonic() - began
 
+    start_weights = layers.weights()
+    validation = validation_of(layers, dataset, parts, job.request)
     checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval)
     record = train(
         layers,
@@ -73,35 +68,46 @@ def produce_model(
         job.request,
         start=before_vectors,
         observer=reporter,
+        validation=validation,
         checkpoints=checkpoints,
     )
     if not record.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
 
     reporter.state(State.EVALUATING)
+    merged = merge_back(layers, start_weights, validation, ndcg=max(record.validation)) if validation else None
+    after_vectors = layers.embed_uncut()
+    after = measure(dataset, parts, *after_vectors)
+    general_after = measure_general(encoder, after_vectors[1][: dataset.documents], job.request.seed)
+    forgetting = Forgetting(general_before, general_after)
+    reporter.warn(*forgetting.warnings)
     baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
-    after = measure(dataset, parts, *layers.embed_uncut())
+    results = Results(
+        dataset=dataset,
+        parts=parts,
+        record=record,
+        merged=merged,
+        base=base,
+        baseline=baseline,
+        after=after,
+        forgetting=forgetting,
+        verdict=gate(baseline.evaluation, after, job.request.seed, baseline.name, forgetting.refusals),
+    )
+
     folder = work_dir / "model"
     write_model(encoder, base_folder, folder)
-    ready = _ready(job, snapshot, encoder=encoder, folder=folder, baseline=baseline, after=after, record=record)
-    metrics = _metrics(
-        base=base, baseline=baseline, after=after, dataset=dataset, parts=parts, record=record, ready=ready
-    )
-    metrics["seconds"] = {
-        "until_trained": embedded_seconds,
-        "training": record.seconds,
-        "all": time.monotonic() - began,
-    }
-    write_metrics(folder, metrics)
+    ready = _ready(job, snapshot, encoder=encoder, folder=folder, results=results)
+    seconds = {"until_trained": embedded_seconds, "training": record.seconds, "all": time.monotonic() - began}
+    write_metrics(folder, results.metrics() | {"seconds": seconds})
     write_curve(folder, record.losses)
+    write_recall(folder, baseline.evaluation.recall_curve(), after.recall_curve(), baseline=baseline.name)
     write_card(
         folder,
         ready,
         job.request,
-        baseline=baseline.name,
+        results,
         max_tokens=encoder.max_tokens,
         folders=len({count.folder_id for part in snapshot.manifest.parts for count in part.folders}),
-        examples=len(parts.train),
         warnings=reporter.warnings,
     )
     publish_model(folder, ready, job, store, reporter)
@@ -114,6 +120,16 @@ def embed(encoder: Encoder, dataset: Dataset) -> tuple[torch.Tensor, torch.Tenso
         torch.from_numpy(encoder.encode(dataset.questions, "query")).to(encoder.device),
         torch.from_numpy(encoder.encode(dataset.passages, "passage")).to(encoder.device),
     )
+
+
+def validation_of(
+    layers: TrainedLayers, dataset: Dataset, parts: Split, request: FineTuneRequested
+) -> Validation | None:
+    """What the training is steered by; None where there is too little to train on."""
+    if not len(parts.validation):
+        return None
+    sampled = not cheap_to_embed_all(dataset, len(parts.train), request)
+    return Validation(layers, dataset, parts.validation, sampled=sampled, seed=request.seed)
 
 
 def measure(dataset: Dataset, parts: Split, queries: torch.Tensor, passages: torch.Tensor) -> Evaluation:
@@ -167,16 +183,7 @@ def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
     return found
 
 
-def _ready(
-    job: TrainingJob,
-    snapshot: Snapshot,
-    *,
-    encoder: Encoder,
-    folder: Path,
-    baseline: Baseline,
-    after: Evaluation,
-    record: TrainingRecord,
-) -> ModelReady:
+def _ready(job: TrainingJob, snapshot: Snapshot, *, encoder: Encoder, folder: Path, results: Results) -> ModelReady:
     request = job.request
     return ModelReady(
         request_id=request.request_id,
@@ -185,45 +192,17 @@ def _ready(
         model_uri=job.output_uri,
         manifest_sha256=_PLACEHOLDER_DIGEST,
         base_model=job.base_model,
-        parent_version=baseline.version,
+        parent_version=results.baseline.version,
         embedding_space_id=weights_digest(folder),
         dimension=encoder.dimension,
         normalized=encoder.recipe.normalize,
         requires_reindex=True,
-        metrics_before=baseline.evaluation.metrics(),
-        metrics_after=after.metrics(),
-        gate=gate(baseline.evaluation, after, request.seed, baseline.name),
+        metrics_before=results.baseline.evaluation.metrics(),
+        metrics_after=results.after.metrics(),
+        gate=results.verdict,
         snapshot_uri=job.snapshot_uri,
         snapshot_sha256=job.snapshot_sha256,
         snapshot_offsets=tuple(offset for part in snapshot.manifest.parts for offset in part.offsets),
-        training_seconds=record.seconds,
+        training_seconds=results.record.seconds,
         published_at=now(),
     )
-
-
-def _metrics(
-    *,
-    base: Baseline,
-    baseline: Baseline,
-    after: Evaluation,
-    dataset: Dataset,
-    parts: Split,
-    record: TrainingRecord,
-    ready: ModelReady,
-) -> dict[str, Any]:
-    return {
-        "base": base.evaluation.metrics().model_dump(),
-        "baseline": {"name": baseline.name, **baseline.evaluation.metrics().model_dump()},
-        "after": after.metrics().model_dump(),
-        "gate": ready.gate.model_dump(),
-        "data": {
-            "examples": len(dataset.question),
-            "trained_on": len(parts.train),
-            "held_out_questions": len(parts.held_out),
-            "distinct_questions": len(dataset.questions),
-            "distinct_passages": len(dataset.passages),
-            "documents": dataset.documents,
-            "left_out": dataset.left_out,
-        },
-        "training": asdict(record),
-    }

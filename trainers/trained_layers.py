@@ -1,6 +1,6 @@
 """Embeddings with gradients: the trained layers on top of what the frozen ones left, or the whole model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,15 @@ class TrainedLayers:
         """What trains."""
         return [parameter for parameter in self._encoder.model.parameters() if parameter.requires_grad]
 
+    def weights(self) -> list[torch.Tensor]:
+        """A copy of what trains, in main memory."""
+        return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters()]
+
+    def put_weights(self, weights: Sequence[torch.Tensor]) -> None:
+        """Go on with ``weights``, in the order of ``weights()``."""
+        for parameter, values in zip(self.parameters(), weights, strict=True):
+            parameter.data.copy_(values)
+
     def backward(self, questions: Indices, passages: Indices, loss_of: LossOf) -> tuple[float, float]:
         """Add the gradients of ``loss_of(question embeddings, passage embeddings)`` to the parameters.
 
@@ -100,11 +109,16 @@ class TrainedLayers:
 
     def embed_all(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of all questions ``[q, d]`` and of all passages ``[p, d]`` by the model as it stands."""
-        found = torch.empty((len(self._tokens), self._encoder.dimension), device=self.device)
+        return self.embed(np.arange(self._questions), np.arange(len(self._dataset.passages)))
+
+    def embed(self, questions: Indices, passages: Indices) -> tuple[torch.Tensor, torch.Tensor]:
+        """Like ``embed_all``, of these questions and passages only."""
+        texts = np.concatenate([questions, passages + self._questions])
+        found = torch.empty((len(texts), self._encoder.dimension), device=self.device)
         with torch.no_grad():
-            for part in by_length(self._tokens.lengths, self._encoder.batch_tokens):
-                found[torch.from_numpy(part)] = self._embed(part)
-        return found[: self._questions], found[self._questions :]
+            for part in by_length(self._tokens.lengths[texts], self._encoder.batch_tokens):
+                found[torch.from_numpy(part)] = self._embed(texts[part])
+        return found[: len(questions)], found[len(questions) :]
 
     def embed_uncut(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Like ``embed_all``, but of texts as long as the model reads them, as whoever serves the model sees them.

@@ -17,6 +17,7 @@ from trainers.dataset import Dataset
 from trainers.errors import LossNotFiniteError
 from trainers.loss import contrastive_loss
 from trainers.negatives import NegativeSource
+from trainers.selection import Validation
 from trainers.trained_layers import TrainedLayers
 from trainers.words import WordSets
 
@@ -29,9 +30,9 @@ LEARNING_RATE = 1e-4
 WARM_UP_SHARE = 0.1
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
-# Negatives are mined again before an epoch only while embedding all texts costs a small part of the epoch: an embedding
-# is one pass forward, a training text is about three.
-REMINE_SHARE = 0.25
+# All texts are embedded after an epoch, for validation and to mine negatives again, only while that costs a small part
+# of the epoch: an embedding is one pass forward, a training text is about three.
+EMBEDDING_SHARE = 0.25
 
 
 class Observer(Protocol):
@@ -43,14 +44,27 @@ class Observer(Protocol):
 
 @dataclass
 class TrainingRecord:
-    """What a training did: the loss of every step, and what became of the negatives in each epoch."""
+    """What a training did: the loss of every step, what became of the negatives in each epoch, and the nDCG@10 on the
+    validation questions after it.
+    """
 
     losses: list[float] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     negatives: list[dict[str, int]] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
     seconds: float = 0.0
     mined_epochs: int = 0
     cached: bool = False
+
+    @property
+    def best_epoch(self) -> int | None:
+        """From 0, the one whose weights are kept; the first of equally good ones, none without validation."""
+        return self.validation.index(max(self.validation)) if self.validation else None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last epoch was no better than all before."""
+        return self.best_epoch is not None and self.best_epoch < len(self.validation) - 1
 
 
 def train(
@@ -61,10 +75,12 @@ def train(
     *,
     start: tuple[torch.Tensor, torch.Tensor],
     observer: Observer,
+    validation: Validation | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainingRecord:
     """Train ``layers`` in place on the examples ``rows``; ``start`` are the embeddings of all questions and all
-    passages before the first step. With ``checkpoints`` it goes on from where the same job was, to the same end.
+    passages before the first step. With ``validation`` it ends after the first epoch that is no better than all before,
+    and the best epoch's weights are kept. With ``checkpoints`` it goes on from where the same job was, to the same end.
 
     The same data, seed and number of threads give bit-identical weights on a CPU.
 
@@ -80,26 +96,33 @@ def train(
     steps = request.training.epochs * per_epoch
     descent = _Descent(layers.parameters(), steps)
     record = TrainingRecord(cached=layers.cached)
-    remine = _cheap_to_mine_again(dataset, len(rows), request)
+    remine = request.dataset.hard_negatives > 0 and cheap_to_embed_all(dataset, len(rows), request)
     negatives = order = np.empty(0, dtype=np.int64)
+    best: list[torch.Tensor] = []
     if saved := checkpoints.load() if checkpoints else None:
         record = TrainingRecord(**saved.facts["record"])
         generator.bit_generator.state = saved.facts["generator"]
         negatives, order = saved.tensors["negatives"].numpy(), saved.tensors["order"].numpy()
+        best = [saved.tensors[f"best.{number}"] for number in range(saved.facts["best"])]
         descent.go_on(saved.tensors, len(record.losses))
 
     def state() -> State:
-        facts = {"record": asdict(record), "generator": generator.bit_generator.state}
+        facts = {"record": asdict(record), "generator": generator.bit_generator.state, "best": len(best)}
         arrays = {"negatives": torch.from_numpy(negatives), "order": torch.from_numpy(order)}
-        return State(descent.tensors() | arrays, facts)
+        kept = {f"best.{number}": one for number, one in enumerate(best)}
+        return State(descent.tensors() | arrays | kept, facts)
 
     with _reproducible(request.seed), checkpoints.between_steps() if checkpoints else nullcontext():
         before = record.seconds
+        embedded: tuple[torch.Tensor, torch.Tensor] | None = None
         for step in range(len(record.losses), steps):
+            if record.stopped:
+                break
             epoch, batch = divmod(step, per_epoch)
             if batch == 0:
-                embedded = layers.embed_all() if epoch and remine else start
-                chosen = source.choose(*embedded, generator)
+                mined_with = (embedded or layers.embed_all()) if epoch and remine else start
+                embedded = None
+                chosen = source.choose(*mined_with, generator)
                 negatives, order = chosen.passages, generator.permutation(len(rows))
                 record.negatives.append(chosen.counts)
                 record.mined_epochs += epoch == 0 or remine
@@ -108,10 +131,17 @@ def train(
             descent.step()
             record.losses.append(loss)
             record.probabilities.append(probability)
+            if validation and batch == per_epoch - 1:
+                # The next epoch's negatives are mined with the same embeddings.
+                embedded = layers.embed_all() if remine else None
+                record.validation.append(validation.ndcg(embedded))
+                best = layers.weights() if record.best_epoch == epoch else best
             record.seconds = before + time.monotonic() - began
             observer.stepped(_progress(record, steps, request))
             if checkpoints:
                 checkpoints.stepped(state)
+    if best:
+        layers.put_weights(best)
     return record
 
 
@@ -189,11 +219,11 @@ class _Descent:
         self._done = done
 
 
-def _cheap_to_mine_again(dataset: Dataset, examples: int, request: FineTuneRequested) -> bool:
-    knobs = request.dataset
-    texts_of_epoch = examples * (2 + knobs.hard_negatives + knobs.easy_negatives)
+def cheap_to_embed_all(dataset: Dataset, examples: int, request: FineTuneRequested) -> bool:
+    """Whether embedding every text costs a small part of an epoch of so many ``examples``."""
+    texts_of_epoch = examples * (2 + request.dataset.hard_negatives + request.dataset.easy_negatives)
     texts_to_embed = len(dataset.passages) + len(dataset.questions)
-    return knobs.hard_negatives > 0 and texts_to_embed <= REMINE_SHARE * 3 * texts_of_epoch
+    return texts_to_embed <= EMBEDDING_SHARE * 3 * texts_of_epoch
 
 
 def _progress(record: TrainingRecord, steps: int, request: FineTuneRequested) -> Progress:

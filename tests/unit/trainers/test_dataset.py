@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.trainers.conftest import example
-from trainers.dataset import MIN_JUDGED, Dataset, build_dataset, split
+from trainers.dataset import MIN_JUDGED, MIN_TRAINED, VALIDATION_FLOOR, Dataset, build_dataset, split
 from trainers.errors import TooLittleDataError
 from trainers.words import WordSets, normalized, words
 
@@ -41,6 +41,11 @@ def test_documents_of_equal_text_are_one_passage(tables: Callable[..., Any]) -> 
     dataset = build_dataset(*tables([example("q", "twin")], DOCUMENTS))
     assert dataset.documents == 2
     assert dataset.positive.tolist() == [1]
+
+
+def test_a_question_has_the_folders_in_which_it_was_asked(tables: Callable[..., Any]) -> None:
+    rows = [example("where", "one"), {**example("Where?", None), "folder_id": "other"}, example("when", "two")]
+    assert build_dataset(*tables(rows, DOCUMENTS)).folders == (("f", "other"), ("f",))
 
 
 def test_a_positive_outside_the_snapshot_needs_the_text_of_the_log(tables: Callable[..., Any]) -> None:
@@ -80,6 +85,36 @@ def test_near_questions_stay_on_one_side(tables: Callable[..., Any]) -> None:
     assert len(parts.train) + len(parts.held_out) == len(rows)
 
 
+@pytest.mark.parametrize(("topics", "validation"), [(132, 0), (134, 30), (140, 30), (500, 76)])
+def test_validation_shares_no_group_with_training_nor_with_the_held_out(
+    topics: int, validation: int, tables: Callable[..., Any]
+) -> None:
+    rows = []
+    for number in range(topics):
+        topic = f"topic{number} area{number} thing{number} place{number}"
+        rows += [example(f"please explain {topic} to me", "one"), example(f"please explain {topic} to me now", "two")]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    parts = split(dataset, seed=3)
+    assert len(parts.validation) == validation
+    asked = [dataset.question[parts.train], parts.validation, parts.held_out]
+    groups = [set(dataset.groups[questions].tolist()) for questions in asked]
+    assert not groups[0] & groups[1]
+    assert not groups[0] & groups[2]
+    assert not groups[1] & groups[2]
+    # All of a group goes to one side, so nothing is lost.
+    assert sum(map(len, asked)) == len(dataset.questions)
+    assert np.array_equal(split(dataset, seed=3).validation, parts.validation)
+
+
+def test_no_validation_where_it_would_be_a_handful(tables: Callable[..., Any]) -> None:
+    alike = [example(f"how can anybody ever open that old blue door there number{n}", "one") for n in range(400)]
+    others = [example(f"area{number} thing{number} place{number}", "two") for number in range(20)]
+    dataset = build_dataset(*tables(alike + others, DOCUMENTS))
+    parts = split(dataset, seed=3)
+    assert len(parts.train) >= MIN_TRAINED
+    assert len(parts.validation) == 0
+
+
 def test_where_people_judged_enough_only_judged_questions_are_held_out(tables: Callable[..., Any]) -> None:
     def questions(number: int, label: str) -> list[Any]:
         words = f"{label} number{number} area{number} thing{number} place{number}"
@@ -94,7 +129,9 @@ def test_where_people_judged_enough_only_judged_questions_are_held_out(tables: C
     assert len(parts.held_out) == MIN_JUDGED // 4
     assert set(parts.held_out.tolist()) <= set(dataset.question[dataset.judged].tolist())
     # Their near-duplicates are held back too, though nobody judged them.
-    assert len(parts.train) == len(rows) - 2 * len(parts.held_out)
+    assert len(parts.train) == len(rows) - 2 * len(parts.held_out) - 2 * len(parts.validation)
+    assert len(parts.validation) >= VALIDATION_FLOOR
+    assert set(parts.validation.tolist()) <= set(dataset.question[dataset.judged].tolist())
     fewer = build_dataset(*tables(rows[2:], DOCUMENTS))
     assert not split(fewer, seed=1).judged
 

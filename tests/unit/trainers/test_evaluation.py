@@ -1,17 +1,18 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from trainers.dataset import Dataset
-from trainers.evaluation import Evaluation, evaluate, gain_interval, gate, ndcg, nearest, reciprocal_rank
+from trainers.evaluation import Evaluation, by_folder, evaluate, gain_interval, gate, ndcg, nearest, reciprocal_rank
 
 
 def evaluation(scores: list[float], groups: list[int] | None = None) -> Evaluation:
     values = np.array(scores)
     labels = np.arange(len(values)) if groups is None else np.array(groups)
-    return Evaluation(dict.fromkeys((1, 5, 10), values), values, values, labels, documents=9)
+    return Evaluation(dict.fromkeys(range(1, 11), values), values, values, labels, documents=9)
 
 
 def test_hand_computed_measures() -> None:
@@ -41,6 +42,31 @@ def test_all_positives_of_a_question_count(small_dataset: Dataset) -> None:
     metrics = result.metrics()
     assert metrics.recall_at_1 == pytest.approx(39 / 40)
     assert metrics.documents == 50
+    assert result.recall_curve() == [pytest.approx(39 / 40)] * 10
+
+
+def test_the_recall_curve_counts_the_first_k(small_dataset: Dataset) -> None:
+    passages = torch.eye(len(small_dataset.passages))
+    # The own passage of question n comes at rank n + 1.
+    queries = passages[:4] + 2 * torch.stack([passages[40 : 40 + rank].sum(dim=0) for rank in range(4)])
+    curve = evaluate(small_dataset, np.arange(4), queries, passages).recall_curve()
+    assert curve == [0.25, 0.5, 0.75] + [1.0] * 7
+
+
+def test_folders_are_measured_apart(small_dataset: Dataset) -> None:
+    # Folder a has the questions up to 7, b those from 4 to 11, and the others are alone in theirs.
+    folders = tuple((*"a" * (q < 8), *"b" * (4 <= q < 12)) if q < 12 else (f"../{q}",) for q in range(40))
+    dataset = replace(small_dataset, folders=folders)
+    held_out = np.arange(2, 20)
+    before, after = evaluation([0.2] * 18), evaluation([0.3] * 2 + [0.6] * 4 + [0.9] * 12)
+    found = by_folder(dataset, held_out, before, after)
+    assert list(found) == ["a", "b"]
+    assert (found["a"]["questions"], found["b"]["questions"]) == (6, 8)
+    assert found["a"]["before"] == pytest.approx({"ndcg_at_10": 0.2, "recall_at_10": 0.2})
+    assert found["a"]["after"] == pytest.approx({"ndcg_at_10": 0.5, "recall_at_10": 0.5})
+    assert found["b"]["after"]["ndcg_at_10"] == pytest.approx((4 * 0.6 + 4 * 0.9) / 8)
+    few = evaluation([0.2] * 4)
+    assert by_folder(dataset, np.arange(4), few, few) == {}
 
 
 def test_fewer_passages_than_the_cutoff() -> None:
@@ -57,6 +83,9 @@ def test_the_gate_says_why() -> None:
     assert "not better than the base model" in worse.reasons[0]
     assert not few.promote
     assert "too few" in few.reasons[0]
+    refused = gate(low, high, 0, refusals=["it forgot how to read"])
+    assert not refused.promote
+    assert refused.reasons == ("it forgot how to read",)
     same = gate(low, low, 0)
     assert not same.promote
 

@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -30,15 +31,20 @@ from streams.knobs import TrainingKnobs, WeightKnobs
 from tests.unit.trainers.conftest import Tables, example
 from trainers import checkpoints
 from trainers.checkpoints import Checkpoints
+from trainers.encoder import Encoder
 from trainers.errors import BadJobError, ExitCode, SurroundingsError
 from trainers.job import main, read_job, run
+from trainers.layouts import freeze
 from trainers.publishing import ArtifactManifest, LatestModel, latest_model
+from trainers.selection import Validation
 from trainers.status import RecordingAnnouncer, Reporter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WORDS = [f"{one}{two}" for one in ("red", "blue", "green", "old", "new", "odd", "raw", "big") for two in "abcdefghij"]
 DOCUMENTS = {word: f"all about {word} {word}s" for word in WORDS}
 EXAMPLES = [example(f"where to find {word} {word[::-1]}?", word) for word in WORDS]
+# Enough for a validation.
+MANY_EXAMPLES = [example(f"who sells {word} {word[::-1]} in town{town}", word) for word in WORDS for town in range(4)]
 
 Start = Callable[..., tuple[ExitCode, RecordingAnnouncer]]
 
@@ -99,6 +105,18 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
     assert last.promoted == bool(announcer.ready)
     assert any("temperature 0.005" in warning for warning in last.warnings)
     assert any("steps" in warning for warning in last.warnings)
+    metrics = json.loads(store.get("models/m/000001/metrics.json"))
+    (folder,) = metrics["folders"].items()
+    assert folder[0] == "f"
+    assert folder[1]["questions"] == metrics["data"]["held_out_questions"]
+    for when, of in (("before", "baseline"), ("after", "after")):
+        assert folder[1][when] == {name: metrics[of][name] for name in ("ndcg_at_10", "recall_at_10")}
+    curves = json.loads(store.get("models/m/000001/recall.json"))
+    assert curves["k"] == list(range(1, 11))
+    for when, of in (("before", "baseline"), ("after", "after")):
+        assert [curves[when][k - 1] for k in (1, 5, 10)] == [metrics[of][f"recall_at_{k}"] for k in (1, 5, 10)]
+        assert curves[when] == sorted(curves[when])
+    assert store.get("models/m/000001/recall.png").startswith(b"\x89PNG")
     card = store.get("models/m/000001/README.md").decode()
     assert job.snapshot_sha256 in card
     assert "weights.focus | 0.5" in card
@@ -121,6 +139,24 @@ def test_the_next_version_is_compared_with_the_promoted_one(
     assert announcer.statuses[-1].promoted is False
     assert "not better than version 000001" in announcer.statuses[-1].reasons[0]
     assert not announcer.ready
+
+
+def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
+    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.forgetting.WARNING_FALL", -2)
+    monkeypatch.setattr("trainers.forgetting.REFUSAL_FALL", -2)
+    code, announcer = start(put(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
+    assert code == ExitCode.DONE
+    general = json.loads(store.get("models/m/000001/metrics.json"))["general"]
+    numbers = f"nDCG@10 {general['before']['ndcg_at_10']:.4f} → {general['after']['ndcg_at_10']:.4f}"
+    last = announcer.statuses[-1]
+    assert last.promoted is False
+    assert numbers in last.reasons[-1]
+    assert any(numbers in warning for warning in last.warnings)
+    assert (
+        f"| recall_at_1 | {general['before']['recall_at_1']:.4f} |" in store.get("models/m/000001/README.md").decode()
+    )
 
 
 class Unlucky(RecordingAnnouncer):
@@ -154,20 +190,56 @@ def every_step_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.status.REPORT_SECONDS", -1)
 
 
+def validate_by_distance(monkeypatch: pytest.MonkeyPatch, base: Path, sign: int) -> None:
+    """Each step away from the base model counts as better or as worse: the same on all processors."""
+    model = Encoder.load(base, "cpu").model
+    freeze(model, TrainingKnobs().trainable_layers)
+    start = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+
+    def ndcg(validation: Validation, embedded: object = None) -> float:
+        pairs = zip(validation._layers.weights(), start, strict=True)
+        return sign * sum(float((one - other).double().square().sum()) for one, other in pairs)
+
+    monkeypatch.setattr(Validation, "ndcg", ndcg)
+
+
+# How far from the base model validation wants to be, if there is any, and the steps and the alpha that come of it.
+UNVALIDATED, EVER_BETTER, EVER_WORSE = (0, 12, None), (1, 12, 1.0), (-1, 8, 0.4)
+
+
 @pytest.mark.usefixtures("every_step_reported")
-@pytest.mark.parametrize("step", [2, 8, 11])
+@pytest.mark.parametrize(
+    ("validated", "step"),
+    [
+        (UNVALIDATED, 2),
+        (UNVALIDATED, 11),
+        (EVER_BETTER, 8),
+        (EVER_BETTER, 12),
+        (EVER_WORSE, 6),
+        (EVER_WORSE, 8),
+    ],
+)
 @pytest.mark.parametrize("happens", [asked_to_end, killed])
 def test_a_job_that_was_taken_away_comes_to_the_same_weights(
-    tables: Any, tiny_folder: Path, tmp_path: Path, happens: Any, step: int
+    tables: Any,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    happens: Any,
+    validated: tuple[int, int, float | None],
+    step: int,
 ) -> None:
     interval = timedelta(0) if happens is killed else timedelta(hours=1)
     trainer = TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path, checkpoint_interval=interval)
-    data, base = tables(EXAMPLES, DOCUMENTS), ModelReference(uri=tiny_folder.as_uri())
+    sign, in_all, alpha = validated
+    data, knobs = tables(EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=16, epochs=3)
+    if sign:
+        validate_by_distance(monkeypatch, tiny_folder, sign)
+        data, knobs = tables(MANY_EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=64, epochs=3)
+    base = ModelReference(uri=tiny_folder.as_uri())
     stores = MemoryObjectStore(), MemoryObjectStore()
-    whole, taken = (
-        put(store, data, training=TrainingKnobs(batch_size=16, epochs=3)).model_copy(update={"base_model": base})
-        for store in stores
-    )
+    whole, taken = (put(store, data, training=knobs).model_copy(update={"base_model": base}) for store in stores)
     settings = Settings(trainer=trainer)
     assert run(whole, settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
     with contextlib.suppress(KeyboardInterrupt):
@@ -177,9 +249,40 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     assert run(taken, settings, stores[1], again) == ExitCode.DONE
     steps = [status.progress.step for status in again.statuses if status.progress]
     # What a kill interrupts is done again from the last step that was kept.
-    assert steps[0] == (step if happens is killed else step + 1)
+    assert steps == list(range(step if happens is killed else step + 1, in_all + 1))
     assert weights(stores[1]) == weights(stores[0])
     assert not stores[1].list("checkpoints/"), kept
+    metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
+    assert metrics[0]["validation"] == metrics[1]["validation"]
+    assert metrics[0]["merge_back"] == metrics[1]["merge_back"]
+    assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
+
+
+def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStore, tables: Any) -> None:
+    code, _ = start(put(store, tables(MANY_EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=64, epochs=2)))
+    assert code == ExitCode.DONE
+    metrics = json.loads(store.get("models/m/000001/metrics.json"))
+    validation, merge = metrics["validation"], metrics["merge_back"]
+    assert validation["questions"] == 30
+    assert metrics["data"]["trained_on"] == len(MANY_EXAMPLES) - 30 - metrics["data"]["held_out_questions"]
+    best = max(validation["ndcg_at_10"])
+    assert validation["ndcg_at_10"].index(best) == validation["best_epoch"] - 1
+    assert list(merge["ndcg"]) == ["0.4", "0.6", "0.8", "1.0"]
+    assert merge["ndcg"][str(merge["alpha"])] == max(merge["ndcg"].values())
+    card = store.get("models/m/000001/README.md").decode()
+    assert f"a share of {merge['alpha']}." in card
+    assert f"| 0.6 | {merge['ndcg']['0.6']:.4f} |" in card
+
+
+def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
+    start: Start, store: MemoryObjectStore, tables: Any
+) -> None:
+    code, _ = start(put(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
+    assert code == ExitCode.DONE
+    metrics = json.loads(store.get("models/m/000001/metrics.json"))
+    assert "fewer than 200 questions" in metrics["validation"]["off"]
+    assert metrics["merge_back"] is None
+    assert "the last ones: fewer than 200" in store.get("models/m/000001/README.md").decode()
 
 
 def test_a_checkpoint_of_another_training_is_left_alone(store: MemoryObjectStore, tables: Any) -> None:
