@@ -45,18 +45,23 @@ def trained(layers: TrainedLayers, dataset: Dataset, validation: Validation, epo
 
 
 @pytest.mark.parametrize(
-    ("scores", "best"),
-    [([0.2, 0.3, 0.4], 2), ([0.2, 0.3, 0.1, 0.9], 1), ([0.2, 0.2, 0.9], 0), ([0.2, 0.1, 0.9], 0), ([0.0], 0)],
+    ("scores", "best", "epochs"),
+    [
+        ([0.2, 0.3, 0.4], 2, 3),
+        ([0.2, 0.3, 0.1, 0.9], 1, 3),
+        ([0.2, 0.1, 0.9], 0, 2),
+        ([0.5, 0.49, 0.6, 0.6], 2, 4),
+        ([0.0], 0, 1),
+    ],
 )
-def test_the_best_epoch_is_kept_and_the_first_that_is_no_better_is_the_last(
-    scores: list[float], best: int, layers: TrainedLayers, small_dataset: Dataset
+def test_the_best_epoch_is_kept_and_the_first_that_is_clearly_worse_is_the_last(
+    *, scores: list[float], best: int, epochs: int, layers: TrainedLayers, small_dataset: Dataset
 ) -> None:
     validation = Scripted(layers, scores)
     record = trained(layers, small_dataset, validation, epochs=len(scores))
-    epochs = min(len(scores), best + 2)
     assert record.validation == scores[:epochs]
     assert record.best_epoch == best
-    assert record.stopped == (epochs > best + 1)
+    assert record.stopped == (scores[epochs - 1] < 0.15 < scores[best])
     assert len(record.losses) == epochs * 4
     assert same(layers.weights(), validation.seen[best])
     assert not any(same(validation.seen[best], seen) for epoch, seen in enumerate(validation.seen) if epoch != best)
