@@ -53,7 +53,7 @@ class Encoder:
         """
         folder = Path(folder)
         recipe = read_recipe(folder)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = torch.device(device) if device else default_device()
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         # A bar for each of a model's hundred tensors is no news, and a log file has no use for bars.
         disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -136,6 +136,11 @@ class Encoder:
     def batch_tokens(self) -> int:
         """Tokens of a batch, with padding, that suit the device."""
         return BATCH_TOKENS_CUDA if self.device.type == "cuda" else BATCH_TOKENS
+
+
+def default_device() -> torch.device:
+    """The process's GPU where it has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def has_bfloat16(device: torch.device) -> bool:

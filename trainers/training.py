@@ -93,7 +93,7 @@ def train(
         arrays = {"negatives": torch.from_numpy(negatives), "order": torch.from_numpy(order)}
         return State(descent.tensors() | arrays, facts)
 
-    with _reproducible(request.seed), checkpoints.between_steps() if checkpoints else nullcontext():
+    with reproducible(request.seed), checkpoints.between_steps() if checkpoints else nullcontext():
         before = record.seconds
         for step in range(len(record.losses), steps):
             epoch, batch = divmod(step, per_epoch)
@@ -208,7 +208,7 @@ def _progress(record: TrainingRecord, steps: int, request: FineTuneRequested) ->
     )
 
 
-class _reproducible:  # noqa: N801 - reads as a statement
+class reproducible:  # noqa: N801 - reads as a statement
     """Fixed seeds and, on the CPU, only algorithms whose sums always run in the same order."""
 
     def __init__(self, seed: int) -> None:

@@ -183,6 +183,6 @@ def test_a_loss_that_is_no_number_ends_the_training(
     encoder = Encoder.load(tiny_folder, "cpu")
     start = embed(encoder, small_dataset)
     layers = TrainedLayers(encoder, small_dataset, 1, tmp_path)
-    monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0] * torch.nan)
+    monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0].float() * torch.nan)
     with pytest.raises(LossNotFiniteError, match=r"weights\.temperature"):
         train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
