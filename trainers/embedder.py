@@ -70,10 +70,12 @@ class Embedder:
         ranks.copy_from_first(self.parameters())
         own = np.flatnonzero(texts % ranks.size() == ranks.rank())
         lengths = self._tokens.lengths[texts[own]]
-        fits = gradient and int(lengths.sum()) * self._token_bytes <= self._budget()
+        fitting = self._budget() // self._token_bytes
+        fits = gradient and int(lengths.sum()) <= fitting
+        at_once = min(self._encoder.batch_tokens, fitting) if gradient else self._encoder.batch_tokens
         found = torch.zeros((len(texts), self._encoder.dimension), device=self._encoder.device)
         self._parts = []
-        for part in by_length(lengths, self._encoder.batch_tokens):
+        for part in by_length(lengths, at_once):
             places = torch.from_numpy(own[part]).to(found.device)
             with torch.set_grad_enabled(fits):
                 embeddings = self._embed(texts[own[part]])

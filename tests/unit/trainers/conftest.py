@@ -58,6 +58,13 @@ def tables() -> Callable[..., Tables]:
     return make_tables
 
 
+@pytest.fixture(autouse=True)
+def no_gpu_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the CPU's sums always run in the same order."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture
 def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 throughout, also where the processor has bfloat16: what is equal is equal to the last digits."""

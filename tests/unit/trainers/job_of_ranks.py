@@ -3,6 +3,7 @@
 With ``STEP``, all ranks are asked to end after that step. Rank 0 leaves what was stored in ``OUTPUT_FOLDER``.
 """
 
+import json
 import os
 import signal
 import sys
@@ -22,6 +23,14 @@ from tests.unit.trainers.conftest import make_tables, use_bfloat16
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES, put
 from trainers import job, ranks
 from trainers.status import RecordingAnnouncer
+
+MODEL = "models/m/000001"
+
+
+def losses(store: MemoryObjectStore) -> list[float]:
+    """The loss of every step of the model that was published."""
+    found: list[float] = json.loads(store.get(f"{MODEL}/training.json"))["loss"]
+    return found
 
 
 def job_in(store: MemoryObjectStore, model: Path) -> TrainingJob:
@@ -48,7 +57,8 @@ class AskedToEnd(RecordingAnnouncer):
     def status(self, status: FineTuneStatus) -> None:
         super().status(status)
         if status.progress and status.progress.step == self._step:
-            for other in psutil.Process(os.getppid()).children():
+            others = psutil.Process(os.getppid()).children() if ranks.size() > 1 else []
+            for other in others:
                 if other.pid != os.getpid():
                     other.send_signal(signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
