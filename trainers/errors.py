@@ -80,3 +80,7 @@ class SurroundingsError(TrainerError):
 
 class RankLostError(TrainerError):
     """Another process of this training is gone or does not answer:"""
+
+
+class OnnxExportError(TrainerError):
+    """The model was not written as ONNX:"""

@@ -16,7 +16,9 @@ from trainers.base_models import fetch_base_model, weights_digest
 from trainers.checkpoints import Checkpoints
 from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
+from trainers.errors import OnnxExportError
 from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
+from trainers.onnx_export import export_onnx
 from trainers.publishing import latest_model, publish_model
 from trainers.snapshot import Snapshot, read_snapshot
 from trainers.status import Reporter
@@ -83,6 +85,11 @@ def produce_model(
     after = measure(dataset, parts, *layers.embed_uncut())
     folder = work_dir / "model"
     write_model(encoder, base_folder, folder)
+    if settings.trainer.onnx:
+        try:
+            export_onnx(folder)
+        except OnnxExportError as error:
+            reporter.warn(str(error))
     ready = _ready(job, snapshot, encoder=encoder, folder=folder, baseline=baseline, after=after, record=record)
     metrics = _metrics(
         base=base, baseline=baseline, after=after, dataset=dataset, parts=parts, record=record, ready=ready
