@@ -141,6 +141,8 @@ class TrainerSettings(Section):
     checkpoint_interval: timedelta = timedelta(minutes=10)
     # Also write the finished model as model.onnx; needs the extra ``onnx``.
     onnx: bool = False
+    # Each training's curves, step by step, in a folder of its own below this one; needs the extra ``tensorboard``.
+    tensorboard_dir: Path | None = None
 
 
 class Settings(BaseSettings):

@@ -1,6 +1,7 @@
 """A training from its snapshot to its published model, step by step."""
 
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from infra.settings import Settings
 from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
 from trainers.artifacts import write_card, write_curve, write_metrics, write_model
 from trainers.base_models import fetch_base_model, weights_digest
+from trainers.board import Board
 from trainers.checkpoints import Checkpoints
 from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
@@ -68,15 +70,17 @@ def produce_model(
     embedded_seconds = time.monotonic() - began
 
     checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval)
-    record = train(
-        layers,
-        dataset,
-        parts.train,
-        job.request,
-        start=before_vectors,
-        observer=reporter,
-        checkpoints=checkpoints,
-    )
+    with closing(Board(settings.trainer.tensorboard_dir, job, reporter.warn)) as board:
+        record = train(
+            layers,
+            dataset,
+            parts.train,
+            job.request,
+            start=before_vectors,
+            observer=reporter,
+            checkpoints=checkpoints,
+            board=board,
+        )
     if not record.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from streams.events import FineTuneRequested, Progress
+from trainers.board import Board
 from trainers.checkpoints import Checkpoints, State
 from trainers.dataset import Dataset
 from trainers.errors import LossNotFiniteError
@@ -62,6 +63,7 @@ def train(
     start: tuple[torch.Tensor, torch.Tensor],
     observer: Observer,
     checkpoints: Checkpoints | None = None,
+    board: Board | None = None,
 ) -> TrainingRecord:
     """Train ``layers`` in place on the examples ``rows``; ``start`` are the embeddings of all questions and all
     passages before the first step. With ``checkpoints`` it goes on from where the same job was, to the same end.
@@ -109,7 +111,16 @@ def train(
             record.losses.append(loss)
             record.probabilities.append(probability)
             record.seconds = before + time.monotonic() - began
-            observer.stepped(_progress(record, steps, request))
+            progress = _progress(record, steps, request)
+            observer.stepped(progress)
+            if board:
+                board.stepped(
+                    progress.step,
+                    loss=loss,
+                    mean_positive_probability=probability,
+                    learning_rate=descent.rate,
+                    examples_per_second=progress.examples_per_second,
+                )
             if checkpoints:
                 checkpoints.stepped(state)
     return record
@@ -150,6 +161,7 @@ class _Descent:
 
     def __init__(self, parameters: list[torch.nn.Parameter], steps: int) -> None:
         self._parameters, self._steps, self._done = parameters, steps, 0
+        self.rate = 0.0
         # Biases and the scales of norms are not decayed: they have no surplus of freedom to take back.
         groups = [
             {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": WEIGHT_DECAY},
@@ -163,8 +175,9 @@ class _Descent:
             raise LossNotFiniteError("a gradient is not finite")
         warm_up = max(1, round(WARM_UP_SHARE * self._steps))
         scale = min((self._done + 1) / warm_up, (self._steps - self._done) / max(1, self._steps - warm_up), 1.0)
+        self.rate = LEARNING_RATE * scale
         for group in self._optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * scale
+            group["lr"] = self.rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._done += 1
