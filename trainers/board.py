@@ -24,7 +24,7 @@ class Board:
                 from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra of its own
 
                 name = safe_segment(job.request.model, job.request.request_id)
-                self._writer = SummaryWriter(folder / name / job.version)  # type: ignore[no-untyped-call]
+                self._writer = SummaryWriter(folder / name / job.version)
 
     def stepped(self, step: int, **figures: float) -> None:
         """Write the figures of a step."""

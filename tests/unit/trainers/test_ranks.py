@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from infra.local.ports import free_port
 from infra.objects import MemoryObjectStore
 from tests.unit.trainers.job_of_ranks import MODEL, job_in, losses, settings_for
 from trainers import ranks
@@ -16,6 +17,13 @@ from trainers.job import main, run
 from trainers.status import RecordingAnnouncer
 
 ROOT = Path(__file__).parents[3]
+# Each rank has one thread, as torchrun would have it; the sums of a product then run in another order.
+ENVIRONMENT = os.environ | {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 def torchrun(model: Path, output: Path, *options: str, processes: int = 2) -> str:
@@ -24,10 +32,7 @@ def torchrun(model: Path, output: Path, *options: str, processes: int = 2) -> st
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     command += ["-m", "tests.unit.trainers.job_of_ranks", str(model), str(output), *options]
-    # Each rank has one thread, as torchrun would have it; the sums of a product then run in another order.
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode == 0) == (not options), done.stderr
     return done.stderr
 
@@ -101,3 +106,25 @@ def test_variables_that_do_not_fit_together(
     assert main(["s3://memory/job.json"]) == ExitCode.TRY_AGAIN
     assert message in capsys.readouterr().out
     assert (ranks.rank(), ranks.size()) == (0, 1)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_rank_ends_the_other(lost: int, tiny_folder: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+    started = []
+    for rank in range(2):
+        environment = ENVIRONMENT | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        environment |= {"MASTER_PORT": port, "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "tests.unit.trainers.job_of_ranks", str(tiny_folder), str(tmp_path)]
+        started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+    try:
+        assert started[0].stdout
+        assert any("step=" in line for line in started[0].stdout)
+        started[lost].kill()
+        rest = started[1 - lost].communicate(timeout=120)[0]
+        assert started[1 - lost].returncode == ExitCode.TRY_AGAIN
+        assert "Another process of this training is gone" in rest
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
