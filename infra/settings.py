@@ -139,6 +139,10 @@ class TrainerSettings(Section):
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 2
     # What a training that is killed without warning has to do again; SIGTERM costs it no step.
     checkpoint_interval: timedelta = timedelta(minutes=10)
+    # Also write the finished model as model.onnx; needs the extra ``onnx``.
+    onnx: bool = False
+    # Each training's curves, step by step, in a folder of its own below this one; needs the extra ``tensorboard``.
+    tensorboard_dir: Path | None = None
 
 
 class Settings(BaseSettings):

@@ -53,7 +53,7 @@ class Encoder:
         """
         folder = Path(folder)
         recipe = read_recipe(folder)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = torch.device(device) if device else default_device()
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         # A bar for each of a model's hundred tensors is no news, and a log file has no use for bars.
         disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -72,8 +72,12 @@ class Encoder:
     @property
     def max_tokens(self) -> int:
         """Tokens of a text that are read, the special ones included; what follows is cut off."""
-        # Tokenizers without a bound say 10^30; RoBERTa's positions start behind the padding id, so two are lost.
+        # Tokenizers without a bound say 10^30; RoBERTa's positions start behind the padding id, so some are lost.
         positions = int(getattr(self.model.config, "max_position_embeddings", DEFAULT_MAX_TOKENS))
+        embeddings = getattr(self.model, "embeddings", None)
+        padding_id = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        if padding_id is not None:
+            positions -= padding_id + 1
         bound = min(int(self.tokenizer.model_max_length), positions)
         return min(self.recipe.max_tokens or DEFAULT_MAX_TOKENS, bound)
 
@@ -138,9 +142,15 @@ class Encoder:
         return BATCH_TOKENS_CUDA if self.device.type == "cuda" else BATCH_TOKENS
 
 
+def default_device() -> torch.device:
+    """The process's GPU where it has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the processor multiplies matrices in bfloat16 by itself."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        # Cards before Ampere would emulate it. They compute in float32: float16 would need its gradients scaled.
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities()
     return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))

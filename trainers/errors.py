@@ -76,3 +76,11 @@ class InterruptedTrainingError(TrainerError):
 
 class SurroundingsError(TrainerError):
     """Object store, Kafka or network failed:"""
+
+
+class RankLostError(TrainerError):
+    """Another process of this training is gone or does not answer:"""
+
+
+class OnnxExportError(TrainerError):
+    """The model was not written as ONNX:"""

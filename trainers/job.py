@@ -1,4 +1,4 @@
-"""Runs one training job: ``python -m trainers.job s3://BUCKET/…/job.json``.
+"""Runs one training job: ``python -m trainers.job s3://BUCKET/…/job.json``, or under ``torchrun`` on several GPUs.
 
 The exit code says how it ended (``trainers.errors.ExitCode``). A job that can never succeed is reported as failed from
 here; what may succeed when it is started again is the launcher's to report, and so is a job that cannot be read: of
@@ -8,6 +8,8 @@ what request it is, nobody here can say.
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +24,8 @@ from infra.kafka import Publisher
 from infra.objects import ObjectStore, S3ObjectStore
 from infra.settings import Settings, load_settings
 from streams.events import State, TrainingJob
+from trainers import ranks
+from trainers.embedder import follow
 from trainers.errors import (
     BadJobError,
     ExitCode,
@@ -33,6 +37,7 @@ from trainers.errors import (
 from trainers.pipeline import produce_model
 from trainers.publishing import publish_again, published
 from trainers.status import Announcer, KafkaAnnouncer, Reporter
+from trainers.training import reproducible
 
 log = structlog.get_logger()
 
@@ -47,13 +52,30 @@ def main(arguments: list[str]) -> ExitCode:
         (uri,) = arguments
         settings = load_settings()
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
-        store = S3ObjectStore(settings.s3)
-        job = read_job(store, uri)
-        with Publisher(settings.kafka) as publisher:
-            return run(job, settings, store, KafkaAnnouncer(publisher))
+        ranks.join(settings.trainer.max_duration)
+        code = _lead(uri, settings) if ranks.rank() == 0 else _follow(settings)
+        # After a failure nobody is waited for: the others notice that rank 0 is gone.
+        if code is ExitCode.DONE:
+            ranks.leave()
     except (TrainerError, ValueError, *_SURROUNDINGS) as error:
         log.error("the training did not begin or could not be reported", reason=str(error))  # noqa: TRY400 - for people
         return ExitCode.TRY_AGAIN
+    return code
+
+
+def _lead(uri: str, settings: Settings) -> ExitCode:
+    store = S3ObjectStore(settings.s3)
+    job = read_job(store, uri)
+    with Publisher(settings.kafka) as publisher:
+        return run(job, settings, store, KafkaAnnouncer(publisher))
+
+
+def _follow(settings: Settings) -> ExitCode:
+    # torchrun asks all ranks to end at once, but rank 0 needs the others until the step is done and kept.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with _work_dir(settings) as work_dir, reproducible(seed=0):
+        follow(work_dir)
+    return ExitCode.DONE
 
 
 def read_job(store: ObjectStore, uri: str) -> TrainingJob:
@@ -86,13 +108,19 @@ def _run(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Rep
         if published(job, store):
             publish_again(job, store, reporter)
             return
-        settings.trainer.work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="training-", dir=settings.trainer.work_dir) as work_dir:
-            produce_model(job, settings, store, reporter, Path(work_dir))
+        with _work_dir(settings) as work_dir:
+            produce_model(job, settings, store, reporter, work_dir)
     except torch.OutOfMemoryError as error:
         raise KnobError(f"training.batch_size {job.request.training.batch_size} needs more memory: {error}") from error
     except _SURROUNDINGS as error:
         raise SurroundingsError(error) from error
+
+
+@contextmanager
+def _work_dir(settings: Settings) -> Iterator[Path]:
+    settings.trainer.work_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="training-", dir=settings.trainer.work_dir) as folder:
+        yield Path(folder)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

@@ -59,6 +59,9 @@ def freeze(model: Any, trainable_layers: int | str) -> None:
         KnobError: there are fewer layers, or the model is of a family whose layers are not known here.
     """
     model.requires_grad_(trainable_layers == "all")
+    if getattr(model, "pooler", None) is not None:
+        # A head for another task: its output is not used, so there is nothing that it could learn.
+        model.pooler.requires_grad_(False)
     if isinstance(trainable_layers, str):
         return
     layout = LAYOUTS.get(model.config.model_type)

@@ -1,6 +1,7 @@
 """A training from its snapshot to its published model, step by step."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import structlog
@@ -11,11 +12,14 @@ from infra.settings import Settings
 from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
 from trainers.artifacts import write_card, write_curve, write_metrics, write_model, write_recall
 from trainers.base_models import fetch_base_model, weights_digest
+from trainers.board import Board
 from trainers.checkpoints import Checkpoints
 from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
 from trainers.encoder import Encoder
+from trainers.errors import OnnxExportError
 from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
 from trainers.forgetting import Forgetting, measure_general
+from trainers.onnx_export import export_onnx
 from trainers.publishing import latest_model, publish_model
 from trainers.results import Baseline, Results
 from trainers.selection import Validation, merge_back
@@ -61,16 +65,18 @@ def produce_model(
     start_weights = layers.weights()
     validation = validation_of(layers, dataset, parts, job.request)
     checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval)
-    record = train(
-        layers,
-        dataset,
-        parts.train,
-        job.request,
-        start=before_vectors,
-        observer=reporter,
-        validation=validation,
-        checkpoints=checkpoints,
-    )
+    with closing(Board(settings.trainer.tensorboard_dir, job, reporter.warn)) as board:
+        record = train(
+            layers,
+            dataset,
+            parts.train,
+            job.request,
+            start=before_vectors,
+            observer=reporter,
+            validation=validation,
+            checkpoints=checkpoints,
+            board=board,
+        )
     if not record.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
 
@@ -96,6 +102,11 @@ def produce_model(
 
     folder = work_dir / "model"
     write_model(encoder, base_folder, folder)
+    if settings.trainer.onnx:
+        try:
+            export_onnx(folder)
+        except OnnxExportError as error:
+            reporter.warn(str(error))
     ready = _ready(job, snapshot, encoder=encoder, folder=folder, results=results)
     seconds = {"until_trained": embedded_seconds, "training": record.seconds, "all": time.monotonic() - began}
     write_metrics(folder, results.metrics() | {"seconds": seconds})

@@ -20,8 +20,9 @@ MEMORY_SHARE = 0.4
 class PrefixCache:
     """The states behind the frozen layers of the texts in ``tokens``, unpadded, in one flat buffer ``[tokens, d]``.
 
-    They are kept in the format that the trained layers compute in. A buffer above ``memory_budget`` bytes lies in a
-    file of ``spill_folder`` that is mapped into memory. States are computed when a text is first asked for.
+    They are kept in the format that the trained layers compute in, on the GPU if a share of its free memory holds them
+    all. A buffer above ``memory_budget`` bytes of main memory lies in a file of ``spill_folder`` that is mapped into
+    memory. States are computed when a text is first asked for.
     """
 
     def __init__(
@@ -30,7 +31,9 @@ class PrefixCache:
         prefix: nn.Module,
         tokens: Tokens,
         spill_folder: Path,
+        *,
         memory_budget: int | None = None,
+        device_budget: int | None = None,
     ) -> None:
         self._encoder, self._prefix, self._tokens = encoder, prefix, tokens
         dtype = torch.bfloat16 if has_bfloat16(encoder.device) else torch.float32
@@ -38,15 +41,17 @@ class PrefixCache:
         shape = (len(tokens.ids) + 1, encoder.dimension)
         self.size_bytes = shape[0] * shape[1] * dtype.itemsize
         budget = int(psutil.virtual_memory().available * MEMORY_SHARE) if memory_budget is None else memory_budget
-        self.spilled = self.size_bytes > budget
+        on_device = self.size_bytes <= (_device_budget(encoder.device) if device_budget is None else device_budget)
+        self.spilled = self.size_bytes > budget and not on_device
         if self.spilled:
             spill_folder.mkdir(parents=True, exist_ok=True)
             path = str(spill_folder / "prefix-states.bin")
             flat = torch.from_file(path, shared=True, size=shape[0] * shape[1], dtype=dtype)
             self._states = flat.view(shape)
         else:
-            # Pages that are never written take no memory, so texts that are never asked for cost nothing.
-            self._states = torch.empty(shape, dtype=dtype)
+            # Pages that are never written take no main memory, so texts that are never asked for cost nothing there:
+            # pinned ones, from which a GPU copies faster, would all be taken at once.
+            self._states = torch.empty(shape, dtype=dtype, device=encoder.device if on_device else "cpu")
         self._states[-1] = 0
         self._filled = np.zeros(len(tokens), dtype=np.bool_)
 
@@ -54,7 +59,8 @@ class PrefixCache:
         """States ``[n, longest, d]`` and mask ``[n, longest]`` of the texts."""
         self._fill(np.unique(indices[~self._filled[indices]]))
         where, mask = padding(self._tokens.starts, indices, pad_at=len(self._tokens.ids))
-        states = self._states.index_select(0, torch.from_numpy(where.ravel())).view(*where.shape, -1)
+        rows = torch.from_numpy(where.ravel()).to(self._states.device)
+        states = self._states.index_select(0, rows).view(*where.shape, -1)
         device = self._encoder.device
         return states.to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
 
@@ -65,5 +71,11 @@ class PrefixCache:
                 ids, mask = self._tokens.padded(missing[batch], self._encoder.device)
                 states = self._prefix(input_ids=ids, attention_mask=mask).last_hidden_state
                 where = padding(self._tokens.starts, missing[batch])[0][mask.cpu().numpy().astype(bool)]
-                self._states[torch.from_numpy(where)] = states[mask.bool()].to("cpu", self._states.dtype)
+                rows = torch.from_numpy(where).to(self._states.device)
+                self._states[rows] = states[mask.bool()].to(self._states)
         self._filled[missing] = True
+
+
+def _device_budget(device: torch.device) -> int:
+    """Bytes of a GPU's free memory that states may take; elsewhere there is no memory but the main one."""
+    return int(torch.cuda.mem_get_info(device)[0] * MEMORY_SHARE) if device.type == "cuda" else -1

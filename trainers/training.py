@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from streams.events import FineTuneRequested, Progress
+from trainers.board import Board
 from trainers.checkpoints import Checkpoints, State
 from trainers.dataset import Dataset
 from trainers.errors import LossNotFiniteError
@@ -80,6 +81,7 @@ def train(
     observer: Observer,
     validation: Validation | None = None,
     checkpoints: Checkpoints | None = None,
+    board: Board | None = None,
 ) -> TrainingRecord:
     """Train ``layers`` in place on the examples ``rows``; ``start`` are the embeddings of all questions and all
     passages before the first step. With ``validation`` it ends after an epoch that is clearly worse than one before,
@@ -92,30 +94,20 @@ def train(
         InterruptedTrainingError: the process was asked to end, and the state is kept in ``checkpoints``.
     """
     began = time.monotonic()
-    generator = np.random.default_rng(request.seed)
     source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), request.dataset)
     batch_size = request.training.batch_size
     per_epoch = math.ceil(len(rows) / batch_size)
     steps = request.training.epochs * per_epoch
-    descent = _Descent(layers.parameters(), steps)
-    record = TrainingRecord(cached=layers.cached)
-    remine = request.dataset.hard_negatives > 0 and cheap_to_embed_all(dataset, len(rows), request)
-    negatives = order = np.empty(0, dtype=np.int64)
-    best: list[torch.Tensor] = []
+    course = _Course(
+        TrainingRecord(cached=layers.cached),
+        _Descent(layers.parameters(), steps),
+        np.random.default_rng(request.seed),
+    )
     if saved := checkpoints.load() if checkpoints else None:
-        record = TrainingRecord(**saved.facts["record"])
-        generator.bit_generator.state = saved.facts["generator"]
-        negatives, order = saved.tensors["negatives"].numpy(), saved.tensors["order"].numpy()
-        best = [saved.tensors[f"best.{number}"] for number in range(saved.facts["best"])]
-        descent.go_on(saved.tensors, len(record.losses))
-
-    def state() -> State:
-        facts = {"record": asdict(record), "generator": generator.bit_generator.state, "best": len(best)}
-        arrays = {"negatives": torch.from_numpy(negatives), "order": torch.from_numpy(order)}
-        kept = {f"best.{number}": one for number, one in enumerate(best)}
-        return State(descent.tensors() | arrays | kept, facts)
-
-    with _reproducible(request.seed), checkpoints.between_steps() if checkpoints else nullcontext():
+        course.go_on(saved)
+    record = course.record
+    remine = request.dataset.hard_negatives > 0 and cheap_to_embed_all(dataset, len(rows), request)
+    with reproducible(request.seed), checkpoints.between_steps() if checkpoints else nullcontext():
         before = record.seconds
         embedded: tuple[torch.Tensor, torch.Tensor] | None = None
         for step in range(len(record.losses), steps):
@@ -125,27 +117,67 @@ def train(
             if batch == 0:
                 mined_with = (embedded or layers.embed_all()) if epoch and remine else start
                 embedded = None
-                chosen = source.choose(*mined_with, generator)
-                negatives, order = chosen.passages, generator.permutation(len(rows))
+                chosen = source.choose(*mined_with, course.generator)
+                course.negatives, course.order = chosen.passages, course.generator.permutation(len(rows))
                 record.negatives.append(chosen.counts)
                 record.mined_epochs += epoch == 0 or remine
-            picked = order[batch * batch_size : (batch + 1) * batch_size]
-            loss, probability = _step(layers, dataset, rows[picked], negatives[picked], request)
-            descent.step()
+            picked = course.order[batch * batch_size : (batch + 1) * batch_size]
+            loss, probability = _step(layers, dataset, rows[picked], course.negatives[picked], request)
+            course.descent.step()
             record.losses.append(loss)
             record.probabilities.append(probability)
             if validation and batch == per_epoch - 1:
                 # The next epoch's negatives are mined with the same embeddings.
                 embedded = layers.embed_all() if remine else None
                 record.validation.append(validation.ndcg(embedded))
-                best = layers.weights() if record.best_epoch == epoch else best
+                course.best = layers.weights() if record.best_epoch == epoch else course.best
             record.seconds = before + time.monotonic() - began
-            observer.stepped(_progress(record, steps, request))
+            progress = _progress(record, steps, request)
+            observer.stepped(progress)
+            if board:
+                board.stepped(
+                    progress.step,
+                    loss=loss,
+                    mean_positive_probability=probability,
+                    learning_rate=course.descent.rate,
+                    examples_per_second=progress.examples_per_second,
+                )
             if checkpoints:
-                checkpoints.stepped(state)
-    if best:
-        layers.put_weights(best)
+                checkpoints.stepped(course.state)
+    if course.best:
+        layers.put_weights(course.best)
     return record
+
+
+@dataclass
+class _Course:
+    """What changes from step to step, and is kept in a checkpoint; ``negatives`` and ``order`` are those of an epoch,
+    ``best`` are the best epoch's weights.
+    """
+
+    record: TrainingRecord
+    descent: "_Descent"
+    generator: np.random.Generator
+    negatives: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    order: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    best: list[torch.Tensor] = field(default_factory=list)
+
+    def state(self) -> State:
+        facts = {
+            "record": asdict(self.record),
+            "generator": self.generator.bit_generator.state,
+            "best": len(self.best),
+        }
+        arrays = {"negatives": torch.from_numpy(self.negatives), "order": torch.from_numpy(self.order)}
+        kept = {f"best.{number}": one for number, one in enumerate(self.best)}
+        return State(self.descent.tensors() | arrays | kept, facts)
+
+    def go_on(self, saved: State) -> None:
+        self.record = TrainingRecord(**saved.facts["record"])
+        self.generator.bit_generator.state = saved.facts["generator"]
+        self.negatives, self.order = saved.tensors["negatives"].numpy(), saved.tensors["order"].numpy()
+        self.best = [saved.tensors[f"best.{number}"] for number in range(saved.facts["best"])]
+        self.descent.go_on(saved.tensors, len(self.record.losses))
 
 
 def _step(
@@ -183,6 +215,7 @@ class _Descent:
 
     def __init__(self, parameters: list[torch.nn.Parameter], steps: int) -> None:
         self._parameters, self._steps, self._done = parameters, steps, 0
+        self.rate = 0.0
         # Biases and the scales of norms are not decayed: they have no surplus of freedom to take back.
         groups = [
             {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": WEIGHT_DECAY},
@@ -196,8 +229,9 @@ class _Descent:
             raise LossNotFiniteError("a gradient is not finite")
         warm_up = max(1, round(WARM_UP_SHARE * self._steps))
         scale = min((self._done + 1) / warm_up, (self._steps - self._done) / max(1, self._steps - warm_up), 1.0)
+        self.rate = LEARNING_RATE * scale
         for group in self._optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * scale
+            group["lr"] = self.rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._done += 1
@@ -241,7 +275,7 @@ def _progress(record: TrainingRecord, steps: int, request: FineTuneRequested) ->
     )
 
 
-class _reproducible:  # noqa: N801 - reads as a statement
+class reproducible:  # noqa: N801 - reads as a statement
     """Fixed seeds and, on the CPU, only algorithms whose sums always run in the same order."""
 
     def __init__(self, seed: int) -> None:

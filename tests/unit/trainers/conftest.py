@@ -46,15 +46,23 @@ def passage(name: str) -> dict[str, str | None]:
     return {"folder_id": "f", "document_id": document_id, "text": text or None}
 
 
+def make_tables(examples: list[Any], documents: dict[str, str]) -> Tables:
+    """Tables of a snapshot, of rows made by ``example`` and of documents by their ids."""
+    rows = [{"folder_id": "f", "document_id": name, "title": "", "text": text} for name, text in documents.items()]
+    return pa.Table.from_pylist(examples, EXAMPLES), pa.Table.from_pylist(rows, DOCUMENTS)
+
+
 @pytest.fixture(scope="session")
 def tables() -> Callable[..., Tables]:
-    """Tables of a snapshot, of rows made by ``example`` and of documents by their ids."""
+    """``make_tables``."""
+    return make_tables
 
-    def make(examples: list[Any], documents: dict[str, str]) -> Tables:
-        rows = [{"folder_id": "f", "document_id": name, "title": "", "text": text} for name, text in documents.items()]
-        return pa.Table.from_pylist(examples, EXAMPLES), pa.Table.from_pylist(rows, DOCUMENTS)
 
-    return make
+@pytest.fixture(autouse=True)
+def no_gpu_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the CPU's sums always run in the same order."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture

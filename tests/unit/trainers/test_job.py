@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,9 +82,9 @@ def store() -> MemoryObjectStore:
 def start(store: MemoryObjectStore, tiny_folder: Path, tmp_path: Path) -> Start:
     """Runs a job with the tiny model as its base."""
 
-    def go(job: TrainingJob) -> tuple[ExitCode, RecordingAnnouncer]:
+    def go(job: TrainingJob, **trainer: Any) -> tuple[ExitCode, RecordingAnnouncer]:
         announcer = RecordingAnnouncer()
-        settings = Settings(trainer=TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path))
+        settings = Settings(trainer=TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path, **trainer))
         base = ModelReference(uri=tiny_folder.as_uri())
         return run(job.model_copy(update={"base_model": base}), settings, store, announcer), announcer
 
@@ -157,6 +158,20 @@ def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
     assert (
         f"| recall_at_1 | {general['before']['recall_at_1']:.4f} |" in store.get("models/m/000001/README.md").decode()
     )
+
+
+def test_a_model_is_also_written_as_onnx_or_the_warnings_say_why(
+    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tables(EXAMPLES, DOCUMENTS)
+    assert start(put(store, data), onnx=True)[0] == ExitCode.DONE
+    manifest = ArtifactManifest.model_validate_json(store.get("models/m/000001/manifest.json"))
+    assert "model.onnx" in {file.path for file in manifest.files}
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, announcer = start(put(store, data, version="000002"), onnx=True)
+    assert code == ExitCode.DONE
+    assert any("extra 'onnx'" in warning for warning in announcer.statuses[-1].warnings)
+    assert "models/m/000002/model.onnx" not in store.list("models/m/000002/")
 
 
 class Unlucky(RecordingAnnouncer):

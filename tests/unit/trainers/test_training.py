@@ -4,7 +4,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, ModernBertConfig, MPNetConfig, Qwen3Config, XLMRobertaConfig
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    CamembertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    Qwen3Config,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 
 from streams.events import FineTuneRequested, Progress, now
 from streams.knobs import DatasetKnobs, TrainingKnobs
@@ -16,6 +26,7 @@ from trainers.errors import KnobError, LossNotFiniteError
 from trainers.layouts import freeze, halves
 from trainers.pipeline import embed
 from trainers.prefix_cache import PrefixCache
+from trainers.recipe import Recipe
 from trainers.trained_layers import TrainedLayers
 from trainers.training import TrainingRecord, train
 
@@ -30,6 +41,8 @@ SMALL: dict[str, Any] = {
 }
 CONFIGS = [
     BertConfig(**SMALL),
+    RobertaConfig(**SMALL),
+    CamembertConfig(**SMALL),
     XLMRobertaConfig(**SMALL),
     MPNetConfig(**SMALL),
     ModernBertConfig(**SMALL, global_attn_every_n_layers=2, local_attention=4, reference_compile=False),
@@ -84,6 +97,73 @@ def test_the_two_halves_make_the_whole(config: Any) -> None:
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert trainable
     assert not any(".0." in name or "embeddings" in name for name in trainable)
+
+
+def encoder_of(config: Any, tokenizer_folder: Path, recipe: Recipe) -> Encoder:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    return Encoder(AutoModel.from_config(config), tokenizer, recipe, torch.device("cpu"))
+
+
+def embedded_alone(encoder: Encoder, dataset: Dataset) -> torch.Tensor:
+    """All texts one by one by the library's whole model: no padding, no cache, no batch."""
+    texts = [encoder.recipe.query_prompt + text for text in dataset.questions]
+    texts += [encoder.recipe.passage_prompt + text for text in dataset.passages]
+    found = []
+    for text in texts:
+        ids = encoder.tokenizer(text, return_tensors="pt", truncation=True, max_length=encoder.max_tokens).input_ids
+        states = encoder.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        pooled = {"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1]}[encoder.recipe.pooling]
+        found.append(torch.nn.functional.normalize(pooled, dim=0))
+    return torch.stack(found).detach()
+
+
+FEW_POSITIONS: dict[str, Any] = {**SMALL, "vocab_size": 30522, "pad_token_id": 1, "max_position_embeddings": 22}
+
+
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("recipe", [Recipe("mean"), Recipe("cls"), Recipe("lasttoken")], ids=lambda one: one.pooling)
+@pytest.mark.parametrize(
+    "config",
+    [RobertaConfig(**FEW_POSITIONS), CamembertConfig(**FEW_POSITIONS), BertConfig(**FEW_POSITIONS)],
+    ids=lambda config: config.model_type,
+)
+def test_neither_cache_nor_padding_moves_a_position(
+    config: Any, recipe: Recipe, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    encoder = encoder_of(config, tiny_folder, recipe)
+    # Positions of RoBERTa and its family begin behind the padding id, so the longest text has two tokens less.
+    assert encoder.max_tokens == (22 if config.model_type == "bert" else 20)
+    expected = embedded_alone(encoder, small_dataset)
+    layers = TrainedLayers(encoder, small_dataset, 2, tmp_path)
+    assert layers.cached
+    torch.testing.assert_close(torch.cat(layers.embed_all()), expected, rtol=1e-4, atol=1e-5)
+    longest = encoder.encode(["word " * 100])
+    assert np.isfinite(longest).all()
+
+
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("cached", [True, False])
+def test_prompts_are_part_of_what_is_trained(
+    cached: bool, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe = Recipe(query_prompt="query: ", passage_prompt="passage: ")
+    encoder = encoder_of(BertConfig(**{**FEW_POSITIONS, "max_position_embeddings": 64}), tiny_folder, recipe)
+    asked, read = encoder.tokenize(["x"], "query"), encoder.tokenize(["x"], "passage")
+    assert encoder.tokenizer.decode(asked.ids) == "[CLS] query : x [SEP]"
+    assert encoder.tokenizer.decode(read.ids) == "[CLS] passage : x [SEP]"
+    layers = TrainedLayers(encoder, small_dataset, 2, tmp_path, cached=cached)
+    expected = embedded_alone(encoder, small_dataset)
+    seen: list[torch.Tensor] = []
+
+    def loss_of(queries: torch.Tensor, passages: torch.Tensor) -> tuple[torch.Tensor, float]:
+        seen.extend((queries.detach(), passages.detach()))
+        return (queries @ passages.T).sum(), 0.0
+
+    questions, passages = np.array([3, 9]), np.array([1, 5, 17])
+    layers.backward(questions, passages, loss_of)
+    wanted = expected[np.concatenate([questions, passages + len(small_dataset.questions)])]
+    torch.testing.assert_close(torch.cat(seen), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_unknown_layout_trains_whole() -> None:
@@ -183,6 +263,6 @@ def test_a_loss_that_is_no_number_ends_the_training(
     encoder = Encoder.load(tiny_folder, "cpu")
     start = embed(encoder, small_dataset)
     layers = TrainedLayers(encoder, small_dataset, 1, tmp_path)
-    monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0] * torch.nan)
+    monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0].float() * torch.nan)
     with pytest.raises(LossNotFiniteError, match=r"weights\.temperature"):
         train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())

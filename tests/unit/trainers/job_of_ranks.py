@@ -1,0 +1,93 @@
+"""One rank of the training in ``test_ranks.py``: ``job_of_ranks MODEL_FOLDER OUTPUT_FOLDER [STEP]``.
+
+With ``STEP``, all ranks are asked to end after that step. Rank 0 leaves what was stored in ``OUTPUT_FOLDER``.
+"""
+
+import json
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.objects import MemoryObjectStore
+from infra.settings import Settings, TrainerSettings
+from streams.events import FineTuneStatus, ModelReference, TrainingJob
+from streams.knobs import TrainingKnobs
+from tests.unit.trainers.conftest import make_tables, use_bfloat16
+from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES, put
+from trainers import job, ranks
+from trainers.status import RecordingAnnouncer
+
+MODEL = "models/m/000001"
+
+
+def losses(store: MemoryObjectStore) -> list[float]:
+    """The loss of every step of the model that was published."""
+    found: list[float] = json.loads(store.get(f"{MODEL}/training.json"))["loss"]
+    return found
+
+
+def job_in(store: MemoryObjectStore, model: Path) -> TrainingJob:
+    """Four epochs of two layers; the last batch of each is small, so that some rank may have little or nothing."""
+    knobs = TrainingKnobs(batch_size=13, epochs=4, trainable_layers=2)
+    made = put(store, make_tables(EXAMPLES, DOCUMENTS), training=knobs)
+    return made.model_copy(update={"base_model": ModelReference(uri=model.as_uri())})
+
+
+def settings_for(model: Path, folder: Path) -> Settings:
+    """No checkpoint but the one that is asked for."""
+    return Settings(
+        trainer=TrainerSettings(model_folders=(model,), work_dir=folder, checkpoint_interval=timedelta(hours=1))
+    )
+
+
+class AskedToEnd(RecordingAnnouncer):
+    """After ``step`` steps every process that torchrun has started is asked to end, as torchrun itself would do it."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def status(self, status: FineTuneStatus) -> None:
+        super().status(status)
+        if status.progress and status.progress.step == self._step:
+            others = psutil.Process(os.getppid()).children() if ranks.size() > 1 else []
+            for other in others:
+                if other.pid != os.getpid():
+                    other.send_signal(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(model: Path, output: Path, step: int) -> int:
+    """Run ``trainers.job`` with an object store and an announcer in memory; the store is rank 0's alone."""
+    store = MemoryObjectStore()
+
+    def only_for_the_first(_: object) -> MemoryObjectStore:
+        assert ranks.rank() == 0
+        store.put("job.json", job_in(store, model).model_dump_json().encode())
+        return store
+
+    with pytest.MonkeyPatch.context() as patch:
+        use_bfloat16(patch, wanted=False)
+        patch.setattr("trainers.status.REPORT_SECONDS", -1)
+        patch.setattr(job, "load_settings", lambda: settings_for(model, output))
+        patch.setattr(job, "S3ObjectStore", only_for_the_first)
+        patch.setattr(job, "Publisher", nullcontext)
+        announcer: Any = AskedToEnd(step)
+        patch.setattr(job, "KafkaAnnouncer", lambda _: announcer)
+        code = job.main([store.uri("job.json")])
+    for key in store.list(""):
+        path = output / "store" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(store.get(key))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0))

@@ -1,0 +1,119 @@
+"""What differs on a GPU: number format, where states are kept, copies. Run them with ``pytest -m gpu``."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from infra.objects import MemoryObjectStore
+from streams.knobs import DatasetKnobs
+from tests.unit.trainers.conftest import use_bfloat16
+from tests.unit.trainers.job_of_ranks import AskedToEnd, job_in, losses, settings_for
+from tests.unit.trainers.test_training import Steps, request
+from trainers.dataset import Dataset, split
+from trainers.encoder import Encoder
+from trainers.errors import ExitCode
+from trainers.job import run
+from trainers.layouts import freeze, halves
+from trainers.negatives import hardest
+from trainers.pipeline import embed, measure
+from trainers.prefix_cache import PrefixCache
+from trainers.status import RecordingAnnouncer
+from trainers.trained_layers import TrainedLayers
+from trainers.training import train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+GPU = "cuda"
+
+
+def trained_losses(device: str, folder: Path, dataset: Dataset, tmp_path: Path, **options: Any) -> list[float]:
+    encoder = Encoder.load(folder, device)
+    start = embed(encoder, dataset)
+    layers = TrainedLayers(encoder, dataset, 2, tmp_path, **options)
+    # Easy negatives alone are the same on every device; mined ones may change places where scores are near.
+    asked = request(layers=2).model_copy(update={"dataset": DatasetKnobs(hard_negatives=0, easy_negatives=3)})
+    return train(layers, dataset, np.arange(len(dataset.question)), asked, start=start, observer=Steps()).losses
+
+
+@pytest.mark.parametrize("options", [{}, {"cached": False}, {"graph_budget": 0}])
+def test_losses_are_those_of_the_cpu(
+    options: Any, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = trained_losses(GPU, tiny_folder, small_dataset, tmp_path, **options)
+    use_bfloat16(monkeypatch, wanted=False)
+    expected = trained_losses("cpu", tiny_folder, small_dataset, tmp_path)
+    # bfloat16 has three digits, and similarities are divided by a temperature of 0.05: on a CPU they differ by 0.03.
+    assert found == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.usefixtures("full_precision")
+def test_losses_are_those_of_the_cpu_in_float32(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    found = trained_losses(GPU, tiny_folder, small_dataset, tmp_path)
+    assert found == pytest.approx(trained_losses("cpu", tiny_folder, small_dataset, tmp_path), abs=1e-3)
+
+
+def test_mining_finds_what_the_cpu_finds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, passages = (
+        torch.nn.functional.normalize(torch.randn(rows, 32, generator=generator, dtype=torch.float64), dim=1)
+        for rows in (50, 3000)
+    )
+    bound = np.full(50, 0.5, dtype=np.float32)
+    expected = hardest(queries, passages, bound, 20)
+    found = hardest(queries.to(GPU), passages.to(GPU), bound, 20)
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert found[1] == expected[1] > 0
+
+
+@pytest.mark.parametrize("step", [2, 11])
+def test_a_job_goes_on_where_it_was(step: int, tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("trainers.status.REPORT_SECONDS", -1)
+    stores = MemoryObjectStore(), MemoryObjectStore()
+    settings = settings_for(tiny_folder, tmp_path)
+    jobs = [job_in(store, tiny_folder) for store in stores]
+    assert run(jobs[0], settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
+    assert run(jobs[1], settings, stores[1], AskedToEnd(step)) == ExitCode.TRY_AGAIN
+    assert stores[1].list("checkpoints/")
+    again = RecordingAnnouncer()
+    assert run(jobs[1], settings, stores[1], again) == ExitCode.DONE
+    assert min(status.progress.step for status in again.statuses if status.progress) == step + 1
+    # Not bit by bit: attention's way back adds up in any order.
+    assert losses(stores[1]) == pytest.approx(losses(stores[0]), abs=0.02)
+
+
+def test_states_are_the_same_on_the_gpu_in_memory_and_in_a_file(tiny_folder: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(tiny_folder, GPU)
+    tokens = encoder.tokenize(["one", "two words", ""])
+    freeze(encoder.model, 1)
+    split_model = halves(encoder.model, 1)
+    assert split_model is not None
+    found = []
+    for budgets in ({}, {"device_budget": 0}, {"device_budget": 0, "memory_budget": 0}):
+        cache = PrefixCache(encoder, split_model.prefix, tokens, tmp_path, **budgets)
+        assert cache.spilled == ("memory_budget" in budgets)
+        found.append(cache.states(np.array([2, 0, 1])))
+    for states, mask in found[1:]:
+        assert states.device.type == GPU
+        assert torch.equal(states, found[0][0])
+        assert torch.equal(mask, found[0][1])
+
+
+def test_embeddings_and_measures_are_those_of_the_cpu(
+    tiny_folder: Path, small_dataset: Dataset, record_property: Callable[[str, object], None]
+) -> None:
+    parts = split(small_dataset, 0)
+    vectors = {device: embed(Encoder.load(tiny_folder, device), small_dataset) for device in (GPU, "cpu")}
+    for one, other in zip(vectors[GPU], vectors["cpu"], strict=True):
+        assert (one.cpu() * other).sum(dim=1).min() > 0.999
+    ndcg = [measure(small_dataset, parts, *vectors[device]).ndcg.mean() for device in (GPU, "cpu")]
+    assert ndcg[0] == pytest.approx(ndcg[1], abs=0.05)
+    encoder, texts = Encoder.load(tiny_folder, GPU), ["some words of a text " * 10] * 20_000
+    encoder.encode(texts[:100])
+    began = time.perf_counter()
+    assert np.isfinite(encoder.encode(texts)).all()
+    record_property("texts_per_second", round(len(texts) / (time.perf_counter() - began)))

@@ -1,0 +1,64 @@
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainers import onnx_export
+from trainers.encoder import Encoder
+from trainers.errors import OnnxExportError
+from trainers.onnx_export import export_onnx
+from trainers.recipe import Recipe, write_recipe
+
+TEXTS = ["one", "", "some more words than that", "and " * 300]
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_onnx_runtime_embeds_as_the_encoder_does(pooling: Any, folder: Path) -> None:
+    import onnxruntime
+
+    write_recipe(Recipe(pooling, normalize=pooling != "cls"), folder, dimension=32, max_tokens=64)
+    export_onnx(folder)
+    assert [path.name for path in folder.glob("*.onnx*")] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    encoder = Encoder.load(folder, "cpu")
+    tokens = encoder.tokenize(TEXTS)
+    ids, mask = tokens.padded(np.arange(len(TEXTS)), encoder.device)
+    (found,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    np.testing.assert_allclose(found, encoder.encode(TEXTS), atol=1e-4)
+
+
+def test_what_computes_something_else_is_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
+    with pytest.raises(OnnxExportError, match=r"differ by .* at most -1\.0"):
+        export_onnx(folder)
+    assert not list(folder.glob("*.onnx*"))
+
+
+def test_whatever_the_runtime_raises_is_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    class FailError(Exception):
+        """As those of ONNX Runtime."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise FailError("this is an invalid model")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(OnnxExportError, match="not written as ONNX: this is an invalid model"):
+        export_onnx(folder)
+    assert not list(folder.glob("*.onnx*"))
+
+
+def test_without_its_packages_it_says_which_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(OnnxExportError, match="extra 'onnx'"):
+        export_onnx(folder)

@@ -1,0 +1,130 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra.local.ports import free_port
+from infra.objects import MemoryObjectStore
+from tests.unit.trainers.job_of_ranks import MODEL, job_in, losses, settings_for
+from trainers import ranks
+from trainers.errors import ExitCode
+from trainers.job import main, run
+from trainers.status import RecordingAnnouncer
+
+ROOT = Path(__file__).parents[3]
+# Each rank has one thread, as torchrun would have it; the sums of a product then run in another order.
+ENVIRONMENT = os.environ | {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def torchrun(model: Path, output: Path, *options: str, processes: int = 2) -> str:
+    """Runs ``job_of_ranks`` on a free port of this machine; what it wrote to stderr."""
+    output.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    command += ["-m", "tests.unit.trainers.job_of_ranks", str(model), str(output), *options]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode == 0) == (not options), done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def alone(tiny_folder: Path, tmp_path: Path, full_precision: None) -> MemoryObjectStore:
+    """What the same training leaves that one process does."""
+    store = MemoryObjectStore()
+    code = run(job_in(store, tiny_folder), settings_for(tiny_folder, tmp_path), store, RecordingAnnouncer())
+    assert code == ExitCode.DONE
+    return store
+
+
+def assert_near(path: Path, other: MemoryObjectStore, tmp_path: Path) -> None:
+    """Equal but for the order of float32 sums."""
+    other.get_file(f"{MODEL}/model.safetensors", tmp_path / "other.safetensors")
+    one, two = load_file(path), load_file(tmp_path / "other.safetensors")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        # It adds the same to all of a query's logits, so its gradient is nothing but rounding, which Adam scales up.
+        if name.endswith("key.bias"):
+            continue
+        torch.testing.assert_close(tensor, two[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_ranks_come_to_the_weights_of_one_process(
+    processes: int, alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path
+) -> None:
+    torchrun(tiny_folder, tmp_path / "ranks", processes=processes)
+    stored = tmp_path / "ranks/store" / MODEL
+    expected = losses(alone)
+    assert len(expected) == 20
+    ours = MemoryObjectStore()
+    ours.put_file(f"{MODEL}/training.json", stored / "training.json")
+    assert losses(ours) == pytest.approx(expected, abs=1e-5)
+    assert_near(stored / "model.safetensors", alone, tmp_path)
+    found = {path.relative_to(stored).as_posix() for path in stored.rglob("*") if path.is_file()}
+    assert found == {key.removeprefix(f"{MODEL}/") for key in alone.list(f"{MODEL}/")}
+
+
+def test_ranks_that_are_asked_to_end_leave_what_one_process_goes_on_from(
+    alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path
+) -> None:
+    assert "exitcode  : 75" in torchrun(tiny_folder, tmp_path / "ranks", "7")
+    store, stored = MemoryObjectStore(), tmp_path / "ranks/store"
+    job = job_in(store, tiny_folder)
+    (kept,) = stored.glob("checkpoints/**/*.safetensors")
+    store.put_file(kept.relative_to(stored).as_posix(), kept)
+    assert run(job, settings_for(tiny_folder, tmp_path), store, again := RecordingAnnouncer()) == ExitCode.DONE
+    assert min(status.progress.step for status in again.statuses if status.progress) >= 8
+    store.get_file(f"{MODEL}/model.safetensors", tmp_path / "again.safetensors")
+    assert_near(tmp_path / "again.safetensors", alone, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "two"),
+        ({"WORLD_SIZE": "2"}, "RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
+    ],
+)
+def test_variables_that_do_not_fit_together(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["s3://memory/job.json"]) == ExitCode.TRY_AGAIN
+    assert message in capsys.readouterr().out
+    assert (ranks.rank(), ranks.size()) == (0, 1)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_rank_ends_the_other(lost: int, tiny_folder: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+    started = []
+    for rank in range(2):
+        environment = ENVIRONMENT | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        environment |= {"MASTER_PORT": port, "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "tests.unit.trainers.job_of_ranks", str(tiny_folder), str(tmp_path)]
+        started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+    try:
+        assert started[0].stdout
+        assert any("step=" in line for line in started[0].stdout)
+        started[lost].kill()
+        rest = started[1 - lost].communicate(timeout=120)[0]
+        assert started[1 - lost].returncode == ExitCode.TRY_AGAIN
+        assert "Another process of this training is gone" in rest
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
