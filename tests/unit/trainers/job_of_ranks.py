@@ -1,4 +1,4 @@
-"""One rank of the training in ``test_ranks.py``: ``job_of_ranks MODEL_FOLDER OUTPUT_FOLDER [STEP]``.
+"""One rank of the training in ``test_ranks.py`` (integration): ``job_of_ranks MODEL_FOLDER OUTPUT_FOLDER [STEP]``.
 
 With ``STEP``, all ranks are asked to end after that step. Rank 0 leaves what was stored in ``OUTPUT_FOLDER``.
 """

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -160,20 +159,6 @@ def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
     )
 
 
-def test_a_model_is_also_written_as_onnx_or_the_warnings_say_why(
-    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = tables(EXAMPLES, DOCUMENTS)
-    assert start(put(store, data), onnx=True)[0] == ExitCode.DONE
-    manifest = ArtifactManifest.model_validate_json(store.get("models/m/000001/manifest.json"))
-    assert "model.onnx" in {file.path for file in manifest.files}
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    code, announcer = start(put(store, data, version="000002"), onnx=True)
-    assert code == ExitCode.DONE
-    assert any("extra 'onnx'" in warning for warning in announcer.statuses[-1].warnings)
-    assert "models/m/000002/model.onnx" not in store.list("models/m/000002/")
-
-
 class Unlucky(RecordingAnnouncer):
     """Something happens to the process after a step."""
 
@@ -224,17 +209,16 @@ UNVALIDATED, EVER_BETTER, EVER_WORSE = (0, 12, None), (1, 12, 1.0), (-1, 8, 0.4)
 
 @pytest.mark.usefixtures("every_step_reported")
 @pytest.mark.parametrize(
-    ("validated", "step"),
+    ("happens", "validated", "step"),
     [
-        (UNVALIDATED, 2),
-        (UNVALIDATED, 11),
-        (EVER_BETTER, 8),
-        (EVER_BETTER, 12),
-        (EVER_WORSE, 6),
-        (EVER_WORSE, 8),
+        (asked_to_end, UNVALIDATED, 2),
+        (asked_to_end, EVER_BETTER, 8),
+        (asked_to_end, EVER_WORSE, 6),
+        (killed, UNVALIDATED, 11),
+        (killed, EVER_BETTER, 12),
+        (killed, EVER_WORSE, 8),
     ],
 )
-@pytest.mark.parametrize("happens", [asked_to_end, killed])
 def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     tables: Any,
     tiny_folder: Path,
@@ -251,6 +235,7 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     data, knobs = tables(EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=16, epochs=3)
     if sign:
         validate_by_distance(monkeypatch, tiny_folder, sign)
+        monkeypatch.setattr("trainers.training.CLEARLY_WORSE", 0)
         data, knobs = tables(MANY_EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=64, epochs=3)
     base = ModelReference(uri=tiny_folder.as_uri())
     stores = MemoryObjectStore(), MemoryObjectStore()
