@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import faust
 import structlog
 from faust.types.auth import CredentialsT
+from pydantic import Field, TypeAdapter, ValidationError
 
 from infra.kafka import MAX_REQUEST_BYTES, tls_context
 from infra.objects import ObjectStore
@@ -28,7 +29,7 @@ from streams.intake import Intake
 from streams.log_reader import LogReader
 from streams.metrics import UPKEEP, OwnedPartitions
 from streams.operations import BrokerWatch, OperationsServer, listen
-from streams.outbox import FaustOutbox
+from streams.outbox import FaustOutbox, put_aside
 from streams.requests import Coordinator
 from streams.topics import DATA_TOPICS, Topic
 from streams.training_sets import TrainingSets
@@ -42,6 +43,10 @@ _EXIT_BROKEN = 70
 _SETS, _REQUESTS = "training-sets", "requests"
 _DRAIN_SECONDS = 4.0
 _CONTROL_TOPICS = (Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_REPORTS, Topic.TRAINING_PROGRESS)
+
+_COMMANDS: TypeAdapter[SnapshotCommand | TrainingFinished] = TypeAdapter(
+    Annotated[SnapshotCommand | TrainingFinished, Field(discriminator="type")]
+)
 
 
 def create_app(settings: Settings, store: ObjectStore) -> faust.App:
@@ -121,7 +126,7 @@ class _Worker:
         self._app = app
         self._settings = settings
         kafka = settings.kafka
-        outbox = FaustOutbox(app, kafka)
+        self._outbox = outbox = FaustOutbox(app, kafka)
         self._reader = LogReader(kafka)
         self._table = DurableTable(app, _SETS, kafka.partitions, self._reader)
         requests = DurableTable(app, _REQUESTS, kafka.partitions, self._reader)
@@ -184,13 +189,18 @@ class _Worker:
     async def _take_in(self) -> None:
         self._running = [asyncio.create_task(_guarded(intake)) for intake in self._intakes]
 
-    async def _take_command(self, _: Topic, partition: int, messages: Sequence[Any]) -> None:
-        # Only workers write here, so what cannot be read is a mistake of ours and may stop us.
+    async def _take_command(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
         for message in messages:
-            if b'"training_finished"' in message.value:
-                await self._exporter.finished(TrainingFinished.model_validate_json(message.value), partition)
+            try:
+                command = _COMMANDS.validate_json(message.value or b"")
+            except ValidationError as error:
+                # Only workers should write here; should somebody else, it stops nothing.
+                await put_aside(self._outbox, topic, message, error)
+                continue
+            if isinstance(command, TrainingFinished):
+                await self._exporter.finished(command, partition)
             else:
-                await self._exporter.export(SnapshotCommand.model_validate_json(message.value), partition)
+                await self._exporter.export(command, partition)
 
     # ── Timers and rebalances ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,13 +6,19 @@ from typing import Any, Protocol
 
 import faust
 import msgspec
+import structlog
 from msgspec import Struct
+from pydantic import ValidationError
 
 from infra.settings import KafkaSettings
 from streams.coordination import Output
 from streams.dead_letters import dead_letter_headers
 from streams.events import SnapshotCommand
+from streams.metrics import count_rejected
+from streams.records import kind_of, reasons_of
 from streams.topics import Topic
+
+_log = structlog.get_logger()
 
 
 class Message(Struct, frozen=True):
@@ -87,3 +93,12 @@ class FaustOutbox(Outbox):
     ) -> None:
         topic = self._topics[Topic.DEAD_LETTERS.label]
         await (await topic.send(key=key, value=value, headers=dead_letter_headers(error, *origin)))
+
+
+async def put_aside(outbox: Outbox, topic: Topic, message: Any, error: ValidationError) -> None:
+    """Send a message of ``topic`` that is no event to the dead letters, with what is wrong with it."""
+    reasons = "; ".join(reasons_of(error))
+    origin = (message.topic, message.partition, message.offset)
+    count_rejected(topic, kind_of(error))
+    _log.warning("rejected", topic=message.topic, partition=message.partition, offset=message.offset, error=reasons)
+    await outbox.dead_letter(message.value, message.key, reasons, origin)

@@ -30,9 +30,9 @@ from streams.events import (
     now,
 )
 from streams.knobs import ModelName
-from streams.metrics import REQUESTS_ENDED, count_rejected
-from streams.outbox import DECODER, ENCODER, Outbox, messages
-from streams.records import kind_of, reasons_of
+from streams.metrics import REQUESTS_ENDED
+from streams.outbox import DECODER, ENCODER, Outbox, messages, put_aside
+from streams.records import reasons_of
 from streams.snapshots import snapshot_prefix
 from streams.topics import Topic
 
@@ -84,11 +84,7 @@ class Coordinator:
                     await self._catch_up(partition)
                     await self._takers[topic](partition, message.value)
             except ValidationError as error:
-                reasons = "; ".join(reasons_of(error))
-                origin = (message.topic, partition, message.offset)
-                _log.warning("rejected", topic=topic.label, partition=partition, offset=message.offset, error=reasons)
-                await self._outbox.dead_letter(message.value, message.key, reasons, origin)
-                count_rejected(topic, kind_of(error))
+                await put_aside(self._outbox, topic, message, error)
 
     async def tick(self, partition: int) -> None:
         """End what nobody reports the end of, and let the policy ask for what is due. Raises like ``take``."""

@@ -126,14 +126,23 @@ def test_poison_stops_nothing_and_is_kept(settings: Settings, publisher: Publish
     publisher.send_raw(Topic.CHAT_LOGS, None, key="alpha")
     for value in (b"{nope", b"{}", b'{"type": "fine_tune_cancelled"}', b'{"model": "m"}'):
         publisher.send_raw(Topic.FINE_TUNE_REQUESTS, value, key="model")
+    for value in (b"{nope", b'{"type": "training_finished"}', None):
+        publisher.send_raw(Topic.SNAPSHOT_COMMANDS, value, key=None)
     publish_history(publisher, "alpha", 25)
     ask(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS) as reader:
-        records = reader.until(lambda records: bool(jobs(records)) and len(dead(records)) == 25)
+        records = reader.until(lambda records: bool(jobs(records)) and len(dead(records)) == 28)
     letters = dead(records)
     assert Counter(letter.value for letter in letters)[b"x" * 600_000] == 4
     by_topic = Counter(dict(letter.headers)[TOPIC_HEADER].decode().partition("-")[2] for letter in letters)
-    assert by_topic == {"chat-logs": 6, "documents": 5, "feedback": 5, "erasures": 5, "fine-tune-requests": 4}
+    assert by_topic == {
+        "chat-logs": 6,
+        "documents": 5,
+        "feedback": 5,
+        "erasures": 5,
+        "fine-tune-requests": 4,
+        "snapshot-commands": 3,
+    }
     assert all(dict(letter.headers)[ERROR_HEADER] and dict(letter.headers)[OFFSET_HEADER] for letter in letters)
     assert b"600000 bytes, at most 524288" in {dict(letter.headers)[ERROR_HEADER].split(b": ")[1] for letter in letters}
 
