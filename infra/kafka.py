@@ -25,6 +25,7 @@ _CHANGELOG = {
     "cleanup.policy": "compact",
     "max.compaction.lag.ms": str(24 * 3600 * 1000),
     "segment.bytes": str(64 << 20),
+    "max.message.bytes": str(MAX_REQUEST_BYTES),
 }
 # A wrong address is a common mistake, and half a minute of silence says nothing.
 BOOTSTRAP_SECONDS = 8

@@ -200,7 +200,7 @@ class _Worker:
             if isinstance(command, TrainingFinished):
                 await self._exporter.finished(command, partition)
             else:
-                await self._exporter.export(command, partition)
+                await self._exporter.export(command.model_copy(update={"partition": partition}), partition)
 
     # ── Timers and rebalances ────────────────────────────────────────────────────────────────────────────────────────
 

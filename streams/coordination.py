@@ -72,16 +72,23 @@ class Step:
 def requested(state: ModelState, request: FineTuneRequested, now: datetime) -> Step:
     """A new request: worked on at once where nothing else is, else it waits. A known one is answered again."""
     active = state.active
-    if active and request.request_id in {active.request.request_id, *active.merged}:
-        return Step(state, (_published(active.status.model_copy(update={"request_id": request.request_id})),))
-    if any(request.request_id == other.request_id for other in state.waiting):
-        return Step(state, (_published(_status(request, State.WAITING, now)),))
+    if known := under_way(state, request.request_id, now):
+        return Step(state, (known,))
     accepted = _published(_status(request, State.ACCEPTED, now))
     if active is None:
         started = _start(state, request, (), now)
         return Step(started.state, (accepted, *started.outputs))
     waiting = state.model_copy(update={"waiting": (*state.waiting, request)})
     return Step(waiting, (accepted, _published(_status(request, State.WAITING, now))))
+
+
+def under_way(state: ModelState, request_id: str, now: datetime) -> Output | None:
+    """How a request stands that waits or is worked on; ``None`` for any other."""
+    active = state.active
+    if active and request_id in {active.request.request_id, *active.merged}:
+        return _published(active.status.model_copy(update={"request_id": request_id}))
+    waiting = next((other for other in state.waiting if other.request_id == request_id), None)
+    return _published(_status(waiting, State.WAITING, now)) if waiting else None
 
 
 def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> Step | None:
@@ -169,7 +176,7 @@ def timed_out(state: ModelState, snapshot_timeout: timedelta, partitions: int, n
 def _start(state: ModelState, request: FineTuneRequested, merged: tuple[str, ...], now: datetime) -> Step:
     status = _status(request, State.SNAPSHOTTING, now)
     active = Active(request=request, merged=merged, since=now, status=status)
-    # The partition is filled in for each one that it is sent to.
+    # Each owner of a partition fills in its own.
     command = SnapshotCommand(request=request, partition=0, issued_at=now)
     followers = tuple(_published(status.model_copy(update={"request_id": name})) for name in merged)
     return Step(

@@ -25,6 +25,8 @@ from pydantic import (
 from streams.knobs import AgentId, DataSelection, DatasetKnobs, FolderId, ModelName, TrainingKnobs, WeightKnobs
 
 SCHEMA_VERSION = 1
+# An envelope with a mistake in it is read log by log.
+MAX_ENVELOPE_LOGS = 5_000
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -121,7 +123,7 @@ class ChatLogBatch(Event):
 
     type: Literal["chat_log_batch"] = "chat_log_batch"
     folder_id: FolderId
-    logs: Annotated[tuple[ChatLog, ...], Field(min_length=1)]
+    logs: Annotated[tuple[ChatLog, ...], Field(min_length=1, max_length=MAX_ENVELOPE_LOGS)]
 
 
 class Feedback(Event):
@@ -254,7 +256,7 @@ class FineTuneStatus(Event):
 
 
 class TopicOffset(Model):
-    """Everything below ``offset`` of a partition is in."""
+    """Everything below ``offset`` of a partition is in, and nothing from there on but erasures."""
 
     topic: str
     partition: NonNegativeInt

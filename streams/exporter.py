@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import structlog
+from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import Field
 
@@ -103,7 +104,7 @@ class Exporter:
                 )
             observe_snapshot(part)
             _log.info("exported", partition=partition, folders=len(part.folders), seconds=round(part.seconds, 3))
-        except (BotoCoreError, ClientError, OSError) as error:
+        except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
             _log.exception("export failed", partition=partition)
             part = SnapshotPart(
                 request_id=request.request_id, model=request.model, partition=partition, error=str(error)

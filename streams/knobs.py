@@ -1,6 +1,6 @@
 """The knobs of a fine-tune request, with their defaults and bounds.
 
-A trainer accepts every knob of this page and nothing else; ``docs/knobs.md`` and the command line are made from it.
+A trainer accepts every knob of this page and nothing else; the command line is made from it.
 """
 
 from datetime import datetime

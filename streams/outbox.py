@@ -10,38 +10,37 @@ import structlog
 from msgspec import Struct
 from pydantic import ValidationError
 
+from infra.kafka import MAX_REQUEST_BYTES
 from infra.settings import KafkaSettings
 from streams.coordination import Output
 from streams.dead_letters import dead_letter_headers
-from streams.events import SnapshotCommand
 from streams.metrics import count_rejected
 from streams.records import kind_of, reasons_of
 from streams.topics import Topic
 
 _log = structlog.get_logger()
+# The rest of what a message may have is for its key and for what is wrong with it.
+_LETTER_BYTES = MAX_REQUEST_BYTES - 64 * 1024
 
 
 class Message(Struct, frozen=True):
-    """What goes to one partition of a topic, by the topic's label; can be kept in a table until it is published."""
+    """What goes to one partition of a topic (to each without one), by the topic's label; can be kept in a table."""
 
     topic: str
-    partition: int
+    partition: int | None
     key: str | None
-    value: bytes
+    value: str
 
 
 ENCODER = msgspec.json.Encoder()
 DECODER = msgspec.json.Decoder(tuple[Message, ...])
 
 
-def messages(outputs: tuple[Output, ...], partition: int, partitions: int) -> Iterator[Message]:
+def messages(outputs: tuple[Output, ...], partition: int) -> Iterator[Message]:
     """Outputs as messages, in order: what has a key goes to ``partition``, the rest to every partition."""
     for output in outputs:
-        for target in range(partitions) if output.key is None else (partition,):
-            event = output.event
-            if isinstance(event, SnapshotCommand):
-                event = event.model_copy(update={"partition": target})
-            yield Message(output.topic.label, target, output.key, event.encode())
+        target = None if output.key is None else partition
+        yield Message(output.topic.label, target, output.key, output.event.encode().decode())
 
 
 class Outbox(Protocol):
@@ -76,15 +75,16 @@ class FaustOutbox(Outbox):
         }
 
     async def publish(self, outputs: tuple[Output, ...], partition: int) -> None:
-        await self.send(tuple(messages(outputs, partition, self._partitions)))
+        await self.send(tuple(messages(outputs, partition)))
 
     async def send(self, messages: tuple[Message, ...]) -> None:
         # Handed over in order, which Kafka keeps within a partition; waited for together.
         sent = [
             await self._topics[one.topic].send(
-                key=one.key.encode() if one.key else None, value=one.value, partition=one.partition
+                key=one.key.encode() if one.key else None, value=one.value.encode(), partition=partition
             )
             for one in messages
+            for partition in (range(self._partitions) if one.partition is None else (one.partition,))
         ]
         await asyncio.gather(*sent)
 
@@ -92,6 +92,10 @@ class FaustOutbox(Outbox):
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         topic = self._topics[Topic.DEAD_LETTERS.label]
+        if value is not None and len(value) > _LETTER_BYTES:
+            # A record may be larger than what is written of it: the brokers bound it as it is compressed.
+            error = f"{error}; of {len(value)} bytes the first {_LETTER_BYTES} are kept here"
+            value = value[:_LETTER_BYTES]
         await (await topic.send(key=key, value=value, headers=dead_letter_headers(error, *origin)))
 
 

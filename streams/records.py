@@ -183,6 +183,8 @@ def _log_by_log(offset: int, value: bytes, rules: Rules) -> list[Outcome]:
     logs = content.get("logs")
     if not isinstance(logs, list) or not logs:
         return [Rejected(offset, 0, ("logs: a list of at least 1 is needed",), value)]
+    if len(logs) > events.MAX_ENVELOPE_LOGS:
+        return [Rejected(offset, 0, (f"logs: {len(logs)}, at most {events.MAX_ENVELOPE_LOGS}",), value)]
     outcomes: list[Outcome] = []
     for position, log in enumerate(logs):
         part = json.dumps(log, ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -240,8 +242,8 @@ def _text(field: str, text: str, limit: int, *, may_be_empty: bool = False) -> I
 
 
 def written_at(timestamp_ms: int) -> datetime:
-    """Kafka's message time as a moment."""
-    return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+    """Kafka's message time as a moment; one that producers left out, or that cannot be meant, bounds nothing."""
+    return datetime.fromtimestamp((timestamp_ms if 0 <= timestamp_ms < _NEVER_MS else _NEVER_MS) / 1000, UTC)
 
 
 # How pydantic tells the arms of a union apart in an error's location.
@@ -252,6 +254,7 @@ _PATTERNS = {
     events.REQUEST_ID: "1 to 128 letters, digits and any of . _ -, with a letter or digit in front",
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NEVER_MS = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp() * 1000)
 _LOG = msgspec.json.Decoder(stored.ChatLog)
 _BATCH = msgspec.json.Decoder(stored.ChatLogBatch)
 _OTHER_FOLDER = "folder_id: a log in an envelope must be of the envelope's folder"

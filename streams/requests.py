@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -39,6 +39,8 @@ from streams.topics import Topic
 _log = structlog.get_logger()
 _S3_PAUSE = timedelta(seconds=2)
 _TURN = b"t|turn"
+# Requests that wait are kept in the state of their model, which is one message of the changelog.
+_REQUEST_BYTES, _WAITING_BYTES = 256 * 1024, 768 * 1024
 _UNTOLD = b"u|"
 
 
@@ -116,18 +118,14 @@ class Coordinator:
             named = _Named.model_validate_json(value)
             await self._reject(partition, named.request_id, named.model, reasons_of(error))
             return
-        if partition_of(request.model, self._partitions) != partition:
-            reason = f"key: the event must be keyed by its model name {request.model!r}"
-            await self._reject(partition, request.request_id, request.model, (reason,))
-            return
-        if known := self._ended(partition, request.model, request.request_id):
-            await self._publish_status(partition, known)
-            return
-        if reasons := tuple(self._refusals(request)):
+        step = coordination.requested(self._state(partition, request.model), request, now())
+        if reasons := tuple(self._refusals(partition, request, len(value), step)):
             await self._reject(partition, request.request_id, request.model, reasons)
-            return
-        _log.info("requested", request_id=request.request_id, model=request.model, origin=request.origin)
-        await self._follow(partition, coordination.requested(self._state(partition, request.model), request, now()))
+        elif known := self._ended(partition, request.model, request.request_id):
+            await self._publish_status(partition, known)
+        else:
+            _log.info("requested", request_id=request.request_id, model=request.model, origin=request.origin)
+            await self._follow(partition, step)
 
     async def _take_part(self, partition: int, value: bytes) -> None:
         part = SnapshotPart.model_validate_json(value)
@@ -179,12 +177,12 @@ class Coordinator:
         # another decision, and a request to two ends. What is to be told is kept with it until it is.
         state, outputs = step.state, step.outputs
         if step.complete and state.active:
-            outputs = (await self._job(state.active.request, step.complete), *outputs)
+            outputs = (await self._job(partition, state.active.request, step.complete), *outputs)
             deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
             state = coordination.job_published(state, state.active, deadline + timedelta(hours=1))
         changes: dict[bytes, bytes | None] = {b"m|" + state.model.encode(): _json(state)}
         changes |= {_ended_key(last.model, last.request_id): last.encode() for last in step.ended}
-        changes |= {_untold_key(state.model): ENCODER.encode(tuple(messages(outputs, partition, self._partitions)))}
+        changes |= {_untold_key(state.model): ENCODER.encode(tuple(messages(outputs, partition)))}
         await self._table.write(partition, changes)
         await self._tell(partition)
         for last in step.ended:
@@ -197,11 +195,11 @@ class Coordinator:
             await self._outbox.send(DECODER.decode(self._table.get(partition, key) or b"[]"))
             await self._table.write(partition, {key: None})
 
-    async def _job(self, request: FineTuneRequested, manifest: SnapshotManifest) -> Output:
+    async def _job(self, partition: int, request: FineTuneRequested, manifest: SnapshotManifest) -> Output:
         content = manifest.encode()
         key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
         with structlog.contextvars.bound_contextvars(request_id=request.request_id):
-            await self._put_patiently(key, content)
+            await self._put_patiently(partition, key, content)
         # The time of the snapshot, not of this attempt: a repetition makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{safe_segment(request.request_id)[-8:]}"
         job = TrainingJob(
@@ -216,9 +214,11 @@ class Coordinator:
         )
         return Output(Topic.TRAINING_JOBS, job, request.request_id)
 
-    async def _put_patiently(self, key: str, content: bytes) -> None:
+    async def _put_patiently(self, partition: int, key: str, content: bytes) -> None:
         # Without the manifest nothing can go on, and nothing is lost by waiting: the place in the topic stays.
         while True:
+            # Raises where the partition has gone meanwhile.
+            next(iter(self._table.keys(partition, _TURN)), None)
             try:
                 await asyncio.to_thread(self._store.put, key, content)
             except (BotoCoreError, ClientError):
@@ -228,25 +228,34 @@ class Coordinator:
                 return
 
     async def _reject(self, partition: int, request_id: str, model: str, reasons: tuple[str, ...]) -> None:
+        # Under an id that is taken already, another event ends nothing: how that request stands is the answer.
+        if known := self._ended(partition, model, request_id):
+            await self._publish_status(partition, known)
+            return
+        if standing := coordination.under_way(self._state(partition, model), request_id, now()):
+            await self._outbox.publish((standing,), partition)
+            return
         status = FineTuneStatus(request_id=request_id, model=model, state=State.REJECTED, at=now(), reasons=reasons)
         await self._publish_status(partition, status)
-        if self._ended(partition, model, request_id) is None:
-            await self._table.write(partition, {_ended_key(model, request_id): status.encode()})
-            REQUESTS_ENDED.labels(status.state.value).inc()
-            _log.info("ended", request_id=request_id, model=model, state=status.state, reasons=reasons)
+        await self._table.write(partition, {_ended_key(model, request_id): status.encode()})
+        REQUESTS_ENDED.labels(status.state.value).inc()
+        _log.info("ended", request_id=request_id, model=model, state=status.state, reasons=reasons)
 
     async def _publish_status(self, partition: int, status: FineTuneStatus) -> None:
         await self._outbox.publish((Output(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)
 
-    def _refusals(self, request: FineTuneRequested) -> list[str]:
+    def _refusals(self, partition: int, request: FineTuneRequested, size: int, step: Step) -> Iterator[str]:
+        if size > _REQUEST_BYTES:
+            yield f"event: {size} bytes, at most {_REQUEST_BYTES}"
+        if partition_of(request.model, self._partitions) != partition:
+            yield f"key: the event must be keyed by its model name {request.model!r}"
+        if request in step.state.waiting and (waiting := len(_json(step.state))) > _WAITING_BYTES:
+            yield f"model: requests of {waiting} bytes wait for {request.model!r}, at most {_WAITING_BYTES}"
         base: ModelReference | None = request.base_model
-        if base is None:
-            return []
-        if base.uri.startswith("hf://") and base.revision is None:
-            return ["base_model.revision: a hub model needs one, so that the same request means the same model"]
-        if base.uri.startswith("s3://") and not base.uri.startswith(f"s3://{self._store.bucket}/"):
-            return [f"base_model.uri: must be in the bucket {self._store.bucket!r}"]
-        return []
+        if base and base.uri.startswith("hf://") and base.revision is None:
+            yield "base_model.revision: a hub model needs one, so that the same request means the same model"
+        if base and base.uri.startswith("s3://") and not base.uri.startswith(f"s3://{self._store.bucket}/"):
+            yield f"base_model.uri: must be in the bucket {self._store.bucket!r}"
 
     async def _catch_up(self, partition: int) -> None:
         """Know what another worker may have decided meanwhile, before deciding anything that others will hear of.

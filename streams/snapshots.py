@@ -67,16 +67,26 @@ def export(
     agents: set[str] = set()
     counts = []
     erasures = view.erasures()
+    ends = {offset.topic: offset.offset for offset in offsets}
     with TemporaryDirectory(prefix="foldtune-snapshot-") as folder:
         examples = _Writer(Path(folder) / "examples.parquet", EXAMPLES)
         documents = _Writer(Path(folder) / "documents.parquet", DOCUMENTS)
         with examples, documents:
             for folder_id in view.folders(request.data.folders):
-                contents = [content for _, content in view.contents(view.segments[folder_id])]
+                contents = [
+                    (segment.topic_label, content) for segment, content in view.contents(view.segments[folder_id])
+                ]
                 limits = view.limits.of(folder_id)
                 found = compute(
                     partial(
-                        folder_rows, command, folder_id, contents, erasures=erasures, limits=limits, strengths=strengths
+                        folder_rows,
+                        command,
+                        folder_id,
+                        contents,
+                        ends=ends,
+                        erasures=erasures,
+                        limits=limits,
+                        strengths=strengths,
                     )
                 )
                 examples.write(found.examples)
@@ -120,14 +130,20 @@ class FolderRows:
 def folder_rows(
     command: SnapshotCommand,
     folder_id: str,
-    contents: list[bytes],
+    contents: list[tuple[str, bytes]],
     *,
+    ends: dict[str, int],
     erasures: Erasures,
     limits: SetLimits,
     strengths: Strengths,
 ) -> FolderRows:
-    """Fold the segments of a folder and label what is selected of it."""
-    records = (record for content in contents for record in unpack(content))
+    """Fold the segments of a folder, each with its topic, and label what is selected of it.
+
+    What came to offsets from ``ends`` on is left out: the view may hold a little more than was known when it was made.
+    """
+    records = (
+        record for topic, content in contents for record in unpack(content) if record.offset < ends.get(topic, 1 << 63)
+    )
     content = fold(folder_id, records, erasures, limits, command.issued_at)
     left_out: Counter[str] = Counter()
     rows = [_example_row(example) for example in _selected(content, command.request, strengths, left_out)]

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from streams.events import MAX_ENVELOPE_LOGS
+
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Time = Annotated[datetime, Meta(tz=True)]
 Version = Annotated[int, Meta(ge=1)]
@@ -67,7 +69,7 @@ class ChatLogBatch(Struct, gc=False, tag_field="type", tag="chat_log_batch"):
     """See ``streams.events.ChatLogBatch``."""
 
     folder_id: Id
-    logs: Annotated[tuple[ChatLog, ...], Meta(min_length=1)]
+    logs: Annotated[tuple[ChatLog, ...], Meta(min_length=1, max_length=MAX_ENVELOPE_LOGS)]
     schema_version: Version = 1
 
 

@@ -227,3 +227,16 @@ def test_a_block_reads_as_its_messages_do(
         for outcome in decode(topic, message.offset, message.value, Rules(written_at(message.timestamp), BOUNDS))
     ]
     assert decode_block(topic, messages, BOUNDS) == one_by_one
+
+
+@pytest.mark.parametrize("timestamp", [-1, 1_795_000_000 * 10**9, 1 << 62])
+def test_a_message_time_that_cannot_be_meant_bounds_nothing(timestamp: int) -> None:
+    assert written_at(timestamp) == datetime(2200, 1, 1, tzinfo=UTC)
+    assert written_at(0) == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def test_an_envelope_has_a_bound_of_its_own() -> None:
+    value = b'{"type": "chat_log_batch", "folder_id": "f", "logs": [' + b"0," * 6000 + b"0]}"
+    (outcome,) = decode(Topic.CHAT_LOGS, 7, value, Rules(written_at(0), Bounds()))
+    assert isinstance(outcome, Rejected)
+    assert outcome.reasons == ("logs: 6001, at most 5000",)

@@ -55,14 +55,14 @@ def records() -> dict[Topic, list[Record]]:
     }
 
 
-def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100) -> SnapshotPart:
+def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100, end: int = 8) -> SnapshotPart:
     sets = TrainingSets(MemoryTable(), Sets())
     for topic, everything in records().items():
         for start in range(0, len(everything), block):
             asyncio.run(sets.add(0, topic, everything[start : start + block]))
     request = FineTuneRequested(request_id="r", model="m", requested_at=NOW, data=data)
     command = SnapshotCommand(request=request, partition=0, issued_at=NOW)
-    offsets = (TopicOffset(topic="chat-logs", partition=0, offset=8),)
+    offsets = (TopicOffset(topic="chat-logs", partition=0, offset=end),)
     return export(command, sets.view(0), offsets, store, Strengths())
 
 
@@ -114,3 +114,10 @@ def test_no_name_from_an_event_becomes_a_key() -> None:
     store = MemoryObjectStore()
     run(DataSelection(), store)
     assert all(".." not in key and "🗂️" not in key and " " not in key for key in store.list(""))
+
+
+def test_what_came_after_the_recorded_offsets_is_left_out() -> None:
+    store = MemoryObjectStore()
+    examples, documents = rows(run(DataSelection(), store, end=6), store)
+    assert {row["log_id"] for row in examples} == {"l0", "l1", "l2", "l3", "l4", "l5"}
+    assert len(documents) == 3
