@@ -20,7 +20,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,9 +43,6 @@ FOLDERS = 50
 ENVELOPE_LOGS = 100
 # Of the run that measures how long a log takes to become durable, alone and during an export.
 _STEADY_RATE, _CALM_SECONDS = 100, 10
-# Of the run that shows that disks do not fill: what a folder keeps, how often they are looked at, and how long upkeep
-# (every 5 s) and the broker's cleaner (every 15 s) are waited for.
-_FULL, _LOOKS, _REST_SECONDS = 1_000, 5, 40
 _START = datetime.now(UTC) - timedelta(days=30)
 
 
@@ -78,9 +75,8 @@ def chat_log(number: int) -> ChatLog:
 class Bench:
     """Servers, a set of topics and the processes that are measured on them."""
 
-    def __init__(self, servers: LocalServers, folder: Path, name: str, **variables: str) -> None:
+    def __init__(self, servers: LocalServers, folder: Path, name: str) -> None:
         self._servers = servers
-        self._more = variables
         self._folder = folder
         self._name = name
         self._runs = 0
@@ -179,23 +175,6 @@ class Bench:
             "logs_exporting": len(exporting),
         }
 
-    def at_rest(self, app_id: str) -> dict[str, float]:
-        """Megabytes on the worker's and on the broker's disk once all logs are in and upkeep has nothing left to do."""
-        changelog, ends, reached = f"{app_id}-training-sets-changelog", self.ends(), dict[int, int]()
-        create_topics(self.settings.kafka, (), (changelog,))
-        since = self.ends(changelog)
-        folders = {
-            "rocksdb": [self._folder / app_id],
-            "changelog": list((self._folder / "servers" / "kafka").glob(f"{changelog}-*")),
-        }
-        with self._worker(app_id):
-            while any(reached.get(partition, 0) < end for partition, end in ends.items()):
-                time.sleep(1)
-                places = filter(_is_place, self._records(changelog, since))
-                reached = {record.partition: int(record.value) for record in places}
-            time.sleep(_REST_SECONDS)
-            return {name: round(sum(map(_megabytes, found)), 1) for name, found in folders.items()}
-
     @contextmanager
     def _worker(self, app_id: str) -> Iterator[None]:
         environment = os.environ | self._variables(app_id)
@@ -236,17 +215,7 @@ class Bench:
             "FOLDTUNE_WORKER__APP_ID": app_id,
             "FOLDTUNE_WORKER__DATA_DIR": str(self._folder / app_id),
             "FOLDTUNE_LOG_LEVEL": "WARNING",
-            **self._more,
         }
-
-
-def _megabytes(folder: Path) -> float:
-    size = 0
-    for path in folder.rglob("*"):
-        # Both sides tidy up meanwhile.
-        with suppress(FileNotFoundError):
-            size += path.stat().st_size if path.is_file() else 0
-    return size / 1e6
 
 
 def _is_place(record: Any) -> bool:
@@ -295,7 +264,6 @@ def main(
             result |= _throughput(servers, folder, events, repeats)
             result |= _envelopes(servers, folder, events)
             result |= _growth(servers, folder, state)
-            result |= _bounded(servers, folder, state // 2)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     sys.stdout.write(json.dumps(result) + "\n")
@@ -354,16 +322,6 @@ def _growth(servers: LocalServers, folder: Path, state: int) -> dict[str, object
         },
         "snapshot_s": {name: round(figure, 3) for name, figure in snapshot.items()},
     }
-
-
-def _bounded(servers: LocalServers, folder: Path, logs: int) -> dict[str, object]:
-    """What is on the disks while logs come and go, the folders being full all along."""
-    bench = Bench(servers, folder, "bounded", FOLDTUNE_SETS__MAX_EXAMPLES=str(_FULL))
-    part, sizes = logs // _LOOKS, []
-    for look in range(_LOOKS):
-        bench.produce(look * part, part)
-        sizes.append({"logs": (look + 1) * part} | bench.at_rest("full"))
-    return {"bounded_mb": sizes}
 
 
 if __name__ == "__main__":
