@@ -29,7 +29,7 @@ from streams.intake import Intake
 from streams.log_reader import LogReader
 from streams.metrics import UPKEEP, OwnedPartitions
 from streams.operations import BrokerWatch, OperationsServer, listen
-from streams.outbox import FaustOutbox, put_aside
+from streams.outbox import FaustOutbox, not_valid, put_aside
 from streams.requests import Coordinator
 from streams.topics import DATA_TOPICS, Topic
 from streams.training_sets import TrainingSets
@@ -195,7 +195,7 @@ class _Worker:
                 command = _COMMANDS.validate_json(message.value or b"")
             except ValidationError as error:
                 # Only workers should write here; should somebody else, it stops nothing.
-                await put_aside(self._outbox, topic, message, error)
+                await put_aside(self._outbox, topic, message, not_valid(message, error))
                 continue
             if isinstance(command, TrainingFinished):
                 await self._exporter.finished(command, partition)

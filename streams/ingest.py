@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import structlog
-
 from infra.settings import Bounds
-from streams.metrics import RECORDS, count_rejected
-from streams.outbox import Outbox
+from streams.metrics import RECORDS
+from streams.outbox import Outbox, put_aside
 from streams.records import Record, Rejected, decode_block
 from streams.topics import Topic
 from streams.training_sets import TrainingSets
-
-_log = structlog.get_logger()
 
 
 class Ingest:
@@ -35,14 +31,6 @@ class Ingest:
             by_offset = {message.offset: message for message in messages}
             for outcome in outcomes:
                 if isinstance(outcome, Rejected):
-                    await self._put_aside(outcome, by_offset[outcome.offset])
-                    count_rejected(topic, outcome.kind)
+                    await put_aside(self._outbox, topic, by_offset[outcome.offset], outcome)
         await self._sets.add(partition, topic, records)
         RECORDS.labels(topic.label).inc(len(records))
-
-    async def _put_aside(self, rejected: Rejected, message: Any) -> None:
-        error = "; ".join(rejected.reasons)
-        _log.warning("rejected", topic=message.topic, partition=message.partition, offset=message.offset, error=error)
-        await self._outbox.dead_letter(
-            rejected.value, message.key, error, (message.topic, message.partition, message.offset)
-        )

@@ -15,7 +15,7 @@ from infra.settings import KafkaSettings
 from streams.coordination import Output
 from streams.dead_letters import dead_letter_headers
 from streams.metrics import count_rejected
-from streams.records import kind_of, reasons_of
+from streams.records import Rejected, kind_of, reasons_of
 from streams.topics import Topic
 
 _log = structlog.get_logger()
@@ -99,10 +99,15 @@ class FaustOutbox(Outbox):
         await (await topic.send(key=key, value=value, headers=dead_letter_headers(error, *origin)))
 
 
-async def put_aside(outbox: Outbox, topic: Topic, message: Any, error: ValidationError) -> None:
-    """Send a message of ``topic`` that is no event to the dead letters, with what is wrong with it."""
-    reasons = "; ".join(reasons_of(error))
+async def put_aside(outbox: Outbox, topic: Topic, message: Any, rejected: Rejected) -> None:
+    """Send what is no event of ``topic``, ``message`` or a part of it, to the dead letters; counted and logged."""
+    error = "; ".join(rejected.reasons)
     origin = (message.topic, message.partition, message.offset)
-    count_rejected(topic, kind_of(error))
-    _log.warning("rejected", topic=message.topic, partition=message.partition, offset=message.offset, error=reasons)
-    await outbox.dead_letter(message.value, message.key, reasons, origin)
+    _log.warning("rejected", topic=message.topic, partition=message.partition, offset=message.offset, error=error)
+    await outbox.dead_letter(rejected.value, message.key, error, origin)
+    count_rejected(topic, rejected.kind)
+
+
+def not_valid(message: Any, error: ValidationError) -> Rejected:
+    """A message that the contract refuses as a whole."""
+    return Rejected(message.offset, 0, reasons_of(error), message.value, kind_of(error))

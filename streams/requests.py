@@ -31,7 +31,7 @@ from streams.events import (
 )
 from streams.knobs import ModelName
 from streams.metrics import REQUESTS_ENDED
-from streams.outbox import DECODER, ENCODER, Outbox, messages, put_aside
+from streams.outbox import DECODER, ENCODER, Outbox, messages, not_valid, put_aside
 from streams.records import reasons_of
 from streams.snapshots import snapshot_prefix
 from streams.topics import Topic
@@ -86,7 +86,7 @@ class Coordinator:
                     await self._catch_up(partition)
                     await self._takers[topic](partition, message.value)
             except ValidationError as error:
-                await put_aside(self._outbox, topic, message, error)
+                await put_aside(self._outbox, topic, message, not_valid(message, error))
 
     async def tick(self, partition: int) -> None:
         """End what nobody reports the end of, and let the policy ask for what is due. Raises like ``take``."""
