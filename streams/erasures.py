@@ -7,7 +7,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from streams.records import Record
-from streams.stored import ChatLog, DocumentUpserted, ErasedLog, ErasureRequested, Feedback, RetrievedPassage
+from streams.stored import ChatLog, DocumentUpserted, ErasureRequested, Feedback, RetrievedPassage, Stored, wordless
 
 
 class Erasures:
@@ -36,17 +36,16 @@ class Erasures:
             case ChatLog() as log:
                 return self._applied_to_log(record, log)
             case Feedback() as feedback:
-                return None if self._covers("log", feedback.log_id, feedback.occurred_at) else record
+                gone = self._covers("log", feedback.log_id, feedback.occurred_at)
+                return _with(record, wordless(feedback)) if gone else record
             case DocumentUpserted() as document:
                 return None if self._covers("document", document.document_id, document.occurred_at) else record
             case _:
                 return record
 
     def _applied_to_log(self, record: Record, log: ChatLog) -> Record:
-        left: ChatLog | ErasedLog = self._without_erased_texts(log)
-        if self._covers_log(log):
-            left = ErasedLog(log.log_id, log.occurred_at, log.folder_id)
-        return record if left is log else Record(record.offset, record.position, left, record.size)
+        left = wordless(log) if self._covers_log(log) else self._without_erased_texts(log)
+        return record if left is log else _with(record, left)
 
     def _covers_log(self, log: ChatLog) -> bool:
         return (
@@ -67,3 +66,8 @@ class Erasures:
             return log
         kept = tuple(replace(passage, text=None) if goes(passage) else passage for passage in log.retrieved)
         return replace(log, retrieved=kept)
+
+
+def _with(record: Record, left: Stored) -> Record:
+    # It keeps its size: what it once pushed out of the bounds may be gone for good.
+    return Record(record.offset, record.position, left, record.size)

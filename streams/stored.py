@@ -84,6 +84,14 @@ class Feedback(Struct, omit_defaults=True, gc=False, tag_field="type", tag="feed
     schema_version: Version = 1
 
 
+class ErasedFeedback(Struct, omit_defaults=True, gc=False, tag_field="type", tag="erased_feedback"):
+    """Where feedback was that is to be forgotten; see ``ErasedLog``."""
+
+    log_id: Id
+    occurred_at: Time
+    folder_id: Id
+
+
 class DocumentUpserted(Struct, omit_defaults=True, gc=False, tag_field="type", tag="document_upserted"):
     """See ``streams.events.DocumentUpserted``."""
 
@@ -114,7 +122,7 @@ class ErasureRequested(Struct, omit_defaults=True, gc=False, tag_field="type", t
     schema_version: Version = 1
 
 
-Stored = ChatLog | ErasedLog | Feedback | DocumentUpserted | DocumentDeleted | ErasureRequested
+Stored = ChatLog | ErasedLog | Feedback | ErasedFeedback | DocumentUpserted | DocumentDeleted | ErasureRequested
 # An erasure concerns every folder: it is kept under a name that no folder has, since a folder's is never empty.
 NO_FOLDER = ""
 
@@ -129,3 +137,16 @@ def folder_of(event: Stored) -> str:
 def is_labelled(event: Stored) -> bool:
     """Whether an event is a log that says which passage was right, or wrong."""
     return isinstance(event, ChatLog) and bool(event.cited_document_ids or event.feedback)
+
+
+def wordless(event: Stored) -> Stored:
+    """What the event is about and when it occurred, and no more: enough to tell which of many are needed."""
+    match event:
+        case ChatLog():
+            return ErasedLog(event.log_id, event.occurred_at, event.folder_id)
+        case Feedback():
+            return ErasedFeedback(event.log_id, event.occurred_at, event.folder_id)
+        case DocumentUpserted():
+            return DocumentDeleted(event.document_id, event.folder_id, event.occurred_at)
+        case _:
+            return event

@@ -5,14 +5,20 @@ done by two workers at once, or cut short anywhere, it comes to the same trainin
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import NamedTuple
 
+import msgspec
+from msgspec.structs import replace
+
+from streams import stored
 from streams.erasures import Erasures
-from streams.fold import CLOCK_SKEW, latest_of
-from streams.segments import Segment, joined, milliseconds, pack
+from streams.fold import Bound, bound_of, needed
+from streams.records import Record
+from streams.segments import Segment, folder_prefix, joined, milliseconds, pack, unpack
 from streams.topics import Topic
 from streams.training_sets import PURGED, PartitionView, TrainingSets
 
@@ -25,23 +31,26 @@ FAN_IN = 8
 _AT_ONCE = 64
 # An export that is repeated after a crash asks for the state of a little while ago.
 GRACE = timedelta(days=1)
-# A folder is looked at for eviction by count or bytes only when it has outgrown its limit by this much: the look folds.
-_SLACK = 1.2
+# A folder holds at most so many times what it may, or what it held when it was last gone through.
+_SLACK = 2
+# Starts the keys that say how much that was.
+_COMPACTED = b"c|"
 
 Rewrite = tuple[dict[Segment, bytes], list[Segment]]
 
 
 @dataclass
 class Upkept:
-    """What was done."""
+    """How many segments were taken out, by what for."""
 
     evicted: int = 0
-    merged: int = 0
     purged: int = 0
+    compacted: int = 0
+    merged: int = 0
 
 
 async def keep_up(sets: TrainingSets, partition: int, now: datetime) -> Upkept:
-    """Evict, purge and merge; gives way to an export.
+    """Evict, purge, compact and merge; gives way to an export.
 
     Raises:
         PartitionLostError: the partition is another worker's, and so is the rest of the work.
@@ -50,43 +59,118 @@ async def keep_up(sets: TrainingSets, partition: int, now: datetime) -> Upkept:
     if sets.steady(partition).locked():
         return done
     async with sets.steady(partition):
-        for gone in await asyncio.to_thread(_outlived, sets.view(partition), now):
-            await sets.replace(partition, {}, gone)
-            done.evicted += len(gone)
+        outlived = _outlived(sets.view(partition), now)
+        await sets.replace(partition, {}, outlived)
+        done.evicted = len(outlived)
         done.purged = await _purge(sets, partition, now)
-        merges = _merges(sets.view(partition))
-        while rewrite := await asyncio.to_thread(next, merges, None):
-            await sets.replace(partition, *rewrite)
-            done.merged += len(rewrite[1])
+        for grown in _overgrown(sets.view(partition), now):
+            done.compacted += await _compact(sets, partition, grown, now)
+        done.merged = await _rewrite(sets, partition, _merges(sets.view(partition), now))
     return done
+
+
+async def _rewrite(sets: TrainingSets, partition: int, rewrites: Iterator[Rewrite]) -> int:
+    """Carry out rewrites, each computed in a thread; how many segments they took out."""
+    gone = 0
+    while rewrite := await asyncio.to_thread(next, rewrites, None):
+        await sets.replace(partition, *rewrite)
+        gone += len(rewrite[1])
+    return gone
 
 
 # ── Eviction ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _outlived(view: PartitionView, now: datetime) -> list[list[Segment]]:
-    """For each folder the segments that no later fold can need."""
+def _outlived(view: PartitionView, now: datetime) -> list[Segment]:
+    """The segments in which everything is too old, as their keys alone tell."""
     found = []
     for folder_id in view.folders():
-        cutoff = _cutoff(view, folder_id, now)
-        oldest = {Topic.CHAT_LOGS: cutoff, Topic.FEEDBACK: cutoff - CLOCK_SKEW // timedelta(milliseconds=1)}
-        gone = [one for one in view.segments[folder_id] if one.newest_ms < oldest.get(one.topic, 0)]
-        if gone:
-            found.append(gone)
+        for segment in view.segments[folder_id]:
+            oldest = _bound(view, folder_id, segment.topic, now).oldest
+            if oldest and segment.newest_ms < milliseconds(oldest):
+                found.append(segment)
     return found
 
 
-def _cutoff(view: PartitionView, folder_id: str, now: datetime) -> int:
-    """Milliseconds before which nothing in the folder can count any more."""
-    limits = view.limits.of(folder_id)
-    by_age = milliseconds(now - limits.max_age - GRACE)
-    logs = [segment for segment in view.segments[folder_id] if segment.topic is Topic.CHAT_LOGS]
-    many = sum(segment.records for segment in logs) > limits.max_examples * _SLACK
-    large = sum(segment.size for segment in logs) > limits.max_bytes * _SLACK
-    if not many and not large:
-        return by_age
-    kept = view.folder(folder_id, now).logs
-    return max(by_age, milliseconds(kept[0].log.occurred_at)) if kept else by_age
+class Extent(NamedTuple):
+    """How much there is of a topic in a folder."""
+
+    records: float
+    size: float
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> "Extent":
+        """The whole of some segments."""
+        return cls(sum(segment.records for segment in segments), sum(segment.size for segment in segments))
+
+
+class Grown(NamedTuple):
+    """What a folder holds of a topic."""
+
+    folder_id: str
+    topic: Topic
+    segments: tuple[Segment, ...]
+
+    @property
+    def mark(self) -> bytes:
+        """The key under which stands what was left of it by the last compaction."""
+        return _COMPACTED + folder_prefix(self.folder_id) + self.topic.label.encode()
+
+
+def _overgrown(view: PartitionView, now: datetime) -> list[Grown]:
+    """What has outgrown twice its bound, and twice what was left of it last time: every record is read about twice."""
+    found = []
+    for folder_id, segments in view.segments.items():
+        for topic, group in groupby(segments, key=lambda segment: segment.topic):
+            grown = Grown(folder_id, topic, tuple(group))
+            extent, bound = Extent.of(grown.segments), _bound(view, folder_id, topic, now)
+            usual = Extent(NARROW_RECORDS, NARROW_BYTES) if bound == Bound() else Extent(bound.things, bound.size)
+            if not _exceeds(extent, usual):
+                continue
+            mark = view.table.get(view.partition, grown.mark)
+            if mark is None or _exceeds(extent, msgspec.json.decode(mark, type=Extent)):
+                found.append(grown)
+    return found
+
+
+def _exceeds(extent: Extent, usual: Extent) -> bool:
+    return extent.records > usual.records * _SLACK or extent.size > usual.size * _SLACK
+
+
+async def _compact(sets: TrainingSets, partition: int, grown: Grown, now: datetime) -> int:
+    """Rewrite the segments that hold something that no fold can need any more."""
+    gone = await _rewrite(sets, partition, _compactions(sets.view(partition), grown, now))
+    left = sets.view(partition).segments.get(grown.folder_id, ())
+    extent = Extent.of([segment for segment in left if segment.topic is grown.topic])
+    await sets.write(partition, {grown.mark: msgspec.json.encode(extent)})
+    return gone
+
+
+def _compactions(view: PartitionView, grown: Grown, now: datetime) -> Iterator[Rewrite]:
+    # Without their words the records of a folder fit into memory all at once; with them, some segments do.
+    wordless = (replace(record, event=stored.wordless(record.event)) for record in view.records(grown.segments))
+    bound = _bound(view, grown.folder_id, grown.topic, now)
+    places = {_place(record) for record in needed(wordless, bound)}
+    for start in range(0, len(grown.segments), _AT_ONCE):
+        kept: list[Record] = []
+        gone: list[Segment] = []
+        for segment, content in view.contents(grown.segments[start : start + _AT_ONCE]):
+            records = unpack(content)
+            left = [record for record in records if _place(record) in places]
+            if len(left) < len(records):
+                kept += left
+                gone.append(segment)
+            # Of copies in several segments the first stays.
+            places.difference_update(map(_place, left))
+        yield dict(pack(grown.topic, sorted(kept, key=_place))), gone
+
+
+def _bound(view: PartitionView, folder_id: str, topic: Topic, now: datetime) -> Bound:
+    return bound_of(topic, view.limits.of(folder_id), now - GRACE)
+
+
+def _place(record: Record) -> tuple[int, int]:
+    return record.offset, record.position
 
 
 # ── Erasure ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -104,11 +188,8 @@ async def _purge(sets: TrainingSets, partition: int, now: datetime) -> int:
     known = view.table.get(partition, PURGED) or b""
     if not erasures or (known == mark and partition in sets.reclaimed):
         return 0
-    purged = 0
     rewrites = iter(()) if known.startswith(erasures.fingerprint) else _purges(view, erasures)
-    while rewrite := await asyncio.to_thread(next, rewrites, None):
-        await sets.replace(partition, *rewrite)
-        purged += len(rewrite[1])
+    purged = await _rewrite(sets, partition, rewrites)
     # Deleted values stay in RocksDB's files until these are merged. Marked after that: a crash before repeats it all.
     await asyncio.to_thread(view.table.reclaim, partition)
     sets.reclaimed.add(partition)
@@ -129,29 +210,28 @@ def _purges(view: PartitionView, erasures: Erasures) -> Iterator[Rewrite]:
 # ── Merging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _merges(view: PartitionView) -> Iterator[Rewrite]:
+def _merges(view: PartitionView, now: datetime) -> Iterator[Rewrite]:
     """Narrow segments of a folder and a topic become wide ones.
 
     What is to be erased is not looked for here: ``_purge`` sees to that, and to what a foreign write brings back.
     """
-    for segments in view.segments.values():
+    for folder_id, segments in view.segments.items():
         for topic in Topic:
             narrow = [one for one in segments if one.topic is topic and _is_narrow(one)]
+            bound = _bound(view, folder_id, topic, now)
             for start in range(0, len(narrow), _AT_ONCE):
                 chosen = narrow[start : start + _AT_ONCE]
-                if len(chosen) < FAN_IN:
-                    continue
-                yield dict(_merged(view, topic, chosen)), chosen
+                if len(chosen) >= FAN_IN:
+                    yield dict(_merged(view, topic, chosen, bound)), chosen
 
 
-def _merged(view: PartitionView, topic: Topic, segments: list[Segment]) -> Iterator[tuple[Segment, bytes]]:
+def _merged(
+    view: PartitionView, topic: Topic, segments: list[Segment], bound: Bound
+) -> Iterator[tuple[Segment, bytes]]:
     if topic is not Topic.DOCUMENTS and all(one.last < other.first for one, other in pairwise(segments)):
-        yield from joined(view.contents(segments))
-        return
-    # Copies of the same records, or newer versions of the same documents: of each thing the latest stays.
-    kept = latest_of(view.records(segments), Erasures())
-    kept.sort(key=lambda record: (record.offset, record.position))
-    yield from pack(topic, kept)
+        return joined(view.contents(segments))
+    # Copies of the same records, or newer versions of the same documents.
+    return pack(topic, sorted(needed(view.records(segments), bound), key=_place))
 
 
 def _is_narrow(segment: Segment) -> bool:

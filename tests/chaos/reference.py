@@ -37,19 +37,23 @@ class History:
     def expected(self) -> dict[str, Expected]:
         """What every folder comes to."""
         found: dict[str, Expected] = defaultdict(Expected)
-        logs: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for (kind, folder, _), (_, event) in self._latest.items():
-            if kind == "log":
-                logs[folder].append(event)
-            elif kind == "document" and event["type"] == "document_upserted":
+            if kind == "document" and event["type"] == "document_upserted":
                 found[folder].documents[event["document_id"]] = event["text"]
-        for folder, events in logs.items():
-            events.sort(key=lambda event: (at(event), event["log_id"]))
+        for folder in {folder for kind, folder, _ in self._latest if kind == "log"}:
+            verdicts = self._newest("verdict", folder, 2 * MAX_EXAMPLES)
             rows = (
-                self._row(folder, event) for event in (events[-MAX_EXAMPLES:] if folder in BOUNDED_FOLDERS else events)
+                self._row(log, verdicts.get(log["log_id"]))
+                for log in self._newest("log", folder, MAX_EXAMPLES).values()
             )
             found[folder].rows = [row for row in rows if row]
         return found
+
+    def _newest(self, kind: str, folder: str, most: int) -> dict[str, dict[str, Any]]:
+        """Events by log, oldest first; in a folder without bounds, all."""
+        events = [event for (of, where, _), (_, event) in self._latest.items() if (of, where) == (kind, folder)]
+        events.sort(key=lambda event: (at(event), event["log_id"]))
+        return {event["log_id"]: event for event in (events[-most:] if folder in BOUNDED_FOLDERS else events)}
 
     def _take(self, topic: Topic, value: bytes) -> None:
         try:
@@ -74,13 +78,12 @@ class History:
         if known is None or moment >= known[0]:
             self._latest[key] = (moment, event)
 
-    def _row(self, folder: str, log: dict[str, Any]) -> Row | None:
+    def _row(self, log: dict[str, Any], said: dict[str, Any] | None) -> Row | None:
         if at(log) <= self._erased.get(log["user_id"], datetime.min.replace(tzinfo=at(log).tzinfo)):
             return None
         verdict: dict[str, Any] = log.get("feedback") or {}
-        said = self._latest.get(("verdict", folder, log["log_id"]))
-        if said and said[0] >= at(log) - timedelta(days=1):
-            verdict = said[1]["verdict"]
+        if said and at(said) >= at(log) - timedelta(days=1):
+            verdict = said["verdict"]
         cited = (log.get("cited_document_ids") or [None])[0]
         head = (log["log_id"], log["question"])
         if right := verdict.get("correct_document_id"):

@@ -4,17 +4,16 @@
 """
 
 import asyncio
+import itertools
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from infra.settings import load_settings
 from streams import fold, worker
-from streams.erasures import Erasures
 from streams.ingest import Ingest
-from streams.records import Record
 from streams.requests import Coordinator
+from streams.stored import Feedback
 
 DELAY_SECONDS = 3.0
 _running: set[asyncio.Task[None]] = set()
@@ -55,11 +54,8 @@ def without_durable_requests() -> None:
 
 def without_unique_records() -> None:
     """A replayed or repeated log counts again."""
-
-    def all_of(records: Iterable[Record], erasures: Erasures) -> list[Record]:
-        return [left for left in map(erasures.applied, records) if left is not None]
-
-    fold.latest_of = all_of
+    name, number = fold._name, itertools.count()
+    fold._name = lambda event: name(event) if isinstance(event, Feedback) else f"{name(event)} {next(number)}"
 
 
 def without_order_of_events() -> None:
