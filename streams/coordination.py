@@ -113,7 +113,7 @@ def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> St
 
 
 def part_arrived(state: ModelState, part: SnapshotPart, partitions: int, min_examples: int, now: datetime) -> Step:
-    """One partition's share of the snapshot; with the last one it is decided whether there is something to train on."""
+    """One partition's share of the snapshot; with the last one what to do is decided."""
     active = state.active
     if active is None or active.deadline or part.request_id != active.request.request_id:
         return Step(state)
@@ -121,16 +121,23 @@ def part_arrived(state: ModelState, part: SnapshotPart, partitions: int, min_exa
         return Step(state)
     parts = tuple(sorted((*active.parts, part), key=lambda known: known.partition))
     gathered = state.model_copy(update={"active": active.model_copy(update={"parts": parts})})
-    if len(parts) < partitions:
-        return Step(gathered)
+    return snapshot_taken(gathered, partitions, min_examples, now) or Step(gathered)
+
+
+def snapshot_taken(state: ModelState, partitions: int, min_examples: int, now: datetime) -> Step | None:
+    """What is decided on the strength of all parts; ``None`` while some are missing, and once the job is out."""
+    active = state.active
+    if active is None or active.deadline or len(active.parts) < partitions:
+        return None
+    parts = active.parts
     if errors := tuple(f"partition {known.partition}: {known.error}" for known in parts if known.error):
-        return _end(gathered, active, State.FAILED, now, errors, retryable=True)
+        return _end(state, active, State.FAILED, now, errors, retryable=True)
     if reasons := tuple(_shortcomings(active.request, parts, min_examples)):
-        return _end(gathered, active, State.REJECTED, now, reasons)
+        return _end(state, active, State.REJECTED, now, reasons)
     manifest = SnapshotManifest(
         request_id=active.request.request_id, model=state.model, created_at=active.since, parts=parts
     )
-    return Step(gathered, complete=manifest)
+    return Step(state, complete=manifest)
 
 
 def job_published(state: ModelState, active: Active, deadline: datetime) -> ModelState:
@@ -165,7 +172,8 @@ def timed_out(state: ModelState, snapshot_timeout: timedelta, partitions: int, n
         return None
     if active.deadline is None and now - active.since > snapshot_timeout:
         missing = sorted(set(range(partitions)) - {part.partition for part in active.parts})
-        reason = f"snapshot: no answer from partitions {missing} within {snapshot_timeout}"
+        what = f"no answer from partitions {missing}" if missing else "its manifest could not be written"
+        reason = f"snapshot: {what} within {snapshot_timeout}"
         return _end(state, active, State.FAILED, now, (reason,), retryable=True)
     if active.deadline is not None and now > active.deadline:
         reason = f"training: no end was reported by {active.deadline.isoformat()}"

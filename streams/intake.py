@@ -59,47 +59,59 @@ class Intake:
 
     async def run(self) -> None:
         """Go on until ``stop``; raises what neither brokers nor ``take`` can recover from."""
-        options = client_options(self._kafka)
         # A place that is gone from the topic, or not there yet, means that the topic was cut or made anew.
-        async with AIOKafkaConsumer(
-            **options,
-            auto_offset_reset="earliest",
-            max_partition_fetch_bytes=_FETCH_BYTES,
-            fetch_max_wait_ms=_FETCH_WAIT_MS,
-        ) as consumer:
+        async with (
+            AIOKafkaConsumer(
+                **client_options(self._kafka),
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                max_partition_fetch_bytes=_FETCH_BYTES,
+                fetch_max_wait_ms=_FETCH_WAIT_MS,
+            ) as consumer,
+            asyncio.TaskGroup() as group,
+        ):
+            # Assigned once and for all: a new assignment would lose every partition's position.
+            places = [place for number in range(self._kafka.partitions) for place in self._places(number)]
+            consumer.assign(places)
+            consumer.pause(*places)
+            following: dict[int, asyncio.Task[None]] = {}
             while not self._stopping:
-                tenures = {number: self._table.tenure(number) for number in range(self._kafka.partitions)}
-                owned = {number: tenure for number, tenure in tenures.items() if tenure is not None}
-                if owned:
-                    consumer.assign([place for number in owned for place in self._places(number)])
-                    await asyncio.gather(*(self._follow(consumer, *one) for one in owned.items()))
-                else:
-                    await asyncio.sleep(_POLL_SECONDS)
+                for number in range(self._kafka.partitions):
+                    tenure = self._table.tenure(number)
+                    if tenure is not None and (number not in following or following[number].done()):
+                        following[number] = group.create_task(self._follow(consumer, number, tenure))
+                await asyncio.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
         """Have ``run`` return once the blocks that are at work are done."""
         self._stopping = True
 
     async def _follow(self, consumer: Any, partition: int, tenure: int) -> None:
+        places = self._places(partition)
         while self._holds(partition, tenure):
-            for place, topic in self._places(partition).items():
+            for place, topic in places.items():
                 consumer.seek(place, self.reached(topic, partition))
+            consumer.resume(*places)
             try:
                 await self._take_on(consumer, partition, tenure)
             except PartitionLostError as error:
                 _log.info("not the owner", reason=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
+        consumer.pause(*places)
 
     async def _take_on(self, consumer: Any, partition: int, tenure: int) -> None:
         places = self._places(partition)
         while self._holds(partition, tenure):
             fetched = await consumer.getmany(*places, timeout_ms=int(_POLL_SECONDS * 1000))
-            for place, records in fetched.items():
-                for block in _blocks(records, self._block):
+            for place, topic in places.items():
+                for block in _blocks(fetched.get(place, ()), self._block):
                     if not self._holds(partition, tenure):
                         return
-                    await self._take(places[place], partition, block)
-                    await self._write(partition, {place_key(places[place]): b"%d" % (block[-1].offset + 1)})
+                    await self._take(topic, partition, block)
+                    await self._write(partition, {place_key(topic): b"%d" % (block[-1].offset + 1)})
+                # A transaction's end is a record that nobody sees, and the end of a topic may lie behind it.
+                if self.reached(topic, partition) < (position := await consumer.position(place)):
+                    await self._write(partition, {place_key(topic): b"%d" % position})
 
     def _holds(self, partition: int, tenure: int) -> bool:
         return not self._stopping and self._table.tenure(partition) == tenure

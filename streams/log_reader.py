@@ -67,7 +67,8 @@ class LogReader:
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._client is None:
-            client = AIOKafkaConsumer(**client_options(self._settings))
+            # What is not committed yet is beyond the end.
+            client = AIOKafkaConsumer(**client_options(self._settings), isolation_level="read_committed")
             await client.start()
             self._client = client
         return self._client

@@ -37,7 +37,6 @@ from streams.snapshots import snapshot_prefix
 from streams.topics import Topic
 
 _log = structlog.get_logger()
-_S3_PAUSE = timedelta(seconds=2)
 _TURN = b"t|turn"
 # Requests that wait are kept in the state of their model, which is one message of the changelog.
 _REQUEST_BYTES, _WAITING_BYTES = 256 * 1024, 768 * 1024
@@ -95,9 +94,9 @@ class Coordinator:
                 await self._catch_up(partition)
             for key in list(self._table.keys(partition, b"m|")):
                 model = key.removeprefix(b"m|").decode()
-                if self._timed_out(partition, model):
+                if self._overdue(partition, model):
                     await self._catch_up(partition)
-                    if step := self._timed_out(partition, model):
+                    if step := self._overdue(partition, model):
                         await self._follow(partition, step)
             for rule in self._settings.policy.rules:
                 if partition_of(rule.model, self._partitions) == partition:
@@ -166,9 +165,11 @@ class Coordinator:
             return None
         return policy.due(self._policy(partition, model), rule, now())
 
-    def _timed_out(self, partition: int, model: str) -> Step | None:
-        state = self._state(partition, model)
-        return coordination.timed_out(state, self._settings.worker.snapshot_timeout, self._partitions, now())
+    def _overdue(self, partition: int, model: str) -> Step | None:
+        state, worker = self._state(partition, model), self._settings.worker
+        return coordination.timed_out(
+            state, worker.snapshot_timeout, self._partitions, now()
+        ) or coordination.snapshot_taken(state, self._partitions, worker.min_examples, now())
 
     # ── What follows ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -176,8 +177,9 @@ class Coordinator:
         # What was decided is durable before anybody hears of it: were it told first, a crash in between could lead to
         # another decision, and a request to two ends. What is to be told is kept with it until it is.
         state, outputs = step.state, step.outputs
-        if step.complete and state.active:
-            outputs = (await self._job(partition, state.active.request, step.complete), *outputs)
+        # Without its manifest a job cannot go out; whoever looks at the clock tries again.
+        if step.complete and state.active and (job := await self._job(state.active.request, step.complete)):
+            outputs = (job, *outputs)
             deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
             state = coordination.job_published(state, state.active, deadline + timedelta(hours=1))
         changes: dict[bytes, bytes | None] = {b"m|" + state.model.encode(): _json(state)}
@@ -195,11 +197,14 @@ class Coordinator:
             await self._outbox.send(DECODER.decode(self._table.get(partition, key) or b"[]"))
             await self._table.write(partition, {key: None})
 
-    async def _job(self, partition: int, request: FineTuneRequested, manifest: SnapshotManifest) -> Output:
+    async def _job(self, request: FineTuneRequested, manifest: SnapshotManifest) -> Output | None:
         content = manifest.encode()
         key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
-        with structlog.contextvars.bound_contextvars(request_id=request.request_id):
-            await self._put_patiently(partition, key, content)
+        try:
+            await asyncio.to_thread(self._store.put, key, content)
+        except (BotoCoreError, ClientError):
+            _log.exception("object store", key=key, request_id=request.request_id)
+            return None
         # The time of the snapshot, not of this attempt: a repetition makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{safe_segment(request.request_id)[-8:]}"
         job = TrainingJob(
@@ -213,19 +218,6 @@ class Coordinator:
             max_seconds=int(self._settings.trainer.max_duration.total_seconds()),
         )
         return Output(Topic.TRAINING_JOBS, job, request.request_id)
-
-    async def _put_patiently(self, partition: int, key: str, content: bytes) -> None:
-        # Without the manifest nothing can go on, and nothing is lost by waiting: the place in the topic stays.
-        while True:
-            # Raises where the partition has gone meanwhile.
-            next(iter(self._table.keys(partition, _TURN)), None)
-            try:
-                await asyncio.to_thread(self._store.put, key, content)
-            except (BotoCoreError, ClientError):
-                _log.exception("object store", key=key)
-                await asyncio.sleep(_S3_PAUSE.total_seconds())
-            else:
-                return
 
     async def _reject(self, partition: int, request_id: str, model: str, reasons: tuple[str, ...]) -> None:
         # Under an id that is taken already, another event ends nothing: how that request stands is the answer.

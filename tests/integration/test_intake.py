@@ -2,14 +2,17 @@
 
 import asyncio
 import itertools
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from aiokafka import AIOKafkaProducer
 
 from infra.kafka import MAX_REQUEST_BYTES, Publisher, partition_of
 from infra.settings import Settings
 from streams.dead_letters import ERROR_HEADER
+from streams.durable_table import MemoryTable
 from streams.events import FineTuneStatus, State, now
+from streams.intake import Intake
 from streams.topics import Topic
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ask, exported, jobs, snapshot, statuses
@@ -99,3 +102,81 @@ def test_an_id_that_is_taken_ends_nothing_when_it_comes_again_with_a_mistake(
         records = reader.until(answers)
     assert {one.state for one in statuses(records, "r") if one.state.terminal} == {State.COMPLETED}
     assert not any(one.state.terminal for one in statuses(records, "waits"))
+
+
+def test_a_transaction_leaves_no_export_waiting_for_its_end(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
+    start_worker(FOLDTUNE_WORKER__CATCH_UP_TIMEOUT="PT50S")
+
+    async def publish_in_transactions() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers, transactional_id="t")
+        await producer.start()
+        try:
+            for folder, committed in (("taken back", False), ("given", True)):
+                await producer.begin_transaction()
+                for topic, event in folder_history(folder, 25):
+                    partition = partition_of(folder, settings.kafka.partitions)
+                    await producer.send_and_wait(
+                        topic.named(settings.kafka.topic_prefix), event.encode(), folder.encode(), partition
+                    )
+                await (producer.commit_transaction() if committed else producer.abort_transaction())
+        finally:
+            await producer.stop()
+
+    asyncio.run(publish_in_transactions())
+    ask(publisher, fine_tune_request("r"))
+    with Reader(settings, Topic.TRAINING_JOBS) as reader:
+        (job,) = jobs(reader.until(lambda records: bool(jobs(records)), seconds=40))
+    assert {row["folder_id"] for row in exported(settings, snapshot(settings, job), "examples")} == {"given"}
+
+
+class Owned(MemoryTable):
+    """A table of which more and more partitions are owned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owned = {0}
+
+    def tenure(self, partition: int) -> int | None:
+        return 1 if partition in self.owned else None
+
+
+def test_a_partition_is_taken_up_while_another_ones_work_goes_on(settings: Settings) -> None:
+    table, begun, ended = Owned(), asyncio.Event(), asyncio.Event()
+    taken: list[tuple[int, bytes]] = []
+
+    async def take(topic: Topic, partition: int, messages: Sequence[Any]) -> None:
+        assert topic is Topic.CHAT_LOGS
+        if partition == 0:
+            begun.set()
+            await ended.wait()
+        taken.extend((partition, message.value) for message in messages)
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.05)
+
+    async def follow() -> None:
+        intake: Any = Intake(
+            settings.kafka, (Topic.CHAT_LOGS,), cast(Any, table), write=table.write, take=take, block=2
+        )
+        producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+        async with producer, asyncio.TaskGroup() as group:
+            for partition in (0, 1):
+                for number in range(3):
+                    topic = Topic.CHAT_LOGS.named(settings.kafka.topic_prefix)
+                    await producer.send_and_wait(topic, b"%d" % number, partition=partition)
+            group.create_task(intake.run())
+            await begun.wait()
+            table.owned = {0, 1}
+            await until(lambda: len(taken) == 3)
+            assert taken == [(1, b"0"), (1, b"1"), (1, b"2")]
+            ended.set()
+            await until(lambda: len(taken) == 6)
+            assert [intake.reached(Topic.CHAT_LOGS, partition) for partition in (0, 1)] == [3, 3]
+            intake.stop()
+
+    asyncio.run(follow())
+    assert sorted(taken) == [(partition, b"%d" % number) for partition in (0, 1) for number in range(3)]

@@ -180,6 +180,10 @@ def test_what_nobody_reports_the_end_of_times_out() -> None:
     late = coordination.timed_out(snapshotting, limit, PARTITIONS, NOW + limit * 2)
     assert late
     assert late.ended[0].reasons == ("snapshot: no answer from partitions [0, 1] within 0:05:00",)
+    whole = gather(snapshotting, "r").state
+    unwritten = coordination.timed_out(whole, limit, PARTITIONS, NOW + limit * 2)
+    assert unwritten
+    assert unwritten.ended[0].reasons == ("snapshot: its manifest could not be written within 0:05:00",)
     assert coordination.timed_out(training(), limit, PARTITIONS, DEADLINE) is None
     lost = coordination.timed_out(training(), limit, PARTITIONS, DEADLINE + limit)
     assert lost
