@@ -20,7 +20,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +43,8 @@ FOLDERS = 50
 ENVELOPE_LOGS = 100
 # Of the run that measures how long a log takes to become durable, alone and during an export.
 _STEADY_RATE, _CALM_SECONDS = 100, 10
+# The worker compacts every 5 s, the broker looks every 15.
+_DISK_REST_SECONDS = 20
 _START = datetime.now(UTC) - timedelta(days=30)
 
 
@@ -131,6 +133,20 @@ class Bench:
         typer.echo(f"{self._name:>10} {kind:>10} {found}", err=True)
         return found
 
+    def sizes(self, app_id: str, first: int, step: int, rounds: int, **bounds: str) -> list[dict[str, float]]:
+        """Megabytes on disk, the worker's and the broker's, after each of some rounds of ``step`` logs."""
+        create_topics(self.settings.kafka, (), (changelog := f"{app_id}-training-sets-changelog",))
+        places = {"rocksdb": (self._folder / app_id, "*"), "changelog": (self._folder, f"{changelog}-*/*")}
+        found = []
+        with self._worker(app_id, **bounds):
+            for number in range(rounds):
+                self.produce(first + number * step, step)
+                time.sleep(_DISK_REST_SECONDS)
+                sizes = {name: round(_megabytes(*place), 1) for name, place in places.items()}
+                found.append({"logs": (number + 1) * step, **sizes})
+                typer.echo(f"{self._name:>10} {found[-1]}", err=True)
+        return found
+
     def lose(self, app_id: str) -> None:
         """The worker's disk is gone."""
         shutil.rmtree(self._folder / app_id)
@@ -176,8 +192,8 @@ class Bench:
         }
 
     @contextmanager
-    def _worker(self, app_id: str) -> Iterator[None]:
-        environment = os.environ | self._variables(app_id)
+    def _worker(self, app_id: str, **more: str) -> Iterator[None]:
+        environment = os.environ | self._variables(app_id) | more
         with (self._folder / f"{app_id}.log").open("ab") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "foldtune", "worker"], env=environment, stdout=log, stderr=log
@@ -216,6 +232,15 @@ class Bench:
             "FOLDTUNE_WORKER__DATA_DIR": str(self._folder / app_id),
             "FOLDTUNE_LOG_LEVEL": "WARNING",
         }
+
+
+def _megabytes(folder: Path, pattern: str) -> float:
+    size = 0
+    for path in folder.rglob(pattern):
+        # Both delete files while one looks.
+        with suppress(FileNotFoundError):
+            size += path.stat().st_blocks * 512
+    return size / 1e6
 
 
 def _is_place(record: Any) -> bool:
@@ -264,6 +289,7 @@ def main(
             result |= _throughput(servers, folder, events, repeats)
             result |= _envelopes(servers, folder, events)
             result |= _growth(servers, folder, state)
+            result |= _disk(servers, folder, state)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     sys.stdout.write(json.dumps(result) + "\n")
@@ -322,6 +348,14 @@ def _growth(servers: LocalServers, folder: Path, state: int) -> dict[str, object
         },
         "snapshot_s": {name: round(figure, 3) for name, figure in snapshot.items()},
     }
+
+
+def _disk(servers: LocalServers, folder: Path, logs: int) -> dict[str, object]:
+    rounds = 10
+    bench = Bench(servers, folder, "disk")
+    kept = logs // rounds
+    sizes = bench.sizes("bounded", 0, kept, rounds, FOLDTUNE_SETS__MAX_EXAMPLES=str(kept // FOLDERS))
+    return {"disk_mb": {"logs_kept": kept, "after": sizes}}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import msgspec
+import structlog
 from msgspec.structs import replace
 
 from streams import stored
@@ -22,6 +23,7 @@ from streams.segments import Segment, folder_prefix, joined, milliseconds, pack,
 from streams.topics import Topic
 from streams.training_sets import PURGED, PartitionView, TrainingSets
 
+_log = structlog.get_logger()
 # Narrower than this, a segment is merged with its like once there are so many: each record is rewritten about
 # log(wide / block) / log(fan-in) times, and a folder never has more than a few dozen narrow segments.
 NARROW_RECORDS = 1_000
@@ -143,6 +145,8 @@ async def _compact(sets: TrainingSets, partition: int, grown: Grown, now: dateti
     left = sets.view(partition).segments.get(grown.folder_id, ())
     extent = Extent.of([segment for segment in left if segment.topic is grown.topic])
     await sets.write(partition, {grown.mark: msgspec.json.encode(extent)})
+    before = Extent.of(grown.segments)
+    _log.info("compacted", folder=grown.folder_id, topic=grown.topic.label, before=before.records, left=extent.records)
     return gone
 
 
