@@ -1,12 +1,16 @@
-"""What can go wrong in ``infra``. The class docstring is the message; the arguments say what exactly."""
+"""What can go wrong in ``infra``, and what all errors of foldtune have in common."""
 
 
-class InfraError(Exception):
-    """The surroundings did not do what was asked."""
+class FoldtuneError(Exception):
+    """The class docstring is the message; the arguments say what exactly."""
 
     def __str__(self) -> str:
         details = ", ".join(str(argument) for argument in self.args)
         return f"{type(self).__doc__} {details}".strip()
+
+
+class InfraError(FoldtuneError):
+    """The surroundings did not do what was asked."""
 
 
 class ObjectMissingError(InfraError):

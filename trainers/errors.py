@@ -6,6 +6,8 @@ started again. The exit code is how a launcher hears of it.
 
 from enum import IntEnum
 
+from infra.errors import FoldtuneError
+
 
 class ExitCode(IntEnum):
     """How a training process ends; the numbers are those of ``sysexits.h``."""
@@ -17,14 +19,10 @@ class ExitCode(IntEnum):
     TRY_AGAIN = 75
 
 
-class TrainerError(Exception):
+class TrainerError(FoldtuneError):
     """The training did not end as asked."""
 
     exit_code = ExitCode.TRY_AGAIN
-
-    def __str__(self) -> str:
-        details = ", ".join(str(argument) for argument in self.args)
-        return f"{type(self).__doc__} {details}".strip()
 
     @property
     def retryable(self) -> bool:

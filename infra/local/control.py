@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from infra.local import kafka, records, s3
 from infra.local.folder import DataFolder
 from infra.local.ports import HOST
@@ -65,18 +63,11 @@ def stop(data_dir: Path) -> bool:
     """Stop the stack of the folder; says whether anything ran. What a crash left behind is ended and forgotten."""
     folder = DataFolder(data_dir)
     state = records.read(LocalState, folder.state)
-    owner = state.process() if state else None
-    if owner:
-        owner.terminate()
-        try:
-            owner.wait(OWNER_STOP_SECONDS)
-        except psutil.TimeoutExpired:
-            owner.kill()
-            owner.wait(STOP_SECONDS)
+    ended = state is not None and state.end(OWNER_STOP_SECONDS)
     # A list, so that the second is ended whatever the first was.
     leftovers = [end_leftover(path) for path in folder.server_records]
     folder.state.unlink(missing_ok=True)
-    return owner is not None or any(leftovers)
+    return ended or any(leftovers)
 
 
 def _pid(record_file: Path) -> int | None:

@@ -45,6 +45,19 @@ class ProcessRecord(Section):
             return None
         return process if running else None
 
+    def end(self, seconds: float) -> bool:
+        """Ask that process to end, and make it where it takes longer than ``seconds``; whether there was one."""
+        process = self.process()
+        if process is None:
+            return False
+        process.terminate()
+        try:
+            process.wait(seconds)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(seconds)
+        return True
+
 
 class LocalState(ProcessRecord):
     """What a running stack tells about itself: its owner (the process above), and how to reach the servers."""

@@ -182,16 +182,9 @@ def end_leftover(record_file: Path) -> bool:
     Its supervisor may be stopping it just now, so it gets that time first.
     """
     record = records.read(ProcessRecord, record_file)
-    process = record.process() if record else None
-    if process:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_SECONDS)
+    ended = record is not None and record.end(STOP_SECONDS)
     record_file.unlink(missing_ok=True)
-    return process is not None
+    return ended
 
 
 def _tail(path: Path) -> str:

@@ -1,12 +1,10 @@
 """What can go wrong in ``trainers.launchers``. The class docstring is the message; the arguments say what exactly."""
 
+from infra.errors import FoldtuneError
 
-class LauncherError(Exception):
+
+class LauncherError(FoldtuneError):
     """The launcher did not do what was asked."""
-
-    def __str__(self) -> str:
-        details = ", ".join(str(argument) for argument in self.args)
-        return f"{type(self).__doc__} {details}".strip()
 
 
 class LaunchError(LauncherError):
