@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from streams.events import ModelReference
+from streams.events import MAX_PASSAGES, ModelReference
 from streams.knobs import ModelName
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -55,7 +55,7 @@ class Bounds(Section):
     question_bytes: PositiveInt = 4 * 1024
     passage_bytes: PositiveInt = 64 * 1024
     event_bytes: Annotated[int, Field(ge=1024, le=512 * 1024)] = 512 * 1024
-    passages_per_log: PositiveInt = 100
+    passages_per_log: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] = 100
     future: timedelta = timedelta(minutes=10)
 
 

@@ -232,7 +232,7 @@ def _shortcomings(request: FineTuneRequested, parts: Iterable[SnapshotPart], min
     for agent in request.data.agents or ():
         if agent not in seen:
             yield f"data.agents: no logs of agent {agent!r}"
-    examples = sum(count.examples for part in parts for count in part.folders)
+    examples = sum(part.positives for part in parts)
     if examples < min_examples:
         left_out: Counter[str] = Counter()
         for part in parts:

@@ -32,7 +32,7 @@ class Table(Protocol):
     """Bytes by key, in partitions that a worker owns for a time."""
 
     async def write(self, partition: int, changes: Changes) -> bool:
-        """Put (or with ``None`` delete) the keys in their order, durably.
+        """Put keys, and once that is durable delete those with ``None``, durably.
 
         Returns whether nothing but this was written since the last time; if not, the table may hold more than its
         owner put there: what a worker wrote that did not know yet that the partition was no longer its own.
@@ -106,8 +106,11 @@ class DurableTable(Table):
         async with self._locks[partition]:
             self._check_owned(partition)
             topic = self._table.changelog_topic
-            sent = [await topic.send(key=key, value=value, partition=partition) for key, value in changes.items()]
-            offsets = [(await record).offset for record in sent]
+            puts = {key: value for key, value in changes.items() if value is not None}
+            offsets = []
+            for part in (puts, dict.fromkeys(changes.keys() - puts.keys())):
+                sent = [await topic.send(key=key, value=value, partition=partition) for key, value in part.items()]
+                offsets += [(await record).offset for record in sent]
             known = self._table.data.persisted_offset(self._changelog(partition))
             first, last = (0 if known is None else known + 1), max(offsets)
             alone: bool = last - first + 1 == len(offsets)

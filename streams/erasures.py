@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from datetime import datetime
+from functools import cached_property
 
 from msgspec.structs import replace
 
@@ -22,7 +23,7 @@ class Erasures:
     def __bool__(self) -> bool:
         return bool(self._until)
 
-    @property
+    @cached_property
     def fingerprint(self) -> bytes:
         """The same for the same erasures, however they were kept."""
         return hashlib.sha256(repr(sorted(self._until.items())).encode()).hexdigest().encode()

@@ -11,6 +11,10 @@ class PartitionLostError(StreamsError):
     """Another worker owns the partition now:"""
 
 
+class OutdatedViewError(StreamsError):
+    """Another worker rewrote what was being read of a partition; to be read again:"""
+
+
 class CannotListenError(StreamsError):
     """Metrics and health cannot be served at worker.http_host and worker.http_port (host, port, why):"""
 

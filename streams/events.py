@@ -13,6 +13,7 @@ from pydantic import (
     AwareDatetime,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     FiniteFloat,
     NonNegativeFloat,
@@ -27,6 +28,8 @@ from streams.knobs import AgentId, DataSelection, DatasetKnobs, FolderId, ModelN
 SCHEMA_VERSION = 1
 # An envelope with a mistake in it is read log by log.
 MAX_ENVELOPE_LOGS = 5_000
+# Of one log, whatever the configured bound: reading what is wrong with a hundred thousand takes seconds.
+MAX_PASSAGES = 1_000
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -113,8 +116,8 @@ class ChatLog(Event):
     question: Annotated[str, StringConstraints(min_length=1)]
     answer: str | None = None
     folder_id: FolderId
-    retrieved: tuple[RetrievedPassage, ...] = ()
-    cited_document_ids: tuple[Id, ...] = ()
+    retrieved: Annotated[tuple[RetrievedPassage, ...], Field(max_length=MAX_PASSAGES), FailFast()] = ()
+    cited_document_ids: Annotated[tuple[Id, ...], Field(max_length=MAX_PASSAGES), FailFast()] = ()
     feedback: Verdict | None = None
 
 
@@ -305,7 +308,9 @@ class SnapshotPart(Event):
     partition: NonNegativeInt
     examples: SnapshotFile | None = None
     documents: SnapshotFile | None = None
-    folders: tuple[FolderCount, ...] = ()
+    folders: tuple[FolderCount, ...] = Field((), description="Of the folders that the request names, those here")
+    folder_count: NonNegativeInt = Field(0, description="Folders here that the request selects, named or not")
+    positives: NonNegativeInt = Field(0, description="Examples that name a passage which is right")
     agents: tuple[AgentId, ...] = Field((), description="Of the requested agents, those that have logs here")
     offsets: tuple[TopicOffset, ...] = ()
     left_out: dict[str, NonNegativeInt] = Field({}, description="Logs that made no example, by reason")

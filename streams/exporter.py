@@ -5,15 +5,13 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import structlog
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import Field
 
 from infra.kafka import partition_of
 from infra.objects import ObjectStore
 from infra.settings import PolicyRule, Settings
 from streams.coordination import Output
-from streams.errors import PartitionLostError
+from streams.errors import OutdatedViewError, PartitionLostError
 from streams.events import Model, SnapshotCommand, SnapshotPart, TopicOffset, TrainingFinished, TrainingProgressed
 from streams.export_process import ExportProcess
 from streams.metrics import observe_snapshot
@@ -23,6 +21,7 @@ from streams.topics import DATA_TOPICS, Topic
 from streams.training_sets import TrainingSets
 
 _log = structlog.get_logger()
+_REASON_CHARACTERS = 1_000
 _POLL = timedelta(milliseconds=50)
 
 
@@ -48,8 +47,8 @@ class Offsets:
         self.ends = ends
         self.owned = owned
 
-    async def caught_up(self, partition: int, timeout: timedelta) -> tuple[TopicOffset, ...]:
-        """Wait until all that was published before now is taken in, or for ``timeout``; the offsets reached.
+    async def catch_up(self, partition: int, timeout: timedelta) -> None:
+        """Wait until all that was published before now is taken in, or for ``timeout``.
 
         Raises:
             PartitionLostError: another worker takes it in now.
@@ -63,6 +62,9 @@ class Offsets:
                     await asyncio.sleep(_POLL.total_seconds())
         except TimeoutError:
             _log.warning("export goes on without the newest events", partition=partition, waited=str(timeout))
+
+    def reached(self, partition: int) -> tuple[TopicOffset, ...]:
+        """How far each data topic has been taken in."""
         return tuple(
             TopicOffset(topic=topic.label, partition=partition, offset=self.taken(topic, partition))
             for topic in DATA_TOPICS
@@ -95,25 +97,37 @@ class Exporter:
 
     async def _export(self, command: SnapshotCommand, partition: int) -> None:
         request = command.request
-        reached = await self._offsets.caught_up(partition, self._settings.worker.catch_up_timeout)
         try:
-            async with self._sets.steady(partition):
-                view = self._sets.view(partition)
-                part = await asyncio.to_thread(
-                    export, command, view, reached, self._store, self._settings.strengths, compute=self._process
-                )
+            await self._offsets.catch_up(partition, self._settings.worker.catch_up_timeout)
+            part = await self._part(command, partition)
             observe_snapshot(part)
-            _log.info("exported", partition=partition, folders=len(part.folders), seconds=round(part.seconds, 3))
-        except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
+            _log.info("exported", partition=partition, folders=part.folder_count, seconds=round(part.seconds, 3))
+        except PartitionLostError:
+            raise
+        except (
+            Exception
+        ) as error:  # whatever it is, the next attempt would meet it again: the request is told, and ends
             _log.exception("export failed", partition=partition)
-            part = SnapshotPart(
-                request_id=request.request_id, model=request.model, partition=partition, error=str(error)
-            )
+            reason = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
+            part = SnapshotPart(request_id=request.request_id, model=request.model, partition=partition, error=reason)
         watermark = self._watermark(request.model, partition)
-        offset = next(one.offset for one in reached if one.topic == Topic.CHAT_LOGS.label)
-        pending = {**watermark.pending, request.request_id: offset}
-        await self._keep(request.model, partition, watermark.model_copy(update={"pending": _newest(pending)}))
+        for one in part.offsets:
+            if one.topic == Topic.CHAT_LOGS.label:
+                pending = _newest({**watermark.pending, request.request_id: one.offset})
+                await self._keep(request.model, partition, watermark.model_copy(update={"pending": pending}))
         await self._outbox.publish((Output(Topic.SNAPSHOT_PARTS, part, request.model),), self._home(request.model))
+
+    async def _part(self, command: SnapshotCommand, partition: int) -> SnapshotPart:
+        async with self._sets.steady(partition):
+            while True:
+                # Together, so that the one is what the other was made of.
+                reached, view = self._offsets.reached(partition), self._sets.view(partition)
+                try:
+                    return await asyncio.to_thread(
+                        export, command, view, reached, self._store, self._settings.strengths, compute=self._process
+                    )
+                except OutdatedViewError as error:
+                    _log.info("exported again", partition=partition, reason=str(error))
 
     def close(self) -> None:
         """Nothing more will be exported."""
@@ -131,10 +145,14 @@ class Exporter:
     async def report(self, rule: PolicyRule, partition: int) -> None:
         """Tell the policy how much of the partition the model does not know, where that has changed."""
         watermark = self._watermark(rule.model, partition)
+        try:
+            new = self._sets.labelled_since(partition, watermark.offset, rule.folders)
+        except OutdatedViewError:
+            return
         progress = TrainingProgressed(
             model=rule.model,
             partition=partition,
-            new_examples=self._sets.labelled_since(partition, watermark.offset, rule.folders),
+            new_examples=new,
             trained_request_id=watermark.trained_request_id,
         )
         if self._reported.get((rule.model, partition)) != progress:

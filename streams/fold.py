@@ -5,7 +5,7 @@ difference to the result. Nor does it make one whether, before others came, thos
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -77,48 +77,60 @@ def fold(
         left = erasures.applied(record) if erasures else record
         if left is not None:
             by_topic[_topic(left.event)].append(left)
-    latest = {topic: latest_of(needed(found, bound_of(topic, limits, as_of))) for topic, found in by_topic.items()}
+    latest = {topic: needed(found, bound_of(topic, limits, as_of)).latest for topic, found in by_topic.items()}
     verdicts = latest.get(Topic.FEEDBACK, {})
-    logs = [log for log in latest.get(Topic.CHAT_LOGS, {}).values() if isinstance(log, ChatLog)]
-    documents = [one for _, one in sorted(latest.get(Topic.DOCUMENTS, {}).items()) if isinstance(one, DocumentUpserted)]
+    logs = [record.event for record in latest.get(Topic.CHAT_LOGS, {}).values() if isinstance(record.event, ChatLog)]
+    corpus = [record.event for _, record in sorted(latest.get(Topic.DOCUMENTS, {}).items())]
     return FolderSet(
         folder_id=folder_id,
         logs=tuple(_judged(log, verdicts.get(log.log_id)) for log in reversed(logs)),
-        documents=tuple(documents),
+        documents=tuple(document for document in corpus if isinstance(document, DocumentUpserted)),
     )
 
 
-def needed(records: Iterable[Record], bound: Bound) -> Iterator[Record]:
-    """Of the records of one folder and topic those that can count within a bound, whatever else comes; newest first.
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What of the records of one folder and topic can count within a bound, whatever else comes."""
+
+    # By what it is about, the newest first.
+    latest: dict[str, Record]
+    # Those of which only the size counts.
+    sizes: list[Record]
+
+
+def needed(records: Iterable[Record], bound: Bound) -> Needed:
+    """Goes back in time until a bound is reached.
 
     A thing counts with the size of its largest version among those that are as new. So the place at which a bound is
-    reached moves only forward in time, and depends on nothing that is older: what is older is free to go. Of the
-    versions of a thing, besides the latest, those stay that are larger than every newer one, where sizes count.
+    reached moves only forward in time, and depends on nothing that is older. What is older is free to go, but for the
+    record itself that is too much: without it, smaller ones behind it would find room.
     """
-    sizes: dict[str, int] = {}
+    latest: dict[str, Record] = {}
+    counted: dict[str, int] = {}
+    sizes: list[Record] = []
     total, sized = 0, bound.size < float("inf")
     for record in sorted(records, key=_order, reverse=True):
-        name = _name(record.event)
-        size, known = record.size if sized else 0, sizes.get(name, -1)
+        name = about(record.event)
+        size, known = record.size if sized else 0, counted.get(name, -1)
         if size <= known:
             continue
-        sizes[name] = size
+        counted[name] = size
         total += size - max(known, 0)
         past = bound.oldest is not None and record.event.occurred_at < bound.oldest
-        if past or len(sizes) > bound.things or total > bound.size:
-            return
-        yield record
+        if past or len(counted) > bound.things:
+            break
+        if total > bound.size:
+            sizes.append(record)
+            break
+        if name in latest:
+            sizes.append(record)
+        else:
+            latest[name] = record
+    return Needed(latest, sizes)
 
 
-def latest_of(newest_first: Iterable[Record]) -> dict[str, Stored]:
-    """The latest event about each thing, by what it is about."""
-    latest: dict[str, Stored] = {}
-    for record in newest_first:
-        latest.setdefault(_name(record.event), record.event)
-    return latest
-
-
-def _judged(log: ChatLog, feedback: Stored | None) -> JudgedLog:
+def _judged(log: ChatLog, said: Record | None) -> JudgedLog:
+    feedback = said.event if said else None
     if not isinstance(feedback, Feedback) or feedback.occurred_at < log.occurred_at - CLOCK_SKEW:
         return JudgedLog(log, log.feedback)
     return JudgedLog(log, feedback.verdict)
@@ -136,7 +148,8 @@ def _topic(event: Stored) -> Topic:
             return Topic.DOCUMENTS
 
 
-def _name(event: Stored) -> str:
+def about(event: Stored) -> str:
+    """The id of the thing that an event is about, unique among those of its topic and folder."""
     match event:
         case ChatLog() | ErasedLog() | Feedback() | ErasedFeedback():
             return event.log_id
@@ -148,4 +161,4 @@ def _name(event: Stored) -> str:
 
 def _order(record: Record) -> tuple[datetime, str, int, int]:
     # Of two events about one thing the later counts, and of two at the same moment the one further on in its topic.
-    return record.event.occurred_at, _name(record.event), record.offset, record.position
+    return record.event.occurred_at, about(record.event), record.offset, record.position

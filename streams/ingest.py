@@ -1,5 +1,6 @@
 """From blocks of raw messages to the rolling training sets."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,12 +26,12 @@ class Ingest:
         Raises:
             PartitionLostError: the block is its new owner's to take.
         """
-        outcomes = decode_block(topic, messages, self._bounds)
+        # In a thread: a block may be made to take long, and who is silent meanwhile loses the partition.
+        outcomes = await asyncio.to_thread(decode_block, topic, messages, self._bounds)
         records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
         if len(records) < len(outcomes):
             by_offset = {message.offset: message for message in messages}
-            for outcome in outcomes:
-                if isinstance(outcome, Rejected):
-                    await put_aside(self._outbox, topic, by_offset[outcome.offset], outcome)
+            rejected = [outcome for outcome in outcomes if isinstance(outcome, Rejected)]
+            await asyncio.gather(*(put_aside(self._outbox, topic, by_offset[one.offset], one) for one in rejected))
         await self._sets.add(partition, topic, records)
         RECORDS.labels(topic.label).inc(len(records))

@@ -13,7 +13,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from infra.settings import KafkaSettings
-from streams.durable_table import Changes, DurableTable
+from streams.durable_table import Changes, DurableTable, Table
 from streams.errors import PartitionLostError
 from streams.log_reader import client_options
 from streams.topics import Topic
@@ -51,11 +51,13 @@ class Intake:
         self._write = write
         self._take = take
         self._block = block
+        # While a partition is followed. What the table says may fall back for a moment: see above.
+        self._reached: dict[tuple[Topic, int], int] = {}
         self._stopping = False
 
     def reached(self, topic: Topic, partition: int) -> int:
         """The offset that is to be taken next; all before it is durable."""
-        return int(self._table.get(partition, place_key(topic)) or 0)
+        return self._reached.get((topic, partition)) or place_of(self._table, topic, partition)
 
     async def run(self) -> None:
         """Go on until ``stop``; raises what neither brokers nor ``take`` can recover from."""
@@ -90,6 +92,7 @@ class Intake:
         places = self._places(partition)
         while self._holds(partition, tenure):
             for place, topic in places.items():
+                self._reached.pop((topic, partition), None)
                 consumer.seek(place, self.reached(topic, partition))
             consumer.resume(*places)
             try:
@@ -98,6 +101,8 @@ class Intake:
                 _log.info("not the owner", reason=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
         consumer.pause(*places)
+        for topic in places.values():
+            self._reached.pop((topic, partition), None)
 
     async def _take_on(self, consumer: Any, partition: int, tenure: int) -> None:
         places = self._places(partition)
@@ -108,16 +113,25 @@ class Intake:
                     if not self._holds(partition, tenure):
                         return
                     await self._take(topic, partition, block)
-                    await self._write(partition, {place_key(topic): b"%d" % (block[-1].offset + 1)})
+                    await self._arrive(topic, partition, block[-1].offset + 1)
                 # A transaction's end is a record that nobody sees, and the end of a topic may lie behind it.
                 if self.reached(topic, partition) < (position := await consumer.position(place)):
-                    await self._write(partition, {place_key(topic): b"%d" % position})
+                    await self._arrive(topic, partition, position)
+
+    async def _arrive(self, topic: Topic, partition: int, place: int) -> None:
+        await self._write(partition, {place_key(topic): b"%d" % place})
+        self._reached[topic, partition] = place
 
     def _holds(self, partition: int, tenure: int) -> bool:
         return not self._stopping and self._table.tenure(partition) == tenure
 
     def _places(self, partition: int) -> dict[TopicPartition, Topic]:
         return {TopicPartition(topic.named(self._kafka.topic_prefix), partition): topic for topic in self._topics}
+
+
+def place_of(table: Table, topic: Topic, partition: int) -> int:
+    """The place reached in a topic, as the table has it."""
+    return int(table.get(partition, place_key(topic)) or 0)
 
 
 def place_key(topic: Topic) -> bytes:

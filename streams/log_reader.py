@@ -68,7 +68,9 @@ class LogReader:
     async def _connected(self) -> AIOKafkaConsumer:
         if self._client is None:
             # What is not committed yet is beyond the end.
-            client = AIOKafkaConsumer(**client_options(self._settings), isolation_level="read_committed")
+            client = AIOKafkaConsumer(
+                **client_options(self._settings), isolation_level="read_committed", auto_offset_reset="none"
+            )
             await client.start()
             self._client = client
         return self._client

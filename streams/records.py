@@ -67,7 +67,7 @@ def decode_block(topic: Topic, messages: Sequence[Any], bounds: Bounds) -> list[
         value = message.value
         try:
             event = _LOG.decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError):
+        except (*_UNREADABLE, TypeError):
             event = None
         if event is not None and len(value) <= bounds.event_bytes and _is_plain(event, bounds, latest):
             outcomes.append(Record(message.offset, 0, event, len(value)))
@@ -105,7 +105,7 @@ def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list
     quick, _ = _READERS[topic]
     try:
         event = quick(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _UNREADABLE:
         return _slowly(topic, offset, value, rules)
     if reasons := tuple(violations(event, rules)):
         return [Rejected(offset, 0, reasons, value)]
@@ -124,7 +124,7 @@ def reasons_of(error: ValidationError, named: Callable[[Location], str] = field_
     """A validation error as lines that say which field is wrong, as ``named`` names it, and what its bound is."""
     # What may be of several types is refused once for each: one reason that names all of them.
     found: dict[str, list[str]] = {}
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False)[:_REASONS]:
         location = tuple(part for part in item["loc"] if not _UNION_ARM.fullmatch(str(part)))
         found.setdefault(named(location), []).append(_what_is_wrong(item))
     return tuple(
@@ -153,7 +153,7 @@ def _slowly(topic: Topic, offset: int, value: bytes, rules: Rules) -> list[Outco
         return [_explained(topic, offset, 0, value, rules)]
     try:
         batch = _BATCH.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _UNREADABLE:
         return _log_by_log(offset, value, rules)
     return _logs_of(batch, offset, len(value), rules)
 
@@ -246,6 +246,10 @@ def written_at(timestamp_ms: int) -> datetime:
     return datetime.fromtimestamp((timestamp_ms if 0 <= timestamp_ms < _NEVER_MS else _NEVER_MS) / 1000, UTC)
 
 
+# What the quick readers raise; the last where something is nested a thousand deep.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# An event may be wrong in many thousand places; the first ones are told.
+_REASONS = 20
 # How pydantic tells the arms of a union apart in an error's location.
 _UNION_ARM = re.compile(r"constrained-\w+|literal\[.*\]")
 _SHOULD = "Input should be "

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from infra.settings import Settings
 from streams import coordination, policy
 from streams.coordination import ModelState, Output, Step
 from streams.durable_table import Table
+from streams.errors import PartitionLostError
 from streams.events import (
     FineTuneCancelled,
     FineTuneRequested,
@@ -64,6 +66,8 @@ class Coordinator:
         self._settings = settings
         self._partitions = settings.kafka.partitions
         self._one_at_a_time = asyncio.Lock()
+        # By partition and model.
+        self._issuing: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._takers: dict[Topic, Callable[[int, bytes], Awaitable[None]]] = {
             Topic.FINE_TUNE_REQUESTS: self._take_request,
             Topic.SNAPSHOT_PARTS: self._take_part,
@@ -94,10 +98,11 @@ class Coordinator:
                 await self._catch_up(partition)
             for key in list(self._table.keys(partition, b"m|")):
                 model = key.removeprefix(b"m|").decode()
-                if self._overdue(partition, model):
+                if self._timed_out(partition, model):
                     await self._catch_up(partition)
-                    if step := self._overdue(partition, model):
+                    if step := self._timed_out(partition, model):
                         await self._follow(partition, step)
+                self._issue_soon(partition, model)
             for rule in self._settings.policy.rules:
                 if partition_of(rule.model, self._partitions) == partition:
                     await self._ask_if_due(partition, rule.model)
@@ -131,6 +136,7 @@ class Coordinator:
         state = self._state(partition, part.model)
         minimum = self._settings.worker.min_examples
         await self._follow(partition, coordination.part_arrived(state, part, self._partitions, minimum, now()))
+        self._issue_soon(partition, part.model)
 
     async def _take_report(self, partition: int, value: bytes) -> None:
         status = FineTuneStatus.model_validate_json(value)
@@ -165,11 +171,9 @@ class Coordinator:
             return None
         return policy.due(self._policy(partition, model), rule, now())
 
-    def _overdue(self, partition: int, model: str) -> Step | None:
-        state, worker = self._state(partition, model), self._settings.worker
-        return coordination.timed_out(
-            state, worker.snapshot_timeout, self._partitions, now()
-        ) or coordination.snapshot_taken(state, self._partitions, worker.min_examples, now())
+    def _timed_out(self, partition: int, model: str) -> Step | None:
+        state = self._state(partition, model)
+        return coordination.timed_out(state, self._settings.worker.snapshot_timeout, self._partitions, now())
 
     # ── What follows ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -177,11 +181,6 @@ class Coordinator:
         # What was decided is durable before anybody hears of it: were it told first, a crash in between could lead to
         # another decision, and a request to two ends. What is to be told is kept with it until it is.
         state, outputs = step.state, step.outputs
-        # Without its manifest a job cannot go out; whoever looks at the clock tries again.
-        if step.complete and state.active and (job := await self._job(state.active.request, step.complete)):
-            outputs = (job, *outputs)
-            deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
-            state = coordination.job_published(state, state.active, deadline + timedelta(hours=1))
         changes: dict[bytes, bytes | None] = {b"m|" + state.model.encode(): _json(state)}
         changes |= {_ended_key(last.model, last.request_id): last.encode() for last in step.ended}
         changes |= {_untold_key(state.model): ENCODER.encode(tuple(messages(outputs, partition)))}
@@ -197,14 +196,48 @@ class Coordinator:
             await self._outbox.send(DECODER.decode(self._table.get(partition, key) or b"[]"))
             await self._table.write(partition, {key: None})
 
-    async def _job(self, request: FineTuneRequested, manifest: SnapshotManifest) -> Output | None:
+    # ── The job ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _issue_soon(self, partition: int, model: str) -> None:
+        """Have the job of a whole snapshot published, beside everything else: the object store may take minutes."""
+        task = self._issuing.get((partition, model))
+        if task and not task.done():
+            return
+        self._issuing.pop((partition, model), None)
+        if task:
+            # What it could not recover from, the worker cannot.
+            task.result()
+        if self._whole(self._state(partition, model)):
+            self._issuing[partition, model] = asyncio.create_task(self._issue(partition, model))
+
+    async def _issue(self, partition: int, model: str) -> None:
+        state = self._state(partition, model)
+        manifest = self._whole(state)
+        if not (manifest and state.active):
+            return
+        with suppress(PartitionLostError):
+            try:
+                job = await self._job(state.active.request, manifest)
+            except (BotoCoreError, ClientError):
+                # Whoever looks at the clock tries again.
+                _log.exception("no manifest yet", model=model, request_id=manifest.request_id)
+                return
+            async with self._one_at_a_time:
+                await self._catch_up(partition)
+                # What was decided meanwhile, here or elsewhere, was decided without knowing of this job.
+                if self._state(partition, model) == state:
+                    deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
+                    issued = coordination.job_published(state, state.active, deadline + timedelta(hours=1))
+                    await self._follow(partition, Step(issued, (job,)))
+
+    def _whole(self, state: ModelState) -> SnapshotManifest | None:
+        step = coordination.snapshot_taken(state, self._partitions, self._settings.worker.min_examples, now())
+        return step.complete if step else None
+
+    async def _job(self, request: FineTuneRequested, manifest: SnapshotManifest) -> Output:
         content = manifest.encode()
         key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
-        try:
-            await asyncio.to_thread(self._store.put, key, content)
-        except (BotoCoreError, ClientError):
-            _log.exception("object store", key=key, request_id=request.request_id)
-            return None
+        await asyncio.to_thread(self._store.put, key, content)
         # The time of the snapshot, not of this attempt: a repetition makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{safe_segment(request.request_id)[-8:]}"
         job = TrainingJob(

@@ -83,8 +83,9 @@ def pack(topic: Topic, records: Iterable[Record]) -> Iterator[tuple[Segment, byt
     for record in records:
         groups[stored.folder_of(record.event)].append(record)
     for folder_id, group in groups.items():
-        for start, end in _cuts(group):
-            yield _segment(folder_id, topic, group[start:end])
+        contents = [_content(record) for record in group]
+        for start, end in _cuts(contents):
+            yield _segment(folder_id, topic, group[start:end], contents[start:end])
 
 
 def joined(parts: Iterable[tuple[Segment, bytes]]) -> Iterator[tuple[Segment, bytes]]:
@@ -130,12 +131,15 @@ def milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _segment(folder_id: str, topic: Topic, group: list[Record]) -> tuple[Segment, bytes]:
-    for record in group:
-        if isinstance(record.event, ChatLog):
-            # The answer is not needed to train a retriever, so its words are not kept.
-            record.event.answer = None
-    content = stored.encode(group)
+def _content(record: Record) -> bytes:
+    if isinstance(record.event, ChatLog):
+        # The answer is not needed to train a retriever, so its words are not kept.
+        record.event.answer = None
+    return stored.encode(record)
+
+
+def _segment(folder_id: str, topic: Topic, group: list[Record], contents: list[bytes]) -> tuple[Segment, bytes]:
+    content = b"[" + b",".join(contents) + b"]"
     times = [record.event.occurred_at for record in group]
     segment = Segment(
         folder_id=folder_id,
@@ -156,14 +160,15 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def _cuts(group: list[Record]) -> Iterator[tuple[int, int]]:
+def _cuts(contents: list[bytes]) -> Iterator[tuple[int, int]]:
+    # By the size of what is kept, which may be far from that of what came: so segments are as wide as they can be.
     start = size = 0
-    for index, record in enumerate(group):
-        if size + record.size > _MAX_BYTES and index > start:
+    for index, content in enumerate(contents):
+        if size + len(content) > _MAX_BYTES and index > start:
             yield start, index
             start, size = index, 0
-        size += record.size
-    yield start, len(group)
+        size += len(content)
+    yield start, len(contents)
 
 
 _DECODER = msgspec.json.Decoder(list[Record])

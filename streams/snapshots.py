@@ -66,13 +66,14 @@ def export(
     left_out: Counter[str] = Counter()
     agents: set[str] = set()
     counts = []
+    selected = view.folders(request.data.folders)
     erasures = view.erasures()
     ends = {offset.topic: offset.offset for offset in offsets}
     with TemporaryDirectory(prefix="foldtune-snapshot-") as folder:
         examples = _Writer(Path(folder) / "examples.parquet", EXAMPLES)
         documents = _Writer(Path(folder) / "documents.parquet", DOCUMENTS)
         with examples, documents:
-            for folder_id in view.folders(request.data.folders):
+            for folder_id in selected:
                 contents = [
                     (segment.topic_label, content) for segment, content in view.contents(view.segments[folder_id])
                 ]
@@ -107,7 +108,10 @@ def export(
             partition=command.partition,
             examples=files[0],
             documents=files[1],
-            folders=tuple(counts),
+            # A message has room for the names that a request had room for, not for all there are.
+            folders=tuple(counts) if request.data.folders else (),
+            folder_count=len(counts),
+            positives=sum(count.examples for count in counts),
             agents=tuple(sorted(agents & set(request.data.agents or ()))),
             offsets=offsets,
             left_out=dict(sorted(left_out.items())),

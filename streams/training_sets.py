@@ -1,7 +1,7 @@
 """The rolling training sets of the partitions that a worker owns."""
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +10,7 @@ from infra.settings import Sets
 from streams import stored
 from streams.durable_table import Changes, Table
 from streams.erasures import Erasures
+from streams.errors import OutdatedViewError
 from streams.fold import FolderSet, fold
 from streams.records import Record
 from streams.segments import SEGMENTS, Segment, pack, unpack
@@ -49,11 +50,16 @@ class PartitionView:
             yield from unpack(content)
 
     def contents(self, segments: Iterable[Segment]) -> Iterator[tuple[Segment, bytes]]:
-        """Segments with what they hold; an evicted one counts no more, and is left out."""
+        """Segments with what they hold.
+
+        Raises:
+            OutdatedViewError: one was rewritten meanwhile; while the partition is held ``steady``, by another worker.
+        """
         for segment in segments:
             content = self.table.get(self.partition, segment.key)
-            if content is not None:
-                yield segment, content
+            if content is None:
+                raise OutdatedViewError(self.partition)
+            yield segment, content
 
 
 class TrainingSets:
@@ -61,8 +67,10 @@ class TrainingSets:
 
     def __init__(self, table: Table, limits: Sets) -> None:
         self.table = table
-        # Partitions whose files were freed of deleted values since this worker took them over.
-        self.reclaimed: set[int] = set()
+        # Partitions that this worker has rid of what was to be erased, files and all, since it took them over.
+        self.purged: set[int] = set()
+        # How often something of another worker's was taken over.
+        self.taken_over: Counter[int] = Counter()
         self._limits = limits
         self._index: dict[int, dict[str, set[Segment]]] = {}
         self._erasures: dict[int, Erasures] = {}
@@ -96,13 +104,20 @@ class TrainingSets:
             # Another worker wrote here too: the index does not know what, and its segments may want erasing.
             self._index.pop(partition, None)
             self._erasures.pop(partition, None)
-            await self.table.write(partition, {PURGED: None})
+            self.purged.discard(partition)
+            self.taken_over[partition] += 1
 
     def view(self, partition: int) -> PartitionView:
         """What the partition holds now."""
         index = self._segments(partition)
         segments = {name: tuple(sorted(found)) for name, found in index.items() if found}
         return PartitionView(partition, self.table, segments, self._limits)
+
+    def erasures(self, partition: int) -> Erasures:
+        """All that was ever to be forgotten, as the partition knows it."""
+        if partition not in self._erasures:
+            self._erasures[partition] = self.view(partition).erasures()
+        return self._erasures[partition]
 
     def known(self, partition: int) -> Mapping[str, Collection[Segment]] | None:
         """The segments by folder, where they have been listed already: memory alone, nothing is read for it."""
@@ -130,13 +145,11 @@ class TrainingSets:
         """Partitions came or went: what is in the table may be another thing now."""
         self._index.clear()
         self._erasures.clear()
-        self.reclaimed.clear()
+        self.purged.clear()
 
     def _to_keep(self, partition: int, records: Iterable[Record]) -> Iterable[Record]:
         # What an erasure covers that is known already is not even written.
-        if partition not in self._erasures:
-            self._erasures[partition] = self.view(partition).erasures()
-        erasures = self._erasures[partition]
+        erasures = self.erasures(partition)
         if not erasures:
             return records
         left = (erasures.applied(record) for record in records)

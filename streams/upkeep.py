@@ -5,22 +5,26 @@ done by two workers at once, or cut short anywhere, it comes to the same trainin
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import msgspec
 import structlog
-from msgspec.structs import replace
+from msgspec import structs
 
 from streams import stored
 from streams.erasures import Erasures
+from streams.errors import OutdatedViewError
 from streams.fold import Bound, bound_of, needed
+from streams.intake import place_of
 from streams.records import Record
 from streams.segments import Segment, folder_prefix, joined, milliseconds, pack, unpack
-from streams.topics import Topic
+from streams.topics import DATA_TOPICS, Topic
 from streams.training_sets import PURGED, PartitionView, TrainingSets
 
 _log = structlog.get_logger()
@@ -38,6 +42,8 @@ _SLACK = 2
 # Starts the keys that say how much that was.
 _COMPACTED = b"c|"
 
+# Of a record in its topic: an offset, and a position in the message there.
+Place = tuple[int, int]
 Rewrite = tuple[dict[Segment, bytes], list[Segment]]
 
 
@@ -61,14 +67,28 @@ async def keep_up(sets: TrainingSets, partition: int, now: datetime) -> Upkept:
     if sets.steady(partition).locked():
         return done
     async with sets.steady(partition):
-        outlived = _outlived(sets.view(partition), now)
-        await sets.replace(partition, {}, outlived)
-        done.evicted = len(outlived)
-        done.purged = await _purge(sets, partition, now)
-        for grown in _overgrown(sets.view(partition), now):
-            done.compacted += await _compact(sets, partition, grown, now)
-        done.merged = await _rewrite(sets, partition, _merges(sets.view(partition), now))
+        with suppress(OutdatedViewError):
+            outlived = _outlived(_settled(sets, partition), now)
+            await sets.replace(partition, {}, outlived)
+            done.evicted = len(outlived)
+            done.purged = await _purge(sets, partition, now)
+            for grown in _overgrown(_settled(sets, partition), now):
+                done.compacted += await _compact(sets, partition, grown, now)
+            done.merged = await _rewrite(sets, partition, _merges(_settled(sets, partition), now))
     return done
+
+
+def _settled(sets: TrainingSets, partition: int) -> PartitionView:
+    """What lies wholly before the places reached: what comes behind is not in any snapshot yet, and a newer version of
+    a thing must not take the place of one that still counts there.
+    """
+    view = sets.view(partition)
+    places = {topic.label: place_of(sets.table, topic, partition) for topic in DATA_TOPICS}
+    settled = {
+        folder_id: tuple(one for one in segments if one.last < places[one.topic_label])
+        for folder_id, segments in view.segments.items()
+    }
+    return replace(view, segments=settled)
 
 
 async def _rewrite(sets: TrainingSets, partition: int, rewrites: Iterator[Rewrite]) -> int:
@@ -152,28 +172,35 @@ async def _compact(sets: TrainingSets, partition: int, grown: Grown, now: dateti
 
 def _compactions(view: PartitionView, grown: Grown, now: datetime) -> Iterator[Rewrite]:
     # Without their words the records of a folder fit into memory all at once; with them, some segments do.
-    wordless = (replace(record, event=stored.wordless(record.event)) for record in view.records(grown.segments))
-    bound = _bound(view, grown.folder_id, grown.topic, now)
-    places = {_place(record) for record in needed(wordless, bound)}
+    wordless = (_wordless(record) for record in view.records(grown.segments))
+    found = needed(wordless, _bound(view, grown.folder_id, grown.topic, now))
+    latest, sizes = (set(map(_place, records)) for records in (found.latest.values(), found.sizes))
     for start in range(0, len(grown.segments), _AT_ONCE):
-        kept: list[Record] = []
-        gone: list[Segment] = []
-        for segment, content in view.contents(grown.segments[start : start + _AT_ONCE]):
-            records = unpack(content)
-            left = [record for record in records if _place(record) in places]
-            if len(left) < len(records):
-                kept += left
-                gone.append(segment)
-            # Of copies in several segments the first stays.
-            places.difference_update(map(_place, left))
-        yield dict(pack(grown.topic, sorted(kept, key=_place))), gone
+        chunk = {
+            segment: unpack(content) for segment, content in view.contents(grown.segments[start : start + _AT_ONCE])
+        }
+        copies = Counter(_place(record) for records in chunk.values() for record in records)
+        kept: dict[Place, Record] = {}
+        gone = []
+        for segment, records in chunk.items():
+            if all(copies[place] == 1 and place in latest for place in map(_place, records)):
+                continue
+            # What is left of a segment, and of those that hold copies of it, is written before it goes.
+            gone.append(segment)
+            kept |= {_place(record): record for record in records if _place(record) in latest}
+            kept |= {_place(record): _wordless(record) for record in records if _place(record) in sizes}
+        yield dict(pack(grown.topic, [kept[place] for place in sorted(kept)])), gone
+
+
+def _wordless(record: Record) -> Record:
+    return structs.replace(record, event=stored.wordless(record.event))
 
 
 def _bound(view: PartitionView, folder_id: str, topic: Topic, now: datetime) -> Bound:
     return bound_of(topic, view.limits.of(folder_id), now - GRACE)
 
 
-def _place(record: Record) -> tuple[int, int]:
+def _place(record: Record) -> Place:
     return record.offset, record.position
 
 
@@ -186,19 +213,24 @@ async def _purge(sets: TrainingSets, partition: int, now: datetime) -> int:
     The mark is written again each day: the broker gives erased words up only when something is written after them, also
     to a quiet partition. A worker that has recovered from the changelog before that has them in its files.
     """
-    view = sets.view(partition)
-    erasures = view.erasures()
+    erasures = sets.erasures(partition)
     mark = erasures.fingerprint + f"|{now:%Y-%m-%d}".encode()
-    known = view.table.get(partition, PURGED) or b""
-    if not erasures or (known == mark and partition in sets.reclaimed):
+    known = sets.table.get(partition, PURGED) or b""
+    # Whoever takes a partition over looks at everything once, whatever the mark says: what a worker wrote that had lost
+    # the partition may have come behind it.
+    fresh = partition not in sets.purged
+    if not erasures or (known == mark and not fresh):
         return 0
-    rewrites = iter(()) if known.startswith(erasures.fingerprint) else _purges(view, erasures)
-    purged = await _rewrite(sets, partition, rewrites)
+    taken_over = sets.taken_over[partition]
+    purged = 0
+    if fresh or not known.startswith(erasures.fingerprint):
+        purged = await _rewrite(sets, partition, _purges(sets.view(partition), erasures))
     # Deleted values stay in RocksDB's files until these are merged. Marked after that: a crash before repeats it all.
-    await asyncio.to_thread(view.table.reclaim, partition)
-    sets.reclaimed.add(partition)
-    if known != mark:
-        await sets.write(partition, {PURGED: mark})
+    await asyncio.to_thread(sets.table.reclaim, partition)
+    if sets.taken_over[partition] == taken_over:
+        sets.purged.add(partition)
+        if known != mark:
+            await sets.write(partition, {PURGED: mark})
     return purged
 
 
@@ -235,7 +267,8 @@ def _merged(
     if topic is not Topic.DOCUMENTS and all(one.last < other.first for one, other in pairwise(segments)):
         return joined(view.contents(segments))
     # Copies of the same records, or newer versions of the same documents.
-    return pack(topic, sorted(needed(view.records(segments), bound), key=_place))
+    found = needed(view.records(segments), bound)
+    return pack(topic, sorted((*found.latest.values(), *map(_wordless, found.sizes)), key=_place))
 
 
 def _is_narrow(segment: Segment) -> bool:

@@ -118,7 +118,7 @@ def produce_model(
         job.request,
         results,
         max_tokens=encoder.max_tokens,
-        folders=len({count.folder_id for part in snapshot.manifest.parts for count in part.folders}),
+        folders=sum(part.folder_count for part in snapshot.manifest.parts),
         warnings=reporter.warnings,
     )
     publish_model(folder, ready, job, store, reporter)

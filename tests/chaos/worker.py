@@ -54,8 +54,8 @@ def without_durable_requests() -> None:
 
 def without_unique_records() -> None:
     """A replayed or repeated log counts again."""
-    name, number = fold._name, itertools.count()
-    fold._name = lambda event: name(event) if isinstance(event, Feedback) else f"{name(event)} {next(number)}"
+    name, number = fold.about, itertools.count()
+    fold.about = lambda event: name(event) if isinstance(event, Feedback) else f"{name(event)} {next(number)}"
 
 
 def without_order_of_events() -> None:

@@ -16,7 +16,6 @@ from infra.objects import MemoryObjectStore
 from infra.settings import Settings, TrainerSettings
 from streams.events import (
     FineTuneRequested,
-    FolderCount,
     SnapshotFile,
     SnapshotManifest,
     SnapshotPart,
@@ -82,7 +81,8 @@ def put_job(store: MemoryObjectStore, **knobs: Any) -> TrainingJob:
         partition=0,
         examples=files[0],
         documents=files[1],
-        folders=(FolderCount(folder_id="ops", examples=files[0].rows, documents=files[1].rows),),
+        folder_count=1,
+        positives=files[0].rows,
     )
     manifest = SnapshotManifest(request_id="r1", model="notes", created_at=NOW, parts=(part,)).encode()
     store.put("snapshots/r1/manifest.json", manifest)

@@ -33,7 +33,7 @@ def request(name: str, **changes: Any) -> FineTuneRequested:
 
 def part(name: str, partition: int, examples: int = 30, **changes: Any) -> SnapshotPart:
     folders = (FolderCount(folder_id=f"f{partition}", examples=examples, documents=10),)
-    return SnapshotPart(request_id=name, model="m", partition=partition, folders=folders, **changes)
+    return SnapshotPart(request_id=name, model="m", partition=partition, folders=folders, positives=examples, **changes)
 
 
 def status(name: str, state: State) -> FineTuneStatus:

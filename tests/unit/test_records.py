@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -240,3 +241,21 @@ def test_an_envelope_has_a_bound_of_its_own() -> None:
     (outcome,) = decode(Topic.CHAT_LOGS, 7, value, Rules(written_at(0), Bounds()))
     assert isinstance(outcome, Rejected)
     assert outcome.reasons == ("logs: 6001, at most 5000",)
+
+
+@pytest.mark.parametrize("topic", DATA_TOPICS)
+@pytest.mark.parametrize("depth", [500, 1_000, 50_000])
+def test_what_is_nested_deep_is_refused_like_anything_else(topic: Topic, depth: int) -> None:
+    for frame in ('{"type":"chat_log","x":%s}', '{"type":"chat_log_batch","folder_id":"f","logs":[{"x":%s}]}'):
+        value = (frame % ("[" * depth + "]" * depth)).encode()
+        message = SimpleNamespace(offset=0, value=value, timestamp=0)
+        (outcome,) = decode_block(topic, [message], Bounds())
+        assert isinstance(outcome, Rejected)
+
+
+def test_what_is_wrong_in_a_hundred_thousand_places_is_told_in_a_few_words() -> None:
+    passages = ",".join(["{}"] * 100_000)
+    value = f'{{"type":"chat_log","retrieved":[{passages}]}}'.encode()
+    (outcome,) = decode_block(Topic.CHAT_LOGS, [SimpleNamespace(offset=0, value=value, timestamp=0)], Bounds())
+    assert isinstance(outcome, Rejected)
+    assert len(outcome.reasons) <= 20

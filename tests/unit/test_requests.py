@@ -1,6 +1,7 @@
 """The coordinator over a table in memory: what it does where the object store or its events fail."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ from infra.objects import ObjectStore
 from infra.settings import KafkaSettings, Settings, WorkerSettings
 from streams.coordination import Output
 from streams.durable_table import MemoryTable
-from streams.events import Event, FineTuneStatus, FolderCount, SnapshotPart, State
+from streams.events import Event, FineTuneCancelled, FineTuneStatus, SnapshotPart, State, now
 from streams.outbox import Message, Outbox, messages
 from streams.requests import Coordinator
 from streams.topics import Topic
@@ -48,31 +49,78 @@ class Recorded(Outbox):
         return [status.state for status in found if status.request_id == name]
 
 
-def test_while_the_store_refuses_one_models_manifest_other_models_go_on() -> None:
-    store: Any = mock.create_autospec(ObjectStore, instance=True, bucket="bucket")
-    store.uri.side_effect = lambda key: f"s3://bucket/{key}"
-    outbox = Recorded()
-    settings = Settings(kafka=KafkaSettings(partitions=PARTITIONS), worker=WorkerSettings(min_examples=1))
-    coordinator = Coordinator(MemoryTable(), outbox, store, settings)
+class System:
+    """A coordinator whose object store hangs, when it is called while ``hangs``, until it ``answers``."""
 
-    def take(topic: Topic, model: str, event: Event) -> None:
+    def __init__(self, *, refuses: bool) -> None:
+        self._refuses = refuses
+        self.answers = threading.Event()
+        self.hangs = True
+        store: Any = mock.create_autospec(ObjectStore, instance=True, bucket="bucket")
+        store.uri.side_effect = lambda key: f"s3://bucket/{key}"
+        store.put.side_effect = self._put
+        settings = Settings(kafka=KafkaSettings(partitions=PARTITIONS), worker=WorkerSettings(min_examples=1))
+        self.outbox = Recorded()
+        self._coordinator = Coordinator(MemoryTable(), self.outbox, store, settings)
+
+    def _put(self, *_: object) -> None:
+        if self.hangs:
+            self.answers.wait(30)
+            if self._refuses:
+                raise EndpointConnectionError(endpoint_url="https://s3")
+
+    async def take(self, topic: Topic, model: str, event: Event) -> None:
         message = SimpleNamespace(value=event.encode(), topic=topic.label, partition=0, offset=0, key=None)
-        asyncio.run(coordinator.take(topic, partition_of(model, PARTITIONS), [message]))
+        await self._coordinator.take(topic, partition_of(model, PARTITIONS), [message])
 
-    def request_with_snapshot(name: str) -> None:
-        take(Topic.FINE_TUNE_REQUESTS, name, fine_tune_request(name, model=name))
+    async def request_with_snapshot(self, name: str) -> None:
+        await self.take(Topic.FINE_TUNE_REQUESTS, name, fine_tune_request(name, model=name))
         for partition in range(PARTITIONS):
-            folders = (FolderCount(folder_id=f"f{partition}", examples=30, documents=10),)
-            part = SnapshotPart(request_id=name, model=name, partition=partition, folders=folders)
-            take(Topic.SNAPSHOT_PARTS, name, part)
+            part = SnapshotPart(request_id=name, model=name, partition=partition, positives=30)
+            await self.take(Topic.SNAPSHOT_PARTS, name, part)
 
-    store.put.side_effect = EndpointConnectionError(endpoint_url="https://s3")
-    request_with_snapshot("first")
-    assert outbox.jobs() == 0
-    store.put.side_effect = None
-    request_with_snapshot("second")
-    assert outbox.jobs() == 1
-    asyncio.run(coordinator.tick(partition_of("first", PARTITIONS)))
-    asyncio.run(coordinator.tick(partition_of("first", PARTITIONS)))
-    assert outbox.jobs() == 2
-    assert outbox.states("first") == [State.ACCEPTED, State.SNAPSHOTTING]
+    async def ticks_until(self, jobs: int) -> None:
+        async with asyncio.timeout(20):
+            while self.outbox.jobs() < jobs:
+                await self.tick()
+
+    async def tick(self) -> None:
+        for partition in range(PARTITIONS):
+            await self._coordinator.tick(partition)
+        await asyncio.sleep(0.05)
+
+
+def test_while_the_store_hangs_over_one_models_manifest_other_models_go_on() -> None:
+    async def story() -> None:
+        system = System(refuses=True)
+        await system.request_with_snapshot("first")
+        await system.tick()
+        system.hangs = False
+        await system.request_with_snapshot("second")
+        await system.ticks_until(jobs=1)
+        system.answers.set()
+        await system.ticks_until(jobs=2)
+        await system.tick()
+        assert system.outbox.jobs() == 2
+        assert [system.outbox.states(name) for name in ("first", "second")] == [
+            [State.ACCEPTED, State.SNAPSHOTTING]
+        ] * 2
+
+    asyncio.run(story())
+
+
+def test_a_request_that_ends_while_its_manifest_is_written_has_no_job() -> None:
+    async def story() -> None:
+        system = System(refuses=False)
+        await system.request_with_snapshot("r")
+        await system.tick()
+        system.hangs = False
+        cancel = FineTuneCancelled(request_id="r", model="r", requested_at=now())
+        await system.take(Topic.FINE_TUNE_REQUESTS, "r", cancel)
+        system.answers.set()
+        for _ in range(5):
+            await system.tick()
+        assert system.outbox.jobs() == 0
+        assert system.outbox.states("r") == [State.ACCEPTED, State.SNAPSHOTTING, State.CANCELLED]
+
+    asyncio.run(story())

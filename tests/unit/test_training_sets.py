@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -11,12 +12,13 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from infra.settings import Sets
-from streams import upkeep
+from streams import segments, upkeep
 from streams.durable_table import Changes, MemoryTable
-from streams.fold import FolderSet, JudgedLog
+from streams.errors import OutdatedViewError, PartitionLostError
+from streams.fold import FolderSet, JudgedLog, fold
 from streams.intake import place_key
 from streams.records import Record
 from streams.segments import SEGMENTS, Segment, joined, pack, unpack
@@ -85,7 +87,7 @@ limits = st.builds(
     Sets,
     max_age=st.integers(8, 30).map(lambda days: timedelta(days=days)),
     max_examples=st.integers(1, 6),
-    max_bytes=st.integers(300, 2000),
+    max_bytes=st.integers(600, 4000),
 )
 
 Log = dict[Topic, list[Stored]]
@@ -150,7 +152,8 @@ def without_texts(log: ChatLog, erased: Any) -> ChatLog:
 
 
 def size_of(event: Stored) -> int:
-    return len(encode(event))
+    # More than what is kept of it, as where a log has an answer.
+    return 2 * len(encode(event))
 
 
 class Changelog:
@@ -176,15 +179,21 @@ class LocalTable(MemoryTable):
         super().__init__()
         self._changelog = changelog
         self._known = 0
+        # How many records it still writes before it is killed, or finds the partition lost.
+        self.left = 1 << 30
 
     async def recover(self) -> None:
         await super().write(0, dict(self._changelog.records))
         self._known = len(self._changelog.records)
 
-    async def write(self, partition: int, changes: Changes) -> bool:  # noqa: ARG002  there is but one
+    async def write(self, partition: int, changes: Changes) -> bool:
         records = self._changelog.records
         alone = self._known == len(records)
-        records += changes.items()
+        ordered = sorted(changes.items(), key=lambda change: change[1] is None)
+        records += ordered[: self.left]
+        self.left -= len(ordered)
+        if self.left < 0:
+            raise PartitionLostError(partition)
         for key, value in records[self._known :]:
             await super().write(0, {key: value})
         self._known = len(records)
@@ -208,14 +217,40 @@ class Worker:
         block = [
             Record(at + index, 0, event, size_of(event)) for index, event in enumerate(history[topic][at : at + count])
         ]
-        asyncio.run(self.sets.add(0, topic, block))
+        with mock.patch.object(segments, "_MAX_BYTES", 600):
+            asyncio.run(self.sets.add(0, topic, block))
         self.places[topic] = at + len(block)
         if not cut_off:
             asyncio.run(self.sets.write(0, {place_key(topic): str(self.places[topic]).encode()}))
 
-    def keep_up(self) -> None:
-        with mock.patch.object(upkeep, "FAN_IN", 2), mock.patch.object(upkeep, "_SLACK", 0):
+    def keep_up(self, records: int = 1 << 30) -> None:
+        """Until it is done, or has written so many records."""
+        self.table.left = records
+        with (
+            mock.patch.object(upkeep, "FAN_IN", 2),
+            mock.patch.object(upkeep, "_SLACK", 0),
+            mock.patch.object(segments, "_MAX_BYTES", 600),
+            suppress(PartitionLostError),
+        ):
             asyncio.run(upkeep.keep_up(self.sets, 0, END))
+        self.table.left = 1 << 30
+
+    def merge(self) -> None:
+        """Its first write is a merge: with it, it learns what was written meanwhile."""
+        with mock.patch.object(upkeep, "FAN_IN", 2):
+            asyncio.run(upkeep.keep_up(self.sets, 0, END))
+
+    def snapshot(self, folder_id: str) -> FolderSet:
+        """As an export makes it: of what lies before the places."""
+        view = self.sets.view(0)
+        places = {topic.label: place for topic, place in self.places.items()}
+        records = [
+            record
+            for segment in view.segments.get(folder_id, ())
+            for record in view.records([segment])
+            if record.offset < places[segment.topic_label]
+        ]
+        return fold(folder_id, records, view.erasures(), view.limits.of(folder_id), END)
 
 
 class Disturbances(RuleBasedStateMachine):
@@ -228,6 +263,9 @@ class Disturbances(RuleBasedStateMachine):
         self.history: Log = {topic: [] for topic in DATA_TOPICS}
         self.owner = Worker(self.changelog, bounds)
         self.zombies: list[Worker] = []
+        # Whether what a zombie wrote may be about: then a place may fall back behind what was merged.
+        self.haunted = False
+        self.erasures_taken = 0
 
     @rule(events=st.lists(inputs, min_size=1, max_size=6))
     def arrive(self, events: list[tuple[Topic, Stored]]) -> None:
@@ -237,6 +275,11 @@ class Disturbances(RuleBasedStateMachine):
     @rule(topic=st.sampled_from(DATA_TOPICS), count=st.integers(1, 5))
     def take(self, topic: Topic, count: int) -> None:
         self.owner.take(self.history, topic, count)
+        self._note_erasures(topic)
+
+    def _note_erasures(self, topic: Topic) -> None:
+        if topic is Topic.ERASURES:
+            self.erasures_taken = max(self.erasures_taken, self.owner.places[topic])
 
     @rule()
     def keep_up(self) -> None:
@@ -249,11 +292,13 @@ class Disturbances(RuleBasedStateMachine):
     @rule(topic=st.sampled_from(DATA_TOPICS), count=st.integers(1, 5))
     def crash_before_the_place_is_written(self, topic: Topic, count: int) -> None:
         self.owner.take(self.history, topic, count, cut_off=True)
+        self._note_erasures(topic)
         self.crash()
 
     @rule()
     def pause_for_too_long(self) -> None:
         self.zombies = [*self.zombies[-1:], self.owner]
+        self.haunted = True
         self.owner = Worker(self.changelog, self.bounds)
 
     @rule(topic=st.sampled_from(DATA_TOPICS), count=st.integers(1, 5))
@@ -265,6 +310,26 @@ class Disturbances(RuleBasedStateMachine):
     def zombies_keep_up(self) -> None:
         for zombie in self.zombies:
             zombie.keep_up()
+
+    @rule(records=st.integers(0, 6))
+    def crash_while_keeping_up(self, records: int) -> None:
+        self.owner.keep_up(records)
+        self.crash()
+
+    @rule(records=st.integers(0, 6))
+    def zombies_end_while_keeping_up(self, records: int) -> None:
+        for zombie in self.zombies:
+            zombie.keep_up(records)
+        self.zombies = []
+
+    @precondition(lambda self: not self.haunted)
+    @invariant()
+    def a_snapshot_is_of_the_places(self) -> None:
+        history = {topic: events[: self.owner.places[topic]] for topic, events in self.history.items()}
+        # An erasure holds at once, wherever the place is.
+        history[Topic.ERASURES] = self.history[Topic.ERASURES][: self.erasures_taken]
+        for folder_id in FOLDERS:
+            assert self.owner.snapshot(folder_id) == reference(folder_id, history, self.bounds)
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
@@ -303,7 +368,7 @@ TestDisturbances = Disturbances.TestCase
 def test_merging_keeps_a_folder_narrow() -> None:
     sets = TrainingSets(MemoryTable(), Sets())
     for number in range(100):
-        asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(number, log(str(number), START))]))
+        add(sets, Topic.CHAT_LOGS, [record(number, log(str(number), START))])
         if number % 10 == 0:
             asyncio.run(upkeep.keep_up(sets, 0, START))
     asyncio.run(upkeep.keep_up(sets, 0, START))
@@ -316,7 +381,7 @@ def test_superseded_versions_of_a_document_do_not_pile_up() -> None:
     for number in range(upkeep.FAN_IN):
         text = f"version {number}"
         document = DocumentUpserted(document_id="d", folder_id="f", occurred_at=START, text=text)
-        asyncio.run(sets.add(0, Topic.DOCUMENTS, [record(number, document)]))
+        add(sets, Topic.DOCUMENTS, [record(number, document)])
     asyncio.run(upkeep.keep_up(sets, 0, START))
     (segment,) = sets.view(0).segments["f"]
     assert segment.records == 1
@@ -329,7 +394,7 @@ def test_corpora_published_again_and_again_do_not_pile_up() -> None:
         for number in range(upkeep.NARROW_RECORDS)
     ]
     for again in range(10):
-        asyncio.run(sets.add(0, Topic.DOCUMENTS, [record(again * 10_000 + n, one) for n, one in enumerate(corpus)]))
+        add(sets, Topic.DOCUMENTS, [record(again * 10_000 + n, one) for n, one in enumerate(corpus)])
         asyncio.run(upkeep.keep_up(sets, 0, START))
         assert sum(segment.records for segment in sets.view(0).segments["f"]) <= 2 * len(corpus)
     assert sets.view(0).folder("f", START).documents == tuple(sorted(corpus, key=lambda one: one.document_id))
@@ -347,7 +412,7 @@ def test_a_history_imported_in_any_order_stays_within_twice_its_bounds() -> None
     for start in range(0, len(events), 100):
         block = [record(start + place, event) for place, event in enumerate(events[start : start + 100])]
         for topic, kind in ((Topic.CHAT_LOGS, ChatLog), (Topic.FEEDBACK, Feedback)):
-            asyncio.run(sets.add(0, topic, [one for one in block if isinstance(one.event, kind)]))
+            add(sets, topic, [one for one in block if isinstance(one.event, kind)])
         asyncio.run(upkeep.keep_up(sets, 0, START))
     segments = sets.view(0).segments["f"]
     assert sum(segment.records for segment in segments if segment.topic is Topic.CHAT_LOGS) <= 2 * 100
@@ -361,10 +426,10 @@ def test_what_an_erased_log_pushed_out_does_not_come_back() -> None:
     # The newest version of log 1 is erased and falls out of the bound; an older one lies beside a log that stays.
     sets = TrainingSets(MemoryTable(), Sets(max_examples=2))
     day = timedelta(days=1)
-    asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(0, log("1", START)), record(1, log("3", START + 3 * day))]))
-    asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(2, log("1", START + day, user_id="u"))]))
+    add(sets, Topic.CHAT_LOGS, [record(0, log("1", START)), record(1, log("3", START + 3 * day))])
+    add(sets, Topic.CHAT_LOGS, [record(2, log("1", START + day, user_id="u"))])
     erasure = ErasureRequested(erasure_id="1", occurred_at=START + day, subject="user", subject_id="u")
-    asyncio.run(sets.add(0, Topic.ERASURES, [record(0, erasure)]))
+    add(sets, Topic.ERASURES, [record(0, erasure)])
     with mock.patch.object(upkeep, "_SLACK", 0):
         asyncio.run(upkeep.keep_up(sets, 0, START + 3 * day))
     assert [judged.log.log_id for judged in sets.view(0).folder("f", START + 3 * day).logs] == ["3"]
@@ -372,23 +437,143 @@ def test_what_an_erased_log_pushed_out_does_not_come_back() -> None:
 
 @pytest.mark.parametrize("kept_up", [False, True])
 def test_a_smaller_version_of_a_log_brings_nothing_back(kept_up: bool) -> None:
-    sets = TrainingSets(MemoryTable(), Sets(max_bytes=1_000))
+    sets = TrainingSets(MemoryTable(), Sets(max_bytes=2_000))
     day = timedelta(days=1)
     large = "x" * 900
     events = [log("old", START), log("1", START + day, question=large), log("new", START + 2 * day)]
-    asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(offset, event) for offset, event in enumerate(events)]))
+    add(sets, Topic.CHAT_LOGS, [record(offset, event) for offset, event in enumerate(events)])
     if kept_up:
         with mock.patch.object(upkeep, "_SLACK", 0):
             asyncio.run(upkeep.keep_up(sets, 0, START))
-        assert [segment.records for segment in sets.view(0).segments["f"]] == [1]
-    asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(3, log("1", START + 3 * day))]))
+        # The newest, and the place of what had no room.
+        assert [segment.records for segment in sets.view(0).segments["f"]] == [2]
+    add(sets, Topic.CHAT_LOGS, [record(3, log("1", START + 3 * day))])
     assert [judged.log.log_id for judged in sets.view(0).folder("f", START).logs] == ["new", "1"]
+
+
+@pytest.mark.parametrize("answer", [0, 600, 1_000, 3_000])
+def test_keeping_up_comes_to_an_end(answer: int) -> None:
+    # Envelopes, most of whose bytes are answers, which are not kept.
+    table = mock.Mock(wraps=MemoryTable())
+    sets = TrainingSets(table, Sets())
+    for offset in range(60):
+        envelope = [
+            Record(offset, position, log(f"{offset} {position}", START), size=150 + answer) for position in range(100)
+        ]
+        add(sets, Topic.CHAT_LOGS, envelope)
+    while asyncio.run(upkeep.keep_up(sets, 0, START)) != upkeep.Upkept():
+        assert table.write.call_count < 300
+    found = sets.view(0).segments["f"]
+    assert sum(segment.records for segment in found) == 6_000
+    assert len(found) < 6_000 / upkeep.NARROW_RECORDS + upkeep.FAN_IN
+
+
+def test_what_compaction_brings_together_is_no_larger_than_a_message() -> None:
+    # Of an envelope each log has an equal share, which says little of a large one among small ones.
+    sets = TrainingSets(MemoryTable(), Sets(max_examples=20))
+    for offset in range(30):
+        large = Record(offset, 0, log(f"large {offset}", START, question="x" * 200_000), size=300)
+        small = [Record(offset, 1 + number, log("the same", START), size=300) for number in range(100)]
+        add(sets, Topic.CHAT_LOGS, [large, *small])
+    asyncio.run(upkeep.keep_up(sets, 0, START))
+    assert max(segment.size for segment in sets.view(0).segments["f"]) < 512 * 1024
+    assert len(sets.view(0).folder("f", START).logs) == 20
+
+
+def test_a_zombies_compaction_deletes_nothing_that_it_does_not_write() -> None:
+    changelog, day = Changelog(), timedelta(days=1)
+    events: Log = {topic: [] for topic in DATA_TOPICS}
+    events[Topic.CHAT_LOGS] = [log(str(number), START + number * day) for number in range(3)]
+    # A block whose place was not written, and again, cut otherwise: two segments that overlap.
+    Worker(changelog, Sets()).take(events, Topic.CHAT_LOGS, 2, cut_off=True)
+    Worker(changelog, Sets()).take(events, Topic.CHAT_LOGS, 3)
+    zombie, owner = Worker(changelog, Sets()), Worker(changelog, Sets())
+    owner.keep_up()
+    owner.keep_up()
+    zombie.keep_up()
+    heir = Worker(changelog, Sets())
+    assert [judged.log.log_id for judged in heir.sets.view(0).folder("f", END).logs] == ["0", "1", "2"]
+
+
+def test_what_a_zombie_brings_back_of_the_erased_is_erased_again() -> None:
+    changelog, marker = Changelog(), "unforgettable"
+    events: Log = {topic: [] for topic in DATA_TOPICS}
+    events[Topic.CHAT_LOGS] = [log(str(number), START, user_id="u", question=marker) for number in range(2)]
+    owner = Worker(changelog, Sets())
+    for _ in events[Topic.CHAT_LOGS]:
+        owner.take(events, Topic.CHAT_LOGS, 1)
+    zombie, owner = owner, Worker(changelog, Sets())
+    events[Topic.ERASURES] = [ErasureRequested(erasure_id="1", occurred_at=START, subject="user", subject_id="u")]
+    owner.take(events, Topic.ERASURES, 1)
+    owner.keep_up()
+    assert marker.encode() not in b"".join(owner.table.content().values())
+    # It merges what it knows; and the owner ends before it has seen that.
+    zombie.merge()
+    heir = Worker(changelog, Sets())
+    assert marker.encode() in b"".join(heir.table.content().values())
+    heir.keep_up()
+    assert marker.encode() not in b"".join(heir.table.content().values())
+
+
+def test_what_is_taken_over_during_a_purge_is_purged_by_the_next() -> None:
+    changelog, marker = Changelog(), "unforgettable"
+    events: Log = {topic: [] for topic in DATA_TOPICS}
+    events[Topic.CHAT_LOGS] = [log(str(number), START, user_id="u", question=marker) for number in range(2)]
+    events[Topic.ERASURES] = [ErasureRequested(erasure_id="1", occurred_at=START, subject="user", subject_id="u")]
+    owner = Worker(changelog, Sets())
+    owner.take(events, Topic.CHAT_LOGS, 1)
+    owner.take(events, Topic.CHAT_LOGS, 1)
+    zombie, owner = owner, Worker(changelog, Sets())
+    owner.take(events, Topic.ERASURES, 1)
+
+    def meanwhile(_: int) -> None:
+        zombie.merge()
+        asyncio.run(owner.sets.write(0, {b"anything": b""}))
+
+    with mock.patch.object(owner.table, "reclaim", side_effect=meanwhile):
+        asyncio.run(upkeep.keep_up(owner.sets, 0, END))
+    assert marker.encode() in b"".join(owner.table.content().values())
+    owner.keep_up()
+    assert marker.encode() not in b"".join(owner.table.content().values())
+
+
+def test_a_view_that_was_rewritten_says_so() -> None:
+    sets = TrainingSets(MemoryTable(), Sets())
+    for number in range(upkeep.FAN_IN):
+        add(sets, Topic.CHAT_LOGS, [record(number, log(str(number), START))])
+    view = sets.view(0)
+    asyncio.run(upkeep.keep_up(sets, 0, START))
+    with pytest.raises(OutdatedViewError):
+        view.folder("f", START)
+
+
+def test_what_lies_behind_the_place_reached_is_left_alone() -> None:
+    sets = TrainingSets(MemoryTable(), Sets())
+    for number in range(upkeep.FAN_IN):
+        asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(number, log("same", START + timedelta(days=number)))]))
+    assert asyncio.run(upkeep.keep_up(sets, 0, START)) == upkeep.Upkept()
+    asyncio.run(sets.write(0, {place_key(Topic.CHAT_LOGS): b"%d" % upkeep.FAN_IN}))
+    assert asyncio.run(upkeep.keep_up(sets, 0, START)).merged == upkeep.FAN_IN
+
+
+@pytest.mark.parametrize("kept_up", [False, True])
+def test_a_small_log_finds_no_room_behind_a_large_one_that_had_none(kept_up: bool) -> None:
+    sets = TrainingSets(MemoryTable(), Sets(max_bytes=2_000))
+    day = timedelta(days=1)
+    add(sets, Topic.CHAT_LOGS, [record(0, log("1", START + day, question="x" * 900))])
+    add(sets, Topic.CHAT_LOGS, [record(1, log("new", START + 2 * day))])
+    if kept_up:
+        with mock.patch.object(upkeep, "_SLACK", 0):
+            asyncio.run(upkeep.keep_up(sets, 0, START))
+        assert b"xxx" not in b"".join(sets.table.get(0, key) or b"" for key in sets.table.keys(0, SEGMENTS))
+    add(sets, Topic.CHAT_LOGS, [record(2, log("late", START))])
+    assert [judged.log.log_id for judged in sets.view(0).folder("f", START).logs] == ["new"]
 
 
 def test_eviction_makes_room() -> None:
     sets = TrainingSets(MemoryTable(), Sets(max_age=timedelta(days=1)))
     for hour in range(24 * 5):
-        asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(hour, log(str(hour), START + timedelta(hours=hour)))]))
+        add(sets, Topic.CHAT_LOGS, [record(hour, log(str(hour), START + timedelta(hours=hour)))])
     done = asyncio.run(upkeep.keep_up(sets, 0, START + timedelta(days=5)))
     # A day of age, and a day of grace for exports that are repeated.
     assert done.evicted == 24 * 3
@@ -399,7 +584,7 @@ def test_a_folder_may_have_limits_of_its_own() -> None:
     sets = TrainingSets(MemoryTable(), bounds)
     for folder_id in FOLDERS:
         records = [record(n, log(f"{folder_id}{n}", START, folder_id=folder_id)) for n in range(10)]
-        asyncio.run(sets.add(0, Topic.CHAT_LOGS, records))
+        add(sets, Topic.CHAT_LOGS, records)
     assert [len(sets.view(0).folder(folder_id, START).logs) for folder_id in FOLDERS] == [3, 10]
 
 
@@ -412,16 +597,16 @@ def test_an_erasure_leaves_no_word_in_the_table() -> None:
     carried = RetrievedPassage(document_id="d", folder_id="f", rank=1, text=marker)
     third = log("3", START, user_id="v", retrieved=(carried,))
     document = DocumentUpserted(document_id="d", folder_id="f", occurred_at=START, text=marker)
-    asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(n, event) for n, event in enumerate((mine, other, third))]))
-    asyncio.run(sets.add(0, Topic.DOCUMENTS, [record(0, document)]))
+    add(sets, Topic.CHAT_LOGS, [record(n, event) for n, event in enumerate((mine, other, third))])
+    add(sets, Topic.DOCUMENTS, [record(0, document)])
     requests = [
         ErasureRequested(erasure_id="1", occurred_at=START, subject="user", subject_id="u"),
         ErasureRequested(erasure_id="2", occurred_at=START, subject="document", subject_id="d"),
     ]
-    asyncio.run(sets.add(0, Topic.ERASURES, [record(n, request) for n, request in enumerate(requests)]))
+    add(sets, Topic.ERASURES, [record(n, request) for n, request in enumerate(requests)])
     assert asyncio.run(upkeep.keep_up(sets, 0, START)).purged == 2
     # A late copy, as a replay brings it, is not written again.
-    asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(0, mine)]))
+    add(sets, Topic.CHAT_LOGS, [record(0, mine)])
     assert all(marker.encode() not in (table.get(0, key) or b"") for key in table.keys(0, b""))
     assert [judged.log.log_id for judged in sets.view(0).folder("f", START).logs] == ["2", "3"]
     assert asyncio.run(upkeep.keep_up(sets, 0, START)).purged == 0
@@ -431,11 +616,11 @@ def test_where_something_was_erased_something_is_written_every_day() -> None:
     # Else the broker keeps the last segment of a quiet partition's changelog, and the words in it, for good.
     table = mock.Mock(wraps=MemoryTable())
     sets = TrainingSets(table, Sets())
-    asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(0, log("1", START))]))
+    add(sets, Topic.CHAT_LOGS, [record(0, log("1", START))])
     asyncio.run(upkeep.keep_up(sets, 0, START))
     assert table.reclaim.call_count == 0
     request = ErasureRequested(erasure_id="1", occurred_at=START, subject="user", subject_id="nobody")
-    asyncio.run(sets.add(0, Topic.ERASURES, [record(0, request)]))
+    add(sets, Topic.ERASURES, [record(0, request)])
     table.write.reset_mock()
     for hours in (0, 1, 23, 24, 30, 47, 48):
         asyncio.run(upkeep.keep_up(sets, 0, START + timedelta(hours=hours)))
@@ -455,7 +640,7 @@ def test_labelled_logs_are_counted_from_an_offset_on_whatever_is_merged() -> Non
     for number in range(10):
         cited = ("d",) if number % 2 == 0 else ()
         event = log(str(number), START, cited_document_ids=cited)
-        asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(number, event)]))
+        add(sets, Topic.CHAT_LOGS, [record(number, event)])
     counts = [sets.labelled_since(0, offset, None) for offset in (0, 4, 10)]
     asyncio.run(upkeep.keep_up(sets, 0, START))
     assert len(sets.view(0).segments["f"]) == 1
@@ -494,6 +679,12 @@ def test_no_segment_is_too_large_for_a_message() -> None:
 def test_the_words_of_the_answer_are_not_kept() -> None:
     ((_, content),) = pack(Topic.CHAT_LOGS, [record(0, log("l", START, answer="a secret"))])
     assert b"secret" not in content
+
+
+def add(sets: TrainingSets, topic: Topic, records: list[Record]) -> None:
+    """As the intake does it: first the block, then the place behind it."""
+    asyncio.run(sets.add(0, topic, records))
+    asyncio.run(sets.write(0, {place_key(topic): b"%d" % (records[-1].offset + 1)}))
 
 
 def record(offset: int, event: Stored) -> Record:
