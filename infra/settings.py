@@ -34,6 +34,7 @@ class KafkaSettings(Section):
     ssl_cafile: Path | None = None
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
+    ssl_key_password: SecretStr | None = None
     # Secrets of AWS Secrets Manager that the Lambda functions read: the ones that their event source is given.
     secret_arn: str | None = None
     ca_secret_arn: str | None = None
