@@ -141,11 +141,15 @@ class BatchService:
             self._attempted(job, code)
         self._become(job, "SUCCEEDED" if code == 0 else "FAILED", **more)
 
+    def kill(self, job_id: str) -> None:
+        """End a job's process without a warning."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._processes[job_id].pid, signal.SIGKILL)
+
     def close(self) -> None:
         """End what still runs."""
-        for process in self._processes.values():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        for job_id, process in self._processes.items():
+            self.kill(job_id)
             process.wait()
 
     def _start(self, job: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ for twice is this:
 
 A crash between any two steps leads to the event being delivered again, and its reader continues where the record ends:
 attempt N + 1 may be claimed only when attempt N has an outcome, or its owner is dead (``ownership.py``).
+
+Functions have no long life, and so no heartbeat: what they do in the place of 3 to 5 is in ``dispatch.py``.
 """
 
 import json
