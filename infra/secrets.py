@@ -1,4 +1,4 @@
-"""Kafka credentials from AWS Secrets Manager, in the form in which Lambda's event sources want them.
+"""Kafka credentials from AWS Secrets Manager, for functions and trainings, in the form of Lambda's event sources.
 
 Such a secret is a JSON object with ``username`` and ``password``, or with ``certificate``, ``privateKey`` and perhaps
 ``privateKeyPassword``; that of an authority has ``certificate`` alone. All texts are PEM.

@@ -35,7 +35,7 @@ class KafkaSettings(Section):
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
     ssl_key_password: SecretStr | None = None
-    # Secrets of AWS Secrets Manager that the Lambda functions read: the ones that their event source is given.
+    # Secrets of AWS Secrets Manager that functions and trainings read: the ones that the event source is given.
     secret_arn: str | None = None
     ca_secret_arn: str | None = None
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$")] = ""

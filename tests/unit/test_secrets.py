@@ -15,10 +15,13 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import NameOID
 from moto import mock_aws
 
-from infra.errors import SecretError
+from infra.errors import NoBrokerError, SecretError
 from infra.kafka import connection
+from infra.objects import MemoryObjectStore
 from infra.secrets import kafka_with_secrets
 from infra.settings import KafkaSettings, Settings
+from tests.unit.launchers.conftest import make_job
+from trainers.errors import ExitCode
 
 
 @pytest.fixture
@@ -93,6 +96,28 @@ def test_a_certificate_and_an_authority_are_used_and_leave_no_file_behind(client
     assert context.verify_mode is ssl.CERT_REQUIRED
     [authority] = context.get_ca_certs()
     assert authority["subject"] == ((("commonName", "client"),),)
+
+
+def test_a_training_reports_with_what_the_secret_holds(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainers import job as trainer
+
+    used: list[KafkaSettings] = []
+
+    def no_broker(kafka: KafkaSettings) -> None:
+        used.append(kafka)
+        raise NoBrokerError(kafka.bootstrap_servers)
+
+    store = MemoryObjectStore()
+    store.put("job.json", make_job("r-1").encode())
+    arn = secret(client, {"username": "one", "password": "p1"})
+    monkeypatch.setattr(trainer, "load_settings", lambda: Settings(kafka=KafkaSettings(secret_arn=arn)))
+    monkeypatch.setattr(trainer, "S3ObjectStore", lambda _: store)
+    monkeypatch.setattr(trainer, "Publisher", no_broker)
+    monkeypatch.setattr(trainer.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(trainer.structlog, "configure", lambda **_: None)
+    assert trainer.main([store.uri("job.json")]) == ExitCode.TRY_AGAIN
+    [kafka] = used
+    assert kafka.sasl_username == "one"
 
 
 @pytest.mark.parametrize("content", ["no JSON: s3cret", {"username": "one", "passwort": "s3cret"}, {}, ["s3cret"]])

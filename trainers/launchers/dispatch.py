@@ -150,7 +150,11 @@ class Dispatcher:
     def _take_in(self, run: Run, job: BatchJob) -> None:
         attempt = self._attempt(self._ledger(run.job))
         known = attempt.outcome if attempt else None
-        if job.ended and (outcome := known or self._launcher.outcome(run, job)):
+        if job.ended and known:
+            # The call that has put it on record may not have come to the rest.
+            self._spending.settle(run.job, job.hours)
+            self._tell(run, known)
+        elif outcome := self._launcher.outcome(run, job):
             self._settle(run, outcome, job.hours)
         elif job.status == "RUNNING" and known is None:
             self._running(run, job)
@@ -158,13 +162,13 @@ class Dispatcher:
     def _settle(self, run: Run, outcome: Outcome, hours: float | None = None) -> None:
         """Put an outcome on record and tell; ``hours`` is for how long a machine was rented, where that is known."""
         self._ledger(run.job).record(run.attempt, outcome)
+        about = run.job.request
+        log.info("job ended", request_id=about.request_id, model=about.model, ending=outcome.ending.value)
         if hours is not None:
             self._spending.settle(run.job, hours)
         self._tell(run, outcome)
 
     def _tell(self, run: Run, outcome: Outcome) -> None:
-        about = run.job.request
-        log.info("job ended", request_id=about.request_id, model=about.model, ending=outcome.ending.value)
         if outcome.ending is Ending.CANCELLED:
             self._report(status_of(run.job, State.CANCELLED, outcome))
         elif outcome.ending is not Ending.SUCCEEDED and not outcome.announced:

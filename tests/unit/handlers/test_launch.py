@@ -1,9 +1,10 @@
 """What `launch` makes of Kafka payloads."""
 
 import pytest
+from structlog.testing import capture_logs
 
 from infra.errors import PublishError
-from infra.handlers import launch
+from infra.handlers import batch_state, launch
 from infra.objects import MemoryObjectStore
 from streams.dead_letters import ERROR_HEADER, OFFSET_HEADER, TOPIC_HEADER
 from streams.events import FineTuneStatus, State, TrainingJob, now
@@ -109,6 +110,31 @@ def test_a_launch_that_was_cut_short_is_waited_for(
     assert launch(kafka_payload([record]), context) == failures(record)
     assert pauses == [20.0]
     assert not batch.jobs
+
+
+def test_what_alarms_count_is_said_once(published: Published, batch: BatchService, context: Context) -> None:
+    """Metric filters find these lines by the name of the event and by these fields."""
+    job = make_job("r-9", max_seconds=10_000_000)
+    too_dear = Record(JOBS, 0, 9, b"r-9", job.encode())
+    with capture_logs() as lines:
+        launch(kafka_payload([a_job(1), too_dear, Record(JOBS, 0, 7, None, b"{}")]), context)
+        [job_id] = batch.jobs
+        batch.end(job_id, 1)
+        for _ in range(2):
+            batch_state(batch.events[-1], context)
+    counted = {"dead letter", "job ended", "spend", "not launched"}
+    said = [(line["event"], line.get("ending")) for line in lines if line["event"] in counted]
+    assert said == [
+        ("spend", None),
+        ("not launched", None),
+        ("job ended", "failed"),
+        ("dead letter", None),
+        ("job ended", "failed"),
+        ("spend", None),
+    ]
+    spent = [line for line in lines if line["event"] == "spend"]
+    assert {*spent[0]} >= {"model", "month", "dollars", "job_dollars"}
+    assert spent[0]["dollars"] > spent[1]["dollars"] == 0.0
 
 
 def test_with_little_time_left_nothing_is_begun(batch: BatchService, published: Published) -> None:
