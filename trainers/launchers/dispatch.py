@@ -148,22 +148,20 @@ class Dispatcher:
             self._settle(run, outcome)
 
     def _take_in(self, run: Run, job: BatchJob) -> None:
-        attempt = self._attempt(self._ledger(run.job))
-        known = attempt.outcome if attempt else None
-        if job.ended and known:
-            # The call that has put it on record may not have come to the rest.
-            self._spending.settle(run.job, job.hours)
-            self._tell(run, known)
-        elif outcome := self._launcher.outcome(run, job):
+        if outcome := self._launcher.outcome(run, job):
             self._settle(run, outcome, job.hours)
-        elif job.status == "RUNNING" and known is None:
+        elif job.status == "RUNNING" and (attempt := self._attempt(self._ledger(run.job))) and not attempt.outcome:
             self._running(run, job)
 
     def _settle(self, run: Run, outcome: Outcome, hours: float | None = None) -> None:
-        """Put an outcome on record and tell; ``hours`` is for how long a machine was rented, where that is known."""
-        self._ledger(run.job).record(run.attempt, outcome)
-        about = run.job.request
-        log.info("job ended", request_id=about.request_id, model=about.model, ending=outcome.ending.value)
+        """Put an outcome on record, unless there is one, and tell what is: the first call may not have come to that.
+
+        ``hours`` is for how long a machine was rented, where that is known.
+        """
+        outcome, new = self._ledger(run.job).record_once(run.attempt, outcome)
+        if new:
+            about = run.job.request
+            log.info("job ended", request_id=about.request_id, model=about.model, ending=outcome.ending.value)
         if hours is not None:
             self._spending.settle(run.job, hours)
         self._tell(run, outcome)

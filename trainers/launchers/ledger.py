@@ -110,6 +110,12 @@ class Ledger:
         """Settle how an attempt ended."""
         self._store.put(self._key(number, "outcome.json"), outcome.model_dump_json(exclude_none=True).encode())
 
+    def record_once(self, number: int, outcome: Outcome) -> tuple[Outcome, bool]:
+        """Settle how an attempt ended, unless it is; what is on record, and whether that is new."""
+        key = self._key(number, "outcome.json")
+        new = self._store.put_if_absent(key, outcome.model_dump_json(exclude_none=True).encode())
+        return (outcome if new else Outcome.model_validate_json(self._store.get(key))), new
+
     def _attempt(self, number: int) -> Attempt:
         claim, tag = self._store.tagged(self._key(number, "submission.json"))
         outcome = self._get(number, "outcome.json")
