@@ -91,5 +91,5 @@ def describe(status: FineTuneStatus) -> str:
         )
     if status.promoted is False:
         parts.append("kept back by the gate")
-    parts += [uri for uri in (status.model_uri, status.log_uri) if uri]
+    parts += [uri for uri in (status.model_uri, status.log_uri, status.log_url) if uri]
     return "; ".join(parts)

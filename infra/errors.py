@@ -21,6 +21,10 @@ class NoBrokerError(InfraError):
     """No Kafka broker answers where FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS or foldtune.toml says it is:"""
 
 
+class SecretError(InfraError):
+    """A secret does not hold what a Kafka client needs:"""
+
+
 class PublishError(InfraError):
     """An event was not acknowledged by the brokers:"""
 

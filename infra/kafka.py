@@ -58,7 +58,10 @@ def tls_context(settings: KafkaSettings) -> ssl.SSLContext:
     """Verifies the broker against the named (else the system's) authorities; with a certificate, proves who we are."""
     context = ssl.create_default_context(cafile=settings.ssl_cafile)
     if settings.ssl_certfile:
-        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+        password = settings.ssl_key_password
+        context.load_cert_chain(
+            settings.ssl_certfile, settings.ssl_keyfile, password.get_secret_value() if password else None
+        )
     return context
 
 

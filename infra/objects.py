@@ -57,6 +57,15 @@ class ObjectStore(Protocol):
         content by which you know your own.
         """
 
+    def tagged(self, key: str) -> tuple[bytes, str]:
+        """An object's bytes, and the tag by which ``replace`` knows this version of it; raises like ``get``."""
+
+    def replace(self, key: str, content: bytes, tag: str) -> bool:
+        """Write over the version with this tag; of several callers at most one gets ``True``.
+
+        Whoever's answer was lost gets ``False``, as with ``put_if_absent``.
+        """
+
     def put_file(self, key: str, path: Path) -> None:
         """Upload a file, in parts where it is large."""
 
@@ -127,6 +136,23 @@ class S3ObjectStore(ObjectStore):
             raise
         return True
 
+    def tagged(self, key: str) -> tuple[bytes, str]:
+        try:
+            answer = self._client.get_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            raise self._missing(key, error) from error
+        return answer["Body"].read(), answer["ETag"]
+
+    def replace(self, key: str, content: bytes, tag: str) -> bool:
+        try:
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=content, IfMatch=tag)
+        except ClientError as error:
+            # 404: it was deleted meanwhile.
+            if _status(error) in {404, 409, 412}:
+                return False
+            raise
+        return True
+
     def put_file(self, key: str, path: Path) -> None:
         self._client.upload_file(str(path), self.bucket, key)
 
@@ -169,6 +195,16 @@ class MemoryObjectStore(ObjectStore):
         self._objects[key] = content
         return True
 
+    def tagged(self, key: str) -> tuple[bytes, str]:
+        content = self.get(key)
+        return content, _tag(content)
+
+    def replace(self, key: str, content: bytes, tag: str) -> bool:
+        if key not in self._objects or _tag(self._objects[key]) != tag:
+            return False
+        self.put(key, content)
+        return True
+
     def put_file(self, key: str, path: Path) -> None:
         self._objects[key] = path.read_bytes()
 
@@ -186,6 +222,11 @@ class MemoryObjectStore(ObjectStore):
 
     def delete(self, key: str) -> None:
         self._objects.pop(key, None)
+
+
+def _tag(content: bytes) -> str:
+    # Like S3's, the same for the same bytes.
+    return hashlib.sha256(content).hexdigest()
 
 
 def _status(error: ClientError) -> int | None:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from streams.events import MAX_PASSAGES, ModelReference
@@ -34,6 +34,10 @@ class KafkaSettings(Section):
     ssl_cafile: Path | None = None
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
+    ssl_key_password: SecretStr | None = None
+    # Secrets of AWS Secrets Manager that functions and trainings read: the ones that the event source is given.
+    secret_arn: str | None = None
+    ca_secret_arn: str | None = None
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$")] = ""
     partitions: Annotated[int, Field(ge=1, le=1024)] = 4
     replication_factor: Annotated[int, Field(ge=1, le=16)] = 1
@@ -145,6 +149,25 @@ class TrainerSettings(Section):
     tensorboard_dir: Path | None = None
 
 
+class BatchSettings(Section):
+    """AWS Batch, where it runs the trainings. Its region is that of the bucket."""
+
+    job_queue: str = "foldtune"
+    job_definition: str = "foldtune-trainer"
+    log_group: str = "/aws/batch/job"
+    # US dollars an hour, On-Demand, of every instance type that a job may get: the dearest is reckoned with.
+    hourly_prices: Annotated[dict[str, PositiveFloat], Field(min_length=1)] = {"g5.xlarge": 1.006}
+    # What one job may cost at most, attempts by timeout by price; and all jobs of a model in one month (UTC).
+    max_job_dollars: PositiveFloat = 30.0
+    max_month_dollars: PositiveFloat = 300.0
+
+
+class ScheduleSettings(Section):
+    """What the scheduled function asks for; when is the schedule's own affair."""
+
+    models: tuple[ModelName, ...] = ()
+
+
 class Settings(BaseSettings):
     """Everything that foldtune reads from its surroundings."""
 
@@ -164,6 +187,8 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     policy: PolicySettings = PolicySettings()
     trainer: TrainerSettings = TrainerSettings()
+    batch: BatchSettings = BatchSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @classmethod

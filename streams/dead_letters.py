@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from infra.kafka import Publisher
+from infra.kafka import MAX_REQUEST_BYTES, Publisher
 from streams.topics import Topic
 
 ERROR_HEADER = "foldtune-error"
@@ -12,6 +12,8 @@ OFFSET_HEADER = "foldtune-offset"
 
 # An error that quotes a large event must not make the dead letter larger than the broker takes.
 MAX_ERROR_BYTES = 4 * 1024
+# The rest of what a message may have is for its key and for what is wrong with it.
+_LETTER_BYTES = MAX_REQUEST_BYTES - 64 * 1024
 
 
 def dead_letter_headers(error: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
@@ -24,7 +26,20 @@ def dead_letter_headers(error: str, topic: str, partition: int, offset: int) -> 
     ]
 
 
+def bounded_letter(value: bytes | None, error: str) -> tuple[bytes | None, str]:
+    """As much of a value as the brokers take, and the error, which says so where that is not all."""
+    if value is None or len(value) <= _LETTER_BYTES:
+        return value, error
+    # A record may be larger than what is written of it: the brokers bound it as it is compressed.
+    return value[:_LETTER_BYTES], f"{error}; of {len(value)} bytes the first {_LETTER_BYTES} are kept here"
+
+
 def send_dead_letter(publisher: Publisher, record: Any, error: str) -> None:
-    """Hand a kafka-python ``ConsumerRecord`` over to the dead letters; ``publisher.flush()`` waits for it."""
+    """Hand a record over to the dead letters; ``publisher.flush()`` waits for it.
+
+    ``record`` is kafka-python's ``ConsumerRecord``, or what has ``topic``, ``partition``, ``offset``, ``key`` and
+    ``value`` like it.
+    """
+    value, error = bounded_letter(record.value, error)
     headers = dead_letter_headers(error, record.topic, record.partition, record.offset)
-    publisher.send_raw(Topic.DEAD_LETTERS, record.value, key=record.key, headers=headers)
+    publisher.send_raw(Topic.DEAD_LETTERS, value, key=record.key, headers=headers)

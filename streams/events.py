@@ -35,6 +35,7 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 RequestId = Annotated[str, StringConstraints(pattern=REQUEST_ID)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+WebAddress = Annotated[str, StringConstraints(pattern=r"^https://.+$", max_length=2000)]
 S3Uri = Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{2,62}/.+$", max_length=1200)]
 
 
@@ -253,6 +254,7 @@ class FineTuneStatus(Event):
     model_uri: S3Uri | None = None
     promoted: bool | None = Field(None, description="Once completed: whether the gate let the model through")
     log_uri: S3Uri | None = None
+    log_url: WebAddress | None = Field(None, description="The page of the run's log, where its launcher has one")
 
 
 # ── Between the parts ────────────────────────────────────────────────────────────────────────────────────────────────

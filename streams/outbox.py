@@ -10,17 +10,14 @@ import structlog
 from msgspec import Struct
 from pydantic import ValidationError
 
-from infra.kafka import MAX_REQUEST_BYTES
 from infra.settings import KafkaSettings
 from streams.coordination import Output
-from streams.dead_letters import dead_letter_headers
+from streams.dead_letters import bounded_letter, dead_letter_headers
 from streams.metrics import count_rejected
 from streams.records import Rejected, kind_of, reasons_of
 from streams.topics import Topic
 
 _log = structlog.get_logger()
-# The rest of what a message may have is for its key and for what is wrong with it.
-_LETTER_BYTES = MAX_REQUEST_BYTES - 64 * 1024
 
 
 class Message(Struct, frozen=True):
@@ -92,10 +89,7 @@ class FaustOutbox(Outbox):
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         topic = self._topics[Topic.DEAD_LETTERS.label]
-        if value is not None and len(value) > _LETTER_BYTES:
-            # A record may be larger than what is written of it: the brokers bound it as it is compressed.
-            error = f"{error}; of {len(value)} bytes the first {_LETTER_BYTES} are kept here"
-            value = value[:_LETTER_BYTES]
+        value, error = bounded_letter(value, error)
         await (await topic.send(key=key, value=value, headers=dead_letter_headers(error, *origin)))
 
 

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from infra.errors import InfraError, ObjectMissingError
 from infra.kafka import Publisher
 from infra.objects import ObjectStore, S3ObjectStore
+from infra.secrets import kafka_with_secrets
 from infra.settings import Settings, load_settings
 from streams.events import State, TrainingJob
 from trainers import ranks
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> ExitCode:
 def _lead(uri: str, settings: Settings) -> ExitCode:
     store = S3ObjectStore(settings.s3)
     job = read_job(store, uri)
-    with Publisher(settings.kafka) as publisher:
+    with kafka_with_secrets(settings) as kafka, Publisher(kafka) as publisher:
         return run(job, settings, store, KafkaAnnouncer(publisher))
 
 

@@ -27,8 +27,9 @@ from streams.events import TrainingJob
 from streams.topics import Topic
 from trainers.launchers.cancellations import Cancellations
 from trainers.launchers.contract import Launcher
-from trainers.launchers.execution import Execution, StatusPublisher
+from trainers.launchers.execution import Execution
 from trainers.launchers.offsets import Offsets
+from trainers.launchers.reports import StatusPublisher
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from infra.objects import safe_segment
-from streams.events import Model, S3Uri, TrainingJob
+from streams.events import Model, S3Uri, TrainingJob, WebAddress
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,12 @@ class Run:
 
 def job_segment(job: TrainingJob) -> str:
     """The one object key segment of a job: the same request has the same, on every launcher."""
-    return safe_segment(job.request.model, job.request.request_id)
+    return request_segment(job.request.model, job.request.request_id)
+
+
+def request_segment(model: str, request_id: str) -> str:
+    """Like ``job_segment``, of a request whose job is not at hand."""
+    return safe_segment(model, request_id)
 
 
 class Ending(StrEnum):
@@ -50,6 +55,7 @@ class Outcome(Model):
     # The trainer refused the job and has published why: saying it again would say less.
     announced: bool = False
     log_uri: S3Uri | None = None
+    log_url: WebAddress | None = None
 
     @property
     def final(self) -> bool:

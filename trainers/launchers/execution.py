@@ -9,10 +9,8 @@ from collections.abc import Callable
 
 import structlog
 
-from infra.kafka import Publisher
 from infra.objects import ObjectStore
-from streams.events import FineTuneStatus, State, TrainingJob, now
-from streams.topics import Topic
+from streams.events import State, TrainingJob
 from trainers.launchers.contract import Ending, Launcher, Outcome, Run
 from trainers.launchers.errors import LaunchError, RunBusyError
 from trainers.launchers.ledger import Attempt, Ledger
@@ -25,23 +23,12 @@ from trainers.launchers.ownership import (
     this_process,
 )
 from trainers.launchers.periodic import Periodic
+from trainers.launchers.reports import Report, status_of
 
 log = structlog.get_logger(__name__)
 
 # Another's run lasts minutes to hours: looking more often only costs requests.
 LOOK_SECONDS = 2.0
-
-Publish = Callable[[FineTuneStatus], None]
-
-
-class StatusPublisher:
-    """Reports to the coordinator, which tells the world."""
-
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
-
-    def __call__(self, status: FineTuneStatus) -> None:
-        self._publisher.publish(Topic.TRAINING_REPORTS, status, key=status.request_id, partition_by=status.model)
 
 
 class Execution:
@@ -53,7 +40,7 @@ class Execution:
         *,
         store: ObjectStore,
         launcher: Launcher,
-        publish: Publish,
+        publish: Report,
         max_attempts: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -127,7 +114,7 @@ class Execution:
         self._ledger.renew(number)
         # Before the start, so that it comes before what the trainer says.
         if self._told < number:
-            self._publish(self._status(State.SUBMITTED))
+            self._publish(status_of(self.job, State.SUBMITTED))
             self._told = number
         try:
             self._launcher.submit(run)
@@ -170,23 +157,12 @@ class Execution:
         return None
 
     def _dead(self, attempt: Attempt) -> bool:
+        if attempt.owner.until:
+            # A job of AWS Batch: nobody's heart beats for it, and only its end is its end.
+            return False
         heartbeat = (attempt.number, self._ledger.heartbeat(attempt.number))
         return surely_dead(attempt.owner) or self._silence.seconds(heartbeat) > DEAD_SECONDS
 
     def _announce(self, outcome: Outcome) -> None:
         if outcome.ending is Ending.FAILED and not outcome.announced:
-            self._publish(self._status(State.FAILED, outcome))
-
-    def _status(self, state: State, outcome: Outcome | None = None) -> FineTuneStatus:
-        request = self.job.request
-        told = outcome or Outcome(ending=Ending.SUCCEEDED)
-        return FineTuneStatus(
-            request_id=request.request_id,
-            model=request.model,
-            state=state,
-            at=now(),
-            reasons=told.reasons,
-            warnings=self.job.warnings,
-            retryable=told.retryable,
-            log_uri=told.log_uri,
-        )
+            self._publish(status_of(self.job, State.FAILED, outcome))

@@ -1,6 +1,7 @@
 """Who runs what, once: the record of a job's attempts on the object store.
 
-AWS Batch has no client token and Kafka delivers at least once, so what keeps a job from being paid for twice is this:
+Neither a process nor AWS Batch knows a job again, and Kafka delivers at least once, so what keeps a job from being paid
+for twice is this:
 
 1. ``jobs/JOB/job.json`` is written, unless it is there: all attempts run the same.
 2. ``jobs/JOB/attempt-N.submission.json`` is written *if absent*. Of all launchers and redeliveries one succeeds; it
@@ -11,6 +12,8 @@ AWS Batch has no client token and Kafka delivers at least once, so what keeps a 
 
 A crash between any two steps leads to the event being delivered again, and its reader continues where the record ends:
 attempt N + 1 may be claimed only when attempt N has an outcome, or its owner is dead (``ownership.py``).
+
+Functions have no long life, and so no heartbeat: what they do in the place of 3 to 5 is in ``dispatch.py``.
 """
 
 import json
@@ -19,11 +22,21 @@ from dataclasses import dataclass
 
 from infra.errors import ObjectMissingError
 from infra.objects import ObjectStore
-from streams.events import TrainingJob, now
+from streams.events import Model, TrainingJob, UtcTime, now
 from trainers.launchers.contract import Ending, Outcome, job_segment
-from trainers.launchers.ownership import Owner
 
 _SUBMISSION = re.compile(r"attempt-(\d+)\.submission\.json$")
+
+
+class Owner(Model):
+    """A process that claimed an attempt. ``token`` is new for each claimant, so that it knows its own claim again."""
+
+    token: str
+    host: str
+    pid: int
+    process_started: float
+    # Set by a function, which has no heartbeat: when it is surely gone. What it started lives on without it.
+    until: UtcTime | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,8 @@ class Attempt:
     number: int
     owner: Owner
     outcome: Outcome | None
+    # Of this version of the claim.
+    tag: str = ""
 
     @property
     def counts(self) -> bool:
@@ -72,6 +87,13 @@ class Ledger:
             return True
         return self.mine(self._attempt(number))
 
+    def take_over(self, attempt: Attempt) -> bool:
+        """Become the owner in the place of one that is gone; ``False`` where another was faster."""
+        key = self._key(attempt.number, "submission.json")
+        if self._store.replace(key, self._owner.model_dump_json().encode(), attempt.tag):
+            return True
+        return self.mine(self._attempt(attempt.number))
+
     def mine(self, attempt: Attempt) -> bool:
         """Whether this claimant made the attempt."""
         return attempt.owner.token == self._owner.token
@@ -88,10 +110,17 @@ class Ledger:
         """Settle how an attempt ended."""
         self._store.put(self._key(number, "outcome.json"), outcome.model_dump_json(exclude_none=True).encode())
 
+    def record_once(self, number: int, outcome: Outcome) -> tuple[Outcome, bool]:
+        """Settle how an attempt ended, unless it is; what is on record, and whether that is new."""
+        key = self._key(number, "outcome.json")
+        new = self._store.put_if_absent(key, outcome.model_dump_json(exclude_none=True).encode())
+        return (outcome if new else Outcome.model_validate_json(self._store.get(key))), new
+
     def _attempt(self, number: int) -> Attempt:
-        owner = Owner.model_validate_json(self._store.get(self._key(number, "submission.json")))
+        claim, tag = self._store.tagged(self._key(number, "submission.json"))
         outcome = self._get(number, "outcome.json")
-        return Attempt(number, owner, Outcome.model_validate_json(outcome) if outcome is not None else None)
+        ended = Outcome.model_validate_json(outcome) if outcome is not None else None
+        return Attempt(number, Owner.model_validate_json(claim), ended, tag)
 
     def _get(self, number: int, name: str) -> bytes | None:
         try:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from infra.objects import ObjectStore
 from infra.settings import Settings
-from trainers.errors import ExitCode
 from trainers.launchers.contract import Ending, Launcher, Outcome, Run, job_segment
 from trainers.launchers.environment import job_environment
 from trainers.launchers.errors import LaunchError, RunBusyError
 from trainers.launchers.ledger import log_key
 from trainers.launchers.log_file import LogFile
+from trainers.launchers.outcomes import outcome_of
 
 TRAINER = (sys.executable, "-m", "trainers.job")
 
@@ -132,25 +132,6 @@ class LocalLauncher(Launcher):
             process.stopping = why
             process.kill_at = time.monotonic() + self._grace
             _signal_group(process.popen, signal.SIGTERM)
-
-
-def outcome_of(code: int, stopping: Outcome | None = None) -> Outcome:
-    """What an exit code means, of a process that was asked to end (``stopping``: why) or was not."""
-    if code == ExitCode.DONE:
-        return Outcome(ending=Ending.SUCCEEDED)
-    if code == ExitCode.IMPOSSIBLE:
-        return Outcome(ending=Ending.FAILED, announced=True, reasons=("the trainer refused the job",))
-    if stopping:
-        return stopping
-    if code < 0:
-        reason = f"the trainer was ended by {signal.Signals(-code).name}"
-        if -code == signal.SIGKILL:
-            reason += ", perhaps for want of memory"
-    elif code == ExitCode.TRY_AGAIN:
-        reason = "the trainer could not finish and asks to be run again"
-    else:
-        reason = f"the trainer ended with exit code {code}"
-    return Outcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
 
 
 def _signal_group(popen: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -7,22 +7,13 @@ from collections.abc import Callable
 
 import psutil
 
-from streams.events import Model
+from trainers.launchers.ledger import Owner
 
 # The owner renews often, gives up its run when it could not for a while, and only long after that counts as dead: two
 # runs of one job never overlap, as long as ending the run takes less than the difference of the last two.
 RENEW_SECONDS = 10.0
 GIVE_UP_SECONDS = 45.0
 DEAD_SECONDS = 150.0
-
-
-class Owner(Model):
-    """A process that claimed an attempt. ``token`` is new for each claimant, so that it knows its own claim again."""
-
-    token: str
-    host: str
-    pid: int
-    process_started: float
 
 
 def this_process() -> Owner:

@@ -1,11 +1,17 @@
 """What every launcher promises, asked of each that ships."""
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from infra.objects import MemoryObjectStore
+from infra.settings import Settings
 from streams.events import TrainingJob
+from tests.batch_service import BatchService
+from trainers.launchers.batch import BatchLauncher
 from trainers.launchers.contract import Ending, Launcher, Outcome, Run
 from trainers.launchers.fake import SUCCESS, FakeLauncher
 
@@ -21,15 +27,22 @@ PROGRAMS = {
 Make = Callable[[str], Launcher]
 
 
-@pytest.fixture(params=["fake", "local"])
-def make(request: pytest.FixtureRequest, make_local: MakeLocal) -> Make:
+@pytest.fixture(params=["fake", "local", "batch"])
+def make(request: pytest.FixtureRequest, make_local: MakeLocal, store: MemoryObjectStore) -> Iterator[Make]:
     """Makes a launcher whose next run ends in the named way."""
+    services: list[BatchService] = []
 
     def launcher(kind: str) -> Launcher:
         program, outcome = PROGRAMS[kind]
+        if request.param == "batch":
+            services.append(BatchService((sys.executable, "-c", program, "Ref::job_uri")))
+            client: Any = services[-1]
+            return BatchLauncher(Settings(), store, client)
         return FakeLauncher(outcome) if request.param == "fake" else make_local(program)
 
-    return launcher
+    yield launcher
+    for service in services:
+        service.close()
 
 
 def ended(launcher: Launcher, run: Run) -> Outcome:

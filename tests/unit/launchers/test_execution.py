@@ -1,13 +1,14 @@
 """Once per request, whatever is delivered again and whoever dies."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.objects import MemoryObjectStore, ObjectStore
-from streams.events import FineTuneStatus, State, TrainingJob
+from streams.events import FineTuneStatus, State, TrainingJob, now
 from trainers.launchers.contract import Ending, Launcher, Outcome, Run, job_segment
 from trainers.launchers.errors import LaunchError
 from trainers.launchers.execution import Execution
@@ -134,6 +135,16 @@ def test_an_owner_elsewhere_is_followed_only_after_a_long_silence(bench: Bench, 
     bench.seconds += DEAD_SECONDS
     execution.advance(may_start=True)
     assert [run.attempt for run in launcher.submitted] == [2]
+
+
+def test_what_a_function_has_started_is_left_to_it(bench: Bench, job: TrainingJob) -> None:
+    gone = FOREIGN.model_copy(update={"until": now() - timedelta(days=1)})
+    Ledger(bench.store, job, gone).claim(1)
+    execution = bench.execution(launcher := FakeLauncher())
+    for _ in range(5):
+        assert not execution.advance(may_start=True)
+        bench.seconds += DEAD_SECONDS
+    assert not launcher.submitted
 
 
 def test_owners_that_keep_dying_use_the_attempts_up(bench: Bench, job: TrainingJob) -> None:

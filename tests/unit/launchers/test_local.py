@@ -16,7 +16,8 @@ from streams.events import TrainingJob
 from trainers.launchers.contract import Ending, Run
 from trainers.launchers.environment import settings_environment
 from trainers.launchers.errors import LaunchError, RunBusyError
-from trainers.launchers.local import LocalLauncher, outcome_of
+from trainers.launchers.local import LocalLauncher
+from trainers.launchers.outcomes import outcome_of
 
 from .conftest import MakeLocal, make_job
 from .test_contract import HANG, ended

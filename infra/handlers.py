@@ -1,0 +1,266 @@
+"""The AWS Lambda functions: each takes what has happened and calls the part of foldtune that knows what to do.
+
+What a function needs, beside a network to the brokers and its log group (S3 keys are below the bucket; reading a key
+that may be missing needs ``s3:ListBucket`` on its prefix, or S3 answers 403):
+
+``launch``       events of ``training-jobs`` and ``fine-tune-status``, partial batch responses on.
+                 S3 read, write, list ``jobs/ spend/ statuses/``; ``batch:SubmitJob`` on the queue and the definition,
+                 ``batch:TerminateJob`` on jobs, ``batch:ListJobs`` and ``batch:DescribeJobs``.
+                 Kafka: writes ``training-reports``, ``dead-letters``.
+``batch_state``  ``Batch Job State Change`` events of the queue; raises what is to be delivered again.
+                 S3 read, write, list ``jobs/ spend/``. Kafka: writes ``training-reports``.
+``api``          ``POST /requests`` and ``GET /requests/{id}`` of an HTTP API with a JWT authorizer.
+                 S3 read, list ``statuses/``. Kafka: writes ``fine-tune-requests``.
+``schedule``     events of a schedule, as they are. Kafka: writes ``fine-tune-requests``.
+
+All read the Kafka secrets (``secretsmanager:GetSecretValue``) at each use, so that a rotation needs nobody's help.
+Settings are the usual ``FOLDTUNE_…`` variables: the sections ``kafka`` and ``s3``; ``batch`` and
+``trainer.max_attempts`` for the first two, ``schedule`` for the last.
+"""
+
+import base64
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+from kafka.errors import KafkaError
+from pydantic import TypeAdapter, ValidationError
+
+from infra.errors import InfraError
+from infra.kafka import Publisher
+from infra.lambda_events import Context, HttpRequest, KafkaEvent, KafkaRecord, ScheduledEvent, StateChange
+from infra.logs import configure_logs
+from infra.objects import S3ObjectStore
+from infra.secrets import kafka_with_secrets
+from infra.settings import Settings, load_settings
+from streams.dead_letters import send_dead_letter
+from streams.events import FineTuneRequested, FineTuneStatus, RequestId, State, TrainingJob, now
+from streams.records import reasons_of
+from streams.status_objects import StatusObjects
+from streams.topics import Topic
+from trainers.launchers.batch import BatchLauncher
+from trainers.launchers.dispatch import Dispatcher
+from trainers.launchers.errors import RunBusyError
+from trainers.launchers.reports import StatusPublisher
+
+log = structlog.get_logger(__name__)
+
+# Less than this is not enough to begin with another record.
+RESERVE_SECONDS = 10.0
+# Lambda delivers again at once, and a launch that was cut short takes minutes to be surely gone.
+BUSY_SECONDS = 20.0
+# As much as the coordinator takes.
+MAX_BODY_BYTES = 256 * 1024
+_ASKED = ("request_id", "model", "base_model", "data", "dataset", "training", "weights", "seed")
+_REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
+
+# The surroundings fail and recover; what met it is delivered again.
+_SURROUNDINGS = (Boto3Error, BotoCoreError, ClientError, InfraError, KafkaError)
+
+GetPublisher = Callable[[], Publisher]
+
+if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+    configure_logs(load_settings())
+
+
+# ── launch ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def launch(event: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Launch jobs and end cancelled ones; says which records are to be delivered again."""
+    settings = load_settings()
+    failed: list[dict[str, Any]] = []
+    busy = False
+    with _publishing(settings) as publisher:
+        taker = _Taker(settings, publisher, context)
+        for name, records in KafkaEvent.model_validate(event).records.items():
+            for record in records:
+                try:
+                    taker.take(record)
+                except (RunBusyError, *_SURROUNDINGS) as error:
+                    log.warning("to be delivered again", partition=name, offset=record.offset, error=str(error))
+                    busy = busy or isinstance(error, RunBusyError)
+                    failed.append({"itemIdentifier": {"partition": name, "offset": record.offset}})
+    if busy:
+        time.sleep(max(0.0, min(BUSY_SECONDS, _seconds_left(context) - RESERVE_SECONDS)))
+    return {"batchItemFailures": failed}
+
+
+class _Taker:
+    """Takes records, one at a time."""
+
+    def __init__(self, settings: Settings, publisher: GetPublisher, context: Context) -> None:
+        prefix = settings.kafka.topic_prefix
+        store = S3ObjectStore(settings.s3)
+        self._publisher = publisher
+        self._context = context
+        self._statuses = StatusObjects(store)
+        self._dispatcher = Dispatcher(settings, store, BatchLauncher(settings, store), _report(publisher))
+        self._takers = {
+            Topic.TRAINING_JOBS.named(prefix): self._take_job,
+            Topic.FINE_TUNE_STATUS.named(prefix): self._take_status,
+        }
+
+    def take(self, record: KafkaRecord) -> None:
+        """Do what a record asks for; one that cannot be read goes to the dead letters.
+
+        Raises:
+            RunBusyError: it is not the time for it.
+        """
+        if _seconds_left(self._context) < RESERVE_SECONDS:
+            raise RunBusyError(record.topic, record.partition, record.offset)
+        if record.value is None:
+            return
+        if record.topic not in self._takers:
+            msg = f"this function takes {' and '.join(self._takers)}, not {record.topic}"
+            raise ValueError(msg)
+        try:
+            self._takers[record.topic](record, record.value)
+        except ValidationError as error:
+            reasons = "; ".join(reasons_of(error))
+            send_dead_letter(self._publisher(), record, reasons)
+            self._publisher().flush()
+            where = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+            log.warning("dead letter", **where, error=reasons)
+
+    def _take_job(self, _: KafkaRecord, value: bytes) -> None:
+        job = TrainingJob.model_validate_json(value)
+        self._dispatcher.launch(job, now() + timedelta(seconds=_seconds_left(self._context)))
+
+    def _take_status(self, record: KafkaRecord, value: bytes) -> None:
+        status = FineTuneStatus.model_validate_json(value)
+        self._statuses.keep(status, record.partition, record.offset)
+        if status.state is State.CANCELLED:
+            self._dispatcher.cancel(status.model, status.request_id)
+
+
+# ── batch_state ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def batch_state(event: dict[str, Any], context: Context) -> None:
+    """Report how a job of AWS Batch stands; what is raised makes EventBridge deliver the event again."""
+    settings = load_settings()
+    store = S3ObjectStore(settings.s3)
+    with _publishing(settings) as publisher:
+        dispatcher = Dispatcher(settings, store, BatchLauncher(settings, store), _report(publisher))
+        dispatcher.changed(StateChange.model_validate(event).detail)
+
+
+# ── api ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Publish a request, or tell how one stands."""
+    call = HttpRequest.model_validate(event)
+    if call.caller is None:
+        return _answer(401, {"errors": ["a token is needed"]})
+    try:
+        if call.route_key == "POST /requests":
+            return _ask(call, call.caller)
+        if call.route_key == "GET /requests/{id}":
+            return _tell((call.path_parameters or {}).get("id", ""))
+    except ValidationError as error:
+        return _answer(400, {"errors": list(reasons_of(error))})
+    except _SURROUNDINGS as error:
+        log.warning("not available", route=call.route_key, error=str(error))
+        return _answer(503, {"errors": ["not available at the moment; the same call may be made again"]})
+    return _answer(404, {"errors": [f"no such route: {call.route_key}"]})
+
+
+def _ask(call: HttpRequest, caller: str) -> dict[str, Any]:
+    text = call.body or ""
+    body = base64.b64decode(text) if call.is_base64_encoded else text.encode()
+    if len(body) > MAX_BODY_BYTES:
+        return _answer(413, {"errors": [f"body: {len(body)} bytes, at most {MAX_BODY_BYTES}"]})
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        return _answer(400, {"errors": ["body: should be JSON"]})
+    if not isinstance(asked, dict):
+        return _answer(400, {"errors": ["body: should be a JSON object"]})
+    if unknown := sorted(set(asked) - set(_ASKED)):
+        return _answer(400, {"errors": [f"{name[:100]}: is no field of a request" for name in unknown[:10]]})
+    said = {"requested_at": now().isoformat(), "requested_by": caller, "origin": "api"}
+    # An id is made from the model's name once that is known to be one.
+    request = FineTuneRequested.model_validate_json(json.dumps({"request_id": "unnamed"} | asked | said))
+    if "request_id" not in asked:
+        made_up = f"{request.model}-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        request = request.model_copy(update={"request_id": made_up})
+    _publish(request)
+    return _answer(202, {"request_id": request.request_id, "model": request.model})
+
+
+def _tell(request_id: str) -> dict[str, Any]:
+    name = _REQUEST_ID.validate_python(request_id)
+    status = StatusObjects(S3ObjectStore(load_settings().s3)).newest(name)
+    if status is None:
+        return _answer(404, {"errors": [f"no request {name!r} is known (yet)"]})
+    return _answer(200, status.model_dump(mode="json", exclude_none=True))
+
+
+def _answer(code: int, content: dict[str, Any]) -> dict[str, Any]:
+    headers = {"content-type": "application/json", "cache-control": "no-store"}
+    return {"statusCode": code, "headers": headers, "body": json.dumps(content)}
+
+
+# ── schedule ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def schedule(event: dict[str, Any], context: Context) -> None:
+    """Ask for each of the configured models, once for a turn of the schedule."""
+    turn = ScheduledEvent.model_validate(event).time
+    for model in load_settings().schedule.models:
+        _publish(
+            FineTuneRequested(
+                request_id=f"schedule-{model}-{turn:%Y%m%dT%H%M%S}",
+                model=model,
+                requested_at=turn,
+                requested_by="schedule",
+                origin="policy",
+            )
+        )
+
+
+# ── What they share ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _publishing(settings: Settings) -> Iterator[GetPublisher]:
+    """A publisher that connects when it is first asked for.
+
+    It does not outlive the call: between two calls a function is frozen, its connections die and its secrets change.
+    """
+    with ExitStack() as stack:
+        made: list[Publisher] = []
+
+        def publisher() -> Publisher:
+            if not made:
+                kafka = stack.enter_context(kafka_with_secrets(settings))
+                made.append(stack.enter_context(Publisher(kafka)))
+            return made[0]
+
+        yield publisher
+
+
+def _report(publisher: GetPublisher) -> Callable[[FineTuneStatus], None]:
+    def report(status: FineTuneStatus) -> None:
+        StatusPublisher(publisher())(status)
+
+    return report
+
+
+def _publish(request: FineTuneRequested) -> None:
+    with _publishing(load_settings()) as publisher:
+        publisher().publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
+
+
+def _seconds_left(context: Context) -> float:
+    return context.get_remaining_time_in_millis() / 1000

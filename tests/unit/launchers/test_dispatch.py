@@ -1,0 +1,495 @@
+"""One job of AWS Batch per request, whatever is delivered again, and wherever a call is cut short."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from infra.objects import MemoryObjectStore
+from infra.settings import BatchSettings, Settings
+from streams.events import FineTuneStatus, State, TrainingJob, now
+from tests.batch_service import BatchService, state_change
+from trainers.launchers.batch import BatchLauncher
+from trainers.launchers.batch_job import BatchJob
+from trainers.launchers.dispatch import LISTED, Dispatcher
+from trainers.launchers.errors import RunBusyError
+from trainers.launchers.ledger import Ledger
+from trainers.launchers.ownership import this_process
+
+from .conftest import make_job
+
+# What a function may take, and how long it is until it is surely gone.
+TIMEOUT, GONE = timedelta(seconds=120), timedelta(seconds=200)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing catches this."""
+
+
+class Steps:
+    """Counts the calls to the surroundings, and ends the process at one of them, before or after it takes effect."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.kill_at: tuple[int, bool] | None = None
+        self.instead: Callable[[], None] | None = None
+
+    def through(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            number, self.count = self.count, self.count + 1
+            if self.kill_at == (number, False):
+                self._strike()
+            try:
+                return call(*arguments, **named)
+            finally:
+                if self.kill_at == (number, True):
+                    self._strike()
+
+        return counted
+
+    def _strike(self) -> None:
+        self.kill_at = None
+        if self.instead is None:
+            raise Killed
+        self.instead()
+
+
+class Through:
+    """Another object, with its methods counted."""
+
+    def __init__(self, behind: Any, steps: Steps, names: tuple[str, ...]) -> None:
+        self._behind, self._steps, self._names = behind, steps, names
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._behind, name)
+        return self._steps.through(found) if name in self._names else found
+
+
+STORE = ("get", "put", "put_if_absent", "list", "tagged", "replace")
+CLIENT = ("submit_job", "describe_jobs", "terminate_job", "get_paginator")
+
+
+class Bench:
+    """Batch, the store, the reports and the time."""
+
+    def __init__(self, **batch: Any) -> None:
+        self.settings = Settings(batch=BatchSettings(**batch))
+        self.store = MemoryObjectStore()
+        self.batch = BatchService()
+        self.statuses: list[FineTuneStatus] = []
+        self.time = now()
+        self.steps = Steps()
+
+    def dispatcher(self) -> Dispatcher:
+        """As a new process makes it."""
+        store: Any = Through(self.store, self.steps, STORE)
+        client: Any = Through(self.batch, self.steps, CLIENT)
+        launcher = BatchLauncher(self.settings, store, client)
+        return Dispatcher(self.settings, store, launcher, self.steps.through(self.statuses.append), lambda: self.time)
+
+    def launch(self, job: TrainingJob) -> None:
+        self.dispatcher().launch(job, self.time + TIMEOUT)
+
+    def cancel(self, job: TrainingJob) -> None:
+        self.dispatcher().cancel(job.request.model, job.request.request_id)
+
+    def deliver(self, *events: dict[str, Any]) -> None:
+        for event in events:
+            self.dispatcher().changed(BatchJob.model_validate(event["detail"]))
+
+    @property
+    def only(self) -> dict[str, Any]:
+        [job] = self.batch.jobs.values()
+        return job
+
+    @property
+    def states(self) -> list[State]:
+        return [status.state for status in self.statuses]
+
+    def spent(self) -> float:
+        from trainers.launchers.spending import Spend
+
+        [key] = self.store.list("spend/")
+        return sum(Spend.model_validate_json(self.store.get(key)).jobs.values())
+
+    def disturbed(self, call: Callable[[], None], other: Callable[[], None], number: int) -> bool:
+        """Make a call in the middle of which another is made; ``False`` where it has not so many steps."""
+        self.steps.instead = other
+        self.steps.count, self.steps.kill_at = 0, (number, True)
+        call()
+        return self.steps.kill_at is None
+
+    def try_to_launch(self, job: TrainingJob) -> bool:
+        """Launch, unless another is at it."""
+        try:
+            self.launch(job)
+        except RunBusyError:
+            return False
+        return True
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def until_killed(bench: Bench, call: Callable[[], None], number: int, after: bool) -> bool:
+    """Make a call that is cut short at one of its steps; ``False`` where it has none of that number."""
+    bench.steps.count, bench.steps.kill_at = 0, (number, after)
+    try:
+        call()
+    except Killed:
+        return True
+    assert bench.steps.kill_at is not None
+    bench.steps.kill_at = None
+    return False
+
+
+def kills(make: Callable[[], Bench], call: Callable[[Bench], None]) -> Iterator[Bench]:
+    """A bench for every point at which a call can be cut short."""
+    for after in (False, True):
+        for number in range(100):
+            bench = make()
+            if not until_killed(bench, lambda: call(bench), number, after):  # noqa: B023
+                assert number > 4
+                break
+            yield bench
+
+
+def killed_before_submitting(job: TrainingJob) -> Bench:
+    """A bench whose launch was cut short just before it would have submitted."""
+    benches = kills(Bench, lambda bench: bench.launch(job))
+    return next(bench for bench in benches if not bench.batch.jobs and bench.states == [State.SUBMITTED])
+
+
+def test_a_job_is_submitted_as_the_definition_expects_it(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    job_uri = bench.only["parameters"]["job_uri"]
+    assert TrainingJob.model_validate_json(bench.store.get(bench.store.key(job_uri))) == job
+    assert bench.only["parameters"] == {"request_id": "r-1", "model": "support", "job_uri": job_uri}
+    assert bench.only["retryStrategy"]["attempts"] == bench.settings.trainer.max_attempts
+    assert bench.only["timeout"] == {"attemptDurationSeconds": 60}
+    assert bench.states == [State.SUBMITTED]
+
+
+def test_delivered_again_nothing_is_submitted(bench: Bench, job: TrainingJob) -> None:
+    for _ in range(3):
+        bench.launch(job)
+    assert len(bench.batch.jobs) == 1
+    assert bench.states == [State.SUBMITTED]
+
+
+def test_cut_short_anywhere_it_becomes_one_job(job: TrainingJob) -> None:
+    points = 0
+    for bench in kills(Bench, lambda bench: bench.launch(job)):
+        points += 1
+        bench.time += GONE
+        bench.launch(job)
+        assert len(bench.batch.jobs) == 1
+        assert State.SUBMITTED in bench.states
+        bench.launch(job)
+        assert len(bench.batch.jobs) == 1
+        bench.batch.end(bench.only["jobId"], 0)
+        bench.deliver(bench.batch.events[-1])
+    assert points > 20
+
+
+def test_cut_short_again_and_again_it_becomes_one_job(job: TrainingJob) -> None:
+    for first in range(30):
+        for second in range(30):
+            bench = Bench()
+            if not until_killed(bench, lambda: bench.launch(job), first, True):  # noqa: B023
+                return
+            bench.time += GONE
+            if not until_killed(bench, lambda: bench.launch(job), second, True):  # noqa: B023
+                break
+            bench.time += GONE
+            bench.launch(job)
+            assert len(bench.batch.jobs) == 1
+    raise AssertionError("a launch has fewer steps")
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_of_two_calls_at_once_one_submits(job: TrainingJob, taken_over: bool) -> None:
+    """At every step of a call, another is made from beginning to end; no time passes meanwhile."""
+    tried: list[bool] = []
+    for number in range(100):
+        bench = Bench()
+        if taken_over:
+            bench = killed_before_submitting(job)
+            bench.time += GONE
+
+        def launch(bench: Bench = bench) -> None:
+            tried.append(bench.try_to_launch(job))
+
+        if not bench.disturbed(launch, launch, number):
+            break
+        assert len(bench.batch.jobs) == 1
+    assert number > 10
+    assert tried.count(False) > 5
+
+
+def test_one_that_was_cut_short_is_followed_only_when_it_is_surely_gone(job: TrainingJob) -> None:
+    bench = killed_before_submitting(job)
+    for _ in range(3):
+        with pytest.raises(RunBusyError):
+            bench.launch(job)
+        bench.time += timedelta(seconds=40)
+    assert not bench.batch.jobs
+    bench.time += timedelta(seconds=40)
+    bench.launch(job)
+    assert len(bench.batch.jobs) == 1
+
+
+def test_a_call_whose_time_is_over_submits_nothing(bench: Bench, job: TrainingJob) -> None:
+    with pytest.raises(RunBusyError):
+        bench.dispatcher().launch(job, bench.time)
+    assert not bench.batch.jobs
+
+
+def test_what_cannot_be_told_any_more_is_not_submitted_again(job: TrainingJob) -> None:
+    bench = killed_before_submitting(job)
+    bench.time += LISTED + GONE
+    bench.launch(job)
+    assert not bench.batch.jobs
+    assert (bench.statuses[-1].state, bench.statuses[-1].retryable) == (State.FAILED, True)
+
+
+def test_the_job_of_a_process_is_left_to_it(bench: Bench, job: TrainingJob) -> None:
+    Ledger(bench.store, job, this_process()).claim(1)
+    bench.launch(job)
+    assert not bench.batch.jobs
+
+
+# ── Ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_success_is_on_record_and_the_trainer_has_told_it(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    reserved = bench.spent()
+    bench.batch.begin(bench.only["jobId"])
+    bench.batch.end(bench.only["jobId"], 0)
+    bench.deliver(*bench.batch.events)
+    assert bench.states == [State.SUBMITTED, State.RUNNING]
+    assert bench.spent() < reserved
+    bench.launch(job)
+    assert len(bench.batch.jobs) == 1
+
+
+def test_a_failure_says_what_happened_and_where_the_log_is(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    bench.batch.begin(bench.only["jobId"])
+    bench.batch.end(bench.only["jobId"], 137, statusReason="Essential container in task exited")
+    bench.deliver(*bench.batch.events)
+    last = bench.statuses[-1]
+    assert (last.state, last.retryable) == (State.FAILED, True)
+    assert last.reasons == (
+        "the trainer was ended by SIGKILL, perhaps for want of memory",
+        "AWS Batch: Essential container in task exited",
+    )
+    stream = bench.only["container"]["logStreamName"].replace("/", "$252F")
+    assert last.log_url == (
+        "https://us-east-1.console.aws.amazon.com/cloudwatch/home?region=us-east-1#logsV2:log-groups/log-group/"
+        f"$252Faws$252Fbatch$252Fjob/log-events/{stream}"
+    )
+
+
+def test_what_the_trainer_refused_is_not_said_twice(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    bench.batch.end(bench.only["jobId"], 64)
+    bench.deliver(bench.batch.events[-1])
+    assert bench.states == [State.SUBMITTED]
+
+
+def test_too_long_is_no_reason_to_try_again(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    bench.batch.end(bench.only["jobId"], 137, statusReason="Job attempt duration exceeded timeout")
+    bench.deliver(bench.batch.events[-1])
+    assert bench.statuses[-1].reasons[0] == "it took longer than max_seconds"
+    assert not bench.statuses[-1].retryable
+
+
+def test_events_twice_and_in_any_order_come_to_the_same(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    bench.batch.begin(bench.only["jobId"])
+    bench.batch.end(bench.only["jobId"], 1)
+    events = list(bench.batch.events)
+    spent = set()
+    for order in (events, events[::-1], events * 2, [*events[::-1], *events]):
+        bench.deliver(*order)
+        assert bench.statuses[-1].state is State.FAILED
+        spent.add(bench.spent())
+    # Nothing says again that it runs once it has been said, or it has ended.
+    assert bench.states.count(State.RUNNING) == 1
+    assert len(spent) == 1
+
+
+def test_an_event_that_was_cut_short_is_taken_in_by_its_repetition(job: TrainingJob) -> None:
+    def launched() -> Bench:
+        bench = Bench()
+        bench.launch(job)
+        bench.batch.end(bench.only["jobId"], 1)
+        return bench
+
+    whole = launched()
+    whole.deliver(whole.batch.events[-1])
+    for bench in kills(launched, lambda bench: bench.deliver(bench.batch.events[-1])):
+        bench.deliver(bench.batch.events[-1])
+        assert bench.statuses[-1].state is State.FAILED
+        assert bench.spent() == pytest.approx(whole.spent(), abs=0.001)
+
+
+def test_an_end_whose_event_was_lost_is_found_when_the_job_is_delivered_again(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    bench.batch.end(bench.only["jobId"], 1)
+    bench.launch(job)
+    assert bench.statuses[-1].state is State.FAILED
+    bench.batch.jobs.clear()
+    bench.launch(job)
+    assert bench.statuses[-1].state is State.FAILED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parameters": {}},
+        {"parameters": {"request_id": "../../x", "model": "support", "job_uri": "s3://memory/x"}},
+        {"parameters": {"request_id": "r-2", "model": "support", "job_uri": "s3://memory/x"}},
+        {"jobName": "something-else"},
+        {"jobId": "another"},
+    ],
+)
+def test_jobs_that_are_not_on_the_ledger_are_left_alone(bench: Bench, job: TrainingJob, change: dict[str, Any]) -> None:
+    bench.launch(job)
+    event = state_change(bench.only | {"status": "FAILED"} | change)
+    before = {key: bench.store.get(key) for key in bench.store.list("")}
+    bench.deliver(event)
+    assert bench.states == [State.SUBMITTED]
+    assert {key: bench.store.get(key) for key in bench.store.list("")} == before
+
+
+# ── Cancellations ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_cancelled_before_it_is_launched_nothing_starts(bench: Bench, job: TrainingJob) -> None:
+    bench.cancel(job)
+    bench.launch(job)
+    assert not bench.batch.jobs
+    assert bench.states == [State.CANCELLED]
+
+
+def test_cancelled_while_it_runs_its_failure_is_a_cancellation(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    bench.batch.begin(bench.only["jobId"])
+    bench.cancel(job)
+    assert bench.only["status"] == "FAILED"
+    bench.deliver(*bench.batch.events)
+    assert bench.states[-1] is State.CANCELLED
+    assert State.FAILED not in bench.states
+
+
+def test_cancelled_after_the_end_nothing_changes(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    bench.batch.end(bench.only["jobId"], 1)
+    bench.cancel(job)
+    bench.deliver(bench.batch.events[-1])
+    assert bench.states[-1] is State.FAILED
+
+
+def test_cancelled_at_any_moment_of_a_launch_no_job_goes_on(job: TrainingJob) -> None:
+    for number in range(100):
+        bench = Bench()
+        if not bench.disturbed(lambda: bench.launch(job), lambda: bench.cancel(job), number):  # noqa: B023
+            break
+        assert all(one["status"] == "FAILED" for one in bench.batch.jobs.values())
+    assert number > 10
+
+
+def test_failed_at_any_moment_of_a_cancellation_it_ends_once(job: TrainingJob) -> None:
+    for number in range(100):
+        bench = Bench()
+        bench.launch(job)
+
+        def fail(bench: Bench = bench) -> None:
+            if bench.only["status"] != "FAILED":
+                bench.batch.end(bench.only["jobId"], 1)
+            bench.deliver(bench.batch.events[-1])
+
+        if not bench.disturbed(lambda: bench.cancel(job), fail, number):  # noqa: B023
+            break
+        fail()
+        assert len({state for state in bench.states if state.terminal}) == 1
+    assert number > 5
+
+
+def test_cancelled_while_the_launch_is_cut_short_no_job_goes_on(job: TrainingJob) -> None:
+    for bench in kills(Bench, lambda bench: bench.launch(job)):
+        bench.cancel(job)
+        bench.time += GONE
+        bench.launch(job)
+        assert all(one["status"] == "FAILED" for one in bench.batch.jobs.values())
+        bench.deliver(*(event for event in bench.batch.events if event["detail"]["status"] == "FAILED"))
+        assert bench.states[-1] is State.CANCELLED
+
+
+# ── Costs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_job_over_its_bound_is_refused_with_the_numbers() -> None:
+    bench = Bench(hourly_prices={"small": 1.0, "large": 5.0}, max_job_dollars=9.9)
+    bench.launch(make_job("r-1", max_seconds=3600))
+    assert not bench.batch.jobs
+    last = bench.statuses[-1]
+    assert (last.state, last.retryable) == (State.FAILED, False)
+    assert last.reasons == (
+        "cost: 10.00 dollars (2 attempts of 3600 s at 5 dollars an hour), at most batch.max_job_dollars 9.9",
+    )
+
+
+def test_a_month_has_a_bound_for_each_model_until_jobs_turn_out_cheaper() -> None:
+    bench = Bench(hourly_prices={"any": 1.0}, max_month_dollars=5.0)
+    jobs = [make_job(f"r-{number}", max_seconds=3600) for number in range(5)]
+    for job in jobs[:3]:
+        bench.launch(job)
+    assert len(bench.batch.jobs) == 2
+    refused = bench.statuses[-1]
+    assert (refused.request_id, refused.state, refused.retryable) == ("r-2", State.FAILED, True)
+    assert "6.00 dollars for 'support' in 2025-01" in refused.reasons[0]
+    other = jobs[3].model_copy(update={"request": jobs[3].request.model_copy(update={"model": "sales"})})
+    bench.launch(other)
+    assert len(bench.batch.jobs) == 3
+    first = next(iter(bench.batch.jobs))
+    bench.batch.end(first, 0)
+    bench.deliver(bench.batch.events[-1])
+    bench.launch(jobs[4])
+    assert len(bench.batch.jobs) == 4
+
+
+def test_a_refused_job_stays_refused_when_it_is_delivered_again() -> None:
+    bench = Bench(hourly_prices={"any": 1.0}, max_month_dollars=1.0)
+    bench.launch(job := make_job("r-1", max_seconds=3600))
+    bench.settings = Settings()
+    bench.launch(job)
+    assert not bench.batch.jobs
+
+
+def test_spending_at_the_same_time_is_all_counted() -> None:
+    """At every step of one launch, another of the same model is made from beginning to end."""
+    for number in range(100):
+        bench = Bench(hourly_prices={"any": 1.0}, max_month_dollars=5.0)
+        first, second, third = (make_job(f"r-{one}", max_seconds=3600) for one in range(3))
+        bench.launch(first)
+        if not bench.disturbed(lambda: bench.launch(second), lambda: bench.launch(third), number):  # noqa: B023
+            break
+        assert len(bench.batch.jobs) == 2
+        assert bench.spent() == 4.0
+    assert number > 10
+
+
+def test_what_batch_refuses_has_failed_and_costs_nothing(job: TrainingJob) -> None:
+    bench = Bench(job_queue="misspelt")
+    bench.launch(job)
+    assert bench.states == [State.SUBMITTED, State.FAILED]
+    assert "Job queue misspelt does not exist" in bench.statuses[-1].reasons[0]
+    assert bench.spent() == 0.0
