@@ -11,6 +11,7 @@ COMMANDS = {
     "local": ("infra.local.commands", "Kafka and S3 on this machine, without Docker."),
     "demo": ("foldtune.demo.commands", "The whole loop on this machine, from logs to a model."),
     "worker": ("foldtune.commands.worker", "Run a stream worker."),
+    "api": ("foldtune.commands.api", "Take requests and tell their status over HTTP."),
     "launcher": ("foldtune.commands.launcher", "Run the training jobs on this machine."),
     "import": ("foldtune.commands.imports", "Send documents, chat logs or feedback from JSON Lines files."),
     "request": ("foldtune.commands.request", "Ask for a fine-tuned model."),
