@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from infra import bundle
-from infra.settings import Settings
+from tests.support import setting_names
 from trainers.allocator import ALLOCATOR_ENVIRONMENT
 
 ROOT = bundle.ROOT
@@ -356,16 +355,9 @@ def test_every_variable_is_a_setting(resources: dict[str, Any]) -> None:
     (job,) = of_type(resources, "AWS::Batch::JobDefinition").values()
     container = job["ContainerProperties"]
     names |= {item["Name"] for item in every([*container["Environment"], container["Secrets"]])}
-    known = set(setting_names(Settings))
+    known = setting_names()
     assert {name for name in names if name.startswith("FOLDTUNE_")} <= known
     assert {"FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS", "FOLDTUNE_S3__BUCKET"} <= names
-
-
-def setting_names(model: type[BaseModel], prefix: str = "FOLDTUNE_") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield f"{prefix}{name.upper()}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from setting_names(field.annotation, f"{prefix}{name.upper()}__")
 
 
 @pytest.mark.parametrize(
