@@ -283,11 +283,17 @@ def test_trainings_run_on_spot_first_and_cost_nothing_while_there_are_none(resou
 
 
 @pytest.mark.parametrize("stage", ["dev", "prod"])
-def test_every_instance_type_has_its_price(stage: str) -> None:
+def test_the_bounds_of_cost_let_a_job_of_the_usual_length_run(stage: str) -> None:
     params = yaml.load((ROOT / "serverless.yml").read_text(), Loader=_Loader)["params"]  # noqa: S506 - a safe loader
     values = params["default"] | params[stage]
-    assert set(json.loads(values["gpuHourlyPrices"])) == set(values["gpuInstanceTypes"].split(","))
+    prices = json.loads(values["gpuHourlyPrices"])
+    assert set(prices) == set(values["gpuInstanceTypes"].split(","))
+    most = values["jobAttempts"] * values["jobTimeoutSeconds"] / 3600 * max(prices.values())
+    assert most <= values["maxJobDollars"] <= values["maxMonthDollars"] <= values["budgetDollars"]
     assert values["spendAlarmDollars"] == 0.8 * values["maxMonthDollars"]
+    # The workers say in each job how long it may take.
+    settings = (ROOT / "infra" / "kubernetes" / "base" / "foldtune.env").read_text()
+    assert f"FOLDTUNE_TRAINER__MAX_DURATION=PT{values['jobTimeoutSeconds'] // 3600}H" in settings
 
 
 def test_what_is_kept_is_encrypted_versioned_and_goes_over_tls_alone(resources: dict[str, Any]) -> None:
