@@ -21,6 +21,7 @@ COMMANDS = {
     "subscribe": ("foldtune.commands.subscribe", "Announcements of models, as JSON Lines."),
     "deploy": ("foldtune.commands.deploy", "Keep the newest models in a folder, verified."),
     "dead-letters": ("foldtune.commands.dead_letters", "What could not be used: list, show and replay it."),
+    "restore": ("foldtune.commands.restore", "Events from the snapshot of a training, where topics are lost."),
     "erase": ("foldtune.commands.erase", "Forget a user, a log, a conversation or a document."),
     "negatives": ("foldtune.commands.negatives", "Why a question has the hard negatives that it has."),
     "topics": ("foldtune.commands.topics", "The topics on the brokers."),
