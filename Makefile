@@ -40,12 +40,9 @@ chaos: setup ## Ten minutes of faults, then a comparison with a model of the sys
 bench-ingest: setup ## How fast logs become durable state, and what growth, recovery and a snapshot cost
 	$(BIN)/python -m benchmarks.ingest
 
-package: build/functions.zip $(NODE_MODULES) ## What `osls deploy` deploys to AWS, into .serverless; STAGE=prod PARAMETERS=--param=…
+package: setup $(NODE_MODULES) ## What `osls deploy` deploys to AWS, into .serverless; STAGE=prod PARAMETERS=--param=…
 	$(WITH_NODE) node_modules/.bin/osls package --stage $(or $(STAGE),dev) --package $(PACKAGE) $(PARAMETERS)
 	$(BIN)/cfn-lint --ignore-checks W3005 -- $(PACKAGE)/cloudformation-template-update-stack.json
-
-build/functions.zip: $(INSTALLED) $(shell find infra streams trainers -type f -not -path '*/__pycache__/*')
-	$(BIN)/python -m infra.bundle $@
 
 $(NODE_MODULES): package-lock.json $(INSTALLED)
 	$(WITH_NODE) npm ci --silent

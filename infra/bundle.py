@@ -1,5 +1,7 @@
 """Makes the archive that the functions of ``serverless.yml`` run from: ``python -m infra.bundle build/functions.zip``.
 
+osls calls it whenever it packages or deploys; an archive that is newer than all it is made of is left as it is.
+
 It holds foldtune's modules and its base dependencies, at the locked versions, as wheels for Lambda's machine. No extra
 is in it: a function starts trainings and never trains.
 """
@@ -63,12 +65,21 @@ def pack(folder: Path, archive: Path) -> None:
     sys.stdout.write(json.dumps({"archive": str(archive), "bytes": zipped, "unzipped_bytes": unzipped}) + "\n")
 
 
+def sources() -> list[Path]:
+    """The files that the archive is made of, the locked packages standing for their files."""
+    modules = (path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file())
+    own = [path for path in modules if _LEFT_OUT.isdisjoint(path.parts)]
+    return [ROOT / "pyproject.toml", ROOT / "requirements.lock", *own]
+
+
 def main(arguments: list[str]) -> None:
     """Make the archive whose path is the only argument."""
-    (path,) = arguments
+    (archive,) = map(Path, arguments)
+    if archive.exists() and archive.stat().st_mtime > max(path.stat().st_mtime for path in sources()):
+        return
     with TemporaryDirectory() as folder:
         collect(Path(folder))
-        pack(Path(folder), Path(path))
+        pack(Path(folder), archive)
 
 
 if __name__ == "__main__":

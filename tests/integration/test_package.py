@@ -66,6 +66,12 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
 }
 
 
+def test_the_archive_is_made_anew_when_its_sources_change() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in bundle.sources()}
+    assert {"requirements.lock", "infra/settings.py", "streams/events.py", "trainers/launchers/ledger.py"} <= found
+    assert not [path for path in found if "__pycache__" in path]
+
+
 def package(folder: Path, stage: str, *parameters: str) -> subprocess.CompletedProcess[str]:
     """``make package``, with what is installed already taken as it is."""
     command = ["make", "-o", ".venv/.installed", "package", f"STAGE={stage}", f"PACKAGE={folder}"]
