@@ -346,6 +346,8 @@ def test_the_api_is_called_with_a_token_and_not_too_often(resources: dict[str, A
 def test_every_alarm_reaches_somebody_who_can_read_what_to_do(resources: dict[str, Any]) -> None:
     alarms = of_type(resources, "AWS::CloudWatch::Alarm")
     assert all(alarm["AlarmActions"] == [{"Ref": "Alarms"}] for alarm in alarms.values())
+    runbooks = set(re.findall(r"^### `([a-z-]+)`", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
+    assert {alarm["AlarmName"].removeprefix("foldtune-dev-") for alarm in alarms.values()} | {"budget"} <= runbooks
     json.loads(
         re.sub(
             r"\$\{[^}]+\}",
