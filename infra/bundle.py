@@ -39,8 +39,10 @@ def collect(folder: Path, *, python: str = PYTHON, machine: str | None = MACHINE
     platform = ["--python-platform", machine] if machine else []
     locked = ["--require-hashes", "--constraints", str(ROOT / "requirements.lock"), "--only-binary", ":all:"]
     subprocess.run([*install, *platform, *locked, "--requirements", str(ROOT / "pyproject.toml")], check=True)
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in modules():
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def pack(folder: Path, archive: Path) -> None:
@@ -65,17 +67,16 @@ def pack(folder: Path, archive: Path) -> None:
     sys.stdout.write(json.dumps({"archive": str(archive), "bytes": zipped, "unzipped_bytes": unzipped}) + "\n")
 
 
-def sources() -> list[Path]:
-    """The files that the archive is made of, the locked packages standing for their files."""
-    modules = (path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file())
-    own = [path for path in modules if _LEFT_OUT.isdisjoint(path.parts)]
-    return [ROOT / "pyproject.toml", ROOT / "requirements.lock", *own]
+def modules() -> list[Path]:
+    """foldtune's own part of the archive."""
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def main(arguments: list[str]) -> None:
     """Make the archive whose path is the only argument."""
     (archive,) = map(Path, arguments)
-    if archive.exists() and archive.stat().st_mtime > max(path.stat().st_mtime for path in sources()):
+    sources = [ROOT / "pyproject.toml", ROOT / "requirements.lock", *modules()]
+    if archive.exists() and archive.stat().st_mtime > max(path.stat().st_mtime for path in sources):
         return
     with TemporaryDirectory() as folder:
         collect(Path(folder))
