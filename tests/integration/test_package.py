@@ -351,6 +351,10 @@ def test_every_alarm_reaches_somebody_who_can_read_what_to_do(resources: dict[st
             of_type(resources, "AWS::CloudWatch::Dashboard")["Dashboard"]["DashboardBody"]["Fn::Sub"],
         )
     )
+    budget = resources["Budget"]["Properties"]
+    assert budget["Budget"]["CostFilters"]["TagKeyValue"] == [{"Fn::Join": ["$", ["user:stage", "dev"]]}]
+    for told in budget["NotificationsWithSubscribers"]:
+        assert told["Subscribers"] == [{"SubscriptionType": "SNS", "Address": {"Ref": "Alarms"}}]
     for subscription in resources["Alarms"]["Properties"]["Subscription"]:
         assert subscription == {"Protocol": "email", "Endpoint": {"Ref": "AlarmEmail"}}
 
