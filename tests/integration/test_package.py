@@ -374,6 +374,24 @@ def test_every_variable_is_a_setting(resources: dict[str, Any]) -> None:
     assert {"FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS", "FOLDTUNE_S3__BUCKET"} <= names
 
 
+def test_every_parameter_is_bounded_and_what_stands_there_is_within(template: dict[str, Any]) -> None:
+    # Of the last, CloudFormation itself knows which there are.
+    free = {"JwtAudience", "VpcId", "SubnetIds"}
+    for name, parameter in template["Parameters"].items():
+        values = str(parameter["Default"]).split(",") if "List" in parameter["Type"] else [str(parameter["Default"])]
+        for value in values:
+            if pattern := parameter.get("AllowedPattern"):
+                assert re.fullmatch(pattern, value), name
+            if choices := parameter.get("AllowedValues"):
+                assert value in choices, name
+            if parameter["Type"] == "Number":
+                assert parameter["MinValue"] <= float(value) <= parameter.get("MaxValue", float("inf")), name
+        bounds = {"AllowedPattern", "AllowedValues", "MinValue"} & set(parameter)
+        assert bounds or name in free, name
+    for name in ("GpuHourlyPrices", "ScheduleModels"):
+        json.loads(template["Parameters"][name]["Default"])
+
+
 @pytest.mark.parametrize(
     ("parameter", "where"),
     [
