@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NODE_MODULES := node_modules/.package-lock.json
+PACKAGE ?= .serverless
+# Node.js comes with the Python packages.
+WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit chaos bench-ingest check format lock schemas clean
+.PHONY: help setup demo test unit chaos bench-ingest package check format lock schemas clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -36,6 +40,13 @@ chaos: setup ## Ten minutes of faults, then a comparison with a model of the sys
 bench-ingest: setup ## How fast logs become durable state, and what growth, recovery and a snapshot cost
 	$(BIN)/python -m benchmarks.ingest
 
+package: setup $(NODE_MODULES) ## What `osls deploy` deploys to AWS, into .serverless; STAGE=prod PARAMETERS=--param=…
+	$(WITH_NODE) node_modules/.bin/osls package --stage $(or $(STAGE),dev) --package $(PACKAGE) $(PARAMETERS)
+	$(BIN)/cfn-lint --ignore-checks W3005 -- $(PACKAGE)/cloudformation-template-update-stack.json
+
+$(NODE_MODULES): package-lock.json $(INSTALLED)
+	$(WITH_NODE) npm ci --silent
+
 check: setup ## Lint, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -53,4 +64,4 @@ schemas: setup ## Write docs/events.md and the JSON Schemas from the models
 	$(BIN)/foldtune schemas docs
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .foldtune .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) node_modules build .serverless .foldtune .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from pydantic import BaseModel
+
 from infra.kafka import connection
 from infra.local.stack import LocalServers
 from infra.settings import Settings
@@ -43,6 +45,16 @@ def settings_of(variables: dict[str, str]) -> Settings:
         for name in variables:
             os.environ.pop(name, None)
         os.environ.update(kept)
+
+
+def setting_names(model: type[BaseModel] = Settings, prefix: str = "FOLDTUNE_") -> set[str]:
+    """The variables that settings are read from."""
+    found = set()
+    for name, field in model.model_fields.items():
+        found.add(f"{prefix}{name.upper()}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= setting_names(field.annotation, f"{prefix}{name.upper()}__")
+    return found
 
 
 class ChildProcess:

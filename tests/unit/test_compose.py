@@ -1,5 +1,7 @@
-"""The compose file offers the same servers as ``foldtune local``."""
+"""The compose file is one, and offers the same servers as ``foldtune local``."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,27 @@ OWN_WAY = {"listener.security.protocol.map"}
 def services() -> dict[str, Any]:
     services: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]
     return services
+
+
+def test_the_files_keep_to_the_compose_specification() -> None:
+    files = [COMPOSE, COMPOSE.with_name("compose.gpu.yaml")]
+    check = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_foldtune_runs_in_has_no_rights_and_names_what_there_is(services: dict[str, Any]) -> None:
+    ours = {name: service for name, service in services.items() if "build" in service}
+    assert set(ours) == {"worker", "launcher", "api"}
+    dockerfile = (COMPOSE.parent / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    for service in ours.values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        # `compose up` of the servers alone stays what it was.
+        assert service["profiles"] == ["system"]
+        assert f"AS {service['build']['target']}\n" in dockerfile
+        assert set(service["depends_on"]) <= set(services)
 
 
 def test_the_broker_has_the_same_settings(services: dict[str, Any]) -> None:

@@ -1,0 +1,144 @@
+"""The HTTP API outside of AWS: takes requests for a fine-tuning and tells how they stand.
+
+It asks for no token: it is for the inside of a cluster, behind a proxy that knows its users and names them in
+``X-Forwarded-User``. On AWS the API Gateway checks tokens (``serverless.yml``).
+"""
+
+import asyncio
+import json
+import secrets
+import threading
+from http import HTTPStatus
+
+import structlog
+from aiohttp import web
+from kafka.errors import KafkaError
+from pydantic import ValidationError
+
+from foldtune.errors import UserError
+from infra.errors import InfraError
+from infra.settings import Settings
+from streams.client import FoldtuneClient
+from streams.errors import OutOfBoundsError, StreamsError
+from streams.events import FineTuneRequested, FineTuneStatus, now
+from streams.reading import read
+from streams.records import reasons_of
+from streams.topics import Topic
+
+_log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES = 256 * 1024
+# What a caller may say; who asked, when and by which way is not the caller's to say.
+_ASKED = frozenset({"request_id", "model", "base_model", "data", "dataset", "training", "weights", "seed"})
+_SURROUNDINGS = (InfraError, KafkaError, StreamsError)
+
+
+class Statuses:
+    """The newest status of every request, as far as ``fine-tune-status`` has been read."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._newest: dict[str, FineTuneStatus] = {}
+        self._thread = threading.Thread(target=self._follow, name="statuses", daemon=True)
+
+    def start(self, client: FoldtuneClient) -> None:
+        """Read what there is, then go on in the background."""
+        self._newest |= client.requests()
+        self._thread.start()
+
+    @property
+    def followed(self) -> bool:
+        """Whether new statuses are still read."""
+        return self._thread.is_alive()
+
+    def newest(self, request_id: str) -> FineTuneStatus | None:
+        """How a request stands; ``None`` where nothing is known of it (yet)."""
+        return self._newest.get(request_id)
+
+    def _follow(self) -> None:
+        for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS, follow=True):
+            try:
+                status = FineTuneStatus.model_validate_json(record.value or b"")
+            except ValidationError as error:
+                _log.warning("unreadable status", offset=record.offset, errors=error.error_count())
+                continue
+            self._newest[status.request_id] = status
+
+
+class Api:
+    """``POST /requests``, ``GET /requests/{id}`` and ``GET /health``."""
+
+    def __init__(self, client: FoldtuneClient, statuses: Statuses) -> None:
+        self._client = client
+        self._statuses = statuses
+
+    def application(self) -> web.Application:
+        """The routes, for whatever serves them."""
+        site = web.Application(client_max_size=MAX_BODY_BYTES)
+        site.router.add_post("/requests", self._ask)
+        site.router.add_get("/requests/{id}", self._tell)
+        site.router.add_get("/health", self._health)
+        return site
+
+    async def _ask(self, call: web.Request) -> web.Response:
+        try:
+            request = _request(await call.read(), call.headers.get("X-Forwarded-User") or "unknown")
+            await asyncio.to_thread(self._client.request_fine_tune, request)
+        except ValidationError as error:
+            return _answer(HTTPStatus.BAD_REQUEST, {"errors": list(reasons_of(error))})
+        except (UserError, OutOfBoundsError) as error:
+            return _answer(HTTPStatus.BAD_REQUEST, {"errors": [str(error)]})
+        except _SURROUNDINGS as error:
+            _log.warning("request not published", error=str(error))
+            reason = "not available at the moment; the same request may be sent again"
+            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, {"errors": [reason]})
+        return _answer(HTTPStatus.ACCEPTED, {"request_id": request.request_id, "model": request.model})
+
+    async def _tell(self, call: web.Request) -> web.Response:
+        status = self._statuses.newest(call.match_info["id"])
+        if status is None:
+            return _answer(HTTPStatus.NOT_FOUND, {"errors": ["no request of this id is known (yet)"]})
+        return _answer(HTTPStatus.OK, status.model_dump(mode="json", exclude_none=True))
+
+    async def _health(self, _: web.Request) -> web.Response:
+        if self._statuses.followed:
+            return web.Response(text="ok\n")
+        return web.Response(text="statuses are not read any more\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Serve the API until SIGINT or SIGTERM.
+
+    Raises:
+        NoBrokerError: no broker answers.
+        TopicMissingError: no worker has been there yet to create the topics.
+    """
+    with FoldtuneClient(settings) as client:
+        statuses = Statuses(settings)
+        statuses.start(client)
+        _log.info("the API is served", host=host, port=port)
+        web.run_app(Api(client, statuses).application(), host=host, port=port, access_log=None, print=None)
+
+
+def _request(body: bytes, caller: str) -> FineTuneRequested:
+    """What a body asks for.
+
+    Raises:
+        UserError: it is no JSON object, or says what is not its to say.
+        ValidationError: it is no valid request.
+    """
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise UserError("body: should be JSON") from error
+    if not isinstance(asked, dict):
+        raise UserError("body: should be a JSON object")
+    if unknown := sorted(set(asked) - _ASKED):
+        raise UserError(f"{unknown[0][:100]}: is no field of a request")
+    said = {"requested_at": now().isoformat(), "requested_by": caller[:256], "origin": "api"}
+    named = {"request_id": f"api-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"} | asked
+    return FineTuneRequested.model_validate_json(json.dumps(named | said))
+
+
+def _answer(status: HTTPStatus, content: dict[str, object]) -> web.Response:
+    return web.json_response(content, status=status, headers={"Cache-Control": "no-store"})

@@ -1,0 +1,84 @@
+"""The HTTP API as a process, on real Kafka."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.kafka import Publisher
+from infra.local.ports import free_port
+from infra.settings import Settings
+from streams.events import FineTuneRequested, FineTuneStatus, State, now
+from streams.topics import Topic
+from tests.support import ChildProcess, Reader
+
+BAD: list[tuple[Any, str]] = [
+    (b"{", "body: should be JSON"),
+    (b"[" * 100_000, "body: should be JSON"),
+    ([], "body: should be a JSON object"),
+    ({"model": "helpdesk", "requested_by": "root"}, "requested_by: is no field of a request"),
+    ({"model": "../x"}, "model"),
+    ({"model": "helpdesk", "training": {"epochs": 1000}}, "training.epochs"),
+]
+
+
+def call(url: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any]]:
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers)  # noqa: S310 - this machine's own server
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        content = error.read()
+        return error.code, json.loads(content) if content.startswith(b"{") else {}
+
+
+@pytest.fixture
+def api(variables: dict[str, str], settings: Settings, tmp_path: Path) -> Iterator[str]:
+    port = free_port()
+    child = ChildProcess(["api", "--port", str(port)], variables, tmp_path / "api.log")
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):  # noqa: S310
+                break
+        except OSError:
+            assert child.alive, child.log.read_text()
+            assert time.monotonic() < deadline, child.log.read_text()
+            time.sleep(0.1)
+    yield address
+    assert child.stop() == 0
+
+
+def test_a_request_is_published_and_its_status_told(api: str, settings: Settings, publisher: Publisher) -> None:
+    code, answer = call(f"{api}/requests", {"model": "helpdesk"}, **{"X-Forwarded-User": "ada"})
+    assert code == 202
+    with Reader(settings, Topic.FINE_TUNE_REQUESTS) as reader:
+        (record,) = reader.until(lambda records: len(records) == 1)
+    request = FineTuneRequested.model_validate_json(record.value)
+    assert (request.request_id, request.model) == (answer["request_id"], "helpdesk")
+    assert (request.requested_by, request.origin) == ("ada", "api")
+    where = f"{api}/requests/{request.request_id}"
+    assert call(where)[0] == 404
+    status = FineTuneStatus(request_id=request.request_id, model="helpdesk", state=State.ACCEPTED, at=now())
+    publisher.send(Topic.FINE_TUNE_STATUS, status, key=request.request_id, partition_by="helpdesk")
+    publisher.flush()
+    deadline = time.monotonic() + 30
+    while (told := call(where))[0] == 404 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert told[0] == 200
+    assert told[1]["state"] == "accepted"
+
+
+def test_what_is_no_request_is_answered_with_the_reason(api: str) -> None:
+    for body, words in BAD:
+        code, answer = call(f"{api}/requests", body)
+        assert code == 400
+        assert words in answer["errors"][0]
+    assert call(f"{api}/requests", b" " * (256 * 1024 + 1))[0] == 413

@@ -1,0 +1,468 @@
+"""What would be deployed to AWS: serverless.yml packaged as ``make package`` does it, linted, and read."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra import bundle
+from tests.support import setting_names
+from trainers.allocator import ALLOCATOR_ENVIRONMENT
+
+ROOT = bundle.ROOT
+ARCHIVE = ROOT / "build" / "functions.zip"
+# The functions' permissions to be attached to a network cannot be bound to a resource, nor can looking at jobs.
+UNBOUND = {
+    "batch:DescribeJobs",
+    "batch:ListJobs",
+    "ec2:AssignPrivateIpAddresses",
+    "ec2:CreateNetworkInterface",
+    "ec2:DeleteNetworkInterface",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSecurityGroups",
+    "ec2:DescribeSubnets",
+    "ec2:DescribeVpcs",
+    "ec2:UnassignPrivateIpAddresses",
+    "ecr:GetAuthorizationToken",
+}
+EVERY_FUNCTION = {
+    "logs:CreateLogStream": {"log-group:/aws/lambda/foldtune-dev-NAME:*"},
+    "logs:PutLogEvents": {"log-group:/aws/lambda/foldtune-dev-NAME:*"},
+    "secretsmanager:GetSecretValue": {"KafkaSecretArn", "KafkaCaSecretArn"},
+    "kms:Decrypt": {"KafkaSecretKeyArn"},
+    **{action: {"*"} for action in UNBOUND if action.startswith("ec2:")},
+}
+GIVE_UP = {"sqs:SendMessage": {"UndeliveredEvents"}}
+# What each function may do beyond that, and on what.
+FUNCTIONS: dict[str, dict[str, set[str]]] = {
+    "launch": GIVE_UP
+    | {
+        "batch:SubmitJob": {"JobQueue", "job-definition/foldtune-dev", "job-definition/foldtune-dev:*"},
+        "batch:TerminateJob": {"job/*"},
+        "batch:DescribeJobs": {"*"},
+        "batch:ListJobs": {"*"},
+        "s3:GetObject": {"Bucket/jobs/*", "Bucket/spend/*", "Bucket/statuses/*"},
+        "s3:PutObject": {"Bucket/jobs/*", "Bucket/spend/*", "Bucket/statuses/*"},
+        "s3:ListBucket": {"Bucket"},
+        "kafka:DescribeCluster": {"MskClusterArn"},
+        "kafka:DescribeClusterV2": {"MskClusterArn"},
+        "kafka:GetBootstrapBrokers": {"MskClusterArn"},
+    },
+    "batch-state": GIVE_UP
+    | {
+        "s3:GetObject": {"Bucket/jobs/*", "Bucket/spend/*"},
+        "s3:PutObject": {"Bucket/jobs/*", "Bucket/spend/*"},
+        "s3:ListBucket": {"Bucket"},
+    },
+    "api": {"s3:GetObject": {"Bucket/statuses/*"}, "s3:ListBucket": {"Bucket"}},
+    "schedule": GIVE_UP,
+}
+
+
+def package(folder: Path, stage: str, *parameters: str) -> subprocess.CompletedProcess[str]:
+    """``make package``, with what is installed already taken as it is."""
+    command = ["make", "-o", ".venv/.installed", "package", f"STAGE={stage}", f"PACKAGE={folder}"]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return subprocess.run(
+        [*command, "PARAMETERS=" + " ".join(f"--param={parameter}" for parameter in parameters)],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def packaged(folder: Path, stage: str, *parameters: str) -> dict[str, Any]:
+    """The template of a packaging that must succeed, and so was linted."""
+    done = package(folder, stage, *parameters)
+    assert done.returncode == 0, done.stdout + done.stderr
+    template: dict[str, Any] = json.loads((folder / "cloudformation-template-update-stack.json").read_text())
+    return template
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return packaged(tmp_path_factory.mktemp("dev"), "dev")
+
+
+@pytest.fixture(scope="module")
+def resources(template: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = template["Resources"]
+    return found
+
+
+def of_type(resources: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {name: value["Properties"] for name, value in resources.items() if value["Type"] == kind}
+
+
+def every(value: Any) -> Iterator[Any]:
+    """The items of a list or a single value, of both branches of each condition."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, list):
+            yield from every(item)
+        elif isinstance(item, dict) and "Fn::If" in item:
+            yield from every(item["Fn::If"][1:])
+        elif item != {"Ref": "AWS::NoValue"}:
+            yield item
+
+
+def named(value: Any) -> str:
+    """A resource of a policy, by its logical id or the end of its ARN."""
+    if isinstance(value, str):
+        return value
+    if "Ref" in value:
+        return str(value["Ref"])
+    if "Fn::GetAtt" in value:
+        return str(value["Fn::GetAtt"][0])
+    text = str(value["Fn::Sub"])
+    return re.sub(r"^\$\{(\w+)\.Arn\}", r"\1", re.sub(r"^arn:.*\$\{AWS::AccountId\}:", "", text))
+
+
+def statements(resources: dict[str, Any], role: str) -> list[dict[str, Any]]:
+    """All that a role may do: its own policies' statements and those of the stack's managed policies."""
+    properties = resources[role]["Properties"]
+    documents = [policy["PolicyDocument"] for policy in every(properties.get("Policies", []))]
+    shared = [arn["Ref"] for arn in every(properties.get("ManagedPolicyArns", [])) if "Ref" in arn]
+    documents += [resources[name]["Properties"]["PolicyDocument"] for name in shared]
+    return [statement for document in documents for statement in every(document["Statement"])]
+
+
+def permissions(resources: dict[str, Any], role: str) -> dict[str, set[str]]:
+    """By action, what a role may do it to."""
+    found: dict[str, set[str]] = {}
+    for statement in statements(resources, role):
+        assert statement["Effect"] == "Allow"
+        for action in every(statement["Action"]):
+            found.setdefault(action, set()).update(named(resource) for resource in every(statement["Resource"]))
+    return found
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_function_may_do_what_its_code_calls_and_nothing_else(resources: dict[str, Any], name: str) -> None:
+    functions = of_type(resources, "AWS::Lambda::Function")
+    (function,) = [value for value in functions.values() if value["FunctionName"] == f"foldtune-dev-{name}"]
+    role = function["Role"]["Fn::GetAtt"][0]
+    wanted = {
+        action: {resource.replace("NAME", name) for resource in on}
+        for action, on in (EVERY_FUNCTION | FUNCTIONS[name]).items()
+    }
+    assert permissions(resources, role) == wanted
+    assert [other["Role"] for other in functions.values()].count(function["Role"]) == 1
+
+
+def test_the_launch_function_alone_starts_and_ends_jobs(resources: dict[str, Any]) -> None:
+    able = {
+        role
+        for role in of_type(resources, "AWS::IAM::Role")
+        if any(action.startswith("batch:") for action in permissions(resources, role))
+    }
+    assert able == {"LaunchRole"}
+
+
+def test_a_training_writes_below_its_own_prefixes_alone(resources: dict[str, Any]) -> None:
+    found = permissions(resources, "JobRole")
+    assert found["s3:PutObject"] == {"Bucket/models/*", "Bucket/checkpoints/*"}
+    assert found["s3:DeleteObject"] == {"Bucket/checkpoints/*"}
+    objects = {"s3:GetObject", "s3:ListBucket", "s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"}
+    # The secrets only where it reads certificates itself.
+    assert set(found) == objects | {"secretsmanager:GetSecretValue", "kms:Decrypt"}
+    policies = resources["JobRole"]["Properties"]["ManagedPolicyArns"]
+    assert policies == {"Fn::If": ["TrainingReadsSecrets", [{"Ref": "KafkaPolicy"}], {"Ref": "AWS::NoValue"}]}
+
+
+def test_a_worker_has_the_snapshots_and_nothing_else(resources: dict[str, Any]) -> None:
+    found = permissions(resources, "WorkerRole")
+    assert set().union(*found.values()) == {"Bucket/snapshots/*", "Bucket"}
+
+
+def test_no_role_may_do_a_thing_to_everything_where_it_can_be_bound(resources: dict[str, Any]) -> None:
+    for role in of_type(resources, "AWS::IAM::Role"):
+        for action, on in permissions(resources, role).items():
+            assert "*" not in action
+            assert "*" not in on or action in UNBOUND, f"{role}: {action}"
+    # osls adds no role of its own beside those of serverless.yml.
+    assert "IamRoleLambdaExecution" not in resources
+
+
+def test_objects_are_listed_below_the_prefixes_that_are_read(resources: dict[str, Any]) -> None:
+    for role in of_type(resources, "AWS::IAM::Role"):
+        found = permissions(resources, role)
+        for statement in statements(resources, role):
+            if "s3:ListBucket" in every(statement["Action"]):
+                prefixes = {f"Bucket/{prefix}" for prefix in statement["Condition"]["StringLike"]["s3:prefix"]}
+                assert prefixes == found["s3:GetObject"], role
+
+
+def test_events_of_kafka_are_answered_one_by_one_and_given_up_into_the_queue(resources: dict[str, Any]) -> None:
+    sources = of_type(resources, "AWS::Lambda::EventSourceMapping")
+    topics = {(resources[name]["Condition"], named(source["Topics"][0])) for name, source in sources.items()}
+    assert topics == {
+        (kind, f"${{KafkaTopicPrefix}}{topic}")
+        for kind in ("SelfManagedKafka", "Msk")
+        for topic in ("training-jobs", "fine-tune-status")
+    }
+    for source in sources.values():
+        assert source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        assert source["MaximumRetryAttempts"] == 100
+        assert named(source["DestinationConfig"]["OnFailure"]["Destination"]) == "UndeliveredEvents"
+        assert source["ProvisionedPollerConfig"]["MinimumPollers"] == 1
+        assert source["MaximumBatchingWindowInSeconds"] >= 1
+        assert source["StartingPosition"] == "TRIM_HORIZON"
+        # A mapping that is created and one that is changed must not share a group.
+        assert "ConsumerGroupId" in json.dumps(source)
+
+
+def test_events_of_batch_and_of_the_calendar_are_tried_again_and_then_kept(resources: dict[str, Any]) -> None:
+    rules = of_type(resources, "AWS::Events::Rule")
+    assert {rule["Name"] for rule in rules.values()} == {"foldtune-dev-batch-state", "foldtune-dev-schedule"}
+    for rule in rules.values():
+        (target,) = rule["Targets"]
+        assert target["RetryPolicy"] == {"MaximumEventAgeInSeconds": 86400, "MaximumRetryAttempts": 185}
+        assert named(target["DeadLetterConfig"]["Arn"]) == "UndeliveredEvents"
+    (pattern,) = [rule["EventPattern"] for rule in rules.values() if "EventPattern" in rule]
+    assert pattern["detail"]["jobQueue"] == [{"Ref": "JobQueue"}]
+    # Lambda answers EventBridge before the function runs: what the function then raises, Lambda must keep.
+    for config in of_type(resources, "AWS::Lambda::EventInvokeConfig").values():
+        assert config["MaximumRetryAttempts"] == 2
+        assert named(config["DestinationConfig"]["OnFailure"]["Destination"]) == "UndeliveredEvents"
+    assert len(of_type(resources, "AWS::Lambda::EventInvokeConfig")) == 2
+
+
+def test_the_calendar_is_off_unless_asked_for(resources: dict[str, Any], tmp_path: Path) -> None:
+    def state(found: dict[str, Any]) -> str:
+        (rule,) = [rule for rule in of_type(found, "AWS::Events::Rule").values() if "ScheduleExpression" in rule]
+        return str(rule["State"])
+
+    assert state(resources) == "DISABLED"
+    assert state(packaged(tmp_path, "prod", "scheduleEnabled=true")["Resources"]) == "ENABLED"
+
+
+def test_a_job_is_tried_again_where_that_may_help(resources: dict[str, Any]) -> None:
+    (job,) = of_type(resources, "AWS::Batch::JobDefinition").values()
+    assert job["RetryStrategy"] == {
+        "Attempts": {"Ref": "JobAttempts"},
+        "EvaluateOnExit": [
+            {"OnStatusReason": "Host EC2*", "Action": "RETRY"},
+            {"OnReason": "CannotPullContainerError:*", "Action": "RETRY"},
+            {"OnExitCode": "75", "Action": "RETRY"},
+            {"OnReason": "*", "Action": "EXIT"},
+        ],
+    }
+    assert job["Timeout"] == {"AttemptDurationSeconds": {"Ref": "JobTimeoutSeconds"}}
+    assert job["ResourceRetentionPolicy"] == {"SkipDeregisterOnUpdate": True}
+    container = job["ContainerProperties"]
+    assert container["Command"] == ["python", "-m", "trainers.job", "Ref::job_uri"]
+    assert {"Type": "GPU", "Value": "1"} in container["ResourceRequirements"]
+    assert container["LinuxParameters"]["SharedMemorySize"] == {"Ref": "JobSharedMemoryMebibytes"}
+    assert container["User"] != "0"
+    assert container["Privileged"] is False
+    environment = {item["Name"]: item["Value"] for item in every(container["Environment"])}
+    assert ALLOCATOR_ENVIRONMENT.items() <= environment.items()
+
+
+def test_trainings_run_on_spot_first_and_cost_nothing_while_there_are_none(resources: dict[str, Any]) -> None:
+    environments = of_type(resources, "AWS::Batch::ComputeEnvironment")
+    (queue,) = of_type(resources, "AWS::Batch::JobQueue").values()
+    order = [named(item["ComputeEnvironment"]) for item in queue["ComputeEnvironmentOrder"]]
+    assert [environments[name]["ComputeResources"]["Type"] for name in order] == ["SPOT", "EC2"]
+    for environment in environments.values():
+        compute = environment["ComputeResources"]
+        assert compute["MinvCpus"] == 0
+        assert compute["Ec2Configuration"] == [{"ImageType": "ECS_AL2023_NVIDIA"}]
+    (machine,) = of_type(resources, "AWS::EC2::LaunchTemplate").values()
+    assert all(device["Ebs"]["Encrypted"] for device in machine["LaunchTemplateData"]["BlockDeviceMappings"])
+    assert machine["LaunchTemplateData"]["MetadataOptions"]["HttpTokens"] == "required"
+
+
+@pytest.mark.parametrize("stage", ["dev", "prod"])
+def test_the_bounds_of_cost_let_a_job_of_the_usual_length_run(stage: str) -> None:
+    params = yaml.load((ROOT / "serverless.yml").read_text(), Loader=_Loader)["params"]  # noqa: S506 - a safe loader
+    values = params["default"] | params[stage]
+    prices = json.loads(values["gpuHourlyPrices"])
+    assert set(prices) == set(values["gpuInstanceTypes"].split(","))
+    most = values["jobAttempts"] * values["jobTimeoutSeconds"] / 3600 * max(prices.values())
+    assert most <= values["maxJobDollars"] <= values["maxMonthDollars"] <= values["budgetDollars"]
+    assert values["spendAlarmDollars"] == 0.8 * values["maxMonthDollars"]
+    # The workers say in each job how long it may take.
+    settings = (ROOT / "infra" / "kubernetes" / "base" / "foldtune.env").read_text()
+    assert f"FOLDTUNE_TRAINER__MAX_DURATION=PT{values['jobTimeoutSeconds'] // 3600}H" in settings
+
+
+def test_what_is_kept_is_encrypted_versioned_and_goes_over_tls_alone(resources: dict[str, Any]) -> None:
+    bucket = resources["Bucket"]["Properties"]
+    assert resources["Bucket"]["DeletionPolicy"] == "Retain"
+    encryption = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    assert encryption == [{"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert all(bucket["PublicAccessBlockConfiguration"].values())
+    assert len(bucket["PublicAccessBlockConfiguration"]) == 4
+    for policy in ("BucketPolicy", "UndeliveredEventsPolicy"):
+        denied = [s for s in resources[policy]["Properties"]["PolicyDocument"]["Statement"] if s["Effect"] == "Deny"]
+        assert [s["Condition"] for s in denied] == [{"Bool": {"aws:SecureTransport": "false"}}]
+        assert denied[0]["Principal"] == "*"
+    (queue,) = of_type(resources, "AWS::SQS::Queue").values()
+    assert queue["SqsManagedSseEnabled"] is True
+    (repository,) = of_type(resources, "AWS::ECR::Repository").values()
+    assert repository["EncryptionConfiguration"] == {"EncryptionType": "AES256"}
+    assert repository["ImageTagMutability"] == "IMMUTABLE"
+
+
+def test_what_is_not_needed_any_more_goes(resources: dict[str, Any]) -> None:
+    rules = {rule["Id"]: rule for rule in resources["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]}
+    assert rules["uploads-that-were-never-completed"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
+    assert rules["snapshots"]["ExpirationInDays"] == {"Ref": "SnapshotDays"}
+    assert rules["checkpoints"]["Prefix"] == "checkpoints/"
+    # Models and the records of jobs stay.
+    assert {rule["Prefix"] for rule in rules.values() if "ExpirationInDays" in rule} == {"snapshots/", "checkpoints/"}
+    groups = of_type(resources, "AWS::Logs::LogGroup")
+    assert len(groups) == 6
+    assert all(group["RetentionInDays"] == 14 for group in groups.values())
+
+
+def test_the_api_is_called_with_a_token_and_not_too_often(resources: dict[str, Any]) -> None:
+    routes = of_type(resources, "AWS::ApiGatewayV2::Route")
+    assert {route["RouteKey"] for route in routes.values()} == {"POST /requests", "GET /requests/{id}"}
+    assert all(route["AuthorizationType"] == "JWT" for route in routes.values())
+    (authorizer,) = of_type(resources, "AWS::ApiGatewayV2::Authorizer").values()
+    assert authorizer["JwtConfiguration"] == {"Issuer": {"Ref": "JwtIssuer"}, "Audience": [{"Ref": "JwtAudience"}]}
+    (stage,) = of_type(resources, "AWS::ApiGatewayV2::Stage").values()
+    assert stage["DefaultRouteSettings"]["ThrottlingRateLimit"] == 10
+
+
+def test_every_alarm_reaches_somebody_who_can_read_what_to_do(resources: dict[str, Any]) -> None:
+    alarms = of_type(resources, "AWS::CloudWatch::Alarm")
+    assert all(alarm["AlarmActions"] == [{"Ref": "Alarms"}] for alarm in alarms.values())
+    runbooks = set(re.findall(r"^### `([a-z-]+)`", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
+    assert {alarm["AlarmName"].removeprefix("foldtune-dev-") for alarm in alarms.values()} | {"budget"} <= runbooks
+    json.loads(
+        re.sub(
+            r"\$\{[^}]+\}",
+            "x",
+            of_type(resources, "AWS::CloudWatch::Dashboard")["Dashboard"]["DashboardBody"]["Fn::Sub"],
+        )
+    )
+    budget = resources["Budget"]["Properties"]
+    assert budget["Budget"]["CostFilters"]["TagKeyValue"] == [{"Fn::Join": ["$", ["user:stage", "dev"]]}]
+    for told in budget["NotificationsWithSubscribers"]:
+        assert told["Subscribers"] == [{"SubscriptionType": "SNS", "Address": {"Ref": "Alarms"}}]
+    for subscription in resources["Alarms"]["Properties"]["Subscription"]:
+        assert subscription == {"Protocol": "email", "Endpoint": {"Ref": "AlarmEmail"}}
+
+
+def test_every_variable_is_a_setting(resources: dict[str, Any]) -> None:
+    names = {
+        name
+        for function in of_type(resources, "AWS::Lambda::Function").values()
+        for name in function["Environment"]["Variables"]
+    }
+    (job,) = of_type(resources, "AWS::Batch::JobDefinition").values()
+    container = job["ContainerProperties"]
+    names |= {item["Name"] for item in every([*container["Environment"], container["Secrets"]])}
+    known = setting_names()
+    assert {name for name in names if name.startswith("FOLDTUNE_")} <= known
+    assert {"FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS", "FOLDTUNE_S3__BUCKET"} <= names
+
+
+def test_every_parameter_is_bounded_and_what_stands_there_is_within(template: dict[str, Any]) -> None:
+    # Of the last, CloudFormation itself knows which there are.
+    free = {"JwtAudience", "VpcId", "SubnetIds"}
+    for name, parameter in template["Parameters"].items():
+        values = str(parameter["Default"]).split(",") if "List" in parameter["Type"] else [str(parameter["Default"])]
+        for value in values:
+            if pattern := parameter.get("AllowedPattern"):
+                assert re.fullmatch(pattern, value), name
+            if choices := parameter.get("AllowedValues"):
+                assert value in choices, name
+            if parameter["Type"] == "Number":
+                assert parameter["MinValue"] <= float(value) <= parameter.get("MaxValue", float("inf")), name
+        bounds = {"AllowedPattern", "AllowedValues", "MinValue"} & set(parameter)
+        assert bounds or name in free, name
+    for name in ("GpuHourlyPrices", "ScheduleModels"):
+        json.loads(template["Parameters"][name]["Default"])
+
+
+@pytest.mark.parametrize(
+    ("parameter", "where"),
+    [
+        ("vpcId=mine", "VpcId"),
+        ("kafkaBootstrapServers=kafka", "KafkaBootstrapServers"),
+        ("trainerImageTag=latest", "TrainerImageTag"),
+        ("kafkaAuthentication=none", "KafkaAuthentication"),
+        ("alarmEmail=nobody", "AlarmEmail"),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_refused(tmp_path: Path, parameter: str, where: str) -> None:
+    done = package(tmp_path, "dev", parameter)
+    assert done.returncode != 0
+    lines = (tmp_path / "cloudformation-template-update-stack.json").read_text().splitlines()
+    places = {int(number) for number in re.findall(r"template-update-stack\.json:(\d+):", done.stdout)}
+    blamed = {next(line for line in reversed(lines[:number]) if re.match(r' {4}"\w+": \{', line)) for number in places}
+    assert f'    "{where}": {{' in blamed, done.stdout
+
+
+def test_msk_takes_the_place_of_other_brokers_by_a_parameter(tmp_path: Path) -> None:
+    template = packaged(tmp_path, "prod", "kafkaKind=msk", "kafkaAuthentication=mtls")
+    assert template["Parameters"]["KafkaKind"]["Default"] == "msk"
+    assert template["Conditions"]["Msk"] == {"Fn::Equals": [{"Ref": "KafkaKind"}, "msk"]}
+
+
+def test_the_bundle_is_small_and_holds_nothing_to_train_with(resources: dict[str, Any]) -> None:
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        names = archive.namelist()
+        unzipped = sum(item.file_size for item in archive.infolist())
+        headers = {name: archive.read(name)[:20] for name in names if name.endswith(".so")}
+    tops = {name.split("/")[0] for name in names}
+    assert not {"torch", "faust", "mode", "transformers", "pyarrow", "numpy", "rocksdict"} & tops
+    assert {"boto3", "kafka", "pydantic", "infra", "streams", "trainers"} <= tops
+    # It is made anew whenever one of these changes.
+    assert {path.relative_to(ROOT).as_posix() for path in bundle.modules()} <= set(names)
+    # Lambda's bounds.
+    assert ARCHIVE.stat().st_size < 50_000_000
+    assert unzipped < 250_000_000
+    # Compiled for the machine and the Python that serverless.yml names.
+    functions = of_type(resources, "AWS::Lambda::Function").values()
+    assert {(function["Runtime"], *function["Architectures"]) for function in functions} == {("python3.13", "arm64")}
+    assert headers
+    for name, header in headers.items():
+        assert ".cpython-313-aarch64-linux-gnu" in name
+        assert header[:4] == b"\x7fELF"
+        assert int.from_bytes(header[18:20], "little") == 183, name
+
+
+def test_the_handlers_need_nothing_but_the_bundle(resources: dict[str, Any], tmp_path: Path) -> None:
+    bundle.collect(tmp_path, python=f"{sys.version_info.major}.{sys.version_info.minor}", machine=None)
+    wanted = sorted(function["Handler"] for function in of_type(resources, "AWS::Lambda::Function").values())
+    assert wanted == [f"infra.handlers.{name}" for name in ("api", "batch_state", "launch", "schedule")]
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import infra.handlers as h; "
+        "print(h.__file__, *(callable(getattr(h, n)) for n in ('api', 'batch_state', 'launch', 'schedule')), "
+        "sorted({'torch', 'faust', 'pyarrow', 'psutil'} & set(sys.modules)))"
+    )
+    # Isolated, and without the packages of this environment.
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split(maxsplit=1) == [f"{tmp_path}/infra/handlers.py", "True True True True []\n"], done.stderr
+
+
+def test_the_lock_file_names_no_registry() -> None:
+    lock = json.loads((ROOT / "package-lock.json").read_text())
+    packages = [value for name, value in lock["packages"].items() if name]
+    assert packages
+    assert all("resolved" not in value and value["integrity"].startswith("sha512-") for value in packages)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads CloudFormation's short forms, and forgets them."""
+
+
+_Loader.add_multi_constructor("!", lambda *_: None)

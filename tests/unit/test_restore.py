@@ -1,0 +1,64 @@
+"""What comes back from a snapshot makes the same snapshot again."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pyarrow as pa
+import pytest
+
+from foldtune import restore
+from infra.settings import Strengths
+from streams import stored
+from streams.events import DocumentUpserted
+from streams.fold import JudgedLog
+from streams.labels import Label, label
+from streams.snapshot_format import DOCUMENTS, EXAMPLES
+from streams.snapshots import _example_row
+from streams.stored import Verdict
+
+STRENGTHS = Strengths(retrieved=0.2, retrieved_min_score=0.5)
+RETRIEVED = tuple(
+    stored.RetrievedPassage(
+        document_id=name, folder_id="g" if name == "far" else "f", rank=rank, score=1 / rank, text=text
+    )
+    for rank, (name, text) in enumerate([("one", "Text."), ("two", None), ("far", "Afar."), ("four", None)], 1)
+)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "cited", "kind"),
+    [
+        (None, ("four", "two"), Label.CITED),
+        (None, ("far",), Label.CITED),
+        (None, (), Label.RETRIEVED),
+        (Verdict(rating="like"), ("two",), Label.LIKED),
+        (Verdict(rating="dislike"), ("four", "two"), Label.DISLIKED),
+        (Verdict(correct_document_id="far"), ("two",), Label.CORRECTED),
+        (Verdict(correct_document_id="never shown"), (), Label.CORRECTED),
+    ],
+)
+def test_a_restored_log_makes_the_same_example(verdict: Verdict | None, cited: tuple[str, ...], kind: Label) -> None:
+    log = stored.ChatLog(
+        log_id="l",
+        occurred_at=datetime(2026, 1, 1, tzinfo=UTC),
+        agent_id="a",
+        question="how?",
+        folder_id="f",
+        retrieved=RETRIEVED,
+        cited_document_ids=cited,
+    )
+    before = label(JudgedLog(log, verdict), STRENGTHS)
+    assert before
+    assert before.label is kind
+    (event,) = restore.logs(pa.Table.from_pylist([_example_row(before)], EXAMPLES))
+    again = msgspec.json.decode(event.encode(), type=stored.ChatLog)
+    after = label(JudgedLog(again, again.feedback), STRENGTHS)
+    assert after
+    assert _example_row(after) == _example_row(before)
+
+
+def test_documents_come_back_as_of_the_snapshot() -> None:
+    at = datetime(2026, 2, 1, tzinfo=UTC)
+    row = {"folder_id": "f", "document_id": "d", "title": "T", "text": "Text."}
+    (event,) = restore.documents(pa.Table.from_pylist([row], DOCUMENTS), at)
+    assert event == DocumentUpserted(occurred_at=at, **row)
