@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cfnlint.decode.cfn_yaml import load
 from kafka import KafkaConsumer
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -41,8 +42,11 @@ from tests.support import ChildProcess, environment, settings_of
 from trainers.base_models import packaged_minilm, packaged_minilm_folder
 from trainers.launchers.environment import settings_environment
 
-# As in the job definition: Batch fills in the parameter.
-COMMAND = ("python", "-m", "trainers.job", "Ref::job_uri")
+JOB_DEFINITION = load(str(Path(__file__).parents[2] / "infra" / "aws" / "batch.yml"))["Resources"]["JobDefinition"][
+    "Properties"
+]
+# Batch fills in the parameter.
+COMMAND = tuple(JOB_DEFINITION["ContainerProperties"]["Command"])
 MODELS = TRAINED, KILLED, REGRETTED = ("runbooks", "killed", "regretted")
 CLAIMS = {"sub": "somebody"}
 POISON = b"\xffnothing"

@@ -16,6 +16,7 @@ import yaml
 from infra import bundle
 from tests.support import setting_names
 from trainers.allocator import ALLOCATOR_ENVIRONMENT
+from trainers.launchers.batch import RETRIED
 
 ROOT = bundle.ROOT
 ARCHIVE = ROOT / "build" / "functions.zip"
@@ -250,12 +251,8 @@ def test_a_job_is_tried_again_where_that_may_help(resources: dict[str, Any]) -> 
     (job,) = of_type(resources, "AWS::Batch::JobDefinition").values()
     assert job["RetryStrategy"] == {
         "Attempts": {"Ref": "JobAttempts"},
-        "EvaluateOnExit": [
-            {"OnStatusReason": "Host EC2*", "Action": "RETRY"},
-            {"OnReason": "CannotPullContainerError:*", "Action": "RETRY"},
-            {"OnExitCode": "75", "Action": "RETRY"},
-            {"OnReason": "*", "Action": "EXIT"},
-        ],
+        # As the launcher says it with each job.
+        "EvaluateOnExit": [{f"{name[0].upper()}{name[1:]}": value for name, value in rule.items()} for rule in RETRIED],
     }
     assert job["Timeout"] == {"AttemptDurationSeconds": {"Ref": "JobTimeoutSeconds"}}
     assert job["ResourceRetentionPolicy"] == {"SkipDeregisterOnUpdate": True}
