@@ -29,7 +29,8 @@ class Worker:
         self.exits = 0
         self._variables = variables | {
             "FOLDTUNE_WORKER__DATA_DIR": str(self.data_dir),
-            "FOLDTUNE_WORKER__INSTANCE_ID": f"worker-{number}",
+            # Some keep their partitions over a quick restart; those without a name leave them to the others.
+            "FOLDTUNE_WORKER__INSTANCE_ID": f"worker-{number}" if number else "",
         }
         self.process = self._started()
 

@@ -58,9 +58,13 @@ class History:
     def _take(self, topic: Topic, value: bytes) -> None:
         try:
             event = json.loads(value)
-            moment = at(event)
+            events = event["logs"] if event["type"] == "chat_log_batch" else [event]
+            for one in events:
+                self._take_one(topic, one, at(one))
         except (ValueError, KeyError, TypeError):
             return
+
+    def _take_one(self, topic: Topic, event: dict[str, Any], moment: datetime) -> None:
         if topic is Topic.ERASURES:
             user = event["subject_id"]
             self._erased[user] = max(moment, self._erased.get(user, moment))

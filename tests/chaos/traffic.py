@@ -13,6 +13,7 @@ from infra.kafka import Publisher, consumer
 from infra.settings import Settings
 from streams.events import (
     ChatLog,
+    ChatLogBatch,
     DocumentDeleted,
     DocumentUpserted,
     ErasureRequested,
@@ -40,6 +41,7 @@ POISON = (b"\xff\x00 %d", b"{ %d", b'{"type": "chat_log", "log_id": %d}', b"[%d]
 _TICK_SECONDS = 0.1
 _REQUEST_EVERY = 15
 
+_SHARES = {"log": 55, "envelope": 2, "again": 3, "verdict": 15, "document": 15, "deleted": 3, "erased": 1}
 Sent = tuple[Topic, Event, str]
 
 
@@ -100,17 +102,25 @@ class Traffic(threading.Thread):
         except PublishError:
             # Whatever of it the broker has counts; the rest was never promised to anyone.
             return
-        self.acknowledged |= {event.log_id for _, event, _ in events if isinstance(event, ChatLog)}
+        for _, event, _ in events:
+            match event:
+                case ChatLog():
+                    self.acknowledged.add(event.log_id)
+                case ChatLogBatch():
+                    self.acknowledged |= {log.log_id for log in event.logs}
         self._known = [*self._known, *events][-1000:]
 
-    def _event(self) -> Sent:
+    def _event(self) -> Sent:  # noqa: PLR0911  one for each kind
         folder = self._random.choice(FOLDERS)
-        match self._random.choices(("log", "again", "verdict", "document", "deleted", "erased"), (60, 3, 15, 15, 3, 1))[
-            0
-        ]:
+        match self._random.choices(tuple(_SHARES), tuple(_SHARES.values()))[0]:
             case "log":
                 self._number += 1
                 return Topic.CHAT_LOGS, self._log(folder, f"log-{self._number:07}"), folder
+            case "envelope":
+                numbers = range(self._number + 1, self._number + self._random.randint(2, 20))
+                self._number = numbers[-1]
+                logs = tuple(self._log(folder, f"log-{number:07}") for number in numbers)
+                return Topic.CHAT_LOGS, ChatLogBatch(folder_id=folder, logs=logs), folder
             case "again":
                 # The same id with other content, perhaps of another time.
                 known = f"log-{self._random.randint(max(1, self._number - 300), self._number + 1):07}"
@@ -147,6 +157,7 @@ class Traffic(threading.Thread):
             agent_id="agent",
             user_id=f"u{self._random.randrange(200)}",
             question=f"Question {self._random.randrange(100_000)}?",
+            answer="So it is. " * self._random.randrange(300),
             folder_id=folder,
             retrieved=tuple(
                 RetrievedPassage(document_id=f"d{name}", folder_id=folder, rank=rank)
