@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit chaos bench-ingest check format lock schemas clean
+.PHONY: help setup demo test unit chaos bench-ingest bench-train check format lock schemas clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -35,6 +35,10 @@ chaos: setup ## Ten minutes of faults, then a comparison with a model of the sys
 
 bench-ingest: setup ## How fast logs become durable state, and what growth, recovery and a snapshot cost
 	$(BIN)/python -m benchmarks.ingest
+
+bench-train: setup ## How fast a training is beside sentence-transformers'; DATA=… QUALITY=1
+	@test -n "$(DATA)" || { echo 'bench-train needs a folder of data sets: make bench-train DATA=…' >&2; exit 2; }
+	$(BIN)/python -m benchmarks.train --data "$(DATA)" $(if $(QUALITY),--quality)
 
 check: setup ## Lint, formatting and types
 	$(BIN)/ruff check

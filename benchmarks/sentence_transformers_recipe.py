@@ -28,6 +28,16 @@ MARGIN = 0.05
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What a training did: ``rows`` counts each of them in each epoch, ``parameters`` are those that trained."""
+
+    seconds: float
+    steps: int
+    rows: int
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """``layers``: how many of the last ones train, all without; ``bf16``: autocast, where the processor has it."""
 
@@ -60,14 +70,19 @@ def mined(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) ->
     )
 
 
-def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> float:
-    """Train a copy of ``base`` on ``rows`` into ``folder``; the seconds it took."""
+def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
+    """Train a copy of ``base`` on ``rows`` into ``folder``."""
     began = time.perf_counter()
     model = loaded(base)
+    transformer: Any = model[0]
+    # A head for another task, whose output is not used.
+    transformer.auto_model.pooler.requires_grad_(False)
     if recipe.layers is not None:
-        transformer: Any = model[0]
         transformer.auto_model.requires_grad_(False)
         transformer.auto_model.encoder.layer[-recipe.layers :].requires_grad_(True)
+    loss = MultipleNegativesRankingLoss(model)
+    sizes: list[int] = []
+    loss.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0][0]["input_ids"])))
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
@@ -75,7 +90,7 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> float:
             num_train_epochs=recipe.epochs,
             per_device_train_batch_size=recipe.batch_size,
             learning_rate=LEARNING_RATE,
-            warmup_ratio=WARM_UP,
+            warmup_steps=WARM_UP,
             batch_sampler=BatchSamplers.NO_DUPLICATES,
             bf16=recipe.bf16 and has_bfloat16(torch.device("cpu")),
             use_cpu=True,
@@ -85,11 +100,13 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> float:
             disable_tqdm=True,
         ),
         train_dataset=rows,
-        loss=MultipleNegativesRankingLoss(model),
+        loss=loss,
     )
     trainer.train()
     model.save_pretrained(str(folder))
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    parameters = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    return Trained(seconds, trainer.state.global_step, sum(sizes), parameters)
 
 
 def loaded(folder: Path) -> SentenceTransformer:
