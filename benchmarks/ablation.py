@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.foldtune_recipe import Silent, parts_of, request_of
-from benchmarks.quality import difference, with_environment
+from benchmarks.quality import difference, with_allocator
 from benchmarks.retrieval import Benchmark, Sample, load
 from streams.events import FineTuneRequested
 from trainers.base_models import packaged_minilm_folder
@@ -181,5 +181,5 @@ def _show(benchmark: Benchmark, shown: dict[str, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    with_environment("benchmarks.ablation")
+    with_allocator("benchmarks.ablation")
     typer.run(main)

@@ -32,8 +32,6 @@ from trainers.pipeline import fit
 from trainers.trained_layers import TrainedLayers
 
 THEIR_LAYERS = (2, None)
-# Both sides have the allocator's settings; bars of progress would drown the table.
-ENVIRONMENT = ALLOCATOR_ENVIRONMENT | {"TQDM_DISABLE": "1"}
 
 
 def main(
@@ -136,14 +134,14 @@ def _show(benchmark: Benchmark, results: dict[str, Evaluation], seconds: dict[st
     Console(stderr=True, width=120).print(table)
 
 
-def with_environment(module: str) -> None:
-    """Start this process once more with ``ENVIRONMENT``, which is read before a process starts, unless it has it."""
-    if not ENVIRONMENT.items() <= os.environ.items():
+def with_allocator(module: str) -> None:
+    """Start this process once more with the allocator's settings, for both sides, unless it has them."""
+    if not ALLOCATOR_ENVIRONMENT.items() <= os.environ.items():
         os.execve(  # noqa: S606  our own command line again
-            sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | ENVIRONMENT
+            sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | ALLOCATOR_ENVIRONMENT
         )
 
 
 if __name__ == "__main__":
-    with_environment("benchmarks.quality")
+    with_allocator("benchmarks.quality")
     typer.run(main)

@@ -1,7 +1,9 @@
 """What a user of sentence-transformers would do: mine hard negatives, then train with in-batch negatives."""
 
 import time
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +41,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``layers``: how many of the last ones train, all without; ``bf16``: autocast, where the processor has it."""
+    """``layers``: how many of the last ones train, all without; ``bf16``: autocast, where the processor has it;
+    ``no_duplicates``: no text twice in a batch, which is better for the model, but leaves some rows out of an epoch.
+    """
 
     layers: int | None
     epochs: int = 3
     batch_size: int = 32
     bf16: bool = True
+    no_duplicates: bool = True
     seed: int = 0
 
 
@@ -56,18 +61,20 @@ def mined(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) ->
             "positive": [dataset.passages[index] for index in dataset.positive],
         }
     )
-    return mine_hard_negatives(
-        pairs,
-        model,
-        corpus=list(dataset.passages[: dataset.documents]),
-        num_negatives=HARD_NEGATIVES,
-        relative_margin=MARGIN,
-        range_max=100,
-        sampling_strategy="top",
-        output_format="n-tuple",
-        batch_size=batch_size,
-        verbose=False,
-    )
+    # Its bars of progress cannot be turned off.
+    with redirect_stderr(StringIO()):
+        return mine_hard_negatives(
+            pairs,
+            model,
+            corpus=list(dataset.passages[: dataset.documents]),
+            num_negatives=HARD_NEGATIVES,
+            relative_margin=MARGIN,
+            range_max=100,
+            sampling_strategy="top",
+            output_format="n-tuple",
+            batch_size=batch_size,
+            verbose=False,
+        )
 
 
 def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
@@ -91,7 +98,7 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
             per_device_train_batch_size=recipe.batch_size,
             learning_rate=LEARNING_RATE,
             warmup_steps=WARM_UP,
-            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            batch_sampler=BatchSamplers.NO_DUPLICATES if recipe.no_duplicates else BatchSamplers.BATCH_SAMPLER,
             bf16=recipe.bf16 and has_bfloat16(torch.device("cpu")),
             use_cpu=True,
             seed=recipe.seed,

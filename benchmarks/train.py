@@ -41,7 +41,7 @@ def main(
     *,
     data: Annotated[Path, typer.Option(help="Folder of data sets in the format of benchmarks/retrieval.py.")],
     speed_on: Annotated[str, typer.Option(help="The data set for all but the quality.")] = "squad",
-    questions: Annotated[int, typer.Option(help="Questions to train on.")] = 256,
+    questions: Annotated[int, typer.Option(help="Questions to train on.")] = 320,
     repeats: Annotated[int, typer.Option(help="Turns of each kind.")] = 2,
     documents: Annotated[int, typer.Option(help="Documents to mine in, embeddings included.")] = 4_000,
     passages: Annotated[int, typer.Option(help="Passages to search in, with given embeddings.")] = 100_000,
@@ -125,8 +125,7 @@ def _quality(data: Path) -> dict[str, Any]:
 
 
 def _run(*arguments: str, tuned: bool) -> Run:
-    # Bars of progress would drown what is said here.
-    environment = os.environ | {"TQDM_DISABLE": "1"} | (ALLOCATOR_ENVIRONMENT if tuned else {})
+    environment = os.environ | (ALLOCATOR_ENVIRONMENT if tuned else {})
     command = [sys.executable, "-m", "benchmarks.train_runs", *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     found: Run = json.loads(done.stdout.splitlines()[-1])
