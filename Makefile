@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit chaos bench-ingest package check format lock schemas clean
+.PHONY: help setup demo test unit chaos bench-ingest bench-train package check format lock schemas clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -39,6 +39,10 @@ chaos: setup ## Ten minutes of faults, then a comparison with a model of the sys
 
 bench-ingest: setup ## How fast logs become durable state, and what growth, recovery and a snapshot cost
 	$(BIN)/python -m benchmarks.ingest
+
+bench-train: setup ## How fast a training is beside sentence-transformers'; DATA=… QUALITY=1
+	@test -n "$(DATA)" || { echo 'bench-train needs a folder of data sets: make bench-train DATA=…' >&2; exit 2; }
+	$(BIN)/python -m benchmarks.train --data "$(DATA)" $(if $(QUALITY),--quality)
 
 package: setup $(NODE_MODULES) ## What `osls deploy` deploys to AWS, into .serverless; STAGE=prod PARAMETERS=--param=…
 	$(WITH_NODE) node_modules/.bin/osls package --stage $(or $(STAGE),dev) --package $(PACKAGE) $(PARAMETERS)

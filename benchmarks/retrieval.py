@@ -24,9 +24,13 @@ from trainers.evaluation import Evaluation, evaluate
 
 @dataclass(frozen=True)
 class Sample:
-    """At most so many questions of each split; the documents are all that answer one of them, and others."""
+    """At most so many questions of each split; the documents are all that answer one of them, and others.
+
+    ``examples`` bounds the right documents of all training questions together: a training's time goes with them.
+    """
 
     train: int = 3_000
+    examples: int = 1_500
     test: int = 1_000
     documents: int = 10_000
     seed: int = 0
@@ -48,13 +52,14 @@ def load(folder: Path, sample: Sample) -> Benchmark:
         OSError: one of its two files is not there.
     """
     generator = np.random.default_rng(sample.seed)
-    questions = _lines(folder / "questions.jsonl.gz")
+    questions = lines(folder / "questions.jsonl.gz")
     chosen = {
         split: _some([one for one in questions if one["split"] == split], most, generator)
         for split, most in (("train", sample.train), ("dev", sample.test))
     }
+    chosen["train"] = _some(chosen["train"], _affordable(chosen["train"], sample.examples), generator)
     right = {document for asked in chosen.values() for one in asked for document in one["document_ids"]}
-    documents = _lines(folder / "documents.jsonl.gz")
+    documents = lines(folder / "documents.jsonl.gz")
     needed = [one for one in documents if one["document_id"] in right]
     others = [one for one in documents if one["document_id"] not in right]
     kept = needed + _some(others, max(0, sample.documents - len(needed)), generator)
@@ -100,12 +105,18 @@ def _examples(questions: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
             }
 
 
+def _affordable(questions: list[dict[str, Any]], examples: int) -> int:
+    right = sum(len(one["document_ids"]) for one in questions)
+    return len(questions) if right <= examples else examples * len(questions) // right
+
+
 def _some(rows: list[dict[str, Any]], most: int, generator: np.random.Generator) -> list[dict[str, Any]]:
     if len(rows) <= most:
         return rows
     return [rows[index] for index in sorted(generator.choice(len(rows), most, replace=False).tolist())]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, in their order."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]

@@ -1,7 +1,9 @@
 """What a user of sentence-transformers would do: mine hard negatives, then train with in-batch negatives."""
 
 import time
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,26 @@ MARGIN = 0.05
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What a training did: ``rows`` counts each of them in each epoch, ``parameters`` are those that trained."""
+
+    seconds: float
+    steps: int
+    rows: int
+    parameters: int
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """``layers``: how many of the last ones train, all without; ``bf16``: autocast, where the processor has it."""
+    """``layers``: how many of the last ones train, all without; ``bf16``: autocast, where the processor has it;
+    ``no_duplicates``: no text twice in a batch, which is better for the model, but leaves some rows out of an epoch.
+    """
 
     layers: int | None
     epochs: int = 3
     batch_size: int = 32
     bf16: bool = True
+    no_duplicates: bool = True
     seed: int = 0
 
 
@@ -46,28 +61,35 @@ def mined(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) ->
             "positive": [dataset.passages[index] for index in dataset.positive],
         }
     )
-    return mine_hard_negatives(
-        pairs,
-        model,
-        corpus=list(dataset.passages[: dataset.documents]),
-        num_negatives=HARD_NEGATIVES,
-        relative_margin=MARGIN,
-        range_max=100,
-        sampling_strategy="top",
-        output_format="n-tuple",
-        batch_size=batch_size,
-        verbose=False,
-    )
+    # Its bars of progress cannot be turned off.
+    with redirect_stderr(StringIO()):
+        return mine_hard_negatives(
+            pairs,
+            model,
+            corpus=list(dataset.passages[: dataset.documents]),
+            num_negatives=HARD_NEGATIVES,
+            relative_margin=MARGIN,
+            range_max=100,
+            sampling_strategy="top",
+            output_format="n-tuple",
+            batch_size=batch_size,
+            verbose=False,
+        )
 
 
-def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> float:
-    """Train a copy of ``base`` on ``rows`` into ``folder``; the seconds it took."""
+def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
+    """Train a copy of ``base`` on ``rows`` into ``folder``."""
     began = time.perf_counter()
     model = loaded(base)
+    transformer: Any = model[0]
+    # A head for another task, whose output is not used.
+    transformer.auto_model.pooler.requires_grad_(False)
     if recipe.layers is not None:
-        transformer: Any = model[0]
         transformer.auto_model.requires_grad_(False)
         transformer.auto_model.encoder.layer[-recipe.layers :].requires_grad_(True)
+    loss = MultipleNegativesRankingLoss(model)
+    sizes: list[int] = []
+    loss.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0][0]["input_ids"])))
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
@@ -75,8 +97,8 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> float:
             num_train_epochs=recipe.epochs,
             per_device_train_batch_size=recipe.batch_size,
             learning_rate=LEARNING_RATE,
-            warmup_ratio=WARM_UP,
-            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            warmup_steps=WARM_UP,
+            batch_sampler=BatchSamplers.NO_DUPLICATES if recipe.no_duplicates else BatchSamplers.BATCH_SAMPLER,
             bf16=recipe.bf16 and has_bfloat16(torch.device("cpu")),
             use_cpu=True,
             seed=recipe.seed,
@@ -85,11 +107,13 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> float:
             disable_tqdm=True,
         ),
         train_dataset=rows,
-        loss=MultipleNegativesRankingLoss(model),
+        loss=loss,
     )
     trainer.train()
     model.save_pretrained(str(folder))
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    parameters = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    return Trained(seconds, trainer.state.global_step, sum(sizes), parameters)
 
 
 def loaded(folder: Path) -> SentenceTransformer:

@@ -1,84 +1,132 @@
-"""The measured processes of the training benchmark: each prints one JSON object."""
+"""The measured processes of the training benchmark: each prints one JSON object.
+
+Trainings (``st``, ``st_tuned``, ``ours``, and with ``_all`` their likes of all layers) begin with the texts of rows
+that sentence-transformers has mined, and end with a model on disk. ``st_mining`` and ``our_mining`` begin with texts of
+a data set and end with the negatives of its questions, embeddings included. ``st_search`` and ``our_search`` do the
+same for many passages whose embeddings are given: random ones, of passages put together of real paragraphs' halves.
+Models are loaded before the clock of a mining starts; ours includes all exclusions.
+"""
 
 import json
-import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import datasets
 import numpy as np
+import numpy.typing as npt
+import psutil
 import torch
 import typer
+from sentence_transformers import SentenceTransformer
 
-from benchmarks.retrieval import Sample, load
-from benchmarks.sentence_transformers_recipe import Recipe, loaded, mined
+from benchmarks.foldtune_recipe import Silent, request_of
+from benchmarks.retrieval import Sample, lines, load
+from benchmarks.sentence_transformers_recipe import HARD_NEGATIVES, Recipe, loaded, mined
 from benchmarks.sentence_transformers_recipe import train as train_theirs
-from streams.events import FineTuneRequested, Progress, now
-from streams.knobs import DatasetKnobs, TrainingKnobs
+from streams.events import Progress
+from streams.knobs import DatasetKnobs
 from trainers.artifacts import write_model
 from trainers.base_models import packaged_minilm_folder
 from trainers.dataset import Dataset
 from trainers.encoder import Encoder, has_bfloat16
-from trainers.negatives import NegativeSource
-from trainers.trained_layers import TrainedLayers
+from trainers.negatives import Negatives, NegativeSource
+from trainers.tokens import by_length
+from trainers.trained_layers import LossOf, TrainedLayers
 from trainers.training import train
 from trainers.words import WordSets
 
-# A matrix product of a layer is measured on so many tokens.
-_TOKENS = 4096
+EPOCHS = 3
+BATCH_SIZE = 32
+# MiniLM's.
+_DIMENSION = 384
+Vectors = tuple[torch.Tensor, torch.Tensor]
 
 
 def main(
     kind: str,
     data: Path,
-    documents: Annotated[int, typer.Option(help="Of a mining run.")] = 10_000,
+    documents: Annotated[int, typer.Option(help="Of a mining.")] = 5_000,
+    passages: Annotated[int, typer.Option(help="Of a search.")] = 100_000,
+    questions: Annotated[int, typer.Option(help="Of a mining or a search.")] = 10_000,
 ) -> None:
-    """One run; ``data`` are rows for a training and a data set for mining."""
+    """One run; ``data`` are rows for a training, and a data set for the others."""
+    theirs = kind.startswith("st")
     if kind.endswith("_mining"):
-        found = _mine(kind, data, documents)
+        found = _mine(load(data, Sample(train=questions, examples=questions, documents=documents)).train, theirs=theirs)
+    elif kind.endswith("_search"):
+        found = _mine(_large(data, passages, questions), theirs=theirs, given=True)
     else:
         layers = None if kind.endswith("_all") else 2
-        found = _ours(data, layers) if kind.startswith("ours") else _theirs(data, layers, bf16="tuned" in kind)
+        found = _theirs(data, layers, bf16="tuned" in kind) if theirs else _ours(data, layers)
     sys.stdout.write(json.dumps(found) + "\n")
 
 
 def _theirs(rows: Path, layers: int | None, *, bf16: bool) -> dict[str, float]:
     content = datasets.Dataset.from_json(str(rows))
+    # Both sides are to see the same number of rows.
+    recipe = Recipe(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, bf16=bf16, no_duplicates=False)
     with tempfile.TemporaryDirectory() as folder:
-        return {"seconds": train_theirs(packaged_minilm_folder(), content, Recipe(layers, bf16=bf16), Path(folder))}
-
-
-def _ours(rows: Path, layers: int | None) -> dict[str, float]:
-    dataset = _dataset([json.loads(line) for line in rows.read_text().splitlines()])
-    request = FineTuneRequested(
-        request_id="benchmark",
-        model="benchmark",
-        requested_at=now(),
-        # The logs' own negatives come first, so all four are those that the other side has.
-        dataset=DatasetKnobs(hard_negatives=4, easy_negatives=0, exclusion_threshold=1.0),
-        training=TrainingKnobs(trainable_layers=layers or "all"),
-    )
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        encoder = Encoder.load(packaged_minilm_folder())
-        trained = _Counted(encoder, dataset, request.training.trainable_layers, Path(folder))
-        start = trained.embed_all()
-        train(trained, dataset, np.arange(len(dataset.question)), request, start=start, observer=_Silent())
-        write_model(encoder, packaged_minilm_folder(), Path(folder) / "model")
-        seconds = time.perf_counter() - began
-    gflops = _product_gflops(encoder)
+        before = _cpu_seconds()
+        trained = train_theirs(packaged_minilm_folder(), content, recipe, Path(folder))
     return {
-        "seconds": seconds,
-        "gemm_share": trained.flops / trained.seconds / 1e9 / gflops,
-        "gemm_gflops": gflops,
-        "step_seconds": trained.seconds / trained.steps,
+        "seconds": trained.seconds,
+        "cpu_seconds": _cpu_seconds() - before,
+        "steps": trained.steps,
+        "rows": trained.rows,
+        "parameters": trained.parameters,
     }
 
 
-def _dataset(rows: list[dict[str, str]]) -> Dataset:
+def _ours(path: Path, layers: int | None) -> dict[str, float]:
+    dataset = _dataset([json.loads(line) for line in path.read_text().splitlines()])
+    rows = np.arange(len(dataset.question))
+    # The logs' own negatives come first, so all four are those that the other side has.
+    request = request_of(
+        0,
+        {
+            "dataset": {"hard_negatives": HARD_NEGATIVES, "easy_negatives": 0, "exclusion_threshold": 1.0},
+            "training": {"trainable_layers": layers or "all", "epochs": EPOCHS, "batch_size": BATCH_SIZE},
+        },
+    )
+    # Nor does either side mine: what would be mined with comes after the negatives that are there.
+    nothing = torch.zeros(len(dataset.questions), 1), torch.zeros(len(dataset.passages), 1)
+    _check_negatives(dataset, _choose(dataset, request.dataset, nothing).passages)
+    before, began = _cpu_seconds(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = Encoder.load(packaged_minilm_folder())
+        trained = _Measured(encoder, dataset, request.training.trainable_layers, Path(folder))
+        watch = _Watch(trained)
+        record = train(trained, dataset, rows, request, start=nothing, observer=watch)
+        write_model(encoder, packaged_minilm_folder(), Path(folder) / "model")
+        seconds = time.perf_counter() - began - watch.spent
+    # In the first epoch, the frozen layers run as well.
+    warm = len(record.losses) // EPOCHS
+    rates, plain = np.array(watch.rates[warm:]), np.array(watch.plain_rates[warm:])
+    return {
+        "seconds": seconds,
+        "cpu_seconds": _cpu_seconds() - before - watch.spent_cpu,
+        "steps": len(record.losses),
+        "rows": EPOCHS * len(rows),
+        "parameters": sum(parameter.numel() for parameter in trained.parameters()),
+        "step_seconds": float(np.median(watch.seconds[warm:])),
+        "gemm_share": float(np.median(rates / plain)),
+        "gemm_gflops": float(np.median(plain)) / 1e9,
+    }
+
+
+def _check_negatives(dataset: Dataset, chosen: npt.NDArray[np.int64]) -> None:
+    given = np.array([dataset.impressions[question] for question in dataset.question])
+    if not np.array_equal(given, chosen):
+        differing = int((given != chosen).any(axis=1).sum())
+        raise ValueError(f"{differing} of {len(given)} rows would be trained with other negatives")
+
+
+def _dataset(rows: list[dict[str, str]], others: Sequence[str] = ()) -> Dataset:
+    """Each row is an example; its own negatives, if it has any, are what was shown to its question."""
     questions: dict[str, int] = {}
     passages: dict[str, int] = {}
     pairs, shown = [], {}
@@ -87,6 +135,8 @@ def _dataset(rows: list[dict[str, str]]) -> Dataset:
         pairs.append((question, passages.setdefault(row["positive"], len(passages))))
         names = sorted(name for name in row if name.startswith("negative_"))
         shown[question] = tuple(passages.setdefault(row[name], len(passages)) for name in names)
+    for text in others:
+        passages.setdefault(text, len(passages))
     keys = np.array(pairs, dtype=np.int64)
     return Dataset(
         questions=tuple(questions),
@@ -103,71 +153,153 @@ def _dataset(rows: list[dict[str, str]]) -> Dataset:
     )
 
 
-class _Silent:
-    def stepped(self, progress: Progress) -> None:
-        """Nobody looks on."""
+class _Measured(TrainedLayers):
+    """Counts the arithmetic of the trained layers in a step: forward, and twice as much backward."""
 
+    began, flops = 0.0, 0.0
+    parts: tuple[int, ...] = ()
 
-class _Counted(TrainedLayers):
-    """Counts the arithmetic of the trained layers: forward, and twice as much backward."""
-
-    flops, seconds, steps = 0.0, 0.0, 0
-
-    def backward(self, questions: Any, passages: Any, loss_of: Any) -> tuple[float, float]:
-        began = time.perf_counter()
-        found = super().backward(questions, passages, loss_of)
-        self.seconds += time.perf_counter() - began
-        self.steps += 1
+    def backward(self, questions: Any, passages: Any, loss_of: LossOf) -> tuple[float, float]:
+        self.began = time.perf_counter()
         lengths = self._tokens.lengths[np.concatenate([questions, passages + self._questions])]
         config = self._encoder.model.config
-        layers = sum(parameter.ndim == 2 for parameter in self.parameters()) // 6
+        matrices = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+        # In each head's size they would be the same: of queries with keys, and of their weights with values.
+        attention = 4 * config.hidden_size * (lengths**2).sum()
+        layers = sum(name.endswith("attention.self.query.weight") for name in self._trained_names())
+        self.flops = 3.0 * layers * float(2 * matrices * lengths.sum() + attention)
+        # As they are embedded: texts of about the same length side by side.
+        self.parts = tuple(
+            len(part) * int(lengths[part].max()) for part in by_length(lengths, self._encoder.batch_tokens)
+        )
+        return super().backward(questions, passages, loss_of)
+
+    def _trained_names(self) -> list[str]:
+        return [name for name, one in self._encoder.model.named_parameters() if one.requires_grad]
+
+    def plain_product(self) -> float:
+        """Floating-point operations a second of plain products in the shapes of one layer and of the last step."""
+        config, device = self._encoder.model.config, self.device
+        kind = torch.bfloat16 if has_bfloat16(device) else torch.float32
         hidden, inner = config.hidden_size, config.intermediate_size
-        products = 2 * (4 * hidden * hidden + 2 * hidden * inner) * lengths.sum()
-        attention = 4 * hidden * (lengths**2).sum()
-        self.flops += 3.0 * layers * float(products + attention)
-        return found
+        shapes = [(hidden, hidden)] * 4 + [(hidden, inner), (inner, hidden)]
+        products = [
+            (torch.randn(tokens, a, dtype=kind), torch.randn(a, b, dtype=kind))
+            for tokens in self.parts
+            for a, b in shapes
+        ]
+        with torch.no_grad():
+            began = time.perf_counter()
+            for one, other in products:
+                torch.mm(one, other)
+            seconds = time.perf_counter() - began
+        return sum(2.0 * len(one) * other.numel() for one, other in products) / seconds
 
 
-def _product_gflops(encoder: Encoder) -> float:
-    """Plain products of a layer's shapes, in the format that its arithmetic has here."""
-    hidden, inner = encoder.model.config.hidden_size, encoder.model.config.intermediate_size
-    kind = torch.bfloat16 if has_bfloat16(encoder.device) else torch.float32
-    pairs = [
-        (torch.randn(_TOKENS, a).to(kind), torch.randn(a, b).to(kind))
-        for a, b in [(hidden, hidden)] * 4 + [(hidden, inner), (inner, hidden)]
-    ]
-    best = 0.0
-    for _ in range(20):
-        began = time.perf_counter()
-        for one, other in pairs:
-            torch.mm(one, other)
-        seconds = time.perf_counter() - began
-        best = max(best, 2 * _TOKENS * (4 * hidden * hidden + 2 * hidden * inner) / seconds / 1e9)
-    return best
+class _Watch(Silent):
+    """Puts a plain product after each step, so that a noisy machine disturbs both alike, and takes its time off."""
+
+    def __init__(self, trained: _Measured) -> None:
+        self._trained = trained
+        self.seconds: list[float] = []
+        self.rates: list[float] = []
+        self.plain_rates: list[float] = []
+        self.spent = self.spent_cpu = 0.0
+
+    def stepped(self, _: Progress) -> None:
+        ended, cpu = time.perf_counter(), _cpu_seconds()
+        self.seconds.append(ended - self._trained.began)
+        self.rates.append(self._trained.flops / self.seconds[-1])
+        self.plain_rates.append(self._trained.plain_product())
+        self.spent += time.perf_counter() - ended
+        self.spent_cpu += _cpu_seconds() - cpu
 
 
-def _mine(kind: str, data: Path, documents: int) -> dict[str, float]:
-    benchmark = load(data, Sample(documents=documents))
+def _mine(dataset: Dataset, *, theirs: bool, given: bool = False) -> dict[str, float]:
     folder = packaged_minilm_folder()
-    if kind == "st_mining":
-        model = loaded(folder)
-        before, began = _peak_mb(), time.perf_counter()
-        mined(model, benchmark.train)
-    else:
-        encoder = Encoder.load(folder)
-        before, began = _peak_mb(), time.perf_counter()
-        with tempfile.TemporaryDirectory() as spill:
-            vectors = TrainedLayers(encoder, benchmark.train, 2, Path(spill)).embed_all()
-            dataset = benchmark.train
-            source = NegativeSource(
-                dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), DatasetKnobs()
-            )
-            source.choose(*vectors, np.random.default_rng(0))
-    return {"seconds": time.perf_counter() - began, "peak_mb": _peak_mb() - before}
+    model: Any = loaded(folder) if theirs else Encoder.load(folder)
+    memory = _Memory()
+    vectors = _random_vectors(dataset) if given else None
+    cpu, began = _cpu_seconds(), time.perf_counter()
+    found = _mine_theirs(model, dataset, vectors) if theirs else _mine_ours(model, dataset, vectors)
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": _cpu_seconds() - cpu,
+        "peak_mb": memory.grown_mb(),
+        "questions": len(dataset.questions),
+        "passages": len(dataset.passages),
+        "negatives": found,
+    }
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _mine_theirs(model: SentenceTransformer, dataset: Dataset, vectors: Vectors | None) -> int:
+    if vectors:
+        queries, passages = (one.numpy() for one in vectors)
+        stand_in: Any = model
+        stand_in.encode_query = lambda texts, **_: _as_given(queries, texts, dataset.questions)
+        stand_in.encode_document = lambda texts, **_: _as_given(passages, texts, dataset.passages)
+    return HARD_NEGATIVES * len(mined(model, dataset))
+
+
+def _as_given(vectors: npt.NDArray[np.float32], texts: list[str], known: Sequence[str]) -> npt.NDArray[np.float32]:
+    if texts != list(known):
+        raise ValueError("the other side would embed other texts, or in another order")
+    return vectors
+
+
+def _mine_ours(encoder: Encoder, dataset: Dataset, vectors: Vectors | None) -> int:
+    with tempfile.TemporaryDirectory() as spill:
+        vectors = vectors or TrainedLayers(encoder, dataset, 2, Path(spill)).embed_all()
+        return _choose(dataset, DatasetKnobs(), vectors).counts["hard_impressions_and_mined"]
+
+
+def _choose(dataset: Dataset, knobs: DatasetKnobs, vectors: Vectors) -> Negatives:
+    source = NegativeSource(dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), knobs)
+    return source.choose(*vectors, np.random.default_rng(0))
+
+
+def _large(data: Path, passages: int, questions: int) -> Dataset:
+    """Real questions, each with a passage, and other passages: one paragraph's first half and another's last."""
+    words = [one["text"].split() for one in lines(data / "documents.jsonl.gz")]
+    texts: dict[str, None] = {}
+    for shift in range(len(words)):
+        for place, first in enumerate(words):
+            last = words[(place + shift) % len(words)]
+            texts[" ".join(first[: len(first) // 2] + last[len(last) // 2 :])] = None
+            if len(texts) == passages:
+                break
+        if len(texts) == passages:
+            break
+    asked = list(dict.fromkeys(one["question"] for one in lines(data / "questions.jsonl.gz")))[:questions]
+    made = list(texts)
+    return _dataset([{"anchor": a, "positive": b} for a, b in zip(asked, made, strict=False)], made)
+
+
+def _random_vectors(dataset: Dataset) -> Vectors:
+    """Unit vectors; a question's has a cosine of about .7 with its positive's, and of about 0 with all others."""
+    generator = torch.Generator().manual_seed(0)
+    passages = torch.nn.functional.normalize(torch.randn(len(dataset.passages), _DIMENSION, generator=generator), dim=1)
+    noise = torch.nn.functional.normalize(torch.randn(len(dataset.questions), _DIMENSION, generator=generator), dim=1)
+    queries = torch.nn.functional.normalize(passages[torch.from_numpy(dataset.positive)] + noise, dim=1)
+    return queries, passages
+
+
+class _Memory:
+    """How far this process's main memory has grown at its peak since now."""
+
+    def __init__(self) -> None:
+        self._before = psutil.Process().memory_info().rss
+        # Forgets the peaks of what was before.
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def grown_mb(self) -> float:
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) / 1024 - self._before / 1024**2
+
+
+def _cpu_seconds() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)
 
 
 if __name__ == "__main__":

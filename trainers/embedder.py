@@ -43,10 +43,11 @@ class Embedder:
         cached: bool = True,
         graph_budget: int | None = None,
     ) -> None:
+        # First of all, so that rank 0 alone refuses what is impossible, and has the time to say so.
+        freeze(encoder.model, trainable_layers)
         ranks.tell(encoder.model.config, encoder.recipe, tokens, trainable_layers, cached, graph_budget)
         ranks.copy_from_first(encoder.model.state_dict().values())
         self._encoder, self._tokens = encoder, tokens
-        freeze(encoder.model, trainable_layers)
         self._halves = halves(encoder.model, trainable_layers) if cached else None
         self._cache = PrefixCache(encoder, self._halves.prefix, tokens, spill_folder) if self._halves else None
         layers = encoder.model.config.num_hidden_layers if isinstance(trainable_layers, str) else trainable_layers

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from trainers.attention import UNFUSED
 from trainers.errors import BadModelError
 from trainers.recipe import Kind, Recipe, read_recipe
 from trainers.tokens import Tokens, by_length
@@ -34,12 +35,14 @@ def passage_text(title: str, text: str) -> str:
 class Encoder:
     """A transformer, its tokenizer and its recipe.
 
-    The transformer is always in evaluation mode: without dropout, attention takes its fused form and equal texts get
-    equal embeddings, which the frozen layers' cache and the masks of the loss build on.
+    The transformer is always in evaluation mode: without dropout, equal texts get equal embeddings, which the frozen
+    layers' cache and the masks of the loss build on.
     """
 
     def __init__(self, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device) -> None:
         self.model = model.to(device).eval()
+        if device.type == "cpu" and has_bfloat16(device) and model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(UNFUSED)
         self.tokenizer = tokenizer
         self.recipe = recipe
         self.device = device

@@ -1,4 +1,4 @@
-"""Runs one training job: ``python -m trainers.job s3://BUCKET/…/job.json``, or under ``torchrun`` on several GPUs.
+"""Runs a training job: ``python -m trainers.job s3://BUCKET/…/job.json``, on several GPUs with ``trainers.torchrun``.
 
 The exit code says how it ended (``trainers.errors.ExitCode``). A job that can never succeed is reported as failed from
 here; what may succeed when it is started again is the launcher's to report, and so is a job that cannot be read: of
@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> ExitCode:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
         ranks.join(settings.trainer.max_duration)
         code = _lead(uri, settings) if ranks.rank() == 0 else _follow(settings)
+        ranks.leave_word(code)
         # After a failure nobody is waited for: the others notice that rank 0 is gone.
         if code is ExitCode.DONE:
             ranks.leave()

@@ -22,11 +22,11 @@ from trainers.forgetting import Forgetting, measure_general
 from trainers.onnx_export import export_onnx
 from trainers.publishing import latest_model, publish_model
 from trainers.results import Baseline, Results
-from trainers.selection import Validation, merge_back
+from trainers.selection import MergeBack, Validation, merge_back
 from trainers.snapshot import Snapshot, read_snapshot
 from trainers.status import Reporter
 from trainers.trained_layers import TrainedLayers
-from trainers.training import cheap_to_embed_all, train
+from trainers.training import Observer, TrainingRecord, cheap_to_embed_all, train
 
 log = structlog.get_logger()
 
@@ -62,18 +62,15 @@ def produce_model(
     general_before = measure_general(encoder, before_vectors[1][: dataset.documents], job.request.seed)
     embedded_seconds = time.monotonic() - began
 
-    start_weights = layers.weights()
-    validation = validation_of(layers, dataset, parts, job.request)
     checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval)
     with closing(Board(settings.trainer.tensorboard_dir, job, reporter.warn)) as board:
-        record = train(
+        record, merged = fit(
             layers,
             dataset,
-            parts.train,
+            parts,
             job.request,
             start=before_vectors,
             observer=reporter,
-            validation=validation,
             checkpoints=checkpoints,
             board=board,
         )
@@ -81,7 +78,6 @@ def produce_model(
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
 
     reporter.state(State.EVALUATING)
-    merged = merge_back(layers, start_weights, validation, ndcg=max(record.validation)) if validation else None
     after_vectors = layers.embed_uncut()
     after = measure(dataset, parts, *after_vectors)
     general_after = measure_general(encoder, after_vectors[1][: dataset.documents], job.request.seed)
@@ -123,6 +119,35 @@ def produce_model(
     )
     publish_model(folder, ready, job, store, reporter)
     checkpoints.discard()
+
+
+def fit(
+    layers: TrainedLayers,
+    dataset: Dataset,
+    parts: Split,
+    request: FineTuneRequested,
+    *,
+    start: tuple[torch.Tensor, torch.Tensor],
+    observer: Observer,
+    checkpoints: Checkpoints | None = None,
+    board: Board | None = None,
+) -> tuple[TrainingRecord, MergeBack | None]:
+    """Train ``layers`` in place as ``train`` does, and leave them with the weights that validation says are best."""
+    start_weights = layers.weights()
+    validation = validation_of(layers, dataset, parts, request)
+    record = train(
+        layers,
+        dataset,
+        parts.train,
+        request,
+        start=start,
+        observer=observer,
+        validation=validation,
+        checkpoints=checkpoints,
+        board=board,
+    )
+    merged = merge_back(layers, start_weights, validation, ndcg=max(record.validation)) if validation else None
+    return record, merged
 
 
 def embed(encoder: Encoder, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,14 +4,18 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
-from trainers.errors import RankLostError
+from trainers.errors import ExitCode, RankLostError
 
 Call = tuple[Any, ...]
+
+# The variable that names the file in which rank 0 leaves its exit code.
+EXIT_CODE_FILE = "RANK_0_EXIT_CODE_FILE"
 
 
 def join(timeout: timedelta) -> None:
@@ -65,6 +69,12 @@ def leave() -> None:
     if distributed.is_initialized():
         tell()
         distributed.destroy_process_group()
+
+
+def leave_word(code: ExitCode) -> None:
+    """On rank 0: whatever becomes of the other processes now, this is how the training ended."""
+    if rank() == 0 and (path := os.environ.get(EXIT_CODE_FILE)):
+        Path(path).write_text(str(int(code)))
 
 
 def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:

@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +40,11 @@ class WordSets:
     @classmethod
     def of(cls, texts: Sequence[str]) -> "WordSets":
         """The word sets of ``texts``."""
-        vocabulary: dict[str, int] = {}
-        rows = [[vocabulary.setdefault(word, len(vocabulary)) for word in dict.fromkeys(words(text))] for text in texts]
+        vocabulary: defaultdict[str, int] = defaultdict()
+        vocabulary.default_factory = vocabulary.__len__
+        rows = [list(map(vocabulary.__getitem__, dict.fromkeys(words(text)))) for text in texts]
         sizes = np.array([len(row) for row in rows], dtype=np.int64)
-        columns = np.fromiter((column for row in rows for column in row), dtype=np.int64, count=int(sizes.sum()))
+        columns = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(sizes.sum()))
         frequency = np.bincount(columns, minlength=len(vocabulary))
         by_rarity = np.empty(len(vocabulary), dtype=np.int64)
         by_rarity[np.argsort(frequency, kind="stable")] = np.arange(len(vocabulary))

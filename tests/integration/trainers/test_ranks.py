@@ -26,15 +26,13 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def torchrun(model: Path, output: Path, *options: str, processes: int = 2) -> str:
-    """Runs ``job_of_ranks`` on a free port of this machine; what it wrote to stderr."""
+def torchrun(model: Path, output: Path, *options: str, processes: int = 2) -> int:
+    """Runs ``job_of_ranks`` on a free port of this machine; the exit code."""
     output.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command = [sys.executable, "-m", "trainers.torchrun", f"--nproc-per-node={processes}"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     command += ["-m", "tests.unit.trainers.job_of_ranks", str(model), str(output), *options]
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert (done.returncode == 0) == (not options), done.stderr
-    return done.stderr
+    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, timeout=240, check=False).returncode
 
 
 @pytest.fixture
@@ -62,7 +60,7 @@ def assert_near(path: Path, other: MemoryObjectStore, tmp_path: Path) -> None:
 def test_ranks_come_to_the_weights_of_one_process(
     processes: int, alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    torchrun(tiny_folder, tmp_path / "ranks", processes=processes)
+    assert torchrun(tiny_folder, tmp_path / "ranks", processes=processes) == ExitCode.DONE
     stored = tmp_path / "ranks/store" / MODEL
     expected = losses(alone)
     assert len(expected) == 20
@@ -77,7 +75,7 @@ def test_ranks_come_to_the_weights_of_one_process(
 def test_ranks_that_are_asked_to_end_leave_what_one_process_goes_on_from(
     alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    assert "exitcode  : 75" in torchrun(tiny_folder, tmp_path / "ranks", "7")
+    assert torchrun(tiny_folder, tmp_path / "ranks", "7") == ExitCode.TRY_AGAIN
     store, stored = MemoryObjectStore(), tmp_path / "ranks/store"
     job = job_in(store, tiny_folder)
     (kept,) = stored.glob("checkpoints/**/*.safetensors")
@@ -86,6 +84,15 @@ def test_ranks_that_are_asked_to_end_leave_what_one_process_goes_on_from(
     assert min(status.progress.step for status in again.statuses if status.progress) >= 8
     store.get_file(f"{MODEL}/model.safetensors", tmp_path / "again.safetensors")
     assert_near(tmp_path / "again.safetensors", alone, tmp_path)
+
+
+def test_what_rank_0_refuses_is_not_tried_again(tiny_folder: Path, tmp_path: Path, capfd: Any) -> None:
+    assert torchrun(tiny_folder, tmp_path / "ranks", "0", "99") == ExitCode.IMPOSSIBLE
+    assert "training.trainable_layers is 99" in capfd.readouterr().out
+
+
+def test_without_a_word_of_rank_0_it_is_tried_again(tmp_path: Path) -> None:
+    assert torchrun(tmp_path / "no-model", tmp_path / "ranks", "no-number") == ExitCode.TRY_AGAIN
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""One rank of the training in ``test_ranks.py`` (integration): ``job_of_ranks MODEL_FOLDER OUTPUT_FOLDER [STEP]``.
+"""One rank of a training of ``test_ranks.py``: ``job_of_ranks MODEL_FOLDER OUTPUT_FOLDER [STEP [LAYERS]]``.
 
-With ``STEP``, all ranks are asked to end after that step. Rank 0 leaves what was stored in ``OUTPUT_FOLDER``.
+With ``STEP``, all ranks are asked to end after that step; ``LAYERS`` may be more than there are. Rank 0 leaves what was
+stored in ``OUTPUT_FOLDER``.
 """
 
 import json
@@ -33,9 +34,9 @@ def losses(store: MemoryObjectStore) -> list[float]:
     return found
 
 
-def job_in(store: MemoryObjectStore, model: Path) -> TrainingJob:
-    """Four epochs of two layers; the last batch of each is small, so that some rank may have little or nothing."""
-    knobs = TrainingKnobs(batch_size=13, epochs=4, trainable_layers=2)
+def job_in(store: MemoryObjectStore, model: Path, layers: int = 2) -> TrainingJob:
+    """Four epochs, of two layers; the last batch of each is small, so that some rank may have little or nothing."""
+    knobs = TrainingKnobs(batch_size=13, epochs=4, trainable_layers=layers)
     made = put(store, make_tables(EXAMPLES, DOCUMENTS), training=knobs)
     return made.model_copy(update={"base_model": ModelReference(uri=model.as_uri())})
 
@@ -64,13 +65,13 @@ class AskedToEnd(RecordingAnnouncer):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(model: Path, output: Path, step: int) -> int:
+def main(model: Path, output: Path, step: int = 0, layers: int = 2) -> int:
     """Run ``trainers.job`` with an object store and an announcer in memory; the store is rank 0's alone."""
     store = MemoryObjectStore()
 
     def only_for_the_first(_: object) -> MemoryObjectStore:
         assert ranks.rank() == 0
-        store.put("job.json", job_in(store, model).model_dump_json().encode())
+        store.put("job.json", job_in(store, model, layers).model_dump_json().encode())
         return store
 
     with pytest.MonkeyPatch.context() as patch:
@@ -90,4 +91,4 @@ def main(model: Path, output: Path, step: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])))
