@@ -5,8 +5,6 @@ It asks for no token: it is for the inside of a cluster, behind a proxy that kno
 """
 
 import asyncio
-import json
-import secrets
 import threading
 from http import HTTPStatus
 
@@ -15,21 +13,18 @@ from aiohttp import web
 from kafka.errors import KafkaError
 from pydantic import ValidationError
 
-from foldtune.errors import UserError
 from infra.errors import InfraError
 from infra.settings import Settings
+from streams.asking import MAX_BODY_BYTES, request_of
 from streams.client import FoldtuneClient
-from streams.errors import OutOfBoundsError, StreamsError
-from streams.events import FineTuneRequested, FineTuneStatus, now
+from streams.errors import BodyError, OutOfBoundsError, StreamsError, UnknownFieldsError
+from streams.events import FineTuneStatus
 from streams.reading import read
 from streams.records import reasons_of
 from streams.topics import Topic
 
 _log = structlog.get_logger(__name__)
 
-MAX_BODY_BYTES = 256 * 1024
-# What a caller may say; who asked, when and by which way is not the caller's to say.
-_ASKED = frozenset({"request_id", "model", "base_model", "data", "dataset", "training", "weights", "seed"})
 _SURROUNDINGS = (InfraError, KafkaError, StreamsError)
 
 
@@ -82,11 +77,11 @@ class Api:
 
     async def _ask(self, call: web.Request) -> web.Response:
         try:
-            request = _request(await call.read(), call.headers.get("X-Forwarded-User") or "unknown")
+            request = request_of(await call.read(), call.headers.get("X-Forwarded-User") or "unknown")
             await asyncio.to_thread(self._client.request_fine_tune, request)
         except ValidationError as error:
             return _answer(HTTPStatus.BAD_REQUEST, {"errors": list(reasons_of(error))})
-        except (UserError, OutOfBoundsError) as error:
+        except (BodyError, UnknownFieldsError, OutOfBoundsError) as error:
             return _answer(HTTPStatus.BAD_REQUEST, {"errors": [str(error)]})
         except _SURROUNDINGS as error:
             _log.warning("request not published", error=str(error))
@@ -118,26 +113,6 @@ def serve(settings: Settings, host: str, port: int) -> None:
         statuses.start(client)
         _log.info("the API is served", host=host, port=port)
         web.run_app(Api(client, statuses).application(), host=host, port=port, access_log=None, print=None)
-
-
-def _request(body: bytes, caller: str) -> FineTuneRequested:
-    """What a body asks for.
-
-    Raises:
-        UserError: it is no JSON object, or says what is not its to say.
-        ValidationError: it is no valid request.
-    """
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise UserError("body: should be JSON") from error
-    if not isinstance(asked, dict):
-        raise UserError("body: should be a JSON object")
-    if unknown := sorted(set(asked) - _ASKED):
-        raise UserError(f"{unknown[0][:100]}: is no field of a request")
-    said = {"requested_at": now().isoformat(), "requested_by": caller[:256], "origin": "api"}
-    named = {"request_id": f"api-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"} | asked
-    return FineTuneRequested.model_validate_json(json.dumps(named | said))
 
 
 def _answer(status: HTTPStatus, content: dict[str, object]) -> web.Response:

@@ -21,7 +21,6 @@ Settings are the usual ``FOLDTUNE_…`` variables: the sections ``kafka`` and ``
 import base64
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,7 +40,9 @@ from infra.logs import configure_logs
 from infra.objects import S3ObjectStore
 from infra.secrets import kafka_with_secrets
 from infra.settings import Settings, load_settings
+from streams.asking import MAX_BODY_BYTES, request_of
 from streams.dead_letters import send_dead_letter
+from streams.errors import BodyError, UnknownFieldsError
 from streams.events import FineTuneRequested, FineTuneStatus, RequestId, State, TrainingJob, now
 from streams.records import reasons_of
 from streams.status_objects import StatusObjects
@@ -57,9 +58,6 @@ log = structlog.get_logger(__name__)
 RESERVE_SECONDS = 10.0
 # Lambda delivers again at once, and a launch that was cut short takes minutes to be surely gone.
 BUSY_SECONDS = 20.0
-# As much as the coordinator takes.
-MAX_BODY_BYTES = 256 * 1024
-_ASKED = ("request_id", "model", "base_model", "data", "dataset", "training", "weights", "seed")
 _REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
 
 # The surroundings fail and recover; what met it is delivered again.
@@ -169,6 +167,8 @@ def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
             return _tell((call.path_parameters or {}).get("id", ""))
     except ValidationError as error:
         return _answer(400, {"errors": list(reasons_of(error))})
+    except (BodyError, UnknownFieldsError) as error:
+        return _answer(400, {"errors": [str(error)]})
     except _SURROUNDINGS as error:
         log.warning("not available", route=call.route_key, error=str(error))
         return _answer(503, {"errors": ["not available at the moment; the same call may be made again"]})
@@ -180,20 +180,7 @@ def _ask(call: HttpRequest, caller: str) -> dict[str, Any]:
     body = base64.b64decode(text) if call.is_base64_encoded else text.encode()
     if len(body) > MAX_BODY_BYTES:
         return _answer(413, {"errors": [f"body: {len(body)} bytes, at most {MAX_BODY_BYTES}"]})
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError):
-        return _answer(400, {"errors": ["body: should be JSON"]})
-    if not isinstance(asked, dict):
-        return _answer(400, {"errors": ["body: should be a JSON object"]})
-    if unknown := sorted(set(asked) - set(_ASKED)):
-        return _answer(400, {"errors": [f"{name[:100]}: is no field of a request" for name in unknown[:10]]})
-    said = {"requested_at": now().isoformat(), "requested_by": caller, "origin": "api"}
-    # An id is made from the model's name once that is known to be one.
-    request = FineTuneRequested.model_validate_json(json.dumps({"request_id": "unnamed"} | asked | said))
-    if "request_id" not in asked:
-        made_up = f"{request.model}-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        request = request.model_copy(update={"request_id": made_up})
+    request = request_of(body, caller)
     _publish(request)
     return _answer(202, {"request_id": request.request_id, "model": request.model})
 

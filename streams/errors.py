@@ -23,6 +23,14 @@ class OutOfBoundsError(StreamsError):
     """An event is outside of its bounds, and was not sent:"""
 
 
+class BodyError(StreamsError):
+    """body:"""
+
+
+class UnknownFieldsError(StreamsError):
+    """No fields of a request:"""
+
+
 class ClientClosedError(StreamsError):
     """The client is closed; nothing more can be sent with it."""
 
