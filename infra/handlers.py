@@ -167,8 +167,6 @@ def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
             return _tell((call.path_parameters or {}).get("id", ""))
     except ValidationError as error:
         return _answer(400, {"errors": list(reasons_of(error))})
-    except (BodyError, UnknownFieldsError) as error:
-        return _answer(400, {"errors": [str(error)]})
     except _SURROUNDINGS as error:
         log.warning("not available", route=call.route_key, error=str(error))
         return _answer(503, {"errors": ["not available at the moment; the same call may be made again"]})
@@ -180,7 +178,10 @@ def _ask(call: HttpRequest, caller: str) -> dict[str, Any]:
     body = base64.b64decode(text) if call.is_base64_encoded else text.encode()
     if len(body) > MAX_BODY_BYTES:
         return _answer(413, {"errors": [f"body: {len(body)} bytes, at most {MAX_BODY_BYTES}"]})
-    request = request_of(body, caller)
+    try:
+        request = request_of(body, caller)
+    except (BodyError, UnknownFieldsError) as error:
+        return _answer(400, {"errors": [str(error)]})
     _publish(request)
     return _answer(202, {"request_id": request.request_id, "model": request.model})
 
