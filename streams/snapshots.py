@@ -16,14 +16,17 @@ import pyarrow.parquet as pq
 from infra.objects import ObjectStore, safe_segment
 from infra.settings import SetLimits, Strengths
 from streams.erasures import Erasures
-from streams.events import FineTuneRequested, FolderCount, SnapshotCommand, SnapshotFile, SnapshotPart, TopicOffset
+from streams.events import FolderCount, SnapshotCommand, SnapshotFile, SnapshotPart, TopicOffset
 from streams.fold import FolderSet, fold
 from streams.labels import Example, Passage, label
+from streams.records import Record
 from streams.segments import unpack
 from streams.snapshot_format import DOCUMENTS, EXAMPLES
 from streams.training_sets import PartitionView
 
 T = TypeVar("T")
+# Segments handed over at a time: some megabytes.
+_AT_ONCE = 16
 
 
 def snapshot_prefix(model: str, request_id: str) -> str:
@@ -54,6 +57,9 @@ def export(
 ) -> SnapshotPart:
     """Write the partition's share, folder by folder: memory is bounded by the largest folder, not by the partition.
 
+    This side reads what the view holds and puts the files on the object store; all else is done where ``compute`` does
+    it.
+
     The same view gives the same bytes, and the objects are named by their digest: an export that is repeated, or two
     that run at once, cannot spoil each other.
 
@@ -63,43 +69,24 @@ def export(
     """
     request = command.request
     started = time.perf_counter()
-    left_out: Counter[str] = Counter()
-    agents: set[str] = set()
-    counts = []
-    selected = view.folders(request.data.folders)
-    erasures = view.erasures()
     ends = {offset.topic: offset.offset for offset in offsets}
     with TemporaryDirectory(prefix="foldtune-snapshot-") as folder:
-        examples = _Writer(Path(folder) / "examples.parquet", EXAMPLES)
-        documents = _Writer(Path(folder) / "documents.parquet", DOCUMENTS)
-        with examples, documents:
-            for folder_id in selected:
-                contents = [
-                    (segment.topic_label, content) for segment, content in view.contents(view.segments[folder_id])
-                ]
-                limits = view.limits.of(folder_id)
-                found = compute(
-                    partial(
-                        folder_rows,
-                        command,
-                        folder_id,
-                        contents,
-                        ends=ends,
-                        erasures=erasures,
-                        limits=limits,
-                        strengths=strengths,
-                    )
-                )
-                examples.write(found.examples)
-                documents.write(found.documents)
-                agents |= found.agents
-                left_out += found.left_out
-                counts.append(found.count)
+        compute(partial(begin, folder, Selection(command, view.erasures(), strengths, ends)))
+        try:
+            for folder_id in view.folders(request.data.folders):
+                segments = view.segments[folder_id]
+                for start in range(0, len(segments), _AT_ONCE):
+                    found = view.contents(segments[start : start + _AT_ONCE])
+                    compute(partial(add, folder, [(one.topic_label, content) for one, content in found]))
+                compute(partial(end_folder, folder, folder_id, view.limits.of(folder_id)))
+            share = compute(partial(end, folder))
+        finally:
+            compute(partial(forget, folder))
         prefix = snapshot_prefix(request.model, request.request_id)
         written = time.perf_counter()
         files = (
-            examples.upload(store, f"{prefix}/examples-{command.partition:05d}"),
-            documents.upload(store, f"{prefix}/documents-{command.partition:05d}"),
+            _upload(share.examples, store, f"{prefix}/examples-{command.partition:05d}"),
+            _upload(share.documents, store, f"{prefix}/documents-{command.partition:05d}"),
         )
         ended = time.perf_counter()
         return SnapshotPart(
@@ -109,78 +96,138 @@ def export(
             examples=files[0],
             documents=files[1],
             # A message has room for the names that a request had room for, not for all there are.
-            folders=tuple(counts) if request.data.folders else (),
-            folder_count=len(counts),
-            positives=sum(count.examples for count in counts),
-            agents=tuple(sorted(agents & set(request.data.agents or ()))),
+            folders=tuple(share.counts) if request.data.folders else (),
+            folder_count=len(share.counts),
+            positives=sum(count.examples for count in share.counts),
+            agents=tuple(sorted(share.agents & set(request.data.agents or ()))),
             offsets=offsets,
-            left_out=dict(sorted(left_out.items())),
+            left_out=dict(sorted(share.left_out.items())),
             seconds=ended - started,
             store_seconds=ended - written,
         )
 
 
-@dataclass(frozen=True)
-class FolderRows:
-    """A folder's share of a snapshot; the rows as record batches in Arrow's stream format."""
+def _upload(file: "WrittenFile", store: ObjectStore, name: str) -> SnapshotFile:
+    key = f"{name}-{file.sha256[:16]}.parquet"
+    store.put_file(key, file.path)
+    return SnapshotFile(uri=store.uri(key), sha256=file.sha256, rows=file.rows)
 
-    examples: bytes
-    documents: bytes
-    count: FolderCount
+
+# ── What is computed, in whichever process ───────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is exported of a partition."""
+
+    command: SnapshotCommand
+    erasures: Erasures
+    strengths: Strengths
+    # What came to offsets from here on is left out, by topic: the view may hold a little more than was known when it
+    # was made.
+    ends: dict[str, int]
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A finished Parquet file."""
+
+    path: Path
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """A partition's share of a snapshot, on disk."""
+
+    examples: WrittenFile
+    documents: WrittenFile
+    counts: list[FolderCount]
     agents: set[str]
     left_out: Counter[str]
 
 
-def folder_rows(
-    command: SnapshotCommand,
-    folder_id: str,
-    contents: list[tuple[str, bytes]],
-    *,
-    ends: dict[str, int],
-    erasures: Erasures,
-    limits: SetLimits,
-    strengths: Strengths,
-) -> FolderRows:
-    """Fold the segments of a folder, each with its topic, and label what is selected of it.
+# The exports under way in this process, by the folder that they write to.
+_under_way: dict[str, "_Export"] = {}
 
-    What came to offsets from ``ends`` on is left out: the view may hold a little more than was known when it was made.
+
+def begin(folder: str, selection: Selection) -> None:
+    """Start an export into ``folder``."""
+    _under_way[folder] = _Export(Path(folder), selection)
+
+
+def add(folder: str, contents: list[tuple[str, bytes]]) -> None:
+    """Read segments of the folder that is at work, each with its topic; raises like ``end``."""
+    _known(folder).add(contents)
+
+
+def end_folder(folder: str, folder_id: str, limits: SetLimits) -> None:
+    """Fold what was read, and write what is selected of it; raises like ``end``."""
+    _known(folder).end_folder(folder_id, limits)
+
+
+def end(folder: str) -> Share:
+    """Finish the files.
+
+    Raises:
+        OSError: the export was begun by a process that is no more.
     """
-    records = (
-        record for topic, content in contents for record in unpack(content) if record.offset < ends.get(topic, 1 << 63)
-    )
-    content = fold(folder_id, records, erasures, limits, command.issued_at)
-    left_out: Counter[str] = Counter()
-    rows = [_example_row(example) for example in _selected(content, command.request, strengths, left_out)]
-    documents = [_document_row(folder_id, document) for document in content.documents]
-    positives = sum(row["positive"] is not None for row in rows)
-    return FolderRows(
-        examples=_stream(rows, EXAMPLES),
-        documents=_stream(documents, DOCUMENTS),
-        count=FolderCount(folder_id=folder_id, examples=positives, documents=len(documents)),
-        agents={judged.log.agent_id for judged in content.logs},
-        left_out=left_out,
-    )
+    return _known(folder).end()
 
 
-def _stream(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    return bytes(sink.getvalue())
+def forget(folder: str) -> None:
+    """Have nothing more to do with an export, finished or not."""
+    _under_way.pop(folder, None)
 
 
-def _selected(
-    content: FolderSet, request: FineTuneRequested, strengths: Strengths, left_out: Counter[str]
-) -> Iterator[Example]:
-    for judged in content.logs:
-        if not request.data.in_range(judged.log.occurred_at):
-            left_out["outside the date range"] += 1
-        elif request.data.agents is not None and judged.log.agent_id not in request.data.agents:
-            left_out["another agent"] += 1
-        elif (example := label(judged, strengths)) is None:
-            left_out["no label"] += 1
-        else:
-            yield example
+def _known(folder: str) -> "_Export":
+    try:
+        return _under_way[folder]
+    except KeyError:
+        raise OSError("the exporting process was started anew") from None
+
+
+class _Export:
+    def __init__(self, folder: Path, selection: Selection) -> None:
+        self._selection = selection
+        self._examples = _Writer(folder / "examples.parquet", EXAMPLES)
+        self._documents = _Writer(folder / "documents.parquet", DOCUMENTS)
+        self._records: list[Record] = []
+        self._counts: list[FolderCount] = []
+        self._agents: set[str] = set()
+        self._left_out: Counter[str] = Counter()
+
+    def add(self, contents: list[tuple[str, bytes]]) -> None:
+        for topic, content in contents:
+            end = self._selection.ends.get(topic, 1 << 63)
+            self._records += [record for record in unpack(content) if record.offset < end]
+
+    def end_folder(self, folder_id: str, limits: SetLimits) -> None:
+        chosen = self._selection
+        content = fold(folder_id, self._records, chosen.erasures, limits, chosen.command.issued_at)
+        self._records = []
+        rows = [_example_row(example) for example in self._examples_of(content)]
+        self._examples.write(rows)
+        self._documents.write([_document_row(folder_id, document) for document in content.documents])
+        positives = sum(row["positive"] is not None for row in rows)
+        self._agents |= {judged.log.agent_id for judged in content.logs}
+        self._counts.append(FolderCount(folder_id=folder_id, examples=positives, documents=len(content.documents)))
+
+    def end(self) -> Share:
+        return Share(self._examples.close(), self._documents.close(), self._counts, self._agents, self._left_out)
+
+    def _examples_of(self, content: FolderSet) -> Iterator[Example]:
+        selected = self._selection.command.request.data
+        for judged in content.logs:
+            if not selected.in_range(judged.log.occurred_at):
+                self._left_out["outside the date range"] += 1
+            elif selected.agents is not None and judged.log.agent_id not in selected.agents:
+                self._left_out["another agent"] += 1
+            elif (example := label(judged, self._selection.strengths)) is None:
+                self._left_out["no label"] += 1
+            else:
+                yield example
 
 
 def _example_row(example: Example) -> dict[str, Any]:
@@ -217,24 +264,17 @@ class _Writer:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
+        self._schema = schema
         self._rows = 0
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
 
-    def write(self, stream: bytes) -> None:
-        rows = pa.ipc.open_stream(stream).read_all()
-        if len(rows):
-            self._writer.write_table(rows)
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
             self._rows += len(rows)
 
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> WrittenFile:
         self._writer.close()
-
-    def upload(self, store: ObjectStore, name: str) -> SnapshotFile:
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        key = f"{name}-{digest[:16]}.parquet"
-        store.put_file(key, self._path)
-        return SnapshotFile(uri=store.uri(key), sha256=digest, rows=self._rows)
+        return WrittenFile(self._path, self._rows, digest)

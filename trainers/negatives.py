@@ -96,6 +96,21 @@ class NegativeSource:
         counts["missing"] = int((chosen < 0).sum())
         return Negatives(chosen, dict(counts))
 
+    def wants_mining(self) -> bool:
+        """Whether what was shown gives some example too few hard negatives; the same whatever the model."""
+        if not self.knobs.hard_negatives:
+            return False
+        ignored: Counter[str] = Counter()
+        shown = self._shown(self.dataset.question[self.rows])
+        return bool((self._kept(shown, ignored).sum(axis=1) < self.knobs.hard_negatives).any())
+
+    def _shown(self, questions: Indices) -> Indices:
+        """Impressions, the highest ranked first: ``[questions, most]``, -1 for none."""
+        shown = [self.dataset.impressions[question][:_MAX_IMPRESSIONS] for question in questions]
+        width = max(map(len, shown), default=0)
+        padded = [[*row, *[-1] * (width - len(row))] for row in shown]
+        return np.array(padded, dtype=np.int64).reshape(len(shown), width)
+
     def _candidates(self, queries: torch.Tensor, passages: torch.Tensor, counts: Counter[str]) -> Indices:
         """Impressions, then what the model ranks highest below the margin: ``[examples, candidates]``, -1 for none."""
         questions, of_row = np.unique(self.dataset.question[self.rows], return_inverse=True)
@@ -103,12 +118,7 @@ class NegativeSource:
         depth = min(self.dataset.documents, 2 * self.knobs.hard_negatives + _SPARE)
         mined, above = hardest(queries[questions], passages[: self.dataset.documents], lowest, depth)
         counts["above_score_margin"] = above
-        shown = [self.dataset.impressions[question][:_MAX_IMPRESSIONS] for question in questions]
-        width = max(map(len, shown), default=0)
-        padded = np.array([[*row, *[-1] * (width - len(row))] for row in shown], dtype=np.int64).reshape(
-            len(shown), width
-        )
-        return np.concatenate([padded, mined], axis=1)[of_row]
+        return np.concatenate([self._shown(questions), mined], axis=1)[of_row]
 
     def _lowest_positive(self, queries: torch.Tensor, passages: torch.Tensor) -> npt.NDArray[np.float32]:
         questions, positives = np.divmod(self.dataset.known_positives, len(self.dataset.passages))

@@ -106,7 +106,7 @@ def train(
     if saved := checkpoints.load() if checkpoints else None:
         course.go_on(saved)
     record = course.record
-    remine = request.dataset.hard_negatives > 0 and cheap_to_embed_all(dataset, len(rows), request)
+    remine = source.wants_mining() and cheap_to_embed_all(dataset, len(rows), request)
     with reproducible(request.seed), checkpoints.between_steps() if checkpoints else nullcontext():
         before = record.seconds
         embedded: tuple[torch.Tensor, torch.Tensor] | None = None

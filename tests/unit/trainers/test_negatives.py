@@ -45,6 +45,16 @@ def test_each_filter_takes_its_own_and_counts_it(tables: Callable[..., Any]) -> 
     assert chosen.passages[0].tolist()[1] == 3
 
 
+@pytest.mark.parametrize(("hard", "wanted"), [(0, False), (1, False), (2, True)])
+def test_nothing_is_mined_where_enough_was_shown(tables: Callable[..., Any], hard: int, wanted: bool) -> None:
+    # Of what was shown, "near" is too near and "p" is right.
+    rows = [example("q", "p", negatives=("near", "p", "other")), example("r", "p", negatives=("far", "second"))]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    knobs = DatasetKnobs(hard_negatives=hard, exclusion_threshold=0.5)
+    source = NegativeSource(dataset, np.arange(2), WordSets.of(dataset.passages), knobs)
+    assert source.wants_mining() is wanted
+
+
 def test_a_lower_threshold_is_stricter(tables: Callable[..., Any]) -> None:
     dataset = build_dataset(*tables([example("q", "p")], DOCUMENTS))
     equal = [[0.1, 1.0]] * 5
