@@ -9,6 +9,7 @@ from botocore.exceptions import EndpointConnectionError
 
 from infra.errors import PublishError
 from infra.handlers import api
+from infra.kafka import BOOTSTRAP_SECONDS
 from infra.objects import MemoryObjectStore
 from streams.asking import MAX_BODY_BYTES
 from streams.events import FineTuneRequested, FineTuneStatus, State, now
@@ -91,7 +92,15 @@ def test_without_a_checked_token_nothing_is_done(published: Published) -> None:
 
 def test_brokers_that_do_not_answer_are_said_so(published: Published) -> None:
     published.broken = PublishError("x-fine-tune-requests", "no answer")
-    assert call(ASK, {"model": "support"})[0] == 503
+    code, answer = call(ASK, {"model": "support"})
+    assert code == 503
+    # Said before the function is ended.
+    assert published.delivery_seconds + BOOTSTRAP_SECONDS < 28
+    # It may have been taken all the same: it can be sent again under the name that it was given.
+    published.broken = None
+    assert call(ASK, {"model": "support", "request_id": answer["request_id"]})[0] == 202
+    [request] = requests(published)
+    assert request.request_id == answer["request_id"]
 
 
 def test_a_status_is_told_as_it_is_on_the_topic(store: MemoryObjectStore) -> None:
