@@ -6,6 +6,7 @@ It asks for no token: it is for the inside of a cluster, behind a proxy that kno
 
 import asyncio
 import threading
+from datetime import datetime
 from http import HTTPStatus
 
 import structlog
@@ -50,6 +51,12 @@ class Statuses:
         """How a request stands; ``None`` where nothing is known of it (yet)."""
         return self._newest.get(request_id)
 
+    def take(self, status: FineTuneStatus) -> None:
+        """Take in one event of the topic: the past, which is read again after a start, takes nothing back."""
+        known = self._newest.get(status.request_id)
+        if known is None or _rank(known) <= _rank(status):
+            self._newest[status.request_id] = status
+
     def _follow(self) -> None:
         for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS, follow=True):
             try:
@@ -57,7 +64,7 @@ class Statuses:
             except ValidationError as error:
                 _log.warning("unreadable status", offset=record.offset, errors=error.error_count())
                 continue
-            self._newest[status.request_id] = status
+            self.take(status)
 
 
 class Api:
@@ -113,6 +120,11 @@ def serve(settings: Settings, host: str, port: int) -> None:
         statuses.start(client)
         _log.info("the API is served", host=host, port=port)
         web.run_app(Api(client, statuses).application(), host=host, port=port, access_log=None, print=None)
+
+
+def _rank(status: FineTuneStatus) -> tuple[bool, datetime]:
+    # Clocks differ: an end is the last word, whenever it was said.
+    return status.state.terminal, status.at
 
 
 def _answer(status: HTTPStatus, content: dict[str, object]) -> web.Response:

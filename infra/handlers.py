@@ -85,7 +85,8 @@ def launch(event: dict[str, Any], context: Context) -> dict[str, Any]:
             for record in records:
                 try:
                     taker.take(record)
-                except Exception as error:  # One record's trouble is not its neighbours'.
+                except Exception as error:
+                    # Also of a defect: one record's trouble is not its neighbours'.
                     expected = isinstance(error, (RunBusyError, *_SURROUNDINGS))
                     where = {"partition": name, "offset": record.offset}
                     log.warning("to be delivered again", **where, error=str(error), exc_info=not expected)
