@@ -85,15 +85,20 @@ class Api:
     async def _ask(self, call: web.Request) -> web.Response:
         try:
             request = request_of(await call.read(), call.headers.get("X-Forwarded-User") or "unknown")
-            await asyncio.to_thread(self._client.request_fine_tune, request)
         except ValidationError as error:
             return _answer(HTTPStatus.BAD_REQUEST, {"errors": list(reasons_of(error))})
-        except (BodyError, UnknownFieldsError, OutOfBoundsError) as error:
+        except (BodyError, UnknownFieldsError) as error:
+            return _answer(HTTPStatus.BAD_REQUEST, {"errors": [str(error)]})
+        try:
+            await asyncio.to_thread(self._client.request_fine_tune, request)
+        except OutOfBoundsError as error:
             return _answer(HTTPStatus.BAD_REQUEST, {"errors": [str(error)]})
         except _SURROUNDINGS as error:
             _log.warning("request not published", error=str(error))
-            reason = "not available at the moment; the same request may be sent again"
-            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, {"errors": [reason]})
+            # It may have been taken all the same; sent again under its name, it is not taken twice.
+            reason = "not available at the moment; the same request may be sent again, with this request_id"
+            content = {"errors": [reason], "request_id": request.request_id}
+            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, content)
         return _answer(HTTPStatus.ACCEPTED, {"request_id": request.request_id, "model": request.model})
 
     async def _tell(self, call: web.Request) -> web.Response:

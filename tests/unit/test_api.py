@@ -1,11 +1,17 @@
 """What the API in a cluster tells of a request."""
 
+import asyncio
 from datetime import timedelta
 from itertools import permutations
+from typing import Any
 
-from foldtune.api import Statuses
+from aiohttp.test_utils import TestClient, TestServer
+
+from foldtune.api import Api, Statuses
+from infra.errors import PublishError
 from infra.settings import Settings
-from streams.events import FineTuneStatus, State, now
+from streams.client import FoldtuneClient
+from streams.events import FineTuneRequested, FineTuneStatus, State, now
 
 MOMENT = now()
 
@@ -34,3 +40,33 @@ def test_an_end_is_the_last_word_whatever_the_clocks_say() -> None:
         for one in order:
             statuses.take(one)
         assert statuses.newest("r-1") == told[1]
+
+
+class Silent(FoldtuneClient):
+    """Keeps what it is to ask for; while ``broken``, no broker acknowledges it."""
+
+    def __init__(self) -> None:
+        self.asked: list[FineTuneRequested] = []
+        self.broken = True
+
+    def request_fine_tune(self, request: FineTuneRequested) -> None:
+        self.asked.append(request)
+        if self.broken:
+            raise PublishError("fine-tune-requests", "no answer")
+
+
+def test_what_was_perhaps_taken_can_be_sent_again_under_its_name() -> None:
+    silent = Silent()
+
+    async def talk() -> list[tuple[int, Any]]:
+        server = TestServer(Api(silent, Statuses(Settings())).application(), host="127.0.0.1")
+        async with TestClient(server) as caller:
+            first = await caller.post("/requests", json={"model": "support"})
+            answer = await first.json()
+            silent.broken = False
+            again = await caller.post("/requests", json={"model": "support", "request_id": answer["request_id"]})
+            return [(first.status, answer), (again.status, await again.json())]
+
+    (refused, answer), (taken, _) = asyncio.run(talk())
+    assert (refused, taken) == (503, 202)
+    assert [request.request_id for request in silent.asked] == [answer["request_id"]] * 2
