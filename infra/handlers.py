@@ -171,8 +171,6 @@ def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
             return _ask(call, call.caller)
         if call.route_key == "GET /requests/{id}":
             return _tell((call.path_parameters or {}).get("id", ""))
-    except ValidationError as error:
-        return _answer(400, {"errors": list(reasons_of(error))})
     except _SURROUNDINGS as error:
         log.warning("not available", route=call.route_key, error=str(error))
         return _answer(503, {"errors": ["not available at the moment; the same call may be made again"]})
@@ -186,6 +184,8 @@ def _ask(call: HttpRequest, caller: str) -> dict[str, Any]:
         return _answer(413, {"errors": [f"body: {len(body)} bytes, at most {MAX_BODY_BYTES}"]})
     try:
         request = request_of(body, caller)
+    except ValidationError as error:
+        return _answer(400, {"errors": list(reasons_of(error))})
     except (BodyError, UnknownFieldsError) as error:
         return _answer(400, {"errors": [str(error)]})
     try:
@@ -200,7 +200,10 @@ def _ask(call: HttpRequest, caller: str) -> dict[str, Any]:
 
 
 def _tell(request_id: str) -> dict[str, Any]:
-    name = _REQUEST_ID.validate_python(request_id)
+    try:
+        name = _REQUEST_ID.validate_python(request_id)
+    except ValidationError as error:
+        return _answer(400, {"errors": list(reasons_of(error))})
     status = StatusObjects(S3ObjectStore(load_settings().s3)).newest(name)
     if status is None:
         return _answer(404, {"errors": [f"no request {name!r} is known (yet)"]})

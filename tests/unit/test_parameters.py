@@ -6,8 +6,10 @@ import sys
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from infra.parameters import problems
+from infra.settings import Settings
 
 GOOD = {
     "SubnetIds": "subnet-00000000000000000,subnet-00000000000000001",
@@ -48,6 +50,15 @@ def test_what_fits_is_let_through() -> None:
 def test_what_does_not_is_refused_by_its_name(changes: dict[str, Any], words: str) -> None:
     (problem,) = found(**changes)
     assert words in problem
+
+
+def test_a_function_reckons_with_no_type_without_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDTUNE_BATCH__HOURLY_PRICES", '{"g6.xlarge": 0.805}')
+    monkeypatch.setenv("FOLDTUNE_BATCH__INSTANCE_TYPES", '["g6.xlarge"]')
+    assert Settings().batch.instance_types == ("g6.xlarge",)
+    monkeypatch.setenv("FOLDTUNE_BATCH__INSTANCE_TYPES", '["g6.xlarge","p5.48xlarge"]')
+    with pytest.raises(ValidationError, match=r"has none for p5\.48xlarge"):
+        Settings()
 
 
 def test_packaging_stops_at_what_is_refused() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from pydantic import ValidationError
 
 from infra.errors import PublishError
 from infra.handlers import api
 from infra.kafka import BOOTSTRAP_SECONDS
-from infra.objects import MemoryObjectStore
+from infra.objects import MemoryObjectStore, safe_segment
 from streams.asking import MAX_BODY_BYTES
 from streams.events import FineTuneRequested, FineTuneStatus, State, now
 from streams.status_objects import StatusObjects
@@ -124,6 +125,12 @@ def test_a_store_that_does_not_answer_is_said_so(store: MemoryObjectStore, monke
 
     monkeypatch.setattr(store, "tagged", fail)
     assert call(TELL, pathParameters={"id": "r-1"})[0] == 503
+
+
+def test_a_status_that_cannot_be_read_is_not_the_caller_s_fault(store: MemoryObjectStore) -> None:
+    store.put("statuses/" + safe_segment("r-1") + ".json", b"{}")
+    with pytest.raises(ValidationError):
+        call(TELL, pathParameters={"id": "r-1"})
 
 
 def test_another_route_is_not_there() -> None:
