@@ -97,7 +97,7 @@ class Api:
             _log.warning("request not published", error=str(error))
             # It may have been taken all the same; sent again under its name, it is not taken twice.
             reason = "not available at the moment; the same request may be sent again, with this request_id"
-            content = {"errors": [reason], "request_id": request.request_id}
+            content: dict[str, object] = {"errors": [reason], "request_id": request.request_id}
             return _answer(HTTPStatus.SERVICE_UNAVAILABLE, content)
         return _answer(HTTPStatus.ACCEPTED, {"request_id": request.request_id, "model": request.model})
 
