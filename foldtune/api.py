@@ -6,6 +6,7 @@ It asks for no token: it is for the inside of a cluster, behind a proxy that kno
 
 import asyncio
 import threading
+from datetime import datetime
 from http import HTTPStatus
 
 import structlog
@@ -50,6 +51,12 @@ class Statuses:
         """How a request stands; ``None`` where nothing is known of it (yet)."""
         return self._newest.get(request_id)
 
+    def take(self, status: FineTuneStatus) -> None:
+        """Take in one event of the topic: the past, which is read again after a start, takes nothing back."""
+        known = self._newest.get(status.request_id)
+        if known is None or _rank(known) <= _rank(status):
+            self._newest[status.request_id] = status
+
     def _follow(self) -> None:
         for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS, follow=True):
             try:
@@ -57,7 +64,7 @@ class Statuses:
             except ValidationError as error:
                 _log.warning("unreadable status", offset=record.offset, errors=error.error_count())
                 continue
-            self._newest[status.request_id] = status
+            self.take(status)
 
 
 class Api:
@@ -78,15 +85,20 @@ class Api:
     async def _ask(self, call: web.Request) -> web.Response:
         try:
             request = request_of(await call.read(), call.headers.get("X-Forwarded-User") or "unknown")
-            await asyncio.to_thread(self._client.request_fine_tune, request)
         except ValidationError as error:
             return _answer(HTTPStatus.BAD_REQUEST, {"errors": list(reasons_of(error))})
-        except (BodyError, UnknownFieldsError, OutOfBoundsError) as error:
+        except (BodyError, UnknownFieldsError) as error:
+            return _answer(HTTPStatus.BAD_REQUEST, {"errors": [str(error)]})
+        try:
+            await asyncio.to_thread(self._client.request_fine_tune, request)
+        except OutOfBoundsError as error:
             return _answer(HTTPStatus.BAD_REQUEST, {"errors": [str(error)]})
         except _SURROUNDINGS as error:
             _log.warning("request not published", error=str(error))
-            reason = "not available at the moment; the same request may be sent again"
-            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, {"errors": [reason]})
+            # It may have been taken all the same; sent again under its name, it is not taken twice.
+            reason = "not available at the moment; the same request may be sent again, with this request_id"
+            content: dict[str, object] = {"errors": [reason], "request_id": request.request_id}
+            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, content)
         return _answer(HTTPStatus.ACCEPTED, {"request_id": request.request_id, "model": request.model})
 
     async def _tell(self, call: web.Request) -> web.Response:
@@ -113,6 +125,11 @@ def serve(settings: Settings, host: str, port: int) -> None:
         statuses.start(client)
         _log.info("the API is served", host=host, port=port)
         web.run_app(Api(client, statuses).application(), host=host, port=port, access_log=None, print=None)
+
+
+def _rank(status: FineTuneStatus) -> tuple[bool, datetime]:
+    # Clocks differ: an end is the last word, whenever it was said.
+    return status.state.terminal, status.at
 
 
 def _answer(status: HTTPStatus, content: dict[str, object]) -> web.Response:

@@ -7,7 +7,7 @@ that may be missing needs ``s3:ListBucket`` on its prefix, or S3 answers 403):
                  S3 read, write, list ``jobs/ spend/ statuses/``; ``batch:SubmitJob`` on the queue and the definition,
                  ``batch:TerminateJob`` on jobs, ``batch:ListJobs`` and ``batch:DescribeJobs``.
                  Kafka: writes ``training-reports``, ``dead-letters``.
-``batch_state``  ``Batch Job State Change`` events of the queue; raises what is to be delivered again.
+``batch_state``  ``Batch Job State Change`` events of the queue; what it raises, Lambda tries twice more, then keeps.
                  S3 read, write, list ``jobs/ spend/``. Kafka: writes ``training-reports``.
 ``api``          ``POST /requests`` and ``GET /requests/{id}`` of an HTTP API with a JWT authorizer.
                  S3 read, list ``statuses/``. Kafka: writes ``fine-tune-requests``.
@@ -34,7 +34,7 @@ from kafka.errors import KafkaError
 from pydantic import TypeAdapter, ValidationError
 
 from infra.errors import InfraError
-from infra.kafka import Publisher
+from infra.kafka import DELIVERY_SECONDS, Publisher
 from infra.lambda_events import Context, HttpRequest, KafkaEvent, KafkaRecord, ScheduledEvent, StateChange
 from infra.logs import configure_logs
 from infra.objects import S3ObjectStore
@@ -43,7 +43,7 @@ from infra.settings import Settings, load_settings
 from streams.asking import MAX_BODY_BYTES, request_of
 from streams.dead_letters import send_dead_letter
 from streams.errors import BodyError, UnknownFieldsError
-from streams.events import FineTuneRequested, FineTuneStatus, RequestId, State, TrainingJob, now
+from streams.events import Event, FineTuneRequested, FineTuneStatus, RequestId, State, TrainingJob, now
 from streams.records import reasons_of
 from streams.status_objects import StatusObjects
 from streams.topics import Topic
@@ -56,8 +56,11 @@ log = structlog.get_logger(__name__)
 
 # Less than this is not enough to begin with another record.
 RESERVE_SECONDS = 10.0
-# Lambda delivers again at once, and a launch that was cut short takes minutes to be surely gone.
-BUSY_SECONDS = 20.0
+# Lambda delivers again at once, a hundred times at most; a launch that was cut short takes minutes to be surely gone,
+# and brokers or AWS to be there again.
+PAUSE_SECONDS = 20.0
+# The API's function has 28 s in all, of which finding the brokers may take eight.
+API_DELIVERY_SECONDS = 15
 _REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
 
 # The surroundings fail and recover; what met it is delivered again.
@@ -73,22 +76,23 @@ if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
 
 
 def launch(event: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Launch jobs and end cancelled ones; says which records are to be delivered again."""
+    """Launch jobs and end those whose request has ended; says which records are to be delivered again."""
     settings = load_settings()
     failed: list[dict[str, Any]] = []
-    busy = False
     with _publishing(settings) as publisher:
         taker = _Taker(settings, publisher, context)
         for name, records in KafkaEvent.model_validate(event).records.items():
             for record in records:
                 try:
                     taker.take(record)
-                except (RunBusyError, *_SURROUNDINGS) as error:
-                    log.warning("to be delivered again", partition=name, offset=record.offset, error=str(error))
-                    busy = busy or isinstance(error, RunBusyError)
-                    failed.append({"itemIdentifier": {"partition": name, "offset": record.offset}})
-    if busy:
-        time.sleep(max(0.0, min(BUSY_SECONDS, _seconds_left(context) - RESERVE_SECONDS)))
+                except Exception as error:
+                    # Also of a defect: one record's trouble is not its neighbours'.
+                    expected = isinstance(error, (RunBusyError, *_SURROUNDINGS))
+                    where = {"partition": name, "offset": record.offset}
+                    log.warning("to be delivered again", **where, error=str(error), exc_info=not expected)
+                    failed.append({"itemIdentifier": where})
+    if failed:
+        time.sleep(max(0.0, min(PAUSE_SECONDS, _seconds_left(context) - RESERVE_SECONDS)))
     return {"batchItemFailures": failed}
 
 
@@ -102,9 +106,9 @@ class _Taker:
         self._context = context
         self._statuses = StatusObjects(store)
         self._dispatcher = Dispatcher(settings, store, BatchLauncher(settings, store), _report(publisher))
-        self._takers = {
-            Topic.TRAINING_JOBS.named(prefix): self._take_job,
-            Topic.FINE_TUNE_STATUS.named(prefix): self._take_status,
+        self._takers: dict[str, tuple[type[Event], Callable[[KafkaRecord, Any], None]]] = {
+            Topic.TRAINING_JOBS.named(prefix): (TrainingJob, self._take_job),
+            Topic.FINE_TUNE_STATUS.named(prefix): (FineTuneStatus, self._take_status),
         }
 
     def take(self, record: KafkaRecord) -> None:
@@ -120,23 +124,25 @@ class _Taker:
         if record.topic not in self._takers:
             msg = f"this function takes {' and '.join(self._takers)}, not {record.topic}"
             raise ValueError(msg)
+        kind, taker = self._takers[record.topic]
         try:
-            self._takers[record.topic](record, record.value)
+            event = kind.model_validate_json(record.value)
         except ValidationError as error:
             reasons = "; ".join(reasons_of(error))
             send_dead_letter(self._publisher(), record, reasons)
             self._publisher().flush()
             where = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
             log.warning("dead letter", **where, error=reasons)
+            return
+        taker(record, event)
 
-    def _take_job(self, _: KafkaRecord, value: bytes) -> None:
-        job = TrainingJob.model_validate_json(value)
+    def _take_job(self, _: KafkaRecord, job: TrainingJob) -> None:
         self._dispatcher.launch(job, now() + timedelta(seconds=_seconds_left(self._context)))
 
-    def _take_status(self, record: KafkaRecord, value: bytes) -> None:
-        status = FineTuneStatus.model_validate_json(value)
+    def _take_status(self, record: KafkaRecord, status: FineTuneStatus) -> None:
         self._statuses.keep(status, record.partition, record.offset)
-        if status.state is State.CANCELLED:
+        # Nobody waits for the job any more: it was cancelled, or given up after its time. One that has ended stays so.
+        if status.state.terminal and status.state is not State.COMPLETED:
             self._dispatcher.cancel(status.model, status.request_id)
 
 
@@ -144,7 +150,7 @@ class _Taker:
 
 
 def batch_state(event: dict[str, Any], context: Context) -> None:
-    """Report how a job of AWS Batch stands; what is raised makes EventBridge deliver the event again."""
+    """Report how a job of AWS Batch stands; what is raised, Lambda tries twice more and then puts into a queue."""
     settings = load_settings()
     store = S3ObjectStore(settings.s3)
     with _publishing(settings) as publisher:
@@ -165,8 +171,6 @@ def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
             return _ask(call, call.caller)
         if call.route_key == "GET /requests/{id}":
             return _tell((call.path_parameters or {}).get("id", ""))
-    except ValidationError as error:
-        return _answer(400, {"errors": list(reasons_of(error))})
     except _SURROUNDINGS as error:
         log.warning("not available", route=call.route_key, error=str(error))
         return _answer(503, {"errors": ["not available at the moment; the same call may be made again"]})
@@ -180,14 +184,26 @@ def _ask(call: HttpRequest, caller: str) -> dict[str, Any]:
         return _answer(413, {"errors": [f"body: {len(body)} bytes, at most {MAX_BODY_BYTES}"]})
     try:
         request = request_of(body, caller)
+    except ValidationError as error:
+        return _answer(400, {"errors": list(reasons_of(error))})
     except (BodyError, UnknownFieldsError) as error:
         return _answer(400, {"errors": [str(error)]})
-    _publish(request)
+    try:
+        with _publishing(load_settings(), API_DELIVERY_SECONDS) as publisher:
+            publisher().publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
+    except _SURROUNDINGS as error:
+        log.warning("request not published", error=str(error))
+        # It may have been taken all the same; sent again under its name, it is not taken twice.
+        reason = "not available at the moment; the same request may be sent again, with this request_id"
+        return _answer(503, {"errors": [reason], "request_id": request.request_id})
     return _answer(202, {"request_id": request.request_id, "model": request.model})
 
 
 def _tell(request_id: str) -> dict[str, Any]:
-    name = _REQUEST_ID.validate_python(request_id)
+    try:
+        name = _REQUEST_ID.validate_python(request_id)
+    except ValidationError as error:
+        return _answer(400, {"errors": list(reasons_of(error))})
     status = StatusObjects(S3ObjectStore(load_settings().s3)).newest(name)
     if status is None:
         return _answer(404, {"errors": [f"no request {name!r} is known (yet)"]})
@@ -205,23 +221,26 @@ def _answer(code: int, content: dict[str, Any]) -> dict[str, Any]:
 def schedule(event: dict[str, Any], context: Context) -> None:
     """Ask for each of the configured models, once for a turn of the schedule."""
     turn = ScheduledEvent.model_validate(event).time
-    for model in load_settings().schedule.models:
-        _publish(
-            FineTuneRequested(
+    settings = load_settings()
+    with _publishing(settings) as publisher:
+        for model in settings.schedule.models:
+            request = FineTuneRequested(
                 request_id=f"schedule-{model}-{turn:%Y%m%dT%H%M%S}",
                 model=model,
                 requested_at=turn,
                 requested_by="schedule",
                 origin="policy",
             )
-        )
+            publisher().send(Topic.FINE_TUNE_REQUESTS, request, key=model)
+        if settings.schedule.models:
+            publisher().flush()
 
 
 # ── What they share ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
-def _publishing(settings: Settings) -> Iterator[GetPublisher]:
+def _publishing(settings: Settings, delivery_seconds: int = DELIVERY_SECONDS) -> Iterator[GetPublisher]:
     """A publisher that connects when it is first asked for.
 
     It does not outlive the call: between two calls a function is frozen, its connections die and its secrets change.
@@ -232,7 +251,7 @@ def _publishing(settings: Settings) -> Iterator[GetPublisher]:
         def publisher() -> Publisher:
             if not made:
                 kafka = stack.enter_context(kafka_with_secrets(settings))
-                made.append(stack.enter_context(Publisher(kafka)))
+                made.append(stack.enter_context(Publisher(kafka, delivery_seconds)))
             return made[0]
 
         yield publisher
@@ -243,11 +262,6 @@ def _report(publisher: GetPublisher) -> Callable[[FineTuneStatus], None]:
         StatusPublisher(publisher())(status)
 
     return report
-
-
-def _publish(request: FineTuneRequested) -> None:
-    with _publishing(load_settings()) as publisher:
-        publisher().publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
 
 
 def _seconds_left(context: Context) -> float:

@@ -80,15 +80,17 @@ def _connected(client: Callable[..., Any], settings: KafkaSettings, *topics: str
 class Publisher:
     """Publishes events and returns only when the brokers have them; making one raises ``NoBrokerError``."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, delivery_seconds: int = DELIVERY_SECONDS) -> None:
         self._settings = settings
+        self._delivery_seconds = delivery_seconds
         self._producer = _connected(
             KafkaProducer,
             settings,
             acks="all",
             linger_ms=5,
             max_request_size=MAX_REQUEST_BYTES,
-            delivery_timeout_ms=DELIVERY_SECONDS * 1000,
+            delivery_timeout_ms=delivery_seconds * 1000,
+            max_block_ms=delivery_seconds * 1000,
             request_timeout_ms=10_000,
         )
         self._pending: list[tuple[str, Any]] = []
@@ -143,7 +145,7 @@ class Publisher:
         pending, self._pending = self._pending, []
         for topic, future in pending:
             try:
-                future.get(timeout=DELIVERY_SECONDS + 5)
+                future.get(timeout=self._delivery_seconds + 5)
             except KafkaError as error:
                 raise PublishError(topic, error) from error
 
@@ -157,7 +159,7 @@ class Publisher:
         try:
             self.flush()
         finally:
-            self._producer.close(timeout=DELIVERY_SECONDS)
+            self._producer.close(timeout=self._delivery_seconds)
 
     def __enter__(self) -> "Publisher":
         return self

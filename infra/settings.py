@@ -6,9 +6,9 @@ Nested fields take a double underscore: ``FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS``. T
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from streams.events import MAX_PASSAGES, ModelReference
@@ -155,11 +155,20 @@ class BatchSettings(Section):
     job_queue: str = "foldtune"
     job_definition: str = "foldtune-trainer"
     log_group: str = "/aws/batch/job"
-    # US dollars an hour, On-Demand, of every instance type that a job may get: the dearest is reckoned with.
+    # The instance types that a job may get, each with its price in US dollars an hour, On-Demand; the dearest price is
+    # reckoned with.
+    instance_types: tuple[str, ...] = ()
     hourly_prices: Annotated[dict[str, PositiveFloat], Field(min_length=1)] = {"g5.xlarge": 1.006}
     # What one job may cost at most, attempts by timeout by price; and all jobs of a model in one month (UTC).
     max_job_dollars: PositiveFloat = 30.0
     max_month_dollars: PositiveFloat = 300.0
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if unpriced := sorted(set(self.instance_types) - set(self.hourly_prices)):
+            msg = f"should have a price for each of instance_types, and has none for {', '.join(unpriced)}"
+            raise ValueError(msg)
+        return self
 
 
 class ScheduleSettings(Section):

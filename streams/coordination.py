@@ -27,6 +27,9 @@ from streams.events import (
 from streams.knobs import ModelName
 from streams.topics import Topic
 
+# How long after the time of all its attempts the end of a job must have been reported.
+REPORTING_TIME = timedelta(hours=1)
+
 
 class Active(Model):
     """The one request of a model that is being worked on."""

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -15,7 +14,7 @@ from infra.kafka import partition_of
 from infra.objects import ObjectStore, safe_segment
 from infra.settings import Settings
 from streams import coordination, policy
-from streams.coordination import ModelState, Output, Step
+from streams.coordination import REPORTING_TIME, ModelState, Output, Step
 from streams.durable_table import Table
 from streams.errors import PartitionLostError
 from streams.events import (
@@ -227,7 +226,7 @@ class Coordinator:
                 # What was decided meanwhile, here or elsewhere, was decided without knowing of this job.
                 if self._state(partition, model) == state:
                     deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
-                    issued = coordination.job_published(state, state.active, deadline + timedelta(hours=1))
+                    issued = coordination.job_published(state, state.active, deadline + REPORTING_TIME)
                     await self._follow(partition, Step(issued, (job,)))
 
     def _whole(self, state: ModelState) -> SnapshotManifest | None:

@@ -141,6 +141,11 @@ class BatchService:
             self._attempted(job, code)
         self._become(job, "SUCCEEDED" if code == 0 else "FAILED", **more)
 
+    def end_attempt(self, job_id: str, code: int) -> None:
+        """End an attempt of a job without a command, and let it wait for the next one."""
+        self._attempted(self.jobs[job_id], code)
+        self._become(self.jobs[job_id], "RUNNABLE")
+
     def kill(self, job_id: str) -> None:
         """End a job's process without a warning."""
         with suppress(ProcessLookupError):

@@ -1,4 +1,5 @@
-// Makes the functions' archive whenever osls packages or deploys, so that no former code is deployed.
+// Whenever osls packages or deploys: checks the parameters, and makes the functions' archive, so that no former code is
+// deployed.
 "use strict";
 
 const { execFileSync } = require("node:child_process");
@@ -7,7 +8,8 @@ const { existsSync } = require("node:fs");
 const PYTHON = ".venv/bin/python";
 
 class Bundle {
-  constructor() {
+  constructor(serverless) {
+    this.serverless = serverless;
     this.hooks = { "before:package:initialize": () => this.make() };
   }
 
@@ -15,6 +17,9 @@ class Bundle {
     if (!existsSync(PYTHON)) {
       throw new Error(`${PYTHON} is missing: run "make setup" first`);
     }
+    const declared = Object.entries(this.serverless.service.resources.Parameters);
+    const input = JSON.stringify(Object.fromEntries(declared.map(([name, { Default }]) => [name, Default])));
+    execFileSync(PYTHON, ["-m", "infra.parameters"], { input, stdio: ["pipe", "inherit", "inherit"] });
     execFileSync(PYTHON, ["-m", "infra.bundle", "build/functions.zip"], { stdio: "inherit" });
   }
 }

@@ -1,5 +1,6 @@
 """What would be deployed to AWS: serverless.yml packaged as ``make package`` does it, linted, and read."""
 
+import ast
 import json
 import os
 import re
@@ -34,12 +35,21 @@ UNBOUND = {
     "ec2:UnassignPrivateIpAddresses",
     "ecr:GetAuthorizationToken",
 }
+# Event sources alone look at these.
+POLLERS = {"ec2:DescribeSecurityGroups", "ec2:DescribeVpcs"}
 EVERY_FUNCTION = {
     "logs:CreateLogStream": {"log-group:/aws/lambda/foldtune-dev-NAME:*"},
     "logs:PutLogEvents": {"log-group:/aws/lambda/foldtune-dev-NAME:*"},
     "secretsmanager:GetSecretValue": {"KafkaSecretArn", "KafkaCaSecretArn"},
     "kms:Decrypt": {"KafkaSecretKeyArn"},
-    **{action: {"*"} for action in UNBOUND if action.startswith("ec2:")},
+    **{action: {"*"} for action in UNBOUND - POLLERS if action.startswith("ec2:")},
+}
+# What AWS measures by itself, by these dimensions.
+AWS_METRICS = {
+    ("AWS/ApiGateway", "5xx"): {"ApiId"},
+    ("AWS/Lambda", "Errors"): {"FunctionName"},
+    ("AWS/Lambda", "MaxOffsetLag"): {"EventSourceMappingUUID"},
+    ("AWS/SQS", "ApproximateNumberOfMessagesVisible"): {"QueueName"},
 }
 GIVE_UP = {"sqs:SendMessage": {"UndeliveredEvents"}}
 # What each function may do beyond that, and on what.
@@ -53,6 +63,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
         "s3:GetObject": {"Bucket/jobs/*", "Bucket/spend/*", "Bucket/statuses/*"},
         "s3:PutObject": {"Bucket/jobs/*", "Bucket/spend/*", "Bucket/statuses/*"},
         "s3:ListBucket": {"Bucket"},
+        **{action: {"*"} for action in POLLERS},
         "kafka:DescribeCluster": {"MskClusterArn"},
         "kafka:DescribeClusterV2": {"MskClusterArn"},
         "kafka:GetBootstrapBrokers": {"MskClusterArn"},
@@ -220,6 +231,16 @@ def test_events_of_kafka_are_answered_one_by_one_and_given_up_into_the_queue(res
         assert source["StartingPosition"] == "TRIM_HORIZON"
         # A mapping that is created and one that is changed must not share a group.
         assert "ConsumerGroupId" in json.dumps(source)
+        # How far behind it is, is told of each, or of two the one that stands still would not be seen.
+        assert source["MetricsConfig"] == {"Metrics": ["KafkaMetrics"]}
+    watched = {
+        named(source)
+        for alarm in of_type(resources, "AWS::CloudWatch::Alarm").values()
+        for dimension in alarm.get("Dimensions", [])
+        if dimension["Name"] == "EventSourceMappingUUID"
+        for source in every(dimension["Value"])
+    }
+    assert watched == set(sources)
 
 
 def test_events_of_batch_and_of_the_calendar_are_tried_again_and_then_kept(resources: dict[str, Any]) -> None:
@@ -266,6 +287,17 @@ def test_a_job_is_tried_again_where_that_may_help(resources: dict[str, Any]) -> 
     assert ALLOCATOR_ENVIRONMENT.items() <= environment.items()
 
 
+def test_no_job_holds_up_the_queue_for_ever(resources: dict[str, Any]) -> None:
+    (queue,) = of_type(resources, "AWS::Batch::JobQueue").values()
+    limits = {limit["Reason"]: limit["MaxTimeSeconds"] for limit in queue["JobStateTimeLimitActions"]}
+    assert set(limits) == {
+        "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY",
+        "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE",
+        "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT",
+    }
+    assert all(limit["Action"] == "CANCEL" for limit in queue["JobStateTimeLimitActions"])
+
+
 def test_trainings_run_on_spot_first_and_cost_nothing_while_there_are_none(resources: dict[str, Any]) -> None:
     environments = of_type(resources, "AWS::Batch::ComputeEnvironment")
     (queue,) = of_type(resources, "AWS::Batch::JobQueue").values()
@@ -292,6 +324,18 @@ def test_the_bounds_of_cost_let_a_job_of_the_usual_length_run(stage: str) -> Non
     # The workers say in each job how long it may take.
     settings = (ROOT / "infra" / "kubernetes" / "base" / "foldtune.env").read_text()
     assert f"FOLDTUNE_TRAINER__MAX_DURATION=PT{values['jobTimeoutSeconds'] // 3600}H" in settings
+    assert f"FOLDTUNE_TRAINER__MAX_ATTEMPTS={values['jobAttempts']}" in settings
+
+
+def test_the_functions_know_the_instance_types_whose_prices_they_reckon_with(resources: dict[str, Any]) -> None:
+    functions = of_type(resources, "AWS::Lambda::Function").values()
+    given = [function["Environment"]["Variables"].get("FOLDTUNE_BATCH__INSTANCE_TYPES") for function in functions]
+    texts = [value["Fn::Join"] for value in given if value]
+    assert len(texts) == 2
+    for nothing, (before, joined, after) in texts:
+        between, types = joined["Fn::Join"]
+        assert (nothing, types) == ("", {"Ref": "GpuInstanceTypes"})
+        assert json.loads(before + between.join(["g6.xlarge", "g5.xlarge"]) + after) == ["g6.xlarge", "g5.xlarge"]
 
 
 def test_what_is_kept_is_encrypted_versioned_and_goes_over_tls_alone(resources: dict[str, Any]) -> None:
@@ -333,6 +377,53 @@ def test_the_api_is_called_with_a_token_and_not_too_often(resources: dict[str, A
     assert authorizer["JwtConfiguration"] == {"Issuer": {"Ref": "JwtIssuer"}, "Audience": [{"Ref": "JwtAudience"}]}
     (stage,) = of_type(resources, "AWS::ApiGatewayV2::Stage").values()
     assert stage["DefaultRouteSettings"]["ThrottlingRateLimit"] == 10
+
+
+def logged() -> dict[str, set[str]]:
+    """The events that the functions' code logs at a level that is always on, each with the fields it may have."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "infra" / "handlers.py", *(ROOT / "trainers" / "launchers").glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            match call:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name("log"), attr="info" | "warning" | "error"),
+                    args=[ast.Constant(str(event))],
+                ):
+                    found.setdefault(event, set()).update(str(keyword.arg) for keyword in call.keywords)
+    return found
+
+
+def test_every_filter_finds_what_the_code_logs(template: dict[str, Any], resources: dict[str, Any]) -> None:
+    events = logged()
+    filters = of_type(resources, "AWS::Logs::MetricFilter")
+    assert len(filters) > 4
+    for name, one in filters.items():
+        pattern = one["FilterPattern"]
+        (event,) = re.findall(r'\$\.event = "([^"]+)"', pattern)
+        values = [transformation["MetricValue"] for transformation in one["MetricTransformations"]]
+        fields = set(re.findall(r"\$\.(\w+)", " ".join([pattern, *values]))) - {"event"}
+        assert event in events, name
+        assert fields <= events[event], name
+    # At a higher level the functions would not say them.
+    assert template["Parameters"]["LogLevel"]["AllowedValues"] == ["DEBUG", "INFO"]
+
+
+def test_every_alarm_watches_a_metric_that_there_is(resources: dict[str, Any]) -> None:
+    own = {
+        (transformation["MetricNamespace"], transformation["MetricName"])
+        for one in of_type(resources, "AWS::Logs::MetricFilter").values()
+        for transformation in one["MetricTransformations"]
+    }
+    for name, alarm in of_type(resources, "AWS::CloudWatch::Alarm").items():
+        metrics = [item["MetricStat"]["Metric"] for item in alarm.get("Metrics", []) if "MetricStat" in item] or [alarm]
+        for metric in metrics:
+            key = (metric["Namespace"], metric["MetricName"])
+            assert key in own or key in AWS_METRICS, name
+            assert {one["Name"] for one in metric.get("Dimensions", [])} == AWS_METRICS.get(key, set()), name
+        for expression in (item["Expression"] for item in alarm.get("Metrics", []) if "Expression" in item):
+            ids = {item["Id"] for item in alarm["Metrics"] if "MetricStat" in item}
+            assert set(re.findall(r"FILL\((\w+), 0\)", expression)) == ids
+            assert len(re.findall(r"\b[a-z]+\b", expression)) == len(ids)
 
 
 def test_every_alarm_reaches_somebody_who_can_read_what_to_do(resources: dict[str, Any]) -> None:
@@ -395,6 +486,7 @@ def test_every_parameter_is_bounded_and_what_stands_there_is_within(template: di
         ("trainerImageTag=latest", "TrainerImageTag"),
         ("kafkaAuthentication=none", "KafkaAuthentication"),
         ("alarmEmail=nobody", "AlarmEmail"),
+        ("logLevel=WARNING", "LogLevel"),
     ],
 )
 def test_a_parameter_that_cannot_be_is_refused(tmp_path: Path, parameter: str, where: str) -> None:
@@ -404,6 +496,22 @@ def test_a_parameter_that_cannot_be_is_refused(tmp_path: Path, parameter: str, w
     places = {int(number) for number in re.findall(r"template-update-stack\.json:(\d+):", done.stdout)}
     blamed = {next(line for line in reversed(lines[:number]) if re.match(r' {4}"\w+": \{', line)) for number in places}
     assert f'    "{where}": {{' in blamed, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        (["gpuInstanceTypes=g6.xlarge,p5.48xlarge"], "has none for p5.48xlarge"),
+        (["scheduleModels=[support]"], "ScheduleModels: "),
+        (["kafkaKind=msk", "kafkaAuthentication=scram-sha-256"], "KafkaAuthentication should be scram-sha-512 or mtls"),
+        (["subnetIds=subnet-00000000000000000"], "SubnetIds: "),
+    ],
+)
+def test_parameters_that_do_not_fit_together_are_refused(tmp_path: Path, parameters: list[str], words: str) -> None:
+    done = package(tmp_path, "dev", *parameters)
+    assert done.returncode != 0
+    assert words in done.stdout + done.stderr
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_msk_takes_the_place_of_other_brokers_by_a_parameter(tmp_path: Path) -> None:

@@ -73,13 +73,20 @@ class BatchJob(_Described):
 
     def log_url(self, group: str) -> str | None:
         """The console's page of the newest attempt's log, once it has one."""
-        if not self._last.log_stream_name:
+        if not self._newest.log_stream_name:
             return None
         region = self.job_arn.split(":")[3]
         # The console decodes what follows the hash twice, and takes a dollar sign for the second percent sign.
-        names = (quote(quote(name, safe=""), safe="").replace("%", "$") for name in (group, self._last.log_stream_name))
+        names = (
+            quote(quote(name, safe=""), safe="").replace("%", "$") for name in (group, self._newest.log_stream_name)
+        )
         page = f"https://{region}.console.aws.amazon.com/cloudwatch/home?region={region}"
         return f"{page}#logsV2:log-groups/log-group/{'/log-events/'.join(names)}"
+
+    @property
+    def _newest(self) -> Container:
+        # Until the end, the attempts are those that are over.
+        return self._last if self.ended else self.container
 
     @property
     def _last(self) -> Container:

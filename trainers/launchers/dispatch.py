@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from infra.errors import ObjectMissingError
 from infra.objects import ObjectStore
 from infra.settings import Settings
+from streams.coordination import REPORTING_TIME
 from streams.events import RequestId, State, TrainingJob, now
 from streams.knobs import ModelName
 from trainers.launchers.batch import CALL_SECONDS, BatchLauncher
@@ -40,6 +41,9 @@ log = structlog.get_logger(__name__)
 ATTEMPT = 1
 # Batch lists a job for a week after its end. Later it cannot be told any more whether one was submitted.
 LISTED = timedelta(days=6)
+# What a job may be late by, beyond what its attempts may take. The coordinator has given it up by then, even if an hour
+# went by between its snapshot and its publication: it is history, read again.
+OVERDUE = REPORTING_TIME + timedelta(hours=1)
 
 
 class _Parameters(BaseModel):
@@ -61,6 +65,7 @@ class Dispatcher:
         self._store = store
         self._launcher = launcher
         self._spending = Spending(store, settings)
+        self._attempts = settings.trainer.max_attempts
         self._report = report
         self._clock = clock
 
@@ -124,9 +129,10 @@ class Dispatcher:
         return not self._launcher.adopt(run)
 
     def _submit(self, run: Run, deadline: datetime) -> None:
-        refusal = Outcome(ending=Ending.CANCELLED) if self._cancelled(run) else self._spending.reserve(run.job)
-        if refusal:
+        if refusal := self._refusal(run):
             log.warning("not launched", request_id=run.job.request.request_id, reasons=refusal.reasons)
+            # A call that was cut short may have set something aside; before the record, after which nobody looks again.
+            self._spending.settle(run.job, 0)
             self._settle(run, refusal)
             return
         self._report(status_of(run.job, State.SUBMITTED))
@@ -138,6 +144,17 @@ class Dispatcher:
             self._settle(run, Outcome(ending=Ending.FAILED, retryable=True, reasons=(str(error),)), hours=0)
             return
         self._end_if_cancelled(run)
+
+    def _refusal(self, run: Run) -> Outcome | None:
+        """Why a job is not to be launched, if so; what it can cost is set aside otherwise."""
+        if self._cancelled(run):
+            return Outcome(ending=Ending.CANCELLED)
+        job = run.job
+        until = job.published_at + self._attempts * timedelta(seconds=job.max_seconds) + OVERDUE
+        if self._clock() > until:
+            reason = f"job: published at {job.published_at.isoformat()}, to be launched by {until.isoformat()}"
+            return Outcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
+        return self._spending.reserve(job)
 
     def _look(self, run: Run) -> None:
         """What is delivered again looks for itself: the event of the job's end may have been lost."""
@@ -167,6 +184,7 @@ class Dispatcher:
         self._tell(run, outcome)
 
     def _tell(self, run: Run, outcome: Outcome) -> None:
+        """Report an end, unless the trainer has: a success or a refusal ends only when the brokers have its report."""
         if outcome.ending is Ending.CANCELLED:
             self._report(status_of(run.job, State.CANCELLED, outcome))
         elif outcome.ending is not Ending.SUCCEEDED and not outcome.announced:

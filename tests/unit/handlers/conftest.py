@@ -22,12 +22,16 @@ class Published(Publisher):
     def __init__(self) -> None:
         self.messages: list[tuple[Topic, Any, dict[str, Any]]] = []
         self.broken: Exception | None = None
-        self.connected = 0
+        self.connected = self.flushed = 0
 
-    def __call__(self, settings: KafkaSettings) -> "Published":
+    def __call__(self, settings: KafkaSettings, delivery_seconds: int) -> "Published":
         self.connected += 1
         self.settings = settings
+        self.delivery_seconds = delivery_seconds
         return self
+
+    def send(self, topic: Topic, event: Event, *, key: str, partition_by: str | None = None) -> None:
+        self.messages.append((topic, event, {"key": key, "partition_by": partition_by}))
 
     def publish(self, topic: Topic, event: Event, *, key: str, partition_by: str | None = None) -> None:
         if self.broken:
@@ -40,7 +44,9 @@ class Published(Publisher):
         self.messages.append((topic, value, more))
 
     def flush(self) -> None:
-        """Nothing waits."""
+        self.flushed += 1
+        if self.broken:
+            raise self.broken
 
     def close(self) -> None:
         """Nothing is open."""
@@ -88,7 +94,7 @@ def _settings(monkeypatch: pytest.MonkeyPatch, store: MemoryObjectStore) -> Iter
     """Settings of the environment alone, with a prefix; and no pauses."""
     monkeypatch.setenv("FOLDTUNE_KAFKA__TOPIC_PREFIX", "x-")
     monkeypatch.setenv("FOLDTUNE_SCHEDULE__MODELS", '["support", "sales"]')
-    monkeypatch.setattr(infra.handlers, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(infra.handlers, "PAUSE_SECONDS", 0.0)
     load_settings.cache_clear()
     yield
     load_settings.cache_clear()

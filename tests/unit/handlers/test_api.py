@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from pydantic import ValidationError
 
 from infra.errors import PublishError
 from infra.handlers import api
-from infra.objects import MemoryObjectStore
+from infra.kafka import BOOTSTRAP_SECONDS
+from infra.objects import MemoryObjectStore, safe_segment
 from streams.asking import MAX_BODY_BYTES
 from streams.events import FineTuneRequested, FineTuneStatus, State, now
 from streams.status_objects import StatusObjects
@@ -91,7 +93,15 @@ def test_without_a_checked_token_nothing_is_done(published: Published) -> None:
 
 def test_brokers_that_do_not_answer_are_said_so(published: Published) -> None:
     published.broken = PublishError("x-fine-tune-requests", "no answer")
-    assert call(ASK, {"model": "support"})[0] == 503
+    code, answer = call(ASK, {"model": "support"})
+    assert code == 503
+    # Said before the function is ended.
+    assert published.delivery_seconds + BOOTSTRAP_SECONDS < 28
+    # It may have been taken all the same: it can be sent again under the name that it was given.
+    published.broken = None
+    assert call(ASK, {"model": "support", "request_id": answer["request_id"]})[0] == 202
+    [request] = requests(published)
+    assert request.request_id == answer["request_id"]
 
 
 def test_a_status_is_told_as_it_is_on_the_topic(store: MemoryObjectStore) -> None:
@@ -115,6 +125,12 @@ def test_a_store_that_does_not_answer_is_said_so(store: MemoryObjectStore, monke
 
     monkeypatch.setattr(store, "tagged", fail)
     assert call(TELL, pathParameters={"id": "r-1"})[0] == 503
+
+
+def test_a_status_that_cannot_be_read_is_not_the_caller_s_fault(store: MemoryObjectStore) -> None:
+    store.put("statuses/" + safe_segment("r-1") + ".json", b"{}")
+    with pytest.raises(ValidationError):
+        call(TELL, pathParameters={"id": "r-1"})
 
 
 def test_another_route_is_not_there() -> None:

@@ -13,6 +13,7 @@ from streams.topics import Topic
 from tests.batch_service import BatchService
 from tests.lambda_payloads import Context, Record, kafka_payload
 from tests.unit.launchers.conftest import make_job
+from trainers.launchers.contract import job_segment
 
 from .conftest import Published
 
@@ -104,12 +105,35 @@ def test_a_launch_that_was_cut_short_is_waited_for(
     record = a_job(1)
     launch(kafka_payload([record]), context)
     published.broken = None
+    assert launch(kafka_payload([record]), context) == failures(record)
+    assert not batch.jobs
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(120, 20.0), (25, pytest.approx(15.0, abs=0.5)), (5, 0.0)])
+def test_whatever_failed_is_not_delivered_again_at_once(
+    published: Published, batch: BatchService, monkeypatch: pytest.MonkeyPatch, seconds: float, pause: float
+) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("infra.handlers.time.sleep", pauses.append)
-    monkeypatch.setattr("infra.handlers.BUSY_SECONDS", 20.0)
-    assert launch(kafka_payload([record]), context) == failures(record)
-    assert pauses == [20.0]
-    assert not batch.jobs
+    monkeypatch.setattr("infra.handlers.PAUSE_SECONDS", 20.0)
+    assert launch(kafka_payload([a_job(1)]), Context(120)) == NONE_FAILED
+    assert not pauses
+    published.broken = PublishError("x-training-reports", "no answer")
+    assert launch(kafka_payload([a_job(2)]), Context(seconds)) == failures(a_job(2))
+    assert pauses == [pause]
+
+
+def test_what_is_wrong_with_the_store_makes_no_event_poison(
+    batch: BatchService, published: Published, store: MemoryObjectStore, context: Context
+) -> None:
+    """A ledger that cannot be read is nothing that its job's event could help."""
+    store.put(f"jobs/{job_segment(make_job('r-1'))}/attempt-1.submission.json", b"{}")
+    with capture_logs() as lines:
+        assert launch(kafka_payload([a_job(1), a_job(2)]), context) == failures(a_job(1))
+    assert not published.on(Topic.DEAD_LETTERS)
+    assert [job["parameters"]["request_id"] for job in batch.jobs.values()] == ["r-2"]
+    [told] = [line for line in lines if line["event"] == "to be delivered again"]
+    assert (told["offset"], told["exc_info"]) == (1, True)
 
 
 def test_what_alarms_count_is_said_once(published: Published, batch: BatchService, context: Context) -> None:
@@ -143,23 +167,52 @@ def test_with_little_time_left_nothing_is_begun(batch: BatchService, published: 
     assert not batch.jobs
 
 
-def test_a_topic_of_somebody_else_is_a_mistake_in_the_deployment(published: Published, context: Context) -> None:
-    with pytest.raises(ValueError, match="not y-training-jobs"):
-        launch(kafka_payload([Record("y-training-jobs", 0, 1, b"k", b"{}")]), context)
+def test_a_topic_of_somebody_else_is_a_mistake_in_the_deployment(
+    batch: BatchService, published: Published, context: Context
+) -> None:
+    foreign = Record("y-training-jobs", 0, 1, b"k", b"{}")
+    with capture_logs() as lines:
+        assert launch(kafka_payload([foreign, a_job(1)]), context) == failures(foreign)
+    assert "not y-training-jobs" in next(line["error"] for line in lines if line["event"] == "to be delivered again")
+    assert len(batch.jobs) == 1
 
 
 # ── Statuses ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_cancelled_request_ends_its_job_and_one_to_come_never_starts(
-    batch: BatchService, published: Published, context: Context
+@pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED])
+def test_a_request_that_has_ended_ends_its_job_and_one_to_come_never_starts(
+    batch: BatchService, published: Published, context: Context, state: State
 ) -> None:
+    """Cancelled by somebody, or given up by the coordinator after its time."""
     launch(kafka_payload([a_job(1)]), context)
-    cancelled = [a_status(1, State.CANCELLED), a_status(2, State.CANCELLED, "r-2")]
-    assert launch(kafka_payload(cancelled), context) == NONE_FAILED
+    ended = [a_status(1, state), a_status(2, state, "r-2")]
+    assert launch(kafka_payload(ended), context) == NONE_FAILED
     launch(kafka_payload([a_job(2)]), context)
     [job] = batch.jobs.values()
     assert (job["status"], job["statusReason"]) == ("FAILED", "foldtune: cancelled")
+
+
+@pytest.mark.parametrize("state", [state for state in State if not state.terminal] + [State.COMPLETED])
+def test_no_other_status_ends_a_job(batch: BatchService, published: Published, context: Context, state: State) -> None:
+    launch(kafka_payload([a_job(1)]), context)
+    assert launch(kafka_payload([a_status(1, state)]), context) == NONE_FAILED
+    [job] = batch.jobs.values()
+    assert job["status"] == "RUNNABLE"
+
+
+def test_a_job_s_own_failure_changes_nothing_when_it_comes_back_as_a_status(
+    batch: BatchService, published: Published, context: Context, store: MemoryObjectStore
+) -> None:
+    launch(kafka_payload([a_job(1)]), context)
+    [job_id] = batch.jobs
+    batch.end(job_id, 1)
+    batch_state(batch.events[-1], context)
+    before = {key: store.get(key) for key in store.list("jobs/") if not key.endswith("/cancelled")}
+    assert launch(kafka_payload([a_status(1, State.FAILED)]), context) == NONE_FAILED
+    batch_state(batch.events[-1], context)
+    assert {key: store.get(key) for key in store.list("jobs/") if not key.endswith("/cancelled")} == before
+    assert [status.state for status in published.reports] == [State.SUBMITTED, State.FAILED, State.FAILED]
 
 
 def test_the_newest_status_is_kept_whatever_comes_again(store: MemoryObjectStore, context: Context) -> None:

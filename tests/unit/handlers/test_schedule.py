@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from infra.errors import PublishError
 from infra.handlers import schedule
 from streams.topics import Topic
 from tests.lambda_payloads import Context
@@ -35,6 +36,22 @@ def test_each_model_is_asked_for_once_a_turn(published: Published, context: Cont
     assert requests[:2] == requests[2:4]
     assert len({request.request_id for request in requests}) == 4
     assert {(request.origin, request.requested_by) for request in requests} == {("policy", "schedule")}
+
+
+def test_all_are_asked_for_over_one_connection(published: Published, context: Context) -> None:
+    schedule(EVENT, context)
+    assert (published.connected, published.flushed) == (1, 1)
+    published.broken = PublishError("x-fine-tune-requests", "no answer")
+    with pytest.raises(PublishError):
+        schedule(EVENT, context)
+
+
+def test_with_no_models_nobody_is_called(
+    published: Published, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDTUNE_SCHEDULE__MODELS", "[]")
+    schedule(EVENT, context)
+    assert not published.connected
 
 
 def test_a_turn_without_a_time_is_an_error(published: Published, context: Context) -> None:

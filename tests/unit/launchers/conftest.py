@@ -2,17 +2,16 @@
 
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from infra.objects import MemoryObjectStore
 from infra.settings import Settings, TrainerSettings
-from streams.events import FineTuneRequested, ModelReference, TrainingJob
+from streams.events import FineTuneRequested, ModelReference, TrainingJob, now
 from trainers.launchers.local import LocalLauncher
 
-MOMENT = datetime(2025, 1, 2, tzinfo=UTC)
+MOMENT = now()
 MakeLocal = Callable[..., LocalLauncher]
 
 

@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 
 from infra.objects import MemoryObjectStore
-from infra.settings import BatchSettings, Settings
+from infra.settings import BatchSettings, Settings, WorkerSettings
+from streams.coordination import REPORTING_TIME
 from streams.events import FineTuneStatus, State, TrainingJob, now
 from tests.batch_service import BatchService, state_change
 from trainers.launchers.batch import BatchLauncher
 from trainers.launchers.batch_job import BatchJob
-from trainers.launchers.dispatch import LISTED, Dispatcher
+from trainers.launchers.contract import job_segment
+from trainers.launchers.dispatch import LISTED, OVERDUE, Dispatcher
 from trainers.launchers.errors import RunBusyError
 from trainers.launchers.ledger import Ledger
 from trainers.launchers.ownership import this_process
 
-from .conftest import make_job
+from .conftest import MOMENT, make_job
 
 # What a function may take, and how long it is until it is surely gone.
 TIMEOUT, GONE = timedelta(seconds=120), timedelta(seconds=200)
@@ -112,6 +114,14 @@ class Bench:
 
         [key] = self.store.list("spend/")
         return sum(Spend.model_validate_json(self.store.get(key)).jobs.values())
+
+    def jobs_spending(self) -> set[str]:
+        """For which jobs something is set aside, or was spent."""
+        from trainers.launchers.spending import Spend
+
+        return {
+            name for key in self.store.list("spend/") for name in Spend.model_validate_json(self.store.get(key)).jobs
+        }
 
     def disturbed(self, call: Callable[[], None], other: Callable[[], None], number: int) -> bool:
         """Make a call in the middle of which another is made; ``False`` where it has not so many steps."""
@@ -256,6 +266,28 @@ def test_what_cannot_be_told_any_more_is_not_submitted_again(job: TrainingJob) -
     assert (bench.statuses[-1].state, bench.statuses[-1].retryable) == (State.FAILED, True)
 
 
+def test_history_that_is_read_again_is_not_trained_again(bench: Bench, job: TrainingJob) -> None:
+    """A new bucket knows no job; its topics may hold those of years."""
+    attempts = bench.settings.trainer.max_attempts * timedelta(seconds=job.max_seconds)
+    bench.time = job.published_at + attempts + OVERDUE
+    bench.launch(job)
+    assert bench.states == [State.SUBMITTED]
+    old = make_job("r-2")
+    bench.time = old.published_at + attempts + OVERDUE + timedelta(seconds=1)
+    for _ in range(2):
+        bench.launch(old)
+    assert len(bench.batch.jobs) == 1
+    last = bench.statuses[-1]
+    assert (last.request_id, last.state) == ("r-2", State.FAILED)
+    assert last.reasons[0].startswith(f"job: published at {old.published_at.isoformat()}, to be launched by ")
+    assert bench.jobs_spending() == {job_segment(job)}
+
+
+def test_the_coordinator_has_given_a_job_up_before_it_is_too_old_to_be_launched() -> None:
+    """A job bears the time of its snapshot's beginning."""
+    assert WorkerSettings().snapshot_timeout + REPORTING_TIME < OVERDUE
+
+
 def test_the_job_of_a_process_is_left_to_it(bench: Bench, job: TrainingJob) -> None:
     Ledger(bench.store, job, this_process()).claim(1)
     bench.launch(job)
@@ -293,6 +325,19 @@ def test_a_failure_says_what_happened_and_where_the_log_is(bench: Bench, job: Tr
         "https://us-east-1.console.aws.amazon.com/cloudwatch/home?region=us-east-1#logsV2:log-groups/log-group/"
         f"$252Faws$252Fbatch$252Fjob/log-events/{stream}"
     )
+
+
+def test_while_an_attempt_runs_its_own_log_is_shown(bench: Bench, job: TrainingJob) -> None:
+    bench.launch(job)
+    job_id = bench.only["jobId"]
+    for _ in range(2):
+        bench.batch.begin(job_id)
+        stream = bench.only["container"]["logStreamName"].replace("/", "$252F")
+        bench.deliver(bench.batch.events[-1])
+        assert bench.statuses[-1].state is State.RUNNING
+        assert (bench.statuses[-1].log_url or "").endswith(stream)
+        bench.batch.end_attempt(job_id, 75)
+    assert bench.states == [State.SUBMITTED, State.RUNNING, State.RUNNING]
 
 
 def test_what_the_trainer_refused_is_not_said_twice(bench: Bench, job: TrainingJob) -> None:
@@ -455,7 +500,7 @@ def test_a_month_has_a_bound_for_each_model_until_jobs_turn_out_cheaper() -> Non
     assert len(bench.batch.jobs) == 2
     refused = bench.statuses[-1]
     assert (refused.request_id, refused.state, refused.retryable) == ("r-2", State.FAILED, True)
-    assert "6.00 dollars for 'support' in 2025-01" in refused.reasons[0]
+    assert f"6.00 dollars for 'support' in {MOMENT:%Y-%m}" in refused.reasons[0]
     other = jobs[3].model_copy(update={"request": jobs[3].request.model_copy(update={"model": "sales"})})
     bench.launch(other)
     assert len(bench.batch.jobs) == 3
@@ -485,6 +530,21 @@ def test_spending_at_the_same_time_is_all_counted() -> None:
         assert len(bench.batch.jobs) == 2
         assert bench.spent() == 4.0
     assert number > 10
+
+
+def test_what_was_set_aside_for_a_request_that_was_then_cancelled_is_free_again(job: TrainingJob) -> None:
+    def cancelled() -> Bench:
+        bench = killed_before_submitting(job)
+        assert bench.spent() > 0
+        bench.cancel(job)
+        bench.time += GONE
+        return bench
+
+    for bench in kills(cancelled, lambda bench: bench.launch(job)):
+        bench.time += GONE
+        bench.launch(job)
+        assert bench.states[-1] is State.CANCELLED
+        assert bench.spent() == 0.0
 
 
 def test_what_batch_refuses_has_failed_and_costs_nothing(job: TrainingJob) -> None:
