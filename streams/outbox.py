@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import faust
-import msgspec
 import structlog
 from msgspec import Struct
 from pydantic import ValidationError
@@ -27,10 +26,6 @@ class Message(Struct, frozen=True):
     partition: int | None
     key: str | None
     value: str
-
-
-ENCODER = msgspec.json.Encoder()
-DECODER = msgspec.json.Decoder(tuple[Message, ...])
 
 
 def messages(outputs: tuple[Output, ...], partition: int) -> Iterator[Message]:

@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
+from msgspec import Struct
 from pydantic import BaseModel, ValidationError
 
 from infra.kafka import partition_of
@@ -32,7 +34,7 @@ from streams.events import (
 )
 from streams.knobs import ModelName
 from streams.metrics import REQUESTS_ENDED
-from streams.outbox import DECODER, ENCODER, Outbox, messages, not_valid, put_aside
+from streams.outbox import Message, Outbox, messages, not_valid, put_aside
 from streams.records import reasons_of
 from streams.snapshots import snapshot_prefix
 from streams.topics import Topic
@@ -42,6 +44,17 @@ _TURN = b"t|turn"
 # Requests that wait are kept in the state of their model, which is one message of the changelog.
 _REQUEST_BYTES, _WAITING_BYTES = 256 * 1024, 768 * 1024
 _UNTOLD = b"u|"
+
+
+class Untold(Struct, frozen=True):
+    """What follows from a decision: messages, and the last words by the keys that they are kept under."""
+
+    messages: tuple[Message, ...]
+    ended: dict[str, str]
+
+
+ENCODER = msgspec.json.Encoder()
+DECODER = msgspec.json.Decoder(Untold)
 
 
 class _Named(BaseModel):
@@ -178,12 +191,15 @@ class Coordinator:
 
     async def _follow(self, partition: int, step: Step) -> None:
         # What was decided is durable before anybody hears of it: were it told first, a crash in between could lead to
-        # another decision, and a request to two ends. What is to be told is kept with it until it is.
-        state, outputs = step.state, step.outputs
-        changes: dict[bytes, bytes | None] = {b"m|" + state.model.encode(): _json(state)}
-        changes |= {_ended_key(last.model, last.request_id): last.encode() for last in step.ended}
-        changes |= {_untold_key(state.model): ENCODER.encode(tuple(messages(outputs, partition)))}
-        await self._table.write(partition, changes)
+        # another decision, and a request to two ends. What is to be told is durable before that, under the digest of
+        # the state that it goes with: with that state, and not before, it holds.
+        state = _json(step.state)
+        untold = Untold(
+            tuple(messages(step.outputs, partition)),
+            {_ended_key(last.model, last.request_id).decode(): last.encode().decode() for last in step.ended},
+        )
+        await self._table.write(partition, {_untold_key(step.state.model, state): ENCODER.encode(untold)})
+        await self._table.write(partition, {b"m|" + step.state.model.encode(): state})
         await self._tell(partition)
         for last in step.ended:
             REQUESTS_ENDED.labels(last.state.value).inc()
@@ -192,7 +208,13 @@ class Coordinator:
     async def _tell(self, partition: int) -> None:
         """Publish what was decided, here or by a worker that did not come to tell it."""
         for key in list(self._table.keys(partition, _UNTOLD)):
-            await self._outbox.send(DECODER.decode(self._table.get(partition, key) or b"[]"))
+            model = key.removeprefix(_UNTOLD).split(b"|")[0]
+            if key == _untold_key(model.decode(), self._table.get(partition, b"m|" + model) or b""):
+                untold = DECODER.decode(self._table.get(partition, key) or b"")
+                ended = {name.encode(): last.encode() for name, last in untold.ended.items()}
+                if ended:
+                    await self._table.write(partition, ended)
+                await self._outbox.send(untold.messages)
             await self._table.write(partition, {key: None})
 
     # ── The job ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -313,8 +335,8 @@ def _ended_key(model: str, request_id: str) -> bytes:
     return f"r|{model}|{request_id}".encode()
 
 
-def _untold_key(model: str) -> bytes:
-    return _UNTOLD + model.encode()
+def _untold_key(model: str, state: bytes) -> bytes:
+    return _UNTOLD + f"{model}|{hashlib.sha256(state).hexdigest()[:32]}".encode()
 
 
 def _json(model: BaseModel) -> bytes:

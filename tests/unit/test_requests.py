@@ -2,17 +2,19 @@
 
 import asyncio
 import threading
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from infra.kafka import partition_of
 from infra.objects import ObjectStore
 from infra.settings import KafkaSettings, Settings, WorkerSettings
 from streams.coordination import Output
-from streams.durable_table import MemoryTable
+from streams.durable_table import Changes, MemoryTable
 from streams.events import Event, FineTuneCancelled, FineTuneStatus, SnapshotPart, State, now
 from streams.outbox import Message, Outbox, messages
 from streams.requests import Coordinator
@@ -49,10 +51,39 @@ class Recorded(Outbox):
         return [status.state for status in found if status.request_id == name]
 
 
+class KilledError(Exception):
+    """``kill -9``, as the coordinator does not see it."""
+
+
+class Mortal(MemoryTable, Recorded):
+    """A table and an outbox that take so many more records, and then their process is gone."""
+
+    def __init__(self) -> None:
+        MemoryTable.__init__(self)
+        Recorded.__init__(self)
+        self.left = 1 << 30
+
+    async def write(self, partition: int, changes: Changes) -> bool:
+        for key, value in changes.items():
+            self._live()
+            await super().write(partition, {key: value})
+        return True
+
+    async def send(self, messages: tuple[Message, ...]) -> None:
+        for message in messages:
+            self._live()
+            self.sent.append(message)
+
+    def _live(self) -> None:
+        if not self.left:
+            raise KilledError
+        self.left -= 1
+
+
 class System:
     """A coordinator whose object store hangs, when it is called while ``hangs``, until it ``answers``."""
 
-    def __init__(self, *, refuses: bool) -> None:
+    def __init__(self, *, refuses: bool = False, mortal: Mortal | None = None) -> None:
         self._refuses = refuses
         self.answers = threading.Event()
         self.hangs = True
@@ -60,8 +91,8 @@ class System:
         store.uri.side_effect = lambda key: f"s3://bucket/{key}"
         store.put.side_effect = self._put
         settings = Settings(kafka=KafkaSettings(partitions=PARTITIONS), worker=WorkerSettings(min_examples=1))
-        self.outbox = Recorded()
-        self._coordinator = Coordinator(MemoryTable(), self.outbox, store, settings)
+        self.outbox = mortal or Recorded()
+        self._coordinator = Coordinator(mortal or MemoryTable(), self.outbox, store, settings)
 
     def _put(self, *_: object) -> None:
         if self.hangs:
@@ -122,5 +153,33 @@ def test_a_request_that_ends_while_its_manifest_is_written_has_no_job() -> None:
             await system.tick()
         assert system.outbox.jobs() == 0
         assert system.outbox.states("r") == [State.ACCEPTED, State.SNAPSHOTTING, State.CANCELLED]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("survived", range(14))
+def test_a_decision_that_a_crash_cuts_in_two_is_made_whole_or_made_again(survived: int) -> None:
+    # The last part of a snapshot, failed: the request ends, and the one that waited for it begins.
+    async def story() -> None:
+        mortal = Mortal()
+        system = System(mortal=mortal)
+        for name in ("first", "second"):
+            await system.take(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(name, model="m", seed=len(name)))
+        parts = [SnapshotPart(request_id="first", model="m", partition=number, error="?") for number in range(2)]
+        await system.take(Topic.SNAPSHOT_PARTS, "m", parts[0])
+        mortal.left = survived
+        with suppress(KilledError):
+            await system.take(Topic.SNAPSHOT_PARTS, "m", parts[1])
+        mortal.left = 1 << 30
+        heir = System(mortal=mortal)
+        # Its place was not written, so the event comes again; and the requests, from a client that is not sure.
+        await heir.take(Topic.SNAPSHOT_PARTS, "m", parts[1])
+        for name in ("first", "second"):
+            await heir.take(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(name, model="m", seed=len(name)))
+        assert {state for state in mortal.states("first") if state.terminal} == {State.FAILED}
+        assert mortal.states("second")[-1] is State.SNAPSHOTTING
+        commands = [one.value for one in mortal.sent if one.topic == Topic.SNAPSHOT_COMMANDS.label]
+        assert any('"request_id":"second"' in command for command in commands)
+        assert not list(mortal.keys(partition_of("m", PARTITIONS), b"u|"))
 
     asyncio.run(story())
