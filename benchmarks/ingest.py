@@ -27,9 +27,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from kafka import TopicPartition
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
-from infra.kafka import Publisher, consumer, create_topics
+from infra.kafka import Publisher, connection, consumer, create_topics
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
 from infra.settings import Settings
@@ -154,6 +155,7 @@ class Bench:
     def export(self, app_id: str, folders: tuple[str, ...], first: int) -> dict[str, Any]:
         """What snapshots take, and what each does to the logs, numbered from ``first``, that arrive in the meantime."""
         logs, changelog = Topic.CHAT_LOGS.named(self.settings.kafka.topic_prefix), f"{app_id}-training-sets-changelog"
+        self._keep_every_record(changelog)
         since, end = {topic: self.ends(topic) for topic in (logs, changelog)}, threading.Event()
         steady = threading.Thread(target=self._produce_steadily, args=(first, end))
         exports: list[tuple[float, float, list[SnapshotPart]]] = []
@@ -194,6 +196,13 @@ class Bench:
             "ingest_p99_exporting_ms": during,
             "exporting_vs_calm": round(statistics.median(during) / statistics.median(calm), 2),
         }
+
+    def _keep_every_record(self, changelog: str) -> None:
+        # Compaction would take away most of the records that tell when a log became durable.
+        admin = KafkaAdminClient(**connection(self.settings.kafka))
+        options = {"min.compaction.lag.ms": "3600000"}
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, changelog, options)])
+        admin.close()
 
     @contextmanager
     def _worker(self, app_id: str, **more: str) -> Iterator[None]:
