@@ -31,7 +31,9 @@ class Ingest:
         records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
         if len(records) < len(outcomes):
             by_offset = {message.offset: message for message in messages}
-            rejected = [outcome for outcome in outcomes if isinstance(outcome, Rejected)]
-            await asyncio.gather(*(put_aside(self._outbox, topic, by_offset[one.offset], one) for one in rejected))
+            # One after the other, so that they lie in the order in which they came.
+            for outcome in outcomes:
+                if isinstance(outcome, Rejected):
+                    await put_aside(self._outbox, topic, by_offset[outcome.offset], outcome)
         await self._sets.add(partition, topic, records)
         RECORDS.labels(topic.label).inc(len(records))
