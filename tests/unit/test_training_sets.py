@@ -361,7 +361,7 @@ class Disturbances(RuleBasedStateMachine):
             assert self.owner.sets.view(0).folder(folder_id, END) == expected
 
 
-Disturbances.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+Disturbances.TestCase.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
 TestDisturbances = Disturbances.TestCase
 
 

@@ -75,7 +75,7 @@ class Turns(Steps):
 
 # Whole schedules of a hundred steps: drawn step by step, hypothesis would hardly ever leave the first call.
 SEEDS = st.integers(0, 2**32)
-MANY = settings(max_examples=400)
+MANY = settings(max_examples=200)
 
 
 @MANY
