@@ -6,7 +6,6 @@ are made once, and what the frozen layers compute once for each number of traine
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -104,13 +103,7 @@ def main(
         for name, (evaluation, seconds) in results.items()
     }
     _show(benchmark, shown)
-    report = {
-        "data": benchmark.name,
-        "cores": os.cpu_count(),
-        "train_questions": len(benchmark.train.questions),
-        "examples": len(benchmark.train.question),
-        "test_questions": len(benchmark.test.questions),
-        "documents": benchmark.test.documents,
+    report = benchmark.facts() | {
         "defaults": default.request.model_dump(mode="json", include={"dataset", "training", "weights"}),
         "runs": shown,
         "seconds": round(time.perf_counter() - began, 1),

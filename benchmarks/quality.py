@@ -96,14 +96,7 @@ def _report(
     shown: dict[str, Any] = {
         name: figures(found) | {"seconds": round(seconds[name], 1)} for name, found in results.items()
     }
-    report: dict[str, Any] = {
-        "data": benchmark.name,
-        "cores": os.cpu_count(),
-        "train_questions": len(benchmark.train.questions),
-        "examples": len(benchmark.train.question),
-        "test_questions": len(benchmark.test.questions),
-        "documents": benchmark.test.documents,
-    }
+    report = benchmark.facts()
     theirs = [name for name in results if name.startswith("st_")]
     if theirs:
         best = max(theirs, key=lambda name: results[name].ndcg.mean())

@@ -6,6 +6,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,17 @@ class Benchmark:
     name: str
     train: Dataset
     test: Dataset
+
+    def facts(self) -> dict[str, Any]:
+        """What a figure was measured on, for the report."""
+        return {
+            "data": self.name,
+            "cores": os.cpu_count(),
+            "train_questions": len(self.train.questions),
+            "examples": len(self.train.question),
+            "test_questions": len(self.test.questions),
+            "documents": self.test.documents,
+        }
 
 
 def load(folder: Path, sample: Sample) -> Benchmark:
