@@ -1,4 +1,5 @@
-"""What each knob is worth on a data set: one training for each of its values, with all other knobs at their defaults.
+"""What each knob is worth on a data set: one training for each of its values, with all other knobs at their defaults
+or at what ``--knobs`` says.
 
 A folder in the format of ``benchmarks/retrieval.py``; trained is as in ``benchmarks/quality.py``. Compared are nDCG@10
 on the questions of ``dev``, texts cut to 128 tokens, paired with those of the defaults. Embeddings of the base model
@@ -83,13 +84,16 @@ def main(
     test_questions: Annotated[int, typer.Option("--test", help="At most so many to measure with.")] = Sample.test,
     documents: Annotated[int, typer.Option(help="At most so many, but all that answer a question.")] = 3_000,
     seed: Annotated[int, typer.Option(help="Of the sample and of the trainings.")] = 0,
+    knobs: Annotated[
+        str, typer.Option(help="JSON of knobs that differ from the defaults throughout, by group.")
+    ] = "{}",
     only: Annotated[str, typer.Option(help="Leave out what does not begin so, but not the defaults.")] = "",
 ) -> None:
     """Measure and print one JSON object last."""
     began = time.perf_counter()
     sample = Sample(train=train_questions, examples=examples, test=test_questions, documents=documents, seed=seed)
     benchmark = load(data, sample)
-    default, *others = variants(seed)
+    default, *others = variants(seed, json.loads(knobs))
     results = {
         variant.name: (evaluation, seconds)
         for variant, evaluation, seconds in _run(
@@ -111,10 +115,13 @@ def main(
     sys.stdout.write(json.dumps(report) + "\n")
 
 
-def variants(seed: int) -> list[Variant]:
-    """The defaults, then each value of a knob that differs from them."""
-    default = request_of(seed, {})
-    made = [Variant(name, request_of(seed, knobs)) for name, knobs in VALUES]
+def variants(seed: int, base: Knobs) -> list[Variant]:
+    """The defaults but for ``base``, then each value of a knob that differs from them."""
+    default = request_of(seed, base)
+    made = [
+        Variant(name, request_of(seed, base | {group: base.get(group, {}) | values for group, values in knobs.items()}))
+        for name, knobs in VALUES
+    ]
     different = [
         one
         for one in made

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, S
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from streams.events import MAX_PASSAGES, ModelReference
-from streams.knobs import ModelName
+from streams.knobs import DatasetKnobs, ModelName, TrainingKnobs, WeightKnobs
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -121,6 +121,9 @@ class PolicyRule(Section):
     folders: tuple[str, ...] | None = None
     new_examples: PositiveInt = 1_000
     cooldown: timedelta = timedelta(hours=6)
+    dataset: DatasetKnobs = DatasetKnobs()
+    training: TrainingKnobs = TrainingKnobs()
+    weights: WeightKnobs = WeightKnobs()
 
 
 class PolicySettings(Section):

@@ -67,7 +67,7 @@ class TrainingKnobs(Knobs):
 
     batch_size: int = Field(32, ge=2, le=4096, description="Questions a step")
     trainable_layers: Annotated[int, Field(ge=1, le=1024)] | Literal["all"] = Field(
-        2, description="Number of trainable layers, counted from the output; 'all' trains the embeddings too"
+        "all", description="Number of trainable layers, counted from the output; 'all' trains the embeddings too"
     )
     epochs: int = Field(3, ge=1, le=100, description="Number of epochs")
 

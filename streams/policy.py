@@ -50,6 +50,9 @@ def due(state: PolicyState, rule: PolicyRule, now: datetime) -> FineTuneRequeste
         requested_by="retraining policy",
         origin="policy",
         data=DataSelection(folders=rule.folders),
+        dataset=rule.dataset,
+        training=rule.training,
+        weights=rule.weights,
     )
 
 

@@ -1,10 +1,14 @@
 """When the policy asks for a training."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from infra.settings import PolicyRule
+import pytest
+
+from infra.settings import PolicyRule, load_settings
 from streams import policy
 from streams.events import TrainingProgressed
+from streams.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
 from streams.policy import PolicyState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -43,3 +47,15 @@ def test_after_a_training_it_counts_from_there() -> None:
     assert policy.due(late, RULE, NOW) is None
     counted = policy.progressed(state, progress(0, 10, trained="r1"))
     assert policy.due(counted, RULE, NOW)
+
+
+def test_a_rule_in_the_settings_file_trains_with_its_own_knobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("foldtune.toml").write_text(
+        "[[policy.rules]]\nmodel = 'm'\nnew_examples = 1\ntraining.trainable_layers = 2\nweights.focus = 0.5\n"
+    )
+    (rule,) = load_settings().policy.rules
+    request = policy.due(policy.progressed(PolicyState(), progress(0, 1)), rule, NOW)
+    assert request
+    assert (request.training, request.weights) == (TrainingKnobs(trainable_layers=2), WeightKnobs(focus=0.5))
+    assert request.dataset == DatasetKnobs()
