@@ -11,6 +11,7 @@ import torch
 
 from streams.events import GateVerdict, RetrievalMetrics
 from trainers.dataset import Dataset
+from trainers.similarity import tiles
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -24,8 +25,6 @@ MIN_FOLDER_QUESTIONS = 5
 # How far the interval may reach below zero: a gain that is sure but for a hundredth of nDCG is let through, because the
 # next round of logs corrects it, and a model that is never replaced never improves.
 TOLERANCE = 0.01
-# Similarities that are in memory at once (float32: 128 MB).
-_TILE = 32 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,8 @@ def nearest(queries: torch.Tensor, passages: torch.Tensor, depth: int) -> Indice
     """The ``depth`` nearest passages by inner product, ``[n, depth]``, in tiles of bounded memory; -1 past the end."""
     found = np.full((len(queries), depth), -1, dtype=np.int64)
     depth = min(depth, len(passages))
-    rows = max(1, _TILE // max(1, len(passages)))
-    for start in range(0, len(queries), rows):
-        scores = queries[start : start + rows] @ passages.T
-        found[start : start + rows, :depth] = scores.topk(depth, dim=1).indices.cpu().numpy()
+    for part, scores in tiles(queries, passages):
+        found[part, :depth] = scores.topk(depth, dim=1).indices.cpu().numpy()
     return found
 
 

@@ -14,6 +14,7 @@ import torch
 
 from streams.knobs import DatasetKnobs
 from trainers.dataset import Dataset
+from trainers.similarity import tiles
 from trainers.words import WordSets
 
 Indices = npt.NDArray[np.int64]
@@ -26,8 +27,6 @@ SCORE_MARGIN = 0.95
 _SPARE = 8
 # Impressions are pooled over all logs of a question; the first ones are those that were ranked highest.
 _MAX_IMPRESSIONS = 64
-# Similarities that are in memory at once (float32: 128 MB).
-_TILE = 32 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -193,12 +192,10 @@ def hardest(
     Exact. The similarities are made in tiles of bounded size, never ``[n, m]`` at once. -1 where fewer are left.
     """
     limits = torch.from_numpy(_limit(lowest_positive)).to(queries).unsqueeze(1)
-    rows = max(1, _TILE // max(1, len(passages)))
     fetched = min(len(passages), 2 * depth)
     found, above = np.empty((len(queries), depth), dtype=np.int64), 0
-    for start in range(0, len(queries), rows):
-        limit = limits[start : start + rows]
-        scores = queries[start : start + rows] @ passages.T
+    for part, scores in tiles(queries, passages):
+        limit = limits[part]
         values, indices = scores.topk(fetched, dim=1)
         spared = (values > limit).sum(dim=1, keepdim=True)
         places = spared + torch.arange(depth, device=indices.device)
@@ -211,7 +208,7 @@ def hardest(
             values, indices = scores[again].masked_fill_(too_near, -torch.inf).topk(depth, dim=1)
             nearest[again] = indices.masked_fill(values == -torch.inf, -1)
         above += int(spared.sum())
-        found[start : start + rows] = nearest.cpu().numpy()
+        found[part] = nearest.cpu().numpy()
     return found, above
 
 

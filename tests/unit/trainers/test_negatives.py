@@ -78,7 +78,7 @@ def test_easy_negatives_are_documents_and_never_positives(small_dataset: Dataset
 
 
 def test_mining_in_tiles_equals_a_full_sort(monkeypatch: Any) -> None:
-    monkeypatch.setattr("trainers.negatives._TILE", 100)
+    monkeypatch.setattr("trainers.similarity.TILE", 100)
     torch.manual_seed(0)
     queries, passages = torch.randn(23, 8), torch.randn(40, 8)
     lowest = (queries @ passages.T).numpy().max(axis=1)
