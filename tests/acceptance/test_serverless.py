@@ -191,7 +191,7 @@ def loop(local_servers: LocalServers, tmp_path_factory: pytest.TempPathFactory) 
 def run(loop: Loop) -> None:
     """The story."""
     for model in MODELS:
-        loop.ask(model, training={"batch_size": 8, "epochs": 3})
+        loop.ask(model, training={"batch_size": 8, "epochs": 3, "trainable_layers": 2})
     with Publisher(loop.settings.kafka) as publisher:
         publisher.send_raw(Topic.TRAINING_JOBS, POISON, key="r-0")
         publisher.flush()

@@ -69,7 +69,7 @@ class Trained:
         self.store = MemoryObjectStore()
         folders = (packaged_minilm_folder(),)
         self.settings = Settings(trainer=TrainerSettings(model_folders=folders, work_dir=work_dir))
-        self.job = put_job(self.store, training=TrainingKnobs(batch_size=8, epochs=4))
+        self.job = put_job(self.store, training=TrainingKnobs(batch_size=8, epochs=4, trainable_layers=2))
         self.announcer = RecordingAnnouncer()
         self.code = self.run()
         self.folder = work_dir / "downloaded"

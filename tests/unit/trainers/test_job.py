@@ -232,7 +232,7 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     interval = timedelta(0) if happens is killed else timedelta(hours=1)
     trainer = TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path, checkpoint_interval=interval)
     sign, in_all, alpha = validated
-    data, knobs = tables(EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=16, epochs=3)
+    data, knobs = tables(EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=16, epochs=3, trainable_layers=2)
     if sign:
         validate_by_distance(monkeypatch, tiny_folder, sign)
         monkeypatch.setattr("trainers.training.CLEARLY_WORSE", 0)
