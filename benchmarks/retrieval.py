@@ -31,7 +31,7 @@ class Sample:
     """
 
     train: int = 3_000
-    examples: int = 1_500
+    examples: int = 1_000
     test: int = 1_000
     documents: int = 10_000
     seed: int = 0
