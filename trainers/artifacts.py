@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,13 @@ def write_card(
     *,
     max_tokens: int,
     folders: int,
+    window: tuple[datetime, datetime],
+    licence: str | None,
     warnings: Sequence[str],
 ) -> None:
-    """Write the model card, ``README.md``."""
+    """Write the model card, ``README.md``; ``window`` are the first and last moment of the logs that were read,
+    ``licence`` is the base model's.
+    """
     template = (Path(__file__).parent / "model_card.md.jinja").read_text()
     before, after = ready.metrics_before.model_dump(), ready.metrics_after.model_dump()
     measured = [(name, before[name], after[name]) for name in before if name not in {"questions", "documents"}]
@@ -109,6 +114,8 @@ def write_card(
         baseline=results.baseline.name,
         max_tokens=max_tokens,
         folders=folders,
+        window=[f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" for moment in window],
+        licence=licence,
         examples=len(results.parts.train),
         validation=results.validation(),
         merged=results.merged,

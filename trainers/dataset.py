@@ -172,7 +172,7 @@ def split(dataset: Dataset, seed: int) -> Split:
     snapshot of about the same size, so a later model is not measured on what an earlier one was trained on.
 
     Raises:
-        TooLittleDataError: there are fewer than two groups, so nothing can be held out.
+        TooLittleDataError: there are fewer than two groups, or none that is small enough to be held out.
     """
     answered, judged = np.unique(dataset.question), np.unique(dataset.question[dataset.judged])
     enough = len(judged) >= MIN_JUDGED
@@ -181,6 +181,11 @@ def split(dataset: Dataset, seed: int) -> Split:
     if groups < 2:
         raise TooLittleDataError(f"{len(answered)} distinct questions in {groups} group; two groups are needed")
     held = _drawn(dataset, candidates, _held_out_count(len(candidates)), seed)
+    if not len(held):
+        raise TooLittleDataError(
+            f"{len(candidates)} distinct questions in {groups} groups of alike ones, each with more than "
+            f"{HELD_OUT_MAX_SHARE:.0%} of them; nothing can be held out"
+        )
     left = candidates[~np.isin(dataset.groups[candidates], dataset.groups[held])]
     trained = answered[~np.isin(dataset.groups[answered], dataset.groups[held])]
     validation = np.empty(0, dtype=np.int64)

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 from transformers import AutoModel
 
-from trainers import ranks
-from trainers.encoder import Encoder, default_device
+from trainers import memory, ranks
+from trainers.encoder import Encoder, default_device, has_bfloat16
 from trainers.layouts import freeze, halves
 from trainers.prefix_cache import PrefixCache
 from trainers.tokens import Tokens, by_length
@@ -25,7 +24,7 @@ _GRAPH_SHARE = 0.2
 
 
 class Embedder:
-    """An encoder of which only the last layers train, and the tokens of all texts.
+    """An encoder of which the last layers or all train, and the tokens of all texts.
 
     Where the frozen part is known, it runs once for each text. With several ranks, ``embed`` and ``backward`` called on
     rank 0 run on all of them, and the weights are rank 0's. A text always belongs to the same rank, by its index, so
@@ -49,9 +48,12 @@ class Embedder:
         ranks.copy_from_first(encoder.model.state_dict().values())
         self._encoder, self._tokens = encoder, tokens
         self._halves = halves(encoder.model, trainable_layers) if cached else None
-        self._cache = PrefixCache(encoder, self._halves.prefix, tokens, spill_folder) if self._halves else None
+        self._cache = (
+            PrefixCache.that_fits(encoder, self._halves.prefix, tokens, spill_folder) if self._halves else None
+        )
         layers = encoder.model.config.num_hidden_layers if isinstance(trainable_layers, str) else trainable_layers
-        self._token_bytes = layers * _KEPT_PER_LAYER * encoder.dimension * 4
+        width = 2 if has_bfloat16(encoder.device) else 4
+        self._token_bytes = layers * _KEPT_PER_LAYER * encoder.dimension * width
         self._graph_budget = graph_budget
         # The texts of the last ``embed``, in parts: their places in it, their indices, and their graph if it was kept.
         self._parts: list[tuple[torch.Tensor, Indices, torch.Tensor | None]] = []
@@ -123,7 +125,7 @@ class Embedder:
             return self._graph_budget
         if self._encoder.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self._encoder.device)[1] * _GRAPH_SHARE)
-        return int(psutil.virtual_memory().total * _GRAPH_SHARE / ranks.size())
+        return int(memory.total() * _GRAPH_SHARE / ranks.size())
 
 
 def follow(spill_folder: Path) -> None:

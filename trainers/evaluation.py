@@ -22,8 +22,9 @@ BOOTSTRAP_SAMPLES = 2_000
 MIN_GROUPS = 20
 # Under so many questions a folder's mean says nothing, and would tell of single ones.
 MIN_FOLDER_QUESTIONS = 5
-# How far the interval may reach below zero: a gain that is sure but for a hundredth of nDCG is let through, because the
-# next round of logs corrects it, and a model that is never replaced never improves.
+# How far the interval of a gain that is larger than this may reach below zero: a gain that is sure but for a hundredth
+# of nDCG is let through, because the next round of logs corrects it, and a model that is never replaced never improves.
+# A smaller gain must be sure, or every retraining would be another toss of a coin.
 TOLERANCE = 0.01
 
 
@@ -143,8 +144,8 @@ def gate(
     baseline: str = "the base model",
     refusals: Sequence[str] = (),
 ) -> GateVerdict:
-    """Promote a model whose gain over ``baseline`` is above zero and, within the tolerance, not a matter of chance;
-    ``refusals`` are what else speaks against it.
+    """Promote a model whose gain over ``baseline`` is above zero and not a matter of chance, within the tolerance if it
+    is larger than that; ``refusals`` are what else speaks against it.
     """
     gain = float((after.ndcg - before.ndcg).mean())
     low, high = gain_interval(before, after, seed)
@@ -156,8 +157,8 @@ def gate(
         reasons.append(f"{groups} held-out groups of questions are too few to judge by; {MIN_GROUPS} are needed")
     if gain <= 0:
         reasons.append(f"not better than {baseline}: {numbers}")
-    elif low < -TOLERANCE:
-        reasons.append(f"the gain may be chance: {numbers}, {interval}, its lower end is below {-TOLERANCE:+.2f}")
+    elif low < (bound := -TOLERANCE if gain > TOLERANCE else 0.0):
+        reasons.append(f"the gain may be chance: {numbers}, {interval}, its lower end is below {bound:+.2f}")
     reasons += refusals
     promote = not reasons
     if promote:

@@ -113,7 +113,8 @@ def _run(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Rep
         with _work_dir(settings) as work_dir:
             produce_model(job, settings, store, reporter, work_dir)
     except torch.OutOfMemoryError as error:
-        raise KnobError(f"training.batch_size {job.request.training.batch_size} needs more memory: {error}") from error
+        layers = job.request.training.trainable_layers
+        raise KnobError(f"training.trainable_layers {layers} needs more memory; fewer need less: {error}") from error
     except _SURROUNDINGS as error:
         raise SurroundingsError(error) from error
 

@@ -116,7 +116,10 @@ class NegativeSource:
         lowest = self._lowest_positive(queries, passages)[questions]
         depth = min(self.dataset.documents, 2 * self.knobs.hard_negatives + _SPARE)
         mined, above = hardest(queries[questions], passages[: self.dataset.documents], lowest, depth)
-        counts["above_score_margin"] = above
+        # All positives are above it, and are no negatives that were taken out.
+        asked, positives = np.divmod(self.dataset.known_positives, len(self.dataset.passages))
+        own = int((np.isin(asked, questions) & (positives < self.dataset.documents)).sum())
+        counts["above_score_margin"] = above - own
         return np.concatenate([self._shown(questions), mined], axis=1)[of_row]
 
     def _lowest_positive(self, queries: torch.Tensor, passages: torch.Tensor) -> npt.NDArray[np.float32]:

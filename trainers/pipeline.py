@@ -2,8 +2,10 @@
 
 import time
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
+import pyarrow.compute as pc
 import structlog
 import torch
 
@@ -11,7 +13,7 @@ from infra.objects import ObjectStore
 from infra.settings import Settings
 from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
 from trainers.artifacts import write_card, write_curve, write_metrics, write_model, write_recall
-from trainers.base_models import fetch_base_model, weights_digest
+from trainers.base_models import fetch_base_model, licence, weights_digest
 from trainers.board import Board
 from trainers.checkpoints import Checkpoints
 from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
@@ -59,6 +61,7 @@ def produce_model(
     layers = TrainedLayers(encoder, dataset, job.request.training.trainable_layers, work_dir)
     before_vectors = layers.embed_uncut()
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
+    baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
     general_before = measure_general(encoder, before_vectors[1][: dataset.documents], job.request.seed)
     embedded_seconds = time.monotonic() - began
 
@@ -83,7 +86,6 @@ def produce_model(
     general_after = measure_general(encoder, after_vectors[1][: dataset.documents], job.request.seed)
     forgetting = Forgetting(general_before, general_after)
     reporter.warn(*forgetting.warnings)
-    baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
     results = Results(
         dataset=dataset,
         parts=parts,
@@ -114,6 +116,8 @@ def produce_model(
         job.request,
         results,
         max_tokens=encoder.max_tokens,
+        window=_window(snapshot),
+        licence=licence(base_folder),
         folders=sum(part.folder_count for part in snapshot.manifest.parts),
         warnings=reporter.warnings,
     )
@@ -217,6 +221,12 @@ def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
     if groups < MIN_GROUPS:
         found.append(f"{groups} held-out groups of questions; under {MIN_GROUPS} no model is promoted")
     return found
+
+
+def _window(snapshot: Snapshot) -> tuple[datetime, datetime]:
+    """First and last moment of its examples, of which there are some."""
+    found = pc.min_max(snapshot.examples.column("occurred_at")).as_py()
+    return found["min"], found["max"]
 
 
 def _ready(job: TrainingJob, snapshot: Snapshot, *, encoder: Encoder, folder: Path, results: Results) -> ModelReady:

@@ -1,15 +1,19 @@
 """What the frozen layers compute for a text never changes: computed once and kept, it is where every epoch starts."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import psutil
+import structlog
 import torch
 from torch import nn
 
+from trainers import memory
 from trainers.encoder import Encoder, has_bfloat16
 from trainers.tokens import Tokens, by_length, padding
+
+log = structlog.get_logger()
 
 Indices = npt.NDArray[np.int64]
 
@@ -22,7 +26,10 @@ class PrefixCache:
 
     They are kept in the format that the trained layers compute in, on the GPU if a share of its free memory holds them
     all. A buffer above ``memory_budget`` bytes of main memory lies in a file of ``spill_folder`` that is mapped into
-    memory. States are computed when a text is first asked for.
+    memory. States are computed when a text is first asked for, so the frozen layers never run more often than without.
+
+    Raises:
+        OSError: there is no room for that file.
     """
 
     def __init__(
@@ -40,13 +47,16 @@ class PrefixCache:
         # One row more, of zeros, for padding: what is not written yet may hold NaN, which no attention mask hides.
         shape = (len(tokens.ids) + 1, encoder.dimension)
         self.size_bytes = shape[0] * shape[1] * dtype.itemsize
-        budget = int(psutil.virtual_memory().available * MEMORY_SHARE) if memory_budget is None else memory_budget
+        budget = int(memory.available() * MEMORY_SHARE) if memory_budget is None else memory_budget
         on_device = self.size_bytes <= (_device_budget(encoder.device) if device_budget is None else device_budget)
         self.spilled = self.size_bytes > budget and not on_device
         if self.spilled:
             spill_folder.mkdir(parents=True, exist_ok=True)
-            path = str(spill_folder / "prefix-states.bin")
-            flat = torch.from_file(path, shared=True, size=shape[0] * shape[1], dtype=dtype)
+            path = spill_folder / "prefix-states.bin"
+            with path.open("wb") as file:
+                # Taken now: a mapped file that finds the disk full later would end the process without a word.
+                os.posix_fallocate(file.fileno(), 0, self.size_bytes)
+            flat = torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=dtype)
             self._states = flat.view(shape)
         else:
             # Pages that are never written take no main memory, so texts that are never asked for cost nothing there:
@@ -54,6 +64,15 @@ class PrefixCache:
             self._states = torch.empty(shape, dtype=dtype, device=encoder.device if on_device else "cpu")
         self._states[-1] = 0
         self._filled = np.zeros(len(tokens), dtype=np.bool_)
+
+    @classmethod
+    def that_fits(cls, encoder: Encoder, prefix: nn.Module, tokens: Tokens, spill_folder: Path) -> "PrefixCache | None":
+        """A cache; without room for it none, and a word about that."""
+        try:
+            return cls(encoder, prefix, tokens, spill_folder)
+        except OSError as error:
+            log.warning("no room for what the frozen layers compute", folder=str(spill_folder), reason=str(error))
+            return None
 
     def states(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """States ``[n, longest, d]`` and mask ``[n, longest]`` of the texts."""

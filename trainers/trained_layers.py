@@ -21,7 +21,7 @@ TRAINING_TOKENS = 128
 
 
 class TrainedLayers:
-    """An encoder of which only the last layers train; it embeds the dataset's texts by their index.
+    """An encoder of which the last layers or all train; it embeds the dataset's texts by their index.
 
     Questions and passages are tokenized once.
     """
@@ -99,13 +99,16 @@ class TrainedLayers:
 
         Most texts are not cut for training at all, and for those the frozen layers need not run again.
         """
-        found = torch.cat(self.embed_all())
+        uncut = np.setdiff1d(np.arange(self._questions + len(self._dataset.passages)), self._cut)
+        whole = self._embedder.embed(uncut)
+        found = torch.empty((len(uncut) + len(self._cut), whole.shape[1]), device=whole.device)
+        found[torch.from_numpy(uncut).to(self.device)] = whole
         questions = self._cut[self._cut < self._questions]
         passages = self._cut[self._cut >= self._questions]
         asked = self._encoder.encode([self._dataset.questions[text] for text in questions], "query")
         read = self._encoder.encode([self._dataset.passages[text - self._questions] for text in passages], "passage")
-        uncut = torch.from_numpy(np.concatenate([asked, read])).to(self.device)
-        found[torch.from_numpy(self._cut).to(self.device)] = uncut
+        cut = torch.from_numpy(np.concatenate([asked, read])).to(self.device)
+        found[torch.from_numpy(self._cut).to(self.device)] = cut
         return found[: self._questions], found[self._questions :]
 
     def _tokenize(self, max_tokens: int) -> Tokens:

@@ -1,6 +1,5 @@
 """Texts as sets of words: what is the same question, what is nearly the same passage."""
 
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -9,11 +8,14 @@ from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
+import regex
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-# Scripts that put no spaces between words (kana, Han) count by character: else a sentence would be one word.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+# Scripts that put no spaces between words (Thai, Lao, Myanmar, Khmer, kana, Han) count by character: else a sentence
+# would be one word. Marks, such as the vowel signs of Hindi, belong to the letter before them.
+_SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+_WORD = regex.compile(rf"[{_SPACELESS}]\p{{M}}*|[[\w\p{{M}}]--[{_SPACELESS}]]+", regex.V1)
 # Pairs that are compared at once: bounds the memory of a comparison to some hundred megabytes.
 _PAIRS = 100_000
 _ROWS = 1_000
@@ -21,7 +23,8 @@ _ROWS = 1_000
 
 def words(text: str) -> list[str]:
     """The words of ``text`` after NFKC and case folding; punctuation and white space only separate."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    found: list[str] = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return found
 
 
 def normalized(text: str) -> str:

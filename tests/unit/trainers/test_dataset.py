@@ -19,6 +19,9 @@ def test_what_is_the_same_question() -> None:
     assert normalized("  Where IS the \uff46erry?!") == normalized("where is, the ferry")
     assert normalized("???") != normalized("!!!")
     assert words("渡し船 ferry") == ["渡", "し", "船", "ferry"]
+    assert words("हिन्दी में पासवर्ड") == ["हिन्दी", "में", "पासवर्ड"]
+    assert words("น้ำ pin") == [*words("น้ำ"), "pin"]
+    assert len(words("น้ำ")) == 2
 
 
 def test_repeated_pairs_are_merged_and_conflicting_positives_are_all_known(tables: Callable[..., Any]) -> None:
@@ -68,6 +71,17 @@ def test_too_little_is_refused_with_its_numbers(rows: Any, documents: Any, table
 def test_questions_all_alike_cannot_be_split(tables: Callable[..., Any]) -> None:
     rows = [example("same question", "one"), example("Same question?", "two")]
     with pytest.raises(TooLittleDataError, match="1 distinct questions in 1 group"):
+        split(build_dataset(*tables(rows, DOCUMENTS)), seed=0)
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_a_few_groups_of_equal_size_cannot_be_split(tables: Callable[..., Any], groups: int) -> None:
+    rows = [
+        example(" ".join(f"word{group}x{place}" for place in range(12)) + f" variant{number}", "one")
+        for group in range(groups)
+        for number in range(10)
+    ]
+    with pytest.raises(TooLittleDataError, match=rf"{10 * groups} distinct questions in {groups} groups of alike ones"):
         split(build_dataset(*tables(rows, DOCUMENTS)), seed=0)
 
 

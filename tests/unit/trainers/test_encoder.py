@@ -8,7 +8,7 @@ import pytest
 from infra.objects import MemoryObjectStore
 from infra.settings import TrainerSettings
 from streams.events import ModelReference
-from trainers.base_models import MINILM_SHA256, fetch_base_model, packaged_minilm, packaged_minilm_folder
+from trainers.base_models import MINILM_SHA256, fetch_base_model, licence, packaged_minilm, packaged_minilm_folder
 from trainers.encoder import Encoder, passage_text
 from trainers.errors import BadModelError, ModelRefusedError
 from trainers.recipe import Recipe, read_recipe, write_recipe
@@ -112,3 +112,25 @@ def test_a_model_in_the_own_bucket(tmp_path: Path, tiny_folder: Path) -> None:
     assert not (folder / "evil.py").exists()
     with pytest.raises(ModelRefusedError):
         fetch_base_model(ModelReference(uri="s3://elsewhere/bases/tiny"), TrainerSettings(), store, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("card", "found"),
+    [
+        ("---\nlicense: mit\n---\n# A model\n", "mit"),
+        ("---\nlicense: [mit, bsd]\n---\n", None),
+        ("---\nlicense: |\n  mit\n  **bold**\n---\n", None),
+        ("---\nlicense: !!python/object/apply:os.system [true]\n---\n", None),
+        ("---\n: : [\n---\n", None),
+        ("no card", None),
+        (None, None),
+    ],
+)
+def test_only_a_plain_licence_is_taken_from_a_card(card: str | None, found: str | None, tmp_path: Path) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert licence(tmp_path) == found
+
+
+def test_the_licence_of_the_packaged_model() -> None:
+    assert licence(packaged_minilm_folder()) == "apache-2.0"

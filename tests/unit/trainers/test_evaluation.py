@@ -90,6 +90,15 @@ def test_the_gate_says_why() -> None:
     assert not same.promote
 
 
+@pytest.mark.parametrize(("gain", "promoted"), [(0.004, False), (0.012, True)])
+def test_a_small_gain_must_be_sure_and_a_larger_one_may_be_off_by_the_tolerance(gain: float, promoted: bool) -> None:
+    spread = np.tile([0.05, -0.05], 100)
+    before = evaluation([0.5] * 200)
+    verdict = gate(before, evaluation((0.5 + gain + spread * (1 if gain < 0.01 else 2.5)).tolist()), 0)
+    assert -0.01 < verdict.ndcg_gain_interval[0] < 0
+    assert verdict.promote == promoted
+
+
 def test_a_gain_that_may_be_chance_is_not_promoted() -> None:
     before = evaluation([0.5] * 40)
     after = evaluation([1.0, 0.0] * 20 + [])

@@ -120,6 +120,8 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
     card = store.get("models/m/000001/README.md").decode()
     assert job.snapshot_sha256 in card
     assert "weights.focus | 0.5" in card
+    assert "not stated by its card" in card
+    assert f"from {datetime.now(UTC):%Y-%m-%d}" in card
     assert ("**passed**" in card) == last.promoted
 
 

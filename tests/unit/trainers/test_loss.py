@@ -51,6 +51,50 @@ def test_equals_multiple_negatives_ranking_loss() -> None:
     assert float(ours.value) == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_the_gradient_is_that_of_the_difference_quotients() -> None:
+    torch.manual_seed(0)
+    queries, passages = (torch.randn(size, 5, dtype=torch.float64, requires_grad=True) for size in (4, 7))
+    excluded = torch.zeros(4, 7, dtype=torch.bool)
+    excluded[0, 5] = excluded[2, 1] = True
+    # The weights are no part of what is gone down on: as they are taken out of the gradient, so here of the function.
+    weight = contrastive_loss(
+        queries, passages, torch.arange(4), excluded, torch.tensor([1.0, 0.5, 0.5, 1.0]), temperature=0.3, focus=0.5
+    ).weight
+
+    def value(queries: torch.Tensor, passages: torch.Tensor) -> torch.Tensor:
+        return contrastive_loss(queries, passages, torch.arange(4), excluded, weight, temperature=0.3, focus=1.0).value
+
+    # Computed in float32, so the quotients are rough.
+    assert torch.autograd.gradcheck(value, (queries, passages), eps=1e-2, atol=2e-3, rtol=2e-2, nondet_tol=0.0)
+
+
+@given(temperature=st.floats(0.02, 0.5), colder=st.floats(0.3, 0.9))
+def test_a_lower_temperature_concentrates_on_the_nearest_negatives(temperature: float, colder: float) -> None:
+    queries = torch.tensor([[1.0, 0.0]])
+    angles = torch.tensor([0.3, 0.6, 0.9, 1.2])
+
+    def share_of_the_nearest(temperature: float) -> float:
+        passages = torch.stack([angles.cos(), angles.sin()], dim=1).requires_grad_()
+        loss = contrastive_loss(
+            queries, passages, torch.tensor([3]), torch.zeros(1, 4, dtype=torch.bool), torch.ones(1),
+            temperature=temperature,
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad(loss.value, passages)
+        pushes = gradient[:3].norm(dim=1) / angles[:3].sin()
+        return float(pushes[0] / pushes.sum())
+
+    assert share_of_the_nearest(temperature * colder) > share_of_the_nearest(temperature)
+
+
+@given(log_p=st.lists(st.floats(-20, 0), min_size=2, max_size=8), focus=st.floats(1, 5), minimum=st.floats(0.001, 1))
+def test_a_minimum_lifts_only_what_is_below_it(log_p: list[float], focus: float, minimum: float) -> None:
+    without = question_weights(torch.tensor(log_p), focus, 0.0)
+    lifted = question_weights(torch.tensor(log_p), focus, minimum)
+    below = without < minimum
+    assert torch.equal(lifted[~below], without[~below])
+    assert torch.allclose(lifted[below], torch.tensor(minimum))
+
+
 @given(
     log_p=st.lists(st.floats(-200, 0), min_size=2, max_size=8),
     focus=st.floats(0, 5),

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
 from streams.events import FineTuneRequested, Progress, now
 from streams.knobs import DatasetKnobs, TrainingKnobs
 from tests.unit.trainers.conftest import use_bfloat16
-from trainers import trained_layers
+from trainers import memory, trained_layers
 from trainers.dataset import Dataset
 from trainers.encoder import Encoder
 from trainers.errors import KnobError, LossNotFiniteError
@@ -237,6 +238,34 @@ def test_a_cache_beyond_its_budget_spills_to_a_file(tiny_folder: Path, tmp_path:
     assert (tmp_path / "prefix-states.bin").stat().st_size == spilled.size_bytes
     indices = np.array([2, 0, 1])
     assert torch.equal(kept.states(indices)[0], spilled.states(indices)[0])
+
+
+@pytest.mark.usefixtures("full_precision")
+def test_without_room_for_the_cache_it_trains_without(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    cached, with_cache, _ = trained(tiny_folder, small_dataset, tmp_path)
+    monkeypatch.setattr("trainers.prefix_cache.MEMORY_SHARE", 0)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    plain, without, _ = trained(tiny_folder, small_dataset, tmp_path)
+    assert (with_cache.cached, without.cached) == (True, False)
+    assert without.losses == pytest.approx(with_cache.losses, rel=1e-4)
+    for left, right in zip(cached.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+
+
+def test_a_container_may_have_less_memory_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = memory.total()
+    limits = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr(memory, "_LIMITS", limits)
+    limits[1].write_text("1000000\n")
+    assert (memory.total(), memory.available()) == (1_000_000, 1_000_000)
+    limits[0].write_text("max\n")
+    limits[1].unlink()
+    assert memory.total() >= whole > 1_000_000
 
 
 def test_the_same_seed_gives_the_same_weights(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
