@@ -4,6 +4,7 @@ import time
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import structlog
@@ -225,7 +226,7 @@ def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
 
 def _window(snapshot: Snapshot) -> tuple[datetime, datetime]:
     """First and last moment of its examples, of which there are some."""
-    found = pc.min_max(snapshot.examples.column("occurred_at")).as_py()
+    found: Any = pc.min_max(snapshot.examples.column("occurred_at")).as_py()
     return found["min"], found["max"]
 
 
