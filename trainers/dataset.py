@@ -13,7 +13,7 @@ import pyarrow as pa
 from streams.labels import Label
 from trainers.encoder import passage_text
 from trainers.errors import TooLittleDataError
-from trainers.words import WordSets, normalized
+from trainers.words import WordSets, normalized, squeezed
 
 Indices = npt.NDArray[np.int64]
 
@@ -86,14 +86,21 @@ class Split:
 
 
 class _Passages:
-    """Distinct texts in the order of their arrival, and which of them a (folder, document) has."""
+    """Distinct texts in the order of their arrival, and which of them a (folder, document) has.
+
+    Copies that differ in case, white space or form of their characters only are one text: as two, one would be a
+    negative where the other is right.
+    """
 
     def __init__(self) -> None:
-        self.texts: dict[str, int] = {}
+        self.texts: list[str] = []
+        self._indices: dict[str, int] = {}
         self._named: dict[tuple[str, str], int] = {}
 
     def add(self, folder_id: str, document_id: str, text: str) -> int:
-        index = self.texts.setdefault(text, len(self.texts))
+        index = self._indices.setdefault(squeezed(text), len(self.texts))
+        if index == len(self.texts):
+            self.texts.append(text)
         return self._named.setdefault((folder_id, document_id), index)
 
     def find(self, passage: dict[str, Any]) -> int | None:

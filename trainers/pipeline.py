@@ -35,6 +35,8 @@ log = structlog.get_logger()
 
 MIN_STEPS = 50
 MIN_TEMPERATURE = 0.01
+# A few questions have no hard negatives left in any data; of more, people should know.
+FILLED_SHARE = 0.1
 _PLACEHOLDER_DIGEST = "0" * 64
 
 
@@ -80,6 +82,8 @@ def produce_model(
         )
     if not record.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
+
+    reporter.warn(*negative_warnings(record, job.request, len(parts.train)))
 
     reporter.state(State.EVALUATING)
     after_vectors = layers.embed_uncut()
@@ -207,6 +211,18 @@ def knob_warnings(request: FineTuneRequested, parts: Split) -> list[str]:
         found.append(
             f"weights.temperature {request.weights.temperature} is under {MIN_TEMPERATURE}: it often makes worse"
         )
+    return found
+
+
+def negative_warnings(record: TrainingRecord, request: FineTuneRequested, examples: int) -> list[str]:
+    """Negatives that were asked for and not found, in the first epoch of so many ``examples``."""
+    wanted = request.dataset.hard_negatives * examples
+    filled, missing = (record.negatives[0][count] for count in ("hard_filled_with_easy", "missing"))
+    found = []
+    if filled > FILLED_SHARE * wanted:
+        found.append(f"{filled} of {wanted} hard negatives were not found, easy ones took their place")
+    if missing:
+        found.append(f"{missing} negatives are missing: too few documents pass the filters")
     return found
 
 

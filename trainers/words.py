@@ -27,6 +27,13 @@ def words(text: str) -> list[str]:
     return found
 
 
+def squeezed(text: str) -> str:
+    """Equal for texts that differ in case, white space or form of their characters only: signs may be all that tells
+    two pieces of code apart.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def normalized(text: str) -> str:
     """Equal for texts that differ in case, white space, punctuation or form of their characters only."""
     # A text without any word ("???") is told from others by its signs.

@@ -74,6 +74,13 @@ def test_questions_all_alike_cannot_be_split(tables: Callable[..., Any]) -> None
         split(build_dataset(*tables(rows, DOCUMENTS)), seed=0)
 
 
+def test_copies_that_differ_in_white_space_or_case_are_one_passage(tables: Callable[..., Any]) -> None:
+    documents = {"one": "Reset  the\npassword.", "copy": "reset the PASSWORD.", "sign": "reset the password?"}
+    dataset = build_dataset(*tables([example("q", "copy"), example("r", "sign")], documents))
+    assert [text.split("\n", 1)[-1] for text in dataset.passages] == ["password.", "reset the password?"]
+    assert dataset.positive.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("groups", [2, 3])
 def test_a_few_groups_of_equal_size_cannot_be_split(tables: Callable[..., Any], groups: int) -> None:
     rows = [

@@ -1,0 +1,49 @@
+"""What a training is warned of in its status."""
+
+import numpy as np
+import pytest
+
+from streams.events import FineTuneRequested, now
+from streams.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
+from trainers.dataset import Split
+from trainers.pipeline import knob_warnings, negative_warnings
+from trainers.training import TrainingRecord
+
+
+def request(
+    dataset: DatasetKnobs | None = None, training: TrainingKnobs | None = None, weights: WeightKnobs | None = None
+) -> FineTuneRequested:
+    return FineTuneRequested(
+        request_id="r",
+        model="m",
+        requested_at=now(),
+        dataset=dataset or DatasetKnobs(),
+        training=training or TrainingKnobs(),
+        weights=weights or WeightKnobs(),
+    )
+
+
+def parts(examples: int) -> Split:
+    return Split(train=np.arange(examples), validation=np.arange(0), held_out=np.arange(0), judged=True)
+
+
+def test_knobs_that_fight_the_data() -> None:
+    assert knob_warnings(request(training=TrainingKnobs(batch_size=32, epochs=3)), parts(1_000)) == []
+    larger, few = knob_warnings(request(training=TrainingKnobs(batch_size=64, epochs=3)), parts(20))
+    assert larger == "training.batch_size 64 is larger than the 20 examples to train on"
+    assert few.startswith("only 3 steps: fewer than 50")
+    (cold,) = knob_warnings(request(weights=WeightKnobs(temperature=0.009)), parts(1_000))
+    assert cold.startswith("weights.temperature 0.009 is under 0.01")
+
+
+@pytest.mark.parametrize(
+    ("filled", "missing", "warned"),
+    [
+        (40, 0, []),
+        (41, 0, ["41 of 400 hard negatives were not found, easy ones took their place"]),
+        (0, 3, ["3 negatives are missing: too few documents pass the filters"]),
+    ],
+)
+def test_negatives_that_were_not_found(filled: int, missing: int, warned: list[str]) -> None:
+    record = TrainingRecord(negatives=[{"hard_filled_with_easy": filled, "missing": missing}])
+    assert negative_warnings(record, request(dataset=DatasetKnobs(hard_negatives=4)), 100) == warned
