@@ -52,7 +52,8 @@ class Embedder:
             PrefixCache.that_fits(encoder, self._halves.prefix, tokens, spill_folder) if self._halves else None
         )
         layers = encoder.model.config.num_hidden_layers if isinstance(trainable_layers, str) else trainable_layers
-        width = 2 if has_bfloat16(encoder.device) else 4
+        # On a CPU, attention in its parts keeps about what bfloat16 saves.
+        width = 2 if encoder.device.type == "cuda" and has_bfloat16(encoder.device) else 4
         self._token_bytes = layers * _KEPT_PER_LAYER * encoder.dimension * width
         self._graph_budget = graph_budget
         # The texts of the last ``embed``, in parts: their places in it, their indices, and their graph if it was kept.

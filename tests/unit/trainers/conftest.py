@@ -73,7 +73,7 @@ def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def use_bfloat16(monkeypatch: pytest.MonkeyPatch, *, wanted: bool) -> None:
     """As on a processor that has it, where it may be emulated, or that has it not."""
-    for module in ("encoder", "embedder", "prefix_cache"):
+    for module in ("encoder", "prefix_cache"):
         monkeypatch.setattr(f"trainers.{module}.has_bfloat16", lambda _: wanted)
 
 
