@@ -64,6 +64,10 @@ class Dataset:
         """Pairs of indices as one number each."""
         return questions * len(self.passages) + passages
 
+    def known_pairs(self) -> tuple[Indices, Indices]:
+        """The questions and the passages of ``known_positives``, side by side."""
+        return np.divmod(self.known_positives, len(self.passages))
+
     def is_known_positive(self, questions: Indices, passages: Indices) -> npt.NDArray[np.bool_]:
         """Whether some log calls each passage right for each question (arrays are broadcast); false for index -1."""
         codes = np.where(passages >= 0, self.codes(questions, passages), -1)

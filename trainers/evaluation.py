@@ -73,7 +73,7 @@ def evaluate(
     if candidates is not None:
         found = np.where(found >= 0, candidates[found], -1)
     hits = dataset.is_known_positive(held_out[:, None], found)
-    asked = dataset.known_positives // len(dataset.passages)
+    asked, _ = dataset.known_pairs()
     relevant = np.searchsorted(asked, held_out, side="right") - np.searchsorted(asked, held_out, side="left")
     return Evaluation(
         recall={k: hits[:, :k].sum(axis=1) / relevant for k in range(1, CUTOFF + 1)},

@@ -77,4 +77,4 @@ def _index(dataset: Dataset, question: str) -> int:
 
 
 def _of_question(dataset: Dataset, question: int) -> npt.NDArray[np.bool_]:
-    return np.asarray(dataset.known_positives // len(dataset.passages) == question)
+    return np.asarray(dataset.known_pairs()[0] == question)

@@ -117,13 +117,13 @@ class NegativeSource:
         depth = min(self.dataset.documents, 2 * self.knobs.hard_negatives + _SPARE)
         mined, above = hardest(queries[questions], passages[: self.dataset.documents], lowest, depth)
         # All positives are above it, and are no negatives that were taken out.
-        asked, positives = np.divmod(self.dataset.known_positives, len(self.dataset.passages))
+        asked, positives = self.dataset.known_pairs()
         own = int((np.isin(asked, questions) & (positives < self.dataset.documents)).sum())
         counts["above_score_margin"] = above - own
         return np.concatenate([self._shown(questions), mined], axis=1)[of_row]
 
     def _lowest_positive(self, queries: torch.Tensor, passages: torch.Tensor) -> npt.NDArray[np.float32]:
-        questions, positives = np.divmod(self.dataset.known_positives, len(self.dataset.passages))
+        questions, positives = self.dataset.known_pairs()
         scores = (queries[questions] * passages[positives]).sum(dim=1).cpu().numpy()
         lowest = np.full(len(queries), np.inf, dtype=np.float32)
         np.minimum.at(lowest, questions, scores)

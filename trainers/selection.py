@@ -30,7 +30,7 @@ class Validation:
         self._layers, self._dataset, self._questions = layers, dataset, questions
         self.passages = np.arange(dataset.searchable)
         if sampled:
-            asked, positives = np.divmod(dataset.known_positives, len(dataset.passages))
+            asked, positives = dataset.known_pairs()
             size = min(SAMPLED_DOCUMENTS, dataset.documents)
             drawn = np.random.default_rng(seed).choice(dataset.documents, size=size, replace=False)
             self.passages = np.union1d(positives[np.isin(asked, questions)], drawn)
