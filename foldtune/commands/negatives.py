@@ -45,7 +45,7 @@ def explain(
     for one in found:
         if as_json:
             candidates = [
-                {"passage": text, **asdict(candidate), "verdict": candidate.verdict.name.lower()}
+                asdict(candidate) | {"passage": text, "verdict": candidate.verdict.name.lower()}
                 for text, candidate in one.candidates
             ]
             print_json(asdict(one) | {"candidates": candidates})

@@ -1,65 +1,26 @@
 """A whole training job with the real MiniLM: snapshot in, published model out, the object store in memory."""
 
 import hashlib
-import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from infra.objects import MemoryObjectStore
 from infra.settings import Settings, TrainerSettings
 from streams.events import (
-    FineTuneRequested,
-    SnapshotFile,
-    SnapshotManifest,
-    SnapshotPart,
     State,
-    TrainingJob,
 )
 from streams.knobs import TrainingKnobs
-from tests.runbooks import NOW, SUBJECTS, tables
-from trainers.base_models import packaged_minilm, packaged_minilm_folder
+from tests.jobs import put_job
+from tests.runbooks import SUBJECTS, tables
+from trainers.base_models import packaged_minilm_folder
 from trainers.errors import ExitCode
 from trainers.job import run
 from trainers.status import RecordingAnnouncer
 
-OUTPUT = "models/notes-1234/000001"
-
-
-def put_job(store: MemoryObjectStore, **knobs: Any) -> TrainingJob:
-    """A snapshot of ``tables`` in the store, and the job that trains on it."""
-    files = []
-    for name, table in zip(("examples", "documents"), tables(), strict=True):
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        store.put(f"snapshots/r1/{name}.parquet", buffer.getvalue())
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        files.append(SnapshotFile(uri=store.uri(f"snapshots/r1/{name}.parquet"), sha256=digest, rows=table.num_rows))
-    part = SnapshotPart(
-        request_id="r1",
-        model="notes",
-        partition=0,
-        examples=files[0],
-        documents=files[1],
-        folder_count=1,
-        positives=files[0].rows,
-    )
-    manifest = SnapshotManifest(request_id="r1", model="notes", created_at=NOW, parts=(part,)).encode()
-    store.put("snapshots/r1/manifest.json", manifest)
-    return TrainingJob(
-        request=FineTuneRequested(request_id="r1", model="notes", requested_at=NOW, **knobs),
-        base_model=packaged_minilm(),
-        snapshot_uri=store.uri("snapshots/r1/manifest.json"),
-        snapshot_sha256=hashlib.sha256(manifest).hexdigest(),
-        output_uri=store.uri(OUTPUT),
-        version="000001",
-        published_at=NOW,
-        max_seconds=600,
-    )
+OUTPUT = "models/m/000001"
 
 
 class Trained:
@@ -69,7 +30,7 @@ class Trained:
         self.store = MemoryObjectStore()
         folders = (packaged_minilm_folder(),)
         self.settings = Settings(trainer=TrainerSettings(model_folders=folders, work_dir=work_dir))
-        self.job = put_job(self.store, training=TrainingKnobs(batch_size=8, epochs=4, trainable_layers=2))
+        self.job = put_job(self.store, tables(), training=TrainingKnobs(batch_size=8, epochs=4, trainable_layers=2))
         self.announcer = RecordingAnnouncer()
         self.code = self.run()
         self.folder = work_dir / "downloaded"

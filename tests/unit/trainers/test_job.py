@@ -1,34 +1,31 @@
 import contextlib
 import hashlib
-import io
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AlbertConfig, AlbertModel
 
 from infra.errors import PublishError
 from infra.objects import MemoryObjectStore
 from infra.settings import Settings, TrainerSettings
 from streams.events import (
-    FineTuneRequested,
     FineTuneStatus,
     ModelReference,
     Progress,
-    SnapshotFile,
-    SnapshotManifest,
-    SnapshotPart,
     State,
     TrainingJob,
 )
 from streams.knobs import TrainingKnobs, WeightKnobs
-from tests.unit.trainers.conftest import Tables, example
+from tests.jobs import put_job
+from tests.unit.trainers.conftest import example
 from trainers import checkpoints
 from trainers.checkpoints import Checkpoints
 from trainers.encoder import Encoder
@@ -39,7 +36,6 @@ from trainers.publishing import ArtifactManifest, LatestModel, latest_model
 from trainers.selection import Validation
 from trainers.status import RecordingAnnouncer, Reporter
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WORDS = [f"{one}{two}" for one in ("red", "blue", "green", "old", "new", "odd", "raw", "big") for two in "abcdefghij"]
 DOCUMENTS = {word: f"all about {word} {word}s" for word in WORDS}
 EXAMPLES = [example(f"where to find {word} {word[::-1]}?", word) for word in WORDS]
@@ -47,29 +43,6 @@ EXAMPLES = [example(f"where to find {word} {word[::-1]}?", word) for word in WOR
 MANY_EXAMPLES = [example(f"who sells {word} {word[::-1]} in town{town}", word) for word in WORDS for town in range(4)]
 
 Start = Callable[..., tuple[ExitCode, RecordingAnnouncer]]
-
-
-def put(store: MemoryObjectStore, tables: Tables, version: str = "000001", **request: Any) -> TrainingJob:
-    files = []
-    for name, table in zip(("examples", "documents"), tables, strict=True):
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        store.put(name, buffer.getvalue())
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        files.append(SnapshotFile(uri=store.uri(name), sha256=digest, rows=table.num_rows))
-    part = SnapshotPart(request_id="r", model="m", partition=0, examples=files[0], documents=files[1])
-    manifest = SnapshotManifest(request_id="r", model="m", created_at=NOW, parts=(part,)).encode()
-    store.put("snapshot.json", manifest)
-    return TrainingJob(
-        request=FineTuneRequested(request_id="r", model="m", requested_at=NOW, **request),
-        base_model=ModelReference(uri="file:///nowhere"),
-        snapshot_uri=store.uri("snapshot.json"),
-        snapshot_sha256=hashlib.sha256(manifest).hexdigest(),
-        output_uri=store.uri(f"models/m/{version}"),
-        version=version,
-        published_at=NOW,
-        max_seconds=60,
-    )
 
 
 @pytest.fixture
@@ -97,7 +70,7 @@ def failure(announcer: RecordingAnnouncer) -> str:
 
 
 def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjectStore, tables: Any) -> None:
-    job = put(store, tables(EXAMPLES, DOCUMENTS), weights=WeightKnobs(focus=0.5, minimum=0.1, temperature=0.005))
+    job = put_job(store, tables(EXAMPLES, DOCUMENTS), weights=WeightKnobs(focus=0.5, minimum=0.1, temperature=0.005))
     code, announcer = start(job)
     assert code == ExitCode.DONE
     last = announcer.statuses[-1]
@@ -129,11 +102,11 @@ def test_the_next_version_is_compared_with_the_promoted_one(
     start: Start, store: MemoryObjectStore, tables: Any
 ) -> None:
     data = tables(EXAMPLES, DOCUMENTS)
-    start(put(store, data))
+    start(put_job(store, data))
     digest = hashlib.sha256(store.get("models/m/000001/manifest.json")).hexdigest()
     latest = LatestModel(version="000001", model_uri=store.uri("models/m/000001"), manifest_sha256=digest)
     store.put("models/m/latest.json", latest.model_dump_json().encode())
-    job = put(store, data, version="000002")
+    job = put_job(store, data, version="000002")
     assert latest_model(job, store) == latest
     code, announcer = start(job)
     assert code == ExitCode.DONE
@@ -148,7 +121,7 @@ def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
 ) -> None:
     monkeypatch.setattr("trainers.forgetting.WARNING_FALL", -2)
     monkeypatch.setattr("trainers.forgetting.REFUSAL_FALL", -2)
-    code, announcer = start(put(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
+    code, announcer = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
     assert code == ExitCode.DONE
     general = json.loads(store.get("models/m/000001/metrics.json"))["general"]
     numbers = f"nDCG@10 {general['before']['ndcg_at_10']:.4f} → {general['after']['ndcg_at_10']:.4f}"
@@ -241,7 +214,7 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
         data, knobs = tables(MANY_EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=64, epochs=3)
     base = ModelReference(uri=tiny_folder.as_uri())
     stores = MemoryObjectStore(), MemoryObjectStore()
-    whole, taken = (put(store, data, training=knobs).model_copy(update={"base_model": base}) for store in stores)
+    whole, taken = (put_job(store, data, training=knobs).model_copy(update={"base_model": base}) for store in stores)
     settings = Settings(trainer=trainer)
     assert run(whole, settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
     with contextlib.suppress(KeyboardInterrupt):
@@ -261,7 +234,7 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
 
 
 def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStore, tables: Any) -> None:
-    code, _ = start(put(store, tables(MANY_EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=64, epochs=2)))
+    code, _ = start(put_job(store, tables(MANY_EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=64, epochs=2)))
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
     validation, merge = metrics["validation"], metrics["merge_back"]
@@ -279,7 +252,7 @@ def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStor
 def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
     start: Start, store: MemoryObjectStore, tables: Any
 ) -> None:
-    code, _ = start(put(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
+    code, _ = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
     assert "fewer than 200 questions" in metrics["validation"]["off"]
@@ -288,7 +261,7 @@ def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
 
 
 def test_a_checkpoint_of_another_training_is_left_alone(store: MemoryObjectStore, tables: Any) -> None:
-    job = put(store, tables(EXAMPLES, DOCUMENTS))
+    job = put_job(store, tables(EXAMPLES, DOCUMENTS))
     state = checkpoints.State(tensors={"order": torch.arange(3)}, facts={"record": {}})
     mine = Checkpoints(job, store, timedelta(0))
     assert mine.load() is None
@@ -305,30 +278,51 @@ def test_a_checkpoint_of_another_training_is_left_alone(store: MemoryObjectStore
 
 
 def test_a_changed_snapshot_is_refused(start: Start, store: MemoryObjectStore, tables: Any) -> None:
-    job = put(store, tables(EXAMPLES, DOCUMENTS))
-    store.put("examples", b"something else")
+    job = put_job(store, tables(EXAMPLES, DOCUMENTS))
+    store.put("snapshots/r/examples.parquet", b"something else")
     code, announcer = start(job)
     assert code == ExitCode.IMPOSSIBLE
-    assert "s3://memory/examples has the digest" in failure(announcer)
+    assert "s3://memory/snapshots/r/examples.parquet has the digest" in failure(announcer)
 
 
 def test_one_document_is_refused_with_numbers(start: Start, store: MemoryObjectStore, tables: Any) -> None:
-    code, announcer = start(put(store, tables([example("q", "a")], {"a": "alone"})))
+    code, announcer = start(put_job(store, tables([example("q", "a")], {"a": "alone"})))
     assert code == ExitCode.IMPOSSIBLE
     assert "1 distinct documents (2 are needed)" in failure(announcer)
 
 
 def test_too_many_layers_are_refused_with_the_bound(start: Start, store: MemoryObjectStore, tables: Any) -> None:
-    job = put(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(trainable_layers=9))
+    job = put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(trainable_layers=9))
     code, announcer = start(job)
     assert code == ExitCode.IMPOSSIBLE
     assert "training.trainable_layers is 9, base_model has 3 layers" in failure(announcer)
 
 
+def test_frozen_layers_of_an_unknown_layout_are_slower_and_that_is_said(
+    store: MemoryObjectStore, tables: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "albert"
+    shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AlbertConfig(
+        embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    AlbertModel(config).save_pretrained(folder)
+    job = put_job(
+        store,
+        tables(EXAMPLES, DOCUMENTS),
+        base_model=ModelReference(uri=folder.as_uri()),
+        training=TrainingKnobs(trainable_layers=1, epochs=1),
+    )
+    announcer = RecordingAnnouncer()
+    settings = Settings(trainer=TrainerSettings(model_folders=(folder,), work_dir=tmp_path))
+    assert run(job, settings, store, announcer) == ExitCode.DONE
+    assert "the frozen layers of a albert model are not cached: slower" in announcer.statuses[-1].warnings
+
+
 def test_odd_texts_train(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     odd = {"empty": " ", "long": "word " * 9000, "signs": "?!", **{f"d{index}": f"text {index}" for index in range(9)}}
     rows = [example(f"{name} {index}" if index else "!", name, strength=0.1) for index, name in enumerate(odd)]
-    code, announcer = start(put(store, tables(rows, odd), training=TrainingKnobs(trainable_layers="all", epochs=1)))
+    code, announcer = start(put_job(store, tables(rows, odd), training=TrainingKnobs(trainable_layers="all", epochs=1)))
     assert code == ExitCode.DONE
     assert announcer.statuses[-1].promoted is False
     assert any("held-out groups" in warning for warning in announcer.statuses[-1].warnings)
@@ -337,7 +331,7 @@ def test_odd_texts_train(start: Start, store: MemoryObjectStore, tables: Any) ->
 def test_a_store_that_fails_means_try_again(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = put(store, tables(EXAMPLES, DOCUMENTS))
+    job = put_job(store, tables(EXAMPLES, DOCUMENTS))
 
     def fail(*_: object) -> bytes:
         raise ConnectionError("reset by peer")
@@ -363,7 +357,7 @@ def test_progress_is_reported_seldom_and_survives_a_silent_broker(store: MemoryO
 
     seconds = iter(range(100))
     announcer = Silent()
-    reporter = Reporter(announcer, put(store, tables(EXAMPLES, DOCUMENTS)), clock=lambda: float(next(seconds)))
+    reporter = Reporter(announcer, put_job(store, tables(EXAMPLES, DOCUMENTS)), clock=lambda: float(next(seconds)))
     for step in range(1, 21):
         reporter.stepped(Progress(step=step, steps=20, loss=1.0, examples_per_second=1.0, eta_seconds=1.0))
     assert 3 <= len(announcer.statuses) <= 6

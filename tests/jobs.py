@@ -1,0 +1,55 @@
+"""A training job without a worker: its snapshot on an object store, as a worker would have left it there."""
+
+import hashlib
+import io
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.objects import ObjectStore
+from streams.events import (
+    FineTuneRequested,
+    ModelReference,
+    SnapshotFile,
+    SnapshotManifest,
+    SnapshotPart,
+    TrainingJob,
+)
+from trainers.base_models import packaged_minilm
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def put_job(
+    store: ObjectStore,
+    tables: tuple[pa.Table, pa.Table],
+    *,
+    version: str = "000001",
+    base_model: ModelReference | None = None,
+    **request: Any,
+) -> TrainingJob:
+    """The job that trains on ``tables``, examples and documents, which are put into ``store``; ``request`` are parts
+    of its request.
+    """
+    files = []
+    for name, table in zip(("examples", "documents"), tables, strict=True):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        store.put(f"snapshots/r/{name}.parquet", buffer.getvalue())
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        files.append(SnapshotFile(uri=store.uri(f"snapshots/r/{name}.parquet"), sha256=digest, rows=table.num_rows))
+    part = SnapshotPart(request_id="r", model="m", partition=0, examples=files[0], documents=files[1])
+    manifest = SnapshotManifest(request_id="r", model="m", created_at=NOW, parts=(part,)).encode()
+    store.put("snapshots/r/manifest.json", manifest)
+    return TrainingJob(
+        request=FineTuneRequested(request_id="r", model="m", requested_at=NOW, **request),
+        base_model=base_model or packaged_minilm(),
+        snapshot_uri=store.uri("snapshots/r/manifest.json"),
+        snapshot_sha256=hashlib.sha256(manifest).hexdigest(),
+        output_uri=store.uri(f"models/m/{version}"),
+        version=version,
+        published_at=NOW,
+        max_seconds=600,
+    )
