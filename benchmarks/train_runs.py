@@ -255,7 +255,7 @@ def _mine_ours(encoder: Encoder, dataset: Dataset, vectors: Vectors | None) -> i
 
 def _choose(dataset: Dataset, knobs: DatasetKnobs, vectors: Vectors) -> Negatives:
     source = NegativeSource(dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), knobs)
-    return source.choose(*vectors, np.random.default_rng(0))
+    return source.with_easy(source.hard(*vectors), np.random.default_rng(0))
 
 
 def _large(data: Path, passages: int, questions: int) -> Dataset:

@@ -31,7 +31,7 @@ _MAX_IMPRESSIONS = 64
 
 @dataclass(frozen=True)
 class Negatives:
-    """``passages`` ``[examples, hard + easy]``, -1 where nothing was left, and how many each filter took."""
+    """``passages`` of each example, -1 where nothing was left, and how many candidates each filter took."""
 
     passages: Indices
     counts: dict[str, int]
@@ -69,31 +69,34 @@ class NegativeSource:
     sets: WordSets
     knobs: DatasetKnobs
 
-    def choose(self, queries: torch.Tensor, passages: torch.Tensor, generator: np.random.Generator) -> Negatives:
-        """Hard negatives, impressions first, then easy ones in place of what is missing.
+    def hard(self, queries: torch.Tensor, passages: torch.Tensor) -> Negatives:
+        """Hard negatives ``[examples, hard]``: impressions first, then mined where these are too few.
 
         ``queries`` ``[questions, d]`` and ``passages`` ``[passages, d]`` are the current model's embeddings.
         """
         counts: Counter[str] = Counter()
-        hard_wanted, easy_wanted = self.knobs.hard_negatives, self.knobs.easy_negatives
-        hard = np.empty((len(self.rows), 0), dtype=np.int64)
-        if hard_wanted:
+        wanted = self.knobs.hard_negatives
+        found = np.empty((len(self.rows), 0), dtype=np.int64)
+        if wanted:
             candidates = self._candidates(queries, passages, counts)
-            hard = _first(candidates, self._kept(candidates, counts), hard_wanted)
-        counts["hard_impressions_and_mined"] = int((hard >= 0).sum())
-        wanted = easy_wanted + hard_wanted - (hard >= 0).sum(axis=1)
-        drawn = generator.integers(
-            self.dataset.documents, size=(len(self.rows), 2 * (hard_wanted + easy_wanted) + _SPARE)
-        )
-        ignored: Counter[str] = Counter()
-        kept = self._kept(np.concatenate([hard, drawn], axis=1), ignored)[:, hard.shape[1] :]
+            found = _first(candidates, self._kept(candidates, counts), wanted)
+        counts["hard_impressions_and_mined"] = int((found >= 0).sum())
+        counts["hard_filled_with_easy"] = int((found < 0).sum())
+        return Negatives(found, dict(counts))
+
+    def with_easy(self, hard: Negatives, generator: np.random.Generator) -> Negatives:
+        """``hard`` and easy ones beside it, also in place of what is missing there: ``[examples, hard + easy]``."""
+        width = self.knobs.hard_negatives + self.knobs.easy_negatives
+        wanted = width - (hard.passages >= 0).sum(axis=1)
+        drawn = generator.integers(self.dataset.documents, size=(len(self.rows), 2 * width + _SPARE))
+        drawn_out: Counter[str] = Counter()
+        both = np.concatenate([hard.passages, drawn], axis=1)
+        kept = self._kept(both, drawn_out)[:, hard.passages.shape[1] :]
         kept &= np.cumsum(kept, axis=1) <= wanted[:, None]
-        easy = _first(drawn, kept, hard_wanted + easy_wanted)
-        both = np.concatenate([hard, easy], axis=1)
-        chosen = _first(both, both >= 0, hard_wanted + easy_wanted)
-        counts["hard_filled_with_easy"] = int(hard_wanted * len(self.rows) - (hard >= 0).sum())
-        counts["missing"] = int((chosen < 0).sum())
-        return Negatives(chosen, dict(counts))
+        kept = np.concatenate([hard.passages >= 0, kept], axis=1)
+        chosen = _first(both, kept, width)
+        counts = {f"easy_{name}": count for name, count in drawn_out.items()}
+        return Negatives(chosen, hard.counts | counts | {"missing": int((chosen < 0).sum())})
 
     def wants_mining(self) -> bool:
         """Whether what was shown gives some example too few hard negatives; the same whatever the model."""
@@ -159,7 +162,7 @@ class NegativeSource:
     def explain(self, queries: torch.Tensor, passages: torch.Tensor, depth: int) -> list[Candidate]:
         """What becomes of the candidates of the first example: what was shown, then the ``depth`` nearest documents.
 
-        ``queries`` and ``passages`` are as in ``choose``.
+        ``queries`` and ``passages`` are as in ``hard``.
         """
         row = self.rows[:1]
         alone = replace(self, rows=row)

@@ -17,7 +17,7 @@ from trainers.checkpoints import Checkpoints, State
 from trainers.dataset import Dataset
 from trainers.errors import LossNotFiniteError
 from trainers.loss import contrastive_loss
-from trainers.negatives import NegativeSource
+from trainers.negatives import Negatives, NegativeSource
 from trainers.selection import Validation
 from trainers.trained_layers import TrainedLayers
 from trainers.words import WordSets
@@ -108,7 +108,9 @@ def train(
         course.go_on(saved)
     del saved
     record = course.record
-    remine = source.wants_mining() and cheap_to_embed_all(dataset, len(rows), request)
+    mines = source.wants_mining()
+    remine = mines and cheap_to_embed_all(dataset, len(rows), request)
+    hard: Negatives | None = None
     with reproducible(request.seed), checkpoints.between_steps() if checkpoints else nullcontext():
         before = record.seconds
         embedded: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -117,12 +119,13 @@ def train(
                 break
             epoch, batch = divmod(step, per_epoch)
             if batch == 0:
-                mined_with = (embedded or layers.embed_all()) if epoch and remine else start
-                embedded = None
-                chosen = source.choose(*mined_with, course.generator)
+                if remine or hard is None:
+                    hard = source.hard(*((embedded or layers.embed_all()) if epoch and remine else start))
+                    embedded = None
+                chosen = source.with_easy(hard, course.generator)
                 course.negatives, course.order = chosen.passages, course.generator.permutation(len(rows))
                 record.negatives.append(chosen.counts)
-                record.mined_epochs += epoch == 0 or remine
+                record.mined_epochs += remine or (mines and epoch == 0)
             picked = course.order[batch * batch_size : (batch + 1) * batch_size]
             loss, probability = _step(layers, dataset, rows[picked], course.negatives[picked], request)
             course.descent.step()

@@ -23,7 +23,7 @@ DOCUMENTS = {
 def choose(dataset: Dataset, queries: Any, passages: Any, **knobs: Any) -> Negatives:
     rows = np.arange(len(dataset.question))
     source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), DatasetKnobs(**knobs))
-    return source.choose(torch.tensor(queries), torch.tensor(passages), np.random.default_rng(0))
+    return source.with_easy(source.hard(torch.tensor(queries), torch.tensor(passages)), np.random.default_rng(0))
 
 
 def test_each_filter_takes_its_own_and_counts_it(tables: Callable[..., Any]) -> None:
@@ -121,5 +121,5 @@ def test_an_explanation_says_what_choosing_does(tables: Callable[..., Any]) -> N
     assert [one.chosen for one in found] == [False, False, True, False, False, False, False]
     assert found[0].jaccard == 0.6
     assert found[4].score == pytest.approx(0.9)
-    chosen = source.choose(torch.tensor([[1.0, 0.0]]), passages, np.random.default_rng(0))
+    chosen = source.hard(torch.tensor([[1.0, 0.0]]), passages)
     assert chosen.passages[0].tolist() == [one.passage for one in found if one.chosen]

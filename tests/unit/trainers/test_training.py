@@ -1,6 +1,7 @@
 import errno
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from trainers.dataset import Dataset
 from trainers.encoder import Encoder
 from trainers.errors import KnobError, LossNotFiniteError
 from trainers.layouts import freeze, halves
+from trainers.negatives import hardest
 from trainers.pipeline import embed
 from trainers.prefix_cache import PrefixCache
 from trainers.recipe import Recipe
@@ -276,6 +278,22 @@ def test_the_same_seed_gives_the_same_weights(tiny_folder: Path, small_dataset: 
         assert torch.equal(left, right)
     assert [progress.step for progress in steps.seen] == list(range(1, 11))
     assert record.mined_epochs == 2
+
+
+@pytest.mark.parametrize("cheap", [True, False])
+def test_hard_negatives_are_looked_for_again_only_with_new_embeddings(
+    cheap: bool,
+    tiny_folder: Path,
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched = Mock(wraps=hardest)
+    monkeypatch.setattr("trainers.negatives.hardest", searched)
+    monkeypatch.setattr("trainers.training.cheap_to_embed_all", lambda *_: cheap)
+    _, record, _ = trained(tiny_folder, small_dataset, tmp_path)
+    found = 2 if cheap else 1
+    assert (searched.call_count, record.mined_epochs, len(record.negatives)) == (found, found, 2)
 
 
 def test_only_the_last_layers_move(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
