@@ -27,9 +27,9 @@ HELD_OUT_FLOOR, HELD_OUT_CEILING = 250, 2_000
 HELD_OUT_MAX_SHARE = 0.25
 # Which epoch and which mixture of weights is kept is chosen on questions that are neither trained on nor reported on.
 VALIDATION_SHARE = 0.1
-VALIDATION_FLOOR, VALIDATION_CEILING = 30, 500
+VALIDATION_FLOOR, VALIDATION_CEILING = 20, 500
 # So few questions are all needed for training.
-MIN_TRAINED = 200
+MIN_TRAINED = 100
 # An agent can only cite what the model in service has found, so its citations favour that model: where people have
 # judged so many questions, only those are held out.
 MIN_JUDGED = 200

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from infra.objects import MemoryObjectStore
-from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES, Start, put, start, store
+from tests.jobs import put_job
+from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES, Start, start, store
 from trainers import onnx_export
 from trainers.encoder import Encoder
 from trainers.errors import ExitCode, OnnxExportError
@@ -72,11 +73,11 @@ def test_a_model_is_also_written_as_onnx_or_the_warnings_say_why(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tables(EXAMPLES, DOCUMENTS)
-    assert start(put(store, data), onnx=True)[0] == ExitCode.DONE
+    assert start(put_job(store, data), onnx=True)[0] == ExitCode.DONE
     manifest = ArtifactManifest.model_validate_json(store.get("models/m/000001/manifest.json"))
     assert "model.onnx" in {file.path for file in manifest.files}
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    code, announcer = start(put(store, data, version="000002"), onnx=True)
+    code, announcer = start(put_job(store, data, version="000002"), onnx=True)
     assert code == ExitCode.DONE
     assert any("extra 'onnx'" in warning for warning in announcer.statuses[-1].warnings)
     assert "models/m/000002/model.onnx" not in store.list("models/m/000002/")

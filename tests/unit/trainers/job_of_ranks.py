@@ -20,8 +20,9 @@ from infra.objects import MemoryObjectStore
 from infra.settings import Settings, TrainerSettings
 from streams.events import FineTuneStatus, ModelReference, TrainingJob
 from streams.knobs import TrainingKnobs
+from tests.jobs import put_job
 from tests.unit.trainers.conftest import make_tables, use_bfloat16
-from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES, put
+from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
 from trainers import job, ranks
 from trainers.status import RecordingAnnouncer
 
@@ -37,8 +38,8 @@ def losses(store: MemoryObjectStore) -> list[float]:
 def job_in(store: MemoryObjectStore, model: Path, layers: int = 2) -> TrainingJob:
     """Four epochs, of two layers; the last batch of each is small, so that some rank may have little or nothing."""
     knobs = TrainingKnobs(batch_size=13, epochs=4, trainable_layers=layers)
-    made = put(store, make_tables(EXAMPLES, DOCUMENTS), training=knobs)
-    return made.model_copy(update={"base_model": ModelReference(uri=model.as_uri())})
+    base = ModelReference(uri=model.as_uri())
+    return put_job(store, make_tables(EXAMPLES, DOCUMENTS), base_model=base, training=knobs)
 
 
 def settings_for(model: Path, folder: Path) -> Settings:

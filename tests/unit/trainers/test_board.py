@@ -12,7 +12,7 @@ from trainers.board import Board
 from trainers.errors import ExitCode
 from trainers.job import run
 from trainers.status import RecordingAnnouncer
-from trainers.training import LEARNING_RATE
+from trainers.training import UNVALIDATED_LEARNING_RATE
 
 
 def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:
     assert curves["mean_positive_probability"] == pytest.approx(record["probabilities"])
     # 20 steps: two up, eighteen down.
     scales = [0.5, 1.0, *(left / 18 for left in range(18, 0, -1))]
-    assert curves["learning_rate"] == pytest.approx([LEARNING_RATE * scale for scale in scales], rel=1e-5)
+    assert curves["learning_rate"] == pytest.approx([UNVALIDATED_LEARNING_RATE * scale for scale in scales], rel=1e-5)
     assert min(curves["examples_per_second"]) > 0
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 21))
 

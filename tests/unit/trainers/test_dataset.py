@@ -106,7 +106,7 @@ def test_near_questions_stay_on_one_side(tables: Callable[..., Any]) -> None:
     assert len(parts.train) + len(parts.held_out) == len(rows)
 
 
-@pytest.mark.parametrize(("topics", "validation"), [(132, 0), (134, 30), (140, 30), (500, 76)])
+@pytest.mark.parametrize(("topics", "validation"), [(65, 0), (67, 20), (140, 22), (500, 76)])
 def test_validation_shares_no_group_with_training_nor_with_the_held_out(
     topics: int, validation: int, tables: Callable[..., Any]
 ) -> None:

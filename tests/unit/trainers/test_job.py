@@ -238,8 +238,8 @@ def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStor
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
     validation, merge = metrics["validation"], metrics["merge_back"]
-    assert validation["questions"] == 30
-    assert metrics["data"]["trained_on"] == len(MANY_EXAMPLES) - 30 - metrics["data"]["held_out_questions"]
+    assert validation["questions"] == 24
+    assert metrics["data"]["trained_on"] == len(MANY_EXAMPLES) - 24 - metrics["data"]["held_out_questions"]
     best = max(validation["ndcg_at_10"])
     assert validation["ndcg_at_10"].index(best) == validation["best_epoch"] - 1
     assert list(merge["ndcg"]) == ["0.4", "0.6", "0.8", "1.0"]
@@ -255,9 +255,9 @@ def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
     code, _ = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
-    assert "fewer than 200 questions" in metrics["validation"]["off"]
+    assert "fewer than 100 questions" in metrics["validation"]["off"]
     assert metrics["merge_back"] is None
-    assert "the last ones: fewer than 200" in store.get("models/m/000001/README.md").decode()
+    assert "the last ones: fewer than 100" in store.get("models/m/000001/README.md").decode()
 
 
 def test_a_checkpoint_of_another_training_is_left_alone(store: MemoryObjectStore, tables: Any) -> None:
