@@ -200,7 +200,9 @@ def state_change(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(operation: str, call: dict[str, Any]) -> None:
-    validate_parameters(call, _MODEL.operation_model(operation).input_shape)
+    shape = _MODEL.operation_model(operation).input_shape
+    assert shape
+    validate_parameters(call, shape)
 
 
 def _now() -> int:

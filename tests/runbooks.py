@@ -1,6 +1,7 @@
 """Material that a small training learns from in half a minute: whoever asks for a subject means its runbook."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,7 +17,8 @@ SUBJECTS = [
 
 def tables() -> tuple[pa.Table, pa.Table]:
     """Of each subject there are two documents; users ask for either's subject and always mean the runbook."""
-    documents, examples = [], []
+    documents: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
     for index, subject in enumerate(SUBJECTS):
         notice = f"Public notice about the {subject}. Opening hours and prices of the {subject} are on the board."
         runbook = f"Internal runbook. Operators restart the {subject} controller and write down the outage."

@@ -240,7 +240,8 @@ def _content(path: Path) -> dict[bytes, bytes]:
     shutil.copytree(path, copy)
     database = Rdict(str(copy), Options(raw_mode=True), access_type=AccessType.read_only())
     try:
-        return {key: value for key, value in database.items() if not key.startswith(_CHECKPOINT)}
+        items: Any = database.items()
+        return {key: value for key, value in items if not key.startswith(_CHECKPOINT)}
     finally:
         database.close()
         shutil.rmtree(copy)

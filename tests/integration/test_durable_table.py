@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from rocksdict import AccessType, Options, Rdict
@@ -21,7 +22,8 @@ def everything(folder: Path) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for path in folder.rglob("CURRENT"):
         database = Rdict(str(path.parent), Options(raw_mode=True), access_type=AccessType.read_only())
-        found |= dict(database.items())
+        items: Any = database.items()
+        found |= dict(items)
         database.close()
     return found
 

@@ -158,8 +158,8 @@ class Container:
         environment = folder / name
         subprocess.run([uv.find_uv_bin(), "venv", "--quiet", "--python", sys.executable, environment], check=True)
         run_install(name, ["--python", str(environment)])
-        install = [uv.find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--python", environment, wheel]
-        subprocess.run(install, check=True)
+        install = [uv.find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--python"]
+        subprocess.run([*install, environment, wheel], check=True)
         self._folder = folder / f"{name}-state"
         self._folder.mkdir()
         of_image = {

@@ -65,7 +65,8 @@ class Operations:
 
     def _port(self) -> int:
         lines = self.worker.log.read_text().splitlines()
-        return next(json.loads(line)["port"] for line in reversed(lines) if '"operations are served"' in line)
+        port: int = next(json.loads(line)["port"] for line in reversed(lines) if '"operations are served"' in line)
+        return port
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> float:
@@ -235,7 +236,12 @@ def test_a_silent_broker_makes_a_worker_unready_and_does_not_hold_it(own_servers
 def test_a_worker_that_is_not_recovered_says_so(variables: dict[str, str], start_worker: StartWorker) -> None:
     worker = Operations(start_worker(**SERVED))
     seen: list[tuple[int, str]] = []
-    until(lambda: bool(seen.append(worker.get("/ready")) or ready(worker)))
+
+    def recovered() -> bool:
+        seen.append(worker.get("/ready"))
+        return ready(worker)
+
+    until(recovered)
     reasons = {text.strip() for status, text in seen if status == 503}
     assert reasons
     assert reasons <= {"the tables are being recovered", "the partitions are being shared out"}

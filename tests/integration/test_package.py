@@ -566,7 +566,7 @@ def test_the_lock_file_names_no_registry() -> None:
     assert all("resolved" not in value and value["integrity"].startswith("sha512-") for value in packages)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml has no types
     """Reads CloudFormation's short forms, and forgets them."""
 
 

@@ -126,8 +126,8 @@ def test_poison_stops_nothing_and_is_kept(settings: Settings, publisher: Publish
     publisher.send_raw(Topic.CHAT_LOGS, None, key="alpha")
     for value in (b"{nope", b"{}", b'{"type": "fine_tune_cancelled"}', b'{"model": "m"}'):
         publisher.send_raw(Topic.FINE_TUNE_REQUESTS, value, key="model")
-    for value in (b"{nope", b'{"type": "training_finished"}', None):
-        publisher.send_raw(Topic.SNAPSHOT_COMMANDS, value, key="any")
+    for command in (b"{nope", b'{"type": "training_finished"}', None):
+        publisher.send_raw(Topic.SNAPSHOT_COMMANDS, command, key="any")
     publish_history(publisher, "alpha", 25)
     ask(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS) as reader:

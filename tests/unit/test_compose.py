@@ -25,8 +25,9 @@ def services() -> dict[str, Any]:
 
 def test_the_files_keep_to_the_compose_specification() -> None:
     files = [COMPOSE, COMPOSE.with_name("compose.gpu.yaml")]
-    check = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*check, *files], capture_output=True, text=True, check=False)
+    check = Path(sys.executable).parent / "check-jsonschema"
+    schema = ["--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([check, *schema, *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

@@ -213,7 +213,7 @@ class Histories(RuleBasedStateMachine):
         self.asked.append(name)
         self.follow(coordination.requested(self.state, request(name, seed=seed), NOW))
 
-    @precondition(lambda self: set(self.asked) - set(self.ended))
+    @precondition(lambda self: bool(set(self.asked) - set(self.ended)))
     @rule(pick=st.randoms())
     def ask_again(self, pick: Any) -> None:
         name = pick.choice(sorted(set(self.asked) - set(self.ended)))

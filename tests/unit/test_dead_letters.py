@@ -16,6 +16,7 @@ from foldtune.output import printable
 from infra.settings import KafkaSettings, load_settings
 from streams import replaying
 from streams.dead_letters import dead_letter_headers
+from streams.records import written_at
 from streams.replaying import LETTER_HEADER, Letter, Place, read_letters, refusal
 
 KAFKA = KafkaSettings(topic_prefix="p-")
@@ -49,7 +50,7 @@ ORIGIN = Place("p-chat-logs", 1, 2)
 
 
 def letter(origin: Place = ORIGIN, key: bytes | None = b"k", folder_id: str | None = None) -> Letter:
-    return Letter(0, 0, replaying.written_at(0), "", origin, key, 0, folder_id)
+    return Letter(0, 0, written_at(0), "", origin, key, 0, folder_id)
 
 
 def test_a_letter_tells_where_it_came_from(put: Put) -> None:
@@ -220,8 +221,13 @@ def test_nothing_is_published_without_a_yes(
     put(b"x", dead_letter_headers("", "chat-logs", 1, 5))
     put(b"x", dead_letter_headers("", "passwords", 1, 5))
     replayed: list[list[Letter]] = []
+
+    def replay(_kafka: KafkaSettings, letters: list[Letter]) -> int:
+        replayed.append(letters)
+        return len(letters)
+
     monkeypatch.setattr(command, "input_partitions", lambda _kafka: {"chat-logs": 4})
-    monkeypatch.setattr(command, "replay", lambda _kafka, letters: replayed.append(letters) or len(letters))
+    monkeypatch.setattr(command, "replay", replay)
     refused = "0:1 is not replayed: it came from 'passwords', which is none of foldtune's inputs"
     dry = runner.invoke(app, ["dead-letters", "replay", "--all", "--dry-run"])
     assert (dry.exit_code, dry.stdout, dry.stderr.strip()) == (1, "0:0 to chat-logs 1\n", refused)

@@ -1,6 +1,7 @@
 """What comes back from a snapshot makes the same snapshot again."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -59,6 +60,6 @@ def test_a_restored_log_makes_the_same_example(verdict: Verdict | None, cited: t
 
 def test_documents_come_back_as_of_the_snapshot() -> None:
     at = datetime(2026, 2, 1, tzinfo=UTC)
-    row = {"folder_id": "f", "document_id": "d", "title": "T", "text": "Text."}
+    row: dict[str, Any] = {"folder_id": "f", "document_id": "d", "title": "T", "text": "Text."}
     (event,) = restore.documents(pa.Table.from_pylist([row], DOCUMENTS), at)
     assert event == DocumentUpserted(occurred_at=at, **row)

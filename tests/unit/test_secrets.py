@@ -113,8 +113,8 @@ def test_a_training_reports_with_what_the_secret_holds(client: Any, monkeypatch:
     monkeypatch.setattr(trainer, "load_settings", lambda: Settings(kafka=KafkaSettings(secret_arn=arn)))
     monkeypatch.setattr(trainer, "S3ObjectStore", lambda _: store)
     monkeypatch.setattr(trainer, "Publisher", no_broker)
-    monkeypatch.setattr(trainer.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(trainer.structlog, "configure", lambda **_: None)
+    monkeypatch.setattr("trainers.job.signal.signal", lambda *_: None)
+    monkeypatch.setattr("trainers.job.structlog.configure", lambda **_: None)
     assert trainer.main([store.uri("job.json")]) == ExitCode.TRY_AGAIN
     [kafka] = used
     assert kafka.sasl_username == "one"

@@ -3,6 +3,7 @@
 import asyncio
 import io
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -66,7 +67,7 @@ def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100, end:
     return export(command, sets.view(0), offsets, store, Strengths())
 
 
-def rows(part: SnapshotPart, store: MemoryObjectStore) -> tuple[list[dict], list[dict]]:  # type: ignore[type-arg]
+def rows(part: SnapshotPart, store: MemoryObjectStore) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     assert part.examples
     assert part.documents
     examples = pq.read_table(io.BytesIO(store.get(store.key(part.examples.uri))))

@@ -580,7 +580,7 @@ def test_eviction_makes_room() -> None:
 
 
 def test_a_folder_may_have_limits_of_its_own() -> None:
-    bounds = Sets(folders={"f": {"max_examples": 3}})  # type: ignore[dict-item]
+    bounds = Sets(folders={"f": {"max_examples": 3}})
     sets = TrainingSets(MemoryTable(), bounds)
     for folder_id in FOLDERS:
         records = [record(n, log(f"{folder_id}{n}", START, folder_id=folder_id)) for n in range(10)]

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def assert_near(path: Path, other: MemoryObjectStore, tmp_path: Path) -> None:
         # It adds the same to all of a query's logits, so its gradient is nothing but rounding, which Adam scales up.
         if name.endswith("key.bias"):
             continue
-        torch.testing.assert_close(tensor, two[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(tensor, two[name], rtol=0, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from infra.objects import MemoryObjectStore, safe_segment
+from infra.objects import MemoryObjectStore, ObjectStore, safe_segment
 from streams.deployer import fetch_model
 from streams.errors import ModelFileError
 from streams.events import GateVerdict, ManifestFile, ModelManifest, ModelReady, ModelReference, RetrievalMetrics
@@ -18,7 +18,7 @@ METRICS = RetrievalMetrics(
 )
 
 
-def publish(store: MemoryObjectStore, version: str, files: dict[str, bytes] = FILES) -> ModelReady:
+def publish(store: ObjectStore, version: str, files: dict[str, bytes] = FILES) -> ModelReady:
     """Put a model on the store as a trainer does."""
     prefix = f"models/support/{version}"
     entries = []

@@ -1,5 +1,7 @@
 """What `launch` makes of Kafka payloads."""
 
+from typing import Any
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -18,7 +20,7 @@ from trainers.launchers.contract import job_segment
 from .conftest import Published
 
 JOBS, STATUSES = "x-training-jobs", "x-fine-tune-status"
-NONE_FAILED = {"batchItemFailures": []}
+NONE_FAILED: dict[str, object] = {"batchItemFailures": []}
 
 
 def a_job(number: int, *, partition: int = 0) -> Record:
@@ -26,7 +28,7 @@ def a_job(number: int, *, partition: int = 0) -> Record:
     return Record(JOBS, partition, number, job.request.request_id.encode(), job.encode())
 
 
-def a_status(offset: int, state: State, request_id: str = "r-1", **more: object) -> Record:
+def a_status(offset: int, state: State, request_id: str = "r-1", **more: Any) -> Record:
     status = FineTuneStatus(request_id=request_id, model="support", state=state, at=now(), **more)
     return Record(STATUSES, 1, offset, request_id.encode(), status.encode())
 

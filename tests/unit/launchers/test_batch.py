@@ -31,8 +31,12 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         environment = found.create_compute_environment(
             computeEnvironmentName="foldtune", type="UNMANAGED", state="ENABLED", serviceRole=role
         )
-        order = [{"order": 1, "computeEnvironment": environment["computeEnvironmentArn"]}]
-        found.create_job_queue(jobQueueName="foldtune", state="ENABLED", priority=1, computeEnvironmentOrder=order)
+        found.create_job_queue(
+            jobQueueName="foldtune",
+            state="ENABLED",
+            priority=1,
+            computeEnvironmentOrder=[{"order": 1, "computeEnvironment": environment["computeEnvironmentArn"]}],
+        )
         found.register_job_definition(
             jobDefinitionName="foldtune-trainer",
             type="container",
@@ -128,7 +132,7 @@ def test_terminated_it_is_cancelled_and_not_failed(
 
     def terminate(reason: str) -> None:
         terminated.append(reason)
-        job.status, job.status_reason = "FAILED", reason
+        job.status, job.job_stopped_reason = "FAILED", reason
 
     monkeypatch.setattr(job, "terminate", terminate)
     assert launcher.poll(run) is None

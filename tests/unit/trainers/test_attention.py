@@ -19,7 +19,8 @@ def test_it_is_the_fused_kernel_but_for_rounding(masked: bool, scaling: float | 
     # With a gradient and in bfloat16 it is not asked.
     monkeypatch.setattr("trainers.attention.sdpa_attention_forward", None)
     found = []
-    for attention, dtype in ((sdpa_attention_forward, torch.float32), (AttentionInterface()[UNFUSED], torch.bfloat16)):
+    fused: Any = sdpa_attention_forward
+    for attention, dtype in ((fused, torch.float32), (AttentionInterface()[UNFUSED], torch.bfloat16)):
         inputs = [one.detach().to(dtype).requires_grad_() for one in whole]
         output, _ = attention(module, *inputs, mask, scaling=scaling)
         output.float().square().sum().backward()

@@ -43,7 +43,7 @@ def test_equals_multiple_negatives_ranking_loss() -> None:
     torch.manual_seed(1)
     anchors, positives, negatives = (torch.randn(6, 16, dtype=torch.float64).float() for _ in range(3))
     theirs = MultipleNegativesRankingLoss(SentenceTransformer(modules=[torch.nn.Identity()], device="cpu"), scale=20.0)
-    expected = theirs.compute_loss_from_embeddings([anchors, positives, negatives], None)
+    expected = theirs.compute_loss_from_embeddings([anchors, positives, negatives], torch.empty(0))
     excluded = torch.zeros(6, 12, dtype=torch.bool)
     ours = contrastive_loss(
         anchors, torch.cat([positives, negatives]), torch.arange(6), excluded, torch.ones(6), temperature=0.05

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from streams.events import FineTuneRequested, Progress, now
-from streams.knobs import DatasetKnobs, TrainingKnobs
+from streams.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
 from tests.unit.trainers.conftest import use_bfloat16
 from trainers import memory, trained_layers
 from trainers.dataset import Dataset
@@ -48,7 +48,7 @@ CONFIGS = [
     CamembertConfig(**SMALL),
     XLMRobertaConfig(**SMALL),
     MPNetConfig(**SMALL),
-    ModernBertConfig(**SMALL, global_attn_every_n_layers=2, local_attention=4, reference_compile=False),
+    ModernBertConfig(**SMALL | {"global_attn_every_n_layers": 2, "local_attention": 4, "reference_compile": False}),
     Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
 ]
 
@@ -70,7 +70,7 @@ def request(layers: Any = 1, **weights: Any) -> FineTuneRequested:
         requested_at=now(),
         training=TrainingKnobs(batch_size=8, epochs=2, trainable_layers=layers),
         dataset=DatasetKnobs(hard_negatives=2, easy_negatives=1),
-        weights=weights,
+        weights=WeightKnobs(**weights),
     )
 
 
