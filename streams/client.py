@@ -8,7 +8,7 @@ with FoldtuneClient(load_settings()) as client:
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -119,7 +119,7 @@ class FoldtuneClient:
 
     def statuses(
         self, request_id: str, *, follow: bool = True, timeout: timedelta | None = None
-    ) -> Iterator[FineTuneStatus]:
+    ) -> Generator[FineTuneStatus]:
         """The statuses of a request, oldest first (compaction may have left only the newest of the past).
 
         With ``follow`` it goes on to the terminal one, or until ``timeout``; without, it ends at the present.
@@ -160,10 +160,11 @@ class FoldtuneClient:
                 found[ready.model] = ready
         return found
 
-    def subscribe(self, group: str | None = None) -> Iterator[ModelReady]:
+    def subscribe(self, group: str | None = None) -> Generator[ModelReady]:
         """Announcements, on and on: all since the first, or with ``group`` those that the group has not handled.
 
-        One counts as handled when the next is asked for, so that a subscriber that dies gets its last one again.
+        One counts as handled when the next is asked for, so that a subscriber that dies gets its last one again. Its
+        ``close`` leaves the group at once.
         """
         if group is None:
             records = read(self._settings.kafka, Topic.MODEL_READY, follow=True)

@@ -8,7 +8,6 @@ import sys
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -158,11 +157,11 @@ def test_a_group_is_told_each_model_once_and_its_last_again_if_it_died(
     with FoldtuneClient(settings) as client:
         assert client.models() == {"support": second}
         assert list(islice(client.subscribe(), 2)) == [first, second]
-        died: Any = client.subscribe("g")
+        died = client.subscribe("g")
         assert next(died) == first
         assert next(died) == second
         died.close()
-        again: Any = client.subscribe("g")
+        again = client.subscribe("g")
         assert next(again) == second
         again.close()
 
