@@ -1,6 +1,7 @@
 """Embeddings with gradients: the trained layers on top of what the frozen ones left, or the whole model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ LossOf = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, float]]
 # Texts are cut for training: a step's time and the cache's size go with the tokens, and what a passage is about is
 # mostly said at its beginning. Evaluation, and whoever serves the model, read up to the model's own bound.
 TRAINING_TOKENS = 128
+# So many texts are embedded in less than a minute on two cores: a process that is asked to end has two.
+_BLOCK = 4_096
 
 
 class TrainedLayers:
@@ -39,6 +42,7 @@ class TrainedLayers:
         self._encoder = encoder
         self._dataset = dataset
         self._questions = len(dataset.questions)
+        self._pause: Callable[[], None] | None = None
         self._tokens = self._tokenize(TRAINING_TOKENS)
         whole = self._tokenize(encoder.max_tokens)
         self._cut = np.flatnonzero(whole.lengths > self._tokens.lengths)
@@ -91,8 +95,21 @@ class TrainedLayers:
     def embed(self, questions: Indices, passages: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """Like ``embed_all``, of these questions and passages only."""
         texts = np.concatenate([questions, passages + self._questions])
-        found = self._embedder.embed(texts)
+        found = torch.empty((len(texts), self._encoder.dimension), device=self.device)
+        for first in range(0, len(texts), _BLOCK):
+            if self._pause:
+                self._pause()
+            found[first : first + _BLOCK] = self._embedder.embed(texts[first : first + _BLOCK])
         return found[: len(questions)], found[len(questions) :]
+
+    @contextmanager
+    def pausing(self, pause: Callable[[], None]) -> Iterator[None]:
+        """Inside, an embedding calls ``pause`` from time to time, which may end it by raising."""
+        self._pause = pause
+        try:
+            yield
+        finally:
+            self._pause = None
 
     def embed_uncut(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Like ``embed_all``, but of texts as long as the model reads them, as whoever serves the model sees them.

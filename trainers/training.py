@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from streams.events import FineTuneRequested, Progress
 from trainers.board import Board
 from trainers.checkpoints import Checkpoints, State
 from trainers.dataset import Dataset
+from trainers.descent import LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
 from trainers.errors import LossNotFiniteError
 from trainers.loss import contrastive_loss
 from trainers.negatives import Negatives, NegativeSource
@@ -24,16 +24,6 @@ from trainers.words import WordSets
 
 Indices = npt.NDArray[np.int64]
 
-# More than the 2e-5 that is usual: an agent's logs are a training of some hundred steps, and going back towards the
-# start (``selection.merge_back``) takes what was too much. In one epoch of the demonstration (two layers), 5e-5, 1e-4
-# and 2e-4 gained 9, 13 and 15 % on true pairs, the last one with a wider spread over the questions. With all layers,
-# 2e-4 finds .005 more than 1e-4 on one set, and on another loses .036 of validation in an epoch.
-LEARNING_RATE = 1e-4
-# Where there is no validation to go back by (docs/decisions.md).
-UNVALIDATED_LEARNING_RATE = 5e-5
-WARM_UP_SHARE = 0.1
-WEIGHT_DECAY = 0.01
-MAX_GRADIENT_NORM = 1.0
 # All texts are embedded after an epoch, for validation and to mine negatives again, only while that costs a small part
 # of the epoch: an embedding is one pass forward, a training text is about three.
 EMBEDDING_SHARE = 0.25
@@ -97,55 +87,29 @@ def train(
         InterruptedTrainingError: the process was asked to end, and the state is kept in ``checkpoints``.
     """
     began = time.monotonic()
-    source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), request.dataset)
-    batch_size = request.training.batch_size
-    per_epoch = math.ceil(len(rows) / batch_size)
-    steps = request.training.epochs * per_epoch
-    course = _Course(
-        TrainingRecord(cached=layers.cached),
-        _Descent(layers.parameters(), steps, LEARNING_RATE if validation else UNVALIDATED_LEARNING_RATE),
-        np.random.default_rng(request.seed),
-    )
+    course = _Course(layers, dataset, rows, request, start=start, validation=validation)
     if saved := checkpoints.load() if checkpoints else None:
         course.go_on(saved)
     del saved
-    record = course.record
-    mines = source.wants_mining()
-    remine = mines and cheap_to_embed_all(dataset, len(rows), request)
-    hard: Negatives | None = None
-    with reproducible(request.seed), checkpoints.between_steps() if checkpoints else nullcontext():
-        before = record.seconds
-        embedded: tuple[torch.Tensor, torch.Tensor] | None = None
-        for step in range(len(record.losses), steps):
-            if record.stopped:
-                break
-            epoch, batch = divmod(step, per_epoch)
-            if batch == 0:
-                if remine or hard is None:
-                    hard = source.hard(*((embedded or layers.embed_all()) if epoch and remine else start))
-                    embedded = None
-                chosen = source.with_easy(hard, course.generator)
-                course.negatives, course.order = chosen.passages, course.generator.permutation(len(rows))
-                record.negatives.append(chosen.counts)
-                record.mined_epochs += remine or (mines and epoch == 0)
-            picked = course.order[batch * batch_size : (batch + 1) * batch_size]
-            loss, probability = _step(layers, dataset, rows[picked], course.negatives[picked], request)
-            course.descent.step()
-            record.losses.append(loss)
-            record.probabilities.append(probability)
-            if validation and batch == per_epoch - 1:
-                # The next epoch's negatives are mined with the same embeddings.
-                embedded = layers.embed_all() if remine else None
-                record.validation.append(validation.ndcg(embedded))
-                course.best = layers.weights() if record.best_epoch == epoch else course.best
+    record, before = course.record, course.record.seconds
+    with (
+        reproducible(request.seed),
+        checkpoints.between_steps() if checkpoints else nullcontext(),
+        layers.pausing(lambda: checkpoints.stepped(course.state)) if checkpoints else nullcontext(),
+    ):
+        # A former process may have been asked to end while it validated.
+        course.validate_if_due()
+        while not course.ended:
+            course.step()
+            course.validate_if_due()
             record.seconds = before + time.monotonic() - began
-            progress = _progress(record, steps, request)
+            progress = _progress(record, course.steps, request)
             observer.stepped(progress)
             if board:
                 board.stepped(
                     progress.step,
-                    loss=loss,
-                    mean_positive_probability=probability,
+                    loss=record.losses[-1],
+                    mean_positive_probability=record.probabilities[-1],
                     learning_rate=course.descent.rate,
                     examples_per_second=progress.examples_per_second,
                 )
@@ -156,38 +120,101 @@ def train(
     return record
 
 
-@dataclass
 class _Course:
-    """What changes from step to step, and is kept in a checkpoint; ``negatives`` and ``order`` are those of an epoch,
-    ``best`` are the best epoch's weights.
+    """A training on its way; ``state`` is what a checkpoint keeps of it, at any time between two changes of weights.
+
+    ``best`` are the best epoch's weights, where there is validation.
     """
 
-    record: TrainingRecord
-    descent: "_Descent"
-    generator: np.random.Generator
-    negatives: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    order: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    best: list[torch.Tensor] = field(default_factory=list)
+    def __init__(
+        self,
+        layers: TrainedLayers,
+        dataset: Dataset,
+        rows: Indices,
+        request: FineTuneRequested,
+        *,
+        start: tuple[torch.Tensor, torch.Tensor],
+        validation: Validation | None,
+    ) -> None:
+        self._layers, self._dataset, self._rows, self._request = layers, dataset, rows, request
+        self._start, self._validation = start, validation
+        self._source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), request.dataset)
+        self._mines = self._source.wants_mining()
+        self._mines_again = self._mines and cheap_to_embed_all(dataset, len(rows), request)
+        self._per_epoch = math.ceil(len(rows) / request.training.batch_size)
+        self.steps = request.training.epochs * self._per_epoch
+        self.record = TrainingRecord(cached=layers.cached)
+        self.descent = Descent(
+            layers.parameters(), self.steps, LEARNING_RATE if validation else UNVALIDATED_LEARNING_RATE
+        )
+        self.best: list[torch.Tensor] = []
+        self._generator = np.random.default_rng(request.seed)
+        self._negatives = self._order = np.empty(0, dtype=np.int64)
+        # Not in a checkpoint, since they can be made again.
+        self._hard: Negatives | None = None
+        self._embedded: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done, or the last epoch was clearly worse than one before."""
+        return len(self.record.losses) == self.steps or self.record.stopped
+
+    def step(self) -> None:
+        """One step, at an epoch's beginning with new negatives and a new order."""
+        epoch, batch = divmod(len(self.record.losses), self._per_epoch)
+        if batch == 0:
+            self._begin(epoch)
+        size = self._request.training.batch_size
+        picked = self._order[batch * size : (batch + 1) * size]
+        loss, probability = _gradients(
+            self._layers, self._dataset, self._rows[picked], self._negatives[picked], self._request
+        )
+        self.descent.step()
+        self.record.losses.append(loss)
+        self.record.probabilities.append(probability)
+
+    def _begin(self, epoch: int) -> None:
+        if self._mines_again or self._hard is None:
+            again = epoch > 0 and self._mines_again
+            self._hard = self._source.hard(*((self._embedded or self._layers.embed_all()) if again else self._start))
+            self._embedded = None
+        chosen = self._source.with_easy(self._hard, self._generator)
+        self._negatives, self._order = chosen.passages, self._generator.permutation(len(self._rows))
+        self.record.negatives.append(chosen.counts)
+        self.record.mined_epochs += self._mines_again or (self._mines and epoch == 0)
+
+    def validate_if_due(self) -> None:
+        """After an epoch, measure it, and keep its weights if it is the best one."""
+        done = len(self.record.validation)
+        if self._validation is None or done == len(self.record.losses) // self._per_epoch:
+            return
+        # The next epoch's negatives are mined with the same embeddings.
+        self._embedded = self._layers.embed_all() if self._mines_again else None
+        self.record.validation.append(self._validation.ndcg(self._embedded))
+        if self.record.best_epoch == done:
+            self.best = self._layers.weights()
 
     def state(self) -> State:
+        """All that a later ``go_on`` needs."""
         facts = {
             "record": asdict(self.record),
-            "generator": self.generator.bit_generator.state,
+            "generator": self._generator.bit_generator.state,
             "best": len(self.best),
         }
-        arrays = {"negatives": torch.from_numpy(self.negatives), "order": torch.from_numpy(self.order)}
+        arrays = {"negatives": torch.from_numpy(self._negatives), "order": torch.from_numpy(self._order)}
         kept = {f"best.{number}": one for number, one in enumerate(self.best)}
         return State(self.descent.tensors() | arrays | kept, facts)
 
     def go_on(self, saved: State) -> None:
+        """Continue from there, to the same end."""
         self.record = TrainingRecord(**saved.facts["record"])
-        self.generator.bit_generator.state = saved.facts["generator"]
-        self.negatives, self.order = saved.tensors["negatives"].numpy(), saved.tensors["order"].numpy()
+        self._generator.bit_generator.state = saved.facts["generator"]
+        self._negatives, self._order = saved.tensors["negatives"].numpy(), saved.tensors["order"].numpy()
         self.best = [saved.tensors[f"best.{number}"] for number in range(saved.facts["best"])]
         self.descent.go_on(saved.tensors, len(self.record.losses))
 
 
-def _step(
+def _gradients(
     layers: TrainedLayers, dataset: Dataset, rows: Indices, negatives: Indices, request: FineTuneRequested
 ) -> tuple[float, float]:
     """Gradients of one batch; its loss, and the mean probability of the positives."""
@@ -215,52 +242,6 @@ def _step(
         return loss.value, float(loss.probability.mean())
 
     return layers.backward(questions, passages, loss_of)
-
-
-class _Descent:
-    """AdamW with a linear warm-up to the rate ``peak`` and a linear way down."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter], steps: int, peak: float) -> None:
-        self._parameters, self._steps, self._peak, self._done = parameters, steps, peak, 0
-        self.rate = 0.0
-        # Biases and the scales of norms are not decayed: they have no surplus of freedom to take back.
-        groups = [
-            {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-            {"params": [one for one in parameters if one.ndim < 2], "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.AdamW(groups, lr=peak, fused=True)
-
-    def step(self) -> None:
-        """Go down along the gradients, which are then used up."""
-        if not torch.isfinite(torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)):
-            raise LossNotFiniteError("a gradient is not finite")
-        warm_up = max(1, round(WARM_UP_SHARE * self._steps))
-        scale = min((self._done + 1) / warm_up, (self._steps - self._done) / max(1, self._steps - warm_up), 1.0)
-        self.rate = self._peak * scale
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._done += 1
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All that a later ``go_on`` needs, by name."""
-        found = {f"parameter.{number}": one.data for number, one in enumerate(self._parameters)}
-        for number, state in self._optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-        return found
-
-    def go_on(self, tensors: dict[str, torch.Tensor], done: int) -> None:
-        """Continue after ``done`` steps."""
-        for number, one in enumerate(self._parameters):
-            one.data.copy_(tensors[f"parameter.{number}"])
-        state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, place, part = name.split(".")
-                state[int(place)][part] = value
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-        self._done = done
 
 
 def cheap_to_embed_all(dataset: Dataset, examples: int, request: FineTuneRequested) -> bool:

@@ -9,10 +9,10 @@ from infra.objects import MemoryObjectStore
 from infra.settings import Settings, TrainerSettings
 from tests.unit.trainers.job_of_ranks import MODEL, job_in
 from trainers.board import Board
+from trainers.descent import UNVALIDATED_LEARNING_RATE
 from trainers.errors import ExitCode
 from trainers.job import run
 from trainers.status import RecordingAnnouncer
-from trainers.training import UNVALIDATED_LEARNING_RATE
 
 
 def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from trainers.layouts import freeze
 from trainers.publishing import ArtifactManifest, LatestModel, latest_model
 from trainers.selection import Validation
 from trainers.status import RecordingAnnouncer, Reporter
+from trainers.trained_layers import TrainedLayers
 
 WORDS = [f"{one}{two}" for one in ("red", "blue", "green", "old", "new", "odd", "raw", "big") for two in "abcdefghij"]
 DOCUMENTS = {word: f"all about {word} {word}s" for word in WORDS}
@@ -184,14 +185,15 @@ UNVALIDATED, EVER_BETTER, EVER_WORSE = (0, 12, None), (1, 12, 1.0), (-1, 8, 0.4)
 
 @pytest.mark.usefixtures("every_step_reported")
 @pytest.mark.parametrize(
-    ("happens", "validated", "step"),
+    ("happens", "validated", "step", "goes_on_with"),
     [
-        (asked_to_end, UNVALIDATED, 2),
-        (asked_to_end, EVER_BETTER, 8),
-        (asked_to_end, EVER_WORSE, 6),
-        (killed, UNVALIDATED, 11),
-        (killed, EVER_BETTER, 12),
-        (killed, EVER_WORSE, 8),
+        (asked_to_end, UNVALIDATED, 2, 3),
+        (asked_to_end, EVER_BETTER, 8, 9),
+        (asked_to_end, EVER_WORSE, 6, 7),
+        # The step that a kill interrupts is done again, but for an epoch's last one: it is kept before its validation.
+        (killed, UNVALIDATED, 11, 11),
+        (killed, EVER_BETTER, 12, 13),
+        (killed, EVER_WORSE, 8, 9),
     ],
 )
 def test_a_job_that_was_taken_away_comes_to_the_same_weights(
@@ -203,6 +205,7 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     happens: Any,
     validated: tuple[int, int, float | None],
     step: int,
+    goes_on_with: int,
 ) -> None:
     interval = timedelta(0) if happens is killed else timedelta(hours=1)
     trainer = TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path, checkpoint_interval=interval)
@@ -223,14 +226,44 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     again = RecordingAnnouncer()
     assert run(taken, settings, stores[1], again) == ExitCode.DONE
     steps = [status.progress.step for status in again.statuses if status.progress]
-    # What a kill interrupts is done again from the last step that was kept.
-    assert steps == list(range(step if happens is killed else step + 1, in_all + 1))
+    assert steps == list(range(goes_on_with, in_all + 1))
     assert weights(stores[1]) == weights(stores[0])
     assert not stores[1].list("checkpoints/"), kept
     metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
     assert metrics[0]["validation"] == metrics[1]["validation"]
     assert metrics[0]["merge_back"] == metrics[1]["merge_back"]
     assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
+
+
+@pytest.mark.usefixtures("every_step_reported")
+def test_a_validation_is_ended_at_once_and_done_again(
+    tables: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_all, asked = TrainedLayers.embed_all, list[int]()
+
+    def embed_and_be_asked_to_end(layers: TrainedLayers) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(len(asked))
+        if len(asked) == 2:
+            asked_to_end()
+        return embed_all(layers)
+
+    settings = Settings(trainer=TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path))
+    data, knobs = tables(MANY_EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=64, epochs=3)
+    base = ModelReference(uri=tiny_folder.as_uri())
+    stores = MemoryObjectStore(), MemoryObjectStore()
+    whole, taken = (put_job(store, data, base_model=base, training=knobs) for store in stores)
+    assert run(whole, settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
+    monkeypatch.setattr("trainers.trained_layers.TrainedLayers.embed_all", embed_and_be_asked_to_end)
+    first, second = RecordingAnnouncer(), RecordingAnnouncer()
+    assert run(taken, settings, stores[1], first) == ExitCode.TRY_AGAIN
+    steps = [status.progress.step for status in first.statuses if status.progress]
+    assert run(taken, settings, stores[1], second) == ExitCode.DONE
+    again = [status.progress.step for status in second.statuses if status.progress]
+    # The last step of the second epoch was done, its validation was not.
+    assert steps[-1] + 2 == again[0]
+    assert weights(stores[1]) == weights(stores[0])
+    metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
+    assert metrics[0]["validation"] == metrics[1]["validation"]
 
 
 def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStore, tables: Any) -> None:
