@@ -40,7 +40,15 @@ def put_job(
         store.put(f"snapshots/r/{name}.parquet", buffer.getvalue())
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()
         files.append(SnapshotFile(uri=store.uri(f"snapshots/r/{name}.parquet"), sha256=digest, rows=table.num_rows))
-    part = SnapshotPart(request_id="r", model="m", partition=0, examples=files[0], documents=files[1])
+    part = SnapshotPart(
+        request_id="r",
+        model="m",
+        partition=0,
+        examples=files[0],
+        documents=files[1],
+        folder_count=1,
+        positives=files[0].rows,
+    )
     manifest = SnapshotManifest(request_id="r", model="m", created_at=NOW, parts=(part,)).encode()
     store.put("snapshots/r/manifest.json", manifest)
     return TrainingJob(

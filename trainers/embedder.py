@@ -68,6 +68,12 @@ class Embedder:
         """What trains."""
         return [parameter for parameter in self._encoder.model.parameters() if parameter.requires_grad]
 
+    def fill(self, texts: Indices) -> None:
+        """Have the frozen part run for ``texts``, where its states are kept."""
+        ranks.tell("fill", texts)
+        if self._cache is not None:
+            self._cache.fill(texts[texts % ranks.size() == ranks.rank()])
+
     def embed(self, texts: Indices, *, gradient: bool = False) -> torch.Tensor:
         """Embeddings ``[n, d]``, without a graph; with ``gradient``, ``backward`` may follow."""
         ranks.tell("embed", texts, gradient)
@@ -146,6 +152,8 @@ def follow(spill_folder: Path) -> None:
     found = torch.empty(0)
     while (call := ranks.hear()) is not None:
         match call:
+            case "fill", texts:
+                embedder.fill(texts)
             case "embed", texts, gradient:
                 found = embedder.embed(texts, gradient=gradient)
             case ("backward",):

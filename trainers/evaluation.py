@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,16 @@ class Evaluation:
     ndcg: Floats
     groups: Indices
     documents: int
+
+    def of(self, places: Indices) -> "Evaluation":
+        """Of the questions at ``places`` only."""
+        return replace(
+            self,
+            recall={k: found[places] for k, found in self.recall.items()},
+            reciprocal_rank=self.reciprocal_rank[places],
+            ndcg=self.ndcg[places],
+            groups=self.groups[places],
+        )
 
     def recall_curve(self) -> list[float]:
         """Mean recall@1, recall@2 … up to the cutoff."""
@@ -113,8 +123,7 @@ def by_folder(dataset: Dataset, held_out: Indices, before: Evaluation, after: Ev
             asked[folder].append(place)
 
     def means(evaluation: Evaluation, places: list[int]) -> dict[str, float]:
-        ndcg, recall = evaluation.ndcg[places], evaluation.recall[CUTOFF][places]
-        return {"ndcg_at_10": float(ndcg.mean()), "recall_at_10": float(recall.mean())}
+        return evaluation.of(np.array(places)).metrics().model_dump(exclude={"questions", "documents"})
 
     return {
         folder: {"questions": len(places), "before": means(before, places), "after": means(after, places)}

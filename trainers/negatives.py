@@ -6,6 +6,7 @@ What could be an answer is taken out again, each reason with its own count.
 from collections import Counter
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,10 @@ class Verdict(IntEnum):
     ABOVE_SCORE_MARGIN = 5
 
 
+# Those that look at passages and not at the model.
+_FILTERS = (Verdict.KNOWN_POSITIVE, Verdict.SAME_PASSAGE_TWICE, Verdict.NEAR_POSITIVE_BY_WORDS)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A passage that may be a hard negative; ``jaccard`` is that with the positive."""
@@ -87,17 +92,19 @@ class NegativeSource:
     def with_easy(self, hard: Negatives, generator: np.random.Generator) -> Negatives:
         """``hard`` and easy ones beside it, also in place of what is missing there: ``[examples, hard + easy]``."""
         width = self.knobs.hard_negatives + self.knobs.easy_negatives
-        wanted = width - (hard.passages >= 0).sum(axis=1)
+        found = hard.passages >= 0
+        wanted = width - found.sum(axis=1)
         drawn = generator.integers(self.dataset.documents, size=(len(self.rows), 2 * width + _SPARE))
-        drawn_out: Counter[str] = Counter()
         both = np.concatenate([hard.passages, drawn], axis=1)
-        kept = self._kept(both, drawn_out)[:, hard.passages.shape[1] :]
-        kept &= np.cumsum(kept, axis=1) <= wanted[:, None]
-        kept = np.concatenate([hard.passages >= 0, kept], axis=1)
-        chosen = _first(both, kept, width)
-        counts = {f"easy_{name}": count for name, count in drawn_out.items()}
+        verdicts = self._verdicts(both)[:, hard.passages.shape[1] :]
+        kept = verdicts == Verdict.NEGATIVE
+        # Later draws are not needed, whatever they are.
+        needed = np.cumsum(kept, axis=1) - kept < wanted[:, None]
+        chosen = _first(both, np.concatenate([found, kept & needed], axis=1), width)
+        counts = {f"easy_{verdict.name.lower()}": int(((verdicts == verdict) & needed).sum()) for verdict in _FILTERS}
         return Negatives(chosen, hard.counts | counts | {"missing": int((chosen < 0).sum())})
 
+    @cached_property
     def wants_mining(self) -> bool:
         """Whether what was shown gives some example too few hard negatives; the same whatever the model."""
         if not self.knobs.hard_negatives:
@@ -116,6 +123,9 @@ class NegativeSource:
     def _candidates(self, queries: torch.Tensor, passages: torch.Tensor, counts: Counter[str]) -> Indices:
         """Impressions, then what the model ranks highest below the margin: ``[examples, candidates]``, -1 for none."""
         questions, of_row = np.unique(self.dataset.question[self.rows], return_inverse=True)
+        shown = self._shown(questions)
+        if not self.wants_mining:
+            return shown[of_row]
         lowest = self._lowest_positive(queries, passages)[questions]
         depth = min(self.dataset.documents, 2 * self.knobs.hard_negatives + _SPARE)
         mined, above = hardest(queries[questions], passages[: self.dataset.documents], lowest, depth)
@@ -123,7 +133,7 @@ class NegativeSource:
         asked, positives = self.dataset.known_pairs()
         own = int((np.isin(asked, questions) & (positives < self.dataset.documents)).sum())
         counts["above_score_margin"] = above - own
-        return np.concatenate([self._shown(questions), mined], axis=1)[of_row]
+        return np.concatenate([shown, mined], axis=1)[of_row]
 
     def _lowest_positive(self, queries: torch.Tensor, passages: torch.Tensor) -> npt.NDArray[np.float32]:
         questions, positives = self.dataset.known_pairs()
@@ -135,7 +145,7 @@ class NegativeSource:
     def _kept(self, candidates: Indices, counts: Counter[str]) -> Mask:
         """Which candidates are negatives; the first filter that takes one counts it."""
         verdicts = self._verdicts(candidates)
-        for verdict in (Verdict.KNOWN_POSITIVE, Verdict.SAME_PASSAGE_TWICE, Verdict.NEAR_POSITIVE_BY_WORDS):
+        for verdict in _FILTERS:
             counts[verdict.name.lower()] += int((verdicts == verdict).sum())
         return np.asarray(verdicts == Verdict.NEGATIVE)
 

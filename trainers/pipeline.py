@@ -62,6 +62,8 @@ def produce_model(
     reporter.warn(*knob_warnings(job.request, parts), *data_warnings(dataset, parts))
 
     layers = TrainedLayers(encoder, dataset, job.request.training.trainable_layers, work_dir)
+    if not layers.cached and isinstance(job.request.training.trainable_layers, int):
+        reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
     before_vectors = layers.embed_uncut()
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
     baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
@@ -80,9 +82,6 @@ def produce_model(
             checkpoints=checkpoints,
             board=board,
         )
-    if not record.cached and isinstance(job.request.training.trainable_layers, int):
-        reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
-
     reporter.warn(*negative_warnings(record, job.request, len(parts.train)))
 
     reporter.state(State.EVALUATING)
@@ -220,7 +219,7 @@ def negative_warnings(record: TrainingRecord, request: FineTuneRequested, exampl
     filled, missing = (record.negatives[0][count] for count in ("hard_filled_with_easy", "missing"))
     found = []
     if filled > FILLED_SHARE * wanted:
-        found.append(f"{filled} of {wanted} hard negatives were not found, easy ones took their place")
+        found.append(f"{filled} of {wanted} hard negatives were not found, easy ones take their place")
     if missing:
         found.append(f"{missing} negatives are missing: too few documents pass the filters")
     return found

@@ -76,14 +76,16 @@ class PrefixCache:
 
     def states(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """States ``[n, longest, d]`` and mask ``[n, longest]`` of the texts."""
-        self._fill(np.unique(indices[~self._filled[indices]]))
+        self.fill(indices)
         where, mask = padding(self._tokens.starts, indices, pad_at=len(self._tokens.ids))
         rows = torch.from_numpy(where.ravel()).to(self._states.device)
         states = self._states.index_select(0, rows).view(*where.shape, -1)
         device = self._encoder.device
         return states.to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
 
-    def _fill(self, missing: Indices) -> None:
+    def fill(self, indices: Indices) -> None:
+        """Run the frozen layers for those of the texts that they have not run for."""
+        missing = np.unique(indices[~self._filled[indices]])
         lengths = self._tokens.lengths[missing]
         with torch.no_grad(), self._encoder.autocast():
             for batch in by_length(lengths, self._encoder.batch_tokens):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainers import ranks
 from trainers.dataset import Dataset
 from trainers.embedder import Embedder
 from trainers.encoder import Encoder
@@ -19,14 +20,14 @@ LossOf = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, float]]
 # Texts are cut for training: a step's time and the cache's size go with the tokens, and what a passage is about is
 # mostly said at its beginning. Evaluation, and whoever serves the model, read up to the model's own bound.
 TRAINING_TOKENS = 128
-# So many texts are embedded in less than a minute on two cores: a process that is asked to end has two.
-_BLOCK = 4_096
+# A process that is asked to end has two minutes: so many texts a rank are embedded in half of one on two cores.
+_BLOCK = 2_048
 
 
 class TrainedLayers:
     """An encoder of which the last layers or all train; it embeds the dataset's texts by their index.
 
-    Questions and passages are tokenized once.
+    Questions and passages are tokenized once, those that are longer than what is trained on once more as a whole.
     """
 
     def __init__(
@@ -43,12 +44,17 @@ class TrainedLayers:
         self._dataset = dataset
         self._questions = len(dataset.questions)
         self._pause: Callable[[], None] | None = None
-        self._tokens = self._tokenize(TRAINING_TOKENS)
-        whole = self._tokenize(encoder.max_tokens)
-        self._cut = np.flatnonzero(whole.lengths > self._tokens.lengths)
+        self._tokens = self._tokenize(np.arange(self._questions + len(dataset.passages)), TRAINING_TOKENS)
+        full = self._tokens.lengths == TRAINING_TOKENS
+        self._long = np.flatnonzero(full & (encoder.max_tokens > TRAINING_TOKENS))
+        self._whole = self._tokenize(self._long, encoder.max_tokens)
         self._embedder = Embedder(
             encoder, self._tokens, trainable_layers, spill_folder, cached=cached, graph_budget=graph_budget
         )
+        if self.device.type == "cpu":
+            # In bfloat16 a state depends on the texts beside it. ``embed_uncut`` brings all others in the same order,
+            # whether a training begins or goes on; these would come in that of the batches.
+            self._embedder.fill(self._long)
 
     @property
     def device(self) -> torch.device:
@@ -96,10 +102,11 @@ class TrainedLayers:
         """Like ``embed_all``, of these questions and passages only."""
         texts = np.concatenate([questions, passages + self._questions])
         found = torch.empty((len(texts), self._encoder.dimension), device=self.device)
-        for first in range(0, len(texts), _BLOCK):
+        block = _BLOCK * ranks.size() if self._pause else max(1, len(texts))
+        for first in range(0, len(texts), block):
             if self._pause:
                 self._pause()
-            found[first : first + _BLOCK] = self._embedder.embed(texts[first : first + _BLOCK])
+            found[first : first + block] = self._embedder.embed(texts[first : first + block])
         return found[: len(questions)], found[len(questions) :]
 
     @contextmanager
@@ -114,24 +121,24 @@ class TrainedLayers:
     def embed_uncut(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Like ``embed_all``, but of texts as long as the model reads them, as whoever serves the model sees them.
 
-        Most texts are not cut for training at all, and for those the frozen layers need not run again.
+        Most texts are not cut for training, and for those the frozen layers need not run again.
         """
-        uncut = np.setdiff1d(np.arange(self._questions + len(self._dataset.passages)), self._cut)
-        whole = self._embedder.embed(uncut)
-        found = torch.empty((len(uncut) + len(self._cut), whole.shape[1]), device=whole.device)
-        found[torch.from_numpy(uncut).to(self.device)] = whole
-        questions = self._cut[self._cut < self._questions]
-        passages = self._cut[self._cut >= self._questions]
-        asked = self._encoder.encode([self._dataset.questions[text] for text in questions], "query")
-        read = self._encoder.encode([self._dataset.passages[text - self._questions] for text in passages], "passage")
-        cut = torch.from_numpy(np.concatenate([asked, read])).to(self.device)
-        found[torch.from_numpy(self._cut).to(self.device)] = cut
+        short = np.setdiff1d(np.arange(len(self._tokens)), self._long)
+        cached = self._embedder.embed(short)
+        found = torch.empty((len(self._tokens), cached.shape[1]), device=cached.device)
+        found[torch.from_numpy(short).to(self.device)] = cached
+        whole = torch.from_numpy(self._encoder.encode_tokens(self._whole)).to(self.device)
+        found[torch.from_numpy(self._long).to(self.device)] = whole
         return found[: self._questions], found[self._questions :]
 
-    def _tokenize(self, max_tokens: int) -> Tokens:
-        questions = self._encoder.tokenize(self._dataset.questions, "query", max_tokens)
-        passages = self._encoder.tokenize(self._dataset.passages, "passage", max_tokens)
-        return _joined(questions, passages)
+    def _tokenize(self, texts: Indices, max_tokens: int) -> Tokens:
+        """``texts`` in ascending order."""
+        questions = [self._dataset.questions[text] for text in texts if text < self._questions]
+        passages = [self._dataset.passages[text - self._questions] for text in texts if text >= self._questions]
+        return _joined(
+            self._encoder.tokenize(questions, "query", max_tokens),
+            self._encoder.tokenize(passages, "passage", max_tokens),
+        )
 
 
 def _joined(first: Tokens, second: Tokens) -> Tokens:

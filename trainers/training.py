@@ -97,11 +97,10 @@ def train(
         checkpoints.between_steps() if checkpoints else nullcontext(),
         layers.pausing(lambda: checkpoints.stepped(course.state)) if checkpoints else nullcontext(),
     ):
-        # A former process may have been asked to end while it validated.
+        # A former process may have been asked to end in the middle of it.
         course.validate_if_due()
         while not course.ended:
             course.step()
-            course.validate_if_due()
             record.seconds = before + time.monotonic() - began
             progress = _progress(record, course.steps, request)
             observer.stepped(progress)
@@ -115,8 +114,10 @@ def train(
                 )
             if checkpoints:
                 checkpoints.stepped(course.state)
+            course.validate_if_due()
     if course.best:
         layers.put_weights(course.best)
+    record.seconds = before + time.monotonic() - began
     return record
 
 
@@ -139,7 +140,7 @@ class _Course:
         self._layers, self._dataset, self._rows, self._request = layers, dataset, rows, request
         self._start, self._validation = start, validation
         self._source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), request.dataset)
-        self._mines = self._source.wants_mining()
+        self._mines = self._source.wants_mining
         self._mines_again = self._mines and cheap_to_embed_all(dataset, len(rows), request)
         self._per_epoch = math.ceil(len(rows) / request.training.batch_size)
         self.steps = request.training.epochs * self._per_epoch

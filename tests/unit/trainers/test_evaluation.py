@@ -62,8 +62,9 @@ def test_folders_are_measured_apart(small_dataset: Dataset) -> None:
     found = by_folder(dataset, held_out, before, after)
     assert list(found) == ["a", "b"]
     assert (found["a"]["questions"], found["b"]["questions"]) == (6, 8)
-    assert found["a"]["before"] == pytest.approx({"ndcg_at_10": 0.2, "recall_at_10": 0.2})
-    assert found["a"]["after"] == pytest.approx({"ndcg_at_10": 0.5, "recall_at_10": 0.5})
+    names = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10")
+    assert found["a"]["before"] == pytest.approx(dict.fromkeys(names, 0.2))
+    assert found["a"]["after"] == pytest.approx(dict.fromkeys(names, 0.5))
     assert found["b"]["after"]["ndcg_at_10"] == pytest.approx((4 * 0.6 + 4 * 0.9) / 8)
     few = evaluation([0.2] * 4)
     assert by_folder(dataset, np.arange(4), few, few) == {}

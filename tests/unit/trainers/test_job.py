@@ -84,7 +84,7 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
     assert folder[0] == "f"
     assert folder[1]["questions"] == metrics["data"]["held_out_questions"]
     for when, of in (("before", "baseline"), ("after", "after")):
-        assert folder[1][when] == {name: metrics[of][name] for name in ("ndcg_at_10", "recall_at_10")}
+        assert folder[1][when] == {name: metrics[of][name] for name in folder[1][when]}
     curves = json.loads(store.get("models/m/000001/recall.json"))
     assert curves["k"] == list(range(1, 11))
     for when, of in (("before", "baseline"), ("after", "after")):
@@ -190,10 +190,10 @@ UNVALIDATED, EVER_BETTER, EVER_WORSE = (0, 12, None), (1, 12, 1.0), (-1, 8, 0.4)
         (asked_to_end, UNVALIDATED, 2, 3),
         (asked_to_end, EVER_BETTER, 8, 9),
         (asked_to_end, EVER_WORSE, 6, 7),
-        # The step that a kill interrupts is done again, but for an epoch's last one: it is kept before its validation.
+        # The step that a kill interrupts is done again.
         (killed, UNVALIDATED, 11, 11),
-        (killed, EVER_BETTER, 12, 13),
-        (killed, EVER_WORSE, 8, 9),
+        (killed, EVER_BETTER, 12, 12),
+        (killed, EVER_WORSE, 8, 8),
     ],
 )
 def test_a_job_that_was_taken_away_comes_to_the_same_weights(
@@ -260,7 +260,8 @@ def test_a_validation_is_ended_at_once_and_done_again(
     assert run(taken, settings, stores[1], second) == ExitCode.DONE
     again = [status.progress.step for status in second.statuses if status.progress]
     # The last step of the second epoch was done, its validation was not.
-    assert steps[-1] + 2 == again[0]
+    assert steps[-1] % 4 == 0
+    assert steps[-1] + 1 == again[0]
     assert weights(stores[1]) == weights(stores[0])
     metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
     assert metrics[0]["validation"] == metrics[1]["validation"]
@@ -350,6 +351,17 @@ def test_frozen_layers_of_an_unknown_layout_are_slower_and_that_is_said(
     settings = Settings(trainer=TrainerSettings(model_folders=(folder,), work_dir=tmp_path))
     assert run(job, settings, store, announcer) == ExitCode.DONE
     assert "the frozen layers of a albert model are not cached: slower" in announcer.statuses[-1].warnings
+
+
+def test_twenty_examples_train_and_are_not_enough_to_promote(
+    start: Start, store: MemoryObjectStore, tables: Any
+) -> None:
+    code, announcer = start(put_job(store, tables(EXAMPLES[:20], DOCUMENTS)))
+    assert code == ExitCode.DONE
+    last = announcer.statuses[-1]
+    assert last.promoted is False
+    assert "training.batch_size 32 is larger than the 15 examples to train on" in last.warnings
+    assert any("5 held-out groups of questions" in reason for reason in last.reasons)
 
 
 def test_odd_texts_train(start: Start, store: MemoryObjectStore, tables: Any) -> None:

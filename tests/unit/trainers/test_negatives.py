@@ -1,5 +1,7 @@
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -46,13 +48,20 @@ def test_each_filter_takes_its_own_and_counts_it(tables: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize(("hard", "wanted"), [(0, False), (1, False), (2, True)])
-def test_nothing_is_mined_where_enough_was_shown(tables: Callable[..., Any], hard: int, wanted: bool) -> None:
+def test_nothing_is_mined_where_enough_was_shown(
+    tables: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, hard: int, wanted: bool
+) -> None:
     # Of what was shown, "near" is too near and "p" is right.
     rows = [example("q", "p", negatives=("near", "p", "other")), example("r", "p", negatives=("far", "second"))]
     dataset = build_dataset(*tables(rows, DOCUMENTS))
     knobs = DatasetKnobs(hard_negatives=hard, exclusion_threshold=0.5)
     source = NegativeSource(dataset, np.arange(2), WordSets.of(dataset.passages), knobs)
-    assert source.wants_mining() is wanted
+    assert source.wants_mining is wanted
+    searched = Mock(wraps=hardest)
+    monkeypatch.setattr("trainers.negatives.hardest", searched)
+    found = source.hard(torch.eye(2), torch.eye(5)[:, :2])
+    assert searched.called is wanted
+    assert found.passages.shape == (2, hard)
 
 
 def test_a_lower_threshold_is_stricter(tables: Callable[..., Any]) -> None:
@@ -75,6 +84,20 @@ def test_easy_negatives_are_documents_and_never_positives(small_dataset: Dataset
     assert (chosen.passages >= 0).all()
     assert not small_dataset.is_known_positive(small_dataset.question[:, None], chosen.passages).any()
     assert all(len(set(row)) == 5 for row in chosen.passages.tolist())
+    expected: Counter[str] = Counter()
+    drawn = np.random.default_rng(0).integers(count, size=(40, 18))
+    for question, row in zip(small_dataset.question, drawn, strict=True):
+        seen: set[int] = set()
+        for passage in row:
+            if len(seen) == 5:
+                break
+            if small_dataset.is_known_positive(question, passage):
+                expected["easy_known_positive"] += 1
+            elif passage in seen:
+                expected["easy_same_passage_twice"] += 1
+            seen |= {int(passage)} - ({int(passage)} if small_dataset.is_known_positive(question, passage) else set())
+    assert expected
+    assert {name: chosen.counts[name] for name in expected} == expected
 
 
 def test_mining_in_tiles_equals_a_full_sort(monkeypatch: Any) -> None:
@@ -92,7 +115,7 @@ def test_mining_in_tiles_equals_a_full_sort(monkeypatch: Any) -> None:
         assert row.tolist() == [*expected, *[-1] * (6 - len(expected))]
 
 
-def test_a_hundred_thousand_rows_take_seconds() -> None:
+def test_the_similarity_of_many_pairs_is_that_of_their_words() -> None:
     generator = np.random.default_rng(0)
     texts = [" ".join(f"w{word}" for word in generator.integers(3000, size=40)) for _ in range(2000)]
     sets = WordSets.of(texts)

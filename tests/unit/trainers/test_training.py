@@ -23,6 +23,7 @@ from streams.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
 from tests.unit.trainers.conftest import use_bfloat16
 from trainers import memory, trained_layers
 from trainers.dataset import Dataset
+from trainers.descent import LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
 from trainers.encoder import Encoder
 from trainers.errors import KnobError, LossNotFiniteError
 from trainers.layouts import freeze, halves
@@ -30,6 +31,7 @@ from trainers.negatives import hardest
 from trainers.pipeline import embed
 from trainers.prefix_cache import PrefixCache
 from trainers.recipe import Recipe
+from trainers.selection import Validation
 from trainers.trained_layers import TrainedLayers
 from trainers.training import TrainingRecord, train
 
@@ -294,6 +296,45 @@ def test_hard_negatives_are_looked_for_again_only_with_new_embeddings(
     _, record, _ = trained(tiny_folder, small_dataset, tmp_path)
     found = 2 if cheap else 1
     assert (searched.call_count, record.mined_epochs, len(record.negatives)) == (found, found, 2)
+
+
+@pytest.mark.usefixtures("full_precision")
+def test_no_text_meets_the_frozen_layers_for_the_first_time_in_a_batch(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.trained_layers.TRAINING_TOKENS", 10)
+    encoder = Encoder.load(tiny_folder, "cpu")
+    layers = TrainedLayers(encoder, small_dataset, 1, tmp_path)
+    queries, passages = layers.embed_uncut()
+    expected = embed(encoder, small_dataset)
+    torch.testing.assert_close(queries, expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(passages, expected[1], rtol=1e-4, atol=1e-5)
+    frozen = Mock(side_effect=AssertionError)
+    cache = layers._embedder._cache
+    assert cache is not None
+    cache._prefix.forward = frozen
+    _, cut = layers.embed_all()
+    frozen.assert_not_called()
+    assert not torch.allclose(cut, passages, atol=1e-3)
+
+
+@pytest.mark.parametrize(("validated", "rate"), [(True, LEARNING_RATE), (False, UNVALIDATED_LEARNING_RATE)])
+def test_what_nothing_checks_is_trained_more_slowly(
+    tiny_folder: Path,
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    validated: bool,
+    rate: float,
+) -> None:
+    descent = Mock(wraps=Descent)
+    monkeypatch.setattr("trainers.training.Descent", descent)
+    layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+    validation = Validation(layers, small_dataset, np.arange(5), sampled=False, seed=0) if validated else None
+    start = layers.embed_all()
+    train(layers, small_dataset, np.arange(8, 40), request(), start=start, observer=Steps(), validation=validation)
+    assert descent.call_args.args[2] == rate
 
 
 def test_only_the_last_layers_move(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:

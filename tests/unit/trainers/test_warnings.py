@@ -40,7 +40,7 @@ def test_knobs_that_fight_the_data() -> None:
     ("filled", "missing", "warned"),
     [
         (40, 0, []),
-        (41, 0, ["41 of 400 hard negatives were not found, easy ones took their place"]),
+        (41, 0, ["41 of 400 hard negatives were not found, easy ones take their place"]),
         (0, 3, ["3 negatives are missing: too few documents pass the filters"]),
     ],
 )
