@@ -5,19 +5,22 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from infra.objects import MemoryObjectStore
 from infra.settings import Settings, TrainerSettings
-from streams.events import (
-    State,
-)
+from streams.events import State
 from streams.knobs import TrainingKnobs
 from tests.jobs import put_job
 from tests.runbooks import SUBJECTS, tables
 from trainers.base_models import packaged_minilm_folder
+from trainers.dataset import build_dataset
+from trainers.encoder import Encoder
 from trainers.errors import ExitCode
+from trainers.evaluation import evaluate
 from trainers.job import run
+from trainers.pipeline import embed
 from trainers.status import RecordingAnnouncer
 
 OUTPUT = "models/m/000001"
@@ -26,11 +29,11 @@ OUTPUT = "models/m/000001"
 class Trained:
     """What one run left behind."""
 
-    def __init__(self, work_dir: Path) -> None:
+    def __init__(self, work_dir: Path, data: tuple[pa.Table, pa.Table]) -> None:
         self.store = MemoryObjectStore()
         folders = (packaged_minilm_folder(),)
         self.settings = Settings(trainer=TrainerSettings(model_folders=folders, work_dir=work_dir))
-        self.job = put_job(self.store, tables(), training=TrainingKnobs(batch_size=8, epochs=4, trainable_layers=2))
+        self.job = put_job(self.store, data, training=TrainingKnobs(batch_size=8, epochs=4, trainable_layers=2))
         self.announcer = RecordingAnnouncer()
         self.code = self.run()
         self.folder = work_dir / "downloaded"
@@ -45,7 +48,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("job"))
+    return Trained(tmp_path_factory.mktemp("job"), tables())
 
 
 def test_a_job_makes_a_better_model_and_announces_it(trained: Trained) -> None:
@@ -59,6 +62,30 @@ def test_a_job_makes_a_better_model_and_announces_it(trained: Trained) -> None:
     assert ready.gate.promote
     assert ready.metrics_after.ndcg_at_10 > ready.metrics_before.ndcg_at_10
     assert ready.metrics_before.documents == 2 * len(SUBJECTS)
+
+
+def true_ndcg(folder: Path) -> float:
+    """Of the model in ``folder``, on all questions as they are meant."""
+    dataset, encoder = build_dataset(*tables()), Encoder.load(folder)
+    queries, passages = embed(encoder, dataset)
+    return float(evaluate(dataset, np.arange(len(dataset.questions)), queries, passages).ndcg.mean())
+
+
+def test_one_label_in_five_is_wrong(tmp_path: Path) -> None:
+    examples, documents = tables()
+    rows, generator = examples.to_pylist(), np.random.default_rng(0)
+    wrong = generator.choice(len(rows), len(rows) // 5, replace=False)
+    for row in wrong:
+        rows[row]["positive"] = rows[(row + 20) % len(rows)]["negatives"][0]
+    noisy = Trained(tmp_path, (pa.Table.from_pylist(rows, examples.schema), documents))
+    assert noisy.code == ExitCode.DONE
+    assert np.isfinite(json.loads((noisy.folder / "training.json").read_text())["loss"]).all()
+    (ready,) = noisy.announcer.ready
+    assert ready.gate.promote
+    # The held-out questions are as wrong as the others.
+    assert ready.metrics_after.ndcg_at_10 < 0.95
+    assert true_ndcg(packaged_minilm_folder()) < 0.9
+    assert true_ndcg(noisy.folder) > 0.99
 
 
 def test_the_manifest_names_every_file_with_its_digest(trained: Trained) -> None:
@@ -76,8 +103,6 @@ def test_sentence_transformers_and_transformers_embed_alike(trained: Trained, mo
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel, AutoTokenizer
-
-    from trainers.encoder import Encoder
 
     monkeypatch.setattr("trainers.encoder.has_bfloat16", lambda _: False)
     texts = ["what should I know about the night ferry?", "Internal runbook. " * 200, "x"]
