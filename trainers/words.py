@@ -1,5 +1,6 @@
 """Texts as sets of words: what is the same question, what is nearly the same passage."""
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from scipy.sparse.csgraph import connected_components
 # would be one word. Marks, such as the vowel signs of Hindi, belong to the letter before them.
 _SPACELESS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _WORD = regex.compile(rf"[{_SPACELESS}]\p{{M}}*|[[\w\p{{M}}]--[{_SPACELESS}]]+", regex.V1)
+# The same where there are no others, in less than half the time.
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
 # Pairs that are compared at once: bounds the memory of a comparison to some hundred megabytes.
 _PAIRS = 100_000
 _ROWS = 1_000
@@ -23,6 +26,8 @@ _ROWS = 1_000
 
 def words(text: str) -> list[str]:
     """The words of ``text`` after NFKC and case folding; punctuation and white space only separate."""
+    if text.isascii():
+        return _ASCII_WORD.findall(text.casefold())
     found: list[str] = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     return found
 

@@ -22,6 +22,9 @@ def test_what_is_the_same_question() -> None:
     assert words("हिन्दी में पासवर्ड") == ["हिन्दी", "में", "पासवर्ड"]
     assert words("น้ำ pin") == [*words("น้ำ"), "pin"]
     assert len(words("น้ำ")) == 2
+    # Texts of ASCII alone go another way.
+    every = "".join(map(chr, range(128))) + " don't self.x_1 A-B"
+    assert words(f"{every} é")[:-1] == words(every)
 
 
 def test_repeated_pairs_are_merged_and_conflicting_positives_are_all_known(tables: Callable[..., Any]) -> None:
