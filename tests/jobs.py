@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +16,8 @@ from streams.events import (
     SnapshotPart,
     TrainingJob,
 )
+from tests.runbooks import NOW
 from trainers.base_models import packaged_minilm
-
-NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def put_job(

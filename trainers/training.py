@@ -140,8 +140,7 @@ class _Course:
         self._layers, self._dataset, self._rows, self._request = layers, dataset, rows, request
         self._start, self._validation = start, validation
         self._source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), request.dataset)
-        self._mines = self._source.wants_mining
-        self._mines_again = self._mines and cheap_to_embed_all(dataset, len(rows), request)
+        self._mines_again = self._source.wants_mining and cheap_to_embed_all(dataset, len(rows), request)
         self._per_epoch = math.ceil(len(rows) / request.training.batch_size)
         self.steps = request.training.epochs * self._per_epoch
         self.record = TrainingRecord(cached=layers.cached)
@@ -182,7 +181,7 @@ class _Course:
         chosen = self._source.with_easy(self._hard, self._generator)
         self._negatives, self._order = chosen.passages, self._generator.permutation(len(self._rows))
         self.record.negatives.append(chosen.counts)
-        self.record.mined_epochs += self._mines_again or (self._mines and epoch == 0)
+        self.record.mined_epochs += self._mines_again or (epoch == 0 and self._source.wants_mining)
 
     def validate_if_due(self) -> None:
         """After an epoch, measure it, and keep its weights if it is the best one."""
