@@ -31,7 +31,7 @@ from trainers.base_models import packaged_minilm_folder
 from trainers.encoder import Encoder
 from trainers.evaluation import Evaluation, evaluate
 from trainers.pipeline import fit
-from trainers.trained_layers import TRAINING_TOKENS, LossOf, TrainedLayers
+from trainers.trained_layers import TRAINING_TOKENS, TrainedLayers
 
 Knobs = dict[str, dict[str, Any]]
 
@@ -63,9 +63,9 @@ class _Layers(TrainedLayers):
 
     dropout = False
 
-    def backward(self, questions: Any, passages: Any, loss_of: LossOf) -> tuple[float, float]:
+    def backward(self, *batch: Any) -> tuple[float, float]:
         with self._dropping():
-            return super().backward(questions, passages, loss_of)
+            return super().backward(*batch)
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import mine_hard_negatives
 
 from trainers.dataset import Dataset
-from trainers.encoder import has_bfloat16
+from trainers.encoder import arithmetic
 
 TOKENS = 128
 HARD_NEGATIVES = 4
@@ -99,7 +99,7 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
             learning_rate=LEARNING_RATE,
             warmup_steps=WARM_UP,
             batch_sampler=BatchSamplers.NO_DUPLICATES if recipe.no_duplicates else BatchSamplers.BATCH_SAMPLER,
-            bf16=recipe.bf16 and has_bfloat16(torch.device("cpu")),
+            bf16=recipe.bf16 and arithmetic(torch.device("cpu"), "bert") == torch.bfloat16,
             use_cpu=True,
             seed=recipe.seed,
             save_strategy="no",

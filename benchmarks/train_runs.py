@@ -32,10 +32,10 @@ from streams.knobs import DatasetKnobs
 from trainers.artifacts import write_model
 from trainers.base_models import packaged_minilm_folder
 from trainers.dataset import Dataset
-from trainers.encoder import Encoder, has_bfloat16
+from trainers.encoder import Encoder
 from trainers.negatives import Negatives, NegativeSource
 from trainers.tokens import by_length
-from trainers.trained_layers import LossOf, TrainedLayers
+from trainers.trained_layers import TrainedLayers
 from trainers.training import train
 from trainers.words import WordSets
 
@@ -159,7 +159,7 @@ class _Measured(TrainedLayers):
     began, flops = 0.0, 0.0
     parts: tuple[int, ...] = ()
 
-    def backward(self, questions: Any, passages: Any, loss_of: LossOf) -> tuple[float, float]:
+    def backward(self, questions: Any, passages: Any, *how: Any) -> tuple[float, float]:
         self.began = time.perf_counter()
         lengths = self._tokens.lengths[np.concatenate([questions, passages + self._questions])]
         config = self._encoder.model.config
@@ -172,15 +172,14 @@ class _Measured(TrainedLayers):
         self.parts = tuple(
             len(part) * int(lengths[part].max()) for part in by_length(lengths, self._encoder.batch_tokens)
         )
-        return super().backward(questions, passages, loss_of)
+        return super().backward(questions, passages, *how)
 
     def _trained_names(self) -> list[str]:
         return [name for name, one in self._encoder.model.named_parameters() if one.requires_grad]
 
     def plain_product(self) -> float:
         """Floating-point operations a second of plain products in the shapes of one layer and of the last step."""
-        config, device = self._encoder.model.config, self.device
-        kind = torch.bfloat16 if has_bfloat16(device) else torch.float32
+        config, kind = self._encoder.model.config, self.arithmetic
         hidden, inner = config.hidden_size, config.intermediate_size
         shapes = [(hidden, hidden)] * 4 + [(hidden, inner), (inner, hidden)]
         products = [

@@ -32,10 +32,11 @@ def _attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return result
-    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    # Of the queries, which are fewer than the scores.
+    scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
         unseen = torch.finfo(scores.dtype).min
-        scores = scores + torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(~attention_mask, unseen)
+        scores += torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(~attention_mask, unseen)
     shares = torch.nn.functional.dropout(scores.softmax(-1), dropout, training=dropout > 0)
     return (shares @ value).transpose(1, 2).contiguous(), None
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel
 
 from trainers import memory, ranks
-from trainers.encoder import Encoder, default_device, has_bfloat16
+from trainers.encoder import Encoder, default_device
 from trainers.layouts import freeze, halves
 from trainers.prefix_cache import PrefixCache
 from trainers.tokens import Tokens, by_length
@@ -53,7 +53,7 @@ class Embedder:
         )
         layers = encoder.model.config.num_hidden_layers if isinstance(trainable_layers, str) else trainable_layers
         # On a CPU, attention in its parts keeps about what bfloat16 saves.
-        width = 2 if encoder.device.type == "cuda" and has_bfloat16(encoder.device) else 4
+        width = encoder.arithmetic.itemsize if encoder.device.type == "cuda" else 4
         self._token_bytes = layers * _KEPT_PER_LAYER * encoder.dimension * width
         self._graph_budget = graph_budget
         # The texts of the last ``embed``, in parts: their places in it, their indices, and their graph if it was kept.

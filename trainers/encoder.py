@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainers.attention import UNFUSED
 from trainers.errors import BadModelError
+from trainers.layouts import LAYOUTS
 from trainers.recipe import Kind, Recipe, read_recipe
 from trainers.tokens import Tokens, by_length
 
@@ -25,6 +26,8 @@ BATCH_TOKENS = 4096
 BATCH_TOKENS_CUDA = 65536
 # What a model without any bound of its own is cut to.
 DEFAULT_MAX_TOKENS = 512
+# CUDA's compute capability of Volta; the T4 has 7.5, Ampere, the first with bfloat16, 8.0.
+_FIRST_TENSOR_CORES = (7, 0)
 
 
 def passage_text(title: str, text: str) -> str:
@@ -41,7 +44,9 @@ class Encoder:
 
     def __init__(self, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device) -> None:
         self.model = model.to(device).eval()
-        if device.type == "cpu" and has_bfloat16(device) and model.config._attn_implementation == "sdpa":
+        self.arithmetic = arithmetic(device, model.config.model_type)
+        on_cpu = device.type == "cpu" and self.arithmetic == torch.bfloat16
+        if on_cpu and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(UNFUSED)
         self.tokenizer = tokenizer
         self.recipe = recipe
@@ -85,8 +90,9 @@ class Encoder:
         return min(self.recipe.max_tokens or DEFAULT_MAX_TOKENS, bound)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bfloat16 arithmetic where the processor has it; elsewhere it would be emulated, and slower."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=has_bfloat16(self.device))
+        """Inside, products are computed in the format ``arithmetic``; weights and gradients stay in float32."""
+        narrow = self.arithmetic != torch.float32
+        return torch.autocast(self.device.type, dtype=self.arithmetic if narrow else None, enabled=narrow)
 
     def tokenize(self, texts: Sequence[str], kind: Kind = "passage", max_tokens: int | None = None) -> Tokens:
         """Token ids of ``texts`` with their prompt, each cut to ``max_tokens`` (default: the model's own bound)."""
@@ -150,10 +156,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies matrices in bfloat16 by itself."""
+def arithmetic(device: torch.device, model_type: str) -> torch.dtype:
+    """bfloat16 where the processor multiplies matrices in it by itself; float16 on older GPUs that do in that one,
+    for models whose states stay within its range; else float32: what is emulated is slower.
+    """
     if device.type == "cuda":
-        # Cards before Ampere would emulate it. They compute in float32: float16 would need its gradients scaled.
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        layout = LAYOUTS.get(model_type)
+        within_range = layout is not None and layout.float16
+        tensor_cores = torch.cuda.get_device_capability(device) >= _FIRST_TENSOR_CORES
+        return torch.float16 if within_range and tensor_cores else torch.float32
     found = torch.cpu.get_capabilities()
-    return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    has_bfloat16 = device.type == "cpu" and (found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.bfloat16 if has_bfloat16 else torch.float32

@@ -23,9 +23,11 @@ class Layout:
     embeddings: str | None = None
     # What follows the last layer, and so is no part of the frozen half.
     final_norm: str | None = None
+    # Whether states stay within float16's range. Decoders' first tokens leave it, and of ModernBERT it is not known.
+    float16: bool = False
 
 
-_ENCODER = Layout(layers="encoder.layer", embeddings="embeddings")
+_ENCODER = Layout(layers="encoder.layer", embeddings="embeddings", float16=True)
 LAYOUTS: dict[str, Layout] = {
     "bert": _ENCODER,
     "roberta": _ENCODER,

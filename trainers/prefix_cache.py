@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainers import memory
-from trainers.encoder import Encoder, has_bfloat16
+from trainers.encoder import Encoder
 from trainers.tokens import Tokens, by_length, padding
 
 log = structlog.get_logger()
@@ -43,9 +43,9 @@ class PrefixCache:
         device_budget: int | None = None,
     ) -> None:
         self._encoder, self._prefix, self._tokens = encoder, prefix, tokens
-        dtype = torch.bfloat16 if has_bfloat16(encoder.device) else torch.float32
         # One row more, of zeros, for padding: what is not written yet may hold NaN, which no attention mask hides.
         shape = (len(tokens.ids) + 1, encoder.dimension)
+        dtype = encoder.arithmetic
         self.size_bytes = shape[0] * shape[1] * dtype.itemsize
         budget = int(memory.available() * MEMORY_SHARE) if memory_budget is None else memory_budget
         on_device = self.size_bytes <= (_device_budget(encoder.device) if device_budget is None else device_budget)

@@ -79,10 +79,18 @@ class TrainedLayers:
         for parameter, values in zip(self.parameters(), weights, strict=True):
             parameter.data.copy_(values)
 
-    def backward(self, questions: Indices, passages: Indices, loss_of: LossOf) -> tuple[float, float]:
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """The format that products are computed in."""
+        return self._encoder.arithmetic
+
+    def backward(
+        self, questions: Indices, passages: Indices, loss_of: LossOf, scaled: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[float, float]:
         """Add the gradients of ``loss_of(question embeddings, passage embeddings)`` to the parameters.
 
-        The loss's gradient is taken at the embeddings, and goes backward through the model from there.
+        The loss's gradient is taken at the embeddings, and goes backward through the model from there, as ``scaled``
+        makes it.
 
         Returns:
             The loss, and what ``loss_of`` returned beside it.
@@ -91,7 +99,7 @@ class TrainedLayers:
         embeddings = self._embedder.embed(texts, gradient=True).requires_grad_()
         loss, extra = loss_of(embeddings[: len(questions)], embeddings[len(questions) :])
         (gradient,) = torch.autograd.grad(loss, embeddings)
-        self._embedder.backward(gradient)
+        self._embedder.backward(scaled(gradient))
         return float(loss.detach()), extra
 
     def embed_all(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -145,7 +145,10 @@ class _Course:
         self.steps = request.training.epochs * self._per_epoch
         self.record = TrainingRecord(cached=layers.cached)
         self.descent = Descent(
-            layers.parameters(), self.steps, LEARNING_RATE if validation else UNVALIDATED_LEARNING_RATE
+            layers.parameters(),
+            self.steps,
+            LEARNING_RATE if validation else UNVALIDATED_LEARNING_RATE,
+            float16=layers.arithmetic == torch.float16,
         )
         self.best: list[torch.Tensor] = []
         self._generator = np.random.default_rng(request.seed)
@@ -166,9 +169,7 @@ class _Course:
             self._begin(epoch)
         size = self._request.training.batch_size
         picked = self._order[batch * size : (batch + 1) * size]
-        loss, probability = _gradients(
-            self._layers, self._dataset, self._rows[picked], self._negatives[picked], self._request
-        )
+        loss, probability = self._gradients(self._rows[picked], self._negatives[picked])
         self.descent.step()
         self.record.losses.append(loss)
         self.record.probabilities.append(probability)
@@ -182,6 +183,32 @@ class _Course:
         self._negatives, self._order = chosen.passages, self._generator.permutation(len(self._rows))
         self.record.negatives.append(chosen.counts)
         self.record.mined_epochs += self._mines_again or (epoch == 0 and self._source.wants_mining)
+
+    def _gradients(self, rows: Indices, negatives: Indices) -> tuple[float, float]:
+        """Gradients of one batch; its loss, and the mean probability of the positives."""
+        dataset, weights, device = self._dataset, self._request.weights, self._layers.device
+        questions, question_of = np.unique(dataset.question[rows], return_inverse=True)
+        positives = dataset.positive[rows]
+        passages = np.unique(np.concatenate([positives, negatives[negatives >= 0]]))
+        # Another question's passage that some log calls right for this one is no negative of it.
+        excluded = dataset.is_known_positive(dataset.question[rows][:, None], passages[None, :])
+
+        def loss_of(queries: torch.Tensor, documents: torch.Tensor) -> tuple[torch.Tensor, float]:
+            loss = contrastive_loss(
+                queries[torch.from_numpy(question_of).to(device)],
+                documents,
+                torch.from_numpy(np.searchsorted(passages, positives)).to(device),
+                torch.from_numpy(excluded).to(device),
+                torch.from_numpy(dataset.strength[rows]).to(device),
+                temperature=weights.temperature,
+                focus=weights.focus,
+                minimum=weights.minimum,
+            )
+            if not torch.isfinite(loss.value):
+                raise LossNotFiniteError(f"weights.temperature = {weights.temperature}")
+            return loss.value, float(loss.probability.mean())
+
+        return self._layers.backward(questions, passages, loss_of, self.descent.scaled)
 
     def validate_if_due(self) -> None:
         """After an epoch, measure it, and keep its weights if it is the best one."""
@@ -212,36 +239,6 @@ class _Course:
         self._negatives, self._order = saved.tensors["negatives"].numpy(), saved.tensors["order"].numpy()
         self.best = [saved.tensors[f"best.{number}"] for number in range(saved.facts["best"])]
         self.descent.go_on(saved.tensors, len(self.record.losses))
-
-
-def _gradients(
-    layers: TrainedLayers, dataset: Dataset, rows: Indices, negatives: Indices, request: FineTuneRequested
-) -> tuple[float, float]:
-    """Gradients of one batch; its loss, and the mean probability of the positives."""
-    questions, question_of = np.unique(dataset.question[rows], return_inverse=True)
-    positives = dataset.positive[rows]
-    passages = np.unique(np.concatenate([positives, negatives[negatives >= 0]]))
-    # Another question's passage that some log calls right for this one is no negative of it.
-    excluded = dataset.is_known_positive(dataset.question[rows][:, None], passages[None, :])
-    device = layers.device
-    weights = request.weights
-
-    def loss_of(queries: torch.Tensor, documents: torch.Tensor) -> tuple[torch.Tensor, float]:
-        loss = contrastive_loss(
-            queries[torch.from_numpy(question_of).to(device)],
-            documents,
-            torch.from_numpy(np.searchsorted(passages, positives)).to(device),
-            torch.from_numpy(excluded).to(device),
-            torch.from_numpy(dataset.strength[rows]).to(device),
-            temperature=weights.temperature,
-            focus=weights.focus,
-            minimum=weights.minimum,
-        )
-        if not torch.isfinite(loss.value):
-            raise LossNotFiniteError(f"weights.temperature = {weights.temperature}")
-        return loss.value, float(loss.probability.mean())
-
-    return layers.backward(questions, passages, loss_of)
 
 
 def cheap_to_embed_all(dataset: Dataset, examples: int, request: FineTuneRequested) -> bool:

@@ -68,13 +68,12 @@ def no_gpu_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 @pytest.fixture
 def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 throughout, also where the processor has bfloat16: what is equal is equal to the last digits."""
-    use_bfloat16(monkeypatch, wanted=False)
+    use_arithmetic(monkeypatch, torch.float32)
 
 
-def use_bfloat16(monkeypatch: pytest.MonkeyPatch, *, wanted: bool) -> None:
-    """As on a processor that has it, where it may be emulated, or that has it not."""
-    for module in ("encoder", "prefix_cache"):
-        monkeypatch.setattr(f"trainers.{module}.has_bfloat16", lambda _: wanted)
+def use_arithmetic(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """As on a processor that computes in ``dtype``, which may be emulated."""
+    monkeypatch.setattr("trainers.encoder.arithmetic", lambda *_: dtype)
 
 
 @pytest.fixture(scope="session")

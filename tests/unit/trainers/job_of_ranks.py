@@ -15,13 +15,14 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from infra.objects import MemoryObjectStore
 from infra.settings import Settings, TrainerSettings
 from streams.events import FineTuneStatus, ModelReference, TrainingJob
 from streams.knobs import TrainingKnobs
 from tests.jobs import put_job
-from tests.unit.trainers.conftest import make_tables, use_bfloat16
+from tests.unit.trainers.conftest import make_tables, use_arithmetic
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
 from trainers import job, ranks
 from trainers.status import RecordingAnnouncer
@@ -76,7 +77,7 @@ def main(model: Path, output: Path, step: int = 0, layers: int = 2) -> int:
         return store
 
     with pytest.MonkeyPatch.context() as patch:
-        use_bfloat16(patch, wanted=False)
+        use_arithmetic(patch, torch.float32)
         patch.setattr("trainers.status.REPORT_SECONDS", -1)
         patch.setattr(job, "load_settings", lambda: settings_for(model, output))
         patch.setattr(job, "S3ObjectStore", only_for_the_first)

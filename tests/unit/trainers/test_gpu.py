@@ -11,7 +11,7 @@ import torch
 
 from infra.objects import MemoryObjectStore
 from streams.knobs import DatasetKnobs
-from tests.unit.trainers.conftest import use_bfloat16
+from tests.unit.trainers.conftest import use_arithmetic
 from tests.unit.trainers.job_of_ranks import AskedToEnd, job_in, losses, settings_for
 from tests.unit.trainers.test_training import Steps, request
 from trainers.dataset import Dataset, split
@@ -41,11 +41,19 @@ def trained_losses(device: str, folder: Path, dataset: Dataset, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("options", [{}, {"cached": False}, {"graph_budget": 0}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_are_those_of_the_cpu(
-    options: Any, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path,
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    dtype: torch.dtype,
+    options: Any,
 ) -> None:
+    use_arithmetic(monkeypatch, dtype)
     found = trained_losses(GPU, tiny_folder, small_dataset, tmp_path, **options)
-    use_bfloat16(monkeypatch, wanted=False)
+    use_arithmetic(monkeypatch, torch.float32)
     expected = trained_losses("cpu", tiny_folder, small_dataset, tmp_path)
     # bfloat16 has three digits, and similarities are divided by a temperature of 0.05: on a CPU they differ by 0.03.
     assert found == pytest.approx(expected, abs=0.1)

@@ -27,6 +27,7 @@ from streams.knobs import TrainingKnobs, WeightKnobs
 from tests.jobs import put_job
 from tests.unit.trainers.conftest import example
 from trainers import checkpoints
+from trainers.base_models import packaged_minilm, packaged_minilm_folder
 from trainers.checkpoints import Checkpoints
 from trainers.encoder import Encoder
 from trainers.errors import BadJobError, ExitCode, SurroundingsError
@@ -233,6 +234,25 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     assert metrics[0]["validation"] == metrics[1]["validation"]
     assert metrics[0]["merge_back"] == metrics[1]["merge_back"]
     assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
+
+
+@pytest.mark.usefixtures("every_step_reported")
+def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
+    tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All documents are cut for training, each at another length for evaluation.
+    monkeypatch.setattr("trainers.trained_layers.TRAINING_TOKENS", 8)
+    documents = {word: f"all about {word} {word}s " + "and more " * (at % 9) for at, word in enumerate(WORDS)}
+    # In the small model's products there is but one order to add up in.
+    folder = packaged_minilm_folder()
+    settings = Settings(trainer=TrainerSettings(model_folders=(folder,), work_dir=tmp_path))
+    data, knobs = tables(EXAMPLES, documents), TrainingKnobs(batch_size=4, epochs=1, trainable_layers=1)
+    stores = MemoryObjectStore(), MemoryObjectStore()
+    whole, taken = (put_job(store, data, base_model=packaged_minilm(), training=knobs) for store in stores)
+    assert run(whole, settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
+    assert run(taken, settings, stores[1], Unlucky(3, asked_to_end)) == ExitCode.TRY_AGAIN
+    assert run(taken, settings, stores[1], RecordingAnnouncer()) == ExitCode.DONE
+    assert weights(stores[1]) == weights(stores[0])
 
 
 @pytest.mark.usefixtures("every_step_reported")

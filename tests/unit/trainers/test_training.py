@@ -1,4 +1,5 @@
 import errno
+import math
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -20,11 +21,11 @@ from transformers import (
 
 from streams.events import FineTuneRequested, Progress, now
 from streams.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
-from tests.unit.trainers.conftest import use_bfloat16
+from tests.unit.trainers.conftest import use_arithmetic
 from trainers import memory, trained_layers
 from trainers.dataset import Dataset
-from trainers.descent import LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
-from trainers.encoder import Encoder
+from trainers.descent import FIRST_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
+from trainers.encoder import Encoder, arithmetic
 from trainers.errors import KnobError, LossNotFiniteError
 from trainers.layouts import freeze, halves
 from trainers.negatives import hardest
@@ -63,6 +64,10 @@ class Steps:
 
     def stepped(self, progress: Progress) -> None:
         self.seen.append(progress)
+
+
+def as_it_is(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient
 
 
 def request(layers: Any = 1, **weights: Any) -> FineTuneRequested:
@@ -166,7 +171,7 @@ def test_prompts_are_part_of_what_is_trained(
         return (queries @ passages.T).sum(), 0.0
 
     questions, passages = np.array([3, 9]), np.array([1, 5, 17])
-    layers.backward(questions, passages, loss_of)
+    layers.backward(questions, passages, loss_of, as_it_is)
     wanted = expected[np.concatenate([questions, passages + len(small_dataset.questions)])]
     torch.testing.assert_close(torch.cat(seen), wanted, rtol=1e-4, atol=1e-5)
 
@@ -187,7 +192,7 @@ def test_more_layers_than_there_are(tiny_folder: Path) -> None:
 def gradients(folder: Path, dataset: Dataset, tmp_path: Path, **options: Any) -> tuple[float, list[torch.Tensor]]:
     layers = TrainedLayers(Encoder.load(folder, "cpu"), dataset, 2, tmp_path, **options)
     questions, passages = np.array([3, 9]), np.array([1, 5, 17, 44])
-    loss, _ = layers.backward(questions, passages, lambda q, p: ((q @ p.T).pow(2).sum(), 0.0))
+    loss, _ = layers.backward(questions, passages, lambda q, p: ((q @ p.T).pow(2).sum(), 0.0), as_it_is)
     return loss, [parameter.grad for parameter in layers.parameters() if parameter.grad is not None]
 
 
@@ -216,18 +221,113 @@ def test_embeddings_through_the_cache_are_those_of_the_model(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cached", [True, False])
-def test_bfloat16_changes_little(
-    cached: bool, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_bytes_change_little(
+    tiny_folder: Path,
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cached: bool,
+    dtype: torch.dtype,
 ) -> None:
     found = []
-    for wanted in (False, True):
-        use_bfloat16(monkeypatch, wanted=wanted)
+    for computed in (torch.float32, dtype):
+        use_arithmetic(monkeypatch, computed)
         layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 2, tmp_path, cached=cached)
         found.append(torch.nn.functional.normalize(torch.cat(layers.embed_all()), dim=1))
     likeness = (found[0] * found[1]).sum(dim=1)
     assert likeness.min() > 0.999
     assert not torch.equal(found[0], found[1])
+
+
+def test_float16_trains_as_float32_does(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        use_arithmetic(monkeypatch, dtype)
+        encoder, record, _ = trained(tiny_folder, small_dataset, tmp_path)
+        found.append((record.losses, torch.cat([one.flatten() for one in encoder.model.parameters()])))
+    (expected, wanted), (losses, weights) = found
+    assert losses != expected
+    assert losses == pytest.approx(expected, abs=0.02)
+    untrained = torch.cat([one.flatten() for one in Encoder.load(tiny_folder, "cpu").model.parameters()])
+    assert (weights - wanted).norm() < 0.2 * (wanted - untrained).norm()
+
+
+def descent_of(weight: torch.nn.Parameter, *, float16: bool) -> Descent:
+    return Descent([weight], steps=100, peak=0.1, float16=float16)
+
+
+def go_down(descent: Descent, weight: torch.nn.Parameter, gradient: float) -> None:
+    """A step with the gradient that float16 has left of it."""
+    weight.grad = descent.scaled(torch.full_like(weight, gradient)).half().float()
+    descent.step()
+
+
+def test_a_step_that_leaves_float16_is_not_taken() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    descent = descent_of(weight, float16=True)
+    go_down(descent, weight, 50.0)
+    assert torch.equal(weight, torch.ones(2, 2))
+    for _ in range(5):
+        go_down(descent, weight, 50.0)
+    assert (weight < 1).all()
+    after = weight.detach().clone()
+    # Less than the smallest number of float16, but for the scale.
+    go_down(descent, weight, 1e-8)
+    assert not torch.equal(weight, after)
+
+
+@pytest.mark.parametrize("float16", [True, False])
+def test_gradients_that_never_become_numbers_end_it(float16: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    descent = descent_of(weight, float16=float16)
+    # The scale is halved down to 1.
+    for _ in range(int(math.log2(FIRST_SCALE)) if float16 else 0):
+        go_down(descent, weight, torch.inf)
+    with pytest.raises(LossNotFiniteError, match="gradient"):
+        go_down(descent, weight, torch.inf)
+    assert torch.equal(weight, torch.ones(2, 2))
+
+
+def test_the_scale_of_float16_goes_on_where_it_was() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    descent = descent_of(weight, float16=True)
+    for gradient in (50.0, 50.0, 50.0, 0.1):
+        go_down(descent, weight, gradient)
+    kept = {name: one.clone() for name, one in descent.tensors().items()}
+    other = torch.nn.Parameter(torch.zeros(2, 2))
+    again = descent_of(other, float16=True)
+    again.go_on(kept, 4)
+    for each, parameter in ((descent, weight), (again, other)):
+        go_down(each, parameter, 0.3)
+    assert torch.equal(weight, other)
+    assert all(torch.equal(one, again.tensors()[name]) for name, one in descent.tensors().items())
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "capability", "model_type", "expected"),
+    [
+        (True, (8, 0), "qwen3", torch.bfloat16),
+        (False, (7, 5), "bert", torch.float16),
+        (False, (7, 5), "qwen3", torch.float32),
+        (False, (7, 5), "albert", torch.float32),
+        (False, (6, 1), "bert", torch.float32),
+    ],
+)
+def test_the_format_suits_the_card_and_the_model(
+    bfloat16: bool,
+    capability: tuple[int, int],
+    model_type: str,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: bfloat16)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    assert arithmetic(torch.device("cuda"), model_type) == expected
 
 
 def test_a_cache_beyond_its_budget_spills_to_a_file(tiny_folder: Path, tmp_path: Path) -> None:
