@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import mine_hard_negatives
 
 from trainers.dataset import Dataset
-from trainers.encoder import arithmetic
+from trainers.encoder import arithmetic, default_device
 
 TOKENS = 128
 HARD_NEGATIVES = 4
@@ -99,8 +99,8 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
             learning_rate=LEARNING_RATE,
             warmup_steps=WARM_UP,
             batch_sampler=BatchSamplers.NO_DUPLICATES if recipe.no_duplicates else BatchSamplers.BATCH_SAMPLER,
-            bf16=recipe.bf16 and arithmetic(torch.device("cpu"), "bert") == torch.bfloat16,
-            use_cpu=True,
+            bf16=recipe.bf16 and arithmetic(default_device(), "bert") == torch.bfloat16,
+            use_cpu=default_device().type == "cpu",
             seed=recipe.seed,
             save_strategy="no",
             report_to="none",
@@ -118,6 +118,6 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
 
 def loaded(folder: Path) -> SentenceTransformer:
     """The model, its texts cut as ours are in training."""
-    model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
+    model = SentenceTransformer(str(folder), device=str(default_device()), trust_remote_code=False)
     model.max_seq_length = TOKENS
     return model

@@ -32,7 +32,7 @@ def _attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return result
-    # Of the queries, which are fewer than the scores.
+    # The queries are scaled, not the scores: of texts longer than a head is wide, there are more of these.
     scores = query * (query.shape[-1] ** -0.5 if scaling is None else scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
         unseen = torch.finfo(scores.dtype).min

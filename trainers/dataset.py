@@ -43,7 +43,8 @@ class Dataset:
     ``passages`` begins with the snapshot's ``documents`` documents; up to ``searchable`` follow positives whose text
     only a log carried, then the negatives of that kind. ``folders`` are those in which each question was asked.
     ``judged`` says whether a person stands behind an example, by a like or a correction. ``known_positives`` are all
-    pairs (question, passage) that some log calls positive, as sorted codes (``codes``).
+    pairs (question, passage) that some log calls positive, as sorted codes (``codes``). ``copies`` counts the documents
+    and the impressions that had the text of another one, and are one passage with it.
     """
 
     questions: tuple[str, ...]
@@ -59,6 +60,7 @@ class Dataset:
     known_positives: Indices
     folders: tuple[tuple[str, ...], ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
+    copies: dict[str, int] = field(default_factory=dict)
 
     def codes(self, questions: Indices, passages: Indices) -> Indices:
         """Pairs of indices as one number each."""
@@ -128,6 +130,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
     for row in documents.to_pylist():
         passages.add(row["folder_id"], row["document_id"], passage_text(row["title"], row["text"]))
     document_count = len(passages.texts)
+    copies = Counter(documents=documents.num_rows - document_count)
     questions: dict[str, tuple[int, str]] = {}
     pairs: dict[tuple[int, int], float] = {}
     judged: dict[tuple[int, int], bool] = defaultdict(bool)
@@ -155,8 +158,10 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
             f"{document_count} distinct documents (2 are needed), {len(pairs)} examples with a known positive (1 is)"
         )
     for question, negatives in carried:
-        found = (passages.find(negative) for negative in negatives)
-        impressions[question].update({passage: None for passage in found if passage is not None})
+        shown = {(one["folder_id"], one["document_id"]): passages.find(one) for one in negatives}
+        found = {passage: None for passage in shown.values() if passage is not None}
+        copies["impressions"] += sum(passage is not None for passage in shown.values()) - len(found)
+        impressions[question].update(found)
     keys = np.array(list(pairs), dtype=np.int64)
     return Dataset(
         questions=tuple(text for _, text in questions.values()),
@@ -172,6 +177,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
         known_positives=np.sort(keys[:, 0] * len(passages.texts) + keys[:, 1]),
         folders=tuple(tuple(folders[index]) for index in range(len(questions))),
         left_out=dict(+left_out),
+        copies=dict(copies),
     )
 
 

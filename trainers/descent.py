@@ -2,9 +2,12 @@
 
 from collections import defaultdict
 
+import structlog
 import torch
 
-from trainers.errors import LossNotFiniteError
+from trainers.errors import NotFiniteError
+
+log = structlog.get_logger()
 
 # More than the 2e-5 that is usual: an agent's logs are a training of some hundred steps, and going back towards the
 # start (``selection.merge_back``) takes what was too much. In one epoch of the demonstration (two layers), 5e-5, 1e-4
@@ -51,7 +54,7 @@ class Descent:
         self._scaler.unscale_(self._optimizer)
         finite = torch.isfinite(torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM))
         if not finite and self._scaler.get_scale() <= 1:
-            raise LossNotFiniteError("a gradient is not finite")
+            raise NotFiniteError("a gradient")
         warm_up = max(1, round(WARM_UP_SHARE * self._steps))
         scale = min((self._done + 1) / warm_up, (self._steps - self._done) / max(1, self._steps - warm_up), 1.0)
         self.rate = self._peak * scale
@@ -59,6 +62,8 @@ class Descent:
             group["lr"] = self.rate
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if not finite:
+            log.info("a step left float16 and was not taken", step=self._done + 1, scale=self._scaler.get_scale())
         self._optimizer.zero_grad(set_to_none=True)
         self._done += 1
 
@@ -80,7 +85,8 @@ class Descent:
                 _, place, part = name.split(".")
                 state[int(place)][part] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        # None, if the training has come from a machine that computes in another format.
+        changed = {name: tensors[key].item() for name in _SCALER if (key := f"scaler.{name}") in tensors}
         if self._scaler.is_enabled():
-            changed = {name: tensors[f"scaler.{name}"].item() for name in _SCALER}
             self._scaler.load_state_dict({**self._scaler.state_dict(), **changed})
         self._done = done

@@ -75,7 +75,11 @@ class Embedder:
             self._cache.fill(texts[texts % ranks.size() == ranks.rank()])
 
     def embed(self, texts: Indices, *, gradient: bool = False) -> torch.Tensor:
-        """Embeddings ``[n, d]``, without a graph; with ``gradient``, ``backward`` may follow."""
+        """Embeddings ``[n, d]``, without a graph; with ``gradient``, ``backward`` may follow.
+
+        Raises:
+            NotFiniteError: the model has no embedding for some text; on rank 0 alone, which ends the training.
+        """
         ranks.tell("embed", texts, gradient)
         ranks.copy_from_first(self.parameters())
         own = np.flatnonzero(texts % ranks.size() == ranks.rank())
@@ -93,7 +97,10 @@ class Embedder:
             if gradient:
                 self._parts.append((places, texts[own[part]], embeddings if fits else None))
         # Every row is one rank's own, and zero on all others.
-        return ranks.total(found)
+        found = ranks.total(found)
+        if ranks.rank() == 0:
+            self._encoder.check_finite(found)
+        return found
 
     def backward(self, gradient: torch.Tensor) -> None:
         """Add the parameters' gradients on rank 0, given the loss's ``gradient`` ``[n, d]`` at what ``embed`` returned.

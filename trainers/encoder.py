@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from trainers.attention import UNFUSED
-from trainers.errors import BadModelError
+from trainers.errors import BadModelError, NotFiniteError
 from trainers.layouts import LAYOUTS
 from trainers.recipe import Kind, Recipe, read_recipe
 from trainers.tokens import Tokens, by_length
@@ -26,8 +26,8 @@ BATCH_TOKENS = 4096
 BATCH_TOKENS_CUDA = 65536
 # What a model without any bound of its own is cut to.
 DEFAULT_MAX_TOKENS = 512
-# CUDA's compute capability of Volta; the T4 has 7.5, Ampere, the first with bfloat16, 8.0.
-_FIRST_TENSOR_CORES = (7, 0)
+# CUDA's compute capability of Volta, the first with fast products in float16; Ampere, the first with bfloat16, has 8.0.
+_VOLTA = (7, 0)
 
 
 def passage_text(title: str, text: str) -> str:
@@ -90,7 +90,7 @@ class Encoder:
         return min(self.recipe.max_tokens or DEFAULT_MAX_TOKENS, bound)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Inside, products are computed in the format ``arithmetic``; weights and gradients stay in float32."""
+        """Inside, products are computed in the format ``arithmetic``; weights and their gradients stay in float32."""
         narrow = self.arithmetic != torch.float32
         return torch.autocast(self.device.type, dtype=self.arithmetic if narrow else None, enabled=narrow)
 
@@ -132,7 +132,11 @@ class Encoder:
     def encode_tokens(
         self, tokens: Tokens, *, batch_tokens: int | None = None, progress: Progress | None = None
     ) -> Embeddings:
-        """Like ``encode``, for what is tokenized already."""
+        """Like ``encode``, for what is tokenized already.
+
+        Raises:
+            NotFiniteError: the model has no embedding for some text.
+        """
         embeddings = np.empty((len(tokens), self.dimension), dtype=np.float32)
         done = 0
         with torch.inference_mode(), self.autocast():
@@ -143,7 +147,17 @@ class Encoder:
                 done += len(rows)
                 if progress is not None:
                     progress(done, len(tokens))
+        self.check_finite(torch.from_numpy(embeddings))
         return embeddings
+
+    def check_finite(self, embeddings: torch.Tensor) -> None:
+        """A search would find a NaN before everything else, and nobody would know.
+
+        Raises:
+            NotFiniteError: the model has no embedding for some text, in this format.
+        """
+        if not torch.isfinite(embeddings).all():
+            raise NotFiniteError(f"an embedding, computed in {self.arithmetic}")
 
     @property
     def batch_tokens(self) -> int:
@@ -165,7 +179,7 @@ def arithmetic(device: torch.device, model_type: str) -> torch.dtype:
             return torch.bfloat16
         layout = LAYOUTS.get(model_type)
         within_range = layout is not None and layout.float16
-        tensor_cores = torch.cuda.get_device_capability(device) >= _FIRST_TENSOR_CORES
+        tensor_cores = torch.cuda.get_device_capability(device) >= _VOLTA
         return torch.float16 if within_range and tensor_cores else torch.float32
     found = torch.cpu.get_capabilities()
     has_bfloat16 = device.type == "cpu" and (found.get("avx512_bf16") or found.get("amx_bf16"))

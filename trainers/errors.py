@@ -64,8 +64,8 @@ class KnobError(ImpossibleJobError):
     """A knob does not fit the model:"""
 
 
-class LossNotFiniteError(ImpossibleJobError):
-    """The loss became infinite or undefined; a higher weights.temperature keeps it finite:"""
+class NotFiniteError(ImpossibleJobError):
+    """What the model computes became infinite or undefined:"""
 
 
 class InterruptedTrainingError(TrainerError):

@@ -16,7 +16,7 @@ from trainers.errors import KnobError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a family of models keeps its parts, as dotted names."""
+    """Where a family of models keeps its parts, as dotted names, and what is known of its states."""
 
     layers: str
     # Left out of the trained half, which is handed states for embeddings; None where such states pass untouched.

@@ -64,6 +64,8 @@ def produce_model(
     layers = TrainedLayers(encoder, dataset, job.request.training.trainable_layers, work_dir)
     if not layers.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
+    texts = len(dataset.questions) + len(dataset.passages)
+    reporter.warn(*(f"{count} of {texts} texts are {what}" for what, count in layers.odd_texts().items()))
     before_vectors = layers.embed_uncut()
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
     baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
@@ -221,7 +223,7 @@ def negative_warnings(record: TrainingRecord, request: FineTuneRequested, exampl
     if filled > FILLED_SHARE * wanted:
         found.append(f"{filled} of {wanted} hard negatives were not found, easy ones take their place")
     if missing:
-        found.append(f"{missing} negatives are missing: too few documents pass the filters")
+        found.append(f"{missing} negatives are missing: too few of the documents drawn pass the filters")
     return found
 
 

@@ -53,6 +53,7 @@ class Results:
                 "distinct_passages": len(self.dataset.passages),
                 "documents": self.dataset.documents,
                 "left_out": self.dataset.left_out,
+                "copies": self.dataset.copies,
             },
             "training": asdict(self.record),
         }

@@ -13,6 +13,7 @@ from trainers.dataset import Dataset
 from trainers.embedder import Embedder
 from trainers.encoder import Encoder
 from trainers.tokens import Tokens
+from trainers.words import words
 
 Indices = npt.NDArray[np.int64]
 LossOf = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, float]]
@@ -125,6 +126,20 @@ class TrainedLayers:
             yield
         finally:
             self._pause = None
+
+    def odd_texts(self) -> dict[str, int]:
+        """How many texts the model cannot read as they are meant, by what is odd about them."""
+        bound, unknown = self._encoder.max_tokens, self._encoder.tokenizer.unk_token_id
+        whole = self._whole.lengths if len(self._long) else self._tokens.lengths
+        total = np.concatenate([[0], np.cumsum(self._tokens.ids == unknown)])
+        missed = np.diff(total[self._tokens.starts])
+        texts = self._dataset.questions + self._dataset.passages
+        found = {
+            "without any word": sum(not words(text) for text in texts),
+            f"as long as the {bound} tokens that base_model reads, or longer": int((whole >= bound).sum()),
+            "mostly of words that base_model does not know": int((2 * missed > self._tokens.lengths).sum()),
+        }
+        return {what: count for what, count in found.items() if count}
 
     def embed_uncut(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Like ``embed_all``, but of texts as long as the model reads them, as whoever serves the model sees them.

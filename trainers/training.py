@@ -15,7 +15,6 @@ from trainers.board import Board
 from trainers.checkpoints import Checkpoints, State
 from trainers.dataset import Dataset
 from trainers.descent import LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
-from trainers.errors import LossNotFiniteError
 from trainers.loss import contrastive_loss
 from trainers.negatives import Negatives, NegativeSource
 from trainers.selection import Validation
@@ -83,7 +82,7 @@ def train(
     The same data, seed and number of threads give bit-identical weights on a CPU.
 
     Raises:
-        LossNotFiniteError: the loss left the numbers; weights are then of no use.
+        NotFiniteError: embeddings or gradients left the numbers; weights are then of no use.
         InterruptedTrainingError: the process was asked to end, and the state is kept in ``checkpoints``.
     """
     began = time.monotonic()
@@ -204,8 +203,6 @@ class _Course:
                 focus=weights.focus,
                 minimum=weights.minimum,
             )
-            if not torch.isfinite(loss.value):
-                raise LossNotFiniteError(f"weights.temperature = {weights.temperature}")
             return loss.value, float(loss.probability.mean())
 
         return self._layers.backward(questions, passages, loss_of, self.descent.scaled)

@@ -1,10 +1,18 @@
-"""Conditional writes, which keep a job from being paid for twice: the same on a real server and in memory."""
+"""What the object stores do alike, on a real server and in memory: conditional writes, which keep a job from being paid
+for twice, and the states of trainings.
+"""
+
+from datetime import timedelta
+from uuid import uuid4
 
 import pytest
+import torch
 
 from infra.errors import ObjectMissingError
 from infra.objects import MemoryObjectStore, ObjectStore, S3ObjectStore
+from streams.events import FineTuneRequested, ModelReference, TrainingJob, now
 from tests.support import settings_of
+from trainers.checkpoints import Checkpoints, State
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -43,3 +51,31 @@ def test_what_was_deleted_is_not_replaced(store: ObjectStore, key: str) -> None:
     assert not store.replace(key, b"two", tag)
     with pytest.raises(ObjectMissingError):
         store.tagged(key)
+
+
+def test_a_trainings_state_comes_back(store: ObjectStore) -> None:
+    request = FineTuneRequested(request_id=uuid4().hex, model="m", requested_at=now())
+    job = TrainingJob(
+        request=request,
+        snapshot_uri="s3://bucket/snapshot",
+        snapshot_sha256="0" * 64,
+        base_model=ModelReference(uri="s3://bucket/base"),
+        version="1",
+        output_uri="s3://bucket/model",
+        published_at=now(),
+        max_seconds=60,
+    )
+    checkpoints = Checkpoints(job, store, timedelta(0))
+    assert checkpoints.load() is None
+    kept = State({"weights": torch.arange(2_000_000, dtype=torch.float32), "step": torch.tensor(7)}, {"losses": [0.1]})
+    checkpoints.stepped(lambda: kept)
+    found = Checkpoints(job, store, timedelta(0)).load()
+    assert found is not None
+    assert found.facts == kept.facts
+    assert {name: one.tolist() for name, one in found.tensors.items()} == {
+        name: one.tolist() for name, one in kept.tensors.items()
+    }
+    another = job.model_copy(update={"snapshot_sha256": "1" * 64})
+    assert Checkpoints(another, store, timedelta(0)).load() is None
+    checkpoints.discard()
+    assert checkpoints.load() is None

@@ -118,6 +118,15 @@ def test_sentence_transformers_and_transformers_embed_alike(trained: Trained, mo
     np.testing.assert_allclose(ours, pooled.numpy(), atol=1e-5)
 
 
+def test_the_card_says_what_the_model_was_made_of(trained: Trained) -> None:
+    card, data = ((trained.folder / name).read_text() for name in ("README.md", "metrics.json"))
+    counts = json.loads(data)["data"]
+    assert "\nlicense: apache-2.0\n" in card
+    for what, count in (("Folders", 1), ("Examples trained on", counts["trained_on"])):
+        assert f"| {what} | {count} |" in card
+    assert trained.job.snapshot_sha256 in card
+
+
 def test_a_second_run_only_publishes_again(trained: Trained) -> None:
     before = {key: trained.store.get(key) for key in trained.store.list("")}
     trained.announcer.statuses.clear()

@@ -47,6 +47,11 @@ def test_documents_of_equal_text_are_one_passage(tables: Callable[..., Any]) -> 
     dataset = build_dataset(*tables([example("q", "twin")], DOCUMENTS))
     assert dataset.documents == 2
     assert dataset.positive.tolist() == [1]
+    shown = example("q", "one", negatives=("two", "twin", "twin", "two=carried by the log"))
+    dataset = build_dataset(*tables([shown, shown], DOCUMENTS))
+    assert dataset.impressions == ((1,),)
+    # Each log's second document of the same text; a document shown twice is none.
+    assert dataset.copies == {"documents": 1, "impressions": 2}
 
 
 def test_a_question_has_the_folders_in_which_it_was_asked(tables: Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel
@@ -237,13 +238,14 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
 
 
 @pytest.mark.usefixtures("every_step_reported")
-def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
+def test_states_in_the_processors_format_do_not_depend_on_what_was_taken_away(
     tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All documents are cut for training, each at another length for evaluation.
+    # All documents are cut for training, and differ in length for evaluation.
     monkeypatch.setattr("trainers.trained_layers.TRAINING_TOKENS", 8)
     documents = {word: f"all about {word} {word}s " + "and more " * (at % 9) for at, word in enumerate(WORDS)}
-    # In the small model's products there is but one order to add up in.
+    # Where that is bfloat16, a state depends on its batch; in the small model's products there is but one order to add
+    # up in.
     folder = packaged_minilm_folder()
     settings = Settings(trainer=TrainerSettings(model_folders=(folder,), work_dir=tmp_path))
     data, knobs = tables(EXAMPLES, documents), TrainingKnobs(batch_size=4, epochs=1, trainable_layers=1)
@@ -384,13 +386,30 @@ def test_twenty_examples_train_and_are_not_enough_to_promote(
     assert any("5 held-out groups of questions" in reason for reason in last.reasons)
 
 
-def test_odd_texts_train(start: Start, store: MemoryObjectStore, tables: Any) -> None:
-    odd = {"empty": " ", "long": "word " * 9000, "signs": "?!", **{f"d{index}": f"text {index}" for index in range(9)}}
+@pytest.mark.parametrize("layers", [1, "all"])
+def test_odd_texts_train_and_are_counted(start: Start, store: MemoryObjectStore, tables: Any, layers: Any) -> None:
+    odd = {
+        "empty": " ",
+        "signs": "?!",
+        "long": "word " * 10_000,
+        "thai": "ราคาของการโทรหนึ่งครั้ง",
+        "hindi": "एक कॉल की कीमत",
+        "unknown": "ꙮ 𐎀𐎁 ꙮꙮ",
+        **{f"d{index}": f"text {index}" for index in range(9)},
+    }
     rows = [example(f"{name} {index}" if index else "!", name, strength=0.1) for index, name in enumerate(odd)]
-    code, announcer = start(put_job(store, tables(rows, odd), training=TrainingKnobs(trainable_layers="all", epochs=1)))
+    code, announcer = start(
+        put_job(store, tables(rows, odd), training=TrainingKnobs(trainable_layers=layers, epochs=1))
+    )
     assert code == ExitCode.DONE
-    assert announcer.statuses[-1].promoted is False
-    assert any("held-out groups" in warning for warning in announcer.statuses[-1].warnings)
+    last = announcer.statuses[-1]
+    assert last.promoted is False
+    assert any("held-out groups" in warning for warning in last.warnings)
+    # The first question is a sign as well.
+    assert "3 of 30 texts are without any word" in last.warnings
+    assert "1 of 30 texts are as long as the 64 tokens that base_model reads, or longer" in last.warnings
+    assert "1 of 30 texts are mostly of words that base_model does not know" in last.warnings
+    assert np.isfinite(json.loads(store.get("models/m/000001/training.json"))["loss"]).all()
 
 
 def test_a_store_that_fails_means_try_again(

@@ -95,6 +95,21 @@ def test_a_minimum_lifts_only_what_is_below_it(log_p: list[float], focus: float,
     assert torch.allclose(lifted[below], torch.tensor(minimum))
 
 
+@given(log_p=st.floats(-20, 0), focus=st.floats(0, 5))
+def test_a_minimum_of_zero_is_off(log_p: float, focus: float) -> None:
+    # The bounds that are there in any case keep a weight from vanishing, and one question from taking the whole batch.
+    expected = min(max(math.exp((focus - 1) * log_p), 1e-6), MAX_WEIGHT)
+    assert float(question_weights(torch.tensor([log_p]), focus, 0.0)) == pytest.approx(expected, rel=1e-4)
+
+
+@given(hard=st.floats(-6, -2), easier=st.floats(0.1, 1.9), focus=st.floats(0.7, 1.3))
+def test_under_one_the_harder_of_two_weighs_more_and_over_one_the_easier(
+    hard: float, easier: float, focus: float
+) -> None:
+    harder, easy = question_weights(torch.tensor([hard, hard + easier], dtype=torch.float64), focus, 0.0).tolist()
+    assert (harder > easy) if focus < 1 else (harder < easy) if focus > 1 else (harder == easy)
+
+
 @given(
     log_p=st.lists(st.floats(-200, 0), min_size=2, max_size=8),
     focus=st.floats(0, 5),

@@ -38,10 +38,11 @@ def test_each_filter_takes_its_own_and_counts_it(tables: Callable[..., Any]) -> 
     # "other" was shown; "near" shares 3 of 5 words with p, and none with "second".
     assert chosen.passages[0].tolist()[0] == 2
     assert chosen.passages[1].tolist() == [1, 2]
-    assert chosen.counts["near_positive_by_words"] >= 1
+    # Candidates of both rows: near, p, other and second were shown, other and near are mined.
+    assert chosen.counts["near_positive_by_words"] == 1
     assert chosen.counts["above_score_margin"] == 1
-    assert chosen.counts["known_positive"] >= 4
-    assert chosen.counts["same_passage_twice"] >= 2
+    assert chosen.counts["known_positive"] == 4
+    assert chosen.counts["same_passage_twice"] == 4
     # One hard one was missing, and the only other document came in its place.
     assert chosen.counts["hard_filled_with_easy"] == 1
     assert chosen.passages[0].tolist()[1] == 3

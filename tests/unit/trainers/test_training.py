@@ -1,5 +1,8 @@
+import copy
 import errno
 import math
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -21,13 +24,14 @@ from transformers import (
 
 from streams.events import FineTuneRequested, Progress, now
 from streams.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
-from tests.unit.trainers.conftest import use_arithmetic
+from tests.unit.trainers.conftest import example, use_arithmetic
 from trainers import memory, trained_layers
-from trainers.dataset import Dataset
+from trainers.dataset import Dataset, build_dataset
 from trainers.descent import FIRST_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
 from trainers.encoder import Encoder, arithmetic
-from trainers.errors import KnobError, LossNotFiniteError
+from trainers.errors import KnobError, NotFiniteError
 from trainers.layouts import freeze, halves
+from trainers.loss import contrastive_loss
 from trainers.negatives import hardest
 from trainers.pipeline import embed
 from trainers.prefix_cache import PrefixCache
@@ -189,8 +193,9 @@ def test_more_layers_than_there_are(tiny_folder: Path) -> None:
         freeze(Encoder.load(tiny_folder, "cpu").model, 4)
 
 
-def gradients(folder: Path, dataset: Dataset, tmp_path: Path, **options: Any) -> tuple[float, list[torch.Tensor]]:
-    layers = TrainedLayers(Encoder.load(folder, "cpu"), dataset, 2, tmp_path, **options)
+def gradients(encoder: Encoder, dataset: Dataset, tmp_path: Path, **options: Any) -> tuple[float, list[torch.Tensor]]:
+    layers = TrainedLayers(encoder, dataset, 2, tmp_path, **options)
+    assert layers.cached == options.get("cached", True)
     questions, passages = np.array([3, 9]), np.array([1, 5, 17, 44])
     loss, _ = layers.backward(questions, passages, lambda q, p: ((q @ p.T).pow(2).sum(), 0.0), as_it_is)
     return loss, [parameter.grad for parameter in layers.parameters() if parameter.grad is not None]
@@ -198,15 +203,30 @@ def gradients(folder: Path, dataset: Dataset, tmp_path: Path, **options: Any) ->
 
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("options", [{"cached": False}, {"graph_budget": 0}, {"cached": False, "graph_budget": 0}])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
 def test_cache_and_parts_change_no_gradient(
-    options: Any, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+    config: Any, options: Any, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    expected, wanted = gradients(tiny_folder, small_dataset, tmp_path)
-    loss, found = gradients(tiny_folder, small_dataset, tmp_path, **options)
+    config = copy.deepcopy(config)
+    config.vocab_size = 30522
+    expected, wanted = gradients(encoder_of(config, tiny_folder, Recipe()), small_dataset, tmp_path)
+    loss, found = gradients(encoder_of(config, tiny_folder, Recipe()), small_dataset, tmp_path, **options)
     assert loss == pytest.approx(expected, rel=1e-5)
-    assert len(found) == len(wanted)
+    assert len(found) == len(wanted) > 0
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_all_layers_need_no_cache(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    assert not TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, "all", tmp_path).cached
+
+
+def test_a_decoder_whose_layers_differ_is_not_cut() -> None:
+    sliding: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    model = AutoModel.from_config(Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8, **sliding))
+    assert len(set(model.config.layer_types)) == 2
+    freeze(model, 1)
+    assert halves(model, 1) is None
 
 
 @pytest.mark.usefixtures("full_precision")
@@ -253,6 +273,7 @@ def test_float16_trains_as_float32_does(
     (expected, wanted), (losses, weights) = found
     assert losses != expected
     assert losses == pytest.approx(expected, abs=0.02)
+    assert {one.dtype for one in encoder.model.parameters()} == {torch.float32}
     untrained = torch.cat([one.flatten() for one in Encoder.load(tiny_folder, "cpu").model.parameters()])
     assert (weights - wanted).norm() < 0.2 * (wanted - untrained).norm()
 
@@ -275,10 +296,14 @@ def test_a_step_that_leaves_float16_is_not_taken() -> None:
     for _ in range(5):
         go_down(descent, weight, 50.0)
     assert (weight < 1).all()
-    after = weight.detach().clone()
-    # Less than the smallest number of float16, but for the scale.
-    go_down(descent, weight, 1e-8)
-    assert not torch.equal(weight, after)
+
+
+@pytest.mark.parametrize("float16", [True, False])
+def test_a_small_gradient_is_lost_without_the_scale(float16: bool) -> None:
+    # Of one dimension, so that it does not decay.
+    weight = torch.nn.Parameter(torch.ones(2))
+    go_down(descent_of(weight, float16=float16), weight, 1e-8)
+    assert bool((weight < 1).all()) == float16
 
 
 @pytest.mark.parametrize("float16", [True, False])
@@ -288,7 +313,7 @@ def test_gradients_that_never_become_numbers_end_it(float16: bool) -> None:
     # The scale is halved down to 1.
     for _ in range(int(math.log2(FIRST_SCALE)) if float16 else 0):
         go_down(descent, weight, torch.inf)
-    with pytest.raises(LossNotFiniteError, match="gradient"):
+    with pytest.raises(NotFiniteError, match="gradient"):
         go_down(descent, weight, torch.inf)
     assert torch.equal(weight, torch.ones(2, 2))
 
@@ -306,6 +331,31 @@ def test_the_scale_of_float16_goes_on_where_it_was() -> None:
         go_down(each, parameter, 0.3)
     assert torch.equal(weight, other)
     assert all(torch.equal(one, again.tensors()[name]) for name, one in descent.tensors().items())
+
+
+def test_float16_goes_on_where_another_format_was() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    descent = descent_of(weight, float16=False)
+    go_down(descent, weight, 0.1)
+    other = torch.nn.Parameter(torch.zeros(2, 2))
+    again = descent_of(other, float16=True)
+    again.go_on(descent.tensors(), 1)
+    assert torch.equal(weight, other)
+    go_down(again, other, 0.1)
+    assert (other < weight).all()
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, torch.float32),
+    ],
+)
+def test_the_format_suits_the_processor(found: Any, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: found)
+    assert arithmetic(torch.device("cpu"), "bert") == expected
 
 
 @pytest.mark.parametrize(
@@ -379,6 +429,14 @@ def test_the_same_seed_gives_the_same_weights(tiny_folder: Path, small_dataset: 
     for left, right in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(left, right)
     assert [progress.step for progress in steps.seen] == list(range(1, 11))
+    assert {progress.steps for progress in steps.seen} == {10}
+    # The mean of what there is of the last twenty steps.
+    assert [progress.loss for progress in steps.seen] == pytest.approx(
+        [sum(record.losses[:done]) / done for done in range(1, 11)]
+    )
+    left = [progress.eta_seconds * progress.examples_per_second for progress in steps.seen]
+    assert left == pytest.approx([8 * (10 - done) for done in range(1, 11)])
+    assert steps.seen[-1].examples_per_second == pytest.approx(80 / record.seconds, rel=0.05)
     assert record.mined_epochs == 2
 
 
@@ -445,12 +503,34 @@ def test_only_the_last_layers_move(tiny_folder: Path, small_dataset: Dataset, tm
     assert all(name.startswith("encoder.layer.2.") for name in moved)
 
 
-def test_a_loss_that_is_no_number_ends_the_training(
+def test_an_embedding_that_is_no_number_ends_the_training(
     tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = Encoder.load(tiny_folder, "cpu")
     start = embed(encoder, small_dataset)
     layers = TrainedLayers(encoder, small_dataset, 1, tmp_path)
     monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0].float() * torch.nan)
-    with pytest.raises(LossNotFiniteError, match=r"weights\.temperature"):
+    with pytest.raises(NotFiniteError, match=r"an embedding, computed in torch\."):
         train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
+    with pytest.raises(NotFiniteError, match="an embedding"):
+        encoder.encode(["a text"])
+
+
+def test_a_batch_does_not_hold_against_a_question_what_is_right_for_it(
+    tables: Callable[..., Any], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [example("who", "a"), example("who", "b"), example("what", "b"), example("where", "c")]
+    dataset = build_dataset(*tables(rows, {"a": "one", "b": "two", "c": "three", "d": "four"}))
+    seen = Mock(wraps=contrastive_loss)
+    monkeypatch.setattr("trainers.training.contrastive_loss", seen)
+    layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), dataset, 1, tmp_path)
+    # In-batch negatives alone, so the passages of a batch are its positives.
+    asked = request().model_copy(update={"dataset": DatasetKnobs(hard_negatives=0, easy_negatives=0)})
+    record = train(layers, dataset, np.arange(4), asked, start=layers.embed_all(), observer=Steps())
+    assert len(record.losses) == 2
+    assert all(0 < loss < 20 for loss in record.losses)
+    _, _, positive, excluded, _ = seen.call_args.args
+    # Both rows of "who" spare both of its passages, each other row its own alone.
+    assert excluded[torch.arange(4), positive].all()
+    spared = Counter(tuple(np.flatnonzero(row)) for row in excluded.numpy())
+    assert spared == {(0, 1): 2, (1,): 1, (2,): 1}

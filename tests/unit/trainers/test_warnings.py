@@ -41,7 +41,7 @@ def test_knobs_that_fight_the_data() -> None:
     [
         (40, 0, []),
         (41, 0, ["41 of 400 hard negatives were not found, easy ones take their place"]),
-        (0, 3, ["3 negatives are missing: too few documents pass the filters"]),
+        (0, 3, ["3 negatives are missing: too few of the documents drawn pass the filters"]),
     ],
 )
 def test_negatives_that_were_not_found(filled: int, missing: int, warned: list[str]) -> None:
