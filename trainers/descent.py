@@ -85,7 +85,7 @@ class Descent:
                 _, place, part = name.split(".")
                 state[int(place)][part] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-        # None, if the training has come from a machine that computes in another format.
+        # Nothing, if the training comes from a machine that computes in another format.
         changed = {name: tensors[key].item() for name in _SCALER if (key := f"scaler.{name}") in tensors}
         if self._scaler.is_enabled():
             self._scaler.load_state_dict({**self._scaler.state_dict(), **changed})

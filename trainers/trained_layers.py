@@ -13,7 +13,6 @@ from trainers.dataset import Dataset
 from trainers.embedder import Embedder
 from trainers.encoder import Encoder
 from trainers.tokens import Tokens
-from trainers.words import words
 
 Indices = npt.NDArray[np.int64]
 LossOf = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, float]]
@@ -129,15 +128,16 @@ class TrainedLayers:
 
     def odd_texts(self) -> dict[str, int]:
         """How many texts the model cannot read as they are meant, by what is odd about them."""
-        bound, unknown = self._encoder.max_tokens, self._encoder.tokenizer.unk_token_id
+        tokenizer, bound = self._encoder.tokenizer, self._encoder.max_tokens
         whole = self._whole.lengths if len(self._long) else self._tokens.lengths
-        total = np.concatenate([[0], np.cumsum(self._tokens.ids == unknown)])
+        total = np.concatenate([[0], np.cumsum(self._tokens.ids == tokenizer.unk_token_id)])
         missed = np.diff(total[self._tokens.starts])
+        own = self._tokens.lengths - tokenizer.num_special_tokens_to_add()
         texts = self._dataset.questions + self._dataset.passages
         found = {
-            "without any word": sum(not words(text) for text in texts),
+            "without any letter or digit": sum(not any(map(str.isalnum, text)) for text in texts),
             f"as long as the {bound} tokens that base_model reads, or longer": int((whole >= bound).sum()),
-            "mostly of words that base_model does not know": int((2 * missed > self._tokens.lengths).sum()),
+            "mostly of words that base_model does not know": int((2 * missed > own).sum()),
         }
         return {what: count for what, count in found.items() if count}
 

@@ -395,6 +395,7 @@ def test_odd_texts_train_and_are_counted(start: Start, store: MemoryObjectStore,
         "thai": "ราคาของการโทรหนึ่งครั้ง",
         "hindi": "एक कॉल की कीमत",
         "unknown": "ꙮ 𐎀𐎁 ꙮꙮ",
+        "sign": "ꙮ",
         **{f"d{index}": f"text {index}" for index in range(9)},
     }
     rows = [example(f"{name} {index}" if index else "!", name, strength=0.1) for index, name in enumerate(odd)]
@@ -406,9 +407,10 @@ def test_odd_texts_train_and_are_counted(start: Start, store: MemoryObjectStore,
     assert last.promoted is False
     assert any("held-out groups" in warning for warning in last.warnings)
     # The first question is a sign as well.
-    assert "3 of 30 texts are without any word" in last.warnings
-    assert "1 of 30 texts are as long as the 64 tokens that base_model reads, or longer" in last.warnings
-    assert "1 of 30 texts are mostly of words that base_model does not know" in last.warnings
+    assert "3 of 32 texts are without any letter or digit" in last.warnings
+    assert "1 of 32 texts are as long as the 64 tokens that base_model reads, or longer" in last.warnings
+    # Thai too: what has no spaces is one word to this tokenizer.
+    assert "3 of 32 texts are mostly of words that base_model does not know" in last.warnings
     assert np.isfinite(json.loads(store.get("models/m/000001/training.json"))["loss"]).all()
 
 
