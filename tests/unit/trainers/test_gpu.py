@@ -78,8 +78,11 @@ def test_mining_finds_what_the_cpu_finds() -> None:
     assert found[1] == expected[1] > 0
 
 
-@pytest.mark.parametrize("step", [2, 11])
-def test_a_job_goes_on_where_it_was(step: int, tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("step", "dtype"), [(2, torch.bfloat16), (11, torch.bfloat16), (2, torch.float16)])
+def test_a_job_goes_on_where_it_was(
+    step: int, dtype: torch.dtype, tiny_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    use_arithmetic(monkeypatch, dtype)
     monkeypatch.setattr("trainers.status.REPORT_SECONDS", -1)
     stores = MemoryObjectStore(), MemoryObjectStore()
     settings = settings_for(tiny_folder, tmp_path)

@@ -28,6 +28,7 @@ from tests.unit.trainers.conftest import example, use_arithmetic
 from trainers import memory, trained_layers
 from trainers.dataset import Dataset, build_dataset
 from trainers.descent import FIRST_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
+from trainers.embedder import Embedder
 from trainers.encoder import Encoder, arithmetic
 from trainers.errors import KnobError, NotFiniteError
 from trainers.layouts import freeze, halves
@@ -438,6 +439,35 @@ def test_the_same_seed_gives_the_same_weights(tiny_folder: Path, small_dataset: 
     assert left == pytest.approx([8 * (10 - done) for done in range(1, 11)])
     assert steps.seen[-1].examples_per_second == pytest.approx(80 / record.seconds, rel=0.05)
     assert record.mined_epochs == 2
+
+
+def test_a_text_is_tokenized_once_and_embedded_once_a_step(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize, embed_texts = Encoder.tokenize, Embedder.embed
+    tokenized: Counter[str] = Counter()
+    batches: list[list[int]] = []
+
+    def counted(encoder: Encoder, texts: Any, *how: Any) -> Any:
+        tokenized.update(texts)
+        return tokenize(encoder, texts, *how)
+
+    def watched(embedder: Embedder, texts: Any, *, gradient: bool = False) -> torch.Tensor:
+        if gradient:
+            batches.append(texts.tolist())
+        return embed_texts(embedder, texts, gradient=gradient)
+
+    monkeypatch.setattr(Encoder, "tokenize", counted)
+    monkeypatch.setattr(Embedder, "embed", watched)
+    layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+    start = layers.embed_all()
+    train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
+    assert set(tokenized) == {*small_dataset.questions, *small_dataset.passages}
+    assert set(tokenized.values()) == {1}
+    assert len(batches) == 10
+    assert all(len(set(batch)) == len(batch) for batch in batches)
+    # Eight questions have eight positives and three negatives each; these meet again.
+    assert max(map(len, batches)) < 8 * 5
 
 
 @pytest.mark.parametrize("cheap", [True, False])
