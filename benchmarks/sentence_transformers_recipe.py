@@ -41,14 +41,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``layers``: how many of the last ones train, all without; ``bf16``: autocast, where the processor has it;
+    """``layers``: how many of the last ones train, all without; ``two_bytes``: autocast, as the processor has it;
     ``no_duplicates``: no text twice in a batch, which is better for the model, but leaves some rows out of an epoch.
     """
 
     layers: int | None
     epochs: int = 3
     batch_size: int = 32
-    bf16: bool = True
+    two_bytes: bool = True
     no_duplicates: bool = True
     seed: int = 0
 
@@ -99,7 +99,8 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
             learning_rate=LEARNING_RATE,
             warmup_steps=WARM_UP,
             batch_sampler=BatchSamplers.NO_DUPLICATES if recipe.no_duplicates else BatchSamplers.BATCH_SAMPLER,
-            bf16=recipe.bf16 and arithmetic(default_device(), "bert") == torch.bfloat16,
+            bf16=recipe.two_bytes and arithmetic(default_device(), "bert") == torch.bfloat16,
+            fp16=recipe.two_bytes and arithmetic(default_device(), "bert") == torch.float16,
             use_cpu=default_device().type == "cpu",
             seed=recipe.seed,
             save_strategy="no",

@@ -68,7 +68,7 @@ def main(
 def _theirs(rows: Path, layers: int | None, *, bf16: bool) -> dict[str, float]:
     content = datasets.Dataset.from_json(str(rows))
     # Both sides are to see the same number of rows.
-    recipe = Recipe(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, bf16=bf16, no_duplicates=False)
+    recipe = Recipe(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, two_bytes=bf16, no_duplicates=False)
     with tempfile.TemporaryDirectory() as folder:
         before = _cpu_seconds()
         trained = train_theirs(packaged_minilm_folder(), content, recipe, Path(folder))
@@ -177,21 +177,27 @@ class _Measured(TrainedLayers):
     def _trained_names(self) -> list[str]:
         return [name for name, one in self._encoder.model.named_parameters() if one.requires_grad]
 
+    def _wait(self) -> None:
+        """Until a GPU has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def plain_product(self) -> float:
         """Floating-point operations a second of plain products in the shapes of one layer and of the last step."""
         config, kind = self._encoder.model.config, self.arithmetic
         hidden, inner = config.hidden_size, config.intermediate_size
         shapes = [(hidden, hidden)] * 4 + [(hidden, inner), (inner, hidden)]
         products = [
-            (torch.randn(tokens, a, dtype=kind), torch.randn(a, b, dtype=kind))
+            tuple(torch.randn(shape, dtype=kind, device=self.device) for shape in ((tokens, a), (a, b)))
             for tokens in self.parts
             for a, b in shapes
         ]
-        with torch.no_grad():
-            began = time.perf_counter()
-            for one, other in products:
-                torch.mm(one, other)
-            seconds = time.perf_counter() - began
+        self._wait()
+        began = time.perf_counter()
+        for one, other in products:
+            torch.mm(one, other)
+        self._wait()
+        seconds = time.perf_counter() - began
         return sum(2.0 * len(one) * other.numel() for one, other in products) / seconds
 
 

@@ -2,12 +2,9 @@
 
 from collections import defaultdict
 
-import structlog
 import torch
 
 from trainers.errors import NotFiniteError
-
-log = structlog.get_logger()
 
 # More than the 2e-5 that is usual: an agent's logs are a training of some hundred steps, and going back towards the
 # start (``selection.merge_back``) takes what was too much. In one epoch of the demonstration (two layers), 5e-5, 1e-4
@@ -19,8 +16,8 @@ UNVALIDATED_LEARNING_RATE = 5e-5
 WARM_UP_SHARE = 0.1
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 1.0
-# A sixteenth of what is usual: seen with a small model, two of its first ten steps were not taken, and a training of
-# some hundred steps has none to lose. Gradients down to 1e-11 are still numbers.
+# A sixteenth of what is usual: with that, two of a small model's first ten steps were not taken, and a training of some
+# hundred steps has none to lose. Gradients down to 1e-11 are still numbers.
 FIRST_SCALE = 2.0**12
 # What changes in the state of torch's GradScaler: the scale, and the good steps since its last change.
 _SCALER = ("scale", "_growth_tracker")
@@ -29,8 +26,8 @@ _SCALER = ("scale", "_growth_tracker")
 class Descent:
     """AdamW with a linear warm-up to the rate ``peak`` and a linear way down.
 
-    With ``float16``, gradients go through the model scaled up, or small ones would vanish: as far as ``scaled`` makes
-    them, half as far after a step that left the numbers, which is not taken.
+    With ``float16``, small gradients would vanish on their way through the model, so ``scaled`` makes them larger. A
+    step whose gradients are then no numbers is not taken, and halves the scale.
     """
 
     def __init__(self, parameters: list[torch.nn.Parameter], steps: int, peak: float, *, float16: bool = False) -> None:
@@ -49,10 +46,14 @@ class Descent:
         found: torch.Tensor = self._scaler.scale(gradient)
         return found
 
-    def step(self) -> None:
-        """Go down along the gradients, which are then used up."""
+    def step(self) -> bool:
+        """Go down along the gradients, which are then used up; false if the step was not taken.
+
+        Raises:
+            NotFiniteError: a gradient is no number, and a smaller scale would not help.
+        """
         self._scaler.unscale_(self._optimizer)
-        finite = torch.isfinite(torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM))
+        finite = bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)))
         if not finite and self._scaler.get_scale() <= 1:
             raise NotFiniteError("a gradient")
         warm_up = max(1, round(WARM_UP_SHARE * self._steps))
@@ -62,10 +63,9 @@ class Descent:
             group["lr"] = self.rate
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        if not finite:
-            log.info("a step left float16 and was not taken", step=self._done + 1, scale=self._scaler.get_scale())
         self._optimizer.zero_grad(set_to_none=True)
         self._done += 1
+        return finite
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that a later ``go_on`` needs, by name."""
@@ -87,6 +87,5 @@ class Descent:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
         # Nothing, if the training comes from a machine that computes in another format.
         changed = {name: tensors[key].item() for name in _SCALER if (key := f"scaler.{name}") in tensors}
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict({**self._scaler.state_dict(), **changed})
+        self._scaler.load_state_dict({**self._scaler.state_dict(), **changed})
         self._done = done

@@ -85,6 +85,8 @@ def produce_model(
             board=board,
         )
     reporter.warn(*negative_warnings(record, job.request, len(parts.train)))
+    if record.not_taken:
+        reporter.warn(f"{record.not_taken} of {len(record.losses)} steps left float16 and were not taken")
 
     reporter.state(State.EVALUATING)
     after_vectors = layers.embed_uncut()

@@ -130,9 +130,13 @@ class TrainedLayers:
         """How many texts the model cannot read as they are meant, by what is odd about them."""
         tokenizer, bound = self._encoder.tokenizer, self._encoder.max_tokens
         whole = self._whole.lengths if len(self._long) else self._tokens.lengths
-        total = np.concatenate([[0], np.cumsum(self._tokens.ids == tokenizer.unk_token_id)])
+        # Some tokenizers know all words, and name an end or a padding as their unknown one.
+        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.pad_token_id}
+        total = np.concatenate([[0], np.cumsum(np.isin(self._tokens.ids, [*unknown - {None}]))])
         missed = np.diff(total[self._tokens.starts])
-        own = self._tokens.lengths - tokenizer.num_special_tokens_to_add()
+        # Special tokens and the prompt are known to it in any case.
+        around = [self._encoder.tokenize([""], kind).lengths[0] for kind in ("query", "passage")]
+        own = self._tokens.lengths - np.repeat(around, [self._questions, len(self._dataset.passages)])
         texts = self._dataset.questions + self._dataset.passages
         found = {
             "without any letter or digit": sum(not any(map(str.isalnum, text)) for text in texts),

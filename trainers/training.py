@@ -40,8 +40,8 @@ class Observer(Protocol):
 
 @dataclass
 class TrainingRecord:
-    """What a training did: the loss of every step, what became of the negatives in each epoch, and the nDCG@10 on the
-    validation questions after it.
+    """What a training did: the loss of every step, what became of the negatives in each epoch, the nDCG@10 on the
+    validation questions after it, and how many steps left float16 and were ``not_taken``.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -50,6 +50,7 @@ class TrainingRecord:
     validation: list[float] = field(default_factory=list)
     seconds: float = 0.0
     mined_epochs: int = 0
+    not_taken: int = 0
     cached: bool = False
 
     @property
@@ -169,7 +170,7 @@ class _Course:
         size = self._request.training.batch_size
         picked = self._order[batch * size : (batch + 1) * size]
         loss, probability = self._gradients(self._rows[picked], self._negatives[picked])
-        self.descent.step()
+        self.record.not_taken += not self.descent.step()
         self.record.losses.append(loss)
         self.record.probabilities.append(probability)
 

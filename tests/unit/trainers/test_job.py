@@ -26,11 +26,11 @@ from streams.events import (
 )
 from streams.knobs import TrainingKnobs, WeightKnobs
 from tests.jobs import put_job
-from tests.unit.trainers.conftest import example
+from tests.unit.trainers.conftest import example, use_arithmetic
 from trainers import checkpoints
 from trainers.base_models import packaged_minilm, packaged_minilm_folder
 from trainers.checkpoints import Checkpoints
-from trainers.encoder import Encoder
+from trainers.encoder import Encoder, arithmetic
 from trainers.errors import BadJobError, ExitCode, SurroundingsError
 from trainers.job import main, read_job, run
 from trainers.layouts import freeze
@@ -238,14 +238,14 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
 
 
 @pytest.mark.usefixtures("every_step_reported")
-def test_states_in_the_processors_format_do_not_depend_on_what_was_taken_away(
+@pytest.mark.skipif(arithmetic(torch.device("cpu"), "bert") != torch.bfloat16, reason="the processor has no bfloat16")
+def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
     tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All documents are cut for training, and differ in length for evaluation.
     monkeypatch.setattr("trainers.trained_layers.TRAINING_TOKENS", 8)
     documents = {word: f"all about {word} {word}s " + "and more " * (at % 9) for at, word in enumerate(WORDS)}
-    # Where that is bfloat16, a state depends on its batch; in the small model's products there is but one order to add
-    # up in.
+    # In the small model's products there is but one order to add up in.
     folder = packaged_minilm_folder()
     settings = Settings(trainer=TrainerSettings(model_folders=(folder,), work_dir=tmp_path))
     data, knobs = tables(EXAMPLES, documents), TrainingKnobs(batch_size=4, epochs=1, trainable_layers=1)
@@ -412,6 +412,17 @@ def test_odd_texts_train_and_are_counted(start: Start, store: MemoryObjectStore,
     # Thai too: what has no spaces is one word to this tokenizer.
     assert "3 of 32 texts are mostly of words that base_model does not know" in last.warnings
     assert np.isfinite(json.loads(store.get("models/m/000001/training.json"))["loss"]).all()
+
+
+def test_steps_that_left_float16_are_counted_and_warned_of(
+    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_arithmetic(monkeypatch, torch.float16)
+    monkeypatch.setattr("trainers.descent.FIRST_SCALE", 2.0**40)
+    code, announcer = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=16)))
+    assert code == ExitCode.DONE
+    assert "12 of 12 steps left float16 and were not taken" in announcer.statuses[-1].warnings
+    assert not announcer.statuses[-1].promoted
 
 
 def test_a_store_that_fails_means_try_again(

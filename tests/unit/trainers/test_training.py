@@ -283,19 +283,18 @@ def descent_of(weight: torch.nn.Parameter, *, float16: bool) -> Descent:
     return Descent([weight], steps=100, peak=0.1, float16=float16)
 
 
-def go_down(descent: Descent, weight: torch.nn.Parameter, gradient: float) -> None:
+def go_down(descent: Descent, weight: torch.nn.Parameter, gradient: float) -> bool:
     """A step with the gradient that float16 has left of it."""
     weight.grad = descent.scaled(torch.full_like(weight, gradient)).half().float()
-    descent.step()
+    return descent.step()
 
 
 def test_a_step_that_leaves_float16_is_not_taken() -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
     descent = descent_of(weight, float16=True)
-    go_down(descent, weight, 50.0)
+    assert not go_down(descent, weight, 50.0)
     assert torch.equal(weight, torch.ones(2, 2))
-    for _ in range(5):
-        go_down(descent, weight, 50.0)
+    assert [go_down(descent, weight, 50.0) for _ in range(3)] == [False, True, True]
     assert (weight < 1).all()
 
 
