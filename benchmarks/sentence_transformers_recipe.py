@@ -87,6 +87,8 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
     if recipe.layers is not None:
         transformer.auto_model.requires_grad_(False)
         transformer.auto_model.encoder.layer[-recipe.layers :].requires_grad_(True)
+    device = default_device()
+    computed_in = arithmetic(device, "bert") if recipe.two_bytes else torch.float32
     loss = MultipleNegativesRankingLoss(model)
     sizes: list[int] = []
     loss.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0][0]["input_ids"])))
@@ -99,9 +101,9 @@ def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
             learning_rate=LEARNING_RATE,
             warmup_steps=WARM_UP,
             batch_sampler=BatchSamplers.NO_DUPLICATES if recipe.no_duplicates else BatchSamplers.BATCH_SAMPLER,
-            bf16=recipe.two_bytes and arithmetic(default_device(), "bert") == torch.bfloat16,
-            fp16=recipe.two_bytes and arithmetic(default_device(), "bert") == torch.float16,
-            use_cpu=default_device().type == "cpu",
+            bf16=computed_in == torch.bfloat16,
+            fp16=computed_in == torch.float16,
+            use_cpu=device.type == "cpu",
             seed=recipe.seed,
             save_strategy="no",
             report_to="none",

@@ -61,14 +61,14 @@ def main(
         found = _mine(_large(data, passages, questions), theirs=theirs, given=True)
     else:
         layers = None if kind.endswith("_all") else 2
-        found = _theirs(data, layers, bf16="tuned" in kind) if theirs else _ours(data, layers)
+        found = _theirs(data, layers, two_bytes="tuned" in kind) if theirs else _ours(data, layers)
     sys.stdout.write(json.dumps(found) + "\n")
 
 
-def _theirs(rows: Path, layers: int | None, *, bf16: bool) -> dict[str, float]:
+def _theirs(rows: Path, layers: int | None, *, two_bytes: bool) -> dict[str, float]:
     content = datasets.Dataset.from_json(str(rows))
     # Both sides are to see the same number of rows.
-    recipe = Recipe(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, two_bytes=bf16, no_duplicates=False)
+    recipe = Recipe(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, two_bytes=two_bytes, no_duplicates=False)
     with tempfile.TemporaryDirectory() as folder:
         before = _cpu_seconds()
         trained = train_theirs(packaged_minilm_folder(), content, recipe, Path(folder))

@@ -64,8 +64,7 @@ def produce_model(
     layers = TrainedLayers(encoder, dataset, job.request.training.trainable_layers, work_dir)
     if not layers.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
-    texts = len(dataset.questions) + len(dataset.passages)
-    reporter.warn(*(f"{count} of {texts} texts are {what}" for what, count in layers.odd_texts().items()))
+    reporter.warn(*text_warnings(dataset, layers))
     before_vectors = layers.embed_uncut()
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
     baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
@@ -227,6 +226,12 @@ def negative_warnings(record: TrainingRecord, request: FineTuneRequested, exampl
     if missing:
         found.append(f"{missing} negatives are missing: too few of the documents drawn pass the filters")
     return found
+
+
+def text_warnings(dataset: Dataset, layers: TrainedLayers) -> list[str]:
+    """Texts that the base model cannot read as they are meant, in numbers."""
+    texts = len(dataset.questions) + len(dataset.passages)
+    return [f"{count} of {texts} texts are {what}" for what, count in layers.odd_texts().items()]
 
 
 def data_warnings(dataset: Dataset, parts: Split) -> list[str]:

@@ -129,18 +129,19 @@ class TrainedLayers:
     def odd_texts(self) -> dict[str, int]:
         """How many texts the model cannot read as they are meant, by what is odd about them."""
         tokenizer, bound = self._encoder.tokenizer, self._encoder.max_tokens
-        whole = self._whole.lengths if len(self._long) else self._tokens.lengths
         # Some tokenizers know all words, and name an end or a padding as their unknown one.
-        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.pad_token_id}
-        total = np.concatenate([[0], np.cumsum(np.isin(self._tokens.ids, [*unknown - {None}]))])
+        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.pad_token_id, None}
+        total = np.concatenate([[0], np.cumsum(np.isin(self._tokens.ids, [*unknown]))])
         missed = np.diff(total[self._tokens.starts])
         # Special tokens and the prompt are known to it in any case.
         around = [self._encoder.tokenize([""], kind).lengths[0] for kind in ("query", "passage")]
         own = self._tokens.lengths - np.repeat(around, [self._questions, len(self._dataset.passages)])
         texts = self._dataset.questions + self._dataset.passages
+        # What is cut for training only is there twice, and reaches the bound but once.
+        lengths = np.concatenate([self._tokens.lengths, self._whole.lengths])
         found = {
             "without any letter or digit": sum(not any(map(str.isalnum, text)) for text in texts),
-            f"as long as the {bound} tokens that base_model reads, or longer": int((whole >= bound).sum()),
+            f"as long as the {bound} tokens that base_model reads, or longer": int((lengths >= bound).sum()),
             "mostly of words that base_model does not know": int((2 * missed > own).sum()),
         }
         return {what: count for what, count in found.items() if count}

@@ -3,14 +3,14 @@ for twice, and the states of trainings.
 """
 
 from datetime import timedelta
-from uuid import uuid4
 
 import pytest
 import torch
 
 from infra.errors import ObjectMissingError
 from infra.objects import MemoryObjectStore, ObjectStore, S3ObjectStore
-from streams.events import FineTuneRequested, ModelReference, TrainingJob, now
+from tests.jobs import put_job
+from tests.runbooks import tables
 from tests.support import settings_of
 from trainers.checkpoints import Checkpoints, State
 
@@ -54,17 +54,7 @@ def test_what_was_deleted_is_not_replaced(store: ObjectStore, key: str) -> None:
 
 
 def test_a_trainings_state_comes_back(store: ObjectStore) -> None:
-    request = FineTuneRequested(request_id=uuid4().hex, model="m", requested_at=now())
-    job = TrainingJob(
-        request=request,
-        snapshot_uri="s3://bucket/snapshot",
-        snapshot_sha256="0" * 64,
-        base_model=ModelReference(uri="s3://bucket/base"),
-        version="1",
-        output_uri="s3://bucket/model",
-        published_at=now(),
-        max_seconds=60,
-    )
+    job = put_job(MemoryObjectStore(), tables())
     checkpoints = Checkpoints(job, store, timedelta(0))
     assert checkpoints.load() is None
     kept = State({"weights": torch.arange(2_000_000, dtype=torch.float32), "step": torch.tensor(7)}, {"losses": [0.1]})
