@@ -16,13 +16,13 @@ help: ## Show this list
 
 setup: $(INSTALLED) ## Install everything into .venv, each package checked against its recorded digest
 
-$(INSTALLED): pyproject.toml requirements.lock
+$(INSTALLED): pyproject.toml server/pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foldtune needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@# Compiled once here: a training starts seconds sooner, also where the environment keeps Python from doing it.
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable server
 	@touch $@
 
 demo: setup ## The whole loop on real Kafka and S3, in minutes; KEEP=1 leaves it running
@@ -61,7 +61,7 @@ format: setup ## Put the code into the house's format
 	$(BIN)/ruff format
 
 lock: setup ## Resolve the dependencies anew
-	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-header \
+	$(BIN)/uv pip compile pyproject.toml server/pyproject.toml --excludes server/excludes.txt --all-extras --group dev --universal --generate-hashes --no-header \
 		--no-annotate --quiet --output-file requirements.lock --upgrade
 
 schemas: setup ## Write docs/events.md and the JSON Schemas from the models

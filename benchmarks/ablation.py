@@ -26,12 +26,12 @@ from rich.table import Table
 from benchmarks.foldtune_recipe import Silent, parts_of, request_of
 from benchmarks.quality import difference, with_allocator
 from benchmarks.retrieval import Benchmark, Sample, load
-from streams.events import FineTuneRequested
-from trainers.base_models import packaged_minilm_folder
-from trainers.encoder import Encoder
-from trainers.evaluation import Evaluation, evaluate
+from foldtune.events import FineTuneRequested
+from trainers.engine.trainable_encoder import TRAINING_TOKENS, TrainedLayers
+from trainers.evaluation.metrics import Evaluation, evaluate
+from trainers.model.base_models import packaged_minilm_folder
+from trainers.model.encoder import Encoder
 from trainers.pipeline import fit
-from trainers.trained_layers import TRAINING_TOKENS, TrainedLayers
 
 Knobs = dict[str, dict[str, Any]]
 

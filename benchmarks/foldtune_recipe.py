@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from streams.events import FineTuneRequested, Progress, now
-from streams.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
-from trainers.dataset import Dataset, Split, split
+from foldtune.events import FineTuneRequested, Progress, now
+from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
+from trainers.data.dataset import Dataset, Split, split
 
 
 class Silent:

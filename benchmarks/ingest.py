@@ -30,14 +30,14 @@ import typer
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from infra.kafka import Publisher, connection, consumer, create_topics
+from foldtune.events import ChatLog, ChatLogBatch, FineTuneRequested, RetrievedPassage, SnapshotPart, now
+from foldtune.kafka import Publisher, connection, consumer, create_topics
+from foldtune.knobs import DataSelection
+from foldtune.settings import Settings
+from foldtune.topics import Topic
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
-from infra.settings import Settings
-from streams.events import ChatLog, ChatLogBatch, FineTuneRequested, RetrievedPassage, SnapshotPart, now
-from streams.intake import place_key
-from streams.knobs import DataSelection
-from streams.topics import Topic
+from streams.partitions.consumer import place_key
 
 RUNS = Path(__file__).with_name("ingest_runs.py")
 FOLDERS = 50

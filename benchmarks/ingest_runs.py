@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
-from infra.settings import Settings
-from streams.topics import Topic
+from foldtune.settings import Settings
+from foldtune.topics import Topic
 
 
 def show(**figures: float) -> None:
@@ -91,10 +91,10 @@ def noop(settings: Settings) -> None:
 
 def worker(settings: Settings) -> None:
     """The product's worker. Watched from inside, for when it may begin to fetch and for how far it is."""
-    from infra.objects import S3ObjectStore  # noqa: PLC0415
-    from streams.app import create_app  # noqa: PLC0415
-    from streams.intake import place_key  # noqa: PLC0415
-    from streams.worker import collect_garbage_less_often  # noqa: PLC0415
+    from foldtune.object_store import S3ObjectStore  # noqa: PLC0415
+    from streams.partitions.consumer import place_key  # noqa: PLC0415
+    from streams.worker.app import create_app  # noqa: PLC0415
+    from streams.worker.process import collect_garbage_less_often  # noqa: PLC0415
 
     launched = time.perf_counter()
     app: Any = create_app(settings, S3ObjectStore(settings.s3))

@@ -23,13 +23,13 @@ from benchmarks.foldtune_recipe import Silent, parts_of, request_of
 from benchmarks.retrieval import Benchmark, Sample, figures, load, search
 from benchmarks.sentence_transformers_recipe import Recipe, loaded, mined
 from benchmarks.sentence_transformers_recipe import train as train_theirs
-from streams.events import FineTuneRequested
-from trainers.allocator import ALLOCATOR_ENVIRONMENT
-from trainers.base_models import packaged_minilm_folder
-from trainers.encoder import Encoder
-from trainers.evaluation import Evaluation, gain_interval
+from foldtune.events import FineTuneRequested
+from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.environment import ALLOCATOR_ENVIRONMENT
+from trainers.evaluation.metrics import Evaluation, gain_interval
+from trainers.model.base_models import packaged_minilm_folder
+from trainers.model.encoder import Encoder
 from trainers.pipeline import fit
-from trainers.trained_layers import TrainedLayers
 
 THEIR_LAYERS = (2, None)
 

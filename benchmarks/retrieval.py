@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from streams.events import now
-from streams.snapshot_format import DOCUMENTS, EXAMPLES
-from trainers.dataset import Dataset, build_dataset
-from trainers.encoder import Encoder
-from trainers.evaluation import Evaluation, evaluate
+from foldtune.events import now
+from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
+from trainers.data.dataset import Dataset, build_dataset
+from trainers.evaluation.metrics import Evaluation, evaluate
+from trainers.model.encoder import Encoder
 
 
 @dataclass(frozen=True)

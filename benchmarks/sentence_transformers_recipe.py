@@ -18,8 +18,8 @@ from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.util import mine_hard_negatives
 
-from trainers.dataset import Dataset
-from trainers.encoder import arithmetic, default_device
+from trainers.data.dataset import Dataset
+from trainers.model.encoder import arithmetic, default_device
 
 TOKENS = 128
 HARD_NEGATIVES = 4

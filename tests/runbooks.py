@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from streams.snapshot_format import DOCUMENTS, EXAMPLES
+from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SUBJECTS = [

@@ -13,11 +13,11 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
-from infra.kafka import connection
+from foldtune.events import ChatLog, DocumentUpserted, Event, FineTuneRequested, RetrievedPassage, now
+from foldtune.kafka import connection
+from foldtune.settings import Settings
+from foldtune.topics import Topic
 from infra.local.stack import LocalServers
-from infra.settings import Settings
-from streams.events import ChatLog, DocumentUpserted, Event, FineTuneRequested, RetrievedPassage, now
-from streams.topics import Topic
 
 
 def environment(servers: LocalServers, folder: Path, **more: str) -> dict[str, str]:

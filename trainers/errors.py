@@ -4,19 +4,8 @@ Two kinds are told apart, once and here: a job that can never succeed as it is, 
 started again. The exit code is how a launcher hears of it.
 """
 
-from enum import IntEnum
-
-from infra.errors import FoldtuneError
-
-
-class ExitCode(IntEnum):
-    """How a training process ends; the numbers are those of ``sysexits.h``."""
-
-    DONE = 0
-    # EX_USAGE: the same job fails in the same way, however often it is started. The trainer has published `failed`.
-    IMPOSSIBLE = 64
-    # EX_TEMPFAIL: the surroundings failed or took the machine away. The launcher starts it again, or reports.
-    TRY_AGAIN = 75
+from foldtune.errors import FoldtuneError
+from trainers.exit_codes import ExitCode
 
 
 class TrainerError(FoldtuneError):

@@ -19,31 +19,25 @@ from botocore.exceptions import BotoCoreError, ClientError
 from kafka.errors import KafkaError
 from pydantic import ValidationError
 
-from infra.errors import InfraError, ObjectMissingError
-from infra.kafka import Publisher
-from infra.objects import ObjectStore, S3ObjectStore
-from infra.secrets import kafka_with_secrets
-from infra.settings import Settings, load_settings
-from streams.events import State, TrainingJob
-from trainers import ranks
-from trainers.embedder import follow
-from trainers.errors import (
-    BadJobError,
-    ExitCode,
-    InterruptedTrainingError,
-    KnobError,
-    SurroundingsError,
-    TrainerError,
-)
+from foldtune.errors import InfrastructureError, ObjectMissingError
+from foldtune.events import State, TrainingJob
+from foldtune.kafka import Publisher
+from foldtune.object_store import ObjectStore, S3ObjectStore
+from foldtune.secrets import kafka_with_secrets
+from foldtune.settings import Settings, load_settings
+from trainers.engine import ranks
+from trainers.engine.embedder import follow
+from trainers.errors import BadJobError, InterruptedTrainingError, KnobError, SurroundingsError, TrainerError
+from trainers.exit_codes import ExitCode
+from trainers.loop.training import reproducible
 from trainers.pipeline import produce_model
-from trainers.publishing import publish_again, published
-from trainers.status import Announcer, KafkaAnnouncer, Reporter
-from trainers.training import reproducible
+from trainers.publishing.model_publisher import publish_again, published
+from trainers.publishing.reporting import Announcer, KafkaAnnouncer, Reporter
 
 log = structlog.get_logger()
 
 # What a machine's network, its object store and its brokers raise when they are not there.
-_SURROUNDINGS = (BotoCoreError, ClientError, KafkaError, InfraError, ConnectionError, TimeoutError)
+_SURROUNDINGS = (BotoCoreError, ClientError, KafkaError, InfrastructureError, ConnectionError, TimeoutError)
 
 
 def main(arguments: list[str]) -> ExitCode:

@@ -10,26 +10,26 @@ import pyarrow.compute as pc
 import structlog
 import torch
 
-from infra.objects import ObjectStore
-from infra.settings import Settings
-from streams.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
-from trainers.artifacts import write_card, write_curve, write_metrics, write_model, write_recall
-from trainers.base_models import fetch_base_model, licence, weights_digest
-from trainers.board import Board
-from trainers.checkpoints import Checkpoints
-from trainers.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
-from trainers.encoder import Encoder
+from foldtune.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
+from foldtune.object_store import ObjectStore
+from foldtune.settings import Settings
+from trainers.data.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
+from trainers.data.snapshot import Snapshot, read_snapshot
+from trainers.engine.trainable_encoder import TrainedLayers
 from trainers.errors import OnnxExportError
-from trainers.evaluation import MIN_GROUPS, Evaluation, evaluate, gate
-from trainers.forgetting import Forgetting, measure_general
-from trainers.onnx_export import export_onnx
-from trainers.publishing import latest_model, publish_model
-from trainers.results import Baseline, Results
-from trainers.selection import MergeBack, Validation, merge_back
-from trainers.snapshot import Snapshot, read_snapshot
-from trainers.status import Reporter
-from trainers.trained_layers import TrainedLayers
-from trainers.training import Observer, TrainingRecord, cheap_to_embed_all, train
+from trainers.evaluation.forgetting import Forgetting, measure_general
+from trainers.evaluation.metrics import MIN_GROUPS, Evaluation, evaluate, gate
+from trainers.loop.checkpoints import Checkpoints
+from trainers.loop.tensorboard import Board
+from trainers.loop.training import Observer, TrainingRecord, cheap_to_embed_all, train
+from trainers.loop.validation import MergeBack, Validation, merge_back
+from trainers.model.base_models import fetch_base_model, licence, weights_digest
+from trainers.model.encoder import Encoder
+from trainers.publishing.artifacts import write_card, write_curve, write_metrics, write_model, write_recall
+from trainers.publishing.model_publisher import latest_model, publish_model
+from trainers.publishing.onnx_export import export_onnx
+from trainers.publishing.reporting import Reporter
+from trainers.publishing.results import Baseline, Results
 
 log = structlog.get_logger()
 

@@ -13,8 +13,8 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from trainers.errors import ExitCode
-from trainers.ranks import EXIT_CODE_FILE
+from trainers.engine.ranks import EXIT_CODE_FILE
+from trainers.exit_codes import ExitCode
 
 log = structlog.get_logger()
 

@@ -1,1 +1,1 @@
-"""The command groups of ``foldtune``, each in a module that is imported when it is called."""
+"""The commands that need only the SDK. ``foldtune.cli`` finds the others through entry points."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import typer
 
-from foldtune.output import AsJson, print_json, print_table
-from infra.settings import load_settings
+from foldtune.commands.output import AsJson, print_json, print_table
+from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False)
 

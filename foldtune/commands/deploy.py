@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from foldtune.errors import UserError
-from infra.objects import S3ObjectStore
-from infra.settings import load_settings
-from streams.client import FoldtuneClient
-from streams.deployer import fetch_model
-from streams.errors import ModelFileError
-from streams.events import ModelReady
+from foldtune.client.client import FoldtuneClient
+from foldtune.client.deployment import fetch_model
+from foldtune.commands.errors import UserError
+from foldtune.errors import ModelFileError
+from foldtune.events import ModelReady
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False)
 

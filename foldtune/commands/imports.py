@@ -11,12 +11,12 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foldtune.errors import UserError
-from infra.settings import load_settings
-from streams.client import FoldtuneClient
-from streams.errors import OutOfBoundsError
-from streams.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, Feedback
-from streams.records import reasons_of
+from foldtune.client.client import FoldtuneClient
+from foldtune.commands.errors import UserError
+from foldtune.errors import OutOfBoundsError
+from foldtune.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, Feedback
+from foldtune.reasons import reasons_of
+from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False, help="Send JSON Lines files.", no_args_is_help=True)
 

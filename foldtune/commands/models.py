@@ -2,9 +2,9 @@
 
 import typer
 
-from foldtune.output import AsJson, print_event, print_table
-from infra.settings import load_settings
-from streams.client import FoldtuneClient
+from foldtune.client.client import FoldtuneClient
+from foldtune.commands.output import AsJson, print_event, print_table
+from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False)
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from foldtune.knob_options import knob_sections, with_knobs
-from foldtune.output import AsJson, describe, print_event, warnings_of
-from infra.settings import load_settings
-from streams.client import FoldtuneClient
-from streams.events import FineTuneRequested, FineTuneStatus, State, now
+from foldtune.client.client import FoldtuneClient
+from foldtune.commands.knob_options import knob_sections, with_knobs
+from foldtune.commands.output import AsJson, describe, print_event, warnings_of
+from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
+from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from foldtune.event_docs import write
+from foldtune.commands.event_docs import write
 
 app = typer.Typer(add_completion=False)
 

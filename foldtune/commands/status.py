@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from foldtune.errors import UserError
-from foldtune.output import AsJson, describe, newest_progress, print_event, print_table, warnings_of
-from infra.settings import load_settings
-from streams.client import FoldtuneClient
+from foldtune.client.client import FoldtuneClient
+from foldtune.commands.errors import UserError
+from foldtune.commands.output import AsJson, describe, newest_progress, print_event, print_table, warnings_of
+from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False)
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from foldtune.output import print_event
-from infra.settings import load_settings
-from streams.client import FoldtuneClient
+from foldtune.client.client import FoldtuneClient
+from foldtune.commands.output import print_event
+from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False)
 

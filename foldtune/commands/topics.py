@@ -13,9 +13,9 @@ def _group() -> None:
 @app.command()
 def create() -> None:
     """Create the topics that are missing, and check the partitions of those that are there."""
-    from infra.kafka import create_topics  # noqa: PLC0415  imports take longer than help may
-    from infra.settings import load_settings  # noqa: PLC0415
-    from streams.topics import Topic  # noqa: PLC0415
+    from foldtune.kafka import create_topics  # noqa: PLC0415  imports take longer than help may
+    from foldtune.settings import load_settings  # noqa: PLC0415
+    from foldtune.topics import Topic  # noqa: PLC0415
 
     settings = load_settings()
     create_topics(settings.kafka, tuple(Topic))

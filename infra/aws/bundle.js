@@ -19,8 +19,8 @@ class Bundle {
     }
     const declared = Object.entries(this.serverless.service.resources.Parameters);
     const input = JSON.stringify(Object.fromEntries(declared.map(([name, { Default }]) => [name, Default])));
-    execFileSync(PYTHON, ["-m", "infra.parameters"], { input, stdio: ["pipe", "inherit", "inherit"] });
-    execFileSync(PYTHON, ["-m", "infra.bundle", "build/functions.zip"], { stdio: "inherit" });
+    execFileSync(PYTHON, ["-m", "infra.aws.check_parameters"], { input, stdio: ["pipe", "inherit", "inherit"] });
+    execFileSync(PYTHON, ["-m", "infra.aws.lambda_archive", "build/functions.zip"], { stdio: "inherit" });
   }
 }
 

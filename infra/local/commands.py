@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from infra.errors import InfraError, LocalExtraMissingError, ServerStartError
+from foldtune.errors import InfrastructureError
+from infra.local.errors import LocalExtraMissingError, ServerStartError
 from infra.local.options import LocalOptions
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def up(
             _up_detached(options)
         else:
             _up(options)
-    except InfraError as error:
+    except InfrastructureError as error:
         _fail(error)
 
 
@@ -59,7 +60,7 @@ def down(data_dir: DataDir = DEFAULTS.data_dir) -> None:
 
     try:
         stopped = control.stop(data_dir)
-    except InfraError as error:
+    except InfrastructureError as error:
         _fail(error)
     out.print("stopped" if stopped else "nothing was running")
 
@@ -150,7 +151,7 @@ def _need_extra() -> None:
         _fail(LocalExtraMissingError(", ".join(missing)))
 
 
-def _fail(error: InfraError) -> NoReturn:
+def _fail(error: InfrastructureError) -> NoReturn:
     err.print(str(error), style="red", markup=False, highlight=False)
     raise typer.Exit(1)
 

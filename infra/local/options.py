@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from infra.settings import Port, Section
+from foldtune.settings import Port, Section
 
 
 class LocalOptions(Section):

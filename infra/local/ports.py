@@ -3,7 +3,7 @@
 import random
 import socket
 
-from infra.errors import NoFreePortError
+from infra.local.errors import NoFreePortError
 
 HOST = "127.0.0.1"
 

@@ -7,7 +7,7 @@ from typing import Self, TypeVar
 import psutil
 from pydantic import ValidationError
 
-from infra.settings import Section
+from foldtune.settings import Section
 
 Record = TypeVar("Record", bound=Section)
 

@@ -12,8 +12,8 @@ import psutil
 import structlog
 from tenacity import RetryError, Retrying, retry_if_not_exception_type, stop_after_delay, wait_fixed
 
-from infra.errors import ServerStartError
 from infra.local import records, supervise
+from infra.local.errors import ServerStartError
 from infra.local.records import ProcessRecord
 
 SUPERVISOR = Path(supervise.__file__)

@@ -18,7 +18,7 @@ METRICS = {"recall@1", "recall@10", "mrr@10", "ndcg@10"}
 
 
 def command(*options: str) -> list[str]:
-    return [sys.executable, "-m", "foldtune.demo", *options]
+    return [sys.executable, "-m", "demo", *options]
 
 
 def environment(folder: Path) -> dict[str, str]:

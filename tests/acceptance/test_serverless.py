@@ -1,5 +1,5 @@
-"""The whole loop as it is in the cloud, on this machine: the functions of `infra.handlers` between a real Kafka, a real
-S3 server, a stream worker and a trainer. Only Lambda's pollers and AWS Batch are played, by the test.
+"""The whole loop as it is in the cloud, on this machine: the functions of `infra.aws.handlers` between a real Kafka, a
+real S3 server, a stream worker and a trainer. Only Lambda's pollers and AWS Batch are played, by the test.
 """
 
 import json
@@ -17,14 +17,9 @@ from cfnlint.decode.cfn_yaml import load
 from kafka import KafkaConsumer
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
-import trainers.launchers.batch
-from infra.handlers import api, batch_state, launch
-from infra.kafka import Publisher, connection, create_topics
-from infra.local.stack import LocalServers
-from infra.objects import S3ObjectStore
-from infra.settings import Settings, load_settings
-from streams.dead_letters import OFFSET_HEADER
-from streams.events import (
+import launchers.batch.launcher as batch_launcher
+from foldtune.dead_letters import OFFSET_HEADER
+from foldtune.events import (
     ChatLog,
     DocumentUpserted,
     FineTuneCancelled,
@@ -33,14 +28,18 @@ from streams.events import (
     RetrievedPassage,
     now,
 )
-from streams.reading import read
-from streams.topics import Topic
+from foldtune.kafka import Publisher, connection, create_topics
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import Settings, load_settings, settings_environment
+from foldtune.topic_reader import read
+from foldtune.topics import Topic
+from infra.aws.handlers import api, batch_state, launch
+from infra.local.stack import LocalServers
 from tests.batch_service import BatchService
 from tests.lambda_payloads import Context, Record, http_payload, kafka_payload
 from tests.runbooks import tables
 from tests.support import ChildProcess, environment, settings_of
-from trainers.base_models import packaged_minilm, packaged_minilm_folder
-from trainers.launchers.environment import settings_environment
+from trainers.model.base_models import packaged_minilm, packaged_minilm_folder
 
 JOB_DEFINITION = load(str(Path(__file__).parents[2] / "infra" / "aws" / "batch.yml"))["Resources"]["JobDefinition"][
     "Properties"
@@ -175,7 +174,7 @@ def loop(local_servers: LocalServers, tmp_path_factory: pytest.TempPathFactory) 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        patch.setattr(trainers.launchers.batch, "batch_client", lambda _: batch)
+        patch.setattr(batch_launcher, "batch_client", lambda _: batch)
         load_settings.cache_clear()
         try:
             found = Loop(settings, batch, poller)
@@ -254,7 +253,9 @@ def test_what_is_no_job_is_put_aside_once_and_stops_nothing(loop: Loop) -> None:
 
 def test_the_functions_import_only_what_their_bundle_holds() -> None:
     """The packages of the extras stay out of the bundle; torch alone would be many times its size."""
-    program = "import sys, json, infra.handlers; print(json.dumps([name.partition('.')[0] for name in sys.modules]))"
+    program = (
+        "import sys, json, infra.aws.handlers; print(json.dumps([name.partition('.')[0] for name in sys.modules]))"
+    )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported = set(json.loads(answer.stdout))
     assert {"boto3", "kafka", "pydantic"} <= imported

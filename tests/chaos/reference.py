@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from infra.settings import Settings
-from streams.reading import read
-from streams.topics import DATA_TOPICS, Topic
+from foldtune.settings import Settings
+from foldtune.topic_reader import read
+from foldtune.topics import DATA_TOPICS, Topic
 from tests.chaos.traffic import BOUNDED_FOLDERS, MAX_EXAMPLES
 
 # A row of a snapshot, as far as it is compared: log, question, label, document that is right.

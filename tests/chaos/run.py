@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 from kafka import TopicPartition
 from rocksdict import AccessType, Options, Rdict
 
-from infra.kafka import Publisher, consumer, create_topics
+from foldtune.events import FineTuneRequested, FineTuneStatus, SnapshotManifest, TrainingJob, now
+from foldtune.kafka import Publisher, consumer, create_topics
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import Settings
+from foldtune.topic_reader import read
+from foldtune.topics import Topic
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
-from infra.objects import S3ObjectStore
-from infra.settings import Settings
-from streams.app import changelogs
-from streams.events import FineTuneRequested, FineTuneStatus, SnapshotManifest, TrainingJob, now
-from streams.reading import read
-from streams.topics import Topic
+from streams.worker.app import changelogs
 from tests.chaos.faults import SESSION_SECONDS, Faults, Worker
 from tests.chaos.reference import Expected, History, Row
 from tests.chaos.traffic import BOUNDED_FOLDERS, FOLDERS, MAX_EXAMPLES, Traffic, Trainer

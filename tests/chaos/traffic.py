@@ -8,10 +8,8 @@ from datetime import datetime, timedelta
 
 from tenacity import retry, retry_if_exception_type, stop_after_delay
 
-from infra.errors import NoBrokerError, PublishError
-from infra.kafka import Publisher, consumer
-from infra.settings import Settings
-from streams.events import (
+from foldtune.errors import NoBrokerError, PublishError
+from foldtune.events import (
     ChatLog,
     ChatLogBatch,
     DocumentDeleted,
@@ -29,8 +27,10 @@ from streams.events import (
     Verdict,
     now,
 )
-from streams.knobs import DataSelection, TrainingKnobs
-from streams.topics import Topic
+from foldtune.kafka import Publisher, consumer
+from foldtune.knobs import DataSelection, TrainingKnobs
+from foldtune.settings import Settings
+from foldtune.topics import Topic
 
 FOLDERS = tuple(f"folder {number}/ü" for number in range(12))
 MODELS = tuple(f"model-{number}" for number in range(5))

@@ -9,11 +9,12 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from infra.settings import load_settings
-from streams import fold, worker
-from streams.ingest import Ingest
-from streams.requests import Coordinator
-from streams.stored import Feedback
+from foldtune.settings import load_settings
+from streams.requests.coordinator import Coordinator
+from streams.training_sets import fold
+from streams.training_sets.ingest import Ingest
+from streams.training_sets.state_events import Feedback
+from streams.worker import process
 
 DELAY_SECONDS = 3.0
 _running: set[asyncio.Task[None]] = set()
@@ -75,4 +76,4 @@ if correction := os.environ.get("CHAOS_WITHOUT"):
     WITHOUT[correction]()
 
 if __name__ == "__main__":
-    worker.run(load_settings())
+    process.run(load_settings())

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from foldtune import event_docs
-from streams.events import EVENTS, Event, json_schemas
-from streams.topics import Topic
+from foldtune.commands import event_docs
+from foldtune.events import EVENTS, Event, json_schemas
+from foldtune.topics import Topic
 
 VERSION_1 = Path(__file__).parent / "v1"
 BY_TYPE: dict[str, type[Event]] = {event.model_fields["type"].default: event for event in EVENTS}

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from infra.kafka import Publisher, create_topics
+from foldtune.kafka import Publisher, create_topics
+from foldtune.settings import Settings, load_settings
+from foldtune.topics import Topic
 from infra.local.stack import LocalServers
-from infra.settings import Settings, load_settings
-from streams.topics import Topic
 from tests.support import ChildProcess, environment, settings_of
 
 StartWorker = Callable[..., ChildProcess]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from infra.kafka import Publisher
+from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
+from foldtune.kafka import Publisher
+from foldtune.settings import Settings
+from foldtune.topics import Topic
 from infra.local.ports import free_port
-from infra.settings import Settings
-from streams.events import FineTuneRequested, FineTuneStatus, State, now
-from streams.topics import Topic
 from tests.support import ChildProcess, Reader
 
 BAD: list[tuple[Any, str]] = [

@@ -13,12 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from foldtune.cli import app
-from infra.kafka import Publisher
-from infra.objects import S3ObjectStore, safe_segment
-from infra.settings import Settings
-from streams.client import FoldtuneClient
-from streams.errors import ClientClosedError, OutOfBoundsError, StatusTimeoutError
-from streams.events import (
+from foldtune.client.client import FoldtuneClient
+from foldtune.errors import ClientClosedError, OutOfBoundsError, StatusTimeoutError
+from foldtune.events import (
     ChatLog,
     ChatLogBatch,
     DocumentDeleted,
@@ -34,10 +31,14 @@ from streams.events import (
     Verdict,
     now,
 )
-from streams.reading import read
-from streams.topics import Topic
+from foldtune.kafka import Publisher
+from foldtune.object_keys import safe_segment
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import Settings
+from foldtune.topic_reader import read
+from foldtune.topics import Topic
 from tests.support import fine_tune_request
-from tests.unit.client.test_deployer import publish
+from tests.unit.foldtune.client.test_deployment import publish
 
 PATIENCE = timedelta(seconds=60)
 

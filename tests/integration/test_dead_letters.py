@@ -7,12 +7,12 @@ from kafka import KafkaAdminClient
 from typer.testing import CliRunner
 
 from foldtune.cli import app
-from infra.kafka import Publisher, connection, partition_of
-from infra.settings import Settings
-from streams.dead_letters import dead_letter_headers
-from streams.events import ChatLog, now
-from streams.replaying import LETTER_HEADER, REPLAYS_HEADER
-from streams.topics import Topic
+from foldtune.dead_letters import dead_letter_headers
+from foldtune.events import ChatLog, now
+from foldtune.kafka import Publisher, connection, partition_of
+from foldtune.settings import Settings
+from foldtune.topics import Topic
+from streams.publishing.dead_letter_replay import LETTER_HEADER, REPLAYS_HEADER
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ask, exported, jobs, publish_history, snapshot
 from tests.support import Reader, fine_tune_request

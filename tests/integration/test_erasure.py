@@ -14,13 +14,13 @@ from rocksdict import AccessType, Options, Rdict
 from typer.testing import CliRunner
 
 from foldtune.cli import app
-from infra.kafka import Publisher, connection, consumer, partition_of
+from foldtune.events import ChatLog, DocumentUpserted, Feedback, RetrievedPassage, Verdict, now
+from foldtune.kafka import Publisher, connection, consumer, partition_of
+from foldtune.settings import Settings
+from foldtune.topics import Topic
 from infra.local.stack import LocalServers
-from infra.settings import Settings
-from streams.app import changelogs
-from streams.events import ChatLog, DocumentUpserted, Feedback, RetrievedPassage, Verdict, now
-from streams.topics import Topic
-from streams.training_sets import PURGED
+from streams.training_sets.store import PURGED
+from streams.worker.app import changelogs
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ask, exported, jobs, publish_history, snapshot
 from tests.support import Reader, fine_tune_request

@@ -19,13 +19,14 @@ import pytest
 import uv
 import yaml
 
-from infra import bundle
+from foldtune.settings import Settings
+from infra.aws import lambda_archive
 from infra.local.ports import free_port
-from infra.settings import Settings
 
-ROOT = bundle.ROOT
+ROOT = lambda_archive.ROOT
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 COMPOSE = ROOT / "infra" / "compose.yaml"
+ROOMS = ("api", "demo", "foldtune", "infra", "launchers", "server", "streams", "trainers")
 IMAGES = ("worker", "trainer", "api")
 TOOLS = Path(sys.executable).parent
 
@@ -111,7 +112,7 @@ def allowed() -> list[str]:
 
 def test_the_images_are_built_from_the_code_alone() -> None:
     files = {"pyproject.toml", "requirements.lock", "README.md", "LICENSE"}
-    assert {pattern.partition("/")[0] for pattern in allowed()} == {"foldtune", "infra", "streams", "trainers"} | files
+    assert {pattern.partition("/")[0] for pattern in allowed()} == set(ROOMS) | files
 
 
 # faust-streaming has no wheel for Linux on ARM.
@@ -132,26 +133,28 @@ def run_install(name: str, where: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """foldtune itself, built by the Dockerfile's command from what .dockerignore lets in."""
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """foldtune and foldtune-server, built by the Dockerfile's commands from what .dockerignore lets in."""
     context, folder = tmp_path_factory.mktemp("context"), tmp_path_factory.mktemp("wheel")
     for pattern in allowed():
         for path in ROOT.glob(pattern):
             target = context / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
-    command = shlex.split(STAGES["wheel"].last("RUN"))
-    assert command[:2] == ["uv", "build"]
-    options = [str(folder) if word == "/wheel" else word for word in command[1:]]
-    subprocess.run([uv.find_uv_bin(), *options, "--quiet"], cwd=context, check=True)
-    (found,) = folder.glob("*.whl")
+    for line in STAGES["wheel"].all("RUN"):
+        command = shlex.split(line)
+        assert command[:2] == ["uv", "build"]
+        options = [str(folder) if word == "/wheel" else word for word in command[1:]]
+        subprocess.run([uv.find_uv_bin(), *options, "--quiet"], cwd=context, check=True)
+    found = sorted(folder.glob("*.whl"))
+    assert [path.name.partition("-")[0] for path in found] == ["foldtune", "foldtune_server"]
     return found
 
 
 class Container:
     """An image on this machine: its packages in an environment of their own, its variables, its command."""
 
-    def __init__(self, name: str, folder: Path, wheel: Path, variables: dict[str, str]) -> None:
+    def __init__(self, name: str, folder: Path, wheels: list[Path], variables: dict[str, str]) -> None:
         self.stage = STAGES[name]
         self.port = free_port()
         self.log = folder / f"{name}.log"
@@ -159,7 +162,7 @@ class Container:
         subprocess.run([uv.find_uv_bin(), "venv", "--quiet", "--python", sys.executable, environment], check=True)
         run_install(name, ["--python", str(environment)])
         install = [uv.find_uv_bin(), "pip", "install", "--quiet", "--no-deps", "--python"]
-        subprocess.run([*install, environment, wheel], check=True)
+        subprocess.run([*install, environment, *wheels], check=True)
         self._folder = folder / f"{name}-state"
         self._folder.mkdir()
         of_image = {
@@ -196,7 +199,7 @@ class Container:
 
 
 def test_worker_launcher_and_api_run_with_what_their_images_hold(
-    variables: dict[str, str], tmp_path: Path, wheel: Path
+    variables: dict[str, str], tmp_path: Path, wheels: list[Path]
 ) -> None:
     # The data folder is the image's.
     variables = {key: value for key, value in variables.items() if not key.endswith(("DATA_DIR", "WORK_DIR"))}
@@ -204,7 +207,7 @@ def test_worker_launcher_and_api_run_with_what_their_images_hold(
     running = []
     try:
         for name in ("worker", "api"):
-            container = Container(name, tmp_path, wheel, variables)
+            container = Container(name, tmp_path, wheels, variables)
             running.append(
                 container.popen([*container.stage.command, *(["--port", str(container.port)] * (name == "api"))])
             )
@@ -219,10 +222,10 @@ def test_worker_launcher_and_api_run_with_what_their_images_hold(
 
 
 def test_the_trainer_s_image_runs_launcher_and_job(
-    variables: dict[str, str], settings: Settings, tmp_path: Path, wheel: Path
+    variables: dict[str, str], settings: Settings, tmp_path: Path, wheels: list[Path]
 ) -> None:
     variables = {key: value for key, value in variables.items() if not key.endswith("WORK_DIR")}
-    container = Container("trainer", tmp_path, wheel, variables)
+    container = Container("trainer", tmp_path, wheels, variables)
     check = yaml.safe_load(COMPOSE.read_text())["services"]["launcher"]["healthcheck"]["test"][1:]
     prefix = settings.kafka.topic_prefix
     here = [

@@ -17,28 +17,27 @@ import boto3
 import pytest
 from kafka.structs import TopicPartition
 
-from infra.kafka import Publisher, consumer
-from infra.objects import S3ObjectStore
-from infra.settings import Settings
-from streams import dead_letters
-from streams.events import FineTuneRequested, FineTuneStatus, ModelReference, State, TrainingJob, now
-from streams.reading import read
-from streams.topics import Topic
-from trainers.launchers.consumer import GROUP, JobConsumer
-from trainers.launchers.contract import Ending, Launcher, Outcome, job_segment
-from trainers.launchers.environment import settings_environment
-from trainers.launchers.fake import FakeLauncher
-from trainers.launchers.local import LocalLauncher
+from foldtune import dead_letters
+from foldtune.events import FineTuneRequested, FineTuneStatus, ModelReference, State, TrainingJob, now
+from foldtune.kafka import Publisher, consumer
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import Settings, settings_environment
+from foldtune.topic_reader import read
+from foldtune.topics import Topic
+from launchers.fake import FakeLauncher
+from launchers.job_consumer import GROUP, JobConsumer
+from launchers.local.launcher import LocalLauncher
+from launchers.port import Ending, Launcher, Outcome, job_segment
 
 PATIENCE = timedelta(seconds=60)
 RETRY = Outcome(ending=Ending.FAILED, retryable=True, reasons=("no luck",))
 
 LAUNCHER = """
 import sys, threading
-from infra.objects import S3ObjectStore
-from infra.settings import Settings
-from trainers.launchers.consumer import JobConsumer
-from trainers.launchers.local import LocalLauncher
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import Settings
+from launchers.job_consumer import JobConsumer
+from launchers.local.launcher import LocalLauncher
 settings = Settings()
 store = S3ObjectStore(settings.s3)
 launcher = LocalLauncher(settings, store, command=(sys.executable, "-c", sys.argv[1]))

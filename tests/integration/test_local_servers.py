@@ -16,8 +16,8 @@ from botocore.exceptions import ClientError
 from kafka import KafkaConsumer, KafkaProducer
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.errors import DataFolderInUseError, ServerStartError
 from infra.local import control, records
+from infra.local.errors import DataFolderInUseError, ServerStartError
 from infra.local.options import LocalOptions
 from infra.local.records import ProcessRecord
 from infra.local.server import STOP_SECONDS

@@ -6,13 +6,13 @@ import pytest
 from typer.testing import CliRunner
 
 from foldtune.cli import app
-from infra.kafka import Publisher
-from infra.objects import S3ObjectStore
-from infra.settings import Settings
-from streams.topics import Topic
+from foldtune.kafka import Publisher
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import Settings
+from foldtune.topics import Topic
 from tests.jobs import put_job
 from tests.runbooks import tables
-from trainers.base_models import packaged_minilm_folder
+from trainers.model.base_models import packaged_minilm_folder
 
 QUESTION = "what should I know about the night ferry?"
 

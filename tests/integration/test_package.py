@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import bundle
+from infra.aws import lambda_archive
+from launchers.batch.launcher import RETRIED
 from tests.support import setting_names
-from trainers.allocator import ALLOCATOR_ENVIRONMENT
-from trainers.launchers.batch import RETRIED
+from trainers.environment import ALLOCATOR_ENVIRONMENT
 
-ROOT = bundle.ROOT
+ROOT = lambda_archive.ROOT
 ARCHIVE = ROOT / "build" / "functions.zip"
 # The functions' permissions to be attached to a network cannot be bound to a resource, nor can looking at jobs.
 UNBOUND = {
@@ -529,7 +529,7 @@ def test_the_bundle_is_small_and_holds_nothing_to_train_with(resources: dict[str
     assert not {"torch", "faust", "mode", "transformers", "pyarrow", "numpy", "rocksdict"} & tops
     assert {"boto3", "kafka", "pydantic", "infra", "streams", "trainers"} <= tops
     # It is made anew whenever one of these changes.
-    assert {path.relative_to(ROOT).as_posix() for path in bundle.modules()} <= set(names)
+    assert {path.relative_to(ROOT).as_posix() for path in lambda_archive.modules()} <= set(names)
     # Lambda's bounds.
     assert ARCHIVE.stat().st_size < 50_000_000
     assert unzipped < 250_000_000
@@ -544,11 +544,11 @@ def test_the_bundle_is_small_and_holds_nothing_to_train_with(resources: dict[str
 
 
 def test_the_handlers_need_nothing_but_the_bundle(resources: dict[str, Any], tmp_path: Path) -> None:
-    bundle.collect(tmp_path, python=f"{sys.version_info.major}.{sys.version_info.minor}", machine=None)
+    lambda_archive.collect(tmp_path, python=f"{sys.version_info.major}.{sys.version_info.minor}", machine=None)
     wanted = sorted(function["Handler"] for function in of_type(resources, "AWS::Lambda::Function").values())
-    assert wanted == [f"infra.handlers.{name}" for name in ("api", "batch_state", "launch", "schedule")]
+    assert wanted == [f"infra.aws.handlers.{name}" for name in ("api", "batch_state", "launch", "schedule")]
     program = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import infra.handlers as h; "
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import infra.aws.handlers as h; "
         "print(h.__file__, *(callable(getattr(h, n)) for n in ('api', 'batch_state', 'launch', 'schedule')), "
         "sorted({'torch', 'faust', 'pyarrow', 'psutil'} & set(sys.modules)))"
     )

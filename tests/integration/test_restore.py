@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from infra.kafka import Publisher, create_topics
+from foldtune.events import TrainingJob
+from foldtune.kafka import Publisher, create_topics
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import Settings
+from foldtune.topics import Topic
 from infra.local.stack import LocalServers
-from infra.objects import S3ObjectStore
-from infra.settings import Settings
-from streams.events import TrainingJob
-from streams.topics import Topic
 from tests.integration.conftest import StartWorker
 from tests.support import ChildProcess, Reader, environment, fine_tune_request, folder_history, settings_of
-from trainers.snapshot import read_snapshot
+from trainers.data.snapshot import read_snapshot
 
 
 def job_of(settings: Settings, name: str) -> TrainingJob:

@@ -8,20 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.objects import MemoryObjectStore
-from infra.settings import Settings, TrainerSettings
-from streams.events import State
-from streams.knobs import TrainingKnobs
+from foldtune.events import State
+from foldtune.knobs import TrainingKnobs
+from foldtune.settings import Settings, TrainerSettings
+from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
 from tests.runbooks import SUBJECTS, tables
-from trainers.base_models import packaged_minilm_folder
-from trainers.dataset import build_dataset
-from trainers.encoder import Encoder
-from trainers.errors import ExitCode
-from trainers.evaluation import evaluate
+from trainers.data.dataset import build_dataset
+from trainers.evaluation.metrics import evaluate
+from trainers.exit_codes import ExitCode
 from trainers.job import run
+from trainers.model.base_models import packaged_minilm_folder
+from trainers.model.encoder import Encoder
 from trainers.pipeline import embed
-from trainers.status import RecordingAnnouncer
+from trainers.publishing.reporting import RecordingAnnouncer
 
 OUTPUT = "models/m/000001"
 
@@ -104,7 +104,7 @@ def test_sentence_transformers_and_transformers_embed_alike(trained: Trained, mo
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel, AutoTokenizer
 
-    monkeypatch.setattr("trainers.encoder.arithmetic", lambda *_: torch.float32)
+    monkeypatch.setattr("trainers.model.encoder.arithmetic", lambda *_: torch.float32)
     texts = ["what should I know about the night ferry?", "Internal runbook. " * 200, "x"]
     ours = Encoder.load(trained.folder).encode(texts)
     theirs = SentenceTransformer(str(trained.folder), device="cpu").encode(texts)

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from infra.kafka import Publisher, partition_of
-from infra.objects import S3ObjectStore
-from infra.settings import Settings
-from streams.dead_letters import ERROR_HEADER, OFFSET_HEADER, TOPIC_HEADER
-from streams.events import FineTuneCancelled, FineTuneStatus, SnapshotManifest, State, TrainingJob, now
-from streams.knobs import DataSelection
-from streams.topics import Topic
+from foldtune.dead_letters import ERROR_HEADER, OFFSET_HEADER, TOPIC_HEADER
+from foldtune.events import FineTuneCancelled, FineTuneStatus, SnapshotManifest, State, TrainingJob, now
+from foldtune.kafka import Publisher, partition_of
+from foldtune.knobs import DataSelection
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import Settings
+from foldtune.topics import Topic
 from tests.integration.conftest import StartWorker
 from tests.support import Reader, fine_tune_request, folder_history
 

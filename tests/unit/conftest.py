@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from infra.settings import load_settings
+from foldtune.settings import load_settings
 
 
 @pytest.fixture

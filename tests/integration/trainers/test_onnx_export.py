@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.objects import MemoryObjectStore
+from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES, Start, start, store
-from trainers import onnx_export
-from trainers.encoder import Encoder
-from trainers.errors import ExitCode, OnnxExportError
-from trainers.onnx_export import export_onnx
-from trainers.publishing import ArtifactManifest
-from trainers.recipe import Recipe, write_recipe
+from trainers.errors import OnnxExportError
+from trainers.exit_codes import ExitCode
+from trainers.model.encoder import Encoder
+from trainers.model.encoding_config import Recipe, write_recipe
+from trainers.publishing import onnx_export
+from trainers.publishing.model_publisher import ArtifactManifest
+from trainers.publishing.onnx_export import export_onnx
 
 __all__ = ["start", "store"]
 TEXTS = ["one", "", "some more words than that", "and " * 300]

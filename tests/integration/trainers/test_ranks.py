@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from foldtune.testing import MemoryObjectStore
 from infra.local.ports import free_port
-from infra.objects import MemoryObjectStore
 from tests.unit.trainers.job_of_ranks import MODEL, job_in, losses, settings_for
-from trainers import ranks
-from trainers.errors import ExitCode
+from trainers.engine import ranks
+from trainers.exit_codes import ExitCode
 from trainers.job import main, run
-from trainers.status import RecordingAnnouncer
+from trainers.publishing.reporting import RecordingAnnouncer
 
 ROOT = Path(__file__).parents[3]
 # Each rank has one thread, as torchrun would have it; the sums of a product then run in another order.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.objects import MemoryObjectStore
-from infra.settings import Settings, TrainerSettings
-from streams.events import FineTuneRequested, ModelReference, TrainingJob, now
-from trainers.launchers.local import LocalLauncher
+from foldtune.events import FineTuneRequested, ModelReference, TrainingJob, now
+from foldtune.settings import Settings, TrainerSettings
+from foldtune.testing import MemoryObjectStore
+from launchers.local.launcher import LocalLauncher
 
 MOMENT = now()
 MakeLocal = Callable[..., LocalLauncher]

@@ -6,18 +6,17 @@ from typing import Any
 
 import pytest
 
-from infra.objects import MemoryObjectStore
-from infra.settings import BatchSettings, Settings, WorkerSettings
-from streams.coordination import REPORTING_TIME
-from streams.events import FineTuneStatus, State, TrainingJob, now
+from foldtune.events import REPORTING_TIME, FineTuneStatus, State, TrainingJob, now
+from foldtune.settings import BatchSettings, Settings, WorkerSettings
+from foldtune.testing import MemoryObjectStore
+from launchers.batch.batch_job import BatchJob
+from launchers.batch.launcher import BatchLauncher
+from launchers.dispatch import LISTED, OVERDUE, Dispatcher
+from launchers.errors import RunBusyError
+from launchers.ledger import Ledger
+from launchers.ownership import this_process
+from launchers.port import job_segment
 from tests.batch_service import BatchService, state_change
-from trainers.launchers.batch import BatchLauncher
-from trainers.launchers.batch_job import BatchJob
-from trainers.launchers.contract import job_segment
-from trainers.launchers.dispatch import LISTED, OVERDUE, Dispatcher
-from trainers.launchers.errors import RunBusyError
-from trainers.launchers.ledger import Ledger
-from trainers.launchers.ownership import this_process
 
 from .conftest import MOMENT, make_job
 
@@ -110,14 +109,14 @@ class Bench:
         return [status.state for status in self.statuses]
 
     def spent(self) -> float:
-        from trainers.launchers.spending import Spend
+        from launchers.batch.spending import Spend
 
         [key] = self.store.list("spend/")
         return sum(Spend.model_validate_json(self.store.get(key)).jobs.values())
 
     def jobs_spending(self) -> set[str]:
         """For which jobs something is set aside, or was spent."""
-        from trainers.launchers.spending import Spend
+        from launchers.batch.spending import Spend
 
         return {
             name for key in self.store.list("spend/") for name in Spend.model_validate_json(self.store.get(key)).jobs

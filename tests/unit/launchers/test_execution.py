@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.objects import MemoryObjectStore, ObjectStore
-from streams.events import FineTuneStatus, State, TrainingJob, now
-from trainers.launchers.contract import Ending, Launcher, Outcome, Run, job_segment
-from trainers.launchers.errors import LaunchError
-from trainers.launchers.execution import Execution
-from trainers.launchers.fake import FakeLauncher
-from trainers.launchers.ledger import Ledger
-from trainers.launchers.offsets import Offsets
-from trainers.launchers.ownership import DEAD_SECONDS, this_process
+from foldtune.events import FineTuneStatus, State, TrainingJob, now
+from foldtune.object_store import ObjectStore
+from foldtune.testing import MemoryObjectStore
+from launchers.errors import LaunchError
+from launchers.execution import Execution
+from launchers.fake import FakeLauncher
+from launchers.ledger import Ledger
+from launchers.offsets import Offsets
+from launchers.ownership import DEAD_SECONDS, this_process
+from launchers.port import Ending, Launcher, Outcome, Run, job_segment
 
 RETRY = Outcome(ending=Ending.FAILED, retryable=True, reasons=("out of luck",), log_uri="s3://memory/a.log")
 REFUSED = Outcome(ending=Ending.FAILED, announced=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.events import State
+from foldtune.events import State
 
 from .conftest import make_job
 from .test_dispatch import GONE, Bench, Steps, killed_before_submitting

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from streams.events import now
-from streams.snapshot_format import DOCUMENTS, EXAMPLES
-from trainers.base_models import packaged_minilm_folder
-from trainers.dataset import Dataset, build_dataset
+from foldtune.events import now
+from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
+from trainers.data.dataset import Dataset, build_dataset
+from trainers.model.base_models import packaged_minilm_folder
 
 Tables = tuple[pa.Table, pa.Table]
 
@@ -73,7 +73,7 @@ def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def use_arithmetic(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """As on a processor that computes in ``dtype``, which may be emulated."""
-    monkeypatch.setattr("trainers.encoder.arithmetic", lambda *_: dtype)
+    monkeypatch.setattr("trainers.model.encoder.arithmetic", lambda *_: dtype)
 
 
 @pytest.fixture(scope="session")

@@ -17,15 +17,16 @@ import psutil
 import pytest
 import torch
 
-from infra.objects import MemoryObjectStore
-from infra.settings import Settings, TrainerSettings
-from streams.events import FineTuneStatus, ModelReference, TrainingJob
-from streams.knobs import TrainingKnobs
+from foldtune.events import FineTuneStatus, ModelReference, TrainingJob
+from foldtune.knobs import TrainingKnobs
+from foldtune.settings import Settings, TrainerSettings
+from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
 from tests.unit.trainers.conftest import make_tables, use_arithmetic
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
-from trainers import job, ranks
-from trainers.status import RecordingAnnouncer
+from trainers import job
+from trainers.engine import ranks
+from trainers.publishing.reporting import RecordingAnnouncer
 
 MODEL = "models/m/000001"
 
@@ -78,7 +79,7 @@ def main(model: Path, output: Path, step: int = 0, layers: int = 2) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         use_arithmetic(patch, torch.float32)
-        patch.setattr("trainers.status.REPORT_SECONDS", -1)
+        patch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
         patch.setattr(job, "load_settings", lambda: settings_for(model, output))
         patch.setattr(job, "S3ObjectStore", only_for_the_first)
         patch.setattr(job, "Publisher", nullcontext)

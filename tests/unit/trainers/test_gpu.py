@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from infra.objects import MemoryObjectStore
-from streams.knobs import DatasetKnobs
+from foldtune.knobs import DatasetKnobs
+from foldtune.testing import MemoryObjectStore
 from tests.unit.trainers.conftest import use_arithmetic
 from tests.unit.trainers.job_of_ranks import AskedToEnd, job_in, losses, settings_for
-from tests.unit.trainers.test_training import Steps, request
-from trainers.dataset import Dataset, split
-from trainers.encoder import Encoder
-from trainers.errors import ExitCode
+from tests.unit.trainers.loop.test_training import Steps, request
+from trainers.data.dataset import Dataset, split
+from trainers.data.negatives import hardest
+from trainers.engine.prefix_cache import PrefixCache
+from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.exit_codes import ExitCode
 from trainers.job import run
-from trainers.layouts import freeze, halves
-from trainers.negatives import hardest
+from trainers.loop.training import train
+from trainers.model.encoder import Encoder
+from trainers.model.split_model import freeze, halves
 from trainers.pipeline import embed, measure
-from trainers.prefix_cache import PrefixCache
-from trainers.status import RecordingAnnouncer
-from trainers.trained_layers import TrainedLayers
-from trainers.training import train
+from trainers.publishing.reporting import RecordingAnnouncer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -83,7 +83,7 @@ def test_a_job_goes_on_where_it_was(
     step: int, dtype: torch.dtype, tiny_folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     use_arithmetic(monkeypatch, dtype)
-    monkeypatch.setattr("trainers.status.REPORT_SECONDS", -1)
+    monkeypatch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
     stores = MemoryObjectStore(), MemoryObjectStore()
     settings = settings_for(tiny_folder, tmp_path)
     jobs = [job_in(store, tiny_folder) for store in stores]

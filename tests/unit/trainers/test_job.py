@@ -14,30 +14,25 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel
 
-from infra.errors import PublishError
-from infra.objects import MemoryObjectStore
-from infra.settings import Settings, TrainerSettings
-from streams.events import (
-    FineTuneStatus,
-    ModelReference,
-    Progress,
-    State,
-    TrainingJob,
-)
-from streams.knobs import TrainingKnobs, WeightKnobs
+from foldtune.errors import PublishError
+from foldtune.events import FineTuneStatus, ModelReference, Progress, State, TrainingJob
+from foldtune.knobs import TrainingKnobs, WeightKnobs
+from foldtune.settings import Settings, TrainerSettings
+from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
 from tests.unit.trainers.conftest import example, use_arithmetic
-from trainers import checkpoints
-from trainers.base_models import packaged_minilm, packaged_minilm_folder
-from trainers.checkpoints import Checkpoints
-from trainers.encoder import Encoder, arithmetic
-from trainers.errors import BadJobError, ExitCode, SurroundingsError
+from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.errors import BadJobError, SurroundingsError
+from trainers.exit_codes import ExitCode
 from trainers.job import main, read_job, run
-from trainers.layouts import freeze
-from trainers.publishing import ArtifactManifest, LatestModel, latest_model
-from trainers.selection import Validation
-from trainers.status import RecordingAnnouncer, Reporter
-from trainers.trained_layers import TrainedLayers
+from trainers.loop import checkpoints
+from trainers.loop.checkpoints import Checkpoints
+from trainers.loop.validation import Validation
+from trainers.model.base_models import packaged_minilm, packaged_minilm_folder
+from trainers.model.encoder import Encoder, arithmetic
+from trainers.model.split_model import freeze
+from trainers.publishing.model_publisher import ArtifactManifest, LatestModel, latest_model
+from trainers.publishing.reporting import RecordingAnnouncer, Reporter
 
 WORDS = [f"{one}{two}" for one in ("red", "blue", "green", "old", "new", "odd", "raw", "big") for two in "abcdefghij"]
 DOCUMENTS = {word: f"all about {word} {word}s" for word in WORDS}
@@ -122,8 +117,8 @@ def test_the_next_version_is_compared_with_the_promoted_one(
 def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainers.forgetting.WARNING_FALL", -2)
-    monkeypatch.setattr("trainers.forgetting.REFUSAL_FALL", -2)
+    monkeypatch.setattr("trainers.evaluation.forgetting.WARNING_FALL", -2)
+    monkeypatch.setattr("trainers.evaluation.forgetting.REFUSAL_FALL", -2)
     code, announcer = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
     assert code == ExitCode.DONE
     general = json.loads(store.get("models/m/000001/metrics.json"))["general"]
@@ -165,7 +160,7 @@ def weights(store: MemoryObjectStore) -> str:
 
 @pytest.fixture
 def every_step_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainers.status.REPORT_SECONDS", -1)
+    monkeypatch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
 
 
 def validate_by_distance(monkeypatch: pytest.MonkeyPatch, base: Path, sign: int) -> None:
@@ -215,7 +210,7 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     data, knobs = tables(EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=16, epochs=3, trainable_layers=2)
     if sign:
         validate_by_distance(monkeypatch, tiny_folder, sign)
-        monkeypatch.setattr("trainers.training.CLEARLY_WORSE", 0)
+        monkeypatch.setattr("trainers.loop.training.CLEARLY_WORSE", 0)
         data, knobs = tables(MANY_EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=64, epochs=3)
     base = ModelReference(uri=tiny_folder.as_uri())
     stores = MemoryObjectStore(), MemoryObjectStore()
@@ -243,7 +238,7 @@ def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
     tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All documents are cut for training, and differ in length for evaluation.
-    monkeypatch.setattr("trainers.trained_layers.TRAINING_TOKENS", 8)
+    monkeypatch.setattr("trainers.engine.trainable_encoder.TRAINING_TOKENS", 8)
     documents = {word: f"all about {word} {word}s " + "and more " * (at % 9) for at, word in enumerate(WORDS)}
     # In the small model's products there is but one order to add up in.
     folder = packaged_minilm_folder()
@@ -275,7 +270,7 @@ def test_a_validation_is_ended_at_once_and_done_again(
     stores = MemoryObjectStore(), MemoryObjectStore()
     whole, taken = (put_job(store, data, base_model=base, training=knobs) for store in stores)
     assert run(whole, settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
-    monkeypatch.setattr("trainers.trained_layers.TrainedLayers.embed_all", embed_and_be_asked_to_end)
+    monkeypatch.setattr("trainers.engine.trainable_encoder.TrainedLayers.embed_all", embed_and_be_asked_to_end)
     first, second = RecordingAnnouncer(), RecordingAnnouncer()
     assert run(taken, settings, stores[1], first) == ExitCode.TRY_AGAIN
     steps = [status.progress.step for status in first.statuses if status.progress]
@@ -418,7 +413,7 @@ def test_steps_that_left_float16_are_counted_and_warned_of(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_arithmetic(monkeypatch, torch.float16)
-    monkeypatch.setattr("trainers.descent.FIRST_SCALE", 2.0**40)
+    monkeypatch.setattr("trainers.loop.optimizer.FIRST_SCALE", 2.0**40)
     code, announcer = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=16)))
     assert code == ExitCode.DONE
     assert "12 of 12 steps left float16 and were not taken" in announcer.statuses[-1].warnings

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from streams.events import FineTuneRequested, now
-from streams.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
-from trainers.dataset import Split
+from foldtune.events import FineTuneRequested, now
+from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
+from trainers.data.dataset import Split
+from trainers.loop.training import TrainingRecord
 from trainers.pipeline import knob_warnings, negative_warnings
-from trainers.training import TrainingRecord
 
 
 def request(

@@ -1,0 +1,58 @@
+"""The configured bounds of an event, checked before it is sent and when it is read."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from foldtune.settings import Bounds
+
+_NEVER_MS = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp() * 1000)
+
+
+class Rules(NamedTuple):
+    """What an event of the right form is held to.
+
+    ``written_at`` is the time that Kafka keeps with the message: unlike the clock it is the same on every replay.
+    """
+
+    written_at: datetime
+    bounds: Bounds
+
+
+def violations(event: Any, rules: Rules) -> Iterator[str]:
+    """What in a well-formed event, of the wire or of the state, is over a configured bound."""
+    moment = event.occurred_at
+    if moment > rules.written_at + rules.bounds.future:
+        yield f"occurred_at: {moment.isoformat()} lies more than {rules.bounds.future} in the future"
+    if moment.year < 1970:
+        yield f"occurred_at: {moment.isoformat()} lies before 1970"
+    # By attribute, not by class: the wire's events and the worker's own have the same fields.
+    if hasattr(event, "question"):
+        yield from _log_violations(event, rules.bounds)
+    elif hasattr(event, "text"):
+        yield from _text("text", event.text, rules.bounds.passage_bytes)
+        yield from _text("title", event.title, rules.bounds.question_bytes, may_be_empty=True)
+
+
+def _log_violations(log: Any, bounds: Bounds) -> Iterator[str]:
+    yield from _text("question", log.question, bounds.question_bytes)
+    if len(log.retrieved) > bounds.passages_per_log:
+        yield f"retrieved: {len(log.retrieved)} passages, at most {bounds.passages_per_log}"
+    if len(log.cited_document_ids) > bounds.passages_per_log:
+        yield f"cited_document_ids: {len(log.cited_document_ids)}, at most {bounds.passages_per_log}"
+    for index, passage in enumerate(log.retrieved):
+        if passage.text is not None:
+            yield from _text(f"retrieved.{index}.text", passage.text, bounds.passage_bytes, may_be_empty=True)
+
+
+def _text(field: str, text: str, limit: int, *, may_be_empty: bool = False) -> Iterator[str]:
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > limit:
+        yield f"{field}: {size} bytes, at most {limit}"
+    if not may_be_empty and text.isspace():
+        yield f"{field}: only white space, at least 1 other character"
+
+
+def written_at(timestamp_ms: int) -> datetime:
+    """Kafka's message time as a moment; one that producers left out, or that cannot be meant, bounds nothing."""
+    return datetime.fromtimestamp((timestamp_ms if 0 <= timestamp_ms < _NEVER_MS else _NEVER_MS) / 1000, UTC)

@@ -1,0 +1,251 @@
+"""The SDK: what an agent and the services around it need, without the stream worker's packages.
+
+with FoldtuneClient(load_settings()) as client:
+    client.log(ChatLog(...))
+    client.request_fine_tune(FineTuneRequested(...))
+    status = client.wait(request_id)
+"""
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from functools import cached_property
+from typing import Self, TypeVar
+
+import structlog
+from pydantic import ValidationError
+
+from foldtune.bounds import Rules, violations
+from foldtune.client.log_batcher import ENVELOPE_BYTES, LogBatcher
+from foldtune.errors import ClientClosedError, OutOfBoundsError, StatusTimeoutError
+from foldtune.events import (
+    ChatLog,
+    DocumentDeleted,
+    DocumentUpserted,
+    ErasureRequested,
+    Event,
+    Feedback,
+    FineTuneCancelled,
+    FineTuneRequested,
+    FineTuneStatus,
+    ModelReady,
+    now,
+)
+from foldtune.kafka import Publisher, consumer
+from foldtune.settings import Settings
+from foldtune.topic_reader import POLL_MILLISECONDS, read
+from foldtune.topics import Topic
+
+_log = structlog.get_logger(__name__)
+
+BATCH_LOGS = 200
+LINGER = timedelta(milliseconds=200)
+
+E = TypeVar("E", bound=Event)
+
+
+class FoldtuneClient:
+    """Sends events and reads what becomes of them. May be shared by threads; connects when first used.
+
+    What sends raises ``OutOfBoundsError`` before anything is sent, ``PublishError`` where the brokers do not
+    acknowledge (for a log: perhaps at a later call), and ``ClientClosedError`` after ``close``; the first use raises
+    ``NoBrokerError`` where no broker can be reached at all.
+    """
+
+    def __init__(self, settings: Settings, *, batch_logs: int = BATCH_LOGS, linger: timedelta = LINGER) -> None:
+        self._settings = settings
+        self._batch_logs = batch_logs
+        self._linger = linger
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._closed = False
+
+    # ── What is told ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def log(self, log: ChatLog) -> None:
+        """Send one answered question soon; ``flush`` waits for it.
+
+        It goes to the folder of each cited document, else to that of the top passage, else to its own ``folder_id``.
+        """
+        self._check(log, spare=ENVELOPE_BYTES)
+        with self._lock:
+            batcher = self._batcher
+        for folder_id in folders_of(log):
+            batcher.add(log.model_copy(update={"folder_id": folder_id}))
+
+    def document(self, document: DocumentUpserted | DocumentDeleted) -> None:
+        """Send a passage, or that it is gone; ``flush`` waits for it."""
+        self._check(document)
+        with self._publishing() as publisher:
+            publisher.send(Topic.DOCUMENTS, document, key=document.folder_id)
+
+    def feedback(self, feedback: Feedback) -> None:
+        """Send a verdict on a log; ``flush`` waits for it."""
+        self._check(feedback)
+        with self._publishing() as publisher:
+            publisher.send(Topic.FEEDBACK, feedback, key=feedback.folder_id)
+
+    def erase(self, erasure: ErasureRequested) -> None:
+        """Ask every partition to forget, and wait until each has been asked."""
+        self._check(erasure)
+        with self._publishing() as publisher:
+            publisher.broadcast(Topic.ERASURES, erasure)
+            publisher.flush()
+
+    def flush(self) -> None:
+        """Wait until all that was sent is acknowledged; raises ``PublishError``."""
+        if "_batcher" in vars(self):
+            self._batcher.flush()
+        with self._publishing() as publisher:
+            publisher.flush()
+
+    # ── What is asked ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def request_fine_tune(self, request: FineTuneRequested) -> None:
+        """Ask for a model, and wait until that is acknowledged; ``wait`` and ``statuses`` tell what becomes of it."""
+        self._check_size(request)
+        with self._publishing() as publisher:
+            publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
+
+    def cancel(self, request_id: str, model: str, *, requested_by: str = "unknown") -> None:
+        """Take a request back, and wait until that is acknowledged."""
+        event = FineTuneCancelled(request_id=request_id, model=model, requested_at=now(), requested_by=requested_by)
+        with self._publishing() as publisher:
+            publisher.publish(Topic.FINE_TUNE_REQUESTS, event, key=model)
+
+    # ── What becomes of it ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def statuses(
+        self, request_id: str, *, follow: bool = True, timeout: timedelta | None = None
+    ) -> Generator[FineTuneStatus]:
+        """The statuses of a request, oldest first (compaction may have left only the newest of the past).
+
+        With ``follow`` it goes on to the terminal one, or until ``timeout``; without, it ends at the present.
+        """
+        deadline = time.monotonic() + timeout.total_seconds() if timeout else None
+        for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS, follow=follow, deadline=deadline):
+            if record.key != request_id.encode() or (status := _decoded(record, FineTuneStatus)) is None:
+                continue
+            yield status
+            if follow and status.state.terminal:
+                return
+
+    def wait(self, request_id: str, timeout: timedelta) -> FineTuneStatus:
+        """The terminal status of a request.
+
+        Raises:
+            StatusTimeoutError: there was none in time; the last state is named.
+        """
+        last = None
+        for last in self.statuses(request_id, timeout=timeout):
+            if last.state.terminal:
+                return last
+        raise StatusTimeoutError(request_id, timeout.total_seconds(), last.state if last else "unknown")
+
+    def requests(self) -> dict[str, FineTuneStatus]:
+        """The newest status of every request."""
+        found: dict[str, FineTuneStatus] = {}
+        for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS):
+            if status := _decoded(record, FineTuneStatus):
+                found[status.request_id] = status
+        return found
+
+    def models(self) -> dict[str, ModelReady]:
+        """The newest announcement of every model."""
+        found: dict[str, ModelReady] = {}
+        for record in read(self._settings.kafka, Topic.MODEL_READY):
+            if ready := _decoded(record, ModelReady):
+                found[ready.model] = ready
+        return found
+
+    def subscribe(self, group: str | None = None) -> Generator[ModelReady]:
+        """Announcements, on and on: all since the first, or with ``group`` those that the group has not handled.
+
+        One counts as handled when the next is asked for, so that a subscriber that dies gets its last one again. Its
+        ``close`` leaves the group at once.
+        """
+        if group is None:
+            records = read(self._settings.kafka, Topic.MODEL_READY, follow=True)
+            yield from (ready for record in records if (ready := _decoded(record, ModelReady)))
+            return
+        with consumer(self._settings.kafka, Topic.MODEL_READY, group=group) as client:
+            while True:
+                for records in client.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).values():
+                    yield from (ready for record in records if (ready := _decoded(record, ModelReady)))
+                    client.commit()
+
+    # ── Itself ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def close(self) -> None:
+        """Flush and disconnect; raises ``PublishError`` where something could not be delivered."""
+        self._closed = True
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _publishing(self) -> Iterator[Publisher]:
+        # One flush at a time: another thread's would take the acknowledgements that this one waits for.
+        with self._lock:
+            if self._closed:
+                raise ClientClosedError
+            yield self._publisher
+
+    @cached_property
+    def _publisher(self) -> Publisher:
+        return self._stack.enter_context(Publisher(self._settings.kafka))
+
+    @cached_property
+    def _batcher(self) -> LogBatcher:
+        """Has a publisher of its own, whose acknowledgements it awaits in the background."""
+        if self._closed:
+            raise ClientClosedError
+        publisher = self._stack.enter_context(Publisher(self._settings.kafka))
+        batcher = LogBatcher(
+            lambda folder_id, event: publisher.send(Topic.CHAT_LOGS, event, key=folder_id),
+            publisher.flush,
+            count=self._batch_logs,
+            max_bytes=self._settings.bounds.event_bytes,
+            linger=self._linger.total_seconds(),
+        )
+        self._stack.callback(batcher.close)
+        return batcher
+
+    def _check(
+        self, event: ChatLog | DocumentUpserted | DocumentDeleted | Feedback | ErasureRequested, spare: int = 0
+    ) -> None:
+        if reasons := list(violations(event, Rules(now(), self._settings.bounds))):
+            raise OutOfBoundsError("; ".join(reasons))
+        self._check_size(event, spare)
+
+    def _check_size(self, event: Event, spare: int = 0) -> None:
+        size, bound = len(event.encode()), self._settings.bounds.event_bytes - spare
+        if size > bound:
+            raise OutOfBoundsError(f"event: {size} bytes, at most {bound}")
+
+
+def folders_of(log: ChatLog) -> tuple[str, ...]:
+    """The folders that a log belongs to, each once: those of the cited documents, else that of the top passage."""
+    cited = set(log.cited_document_ids)
+    passages = sorted(log.retrieved, key=lambda passage: passage.rank)
+    folders = [passage.folder_id for passage in passages if passage.document_id in cited]
+    if not folders:
+        folders = [passage.folder_id for passage in passages[:1]] or [log.folder_id]
+    return tuple(dict.fromkeys(folders))
+
+
+def _decoded(record: object, kind: type[E]) -> E | None:
+    value: bytes | None = getattr(record, "value", None)
+    if value is None:
+        return None
+    try:
+        return kind.model_validate_json(value)
+    except ValidationError as error:
+        _log.warning("unreadable event", kind=kind.__name__, error=str(error))
+        return None

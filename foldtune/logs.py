@@ -1,0 +1,39 @@
+"""Structured logs: readable lines on a terminal, one JSON object a line elsewhere."""
+
+import logging
+import sys
+
+import structlog
+
+from foldtune.settings import Settings
+
+
+def configure_logs(settings: Settings) -> None:
+    """Send foldtune's log, and that of the libraries, to stderr, at the level of the settings."""
+    level = logging.getLevelNamesMapping()[settings.log_level]
+    common: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    terminal: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer()]
+    file: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    shown = terminal if sys.stderr.isatty() else file
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*common, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *shown],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler])
+    for chatty in ("boto3", "botocore", "faust", "mode", "urllib3"):
+        logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
+    # The Kafka clients warn of what they then mend, and whenever a thread has waited for the processor.
+    for client in ("aiokafka", "kafka"):
+        logging.getLogger(client).setLevel(max(level, logging.ERROR))
+    structlog.configure(
+        processors=[*common, *shown],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

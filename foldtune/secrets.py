@@ -1,0 +1,70 @@
+"""Kafka credentials from AWS Secrets Manager, for functions and trainings, in the form of Lambda's event sources.
+
+Such a secret is a JSON object with ``username`` and ``password``, or with ``certificate``, ``privateKey`` and perhaps
+``privateKeyPassword``; that of an authority has ``certificate`` alone. All texts are PEM.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+
+from foldtune.errors import SecretError
+from foldtune.settings import KafkaSettings, Settings
+
+
+class _Secret(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel, hide_input_in_errors=True)
+
+    username: str | None = None
+    password: str | None = None
+    certificate: str | None = None
+    private_key: str | None = None
+    private_key_password: str | None = None
+
+
+@contextmanager
+def kafka_with_secrets(settings: Settings) -> Iterator[KafkaSettings]:
+    """The Kafka settings with what their secrets hold now, for as long as clients are made of them.
+
+    Raises:
+        SecretError: a secret is not of the form above.
+    """
+    kafka = settings.kafka
+    with tempfile.TemporaryDirectory(prefix="foldtune-tls-") as folder:
+        changes: dict[str, object] = {}
+        if kafka.secret_arn:
+            changes |= _credentials(_read(kafka.secret_arn, settings), kafka.secret_arn, Path(folder))
+        if kafka.ca_secret_arn:
+            authority = _read(kafka.ca_secret_arn, settings).certificate
+            changes["ssl_cafile"] = _written(Path(folder, "authority.pem"), authority, kafka.ca_secret_arn)
+        yield KafkaSettings.model_validate(kafka.model_dump() | changes)
+
+
+def _credentials(secret: _Secret, name: str, folder: Path) -> dict[str, object]:
+    if secret.username and secret.password:
+        return {"sasl_username": secret.username, "sasl_password": secret.password}
+    return {
+        "ssl_certfile": _written(folder / "certificate.pem", secret.certificate, name),
+        "ssl_keyfile": _written(folder / "key.pem", secret.private_key, name),
+        "ssl_key_password": secret.private_key_password,
+    }
+
+
+def _written(path: Path, pem: str | None, name: str) -> Path:
+    if not pem:
+        raise SecretError(name, f"no {path.stem}")
+    path.write_text(pem)
+    return path
+
+
+def _read(name: str, settings: Settings) -> _Secret:
+    client = boto3.client("secretsmanager", region_name=settings.s3.region)
+    try:
+        return _Secret.model_validate_json(client.get_secret_value(SecretId=name).get("SecretString", ""))
+    except ValidationError as error:
+        raise SecretError(name, error) from error

@@ -1,0 +1,57 @@
+"""An object store in memory with the contract of the real one, for tests of code that uses foldtune."""
+
+import hashlib
+from pathlib import Path
+
+from foldtune.errors import ObjectMissingError
+from foldtune.object_store import ObjectStore
+
+
+class MemoryObjectStore(ObjectStore):
+    """The same contract in a dictionary, for tests and for trying things out."""
+
+    def __init__(self, bucket: str = "memory") -> None:
+        self.bucket = bucket
+        self._objects: dict[str, bytes] = {}
+
+    def put(self, key: str, content: bytes) -> None:
+        self._objects[key] = content
+
+    def put_if_absent(self, key: str, content: bytes) -> bool:
+        if key in self._objects:
+            return False
+        self._objects[key] = content
+        return True
+
+    def tagged(self, key: str) -> tuple[bytes, str]:
+        content = self.get(key)
+        return content, _tag(content)
+
+    def replace(self, key: str, content: bytes, tag: str) -> bool:
+        if key not in self._objects or _tag(self._objects[key]) != tag:
+            return False
+        self.put(key, content)
+        return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._objects[key] = path.read_bytes()
+
+    def get(self, key: str) -> bytes:
+        try:
+            return self._objects[key]
+        except KeyError:
+            raise ObjectMissingError(self.uri(key)) from None
+
+    def get_file(self, key: str, path: Path) -> None:
+        path.write_bytes(self.get(key))
+
+    def list(self, prefix: str) -> list[str]:
+        return sorted(key for key in self._objects if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        self._objects.pop(key, None)
+
+
+def _tag(content: bytes) -> str:
+    # Like S3's, the same for the same bytes.
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,39 @@
+"""Reads a topic outside of any group: from its first event to its present end, or on and on."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from kafka import TopicPartition
+
+from foldtune.errors import TopicMissingError
+from foldtune.kafka import consumer
+from foldtune.settings import KafkaSettings
+from foldtune.topics import Topic
+
+POLL_MILLISECONDS = 250
+
+
+def read(
+    settings: KafkaSettings, topic: Topic, *, follow: bool = False, deadline: float | None = None
+) -> Iterator[Any]:
+    """Every ``ConsumerRecord`` of the topic, in order within each partition.
+
+    Ends at what was the end when it began, or with ``follow`` only at ``deadline`` (of ``time.monotonic()``).
+
+    Raises:
+        TopicMissingError: the brokers do not know the topic.
+    """
+    with consumer(settings) as client:
+        name = topic.named(settings.topic_prefix)
+        partitions = [TopicPartition(name, number) for number in sorted(client.partitions_for_topic(name) or ())]
+        if not partitions:
+            raise TopicMissingError(name)
+        client.assign(partitions)
+        client.seek_to_beginning(*partitions)
+        ends = client.end_offsets(partitions)
+        while follow or any(client.position(partition) < end for partition, end in ends.items()):
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            for records in client.poll(timeout_ms=POLL_MILLISECONDS).values():
+                yield from records

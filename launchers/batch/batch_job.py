@@ -1,0 +1,103 @@
+"""A job as AWS Batch describes it, in the answers of DescribeJobs and in its state change events alike.
+
+Properties that are not known here are ignored: Batch adds some from time to time.
+"""
+
+import signal
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+from launchers.exit_codes import outcome_of
+from launchers.port import Ending, Outcome
+
+_TIMED_OUT = "Job attempt duration exceeded timeout"
+# A container that a signal ended exits with this and the signal's number.
+_SIGNALLED = 128
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel)
+
+
+class Container(_Described):
+    """What became of an attempt's container."""
+
+    exit_code: int | None = None
+    reason: str | None = None
+    log_stream_name: str | None = None
+
+
+class BatchAttempt(_Described):
+    """One of the attempts that Batch makes by itself; times in milliseconds."""
+
+    container: Container = Container()
+    started_at: int | None = None
+    stopped_at: int | None = None
+
+
+class BatchJob(_Described):
+    """As much of a job as is needed to tell how it stands."""
+
+    job_arn: str
+    job_id: str
+    job_name: str
+    status: str
+    status_reason: str | None = None
+    attempts: tuple[BatchAttempt, ...] = ()
+    container: Container = Container()
+    parameters: dict[str, str] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether no attempt follows."""
+        return self.status in {"SUCCEEDED", "FAILED"}
+
+    @property
+    def hours(self) -> float:
+        """How long its attempts have kept a machine, as far as Batch tells."""
+        spans = ((one.started_at, one.stopped_at) for one in self.attempts)
+        return sum((stopped - started) / 3_600_000 for started, stopped in spans if started and stopped)
+
+    def outcome(self, stopping: Outcome | None = None) -> Outcome | None:
+        """How it ended, if it has; ``stopping`` says why it was asked to."""
+        if not self.ended:
+            return None
+        if self.status == "SUCCEEDED":
+            return Outcome(ending=Ending.SUCCEEDED)
+        outcome = self._failure(stopping)
+        said = (self._last.reason, self.status_reason)
+        reasons = tuple(dict.fromkeys((*outcome.reasons, *(f"AWS Batch: {one}" for one in said if one))))
+        return outcome.model_copy(update={"reasons": reasons})
+
+    def log_url(self, group: str) -> str | None:
+        """The console's page of the newest attempt's log, once it has one."""
+        if not self._newest.log_stream_name:
+            return None
+        region = self.job_arn.split(":")[3]
+        # The console decodes what follows the hash twice, and takes a dollar sign for the second percent sign.
+        names = (
+            quote(quote(name, safe=""), safe="").replace("%", "$") for name in (group, self._newest.log_stream_name)
+        )
+        page = f"https://{region}.console.aws.amazon.com/cloudwatch/home?region={region}"
+        return f"{page}#logsV2:log-groups/log-group/{'/log-events/'.join(names)}"
+
+    @property
+    def _newest(self) -> Container:
+        # Until the end, the attempts are those that are over.
+        return self._last if self.ended else self.container
+
+    @property
+    def _last(self) -> Container:
+        return self.attempts[-1].container if self.attempts else self.container
+
+    def _failure(self, stopping: Outcome | None) -> Outcome:
+        if self.status_reason == _TIMED_OUT and not stopping:
+            return Outcome(ending=Ending.FAILED, reasons=("it took longer than max_seconds",))
+        code = self._last.exit_code
+        if code is None:
+            # It never ran, or its machine was taken away.
+            return stopping or Outcome(ending=Ending.FAILED, retryable=True)
+        number = code - _SIGNALLED
+        return outcome_of(-number if number in set(signal.Signals) else code, stopping)

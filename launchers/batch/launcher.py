@@ -1,0 +1,154 @@
+"""Runs a job on AWS Batch.
+
+SubmitJob has no client token: whoever calls ``submit`` must own the attempt (``ledger.py``), alone. Then a crash at any
+point is made good by the next call: a job that was submitted, and not noted, is found by its name.
+
+The attempts are Batch's own. What a retry depends on is in the exit code and in what happened to the machine, which
+Batch knows at once and acts upon without anybody's help; no event has to arrive for it, and none can be lost.
+"""
+
+import json
+from typing import TYPE_CHECKING
+
+import boto3
+import structlog
+from botocore.config import Config
+
+from foldtune.errors import ObjectMissingError
+from foldtune.object_store import ObjectStore
+from foldtune.settings import Settings
+from launchers.batch.batch_job import BatchJob
+from launchers.errors import LaunchError
+from launchers.port import Ending, Launcher, Outcome, Run, job_segment
+from trainers.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from mypy_boto3_batch import BatchClient
+    from mypy_boto3_batch.type_defs import EvaluateOnExitTypeDef
+
+log = structlog.get_logger(__name__)
+
+# Batch itself accepts no less.
+MIN_TIMEOUT_SECONDS = 60
+# A call to Batch that was sent is surely over after this.
+CALL_SECONDS = 30
+# The first that fits counts, and what fits none is retried: so the last one fits all.
+RETRIED: list["EvaluateOnExitTypeDef"] = [
+    {"onStatusReason": "Host EC2*", "action": "RETRY"},
+    {"onReason": "CannotPullContainerError:*", "action": "RETRY"},
+    {"onExitCode": str(int(ExitCode.TRY_AGAIN)), "action": "RETRY"},
+    {"onReason": "*", "action": "EXIT"},
+]
+
+
+def batch_client(region: str) -> "BatchClient":
+    """A client that sends each call once: repeated after a lost answer, a SubmitJob would make a second job."""
+    config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=CALL_SECONDS - 10)
+    return boto3.client("batch", region_name=region, config=config)
+
+
+class BatchLauncher(Launcher):
+    """Submits runs to a job queue; their definition's command takes the job's address as ``Ref::job_uri``."""
+
+    def __init__(self, settings: Settings, store: ObjectStore, client: "BatchClient | None" = None) -> None:
+        self._settings = settings
+        self._store = store
+        self._client = client or batch_client(settings.s3.region)
+
+    def submit(self, run: Run) -> None:
+        if not self.adopt(run):
+            self.note(run, self._submit(run))
+
+    def poll(self, run: Run) -> Outcome | None:
+        if self.job_id(run) is None:
+            return None
+        if job := self.described(run):
+            return self.outcome(run, job)
+        reason = "AWS Batch has forgotten the job, as it does some days after the end"
+        return Outcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
+
+    def cancel(self, run: Run) -> None:
+        self._stop(run, Outcome(ending=Ending.CANCELLED))
+
+    def interrupt(self, run: Run) -> None:
+        self._stop(run, Outcome(ending=Ending.INTERRUPTED, retryable=True))
+
+    def adopt(self, run: Run) -> bool:
+        """Find a run that was submitted, though perhaps not noted; whether there is one."""
+        if self.job_id(run):
+            return True
+        job_id = self._submitted_before(run)
+        if job_id:
+            self.note(run, job_id)
+        return job_id is not None
+
+    def described(self, run: Run) -> BatchJob | None:
+        """How Batch describes a run; ``None`` where it was not submitted, or ended more than a week ago."""
+        job_id = self.job_id(run)
+        found = self._client.describe_jobs(jobs=[job_id])["jobs"] if job_id else []
+        return BatchJob.model_validate(found[0]) if found else None
+
+    def outcome(self, run: Run, job: BatchJob) -> Outcome | None:
+        """How the job of a run ended, if it has: Batch says FAILED also of one that was asked to end."""
+        stopping = self._get(run, "stopping.json")
+        outcome = job.outcome(Outcome.model_validate_json(stopping) if stopping else None)
+        return outcome and outcome.model_copy(update={"log_url": self.log_url(job)})
+
+    def log_url(self, job: BatchJob) -> str | None:
+        """The page of the job's log, once there is one."""
+        return job.log_url(self._settings.batch.log_group)
+
+    def job_id(self, run: Run) -> str | None:
+        """Batch's name for the run, if it is on record."""
+        noted = self._get(run, "batch.json")
+        return str(json.loads(noted)["job_id"]) if noted else None
+
+    def note(self, run: Run, job_id: str) -> None:
+        """Put Batch's name for the run on record, unless it is."""
+        self._store.put_if_absent(_key(run, "batch.json"), json.dumps({"job_id": job_id}).encode())
+
+    def _submitted_before(self, run: Run) -> str | None:
+        pages = self._client.get_paginator("list_jobs").paginate(
+            jobQueue=self._settings.batch.job_queue, filters=[{"name": "JOB_NAME", "values": [run.name]}]
+        )
+        # Batch compares without regard to case.
+        found = (job["jobId"] for page in pages for job in page["jobSummaryList"] if job["jobName"] == run.name)
+        return next(found, None)
+
+    def _submit(self, run: Run) -> str:
+        request, batch = run.job.request, self._settings.batch
+        try:
+            answer = self._client.submit_job(
+                jobName=run.name,
+                jobQueue=batch.job_queue,
+                jobDefinition=batch.job_definition,
+                parameters={"request_id": request.request_id, "model": request.model, "job_uri": run.job_uri},
+                retryStrategy={"attempts": self._settings.trainer.max_attempts, "evaluateOnExit": RETRIED},
+                timeout={"attemptDurationSeconds": max(run.job.max_seconds, MIN_TIMEOUT_SECONDS)},
+            )
+        except self._client.exceptions.ClientException as error:
+            # Batch's own refusal: there is no job. Of any other error that is not sure.
+            raise LaunchError(run.name, error) from error
+        log.info("submitted", request_id=request.request_id, run=run.name, job_id=answer["jobId"])
+        return answer["jobId"]
+
+    def _stop(self, run: Run, why: Outcome) -> None:
+        if self.poll(run) is not None:
+            return
+        self._store.put_if_absent(_key(run, "stopping.json"), why.model_dump_json().encode())
+        if job_id := self.job_id(run):
+            try:
+                # CancelJob would leave a job alone that is about to start, or runs.
+                self._client.terminate_job(jobId=job_id, reason=f"foldtune: {why.ending}")
+            except self._client.exceptions.ClientException as error:
+                log.warning("not terminated", run=run.name, job_id=job_id, error=str(error))
+
+    def _get(self, run: Run, name: str) -> bytes | None:
+        try:
+            return self._store.get(_key(run, name))
+        except ObjectMissingError:
+            return None
+
+
+def _key(run: Run, name: str) -> str:
+    return f"jobs/{job_segment(run.job)}/attempt-{run.attempt}.{name}"

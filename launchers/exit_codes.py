@@ -1,0 +1,25 @@
+"""What the way in which a trainer ended means."""
+
+import signal
+
+from launchers.port import Ending, Outcome
+from trainers.exit_codes import ExitCode
+
+
+def outcome_of(code: int, stopping: Outcome | None = None) -> Outcome:
+    """What an exit code means, of a process that was asked to end (``stopping``: why) or was not."""
+    if code == ExitCode.DONE:
+        return Outcome(ending=Ending.SUCCEEDED)
+    if code == ExitCode.IMPOSSIBLE:
+        return Outcome(ending=Ending.FAILED, announced=True, reasons=("the trainer refused the job",))
+    if stopping:
+        return stopping
+    if code < 0:
+        reason = f"the trainer was ended by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            reason += ", perhaps for want of memory"
+    elif code == ExitCode.TRY_AGAIN:
+        reason = "the trainer could not finish and asks to be run again"
+    else:
+        reason = f"the trainer ended with exit code {code}"
+    return Outcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))

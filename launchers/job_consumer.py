@@ -1,0 +1,162 @@
+"""The loop that turns events of ``training-jobs`` into runs.
+
+One thread does everything and never waits for a training: it polls Kafka all along, with its partitions paused while
+all places are taken, so the group keeps it as a member for the hours that a job takes. An event's offset is committed
+when its job is settled on the ledger; a launcher that is gone has its events delivered to another.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+from kafka.errors import KafkaError
+from kafka.structs import OffsetAndMetadata, TopicPartition
+from pydantic import ValidationError
+
+from foldtune.dead_letters import send_dead_letter
+from foldtune.errors import InfrastructureError
+from foldtune.events import TrainingJob
+from foldtune.kafka import Publisher, consumer
+from foldtune.object_store import ObjectStore
+from foldtune.settings import Settings
+from foldtune.topics import Topic
+from launchers.cancellations import Cancellations
+from launchers.execution import Execution
+from launchers.offsets import Offsets
+from launchers.port import Launcher
+from launchers.reports import StatusPublisher
+
+log = structlog.get_logger(__name__)
+
+GROUP = "foldtune-launcher"
+# A launcher that was killed is missed soon; a background thread beats for one that is alive.
+_MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
+POLL_MILLISECONDS = 250
+# Longer than a trainer's grace to write its checkpoint.
+STOP_SECONDS = 45.0
+
+# The surroundings fail and recover; the step that met it is taken again, and the runs of other jobs go on.
+_SURROUNDINGS = (Boto3Error, BotoCoreError, ClientError, InfrastructureError, KafkaError)
+
+
+class JobConsumer:
+    """Carries out the events of ``training-jobs``, ``parallel`` at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: ObjectStore,
+        launcher: Launcher,
+        *,
+        parallel: int = 1,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._launcher = launcher
+        self._parallel = parallel
+        self._executions: dict[tuple[TopicPartition, int], Execution] = {}
+        self._offsets: dict[TopicPartition, Offsets] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set; then end the runs, which leaves their jobs to the next launcher."""
+        with self._connected() as (jobs, cancellations, publisher):
+            try:
+                while not stop.is_set():
+                    self._receive(jobs, publisher)
+                    cancellations.refresh()
+                    self._advance(cancellations)
+                    self._commit(jobs)
+            finally:
+                self._stop()
+
+    @contextmanager
+    def _connected(self) -> Iterator[tuple[Any, Cancellations, Publisher]]:
+        kafka = self._settings.kafka
+        with (
+            Publisher(kafka) as publisher,
+            consumer(kafka) as status_reader,
+            consumer(kafka, Topic.TRAINING_JOBS, group=f"{kafka.topic_prefix}{GROUP}", **_MEMBERSHIP) as jobs,
+        ):
+            cancellations = Cancellations(status_reader, Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix))
+            cancellations.catch_up()
+            yield jobs, cancellations, publisher
+
+    def _receive(self, jobs: Any, publisher: Publisher) -> None:
+        here = sum(not execution.elsewhere for execution in self._executions.values())
+        partitions = jobs.assignment()
+        if here >= self._parallel:
+            jobs.pause(*partitions)
+        else:
+            jobs.resume(*partitions)
+        # A rebalance in here may bring a partition that is not paused: one event too many then waits for its place.
+        for partition, records in jobs.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).items():
+            for record in records:
+                if self._offsets.setdefault(partition, Offsets()).take(record.offset):
+                    self._accept(partition, record, publisher)
+
+    def _accept(self, partition: TopicPartition, record: Any, publisher: Publisher) -> None:
+        try:
+            job = TrainingJob.model_validate_json(record.value or b"")
+        except ValidationError as error:
+            log.warning("unreadable training job", partition=record.partition, offset=record.offset)
+            send_dead_letter(publisher, record, str(error))
+            publisher.flush()
+            self._offsets[partition].settle(record.offset)
+            return
+        self._executions[partition, record.offset] = Execution(
+            job,
+            store=self._store,
+            launcher=self._launcher,
+            publish=StatusPublisher(publisher),
+            max_attempts=self._settings.trainer.max_attempts,
+        )
+
+    def _advance(self, cancellations: Cancellations) -> None:
+        for (partition, offset), execution in list(self._executions.items()):
+            if execution.job.request.request_id in cancellations:
+                execution.cancel()
+            running = sum(other.running for other in self._executions.values())
+            if _advanced(execution, may_start=running < self._parallel):
+                self._offsets[partition].settle(offset)
+                del self._executions[partition, offset]
+
+    def _commit(self, jobs: Any) -> None:
+        """Commit what is settled, of the partitions that are still this launcher's."""
+        assigned = jobs.assignment()
+        for partition, offsets in self._offsets.items():
+            position = offsets.committable()
+            if position is None:
+                continue
+            if partition in assigned:
+                try:
+                    jobs.commit({partition: OffsetAndMetadata(position, "", -1)})
+                except KafkaError as error:
+                    # Taken away in this moment: its next owner finds the job settled on the ledger.
+                    log.warning("offset not committed", partition=partition.partition, error=str(error))
+                    continue
+            offsets.committed(position)
+
+    def _stop(self) -> None:
+        """End all runs and record that; what takes too long dies with this process."""
+        running = [execution for execution in self._executions.values() if execution.running]
+        for execution in running:
+            execution.interrupt()
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(execution.running for execution in running) and time.monotonic() < deadline:
+            for execution in running:
+                if execution.running:
+                    _advanced(execution, may_start=False)
+            time.sleep(0.05)
+
+
+def _advanced(execution: Execution, *, may_start: bool) -> bool:
+    try:
+        return execution.advance(may_start=may_start)
+    except _SURROUNDINGS as error:
+        log.warning("will be tried again", request=execution.job.request.request_id, error=str(error))
+        return False

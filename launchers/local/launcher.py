@@ -1,0 +1,141 @@
+"""Runs a job as a subprocess of this machine."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import BufferedWriter
+from pathlib import Path
+
+from foldtune.object_store import ObjectStore
+from foldtune.settings import Settings
+from launchers.errors import LaunchError, RunBusyError
+from launchers.exit_codes import outcome_of
+from launchers.ledger import log_key
+from launchers.local.log_file import LogFile
+from launchers.port import Ending, Launcher, Outcome, Run, job_segment
+from trainers.environment import job_environment
+
+TRAINER = (sys.executable, "-m", "trainers.job")
+
+# A trainer that is asked to end writes a checkpoint first.
+GRACE_SECONDS = 30.0
+
+
+@dataclass
+class _Process:
+    """A run that goes on, or has ended and was not looked at since."""
+
+    popen: subprocess.Popen[bytes]
+    log: LogFile
+    lock: BufferedWriter
+    deadline: float
+    # Why it was asked to end, and until when it may take for it.
+    stopping: Outcome | None = None
+    kill_at: float = float("inf")
+
+
+class LocalLauncher(Launcher):
+    """Starts ``COMMAND JOB_URI`` in a process group of its own; it ends with this process, however that ends.
+
+    One process makes and uses it, from one thread: on Linux a child lives no longer than the thread that started it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: ObjectStore,
+        *,
+        command: Sequence[str] = TRAINER,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._command = tuple(command)
+        self._grace = grace_seconds
+        self._folder = settings.trainer.work_dir / "launcher"
+        self._active: dict[str, _Process] = {}
+        self._ended: dict[str, Outcome] = {}
+
+    def submit(self, run: Run) -> None:
+        with ExitStack() as undo:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                lock = undo.enter_context(self._lock(run))
+                log = LogFile(self._folder / f"{run.name}.log", self._store, log_key(run.job, run.attempt))
+                undo.callback(log.close)
+                popen = self._spawn(run, log, lock)
+            except OSError as error:
+                raise LaunchError(run.name, error) from error
+            undo.pop_all()
+        self._active[run.name] = _Process(popen, log, lock, time.monotonic() + run.job.max_seconds)
+
+    def poll(self, run: Run) -> Outcome | None:
+        if run.name in self._ended:
+            return self._ended[run.name]
+        process = self._active[run.name]
+        code = process.popen.poll()
+        if code is None:
+            self._press(process, run)
+            return None
+        _signal_group(process.popen, signal.SIGKILL)  # whatever of the group is left
+        outcome = outcome_of(code, process.stopping).model_copy(update={"log_uri": process.log.close()})
+        process.lock.close()
+        self._ended[run.name] = outcome
+        del self._active[run.name]
+        return outcome
+
+    def cancel(self, run: Run) -> None:
+        self._stop(run, Outcome(ending=Ending.CANCELLED))
+
+    def interrupt(self, run: Run) -> None:
+        self._stop(run, Outcome(ending=Ending.INTERRUPTED, retryable=True))
+
+    def _lock(self, run: Run) -> BufferedWriter:
+        """The job's lock, which the process inherits: the kernel keeps it until the last of its holders is gone."""
+        path: Path = self._folder / f"{job_segment(run.job)}.lock"
+        lock = path.open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise RunBusyError(run.name) from None
+        return lock
+
+    def _spawn(self, run: Run, log: LogFile, lock: BufferedWriter) -> subprocess.Popen[bytes]:
+        guard = (sys.executable, "-m", "launchers.local.die_with_parent", str(os.getpid()))
+        return subprocess.Popen(
+            [*guard, *self._command, run.job_uri],
+            stdin=subprocess.DEVNULL,
+            stdout=log.file,
+            stderr=subprocess.STDOUT,
+            env=job_environment(self._settings),
+            start_new_session=True,
+            pass_fds=(lock.fileno(),),
+        )
+
+    def _press(self, process: _Process, run: Run) -> None:
+        if process.stopping is None and time.monotonic() > process.deadline:
+            reason = f"it took longer than max_seconds: {run.job.max_seconds}"
+            self._stop(run, Outcome(ending=Ending.FAILED, reasons=(reason,)))
+        elif time.monotonic() > process.kill_at:
+            _signal_group(process.popen, signal.SIGKILL)
+
+    def _stop(self, run: Run, why: Outcome) -> None:
+        process = self._active.get(run.name)
+        if process and process.stopping is None:
+            process.stopping = why
+            process.kill_at = time.monotonic() + self._grace
+            _signal_group(process.popen, signal.SIGTERM)
+
+
+def _signal_group(popen: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(popen.pid, number)
+    except ProcessLookupError:
+        return

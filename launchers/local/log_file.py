@@ -1,0 +1,40 @@
+"""A run's output: captured in a file on this machine, and copied to the object store while it grows."""
+
+from pathlib import Path
+
+import structlog
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+
+from foldtune.object_store import ObjectStore
+from launchers.periodic import Periodic
+
+log = structlog.get_logger(__name__)
+
+# Often enough to follow a training, seldom enough not to matter on the bill.
+UPLOAD_SECONDS = 30.0
+
+
+class LogFile:
+    """Opened with the run, and closed with it."""
+
+    def __init__(self, path: Path, store: ObjectStore, key: str) -> None:
+        self._path = path
+        self._store = store
+        self._key = key
+        self.file = path.open("ab")
+        self._uploads = Periodic(self._upload, UPLOAD_SECONDS)
+
+    def close(self) -> str | None:
+        """Upload the whole of it; its address, or ``None`` where that failed: a log is not worth an outcome."""
+        self._uploads.stop()
+        self.file.close()
+        try:
+            self._upload()
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            log.warning("log not uploaded", path=str(self._path), error=str(error))
+            return None
+        return self._store.uri(self._key)
+
+    def _upload(self) -> None:
+        self._store.put_file(self._key, self._path)

@@ -1,0 +1,1 @@
+"""The commands that ``foldtune-server`` adds for workers, dead letters and erasures."""

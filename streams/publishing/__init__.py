@@ -1,0 +1,1 @@
+"""What a worker publishes: events, acknowledged, and dead letters with their replay."""

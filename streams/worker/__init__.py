@@ -1,0 +1,1 @@
+"""One worker process: the Faust application, its HTTP server and its metrics."""

@@ -1,0 +1,119 @@
+"""A model arrives whole and verified, or not at all."""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from foldtune.client.deployment import fetch_model
+from foldtune.errors import ModelFileError
+from foldtune.events import GateVerdict, ManifestFile, ModelManifest, ModelReady, ModelReference, RetrievalMetrics
+from foldtune.object_keys import safe_segment
+from foldtune.object_store import ObjectStore
+from foldtune.testing import MemoryObjectStore
+
+FILES = {"config.json": b"{}", "1_Pooling/config.json": b'{"mean": true}', "model.safetensors": b"weights"}
+METRICS = RetrievalMetrics(
+    recall_at_1=0.1, recall_at_5=0.2, recall_at_10=0.3, mrr_at_10=0.2, ndcg_at_10=0.2, questions=10, documents=20
+)
+
+
+def publish(store: ObjectStore, version: str, files: dict[str, bytes] = FILES) -> ModelReady:
+    """Put a model on the store as a trainer does."""
+    prefix = f"models/support/{version}"
+    entries = []
+    for path, content in files.items():
+        store.put(f"{prefix}/{path}", content)
+        entries.append(ManifestFile(path=path, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)))
+    manifest = ModelManifest(files=tuple(entries)).encode()
+    store.put(f"{prefix}/manifest.json", manifest)
+    return ModelReady(
+        request_id="r-1",
+        model="support",
+        version=version,
+        model_uri=store.uri(prefix),
+        manifest_sha256=hashlib.sha256(manifest).hexdigest(),
+        base_model=ModelReference(uri="hf://org/model"),
+        embedding_space_id="space",
+        dimension=384,
+        normalized=True,
+        requires_reindex=True,
+        metrics_before=METRICS,
+        metrics_after=METRICS,
+        gate=GateVerdict(promote=True, reasons=(), ndcg_gain=0.1, ndcg_gain_interval=(0.05, 0.15)),
+        snapshot_uri="s3://memory/snapshots/r-1/manifest.json",
+        snapshot_sha256="0" * 64,
+        snapshot_offsets=(),
+        training_seconds=1.0,
+        published_at=datetime(2025, 1, 2, tzinfo=UTC),
+    )
+
+
+@pytest.fixture
+def store() -> MemoryObjectStore:
+    return MemoryObjectStore()
+
+
+def test_a_model_is_put_in_place_and_pointed_to(store: MemoryObjectStore, tmp_path: Path) -> None:
+    first, second = publish(store, "v1"), publish(store, "v2", {"model.safetensors": b"better"})
+    path = fetch_model(first, store, tmp_path)
+    assert path == tmp_path / safe_segment("support") / "v1"
+    assert {name: (path / name).read_bytes() for name in FILES} == FILES
+    current = path.parent / "current"
+    assert current.resolve() == path.resolve()
+    fetch_model(second, store, tmp_path)
+    assert (current / "model.safetensors").read_bytes() == b"better"
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["current", "v1", "v2"]
+
+
+def test_a_version_that_is_there_is_not_fetched_again(store: MemoryObjectStore, tmp_path: Path) -> None:
+    ready = publish(store, "v1")
+    path = fetch_model(ready, store, tmp_path)
+    assert fetch_model(ready, MemoryObjectStore(), tmp_path) == path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model.safetensors": b"WEIGHTS"}, "SHA-256"),
+        ({"model.safetensors": b"weights and more"}, "bytes"),
+        ({"manifest.json": b"{}"}, "manifest.json"),
+    ],
+)
+def test_what_was_changed_is_refused(
+    store: MemoryObjectStore, tmp_path: Path, change: dict[str, bytes], said: str
+) -> None:
+    ready = publish(store, "v1")
+    for name, content in change.items():
+        store.put(f"models/support/v1/{name}", content)
+    with pytest.raises(ModelFileError, match=said):
+        fetch_model(ready, store, tmp_path)
+    assert list((tmp_path / safe_segment("support")).iterdir()) == []
+
+
+def test_a_missing_file_is_refused(store: MemoryObjectStore, tmp_path: Path) -> None:
+    ready = publish(store, "v1")
+    del store._objects["models/support/v1/config.json"]
+    with pytest.raises(ModelFileError, match="Object not found"):
+        fetch_model(ready, store, tmp_path)
+
+
+@pytest.mark.parametrize("version", ["current", "../v1", "", ".hidden", "a/b"])
+def test_a_version_that_is_no_folder_name_is_refused(store: MemoryObjectStore, tmp_path: Path, version: str) -> None:
+    ready = publish(store, "v1").model_copy(update={"version": version})
+    with pytest.raises(ModelFileError, match="cannot name a folder"):
+        fetch_model(ready, store, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../a", "/a", "a/../b", "a\\b", "a//b", ".", "", "C:a", "a\0b"])
+def test_a_manifest_names_only_files_below_itself(path: str) -> None:
+    with pytest.raises(ValidationError):
+        ManifestFile(path=path, sha256="0" * 64, bytes=1)
+
+
+def test_a_manifest_names_each_file_once() -> None:
+    file = ManifestFile(path="a", sha256="0" * 64, bytes=1)
+    with pytest.raises(ValidationError, match="twice"):
+        ModelManifest(files=(file, file))

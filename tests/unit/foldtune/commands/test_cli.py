@@ -1,0 +1,335 @@
+"""The command line without servers: help, mistakes, settings, missing extras."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from foldtune.cli import COMMANDS, app
+from foldtune.client.client import FoldtuneClient
+from foldtune.commands import output
+from foldtune.commands.errors import EXTRAS, explain
+from foldtune.commands.event_docs import page
+from foldtune.commands.knob_options import KNOBS, knob_sections
+from foldtune.events import FineTuneRequested, FineTuneStatus, Progress, State, now
+from foldtune.settings import load_settings
+from infra.local.errors import DataFolderInUseError
+from infra.local.folder import DataFolder
+from infra.local.ports import free_port
+from infra.local.stack import exports
+
+ROOT = Path(__file__).parents[4]
+
+
+def test_the_overview_names_every_command_and_imports_none(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert all(name in result.output for name in COMMANDS)
+    program = "import sys; from foldtune.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pydantic", "kafka", "boto3", "faust", "torch", "rich.console"} & set(loaded)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in {"demo", "worker"}])
+def test_every_command_has_help(runner: CliRunner, name: str) -> None:
+    result = runner.invoke(app, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage" in result.output
+
+
+def test_a_typing_mistake_is_answered_with_a_guess(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["statu"])
+    assert result.exit_code == 2
+    assert "Did you mean 'status'?" in result.stderr
+
+
+def test_every_knob_is_an_option_with_its_description_and_bounds(runner: CliRunner) -> None:
+    text = " ".join(runner.invoke(app, ["request", "--help"]).output.replace("│", " ").split())
+    for knob in KNOBS:
+        assert f"--{knob.name.removesuffix('s').replace('_', '-')}" in text
+        assert str(knob.schema["description"]).split(";")[0][:40] in text
+        if "maximum" in knob.schema:
+            assert f"<=x<={knob.schema['maximum']:g}]" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["m", "--easy-negatives", "65"], "'--easy-negatives'"),
+        (["m", "--temperature", "0"], "'--temperature'"),
+        (
+            ["m", "--trainable-layers", "none"],
+            "foldtune: training.trainable_layers: Input should be a valid integer or 'all'\n",
+        ),
+        (["m", "--positives", "2"], "dataset.positives"),
+        (["m", "--start", "soon"], "data.start"),
+        (["m", "--start", "2025-02-01", "--end", "2025-01-01"], "foldtune: data: start must be before end"),
+        (["Not A Name"], "foldtune: model: Input should be 1 to 64 lower-case letters"),
+        (["m", "--base-model", "ftp://x"], "base_model.uri"),
+    ],
+)
+def test_a_knob_out_of_its_bounds_is_named(runner: CliRunner, options: list[str], said: str) -> None:
+    result = runner.invoke(app, ["request", *options])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_knobs_that_are_not_given_stay_out_of_the_request() -> None:
+    given = dict.fromkeys(knob.name for knob in KNOBS) | {"epochs": 1, "start": "2025-01-02T03:00:00+01:00"}
+    sections = knob_sections(given)
+    assert sections == {
+        "data": {"start": "2025-01-02T03:00:00+01:00"},
+        "dataset": {},
+        "training": {"epochs": 1},
+        "weights": {},
+    }
+    request = {"request_id": "r", "model": "m", "requested_at": "2025-01-02T00:00:00Z"}
+    assert FineTuneRequested.model_validate_json(json.dumps(request | sections)).training.epochs == 1
+
+
+def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDTUNE_S3__SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("FOLDTUNE_KAFKA__PARTITIONS", "7")
+    shown = json.loads(runner.invoke(app, ["config", "--json"]).stdout)
+    assert shown["kafka"]["partitions"] == 7
+    assert "hunter2" not in json.dumps(shown)
+    load_settings.cache_clear()
+    table = runner.invoke(app, ["config"]).stdout
+    assert "FOLDTUNE_KAFKA__PARTITIONS" in table
+    # A file is as wide as it must be.
+    monkeypatch.setenv("COLUMNS", "20")
+    assert runner.invoke(app, ["config"]).stdout == table
+    assert "hunter2" not in table
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kafka = 1", "foldtune.toml, kafka: "),
+        ("[kafka]\npartitions = 0", "foldtune.toml, kafka.partitions: "),
+        ("[kafka]\npartition = 1", "foldtune.toml, kafka.partition: no such name is known"),
+        ("[kafka", "foldtune.toml"),
+    ],
+)
+def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, said: str) -> None:
+    Path("foldtune.toml").write_text(text, encoding="utf-8")
+    result = runner.invoke(app, ["config"])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("FOLDTUNE_KAFKA__PARTITION", "1", "FOLDTUNE_KAFKA__PARTITION: no such name is known"),
+        ("FOLDTUNE_KAFKA__PARTITIONS", "0", "FOLDTUNE_KAFKA__PARTITIONS: Input should be greater than"),
+        ("FOLDTUNE_KAFKA", '{"partitions": 0}', "FOLDTUNE_KAFKA, kafka.partitions: Input should be greater than"),
+        ("FOLDTUNE_KAFKA", "here", '"kafka"'),
+    ],
+)
+def test_a_bad_variable_is_named_in_one_line(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = runner.invoke(app, ["config"])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("package", "extra"), EXTRAS.items())
+def test_a_missing_extra_is_named(package: str, extra: str) -> None:
+    line = explain(ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.sub"))
+    assert line
+    assert f"pip install 'foldtune-server[{extra}]'" in line
+
+
+def test_without_its_extra_a_command_says_which(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    for module in [name for name in sys.modules if name.startswith(("launchers", "foldtune.commands"))]:
+        monkeypatch.delitem(sys.modules, module)
+    result = runner.invoke(app, ["launcher"])
+    assert result.exit_code == 2
+    assert "foldtune-server[trainers]" in result.stderr
+
+
+def test_a_defect_is_not_dressed_up() -> None:
+    assert explain(ZeroDivisionError()) is None
+
+
+@pytest.mark.parametrize("command", [["status"], ["request", "m"], ["topics", "create"]])
+def test_without_a_broker_the_setting_and_its_value_are_named(command: list[str], tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    # In a process of its own: a client that is given up leaves its sockets to the collector.
+    program = (
+        "import sys; from foldtune import kafka; kafka.BOOTSTRAP_SECONDS = 0.2; from foldtune.cli import app; app()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, *command],
+        env=os.environ | {"FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS": address, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("foldtune: No Kafka broker answers at FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS ")
+    assert result.stderr.endswith(f": {address}\n")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def statuses(*stations: tuple[State, int | None]) -> list[FineTuneStatus]:
+    """Of a request whose trainer has warned."""
+    return [
+        FineTuneStatus(
+            request_id="r",
+            model="m",
+            state=state,
+            at=now(),
+            warnings=("3 examples left out: disliked_without_positive",) if state is not State.ACCEPTED else (),
+            progress=Progress(step=step, steps=9, loss=1.5, examples_per_second=1.0, eta_seconds=2.0) if step else None,
+        )
+        for state, step in stations
+    ]
+
+
+STATIONS = (
+    *((State.ACCEPTED, None), (State.RUNNING, None), (State.RUNNING, 3), (State.RUNNING, 9)),
+    *((State.EVALUATING, None), (State.COMPLETED, None)),
+)
+WARNING = "warning: 3 examples left out: disliked, and no document is known to be right"
+
+
+def test_a_status_shows_each_warning_once_and_the_newest_progress(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*STATIONS)))
+    shown = runner.invoke(app, ["status", "r"]).stdout
+    assert shown.count("running") == 1
+    assert "step 9/9" in shown
+    assert "details" in shown
+    assert shown.count(WARNING) == 1
+    assert shown.splitlines()[-1] == f"r: {WARNING}"
+
+
+def test_without_requests_the_table_is_empty(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FoldtuneClient, "requests", lambda _: {})
+    result = runner.invoke(app, ["status"])
+    assert result.exit_code == 0
+    assert "details" in result.stdout
+
+
+def test_a_request_without_an_id_is_named_after_its_model(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[FineTuneRequested] = []
+    monkeypatch.setattr(FoldtuneClient, "request_fine_tune", lambda _, request: sent.append(request))
+    shown = [runner.invoke(app, ["request", "m"]).stdout.strip() for _ in range(2)]
+    assert shown == [request.request_id for request in sent]
+    assert len(set(shown)) == 2
+    assert all(name.startswith("m-") for name in shown)
+    assert FineTuneRequested.model_validate_json(sent[0].encode()) == sent[0]
+
+
+def test_waiting_shows_each_warning_once(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FoldtuneClient, "request_fine_tune", lambda *_: None)
+    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*STATIONS)))
+    result = runner.invoke(app, ["request", "m", "--request-id", "r", "--wait"])
+    assert result.exit_code == 0
+    assert result.stdout.count(WARNING) == 1
+    assert [line.split()[2] for line in result.stdout.splitlines()] == [
+        *("accepted", "warning:", "running", "running", "running", "evaluating", "completed")
+    ]
+
+
+def test_stopped_local_servers_are_told_with_their_folder(runner: CliRunner, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["local", "status", "--data-dir", "elsewhere"])
+    assert result.exit_code == 3
+    assert str(tmp_path / "elsewhere") in result.stdout
+
+
+def test_starting_local_servers_twice_is_answered_in_one_line(runner: CliRunner, tmp_path: Path) -> None:
+    folder = DataFolder(tmp_path)
+    folder.claim()
+    try:
+        result = runner.invoke(app, ["local", "up", "--detach", "--data-dir", str(tmp_path)])
+    finally:
+        folder.release()
+    assert result.exit_code == 1
+    assert result.stderr == f"{DataFolderInUseError(tmp_path)}\n"
+
+
+def test_exports_survive_the_shell() -> None:
+    lines = exports({"FOLDTUNE_A": "127.0.0.1:1", "FOLDTUNE_B": "it's $HOME"})
+    assert lines[0] == "export FOLDTUNE_A=127.0.0.1:1"
+    script = "\n".join((*lines, 'printf %s "$FOLDTUNE_B"'))
+    assert subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True).stdout == "it's $HOME"
+
+
+def test_names_are_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "FILE_WIDTH", 30)
+    output.print_table(("name", "value"), [("first" * 7, "second " * 20), ("a", "[/b]")])
+    shown = capsys.readouterr().out
+    assert "first" * 7 in shown
+    assert re.sub(r"[^second]", "", shown.split("first" * 7)[1]) == "second" * 20
+    assert "[/b]" in shown
+
+
+def test_a_request_that_has_ended_is_not_cancelled(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(FoldtuneClient, "cancel", lambda _, request_id, *__, **___: sent.append(request_id))
+    ended, running = statuses((State.COMPLETED, None), (State.RUNNING, 1))
+    monkeypatch.setattr(FoldtuneClient, "requests", lambda _: {"r": ended, "s": running})
+    assert runner.invoke(app, ["cancel", "r"]).stdout == "r has ended already: completed\n"
+    assert runner.invoke(app, ["cancel", "r", "--model", "m"]).stdout == "r has ended already: completed\n"
+    assert sent == []
+    assert runner.invoke(app, ["cancel", "s"]).stdout == "asked to cancel s\n"
+    assert sent == ["s"]
+
+
+LOG = {
+    "log_id": "l",
+    "occurred_at": "2025-01-02T03:04:05Z",
+    "agent_id": "a",
+    "question": "What does it cost?",
+    "folder_id": "pricing",
+}
+
+
+def test_a_batch_of_logs_is_imported_log_by_log(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(FoldtuneClient, "log", lambda _, log: sent.append(log.log_id))
+    batch = {"type": "chat_log_batch", "folder_id": "pricing", "logs": [LOG, LOG | {"log_id": "m"}]}
+    lines = "\n".join(json.dumps(line) for line in (batch, LOG | {"log_id": "n"}))
+    result = runner.invoke(app, ["import", "logs", "-"], input=lines)
+    assert (result.exit_code, result.stdout) == (0, "2 sent, 0 refused\n")
+    assert sent == ["l", "m", "n"]
+
+
+def test_a_line_for_another_import_is_refused_with_its_name(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["import", "logs", "-"], input='{"type": "feedback"}\n{"type": "document_deleted"}\n{}')
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert lines[0] == "line 1: type: 'feedback' is sent with: foldtune import feedback"
+    assert lines[1] == "line 2: type: 'document_deleted' is sent with: foldtune import documents"
+    assert lines[2].startswith("line 3: log_id: ")
+
+
+def test_the_page_of_the_events_describes_every_type_that_it_names() -> None:
+    text = page()
+    named = set(re.findall(r"\]\(#([^)]+)\)", text))
+    assert {"verdict", "retrievedpassage", "chat_log"} <= named
+    assert named <= {line.removeprefix("## ").lower() for line in text.splitlines() if line.startswith("## ")}
+    assert (ROOT / "docs" / "events.md").read_text(encoding="utf-8") == text
+
+
+def test_no_such_file(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["import", "logs", "nowhere.jsonl"])
+    assert (result.exit_code, result.stderr) == (2, "foldtune: no such file: nowhere.jsonl\n")

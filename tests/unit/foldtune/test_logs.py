@@ -1,0 +1,34 @@
+"""What the log looks like where machines read it."""
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import logging
+import structlog
+from foldtune.logs import configure_logs
+from foldtune.settings import Settings
+
+configure_logs(Settings())
+with structlog.contextvars.bound_contextvars(request_id="r"):
+    structlog.get_logger().info("exported", folder="../../x")
+    logging.getLogger("faust.app").warning("a library's\\nwords")
+try:
+    raise ValueError("x")
+except ValueError:
+    structlog.get_logger().exception("failed")
+    logging.getLogger("aiokafka").exception("failed too")
+logging.getLogger("aiokafka").info("chatter")
+"""
+
+
+def test_every_line_is_an_object_of_its_own_also_those_of_libraries() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    ours, library, error, other = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (ours["event"], ours["request_id"], ours["folder"], ours["level"]) == ("exported", "r", "../../x", "info")
+    assert (library["event"], library["logger"], library["level"]) == ("a library's\nwords", "faust.app", "warning")
+    assert library["request_id"] == "r"
+    assert "ValueError: x" in error["exception"]
+    assert "ValueError: x" in other["exception"]
+    assert all(line["timestamp"] for line in (ours, library, error, other))

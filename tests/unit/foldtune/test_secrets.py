@@ -1,0 +1,129 @@
+"""Kafka credentials from Secrets Manager, as the functions read them."""
+
+import json
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from cryptography.x509.oid import NameOID
+from moto import mock_aws
+
+from foldtune.errors import NoBrokerError, SecretError
+from foldtune.kafka import connection
+from foldtune.secrets import kafka_with_secrets
+from foldtune.settings import KafkaSettings, Settings
+from foldtune.testing import MemoryObjectStore
+from tests.unit.launchers.conftest import make_job
+from trainers.exit_codes import ExitCode
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Secrets Manager."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with mock_aws():
+        yield boto3.client("secretsmanager", region_name="us-east-1")
+
+
+def secret(client: Any, content: object, name: str = "kafka") -> str:
+    text = content if isinstance(content, str) else json.dumps(content)
+    return str(client.create_secret(Name=name, SecretString=text)["ARN"])
+
+
+def certificate(password: str) -> dict[str, str]:
+    """A certificate of one's own making and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client")])
+    begin = datetime.now(UTC) - timedelta(days=1)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=30))
+        .sign(key, hashes.SHA256())
+    )
+    secret_key = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(password.encode()))
+    return {
+        "certificate": made.public_bytes(Encoding.PEM).decode(),
+        "privateKey": secret_key.decode(),
+        "privateKeyPassword": password,
+    }
+
+
+def test_without_secrets_the_settings_are_what_they_are() -> None:
+    with kafka_with_secrets(settings := Settings()) as kafka:
+        assert kafka == settings.kafka
+
+
+def test_a_name_and_a_password_are_used_and_a_rotation_is_seen(client: Any) -> None:
+    arn = secret(client, {"username": "one", "password": "p1"})
+    settings = Settings(
+        kafka=KafkaSettings(security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-512", secret_arn=arn)
+    )
+    with kafka_with_secrets(settings) as kafka:
+        options = connection(kafka)
+    assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("one", "p1")
+    assert options["sasl_mechanism"] == "SCRAM-SHA-512"
+    client.put_secret_value(SecretId=arn, SecretString=json.dumps({"username": "two", "password": "p2"}))
+    with kafka_with_secrets(settings) as kafka:
+        options = connection(kafka)
+    assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("two", "p2")
+
+
+def test_a_certificate_and_an_authority_are_used_and_leave_no_file_behind(client: Any) -> None:
+    content = certificate("secret")
+    settings = Settings(
+        kafka=KafkaSettings(
+            security_protocol="SSL",
+            secret_arn=secret(client, content),
+            ca_secret_arn=secret(client, {"certificate": content["certificate"]}, "authority"),
+        )
+    )
+    with kafka_with_secrets(settings) as kafka:
+        context = connection(kafka)["ssl_context"]
+        assert kafka.ssl_keyfile
+        assert kafka.ssl_keyfile.exists()
+        assert kafka.ssl_keyfile.parent.stat().st_mode & 0o777 == 0o700
+    assert not kafka.ssl_keyfile.exists()
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    [authority] = context.get_ca_certs()
+    assert authority["subject"] == ((("commonName", "client"),),)
+
+
+def test_a_training_reports_with_what_the_secret_holds(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainers import job as trainer
+
+    used: list[KafkaSettings] = []
+
+    def no_broker(kafka: KafkaSettings) -> None:
+        used.append(kafka)
+        raise NoBrokerError(kafka.bootstrap_servers)
+
+    store = MemoryObjectStore()
+    store.put("job.json", make_job("r-1").encode())
+    arn = secret(client, {"username": "one", "password": "p1"})
+    monkeypatch.setattr(trainer, "load_settings", lambda: Settings(kafka=KafkaSettings(secret_arn=arn)))
+    monkeypatch.setattr(trainer, "S3ObjectStore", lambda _: store)
+    monkeypatch.setattr(trainer, "Publisher", no_broker)
+    monkeypatch.setattr("trainers.job.signal.signal", lambda *_: None)
+    monkeypatch.setattr("trainers.job.structlog.configure", lambda **_: None)
+    assert trainer.main([store.uri("job.json")]) == ExitCode.TRY_AGAIN
+    [kafka] = used
+    assert kafka.sasl_username == "one"
+
+
+@pytest.mark.parametrize("content", ["no JSON: s3cret", {"username": "one", "passwort": "s3cret"}, {}, ["s3cret"]])
+def test_a_secret_of_another_form_is_an_error_that_does_not_tell_it(client: Any, content: object) -> None:
+    settings = Settings(kafka=KafkaSettings(secret_arn=secret(client, content)))
+    with pytest.raises(SecretError) as error, kafka_with_secrets(settings):
+        pass
+    assert "secret:kafka" in str(error.value)
+    assert "s3cret" not in str(error.value)

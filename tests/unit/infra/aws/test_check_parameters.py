@@ -1,0 +1,69 @@
+"""What a deployment's parameters may not be together."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from foldtune.settings import Settings
+from infra.aws.check_parameters import problems
+
+GOOD = {
+    "SubnetIds": "subnet-00000000000000000,subnet-00000000000000001",
+    "KafkaKind": "self-managed",
+    "KafkaAuthentication": "scram-sha-256",
+    "GpuInstanceTypes": "g6.xlarge,g5.xlarge",
+    "GpuHourlyPrices": '{"g6.xlarge": 0.805, "g5.xlarge": 1.006}',
+    "ScheduleModels": '["support"]',
+    "KafkaPartitions": 4,
+}
+
+
+def found(**changes: Any) -> tuple[str, ...]:
+    return problems(json.dumps(GOOD | changes))
+
+
+def test_what_fits_is_let_through() -> None:
+    assert not found()
+    assert not found(KafkaKind="msk", KafkaAuthentication="scram-sha-512")
+    # A price more does no harm.
+    assert not found(GpuInstanceTypes="g5.xlarge")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"SubnetIds": "subnet-00000000000000000"}, "SubnetIds: "),
+        ({"KafkaKind": "msk"}, "KafkaAuthentication should be scram-sha-512 or mtls where KafkaKind is msk"),
+        ({"GpuInstanceTypes": "g6.xlarge,p5.48xlarge"}, "has none for p5.48xlarge"),
+        ({"GpuHourlyPrices": "{}"}, "GpuHourlyPrices: "),
+        ({"GpuHourlyPrices": "{'g6.xlarge': 1}"}, "GpuHourlyPrices: "),
+        ({"GpuHourlyPrices": '{"g6.xlarge": 0.8, "g5.xlarge": 0}'}, "GpuHourlyPrices.g5.xlarge: "),
+        ({"GpuHourlyPrices": '{"g6.xlarge": 0.8, "g5.xlarge": "dear"}'}, "GpuHourlyPrices.g5.xlarge: "),
+        ({"ScheduleModels": "[support]"}, "ScheduleModels: "),
+        ({"ScheduleModels": '["Not A Name"]'}, "ScheduleModels.0: "),
+    ],
+)
+def test_what_does_not_is_refused_by_its_name(changes: dict[str, Any], words: str) -> None:
+    (problem,) = found(**changes)
+    assert words in problem
+
+
+def test_a_function_reckons_with_no_type_without_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDTUNE_BATCH__HOURLY_PRICES", '{"g6.xlarge": 0.805}')
+    monkeypatch.setenv("FOLDTUNE_BATCH__INSTANCE_TYPES", '["g6.xlarge"]')
+    assert Settings().batch.instance_types == ("g6.xlarge",)
+    monkeypatch.setenv("FOLDTUNE_BATCH__INSTANCE_TYPES", '["g6.xlarge","p5.48xlarge"]')
+    with pytest.raises(ValidationError, match=r"has none for p5\.48xlarge"):
+        Settings()
+
+
+def test_packaging_stops_at_what_is_refused() -> None:
+    command = [sys.executable, "-m", "infra.aws.check_parameters"]
+    for values, code, said in ((GOOD, 0, ""), (GOOD | {"ScheduleModels": "["}, 1, "ScheduleModels: ")):
+        done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert done.stderr.startswith(said)

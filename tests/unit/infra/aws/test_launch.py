@@ -1,0 +1,246 @@
+"""What `launch` makes of Kafka payloads."""
+
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from foldtune.dead_letters import ERROR_HEADER, OFFSET_HEADER, TOPIC_HEADER
+from foldtune.errors import PublishError
+from foldtune.events import FineTuneStatus, State, TrainingJob, now
+from foldtune.testing import MemoryObjectStore
+from foldtune.topics import Topic
+from infra.aws.handlers import batch_state, launch
+from infra.aws.status_store import StatusObjects
+from launchers.port import job_segment
+from tests.batch_service import BatchService
+from tests.lambda_payloads import Context, Record, kafka_payload
+from tests.unit.launchers.conftest import make_job
+
+from .conftest import Published
+
+JOBS, STATUSES = "x-training-jobs", "x-fine-tune-status"
+NONE_FAILED: dict[str, object] = {"batchItemFailures": []}
+
+
+def a_job(number: int, *, partition: int = 0) -> Record:
+    job = make_job(f"r-{number}")
+    return Record(JOBS, partition, number, job.request.request_id.encode(), job.encode())
+
+
+def a_status(offset: int, state: State, request_id: str = "r-1", **more: Any) -> Record:
+    status = FineTuneStatus(request_id=request_id, model="support", state=state, at=now(), **more)
+    return Record(STATUSES, 1, offset, request_id.encode(), status.encode())
+
+
+def failures(*records: Record) -> dict[str, object]:
+    return {
+        "batchItemFailures": [
+            {"itemIdentifier": {"partition": f"{one.topic}-{one.partition}", "offset": one.offset}} for one in records
+        ]
+    }
+
+
+@pytest.mark.parametrize("source", ["SelfManagedKafka", "aws:kafka"])
+def test_jobs_are_launched_from_either_source(
+    batch: BatchService, published: Published, context: Context, source: str
+) -> None:
+    records = [a_job(1), a_job(2), a_job(3, partition=2)]
+    assert launch(kafka_payload(records, source), context) == NONE_FAILED
+    assert [job["parameters"]["request_id"] for job in batch.jobs.values()] == ["r-1", "r-2", "r-3"]
+    assert [(status.request_id, status.state) for status in published.reports] == [
+        (f"r-{number}", State.SUBMITTED) for number in (1, 2, 3)
+    ]
+    # They are keyed by request and lie where the model's coordinator reads.
+    assert published.messages[0][2] == {"key": "r-1", "partition_by": "support"}
+
+
+def test_delivered_twice_in_one_call_and_again_in_another_it_is_one_job(
+    batch: BatchService, published: Published, context: Context
+) -> None:
+    for _ in range(2):
+        assert launch(kafka_payload([a_job(1), a_job(1, partition=3)]), context) == NONE_FAILED
+    assert len(batch.jobs) == 1
+
+
+@pytest.mark.parametrize("value", [b"\xffnothing", b"{}", b"", b"null", b'{"type": "training_job", "version": 3}'])
+@pytest.mark.parametrize("key", [b"r-0", None])
+def test_what_is_no_job_goes_to_the_dead_letters_once(
+    batch: BatchService, published: Published, context: Context, value: bytes, key: bytes | None
+) -> None:
+    poison = Record(JOBS, 0, 7, key, value)
+    assert launch(kafka_payload([poison, a_job(1)]), context) == NONE_FAILED
+    assert len(batch.jobs) == 1
+    [(letter, more)] = [(sent, more) for topic, sent, more in published.messages if topic is Topic.DEAD_LETTERS]
+    assert (letter, more["key"]) == (value, key)
+    headers = dict(more["headers"])
+    assert (headers[TOPIC_HEADER], headers[OFFSET_HEADER]) == (JOBS.encode(), b"7")
+    assert headers[ERROR_HEADER]
+
+
+def test_a_letter_larger_than_the_brokers_take_is_cut(published: Published, context: Context) -> None:
+    assert launch(kafka_payload([Record(JOBS, 0, 7, None, b"x" * (3 << 20))]), context) == NONE_FAILED
+    [letter] = published.on(Topic.DEAD_LETTERS)
+    assert len(letter) < 2 << 20
+
+
+def test_a_tombstone_asks_for_nothing(batch: BatchService, published: Published, context: Context) -> None:
+    assert launch(kafka_payload([Record(JOBS, 0, 1, b"r-1", None)]), context) == NONE_FAILED
+    assert not published.connected
+
+
+def test_what_met_a_failing_broker_is_delivered_again_and_nothing_else(
+    batch: BatchService, published: Published, store: MemoryObjectStore, context: Context
+) -> None:
+    assert launch(kafka_payload([a_job(1)]), context) == NONE_FAILED
+    published.broken = PublishError("x-training-reports", "no answer")
+    poison = Record(JOBS, 1, 4, None, b"{}")
+    records = [a_job(1), a_job(2), Record(JOBS, 0, 3, b"k", None), poison]
+    assert launch(kafka_payload(records), context) == failures(records[1], poison)
+    assert len(batch.jobs) == 1
+
+
+def test_a_launch_that_was_cut_short_is_waited_for(
+    batch: BatchService, published: Published, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.broken = PublishError("x-training-reports", "no answer")
+    record = a_job(1)
+    launch(kafka_payload([record]), context)
+    published.broken = None
+    assert launch(kafka_payload([record]), context) == failures(record)
+    assert not batch.jobs
+
+
+@pytest.mark.parametrize(("seconds", "pause"), [(120, 20.0), (25, pytest.approx(15.0, abs=0.5)), (5, 0.0)])
+def test_whatever_failed_is_not_delivered_again_at_once(
+    published: Published, batch: BatchService, monkeypatch: pytest.MonkeyPatch, seconds: float, pause: float
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("infra.aws.handlers.time.sleep", pauses.append)
+    monkeypatch.setattr("infra.aws.handlers.PAUSE_SECONDS", 20.0)
+    assert launch(kafka_payload([a_job(1)]), Context(120)) == NONE_FAILED
+    assert not pauses
+    published.broken = PublishError("x-training-reports", "no answer")
+    assert launch(kafka_payload([a_job(2)]), Context(seconds)) == failures(a_job(2))
+    assert pauses == [pause]
+
+
+def test_what_is_wrong_with_the_store_makes_no_event_poison(
+    batch: BatchService, published: Published, store: MemoryObjectStore, context: Context
+) -> None:
+    """A ledger that cannot be read is nothing that its job's event could help."""
+    store.put(f"jobs/{job_segment(make_job('r-1'))}/attempt-1.submission.json", b"{}")
+    with capture_logs() as lines:
+        assert launch(kafka_payload([a_job(1), a_job(2)]), context) == failures(a_job(1))
+    assert not published.on(Topic.DEAD_LETTERS)
+    assert [job["parameters"]["request_id"] for job in batch.jobs.values()] == ["r-2"]
+    [told] = [line for line in lines if line["event"] == "to be delivered again"]
+    assert (told["offset"], told["exc_info"]) == (1, True)
+
+
+def test_what_alarms_count_is_said_once(published: Published, batch: BatchService, context: Context) -> None:
+    """Metric filters find these lines by the name of the event and by these fields."""
+    job = make_job("r-9", max_seconds=10_000_000)
+    too_dear = Record(JOBS, 0, 9, b"r-9", job.encode())
+    with capture_logs() as lines:
+        launch(kafka_payload([a_job(1), too_dear, Record(JOBS, 0, 7, None, b"{}")]), context)
+        [job_id] = batch.jobs
+        batch.end(job_id, 1)
+        for _ in range(2):
+            batch_state(batch.events[-1], context)
+    counted = {"dead letter", "job ended", "spend", "not launched"}
+    said = [(line["event"], line.get("ending")) for line in lines if line["event"] in counted]
+    assert said == [
+        ("spend", None),
+        ("not launched", None),
+        ("job ended", "failed"),
+        ("dead letter", None),
+        ("job ended", "failed"),
+        ("spend", None),
+    ]
+    spent = [line for line in lines if line["event"] == "spend"]
+    assert {*spent[0]} >= {"model", "month", "dollars", "job_dollars"}
+    assert spent[0]["dollars"] > spent[1]["dollars"] == 0.0
+
+
+def test_with_little_time_left_nothing_is_begun(batch: BatchService, published: Published) -> None:
+    records = [a_job(1), a_job(2)]
+    assert launch(kafka_payload(records), Context(5)) == failures(*records)
+    assert not batch.jobs
+
+
+def test_a_topic_of_somebody_else_is_a_mistake_in_the_deployment(
+    batch: BatchService, published: Published, context: Context
+) -> None:
+    foreign = Record("y-training-jobs", 0, 1, b"k", b"{}")
+    with capture_logs() as lines:
+        assert launch(kafka_payload([foreign, a_job(1)]), context) == failures(foreign)
+    assert "not y-training-jobs" in next(line["error"] for line in lines if line["event"] == "to be delivered again")
+    assert len(batch.jobs) == 1
+
+
+# ── Statuses ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED])
+def test_a_request_that_has_ended_ends_its_job_and_one_to_come_never_starts(
+    batch: BatchService, published: Published, context: Context, state: State
+) -> None:
+    """Cancelled by somebody, or given up by the coordinator after its time."""
+    launch(kafka_payload([a_job(1)]), context)
+    ended = [a_status(1, state), a_status(2, state, "r-2")]
+    assert launch(kafka_payload(ended), context) == NONE_FAILED
+    launch(kafka_payload([a_job(2)]), context)
+    [job] = batch.jobs.values()
+    assert (job["status"], job["statusReason"]) == ("FAILED", "foldtune: cancelled")
+
+
+@pytest.mark.parametrize("state", [state for state in State if not state.terminal] + [State.COMPLETED])
+def test_no_other_status_ends_a_job(batch: BatchService, published: Published, context: Context, state: State) -> None:
+    launch(kafka_payload([a_job(1)]), context)
+    assert launch(kafka_payload([a_status(1, state)]), context) == NONE_FAILED
+    [job] = batch.jobs.values()
+    assert job["status"] == "RUNNABLE"
+
+
+def test_a_job_s_own_failure_changes_nothing_when_it_comes_back_as_a_status(
+    batch: BatchService, published: Published, context: Context, store: MemoryObjectStore
+) -> None:
+    launch(kafka_payload([a_job(1)]), context)
+    [job_id] = batch.jobs
+    batch.end(job_id, 1)
+    batch_state(batch.events[-1], context)
+    before = {key: store.get(key) for key in store.list("jobs/") if not key.endswith("/cancelled")}
+    assert launch(kafka_payload([a_status(1, State.FAILED)]), context) == NONE_FAILED
+    batch_state(batch.events[-1], context)
+    assert {key: store.get(key) for key in store.list("jobs/") if not key.endswith("/cancelled")} == before
+    assert [status.state for status in published.reports] == [State.SUBMITTED, State.FAILED, State.FAILED]
+
+
+def test_the_newest_status_is_kept_whatever_comes_again(store: MemoryObjectStore, context: Context) -> None:
+    accepted, running = a_status(4, State.ACCEPTED), a_status(6, State.RUNNING)
+    for records in ([accepted, running], [accepted], [running, accepted], [Record(STATUSES, 1, 9, b"r-1", None)]):
+        assert launch(kafka_payload(records), context) == NONE_FAILED
+        kept = StatusObjects(store).newest("r-1")
+        assert kept
+        assert kept.state is State.RUNNING
+
+
+def test_the_page_of_the_log_stays_when_the_trainer_has_the_word(store: MemoryObjectStore, context: Context) -> None:
+    page = "https://example.com/log"
+    launch(kafka_payload([a_status(4, State.RUNNING, log_url=page), a_status(5, State.EVALUATING)]), context)
+    kept = StatusObjects(store).newest("r-1")
+    assert kept
+    assert (kept.state, kept.log_url) == (State.EVALUATING, page)
+
+
+def test_what_is_no_status_goes_to_the_dead_letters(published: Published, context: Context) -> None:
+    assert launch(kafka_payload([Record(STATUSES, 0, 1, b"r-1", b"{}")]), context) == NONE_FAILED
+    assert published.on(Topic.DEAD_LETTERS) == [b"{}"]
+
+
+def test_a_job_reads_back_as_it_was(store: MemoryObjectStore, batch: BatchService, published: Published) -> None:
+    launch(kafka_payload([a_job(1)]), Context(60))
+    [job] = batch.jobs.values()
+    content = store.get(store.key(job["parameters"]["job_uri"]))
+    assert TrainingJob.model_validate_json(content) == make_job("r-1")

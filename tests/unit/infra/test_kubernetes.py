@@ -1,0 +1,137 @@
+"""The Kubernetes manifests, rendered by kustomize and held against Kubernetes' own schemas."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from infra.local.options import LocalOptions
+from tests.support import setting_names
+
+FOLDER = Path(__file__).parents[3] / "infra" / "kubernetes"
+TOOLS = Path(sys.executable).parent
+VERSIONS = ("1.32", "1.34", "1.36")
+# Of KEDA, whose schema is not Kubernetes'.
+FOREIGN = {"ScaledObject"}
+
+
+def rendered(name: str) -> dict[tuple[str, str], dict[str, Any]]:
+    done = subprocess.run([TOOLS / "kubectl", "kustomize", FOLDER / name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(done.stdout)}
+
+
+@pytest.fixture(scope="module", params=["base", "prod"])
+def objects(request: pytest.FixtureRequest) -> dict[tuple[str, str], dict[str, Any]]:
+    return rendered(request.param)
+
+
+def pods(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The pods' specifications and labels, by what makes them."""
+    return {
+        name: item["spec"]["template"]
+        for (kind, name), item in objects.items()
+        if kind in {"StatefulSet", "Deployment"}
+    }
+
+
+@pytest.mark.parametrize("of", VERSIONS)
+def test_every_object_is_one_of_kubernetes(objects: dict[tuple[str, str], dict[str, Any]], of: str) -> None:
+    for (kind, _), item in objects.items():
+        if kind not in FOREIGN:
+            kubernetes_validate.validate(item, of, strict=True)
+        assert kind == "Namespace" or item["metadata"]["namespace"] == "foldtune"
+
+
+def test_what_one_names_another_is(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+    templates = pods(objects)
+    assert set(templates) == {"foldtune-worker", "foldtune-api"}
+    for name, template in templates.items():
+        labels = template["metadata"]["labels"].items()
+        for kind in ("Service", "PodDisruptionBudget", "NetworkPolicy"):
+            spec = objects[kind, name]["spec"]
+            selector = spec.get("podSelector", spec.get("selector", {}))
+            assert selector.get("matchLabels", selector).items() <= labels, kind
+            assert "app.kubernetes.io/name" in selector.get("matchLabels", selector)
+        (container,) = template["spec"]["containers"]
+        ports = {port["name"] for port in container["ports"]}
+        assert {port["targetPort"] for port in objects["Service", name]["spec"]["ports"]} <= ports
+        probes = [container[f"{when}Probe"]["httpGet"] for when in ("startup", "liveness", "readiness")]
+        assert {probe["port"] for probe in probes} <= ports
+        configured = [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source]
+        assert [("ConfigMap", config) in objects for config in configured] == [True]
+        assert {mount["name"] for mount in container["volumeMounts"]} <= {
+            volume["name"] for volume in template["spec"]["volumes"]
+        } | {"data"}
+        assert ("ServiceAccount", template["spec"]["serviceAccountName"]) in objects
+    assert objects["StatefulSet", "foldtune-worker"]["spec"]["serviceName"] == "foldtune-worker"
+
+
+def test_a_worker_keeps_its_state_and_is_asked_how_it_is(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+    worker = objects["StatefulSet", "foldtune-worker"]["spec"]
+    (claim,) = worker["volumeClaimTemplates"]
+    (container,) = worker["template"]["spec"]["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    # Where the image's FOLDTUNE_WORKER__DATA_DIR is.
+    assert mounts[claim["metadata"]["name"]] == "/var/lib/foldtune"
+    assert worker["persistentVolumeClaimRetentionPolicy"]["whenScaled"] == "Delete"
+    paths = {when: container[f"{when}Probe"]["httpGet"]["path"] for when in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/health", "liveness": "/health", "readiness": "/ready"}
+    (port,) = container["ports"]
+    dockerfile = (FOLDER.parent / "docker" / "Dockerfile").read_text()
+    assert f"FOLDTUNE_WORKER__HTTP_PORT={port['containerPort']}" in dockerfile
+    # A worker ends within eight seconds of being told to.
+    assert worker["template"]["spec"]["terminationGracePeriodSeconds"] > 8
+
+
+def test_nothing_runs_with_rights(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+    namespace = objects["Namespace", "foldtune"]["metadata"]["labels"]
+    assert namespace["pod-security.kubernetes.io/enforce"] == "restricted"
+    for template in pods(objects).values():
+        pod = template["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 10001
+        for container in pod["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+
+
+def test_variables_are_settings_and_secrets_are_not_among_them(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+    known = setting_names()
+    for (kind, _), item in objects.items():
+        assert kind != "Secret"
+        if kind == "ConfigMap":
+            assert set(item["data"]) <= known
+            assert not [name for name in item["data"] if "PASSWORD" in name or "ACCESS_KEY" in name]
+    for template in pods(objects).values():
+        assert {variable["name"] for variable in template["spec"]["containers"][0].get("env", [])} <= known
+
+
+def test_images_have_this_version(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+    for template in pods(objects).values():
+        for container in template["spec"]["containers"]:
+            assert container["image"].endswith(f":{version('foldtune')}")
+
+
+def test_workers_grow_with_their_own_lag_up_to_the_partitions() -> None:
+    objects = rendered("prod")
+    scaled = objects["ScaledObject", "foldtune-worker"]["spec"]
+    target = scaled["scaleTargetRef"]
+    worker = objects[target["kind"], target["name"]]
+    assert target["apiVersion"] == worker["apiVersion"]
+    # Two sayings of how many there are would contend.
+    assert "replicas" not in worker["spec"]
+    (config,) = [item["data"] for (kind, _), item in objects.items() if kind == "ConfigMap"]
+    assert str(scaled["maxReplicaCount"]) == config["FOLDTUNE_KAFKA__PARTITIONS"] == str(LocalOptions().partitions)
+    (trigger,) = scaled["triggers"]
+    assert "foldtune_lag_records" in trigger["metadata"]["query"]

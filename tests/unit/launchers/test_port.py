@@ -1,0 +1,99 @@
+"""What every launcher promises, asked of each that ships."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from foldtune.events import TrainingJob
+from foldtune.settings import Settings
+from foldtune.testing import MemoryObjectStore
+from launchers.batch.launcher import BatchLauncher
+from launchers.fake import SUCCESS, FakeLauncher
+from launchers.port import Ending, Launcher, Outcome, Run
+from tests.batch_service import BatchService
+
+from .conftest import MakeLocal
+
+HANG = "import time; time.sleep(60)"
+PROGRAMS = {
+    "success": ("", SUCCESS),
+    "refusal": ("raise SystemExit(64)", Outcome(ending=Ending.FAILED, announced=True)),
+    "retryable": ("raise SystemExit(75)", Outcome(ending=Ending.FAILED, retryable=True)),
+    "endless": (HANG, None),
+}
+Make = Callable[[str], Launcher]
+
+
+@pytest.fixture(params=["fake", "local", "batch"])
+def make(request: pytest.FixtureRequest, make_local: MakeLocal, store: MemoryObjectStore) -> Iterator[Make]:
+    """Makes a launcher whose next run ends in the named way."""
+    services: list[BatchService] = []
+
+    def launcher(kind: str) -> Launcher:
+        program, outcome = PROGRAMS[kind]
+        if request.param == "batch":
+            services.append(BatchService((sys.executable, "-c", program, "Ref::job_uri")))
+            client: Any = services[-1]
+            return BatchLauncher(Settings(), store, client)
+        return FakeLauncher(outcome) if request.param == "fake" else make_local(program)
+
+    yield launcher
+    for service in services:
+        service.close()
+
+
+def ended(launcher: Launcher, run: Run) -> Outcome:
+    """The outcome of a run, waited for."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if outcome := launcher.poll(run):
+            return outcome
+        time.sleep(0.01)
+    raise AssertionError("the run did not end")
+
+
+@pytest.fixture
+def run(job: TrainingJob) -> Run:
+    """The first attempt at the job."""
+    return Run(job, "s3://memory/jobs/j/job.json", 1)
+
+
+def test_success(make: Make, run: Run) -> None:
+    launcher = make("success")
+    launcher.submit(run)
+    assert ended(launcher, run).ending is Ending.SUCCEEDED
+
+
+def test_a_refused_job_is_not_run_again(make: Make, run: Run) -> None:
+    launcher = make("refusal")
+    launcher.submit(run)
+    outcome = ended(launcher, run)
+    assert (outcome.ending, outcome.final, outcome.announced) == (Ending.FAILED, True, True)
+
+
+def test_a_job_that_asks_for_it_may_be_run_again(make: Make, run: Run) -> None:
+    launcher = make("retryable")
+    launcher.submit(run)
+    outcome = ended(launcher, run)
+    assert (outcome.ending, outcome.final, outcome.retryable) == (Ending.FAILED, False, True)
+
+
+@pytest.mark.parametrize(("how", "ending"), [("cancel", Ending.CANCELLED), ("interrupt", Ending.INTERRUPTED)])
+def test_a_run_can_be_ended(make: Make, run: Run, how: str, ending: Ending) -> None:
+    launcher = make("endless")
+    launcher.submit(run)
+    assert launcher.poll(run) is None
+    getattr(launcher, how)(run)
+    assert ended(launcher, run).ending is ending
+
+
+def test_what_has_ended_stays_as_it_is(make: Make, run: Run) -> None:
+    launcher = make("success")
+    launcher.submit(run)
+    outcome = ended(launcher, run)
+    launcher.cancel(run)
+    launcher.interrupt(run)
+    assert launcher.poll(run) == outcome

@@ -1,0 +1,261 @@
+"""Dead letters without servers: what is read of them, what is refused, how they are shown."""
+
+import json
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from foldtune.bounds import written_at
+from foldtune.cli import app
+from foldtune.commands.output import printable
+from foldtune.dead_letters import dead_letter_headers
+from foldtune.settings import KafkaSettings, load_settings
+from streams.commands import dead_letters as command
+from streams.publishing import dead_letter_replay
+from streams.publishing.dead_letter_replay import LETTER_HEADER, Letter, Place, read_letters, refusal
+
+KAFKA = KafkaSettings(topic_prefix="p-")
+PARTITIONS = {"p-chat-logs": 4, "p-fine-tune-requests": 4}
+
+Put = Callable[..., None]
+
+
+@pytest.fixture
+def put(monkeypatch: pytest.MonkeyPatch) -> Put:
+    """Puts records of ``dead-letters`` where the code under test reads them."""
+    records: list[Any] = []
+    monkeypatch.setattr(dead_letter_replay, "read", lambda _settings, _topic: iter(records))
+
+    def put_one(
+        value: bytes | None, headers: Iterable[tuple[str, bytes | None]], key: bytes | None = b"k", partition: int = 0
+    ) -> None:
+        offset = sum(record.partition == partition for record in records)
+        at = 1_700_000_000_000 + len(records)
+        fields = {"partition": partition, "offset": offset, "timestamp": at, "key": key, "value": value}
+        records.append(SimpleNamespace(**fields, headers=list(headers)))
+
+    return put_one
+
+
+def receipt(letter: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
+    return [*dead_letter_headers("", topic, partition, offset), (LETTER_HEADER, letter.encode())]
+
+
+ORIGIN = Place("p-chat-logs", 1, 2)
+
+
+def letter(origin: Place = ORIGIN, key: bytes | None = b"k", folder_id: str | None = None) -> Letter:
+    return Letter(0, 0, written_at(0), "", origin, key, 0, folder_id)
+
+
+def test_a_letter_tells_where_it_came_from(put: Put) -> None:
+    put(b'{"folder_id": "f"}', dead_letter_headers("text: too long", "p-documents", 3, 17), partition=2)
+    [found] = read_letters(KAFKA)
+    assert (found.id, found.error, found.origin) == ("2:0", "text: too long", Place("p-documents", 3, 17))
+    assert (found.key, found.size, found.folder_id) == (b"k", 18, "f")
+    assert (found.failures, found.replayed) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        dead_letter_headers("", "", 0, 0),
+        dead_letter_headers("", "p-documents", -1, 0),
+        [(name, b"\xff") for name, _ in dead_letter_headers("", "t", 0, 0)],
+        [(name, None) for name, _ in dead_letter_headers("", "t", 0, 0)],
+        [("foldtune-topic", b"t"), ("foldtune-partition", "\N{ARABIC-INDIC DIGIT ONE}".encode())],
+        [("foldtune-topic", b"t"), ("foldtune-partition", b"1"), ("foldtune-offset", b"1" * 5000)],
+    ],
+)
+def test_headers_that_make_no_sense_name_no_origin(put: Put, headers: list[tuple[str, bytes | None]]) -> None:
+    put(b"x", headers)
+    [found] = read_letters(KAFKA)
+    assert found.origin is None
+    assert refusal(found, KAFKA, PARTITIONS) == "its headers do not say where it came from"
+
+
+@given(value=st.binary())
+def test_any_bytes_are_a_letter(value: bytes) -> None:
+    assert dead_letter_replay._folder_of(value) is None or b"folder_id" in value
+    assert dead_letter_replay._folder_of(b"[" * 100_000 + value) is None
+
+
+def test_what_was_replayed_is_known_and_what_failed_again_counts_on(put: Put) -> None:
+    put(b"x", dead_letter_headers("first", "p-chat-logs", 1, 5))
+    put(b"y", dead_letter_headers("other", "p-chat-logs", 1, 6))
+    put(None, receipt("0:0", "p-chat-logs", 1, 40))
+    put(b"x", dead_letter_headers("second", "p-chat-logs", 1, 40))
+    put(None, receipt("0:3", "p-chat-logs", 1, 50))
+    put(b"x", dead_letter_headers("third", "p-chat-logs", 1, 50))
+    told = [(found.error, found.failures, found.replayed) for found in read_letters(KAFKA)]
+    assert told == [("first", 1, True), ("other", 1, False), ("second", 2, True), ("third", 3, False)]
+
+
+def test_receipts_that_lead_in_a_circle_end(put: Put) -> None:
+    put(b"x", dead_letter_headers("", "p-chat-logs", 1, 1))
+    put(b"y", dead_letter_headers("", "p-chat-logs", 1, 2))
+    put(None, receipt("0:0", "p-chat-logs", 1, 2))
+    put(None, receipt("0:1", "p-chat-logs", 1, 1))
+    assert [found.failures for found in read_letters(KAFKA)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (letter(), None),
+        (letter(Place("p-fine-tune-requests", 3, 0), folder_id="elsewhere"), None),
+        (letter(Place("chat-logs", 1, 2)), "it came from 'chat-logs', which is none of foldtune's inputs"),
+        (letter(Place("p-training-jobs", 1, 2)), "it came from 'p-training-jobs', which is none of foldtune's inputs"),
+        (letter(Place("p-dead-letters", 1, 2)), "it came from 'p-dead-letters', which is none of foldtune's inputs"),
+        (letter(Place("p-chat-logs", 4, 2)), "it came from partition 4 of 'p-chat-logs', which has 4"),
+        (letter(folder_id="k"), None),
+        (letter(key=None, folder_id="f"), None),
+        (letter(folder_id="f"), "its folder_id 'f' is not its key 'k': publish it anew"),
+        (letter(key=b"\xff", folder_id="f"), "its folder_id 'f' is not its key '\\\\xff': publish it anew"),
+    ],
+)
+def test_only_to_an_input_and_where_the_folder_lies(found: Letter, said: str | None) -> None:
+    assert refusal(found, KAFKA, PARTITIONS) == said
+
+
+def test_the_list_shows_everything_and_steers_nothing(runner: CliRunner, put: Put) -> None:
+    put(b"x", dead_letter_headers("[bold]field: \x1b[2J[/nothing]\nnext", "chat-logs", 1, 5), key=b"\xfe")
+    put(b"y", [])
+    result = runner.invoke(app, ["dead-letters", "list"])
+    assert result.exit_code == 0, result.output
+    assert "[bold]field: \\x1b[2J[/nothing]\\nnext" in result.stdout
+    assert "\x1b[2J" not in result.stdout
+    assert "chat-logs 1:5" in result.stdout
+    assert "unknown" in result.stdout
+    first, second = map(json.loads, runner.invoke(app, ["dead-letters", "list", "--json"]).stdout.splitlines())
+    assert first == {
+        "id": "0:0",
+        "topic": "chat-logs",
+        "partition": 1,
+        "offset": 5,
+        "at": "2023-11-14T22:13:20+00:00",
+        "error": "[bold]field: \x1b[2J[/nothing]\nnext",
+        "key": "\\xfe",
+        "bytes": 1,
+        "failures": 1,
+        "replayed": False,
+    }
+    assert (second["id"], second["topic"]) == ("0:1", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        ([], ["0:0", "0:1"]),
+        (["--topic", "chat-logs"], ["0:0"]),
+        (["--topic", "p-chat-logs"], ["0:0"]),
+        (["--topic", "documents"], ["0:1"]),
+        (["--topic", "p"], []),
+        (["--contains", "needle"], ["0:0"]),
+        (["--contains", "too long"], ["0:1"]),
+        (["--contains", "needle", "--topic", "documents"], []),
+        (["--since", "2023-11-14"], ["0:0", "0:1"]),
+        (["--since", "2023-11-15T00:00:00+00:00"], []),
+        (["--since", "2023-11-14T23:13:20.001+01:00"], ["0:1"]),
+    ],
+)
+def test_filters(
+    runner: CliRunner,
+    put: Put,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    ids: list[str],
+) -> None:
+    monkeypatch.setenv("FOLDTUNE_KAFKA__TOPIC_PREFIX", "p-")
+    load_settings.cache_clear()
+    put(b"a needle \xff", dead_letter_headers("no JSON", "p-chat-logs", 1, 5))
+    put(b"y", dead_letter_headers("text: too long", "p-documents", 1, 5))
+    result = runner.invoke(app, ["dead-letters", "list", "--json", *options])
+    assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == ids
+
+
+def test_show_tells_the_headers_and_the_bytes(runner: CliRunner, put: Put) -> None:
+    value = b'{"a": 1}\n\xff\x1b\x00 \xc3\xa9'
+    put(value, dead_letter_headers("no JSON", "chat-logs", 1, 5))
+    shown = runner.invoke(app, ["dead-letters", "show", "0:0"]).stdout
+    assert "foldtune-error: no JSON\n" in shown
+    assert "foldtune-offset: 5\n" in shown
+    assert shown.endswith('\n\n{"a": 1}\n\\xff\\x1b\\x00 é\n')
+    assert runner.invoke(app, ["dead-letters", "show", "0:0", "--raw"]).stdout_bytes == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "0:7"], "no dead letter 0:7"),
+        (["show", "first"], "'first' names no dead letter; an id looks like 0:12"),
+        (["replay"], "name the letters to replay, or give --all"),
+        (["replay", "0:0", "--all"], "name the letters to replay, or give --all"),
+        (["replay", "0:0", "0:9"], "no such dead letter, or not one that the filters let through: 0:9"),
+        (["replay", "0:0", "--contains", "nowhere"], "no such dead letter"),
+        (["replay", "0:1"], "no such dead letter"),
+        (["list", "--since", "soon"], "'soon' is no time"),
+        (["list", "--since", "0001-01-01T00:00:00+14:00"], "is no time"),
+    ],
+)
+def test_mistakes_are_named(runner: CliRunner, put: Put, arguments: list[str], said: str) -> None:
+    put(b"x", dead_letter_headers("", "chat-logs", 1, 5))
+    put(None, receipt("0:0", "chat-logs", 1, 40))
+    result = runner.invoke(app, ["dead-letters", *arguments])
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_nothing_is_published_without_a_yes(
+    runner: CliRunner,
+    put: Put,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put(b"x", dead_letter_headers("", "chat-logs", 1, 5))
+    put(b"x", dead_letter_headers("", "passwords", 1, 5))
+    replayed: list[list[Letter]] = []
+
+    def replay(_kafka: KafkaSettings, letters: list[Letter]) -> int:
+        replayed.append(letters)
+        return len(letters)
+
+    monkeypatch.setattr(command, "input_partitions", lambda _kafka: {"chat-logs": 4})
+    monkeypatch.setattr(command, "replay", replay)
+    refused = "0:1 is not replayed: it came from 'passwords', which is none of foldtune's inputs"
+    dry = runner.invoke(app, ["dead-letters", "replay", "--all", "--dry-run"])
+    assert (dry.exit_code, dry.stdout, dry.stderr.strip()) == (1, "0:0 to chat-logs 1\n", refused)
+    for answer in ("n\n", ""):
+        asked = runner.invoke(app, ["dead-letters", "replay", "--all"], input=answer)
+        assert asked.exit_code == 1
+        assert "Replay 1 event to chat-logs?" in asked.stdout
+    assert replayed == []
+    agreed = runner.invoke(app, ["dead-letters", "replay", "--all"], input="y\n")
+    assert (agreed.exit_code, agreed.stdout.endswith("1 replayed, 1 refused\n")) == (1, True)
+    assert runner.invoke(app, ["dead-letters", "replay", "0:0", "--yes"]).exit_code == 0
+    assert [[one.id for one in letters] for letters in replayed] == [["0:0"], ["0:0"]]
+
+
+def test_all_passes_over_what_was_replayed(
+    runner: CliRunner,
+    put: Put,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put(b"x", dead_letter_headers("", "chat-logs", 1, 5))
+    put(None, receipt("0:0", "chat-logs", 1, 40))
+    monkeypatch.setattr(command, "input_partitions", lambda _kafka: {"chat-logs": 4})
+    assert runner.invoke(app, ["dead-letters", "replay", "--all"]).stdout == "nothing to replay\n"
+    assert runner.invoke(app, ["dead-letters", "replay", "0:0", "--dry-run"]).stdout == "0:0 to chat-logs 1\n"
+
+
+@given(st.text())
+def test_printable_text_stays_on_its_line(text: str) -> None:
+    assert printable(text).isprintable()
+    if text.isprintable():
+        assert printable(text) == text

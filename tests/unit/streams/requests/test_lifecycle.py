@@ -1,0 +1,259 @@
+"""One model's story: what follows from each event, and that every request has exactly one end."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from foldtune.events import (
+    FineTuneCancelled,
+    FineTuneRequested,
+    FineTuneStatus,
+    FolderCount,
+    SnapshotCommand,
+    SnapshotPart,
+    State,
+    TrainingFinished,
+)
+from foldtune.knobs import DataSelection, WeightKnobs
+from foldtune.topics import Topic
+from streams.requests import lifecycle
+from streams.requests.lifecycle import ModelState, Step
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PARTITIONS = 2
+DEADLINE = NOW + timedelta(hours=1)
+
+
+def request(name: str, **changes: Any) -> FineTuneRequested:
+    return FineTuneRequested(request_id=name, model="m", requested_at=NOW, **changes)
+
+
+def part(name: str, partition: int, examples: int = 30, **changes: Any) -> SnapshotPart:
+    folders = (FolderCount(folder_id=f"f{partition}", examples=examples, documents=10),)
+    return SnapshotPart(request_id=name, model="m", partition=partition, folders=folders, positives=examples, **changes)
+
+
+def status(name: str, state: State) -> FineTuneStatus:
+    return FineTuneStatus(request_id=name, model="m", state=state, at=NOW)
+
+
+def states(step: Step) -> list[tuple[str, State]]:
+    events = [output.event for output in step.outputs]
+    return [(event.request_id, event.state) for event in events if isinstance(event, FineTuneStatus)]
+
+
+def commands(step: Step) -> list[str]:
+    events = [output.event for output in step.outputs]
+    return [event.request.request_id for event in events if isinstance(event, SnapshotCommand)]
+
+
+def gather(state: ModelState, name: str, **changes: Any) -> Step:
+    for partition in range(PARTITIONS):
+        step = lifecycle.part_arrived(state, part(name, partition, **changes), PARTITIONS, 20, NOW)
+        state = step.state
+    return step
+
+
+def training(name: str = "r", *waiting: FineTuneRequested) -> ModelState:
+    state = lifecycle.requested(ModelState(model="m"), request(name), NOW).state
+    for other in waiting:
+        state = lifecycle.requested(state, other, NOW).state
+    state = gather(state, name).state
+    assert state.active
+    return lifecycle.job_published(state, state.active, DEADLINE)
+
+
+def test_a_request_starts_a_snapshot_of_every_partition() -> None:
+    step = lifecycle.requested(ModelState(model="m"), request("r"), NOW)
+    assert states(step) == [("r", State.ACCEPTED), ("r", State.SNAPSHOTTING)]
+    assert commands(step) == ["r"]
+    (command,) = [output for output in step.outputs if output.topic is Topic.SNAPSHOT_COMMANDS]
+    assert command.key is None
+
+
+def test_the_same_request_again_is_answered_and_starts_nothing() -> None:
+    first = lifecycle.requested(ModelState(model="m"), request("r"), NOW)
+    again = lifecycle.requested(first.state, request("r"), NOW)
+    assert again.state == first.state
+    assert (states(again), commands(again)) == ([("r", State.SNAPSHOTTING)], [])
+
+
+def test_a_whole_snapshot_becomes_a_job_once() -> None:
+    state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
+    step = gather(state, "r")
+    assert step.complete
+    assert [one.partition for one in step.complete.parts] == [0, 1]
+    assert step.state.active
+    running = lifecycle.job_published(step.state, step.state.active, DEADLINE)
+    assert lifecycle.part_arrived(running, part("r", 1), PARTITIONS, 20, NOW).complete is None
+
+
+def test_a_part_that_comes_twice_counts_once() -> None:
+    state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
+    once = lifecycle.part_arrived(state, part("r", 0), PARTITIONS, 20, NOW)
+    twice = lifecycle.part_arrived(once.state, part("r", 0), PARTITIONS, 20, NOW)
+    assert twice.state == once.state
+    assert twice.complete is None
+
+
+def test_too_little_data_is_rejected_with_the_numbers() -> None:
+    state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
+    step = gather(state, "r", examples=5, left_out={"no label": 4})
+    assert states(step) == [("r", State.REJECTED)]
+    assert step.ended[0].reasons == ("data: 10 examples, at least 20; left out: 8 no label",)
+    assert step.state.active is None
+
+
+def test_unknown_folders_and_agents_are_named() -> None:
+    data = DataSelection(folders=("f0", "nowhere"), agents=("nobody",))
+    state = lifecycle.requested(ModelState(model="m"), request("r", data=data), NOW).state
+    step = gather(state, "r")
+    assert step.ended[0].reasons == (
+        "data.folders: unknown folder 'nowhere'",
+        "data.agents: no logs of agent 'nobody'",
+    )
+
+
+def test_a_part_that_failed_fails_the_request_and_it_may_be_tried_again() -> None:
+    state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
+    step = gather(state, "r", error="refused")
+    (last,) = step.ended
+    assert (last.state, last.retryable) == (State.FAILED, True)
+    assert last.reasons == ("partition 0: refused", "partition 1: refused")
+
+
+def test_the_next_request_waits_for_the_first_to_end() -> None:
+    state = training("r", request("s", weights=WeightKnobs(focus=2.0)))
+    step = lifecycle.reported(state, status("r", State.COMPLETED), NOW)
+    assert commands(step) == ["s"]
+    assert step.ended == (status("r", State.COMPLETED),)
+    assert any(isinstance(output.event, TrainingFinished) for output in step.outputs)
+
+
+def test_waiting_requests_that_ask_for_the_same_share_one_training() -> None:
+    state = training("r", request("s"), request("t"), request("u", seed=1))
+    started = lifecycle.reported(state, status("r", State.COMPLETED), NOW).state
+    assert started.active
+    assert (started.active.request.request_id, started.active.merged) == ("s", ("t",))
+    running = lifecycle.job_published(gather(started, "s").state, started.active, DEADLINE)
+    step = lifecycle.reported(running, status("s", State.COMPLETED), NOW)
+    assert [last.request_id for last in step.ended] == ["s", "t"]
+    assert ("t", State.COMPLETED) in states(step)
+    assert commands(step) == ["u"]
+
+
+def test_what_is_reported_of_a_training_is_told_for_all_that_share_it() -> None:
+    started = lifecycle.reported(training("r", request("s"), request("t")), status("r", State.FAILED), NOW).state
+    assert started.active
+    running = lifecycle.job_published(gather(started, "s").state, started.active, DEADLINE)
+    step = lifecycle.reported(running, status("s", State.RUNNING), NOW)
+    assert states(step) == [("s", State.RUNNING), ("t", State.RUNNING)]
+    assert step.state.active
+    assert step.state.active.status == status("s", State.RUNNING)
+
+
+def test_a_request_can_be_taken_back_at_every_station() -> None:
+    def cancel(name: str) -> FineTuneCancelled:
+        return FineTuneCancelled(request_id=name, model="m", requested_at=NOW, requested_by="ann")
+
+    state = training("r", request("s"), request("t"))
+    waiting = lifecycle.cancelled(state, cancel("t"), NOW)
+    assert waiting
+    assert states(waiting) == [("t", State.CANCELLED)]
+    running = lifecycle.cancelled(waiting.state, cancel("r"), NOW)
+    assert running
+    assert running.ended[0].reasons == ("cancelled by ann",)
+    assert commands(running) == ["s"]
+    assert lifecycle.cancelled(running.state, cancel("r"), NOW) is None
+    # The trainer may not have heard of it yet.
+    late = lifecycle.reported(running.state, status("r", State.COMPLETED), NOW)
+    assert (late.state, late.outputs) == (running.state, ())
+
+
+def test_what_nobody_reports_the_end_of_times_out() -> None:
+    snapshotting = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
+    limit = timedelta(minutes=5)
+    assert lifecycle.timed_out(snapshotting, limit, PARTITIONS, NOW + limit) is None
+    late = lifecycle.timed_out(snapshotting, limit, PARTITIONS, NOW + limit * 2)
+    assert late
+    assert late.ended[0].reasons == ("snapshot: no answer from partitions [0, 1] within 0:05:00",)
+    whole = gather(snapshotting, "r").state
+    unwritten = lifecycle.timed_out(whole, limit, PARTITIONS, NOW + limit * 2)
+    assert unwritten
+    assert unwritten.ended[0].reasons == ("snapshot: its manifest could not be written within 0:05:00",)
+    assert lifecycle.timed_out(training(), limit, PARTITIONS, DEADLINE) is None
+    lost = lifecycle.timed_out(training(), limit, PARTITIONS, DEADLINE + limit)
+    assert lost
+    assert lost.ended[0].retryable
+
+
+class Histories(RuleBasedStateMachine):
+    """Random histories with repetitions: each request ends exactly once, and only one is worked on at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = ModelState(model="m")
+        self.asked: list[str] = []
+        self.ended: list[str] = []
+
+    def follow(self, step: Step | None) -> None:
+        if step is None:
+            return
+        self.state = step.state
+        if step.complete and step.state.active:
+            self.state = lifecycle.job_published(step.state, step.state.active, DEADLINE)
+        self.ended += [last.request_id for last in step.ended]
+
+    @rule(seed=st.integers(0, 1))
+    def ask(self, seed: int) -> None:
+        name = f"r{len(self.asked)}"
+        self.asked.append(name)
+        self.follow(lifecycle.requested(self.state, request(name, seed=seed), NOW))
+
+    @precondition(lambda self: bool(set(self.asked) - set(self.ended)))
+    @rule(pick=st.randoms())
+    def ask_again(self, pick: Any) -> None:
+        name = pick.choice(sorted(set(self.asked) - set(self.ended)))
+        known = next((other for other in self.state.waiting if other.request_id == name), None)
+        self.follow(lifecycle.requested(self.state, known or request(name), NOW))
+
+    @precondition(lambda self: self.asked)
+    @rule(pick=st.randoms(), partition=st.integers(0, 1), examples=st.integers(5, 30))
+    def part(self, pick: Any, partition: int, examples: int) -> None:
+        arrived = part(pick.choice(self.asked), partition, examples)
+        self.follow(lifecycle.part_arrived(self.state, arrived, PARTITIONS, 20, NOW))
+
+    @precondition(lambda self: self.asked)
+    @rule(pick=st.randoms(), state=st.sampled_from(State))
+    def report(self, pick: Any, state: State) -> None:
+        self.follow(lifecycle.reported(self.state, status(pick.choice(self.asked), state), NOW))
+
+    @precondition(lambda self: self.asked)
+    @rule(pick=st.randoms())
+    def cancel(self, pick: Any) -> None:
+        cancel = FineTuneCancelled(request_id=pick.choice(self.asked), model="m", requested_at=NOW)
+        self.follow(lifecycle.cancelled(self.state, cancel, NOW))
+
+    @rule(hours=st.integers(0, 4))
+    def time_passes(self, hours: int) -> None:
+        limit = timedelta(minutes=90)
+        self.follow(lifecycle.timed_out(self.state, limit, PARTITIONS, NOW + timedelta(hours=hours)))
+
+    @invariant()
+    def every_request_is_somewhere_once(self) -> None:
+        active = self.state.active
+        under_way = [active.request.request_id, *active.merged] if active else []
+        under_way += [waiting.request_id for waiting in self.state.waiting]
+        assert sorted(self.ended + under_way) == sorted(self.asked)
+
+    @invariant()
+    def the_state_survives_storage(self) -> None:
+        stored = self.state.model_dump_json(exclude_none=True)
+        assert ModelState.model_validate_json(stored) == self.state
+
+
+Histories.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestHistories = Histories.TestCase

@@ -1,0 +1,117 @@
+"""What an export writes, and that the same state gives the same bytes."""
+
+import asyncio
+import io
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from foldtune.events import FineTuneRequested, SnapshotCommand, SnapshotPart, TopicOffset
+from foldtune.knobs import DataSelection
+from foldtune.settings import Sets, Strengths
+from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
+from foldtune.testing import MemoryObjectStore
+from foldtune.topics import Topic
+from streams.partitions.changelog_table import MemoryTable
+from streams.snapshots.export import export
+from streams.training_sets.decoding import Record
+from streams.training_sets.state_events import ChatLog, DocumentUpserted, RetrievedPassage, Verdict
+from streams.training_sets.store import TrainingSets
+
+NOW = datetime(2026, 1, 10, tzinfo=UTC)
+
+
+def records() -> dict[Topic, list[Record]]:
+    logs = [
+        ChatLog(
+            log_id=f"l{number}",
+            occurred_at=NOW - timedelta(hours=number),
+            agent_id="a" if number % 2 else "b",
+            question=f"question {number}?",
+            folder_id="../../x" if number < 5 else "🗂️ b/c",
+            retrieved=(
+                RetrievedPassage(document_id="d1", folder_id="../../x", rank=1),
+                RetrievedPassage(document_id="d2", folder_id="elsewhere", rank=2, text="carried"),
+            ),
+            cited_document_ids=("d1",),
+            feedback=Verdict(rating="dislike") if number == 3 else None,
+        )
+        for number in range(8)
+    ]
+    documents = [
+        DocumentUpserted(
+            document_id=f"d{number}", folder_id="../../x", occurred_at=NOW, title="t", text=f"words {number}"
+        )
+        for number in range(3)
+    ]
+    return {
+        Topic.CHAT_LOGS: [Record(offset, 0, log, 100) for offset, log in enumerate(logs)],
+        Topic.DOCUMENTS: [Record(offset, 0, document, 100) for offset, document in enumerate(documents)],
+    }
+
+
+def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100, end: int = 8) -> SnapshotPart:
+    sets = TrainingSets(MemoryTable(), Sets())
+    for topic, everything in records().items():
+        for start in range(0, len(everything), block):
+            asyncio.run(sets.add(0, topic, everything[start : start + block]))
+    request = FineTuneRequested(request_id="r", model="m", requested_at=NOW, data=data)
+    command = SnapshotCommand(request=request, partition=0, issued_at=NOW)
+    offsets = (TopicOffset(topic="chat-logs", partition=0, offset=end),)
+    return export(command, sets.view(0), offsets, store, Strengths())
+
+
+def rows(part: SnapshotPart, store: MemoryObjectStore) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    assert part.examples
+    assert part.documents
+    examples = pq.read_table(io.BytesIO(store.get(store.key(part.examples.uri))))
+    documents = pq.read_table(io.BytesIO(store.get(store.key(part.documents.uri))))
+    assert examples.schema.equals(EXAMPLES)
+    assert documents.schema.equals(DOCUMENTS)
+    return examples.to_pylist(), documents.to_pylist()
+
+
+def test_everything_is_exported_by_default() -> None:
+    store = MemoryObjectStore()
+    part = run(DataSelection(), store)
+    examples, documents = rows(part, store)
+    assert [row["log_id"] for row in examples] == ["l4", "l3", "l2", "l1", "l0", "l7", "l6", "l5"]
+    assert [row["document_id"] for row in documents] == ["d0", "d1", "d2"]
+    assert examples[0]["positive"] == {"folder_id": "../../x", "document_id": "d1", "text": None}
+    assert examples[0]["negatives"] == [{"folder_id": "elsewhere", "document_id": "d2", "text": "carried"}]
+    disliked = examples[1]
+    assert (disliked["label"], disliked["positive"], disliked["strength"]) == ("disliked", None, 0.0)
+    assert (part.folder_count, part.positives, part.folders) == (2, 7, ())
+
+
+def test_the_selection_is_kept_to_and_what_it_leaves_out_is_counted() -> None:
+    store = MemoryObjectStore()
+    start = NOW - timedelta(hours=4)
+    data = DataSelection(start=start, end=NOW, folders=("../../x",), agents=("a", "nobody"))
+    part = run(data, store)
+    examples, _ = rows(part, store)
+    assert [row["log_id"] for row in examples] == ["l3", "l1"]
+    assert part.left_out == {"another agent": 2, "outside the date range": 1}
+    assert part.agents == ("a",)
+    assert [(count.folder_id, count.examples, count.documents) for count in part.folders] == [("../../x", 1, 3)]
+
+
+def test_the_same_state_gives_the_same_bytes_however_it_came_about() -> None:
+    one, other = MemoryObjectStore(), MemoryObjectStore()
+    first, second = run(DataSelection(), one), run(DataSelection(), other, block=3)
+    assert (first.examples, first.documents) == (second.examples, second.documents)
+    assert one.list("") == other.list("")
+
+
+def test_no_name_from_an_event_becomes_a_key() -> None:
+    store = MemoryObjectStore()
+    run(DataSelection(), store)
+    assert all(".." not in key and "🗂️" not in key and " " not in key for key in store.list(""))
+
+
+def test_what_came_after_the_recorded_offsets_is_left_out() -> None:
+    store = MemoryObjectStore()
+    examples, documents = rows(run(DataSelection(), store, end=6), store)
+    assert {row["log_id"] for row in examples} == {"l0", "l1", "l2", "l3", "l4", "l5"}
+    assert len(documents) == 3

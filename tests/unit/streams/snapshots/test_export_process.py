@@ -1,0 +1,50 @@
+"""The process that folds for exports: apart, replaced when it is killed, and never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import psutil
+import pytest
+
+from streams.snapshots.export_process import ExportProcess
+
+PARENT = """
+import os, time
+from streams.snapshots.export_process import ExportProcess
+if __name__ == "__main__":
+    print(ExportProcess()(os.getpid), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_it_is_another_process_and_replaced_when_it_is_killed() -> None:
+    process = ExportProcess()
+    first = process(os.getpid)
+    assert first != os.getpid()
+    assert process(os.getpid) == first
+    with pytest.raises(OSError, match="the exporting process was killed"):
+        process(partial(os.kill, first, signal.SIGKILL))
+    assert process(os.getpid) not in {first, os.getpid()}
+    process.close()
+
+
+def test_what_a_function_raises_is_raised_here() -> None:
+    process = ExportProcess()
+    with pytest.raises(ZeroDivisionError):
+        process(partial(divmod, 1, 0))
+    process.close()
+
+
+def test_it_ends_with_a_worker_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while child.is_running() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not child.is_running()

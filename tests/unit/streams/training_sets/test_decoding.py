@@ -1,0 +1,263 @@
+"""What the worker accepts of a raw message, and how it says what it does not."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from foldtune import events
+from foldtune.bounds import Rules, written_at
+from foldtune.reasons import Rejected
+from foldtune.settings import Bounds
+from foldtune.topics import DATA_TOPICS, Topic
+from streams.training_sets.decoding import Record, decode, decode_block
+from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, encode
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+BOUNDS = Bounds(question_bytes=40, passage_bytes=100, event_bytes=4096, passages_per_log=3)
+
+
+def log(**changes: Any) -> dict[str, Any]:
+    return {
+        "log_id": "l1",
+        "occurred_at": "2026-01-01T12:00:00Z",
+        "agent_id": "a",
+        "question": "how?",
+        "folder_id": "f",
+    } | changes
+
+
+def as_json(content: object) -> bytes:
+    return json.dumps(content).encode()
+
+
+def read(content: object, topic: Topic = Topic.CHAT_LOGS) -> list[Record | Rejected]:
+    value = content if isinstance(content, bytes) else as_json(content)
+    return decode(topic, 7, value, Rules(NOON, BOUNDS))
+
+
+def reason(content: object, topic: Topic = Topic.CHAT_LOGS) -> str:
+    (only,) = read(content, topic)
+    assert isinstance(only, Rejected)
+    return "; ".join(only.reasons)
+
+
+def test_a_sound_log_is_a_record_with_its_source() -> None:
+    (record,) = read(log(unknown_field=1))
+    assert isinstance(record, Record)
+    assert isinstance(record.event, ChatLog)
+    assert (record.offset, record.position) == (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{nope", "event: Invalid JSON"),
+        (b"\xff\xfe", "event: Invalid JSON"),
+        (b"[]", "event: Input should be an object"),
+        (log(question=5), "question: Input should be a valid string"),
+        (log(question=""), "question: String should have at least 1 character"),
+        (log(question=" \n"), "question: only white space"),
+        (log(question="ö" * 30), "question: 60 bytes, at most 40"),
+        (log(folder_id="x" * 257), "folder_id: String should have at most 256 characters"),
+        (log(occurred_at="2026-01-01T12:00:00"), "occurred_at: Input should have timezone info"),
+        (log(occurred_at="2026-01-01T12:11:00Z"), "occurred_at: 2026-01-01T12:11:00+00:00 lies more than 0:10:00 in"),
+        (log(occurred_at="9999-12-31T23:59:59-10:00"), "occurred_at: 9999-12-31T23:59:59-10:00 lies more than 0:10:00"),
+        (log(occurred_at="9999-12-31T23:59-10:00"), "occurred_at: lies outside the years"),
+        (log(occurred_at="0001-01-01T00:00:00Z"), "occurred_at: 0001-01-01T00:00:00+00:00 lies before 1970"),
+        (
+            log(retrieved=[{"document_id": "d", "folder_id": "f", "rank": 0}]),
+            "retrieved.0.rank: Input should",
+        ),
+        (
+            log(retrieved=[{"document_id": "d", "folder_id": "f", "rank": i} for i in range(1, 5)]),
+            "retrieved: 4",
+        ),
+        (
+            log(retrieved=[{"document_id": "d", "folder_id": "f", "rank": 1, "text": "x" * 101}]),
+            "retrieved.0.text: 101 bytes, at most 100",
+        ),
+        (log(feedback={}), "feedback: one of rating and correct_document_id is needed"),
+        (log(answer="x" * 5000), "event: "),
+    ],
+)
+def test_what_is_wrong_names_the_field_and_the_bound(content: object, expected: str) -> None:
+    assert expected in reason(content)
+
+
+def test_not_a_number_is_no_score() -> None:
+    value = json.dumps(log(retrieved=[{"document_id": "d", "folder_id": "f", "rank": 1, "score": float("nan")}]))
+    assert "retrieved.0.score" in reason(value.encode())
+
+
+def test_a_tombstone_says_nothing() -> None:
+    (rejected,) = decode(Topic.CHAT_LOGS, 7, None, Rules(NOON, BOUNDS))
+    assert isinstance(rejected, Rejected)
+
+
+@pytest.mark.parametrize("name", ["../../x", "a b/c\\d", "🗂️" * 20, "x" * 256, "\u0000", "."])
+def test_any_folder_name_is_taken_as_it_is(name: str) -> None:
+    (record,) = read(log(folder_id=name))
+    assert isinstance(record, Record)
+    assert isinstance(record.event, ChatLog)
+    assert record.event.folder_id == name
+
+
+def test_a_bad_log_does_not_spoil_its_envelope() -> None:
+    envelope = {
+        "type": "chat_log_batch",
+        "folder_id": "f",
+        "logs": [log(), log(question=1), "x", log(log_id="l2"), log(folder_id="g")],
+    }
+    outcomes = read(envelope)
+    assert [isinstance(outcome, Record) for outcome in outcomes] == [True, False, False, True, False]
+    assert [outcome.position for outcome in outcomes] == [0, 1, 2, 3, 4]
+    wrong = outcomes[4]
+    assert isinstance(wrong, Rejected)
+    assert wrong.reasons == ("folder_id: a log in an envelope must be of the envelope's folder",)
+    assert json.loads(wrong.value)["folder_id"] == "g"
+
+
+def test_an_empty_envelope_is_rejected() -> None:
+    assert "logs" in reason({"type": "chat_log_batch", "folder_id": "f", "logs": []})
+
+
+def test_documents_are_told_apart_by_type() -> None:
+    base = {"document_id": "d", "folder_id": "f", "occurred_at": "2026-01-01T12:00:00Z"}
+    (upserted,) = read(base | {"type": "document_upserted", "text": "words"}, Topic.DOCUMENTS)
+    (deleted,) = read(base | {"type": "document_deleted"}, Topic.DOCUMENTS)
+    assert isinstance(upserted, Record)
+    assert isinstance(upserted.event, DocumentUpserted)
+    assert isinstance(deleted, Record)
+    assert isinstance(deleted.event, DocumentDeleted)
+    assert "type" in reason(base, Topic.DOCUMENTS)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(
+    topic=st.sampled_from(DATA_TOPICS),
+    value=st.binary(max_size=200) | st.dictionaries(st.sampled_from(["type", "logs", *log()]), _JSON).map(as_json),
+    at=st.integers(0, 10).map(lambda hours: NOON + timedelta(hours=hours)),
+)
+def test_nothing_that_is_sent_stops_the_worker(topic: Topic, value: bytes, at: datetime) -> None:
+    outcomes = decode(topic, 1, value, Rules(at, BOUNDS))
+    assert outcomes
+    assert all(isinstance(outcome, Record) or outcome.reasons for outcome in outcomes)
+
+
+class Message(NamedTuple):
+    """As Kafka delivers it."""
+
+    offset: int
+    timestamp: int
+    value: bytes | None
+
+
+_NEAR = {
+    "log_id": st.text(max_size=3) | st.just("x" * 257) | st.none(),
+    "occurred_at": st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(lambda at: at.isoformat()),
+    "agent_id": st.text(max_size=3),
+    "question": st.text(max_size=3),
+    "folder_id": st.text(max_size=3),
+    "schema_version": st.integers(-1, 2) | st.floats() | st.text(max_size=1),
+    "user_id": st.none() | st.text(max_size=3),
+    "answer": st.none() | st.text(max_size=3) | st.integers(),
+    "type": st.sampled_from(["chat_log", "chat_log_batch", "feedback", ""]),
+    "cited_document_ids": st.lists(st.text(max_size=2) | st.integers(), max_size=2),
+    "retrieved": st.lists(
+        st.fixed_dictionaries(
+            {
+                "document_id": st.text(max_size=2),
+                "folder_id": st.text(max_size=2),
+                "rank": st.integers(-1, 2) | st.floats(),
+            },
+            optional={"score": _JSON, "text": st.none() | st.text(max_size=2)},
+        ),
+        max_size=2,
+    ),
+    "feedback": st.none()
+    | st.fixed_dictionaries(
+        {}, optional={"rating": st.sampled_from(["like", "dislike", "meh"]), "correct_document_id": st.text(max_size=2)}
+    ),
+}
+
+
+@given(changes=st.fixed_dictionaries({}, optional=_NEAR))
+@settings(max_examples=400, deadline=None)
+def test_the_quick_reader_takes_nothing_that_the_contract_refuses(changes: dict[str, Any]) -> None:
+    value = as_json(log(**changes))
+    (outcome,) = decode(Topic.CHAT_LOGS, 1, value, Rules(NOON, Bounds()))
+    try:
+        expected = events.ChatLog.model_validate_json(value)
+    except ValidationError:
+        assert isinstance(outcome, Rejected)
+        return
+    if isinstance(outcome, Record):
+        kept = events.ChatLog.model_validate_json(encode(outcome.event))
+        assert kept == expected
+    else:
+        assert not any("Input should be" in reason for reason in outcome.reasons)
+
+
+@given(
+    changes=st.lists(st.fixed_dictionaries({}, optional=_NEAR), min_size=1, max_size=6),
+    minutes=st.lists(st.integers(-20, 20), min_size=6, max_size=6),
+    garbage=st.none() | st.binary(max_size=3),
+    topic=st.sampled_from(DATA_TOPICS),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_block_reads_as_its_messages_do(
+    changes: list[dict[str, Any]], minutes: list[int], garbage: bytes | None, topic: Topic
+) -> None:
+    values: list[bytes | None] = [as_json(log(**change)) for change in changes]
+    values += [garbage, as_json(log(question="x" * 41)), as_json(log()), as_json(log(answer="x" * 5000))]
+    times = [int((NOON + timedelta(minutes=more)).timestamp() * 1000) for more in minutes * 2]
+    messages = [Message(at, time, value) for at, (time, value) in enumerate(zip(times, values, strict=False))]
+    one_by_one = [
+        outcome
+        for message in messages
+        for outcome in decode(topic, message.offset, message.value, Rules(written_at(message.timestamp), BOUNDS))
+    ]
+    assert decode_block(topic, messages, BOUNDS) == one_by_one
+
+
+@pytest.mark.parametrize("timestamp", [-1, 1_795_000_000 * 10**9, 1 << 62])
+def test_a_message_time_that_cannot_be_meant_bounds_nothing(timestamp: int) -> None:
+    assert written_at(timestamp) == datetime(2200, 1, 1, tzinfo=UTC)
+    assert written_at(0) == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def test_an_envelope_has_a_bound_of_its_own() -> None:
+    value = b'{"type": "chat_log_batch", "folder_id": "f", "logs": [' + b"0," * 6000 + b"0]}"
+    (outcome,) = decode(Topic.CHAT_LOGS, 7, value, Rules(written_at(0), Bounds()))
+    assert isinstance(outcome, Rejected)
+    assert outcome.reasons == ("logs: 6001, at most 5000",)
+
+
+@pytest.mark.parametrize("topic", DATA_TOPICS)
+@pytest.mark.parametrize("depth", [500, 1_000, 50_000])
+def test_what_is_nested_deep_is_refused_like_anything_else(topic: Topic, depth: int) -> None:
+    for frame in ('{"type":"chat_log","x":%s}', '{"type":"chat_log_batch","folder_id":"f","logs":[{"x":%s}]}'):
+        value = (frame % ("[" * depth + "]" * depth)).encode()
+        message = SimpleNamespace(offset=0, value=value, timestamp=0)
+        (outcome,) = decode_block(topic, [message], Bounds())
+        assert isinstance(outcome, Rejected)
+
+
+def test_what_is_wrong_in_a_hundred_thousand_places_is_told_in_a_few_words() -> None:
+    passages = ",".join(["{}"] * 100_000)
+    value = f'{{"type":"chat_log","retrieved":[{passages}]}}'.encode()
+    (outcome,) = decode_block(Topic.CHAT_LOGS, [SimpleNamespace(offset=0, value=value, timestamp=0)], Bounds())
+    assert isinstance(outcome, Rejected)
+    assert len(outcome.reasons) <= 20

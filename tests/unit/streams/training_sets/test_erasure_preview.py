@@ -1,0 +1,185 @@
+"""Asking for an erasure without servers: what is asked, what is refused, what is counted."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from foldtune.cli import app
+from foldtune.events import (
+    ChatLog,
+    ChatLogBatch,
+    DocumentDeleted,
+    DocumentUpserted,
+    ErasureRequested,
+    Event,
+    Feedback,
+    RetrievedPassage,
+    Verdict,
+)
+from foldtune.settings import Settings
+from foldtune.topics import Topic
+from streams.training_sets import erasure_preview
+from streams.training_sets.erasure_preview import Covered, covered_by
+
+T0 = datetime(2025, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ErasureRequested]:
+    """What the command asks for."""
+    found: list[ErasureRequested] = []
+    monkeypatch.setattr("foldtune.client.client.FoldtuneClient.erase", lambda _self, event: found.append(event))
+    return found
+
+
+@pytest.mark.parametrize("subject", ["user", "log", "conversation", "document"])
+def test_each_subject(runner: CliRunner, asked: list[ErasureRequested], subject: str) -> None:
+    command = ["erase", f"--{subject}", "u 1", "--before", "2025-01-02", "--yes"]
+    results = [runner.invoke(app, command) for _ in range(2)]
+    assert [result.exit_code for result in results] == [0, 0]
+    assert (asked[0].subject, asked[0].subject_id, asked[0].occurred_at) == (subject, "u 1", T0)
+    # Repeated, it is the same erasure.
+    assert asked[0] == asked[1]
+    assert asked[0].erasure_id in results[0].stdout
+
+
+def test_without_a_time_it_is_now(runner: CliRunner, asked: list[ErasureRequested]) -> None:
+    before = datetime.now(UTC)
+    assert runner.invoke(app, ["erase", "--user", "u"], input="y\n").exit_code == 0
+    assert before <= asked[0].occurred_at <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_nothing_is_asked_for_without_a_yes(
+    runner: CliRunner,
+    asked: list[ErasureRequested],
+    answer: str,
+) -> None:
+    result = runner.invoke(app, ["erase", "--user", "u\x1b[2J"], input=answer)
+    assert (result.exit_code, asked) == (1, [])
+    assert "Erase user 'u\\x1b[2J', up to" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "name one of --user, --log, --conversation and --document"),
+        (["--user", "u", "--log", "l"], "name one of --user, --log, --conversation and --document"),
+        (["--user", ""], "subject_id"),
+        (["--user", "u" * 257], "subject_id"),
+        (["--user", "\udcff"], "subject_id"),
+        (["--user", "u", "--before", "yesterday"], "'yesterday' is no time"),
+        (["--user", "u", "--before", "9999-01-01"], "lies more than"),
+        (["--user", "u", "--before", "1969-01-01"], "lies before 1970"),
+    ],
+)
+def test_mistakes_are_named(runner: CliRunner, options: list[str], said: str) -> None:
+    result = runner.invoke(app, ["erase", *options, "--yes"])
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+# ── What an erasure covers ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def log(number: int, *, folder: str = "f", user: str = "u", at: datetime = T0) -> ChatLog:
+    """A log that carries the text of one passage, and names another."""
+    passages = [("d1", "A text."), ("d2", None)]
+    return ChatLog(
+        log_id=f"l{number}",
+        occurred_at=at,
+        agent_id="a",
+        conversation_id="c",
+        user_id=user,
+        question="Why?",
+        folder_id=folder,
+        retrieved=tuple(
+            RetrievedPassage(document_id=name, folder_id=folder, rank=rank, text=text)
+            for rank, (name, text) in enumerate(passages, start=1)
+        ),
+    )
+
+
+def verdict(number: int) -> Feedback:
+    """A verdict on a log."""
+    wrong = Verdict(correct_document_id="d1")
+    return Feedback(feedback_id=f"b{number}", occurred_at=T0, log_id=f"l{number}", folder_id="f", verdict=wrong)
+
+
+def document(name: str, folder: str = "f", at: datetime = T0) -> DocumentUpserted:
+    """A passage."""
+    return DocumentUpserted(document_id=name, folder_id=folder, occurred_at=at, text="A text.")
+
+
+HELD: dict[Topic, list[Event | bytes]] = {
+    Topic.CHAT_LOGS: [
+        ChatLogBatch(folder_id="f", logs=(log(1), log(2, user="v"))),
+        # Published twice, it is one log.
+        log(1),
+        log(3, folder="g", at=T0 + timedelta(days=1)),
+        b"{poison",
+    ],
+    Topic.FEEDBACK: [verdict(1), verdict(1), verdict(2)],
+    Topic.DOCUMENTS: [
+        document("d1"),
+        document("d1", at=T0 - timedelta(days=1)),
+        document("d1", "g", at=T0 + timedelta(days=1)),
+        document("d2"),
+        DocumentDeleted(document_id="d1", folder_id="f", occurred_at=T0),
+    ],
+}
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts ``HELD`` where the data topics are read."""
+
+    def read(_settings: object, topic: Topic) -> Iterator[Any]:
+        for offset, event in enumerate(HELD[topic]):
+            value = event if isinstance(event, bytes) else event.encode()
+            yield SimpleNamespace(offset=offset, value=value, timestamp=int(T0.timestamp() * 1000) + 10 * 86_400_000)
+
+    monkeypatch.setattr(erasure_preview, "read", read)
+
+
+@pytest.mark.parametrize(
+    ("subject", "name", "days", "covered"),
+    [
+        ("user", "u", 0, {"f": Covered(logs={"l1"}, passages={("l1", "d1")})}),
+        (
+            "user",
+            "u",
+            1,
+            {
+                "f": Covered(logs={"l1"}, passages={("l1", "d1")}),
+                "g": Covered(logs={"l3"}, passages={("l3", "d1")}),
+            },
+        ),
+        ("user", "u", -1, {}),
+        ("user", "d1", 1, {}),
+        ("log", "l1", 0, {"f": Covered(logs={"l1"}, feedback={"l1"}, passages={("l1", "d1")})}),
+        ("conversation", "c", 0, {"f": Covered(logs={"l1", "l2"}, passages={("l1", "d1"), ("l2", "d1")})}),
+        ("document", "d1", 0, {"f": Covered(documents={"d1"}, passages={("l1", "d1"), ("l2", "d1")})}),
+        ("document", "d2", 0, {"f": Covered(documents={"d2"})}),
+    ],
+)
+def test_what_an_erasure_covers(held: None, subject: str, name: str, days: int, covered: dict[str, Covered]) -> None:
+    content = {"erasure_id": "e", "occurred_at": T0 + timedelta(days=days), "subject": subject, "subject_id": name}
+    assert covered_by(ErasureRequested.model_validate(content), Settings()) == covered
+
+
+def test_a_dry_run_counts_and_asks_nothing(
+    runner: CliRunner,
+    held: None,
+    asked: list[ErasureRequested],
+) -> None:
+    shown = runner.invoke(app, ["erase", "--conversation", "c", "--dry-run"]).stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    assert rows == [["f", "2", "0", "0", "2"], ["g", "1", "0", "0", "1"]]
+    assert "nothing" in runner.invoke(app, ["erase", "--user", "nobody", "--dry-run"]).stdout
+    assert asked == []

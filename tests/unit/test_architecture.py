@@ -1,0 +1,118 @@
+"""Who may import whom. The tables are those of ``docs/architecture.md``, which a test compares."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Of each room: the rooms, or modules, that it may import beside itself.
+ROOMS: dict[str, frozenset[str]] = {
+    "foldtune": frozenset(),
+    "streams": frozenset({"foldtune"}),
+    "trainers": frozenset({"foldtune"}),
+    "launchers": frozenset({"foldtune", "trainers.environment", "trainers.exit_codes"}),
+    "api": frozenset({"foldtune", "streams", "launchers"}),
+    "infra": frozenset({"foldtune", "streams", "launchers", "api"}),
+    "demo": frozenset({"foldtune", "streams", "trainers", "launchers", "infra", "api"}),
+}
+# Inside a room each folder may import those before it, and the room's own modules beside the folders.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "streams": (
+        "metrics",
+        "partitions",
+        "publishing",
+        "training_sets",
+        "snapshots",
+        "requests",
+        "worker",
+        "commands",
+    ),
+    "trainers": ("model", "data", "evaluation", "engine", "loop", "publishing", "pipeline", "job", "commands"),
+    "launchers": ("port", "batch", "local", "commands"),
+}
+# Who may import a heavy library: the room that is built on it, and the demo.
+LIBRARIES: dict[str, frozenset[str]] = {
+    "torch": frozenset({"trainers", "demo"}),
+    "transformers": frozenset({"trainers", "demo"}),
+    "faust": frozenset({"streams"}),
+    "rocksdict": frozenset({"streams"}),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top, in a function or for the type checker."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            assert node.module
+            yield node.module
+            # What is imported may be a module of the package.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def within(module: str, allowed: str) -> bool:
+    return module == allowed or module.startswith(f"{allowed}.")
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
+    for path in modules(room):
+        for module in imports(path):
+            target = module.partition(".")[0]
+            if target not in ROOMS or target == room or not is_module(module):
+                continue
+            allowed = ROOMS[room]
+            # "trainers" itself is named by what imports "trainers.exit_codes" from it.
+            parts = any(within(module, other) or within(other, module) for other in allowed)
+            assert parts, f"{path.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("room", LAYERS)
+def test_the_folders_of_a_room_import_only_those_below(room: str) -> None:
+    order = LAYERS[room]
+    for path in modules(room):
+        layer = path.relative_to(ROOT / room).with_suffix("").parts[0]
+        if layer not in order:
+            continue
+        for module in imports(path):
+            head, _, rest = module.partition(".")
+            target = rest.partition(".")[0]
+            if head == room and target in order:
+                assert order.index(target) <= order.index(layer), f"{path.relative_to(ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_heavy_library_is_imported_in_its_room_alone(library: str) -> None:
+    for room in ROOMS:
+        if room in LIBRARIES[library]:
+            continue
+        for path in modules(room):
+            assert not any(within(module, library) for module in imports(path)), path.relative_to(ROOT)
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("__init__.py"):
+            assert ast.get_docstring(ast.parse(path.read_text())), path.relative_to(ROOT)
+
+
+def test_the_page_shows_the_same_table() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)/` \| (.+?) \|$", page, re.MULTILINE))
+    assert set(rows) == set(ROOMS)
+    for room, allowed in ROOMS.items():
+        assert set(re.findall(r"`([\w.]+)`", rows[room])) == allowed, room

@@ -1,0 +1,565 @@
+import copy
+import errno
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    CamembertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    Qwen3Config,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from foldtune.events import FineTuneRequested, Progress, now
+from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
+from tests.unit.trainers.conftest import example, use_arithmetic
+from trainers.data.dataset import Dataset, build_dataset
+from trainers.data.negatives import hardest
+from trainers.engine import memory, trainable_encoder
+from trainers.engine.embedder import Embedder
+from trainers.engine.prefix_cache import PrefixCache
+from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.errors import KnobError, NotFiniteError
+from trainers.loop.loss import contrastive_loss
+from trainers.loop.optimizer import FIRST_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
+from trainers.loop.training import TrainingRecord, train
+from trainers.loop.validation import Validation
+from trainers.model.encoder import Encoder, arithmetic
+from trainers.model.encoding_config import Recipe
+from trainers.model.split_model import freeze, halves
+from trainers.pipeline import embed
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+CONFIGS = [
+    BertConfig(**SMALL),
+    RobertaConfig(**SMALL),
+    CamembertConfig(**SMALL),
+    XLMRobertaConfig(**SMALL),
+    MPNetConfig(**SMALL),
+    ModernBertConfig(**SMALL | {"global_attn_every_n_layers": 2, "local_attention": 4, "reference_compile": False}),
+    Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
+]
+
+
+class Steps:
+    """Remembers how far the training said it was."""
+
+    def __init__(self) -> None:
+        self.seen: list[Progress] = []
+
+    def stepped(self, progress: Progress) -> None:
+        self.seen.append(progress)
+
+
+def as_it_is(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient
+
+
+def request(layers: Any = 1, **weights: Any) -> FineTuneRequested:
+    return FineTuneRequested(
+        request_id="r",
+        model="m",
+        requested_at=now(),
+        training=TrainingKnobs(batch_size=8, epochs=2, trainable_layers=layers),
+        dataset=DatasetKnobs(hard_negatives=2, easy_negatives=1),
+        weights=WeightKnobs(**weights),
+    )
+
+
+def trained(folder: Path, dataset: Dataset, tmp_path: Path, **weights: Any) -> tuple[Encoder, TrainingRecord, Steps]:
+    encoder, steps = Encoder.load(folder, "cpu"), Steps()
+    start = embed(encoder, dataset)
+    rows = np.arange(len(dataset.question))
+    layers = TrainedLayers(encoder, dataset, 1, tmp_path)
+    record = train(layers, dataset, rows, request(**weights), start=start, observer=steps)
+    return encoder, record, steps
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_the_two_halves_make_the_whole(config: Any) -> None:
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval()
+    freeze(model, 2)
+    found = halves(model, 2)
+    assert found is not None
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 0, 0, 0, 0]])
+    mask = (ids > 0).long()
+    whole = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    states = found.prefix(input_ids=ids, attention_mask=mask).last_hidden_state
+    joined = found.trained(inputs_embeds=states, attention_mask=mask).last_hidden_state
+    assert torch.allclose(whole[mask.bool()], joined[mask.bool()], atol=1e-5)
+    assert not states.requires_grad
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert not any(".0." in name or "embeddings" in name for name in trainable)
+
+
+def encoder_of(config: Any, tokenizer_folder: Path, recipe: Recipe) -> Encoder:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    return Encoder(AutoModel.from_config(config), tokenizer, recipe, torch.device("cpu"))
+
+
+def embedded_alone(encoder: Encoder, dataset: Dataset) -> torch.Tensor:
+    """All texts one by one by the library's whole model: no padding, no cache, no batch."""
+    texts = [encoder.recipe.query_prompt + text for text in dataset.questions]
+    texts += [encoder.recipe.passage_prompt + text for text in dataset.passages]
+    found = []
+    for text in texts:
+        ids = encoder.tokenizer(text, return_tensors="pt", truncation=True, max_length=encoder.max_tokens).input_ids
+        states = encoder.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        pooled = {"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1]}[encoder.recipe.pooling]
+        found.append(torch.nn.functional.normalize(pooled, dim=0))
+    return torch.stack(found).detach()
+
+
+FEW_POSITIONS: dict[str, Any] = {**SMALL, "vocab_size": 30522, "pad_token_id": 1, "max_position_embeddings": 22}
+
+
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("recipe", [Recipe("mean"), Recipe("cls"), Recipe("lasttoken")], ids=lambda one: one.pooling)
+@pytest.mark.parametrize(
+    "config",
+    [RobertaConfig(**FEW_POSITIONS), CamembertConfig(**FEW_POSITIONS), BertConfig(**FEW_POSITIONS)],
+    ids=lambda config: config.model_type,
+)
+def test_neither_cache_nor_padding_moves_a_position(
+    config: Any, recipe: Recipe, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    encoder = encoder_of(config, tiny_folder, recipe)
+    # Positions of RoBERTa and its family begin behind the padding id, so the longest text has two tokens less.
+    assert encoder.max_tokens == (22 if config.model_type == "bert" else 20)
+    expected = embedded_alone(encoder, small_dataset)
+    layers = TrainedLayers(encoder, small_dataset, 2, tmp_path)
+    assert layers.cached
+    torch.testing.assert_close(torch.cat(layers.embed_all()), expected, rtol=1e-4, atol=1e-5)
+    longest = encoder.encode(["word " * 100])
+    assert np.isfinite(longest).all()
+
+
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("cached", [True, False])
+def test_prompts_are_part_of_what_is_trained(
+    cached: bool, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe = Recipe(query_prompt="query: ", passage_prompt="passage: ")
+    encoder = encoder_of(BertConfig(**{**FEW_POSITIONS, "max_position_embeddings": 64}), tiny_folder, recipe)
+    asked, read = encoder.tokenize(["x"], "query"), encoder.tokenize(["x"], "passage")
+    assert encoder.tokenizer.decode(asked.ids) == "[CLS] query : x [SEP]"
+    assert encoder.tokenizer.decode(read.ids) == "[CLS] passage : x [SEP]"
+    layers = TrainedLayers(encoder, small_dataset, 2, tmp_path, cached=cached)
+    expected = embedded_alone(encoder, small_dataset)
+    seen: list[torch.Tensor] = []
+
+    def loss_of(queries: torch.Tensor, passages: torch.Tensor) -> tuple[torch.Tensor, float]:
+        seen.extend((queries.detach(), passages.detach()))
+        return (queries @ passages.T).sum(), 0.0
+
+    questions, passages = np.array([3, 9]), np.array([1, 5, 17])
+    layers.backward(questions, passages, loss_of, as_it_is)
+    wanted = expected[np.concatenate([questions, passages + len(small_dataset.questions)])]
+    torch.testing.assert_close(torch.cat(seen), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_layout_trains_whole() -> None:
+    from transformers import AlbertConfig
+
+    model = AutoModel.from_config(AlbertConfig(**SMALL, embedding_size=16, num_hidden_groups=1))
+    freeze(model, 1)
+    assert halves(model, 1) is None
+
+
+def test_more_layers_than_there_are(tiny_folder: Path) -> None:
+    with pytest.raises(KnobError, match=r"trainable_layers is 4, base_model has 3 layers"):
+        freeze(Encoder.load(tiny_folder, "cpu").model, 4)
+
+
+def gradients(encoder: Encoder, dataset: Dataset, tmp_path: Path, **options: Any) -> tuple[float, list[torch.Tensor]]:
+    layers = TrainedLayers(encoder, dataset, 2, tmp_path, **options)
+    assert layers.cached == options.get("cached", True)
+    questions, passages = np.array([3, 9]), np.array([1, 5, 17, 44])
+    loss, _ = layers.backward(questions, passages, lambda q, p: ((q @ p.T).pow(2).sum(), 0.0), as_it_is)
+    return loss, [parameter.grad for parameter in layers.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("options", [{"cached": False}, {"graph_budget": 0}, {"cached": False, "graph_budget": 0}])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_cache_and_parts_change_no_gradient(
+    config: Any, options: Any, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    config = copy.deepcopy(config)
+    config.vocab_size = 30522
+    expected, wanted = gradients(encoder_of(config, tiny_folder, Recipe()), small_dataset, tmp_path)
+    loss, found = gradients(encoder_of(config, tiny_folder, Recipe()), small_dataset, tmp_path, **options)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert len(found) == len(wanted) > 0
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_all_layers_need_no_cache(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    assert not TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, "all", tmp_path).cached
+
+
+def test_a_decoder_whose_layers_differ_is_not_cut() -> None:
+    sliding: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    model = AutoModel.from_config(Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8, **sliding))
+    assert len(set(model.config.layer_types)) == 2
+    freeze(model, 1)
+    assert halves(model, 1) is None
+
+
+@pytest.mark.usefixtures("full_precision")
+@pytest.mark.parametrize("bound", [4, 128])
+def test_embeddings_through_the_cache_are_those_of_the_model(
+    bound: int, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainable_encoder, "TRAINING_TOKENS", bound)
+    encoder = Encoder.load(tiny_folder, "cpu")
+    found = TrainedLayers(encoder, small_dataset, 2, tmp_path).embed_uncut()
+    for one, other in zip(found, embed(encoder, small_dataset), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cached", [True, False])
+def test_two_bytes_change_little(
+    tiny_folder: Path,
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cached: bool,
+    dtype: torch.dtype,
+) -> None:
+    found = []
+    for computed in (torch.float32, dtype):
+        use_arithmetic(monkeypatch, computed)
+        layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 2, tmp_path, cached=cached)
+        found.append(torch.nn.functional.normalize(torch.cat(layers.embed_all()), dim=1))
+    likeness = (found[0] * found[1]).sum(dim=1)
+    assert likeness.min() > 0.999
+    assert not torch.equal(found[0], found[1])
+
+
+def test_float16_trains_as_float32_does(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        use_arithmetic(monkeypatch, dtype)
+        encoder, record, _ = trained(tiny_folder, small_dataset, tmp_path)
+        found.append((record.losses, torch.cat([one.flatten() for one in encoder.model.parameters()])))
+    (expected, wanted), (losses, weights) = found
+    assert losses != expected
+    assert losses == pytest.approx(expected, abs=0.02)
+    assert {one.dtype for one in encoder.model.parameters()} == {torch.float32}
+    untrained = torch.cat([one.flatten() for one in Encoder.load(tiny_folder, "cpu").model.parameters()])
+    assert (weights - wanted).norm() < 0.2 * (wanted - untrained).norm()
+
+
+def descent_of(weight: torch.nn.Parameter, *, float16: bool) -> Descent:
+    return Descent([weight], steps=100, peak=0.1, float16=float16)
+
+
+def go_down(descent: Descent, weight: torch.nn.Parameter, gradient: float) -> bool:
+    """A step with the gradient that float16 has left of it."""
+    weight.grad = descent.scaled(torch.full_like(weight, gradient)).half().float()
+    return descent.step()
+
+
+def test_a_step_that_leaves_float16_is_not_taken() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    descent = descent_of(weight, float16=True)
+    assert not go_down(descent, weight, 50.0)
+    assert torch.equal(weight, torch.ones(2, 2))
+    assert [go_down(descent, weight, 50.0) for _ in range(3)] == [False, True, True]
+    assert (weight < 1).all()
+
+
+@pytest.mark.parametrize("float16", [True, False])
+def test_a_small_gradient_is_lost_without_the_scale(float16: bool) -> None:
+    # Of one dimension, so that it does not decay.
+    weight = torch.nn.Parameter(torch.ones(2))
+    go_down(descent_of(weight, float16=float16), weight, 1e-8)
+    assert bool((weight < 1).all()) == float16
+
+
+@pytest.mark.parametrize("float16", [True, False])
+def test_gradients_that_never_become_numbers_end_it(float16: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    descent = descent_of(weight, float16=float16)
+    # The scale is halved down to 1.
+    for _ in range(int(math.log2(FIRST_SCALE)) if float16 else 0):
+        go_down(descent, weight, torch.inf)
+    with pytest.raises(NotFiniteError, match="gradient"):
+        go_down(descent, weight, torch.inf)
+    assert torch.equal(weight, torch.ones(2, 2))
+
+
+def test_the_scale_of_float16_goes_on_where_it_was() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    descent = descent_of(weight, float16=True)
+    for gradient in (50.0, 50.0, 50.0, 0.1):
+        go_down(descent, weight, gradient)
+    kept = {name: one.clone() for name, one in descent.tensors().items()}
+    other = torch.nn.Parameter(torch.zeros(2, 2))
+    again = descent_of(other, float16=True)
+    again.go_on(kept, 4)
+    for each, parameter in ((descent, weight), (again, other)):
+        go_down(each, parameter, 0.3)
+    assert torch.equal(weight, other)
+    assert all(torch.equal(one, again.tensors()[name]) for name, one in descent.tensors().items())
+
+
+def test_float16_goes_on_where_another_format_was() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    descent = descent_of(weight, float16=False)
+    go_down(descent, weight, 0.1)
+    other = torch.nn.Parameter(torch.zeros(2, 2))
+    again = descent_of(other, float16=True)
+    again.go_on(descent.tensors(), 1)
+    assert torch.equal(weight, other)
+    go_down(again, other, 0.1)
+    assert (other < weight).all()
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, torch.float32),
+    ],
+)
+def test_the_format_suits_the_processor(found: Any, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: found)
+    assert arithmetic(torch.device("cpu"), "bert") == expected
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "capability", "model_type", "expected"),
+    [
+        (True, (8, 0), "qwen3", torch.bfloat16),
+        (False, (7, 5), "bert", torch.float16),
+        (False, (7, 5), "qwen3", torch.float32),
+        (False, (7, 5), "albert", torch.float32),
+        (False, (6, 1), "bert", torch.float32),
+    ],
+)
+def test_the_format_suits_the_card_and_the_model(
+    bfloat16: bool,
+    capability: tuple[int, int],
+    model_type: str,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: bfloat16)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    assert arithmetic(torch.device("cuda"), model_type) == expected
+
+
+def test_a_cache_beyond_its_budget_spills_to_a_file(tiny_folder: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(tiny_folder, "cpu")
+    tokens = encoder.tokenize(["one", "two words", ""])
+    freeze(encoder.model, 1)
+    split = halves(encoder.model, 1)
+    assert split is not None
+    kept = PrefixCache(encoder, split.prefix, tokens, tmp_path, memory_budget=1 << 30)
+    spilled = PrefixCache(encoder, split.prefix, tokens, tmp_path, memory_budget=0)
+    assert (kept.spilled, spilled.spilled) == (False, True)
+    assert (tmp_path / "prefix-states.bin").stat().st_size == spilled.size_bytes
+    indices = np.array([2, 0, 1])
+    assert torch.equal(kept.states(indices)[0], spilled.states(indices)[0])
+
+
+@pytest.mark.usefixtures("full_precision")
+def test_without_room_for_the_cache_it_trains_without(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    cached, with_cache, _ = trained(tiny_folder, small_dataset, tmp_path)
+    monkeypatch.setattr("trainers.engine.prefix_cache.MEMORY_SHARE", 0)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    plain, without, _ = trained(tiny_folder, small_dataset, tmp_path)
+    assert (with_cache.cached, without.cached) == (True, False)
+    assert without.losses == pytest.approx(with_cache.losses, rel=1e-4)
+    for left, right in zip(cached.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+
+
+def test_a_container_may_have_less_memory_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = memory.total()
+    limits = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr(memory, "_LIMITS", limits)
+    limits[1].write_text("1000000\n")
+    assert (memory.total(), memory.available()) == (1_000_000, 1_000_000)
+    limits[0].write_text("max\n")
+    limits[1].unlink()
+    assert memory.total() >= whole > 1_000_000
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    one, record, steps = trained(tiny_folder, small_dataset, tmp_path)
+    other, again, _ = trained(tiny_folder, small_dataset, tmp_path)
+    assert record.losses == again.losses
+    for left, right in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+    assert [progress.step for progress in steps.seen] == list(range(1, 11))
+    assert {progress.steps for progress in steps.seen} == {10}
+    # The mean of what there is of the last twenty steps.
+    assert [progress.loss for progress in steps.seen] == pytest.approx(
+        [sum(record.losses[:done]) / done for done in range(1, 11)]
+    )
+    left = [progress.eta_seconds * progress.examples_per_second for progress in steps.seen]
+    assert left == pytest.approx([8 * (10 - done) for done in range(1, 11)])
+    assert steps.seen[-1].examples_per_second == pytest.approx(80 / record.seconds, rel=0.05)
+    assert record.mined_epochs == 2
+
+
+def test_a_text_is_tokenized_once_and_embedded_once_a_step(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize, embed_texts = Encoder.tokenize, Embedder.embed
+    tokenized: Counter[str] = Counter()
+    batches: list[list[int]] = []
+
+    def counted(encoder: Encoder, texts: Any, *how: Any) -> Any:
+        tokenized.update(texts)
+        return tokenize(encoder, texts, *how)
+
+    def watched(embedder: Embedder, texts: Any, *, gradient: bool = False) -> torch.Tensor:
+        if gradient:
+            batches.append(texts.tolist())
+        return embed_texts(embedder, texts, gradient=gradient)
+
+    monkeypatch.setattr(Encoder, "tokenize", counted)
+    monkeypatch.setattr(Embedder, "embed", watched)
+    layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+    start = layers.embed_all()
+    train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
+    assert set(tokenized) == {*small_dataset.questions, *small_dataset.passages}
+    assert set(tokenized.values()) == {1}
+    assert len(batches) == 10
+    assert all(len(set(batch)) == len(batch) for batch in batches)
+    # Eight questions have eight positives and three negatives each; these meet again.
+    assert max(map(len, batches)) < 8 * 5
+
+
+@pytest.mark.parametrize("cheap", [True, False])
+def test_hard_negatives_are_looked_for_again_only_with_new_embeddings(
+    cheap: bool,
+    tiny_folder: Path,
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched = Mock(wraps=hardest)
+    monkeypatch.setattr("trainers.data.negatives.hardest", searched)
+    monkeypatch.setattr("trainers.loop.training.cheap_to_embed_all", lambda *_: cheap)
+    _, record, _ = trained(tiny_folder, small_dataset, tmp_path)
+    found = 2 if cheap else 1
+    assert (searched.call_count, record.mined_epochs, len(record.negatives)) == (found, found, 2)
+
+
+@pytest.mark.usefixtures("full_precision")
+def test_no_text_meets_the_frozen_layers_for_the_first_time_in_a_batch(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.engine.trainable_encoder.TRAINING_TOKENS", 10)
+    encoder = Encoder.load(tiny_folder, "cpu")
+    layers = TrainedLayers(encoder, small_dataset, 1, tmp_path)
+    queries, passages = layers.embed_uncut()
+    expected = embed(encoder, small_dataset)
+    torch.testing.assert_close(queries, expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(passages, expected[1], rtol=1e-4, atol=1e-5)
+    frozen = Mock(side_effect=AssertionError)
+    cache = layers._embedder._cache
+    assert cache is not None
+    cache._prefix.forward = frozen
+    _, cut = layers.embed_all()
+    frozen.assert_not_called()
+    assert not torch.allclose(cut, passages, atol=1e-3)
+
+
+@pytest.mark.parametrize(("validated", "rate"), [(True, LEARNING_RATE), (False, UNVALIDATED_LEARNING_RATE)])
+def test_what_nothing_checks_is_trained_more_slowly(
+    tiny_folder: Path,
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    validated: bool,
+    rate: float,
+) -> None:
+    descent = Mock(wraps=Descent)
+    monkeypatch.setattr("trainers.loop.training.Descent", descent)
+    layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+    validation = Validation(layers, small_dataset, np.arange(5), sampled=False, seed=0) if validated else None
+    start = layers.embed_all()
+    train(layers, small_dataset, np.arange(8, 40), request(), start=start, observer=Steps(), validation=validation)
+    assert descent.call_args.args[2] == rate
+
+
+def test_only_the_last_layers_move(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in Encoder.load(tiny_folder, "cpu").model.state_dict().items()}
+    encoder, _, _ = trained(tiny_folder, small_dataset, tmp_path)
+    moved = {name for name, value in encoder.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("encoder.layer.2.") for name in moved)
+
+
+def test_an_embedding_that_is_no_number_ends_the_training(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.load(tiny_folder, "cpu")
+    start = embed(encoder, small_dataset)
+    layers = TrainedLayers(encoder, small_dataset, 1, tmp_path)
+    monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0].float() * torch.nan)
+    with pytest.raises(NotFiniteError, match=r"an embedding, computed in torch\."):
+        train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
+    with pytest.raises(NotFiniteError, match="an embedding"):
+        encoder.encode(["a text"])
+
+
+def test_a_batch_does_not_hold_against_a_question_what_is_right_for_it(
+    tables: Callable[..., Any], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [example("who", "a"), example("who", "b"), example("what", "b"), example("where", "c")]
+    dataset = build_dataset(*tables(rows, {"a": "one", "b": "two", "c": "three", "d": "four"}))
+    seen = Mock(wraps=contrastive_loss)
+    monkeypatch.setattr("trainers.loop.training.contrastive_loss", seen)
+    layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), dataset, 1, tmp_path)
+    # In-batch negatives alone, so the passages of a batch are its positives.
+    asked = request().model_copy(update={"dataset": DatasetKnobs(hard_negatives=0, easy_negatives=0)})
+    record = train(layers, dataset, np.arange(4), asked, start=layers.embed_all(), observer=Steps())
+    assert len(record.losses) == 2
+    assert all(0 < loss < 20 for loss in record.losses)
+    _, _, positive, excluded, _ = seen.call_args.args
+    # Both rows of "who" spare both of its passages, each other row its own alone.
+    assert excluded[torch.arange(4), positive].all()
+    spared = Counter(tuple(np.flatnonzero(row)) for row in excluded.numpy())
+    assert spared == {(0, 1): 2, (1,): 1, (2,): 1}

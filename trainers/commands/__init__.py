@@ -1,0 +1,1 @@
+"""The commands that need a model or a snapshot."""

@@ -1,0 +1,72 @@
+"""``foldtune negatives``."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foldtune.commands.errors import UserError
+from foldtune.commands.output import AsJson, print_json, print_table
+from foldtune.events import TrainingJob
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import KafkaSettings, load_settings
+from foldtune.topic_reader import read
+from foldtune.topics import Topic
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Hard negatives.")
+
+
+@app.callback()
+def negatives() -> None:
+    """Hard negatives."""
+
+
+@app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="A request whose training has been started.")],
+    question: Annotated[str, typer.Argument(help="A question of its logs.")],
+    nearest: Annotated[int, typer.Option(min=1, max=1000, help="So many of the nearest documents.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the candidates before the first epoch: what agents showed, then the nearest; scores, Jaccard, verdicts."""
+    from trainers.data.negative_explanation import explain as explained  # noqa: PLC0415
+    from trainers.errors import TrainerError  # noqa: PLC0415  torch is imported when a model is needed
+
+    settings = load_settings()
+    job = _job(settings.kafka, request_id)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            store = S3ObjectStore(settings.s3)
+            found = explained(job, settings, store, Path(folder), question=question, depth=nearest)
+        except TrainerError as error:
+            raise UserError(str(error)) from error
+    for one in found:
+        if as_json:
+            candidates = [
+                asdict(candidate) | {"passage": text, "verdict": candidate.verdict.name.lower()}
+                for text, candidate in one.candidates
+            ]
+            print_json(asdict(one) | {"candidates": candidates})
+            continue
+        typer.echo(f"{one.question}\npositive, score {one.score:.3f}: {one.positive[:200]}")
+        rows = [
+            (
+                candidate.verdict.name.lower().replace("_", " ") + (", chosen" if candidate.chosen else ""),
+                "shown" if candidate.shown else "mined",
+                f"{candidate.score:.3f}",
+                f"{candidate.jaccard:.2f}",
+                text[:200],
+            )
+            for text, candidate in one.candidates
+        ]
+        print_table(("verdict", "from", "score", "Jaccard", "passage"), rows)
+
+
+def _job(kafka: KafkaSettings, request_id: str) -> TrainingJob:
+    for record in read(kafka, Topic.TRAINING_JOBS):
+        job = TrainingJob.model_validate_json(record.value)
+        if job.request.request_id == request_id:
+            return job
+    raise UserError(f"no training was started for a request {request_id!r}; foldtune status shows what became of it")

@@ -1,0 +1,1 @@
+"""From a snapshot to training pairs: deduplication, split, hard and easy negatives."""

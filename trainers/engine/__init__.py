@@ -1,0 +1,1 @@
+"""Embedding and training efficiently: the frozen-prefix cache, memory bounds, several processes."""

@@ -1,0 +1,1 @@
+"""Retrieval metrics, the promotion gate, and what a model has forgotten."""

@@ -1,0 +1,127 @@
+"""Writes a trained model's folder: weights, tokenizer, recipe, card, measurements and curves."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from foldtune.events import FineTuneRequested, ModelReady
+from trainers.model.encoder import Encoder
+from trainers.model.encoding_config import write_recipe
+from trainers.publishing.results import Results
+
+# A tokenizer is taken over as it is: written anew, it might cut texts otherwise than the base model did.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_SMOOTHED_STEPS = 10
+
+
+def write_model(encoder: Encoder, base: Path, folder: Path) -> None:
+    """Write what sentence-transformers and transformers load, with the same embeddings; weights as safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _TOKENIZER_FILES:
+        if (base / name).exists():
+            shutil.copyfile(base / name, folder / name)
+    encoder.model.save_pretrained(folder)
+    write_recipe(encoder.recipe, folder, dimension=encoder.dimension, max_tokens=encoder.max_tokens)
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write ``metrics.json``."""
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+
+
+def write_curve(folder: Path, losses: Sequence[float]) -> None:
+    """Write the loss of every step as ``training.json`` and ``training.png``, with its running mean."""
+    means = [
+        sum(losses[max(0, step - _SMOOTHED_STEPS) : step]) / min(step, _SMOOTHED_STEPS)
+        for step in range(1, len(losses) + 1)
+    ]
+    (folder / "training.json").write_text(json.dumps({"loss": list(losses), "mean_of_10": means}) + "\n")
+    steps = range(1, len(losses) + 1)
+    with _plot(folder / "training.png", "step", "loss") as axes:
+        axes.plot(steps, losses, color="0.75", linewidth=0.8, label="step")
+        axes.plot(steps, means, color="tab:blue", label=f"mean of {_SMOOTHED_STEPS}")
+
+
+def write_recall(folder: Path, before: Sequence[float], after: Sequence[float], *, baseline: str) -> None:
+    """Write recall@1, recall@2 … of ``baseline`` and of the new model as ``recall.json`` and ``recall.png``."""
+    ranks = list(range(1, len(after) + 1))
+    curves = {"k": ranks, "before": list(before), "after": list(after)}
+    (folder / "recall.json").write_text(json.dumps(curves) + "\n")
+    with _plot(folder / "recall.png", "k", "recall@k") as axes:
+        axes.plot(ranks, before, color="0.55", marker="o", markersize=3, label=baseline)
+        axes.plot(ranks, after, color="tab:blue", marker="o", markersize=3, label="this model")
+        axes.set(xticks=ranks, ylim=(0, 1))
+
+
+@contextmanager
+def _plot(path: Path, xlabel: str, ylabel: str) -> Iterator[Axes]:
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(7, 3.5), layout="constrained")
+        axes = figure.subplots()
+        yield axes
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=120)
+
+
+def write_card(
+    folder: Path,
+    ready: ModelReady,
+    request: FineTuneRequested,
+    results: Results,
+    *,
+    max_tokens: int,
+    folders: int,
+    window: tuple[datetime, datetime],
+    licence: str | None,
+    warnings: Sequence[str],
+) -> None:
+    """Write the model card, ``README.md``; ``window`` are the first and last moment of the logs that were read,
+    ``licence`` is the base model's.
+    """
+    template = (Path(__file__).parent / "model_card.md.jinja").read_text()
+    before, after = ready.metrics_before.model_dump(), ready.metrics_after.model_dump()
+    measured = [(name, before[name], after[name]) for name in before if name not in {"questions", "documents"}]
+    general_before, general_after = asdict(results.forgetting.before), asdict(results.forgetting.after)
+    sections = {"dataset": request.dataset, "training": request.training, "weights": request.weights}
+    knobs = [(f"{section}.{name}", value) for section, group in sections.items() for name, value in group]
+    environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)  # noqa: S701 - Markdown
+    card = environment.from_string(template).render(
+        ready=ready,
+        request=request,
+        baseline=results.baseline.name,
+        max_tokens=max_tokens,
+        folders=folders,
+        window=[f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" for moment in window],
+        licence=licence,
+        examples=len(results.parts.train),
+        validation=results.validation(),
+        merged=results.merged,
+        general=[(name, general_before[name], general_after[name]) for name in general_before],
+        warnings=warnings,
+        rows=measured,
+        knobs=knobs,
+    )
+    (folder / "README.md").write_text(card + "\n")

@@ -1,0 +1,91 @@
+"""Writes a finished model as ONNX: token ids and mask in, pooled embedding out, in float32."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trainers.errors import OnnxExportError, TrainerError
+from trainers.model.encoder import Encoder
+
+FILE = "model.onnx"
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "sentence_embedding"
+
+TOLERANCE = 1e-4
+_TEXTS = ("", "A question?", "A passage that is a little longer than the others. " * 3)
+# Protocol buffers end at 2 GB; the weights of larger models lie in a file beside.
+_MAX_BYTES = 2_000_000_000
+
+
+class _Embedding(torch.nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.model = encoder.model
+        self._encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self._encoder.pool(states, attention_mask)
+
+
+def export_onnx(folder: Path) -> None:
+    """Write ``model.onnx`` into the model folder ``folder``, for any batch and any length up to the model's bound.
+
+    Inputs ``input_ids`` and ``attention_mask`` ``[b, t]`` int64, padded on the right; prompts are the caller's to put
+    before a text. Output ``sentence_embedding`` ``[b, d]``.
+
+    Raises:
+        OnnxExportError: packages are missing, the exporter cannot do this model, or ONNX Runtime computes something
+            else than torch; there is then no ``model.onnx``.
+    """
+    try:
+        difference = _export(folder)
+    except ImportError as error:
+        raise OnnxExportError(f"the extra 'onnx' is not installed ({error})") from error
+    except TrainerError:
+        raise
+    except Exception as error:  # ONNX Runtime's have no class in common, and a training is worth more than its copy.
+        _remove(folder)
+        raise OnnxExportError(str(error)) from error
+    if not difference <= TOLERANCE:
+        _remove(folder)
+        raise OnnxExportError(f"its embeddings differ by {difference:.1e} from torch's, at most {TOLERANCE} is allowed")
+
+
+def _export(folder: Path) -> float:
+    import onnxruntime  # noqa: PLC0415 - an extra of its own
+
+    encoder = Encoder.load(folder, "cpu")
+    module = _Embedding(encoder).eval()
+    tokens = encoder.tokenize(_TEXTS)
+    inputs = tokens.padded(np.arange(len(tokens)), encoder.device)
+    size = sum(parameter.nbytes for parameter in module.parameters())
+    # What the exporter warns of is its own inner life; what comes out is compared below.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            inputs,
+            folder / FILE,
+            input_names=INPUTS,
+            output_names=(OUTPUT,),
+            dynamic_shapes={name: {0: "batch", 1: "length"} for name in INPUTS},
+            external_data=size > _MAX_BYTES,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    # In one batch, and each alone: another batch and another length than those that the exporter saw.
+    for rows in (np.arange(len(tokens)), *np.arange(len(tokens))[:, None]):
+        ids, mask = tokens.padded(rows, encoder.device)
+        (found,) = session.run([OUTPUT], dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
+        with torch.no_grad():
+            worst = max(worst, float((module(ids, mask) - torch.from_numpy(found)).abs().max()))
+    return worst
+
+
+def _remove(folder: Path) -> None:
+    for path in folder.glob(f"{FILE}*"):
+        path.unlink()

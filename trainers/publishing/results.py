@@ -1,0 +1,70 @@
+"""What a training came to, as ``metrics.json`` and the model card tell it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from foldtune.events import GateVerdict
+from trainers.data.dataset import MIN_TRAINED, Dataset, Split
+from trainers.evaluation.forgetting import Forgetting
+from trainers.evaluation.metrics import Evaluation, by_folder
+from trainers.loop.training import TrainingRecord
+from trainers.loop.validation import MergeBack
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the new model is measured against."""
+
+    name: str
+    evaluation: Evaluation
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """``base`` is what the training began with, ``baseline`` what has to be beaten, ``after`` the new model."""
+
+    dataset: Dataset
+    parts: Split
+    record: TrainingRecord
+    merged: MergeBack | None
+    base: Baseline
+    baseline: Baseline
+    after: Evaluation
+    forgetting: Forgetting
+    verdict: GateVerdict
+
+    def metrics(self) -> dict[str, Any]:
+        """For ``metrics.json``."""
+        return {
+            "base": self.base.evaluation.metrics().model_dump(),
+            "baseline": {"name": self.baseline.name, **self.baseline.evaluation.metrics().model_dump()},
+            "after": self.after.metrics().model_dump(),
+            "gate": self.verdict.model_dump(),
+            "folders": by_folder(self.dataset, self.parts.held_out, self.baseline.evaluation, self.after),
+            "general": asdict(self.forgetting) | {"ndcg_fall": self.forgetting.fall},
+            "validation": self.validation(),
+            "merge_back": asdict(self.merged) if self.merged else None,
+            "data": {
+                "examples": len(self.dataset.question),
+                "trained_on": len(self.parts.train),
+                "held_out_questions": len(self.parts.held_out),
+                "distinct_questions": len(self.dataset.questions),
+                "distinct_passages": len(self.dataset.passages),
+                "documents": self.dataset.documents,
+                "left_out": self.dataset.left_out,
+                "copies": self.dataset.copies,
+            },
+            "training": asdict(self.record),
+        }
+
+    def validation(self) -> dict[str, Any]:
+        """How the epoch was chosen, or why none was."""
+        if self.record.best_epoch is None:
+            return {"off": f"fewer than {MIN_TRAINED} questions to train on, or too many of them alike"}
+        return {
+            "questions": len(self.parts.validation),
+            "ndcg_at_10": self.record.validation,
+            "best_epoch": self.record.best_epoch + 1,
+            "stopped_early": self.record.stopped,
+        }
