@@ -31,7 +31,7 @@ from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from foldtune.events import ChatLog, ChatLogBatch, FineTuneRequested, RetrievedPassage, SnapshotPart, now
-from foldtune.kafka import Publisher, connection, consumer, create_topics
+from foldtune.kafka import Publisher, client_options, consumer, create_topics
 from foldtune.knobs import DataSelection
 from foldtune.settings import Settings
 from foldtune.topics import Topic
@@ -199,7 +199,7 @@ class Bench:
 
     def _keep_every_record(self, changelog: str) -> None:
         # Compaction would take away most of the records that tell when a log became durable.
-        admin = KafkaAdminClient(**connection(self.settings.kafka))
+        admin = KafkaAdminClient(**client_options(self.settings.kafka))
         options = {"min.compaction.lag.ms": "3600000"}
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, changelog, options)])
         admin.close()

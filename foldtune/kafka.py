@@ -36,12 +36,14 @@ def partition_of(key: str, partitions: int) -> int:
     return int((murmur2(key.encode()) & 0x7FFFFFFF) % partitions)
 
 
-def connection(settings: KafkaSettings) -> dict[str, Any]:
-    """The options of kafka-python that say how to reach and to trust the brokers."""
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Address and credentials of the brokers, in the options that kafka-python and aiokafka share.
+
+    ``streams.worker.app`` makes Faust's from them.
+    """
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers.split(","),
         "security_protocol": settings.security_protocol,
-        "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
     }
     if settings.security_protocol.startswith("SASL"):
         options |= {
@@ -50,11 +52,11 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
             "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
         }
     if settings.security_protocol.endswith("SSL"):
-        options["ssl_context"] = tls_context(settings)
+        options["ssl_context"] = _tls_context(settings)
     return options
 
 
-def tls_context(settings: KafkaSettings) -> ssl.SSLContext:
+def _tls_context(settings: KafkaSettings) -> ssl.SSLContext:
     """Verifies the broker against the named (else the system's) authorities; with a certificate, proves who we are."""
     context = ssl.create_default_context(cafile=settings.ssl_cafile)
     if settings.ssl_certfile:
@@ -72,7 +74,9 @@ def _connected(client: Callable[..., Any], settings: KafkaSettings, *topics: str
         NoBrokerError: none answers within ``BOOTSTRAP_SECONDS``.
     """
     try:
-        return client(*topics, **connection(settings), **options)
+        return client(
+            *topics, **client_options(settings), bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000), **options
+        )
     except KafkaTimeoutError as error:
         raise NoBrokerError(settings.bootstrap_servers) from error
 

@@ -1,18 +1,26 @@
-"""The object store: one small port, S3 behind it, and the fake that ships for tests."""
+"""The object store: one small port, and S3 behind it (``foldtune.testing`` has one in memory)."""
 
+import builtins
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from foldtune.errors import ObjectMissingError
+from foldtune.errors import ObjectMissingError, ObjectStoreError
 from foldtune.object_keys import split_uri
 from foldtune.settings import S3Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+
+# All that boto3 raises; whoever calls it wraps these in an InfrastructureError.
+AWS_ERRORS = (Boto3Error, BotoCoreError, ClientError)
 
 
 class ObjectStore(Protocol):
@@ -30,13 +38,13 @@ class ObjectStore(Protocol):
         content by which you know your own.
         """
 
-    def tagged(self, key: str) -> tuple[bytes, str]:
-        """An object's bytes, and the tag by which ``replace`` knows this version of it; raises like ``get``."""
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        """An object's bytes, and the ETag of this version for ``put_if_match``; raises like ``get``."""
 
-    def replace(self, key: str, content: bytes, tag: str) -> bool:
-        """Write over the version with this tag; of several callers at most one gets ``True``.
+    def put_if_match(self, key: str, content: bytes, etag: str) -> bool:
+        """Overwrite the version with this ETag; of several callers at most one gets ``True``.
 
-        Whoever's answer was lost gets ``False``, as with ``put_if_absent``.
+        A caller whose answer was lost gets ``False`` on the retry, as with ``put_if_absent``.
         """
 
     def put_file(self, key: str, path: Path) -> None:
@@ -52,7 +60,7 @@ class ObjectStore(Protocol):
     def get_file(self, key: str, path: Path) -> None:
         """Download an object to a file; raises like ``get``."""
 
-    def list(self, prefix: str) -> list[str]:
+    def list(self, prefix: str) -> builtins.list[str]:
         """The keys under a prefix, sorted."""
 
     def delete(self, key: str) -> None:
@@ -76,7 +84,10 @@ class ObjectStore(Protocol):
 
 
 class S3ObjectStore(ObjectStore):
-    """Amazon S3, or any server that speaks its protocol and honours conditional writes."""
+    """Amazon S3, or any server that speaks its protocol and honours conditional writes.
+
+    Every method raises ``ObjectStoreError`` if the store does not complete the request; boto3 has retried by then.
+    """
 
     def __init__(self, settings: S3Settings) -> None:
         self.bucket = settings.bucket
@@ -91,66 +102,76 @@ class S3ObjectStore(ObjectStore):
                 retries={"mode": "standard", "max_attempts": 5},
                 connect_timeout=5,
                 read_timeout=60,
-                # A server of one's own has one host name, not one a bucket.
+                # A self-hosted server has one host name, not one for each bucket.
                 s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
             ),
         )
 
     def put(self, key: str, content: bytes) -> None:
-        self._client.put_object(Bucket=self.bucket, Key=key, Body=content)
+        with self._errors(key):
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=content)
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        try:
+        # 412: it exists. 409: another writer is writing it at this moment, and will have been first.
+        with self._errors(key), self._refused(409, 412) as refused:
             self._client.put_object(Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*")
-        except ClientError as error:
-            # 412: it is there. 409: another writer is at it this very moment, and will have been first.
-            if _status(error) in {409, 412}:
-                return False
-            raise
-        return True
+        return not refused
 
-    def tagged(self, key: str) -> tuple[bytes, str]:
-        try:
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        with self._errors(key, may_be_missing=True):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
-        except ClientError as error:
-            raise self._missing(key, error) from error
-        return answer["Body"].read(), answer["ETag"]
+            return answer["Body"].read(), answer["ETag"]
 
-    def replace(self, key: str, content: bytes, tag: str) -> bool:
-        try:
-            self._client.put_object(Bucket=self.bucket, Key=key, Body=content, IfMatch=tag)
-        except ClientError as error:
-            # 404: it was deleted meanwhile.
-            if _status(error) in {404, 409, 412}:
-                return False
-            raise
-        return True
+    def put_if_match(self, key: str, content: bytes, etag: str) -> bool:
+        # 404: it was deleted meanwhile.
+        with self._errors(key), self._refused(404, 409, 412) as refused:
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=content, IfMatch=etag)
+        return not refused
 
     def put_file(self, key: str, path: Path) -> None:
-        self._client.upload_file(str(path), self.bucket, key)
+        with self._errors(key):
+            self._client.upload_file(str(path), self.bucket, key)
 
     def get(self, key: str) -> bytes:
-        try:
-            return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-        except ClientError as error:
-            raise self._missing(key, error) from error
+        return self.get_with_etag(key)[0]
 
     def get_file(self, key: str, path: Path) -> None:
-        try:
+        with self._errors(key, may_be_missing=True):
             self._client.download_file(self.bucket, key, str(path))
-        except ClientError as error:
-            raise self._missing(key, error) from error
 
-    def list(self, prefix: str) -> list[str]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+    def list(self, prefix: str) -> builtins.list[str]:
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
 
     def delete(self, key: str) -> None:
-        self._client.delete_object(Bucket=self.bucket, Key=key)
+        with self._errors(key):
+            self._client.delete_object(Bucket=self.bucket, Key=key)
 
-    def _missing(self, key: str, error: ClientError) -> Exception:
-        return ObjectMissingError(self.uri(key)) if _status(error) == 404 else error
+    @contextmanager
+    def _errors(self, key: str, *, may_be_missing: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except AWS_ERRORS as error:
+            if may_be_missing and _status(error) == 404:
+                raise ObjectMissingError(self.uri(key)) from error
+            raise ObjectStoreError(self.uri(key), error) from error
+
+    @contextmanager
+    def _refused(self, *statuses: int) -> Iterator[builtins.list[int]]:
+        """A list that holds the HTTP status if the store refused with one of ``statuses``."""
+        refused: builtins.list[int] = []
+        try:
+            yield refused
+        except ClientError as error:
+            if (status := _status(error)) not in statuses:
+                raise
+            refused.append(status)
 
 
-def _status(error: ClientError) -> int | None:
-    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+def _status(error: Exception) -> int:
+    return (
+        int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if isinstance(error, ClientError)
+        else 0
+    )

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from foldtune.errors import SecretError
+from foldtune.object_store import AWS_ERRORS
 from foldtune.settings import KafkaSettings, Settings
 
 
@@ -63,8 +64,8 @@ def _written(path: Path, pem: str | None, name: str) -> Path:
 
 
 def _read(name: str, settings: Settings) -> _Secret:
-    client = boto3.client("secretsmanager", region_name=settings.s3.region)
     try:
+        client = boto3.client("secretsmanager", region_name=settings.s3.region)
         return _Secret.model_validate_json(client.get_secret_value(SecretId=name).get("SecretString", ""))
-    except ValidationError as error:
+    except (ValidationError, *AWS_ERRORS) as error:
         raise SecretError(name, error) from error

@@ -86,7 +86,7 @@ class Sets(SetLimits):
         return self.folders.get(folder_id, self)
 
 
-class Strengths(Section):
+class LabelWeights(Section):
     """How much a label is trusted, by what the user and the agent did; ``None`` takes no example of that kind."""
 
     corrected: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -197,7 +197,7 @@ class Settings(BaseSettings):
     s3: S3Settings = S3Settings()
     bounds: Bounds = Bounds()
     sets: Sets = Sets()
-    strengths: Strengths = Strengths()
+    strengths: LabelWeights = LabelWeights()
     worker: WorkerSettings = WorkerSettings()
     policy: PolicySettings = PolicySettings()
     trainer: TrainerSettings = TrainerSettings()

@@ -23,12 +23,12 @@ class MemoryObjectStore(ObjectStore):
         self._objects[key] = content
         return True
 
-    def tagged(self, key: str) -> tuple[bytes, str]:
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
         content = self.get(key)
-        return content, _tag(content)
+        return content, _etag(content)
 
-    def replace(self, key: str, content: bytes, tag: str) -> bool:
-        if key not in self._objects or _tag(self._objects[key]) != tag:
+    def put_if_match(self, key: str, content: bytes, etag: str) -> bool:
+        if key not in self._objects or _etag(self._objects[key]) != etag:
             return False
         self.put(key, content)
         return True
@@ -52,6 +52,6 @@ class MemoryObjectStore(ObjectStore):
         self._objects.pop(key, None)
 
 
-def _tag(content: bytes) -> str:
+def _etag(content: bytes) -> str:
     # Like S3's, the same for the same bytes.
     return hashlib.sha256(content).hexdigest()

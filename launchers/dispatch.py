@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from foldtune.errors import ObjectMissingError
 from foldtune.events import REPORTING_TIME, RequestId, State, TrainingJob, now
 from foldtune.knobs import ModelName
+from foldtune.object_keys import attempt_key, job_prefix
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 from launchers.batch.batch_job import BatchJob
@@ -31,7 +32,7 @@ from launchers.batch.launcher import CALL_SECONDS, BatchLauncher
 from launchers.batch.spending import Spending
 from launchers.errors import LaunchError, RunBusyError
 from launchers.ledger import Attempt, Ledger, Owner
-from launchers.port import Ending, Outcome, Run, job_segment, request_segment
+from launchers.port import Ending, Outcome, Run
 from launchers.reports import Report, status_of
 
 log = structlog.get_logger(__name__)
@@ -192,7 +193,10 @@ class Dispatcher:
     def _running(self, run: Run, job: BatchJob) -> None:
         """Report that an attempt runs, with the page of its log: once, the trainer may have said more since."""
         told = Outcome(ending=Ending.SUCCEEDED, log_url=self._launcher.log_url(job))
-        key, page = f"jobs/{job_segment(run.job)}/attempt-{run.attempt}.log-url", (told.log_url or "").encode()
+        key, page = (
+            attempt_key(run.job.request.model, run.job.request.request_id, run.attempt, "log-url"),
+            (told.log_url or "").encode(),
+        )
         try:
             if self._store.get(key) == page:
                 return
@@ -210,7 +214,7 @@ class Dispatcher:
         return key in self._store.list(key)
 
     def _run(self, model: str, request_id: str) -> Run | None:
-        key = f"jobs/{request_segment(model, request_id)}/job.json"
+        key = f"{job_prefix(model, request_id)}/job.json"
         try:
             job = TrainingJob.model_validate_json(self._store.get(key))
         except ObjectMissingError:
@@ -227,4 +231,4 @@ class Dispatcher:
 
 
 def _cancelled_key(model: str, request_id: str) -> str:
-    return f"jobs/{request_segment(model, request_id)}/cancelled"
+    return f"{job_prefix(model, request_id)}/cancelled"

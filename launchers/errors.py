@@ -1,6 +1,6 @@
-"""What can go wrong in ``trainers.launchers``. The class docstring is the message; the arguments say what exactly."""
+"""What can go wrong in ``launchers``. The class docstring is the message; the arguments say what exactly."""
 
-from foldtune.errors import FoldtuneError
+from foldtune.errors import FoldtuneError, InfrastructureError
 
 
 class LauncherError(FoldtuneError):
@@ -13,3 +13,7 @@ class LaunchError(LauncherError):
 
 class RunBusyError(LauncherError):
     """An earlier run of the same job has not ended yet:"""
+
+
+class BatchError(InfrastructureError):
+    """AWS Batch did not complete a request:"""

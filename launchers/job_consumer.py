@@ -9,27 +9,26 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 from pydantic import ValidationError
 
 from foldtune.dead_letters import send_dead_letter
-from foldtune.errors import InfrastructureError
+from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import TrainingJob
 from foldtune.kafka import Publisher, consumer
 from foldtune.object_store import ObjectStore
+from foldtune.reports import publish_report
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from launchers.cancellations import Cancellations
 from launchers.execution import Execution
 from launchers.offsets import Offsets
 from launchers.port import Launcher
-from launchers.reports import StatusPublisher
 
 log = structlog.get_logger(__name__)
 
@@ -39,9 +38,6 @@ _MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
 POLL_MILLISECONDS = 250
 # Longer than a trainer's grace to write its checkpoint.
 STOP_SECONDS = 45.0
-
-# The surroundings fail and recover; the step that met it is taken again, and the runs of other jobs go on.
-_SURROUNDINGS = (Boto3Error, BotoCoreError, ClientError, InfrastructureError, KafkaError)
 
 
 class JobConsumer:
@@ -112,7 +108,7 @@ class JobConsumer:
             job,
             store=self._store,
             launcher=self._launcher,
-            publish=StatusPublisher(publisher),
+            publish=partial(publish_report, publisher),
             max_attempts=self._settings.trainer.max_attempts,
         )
 
@@ -157,6 +153,6 @@ class JobConsumer:
 def _advanced(execution: Execution, *, may_start: bool) -> bool:
     try:
         return execution.advance(may_start=may_start)
-    except _SURROUNDINGS as error:
+    except TRANSIENT_ERRORS as error:
         log.warning("will be tried again", request=execution.job.request.request_id, error=str(error))
         return False

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 
 from foldtune.errors import ObjectMissingError
 from foldtune.events import Model, TrainingJob, UtcTime, now
+from foldtune.object_keys import attempt_key, job_prefix
 from foldtune.object_store import ObjectStore
-from launchers.port import Ending, Outcome, job_segment
+from launchers.port import Ending, Outcome
 
 _SUBMISSION = re.compile(r"attempt-(\d+)\.submission\.json$")
 
@@ -57,7 +58,7 @@ class Attempt:
 
 def log_key(job: TrainingJob, attempt: int) -> str:
     """Where the log of an attempt is uploaded to."""
-    return f"jobs/{job_segment(job)}/attempt-{attempt}.log"
+    return attempt_key(job.request.model, job.request.request_id, attempt, "log")
 
 
 class Ledger:
@@ -67,17 +68,17 @@ class Ledger:
         self._store = store
         self._job = job
         self._owner = owner
-        self._prefix = f"jobs/{job_segment(job)}/"
+        self._prefix = job_prefix(job.request.model, job.request.request_id)
 
     def write_job(self) -> str:
         """Put the job where its runs read it, and return its address."""
-        key = f"{self._prefix}job.json"
+        key = f"{self._prefix}/job.json"
         self._store.put_if_absent(key, self._job.encode())
         return self._store.uri(key)
 
     def attempts(self) -> list[Attempt]:
         """All attempts so far, in order."""
-        found = (_SUBMISSION.search(key) for key in self._store.list(f"{self._prefix}attempt-"))
+        found = (_SUBMISSION.search(key) for key in self._store.list(f"{self._prefix}/attempt-"))
         return [self._attempt(number) for number in sorted(int(match[1]) for match in found if match)]
 
     def claim(self, number: int) -> bool:
@@ -90,7 +91,7 @@ class Ledger:
     def take_over(self, attempt: Attempt) -> bool:
         """Become the owner in the place of one that is gone; ``False`` where another was faster."""
         key = self._key(attempt.number, "submission.json")
-        if self._store.replace(key, self._owner.model_dump_json().encode(), attempt.tag):
+        if self._store.put_if_match(key, self._owner.model_dump_json().encode(), attempt.tag):
             return True
         return self.mine(self._attempt(attempt.number))
 
@@ -117,7 +118,7 @@ class Ledger:
         return (outcome if new else Outcome.model_validate_json(self._store.get(key))), new
 
     def _attempt(self, number: int) -> Attempt:
-        claim, tag = self._store.tagged(self._key(number, "submission.json"))
+        claim, tag = self._store.get_with_etag(self._key(number, "submission.json"))
         outcome = self._get(number, "outcome.json")
         ended = Outcome.model_validate_json(outcome) if outcome is not None else None
         return Attempt(number, Owner.model_validate_json(claim), ended, tag)
@@ -129,4 +130,4 @@ class Ledger:
             return None
 
     def _key(self, number: int, name: str) -> str:
-        return f"{self._prefix}attempt-{number}.{name}"
+        return attempt_key(self._job.request.model, self._job.request.request_id, number, name)

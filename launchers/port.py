@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from foldtune.events import Model, S3Uri, TrainingJob, WebAddress
-from foldtune.object_keys import safe_segment
+from foldtune.object_keys import request_segment
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,6 @@ class Run:
 def job_segment(job: TrainingJob) -> str:
     """The one object key segment of a job: the same request has the same, on every launcher."""
     return request_segment(job.request.model, job.request.request_id)
-
-
-def request_segment(model: str, request_id: str) -> str:
-    """Like ``job_segment``, of a request whose job is not at hand."""
-    return safe_segment(model, request_id)
 
 
 class Ending(StrEnum):

@@ -3,21 +3,9 @@
 from collections.abc import Callable
 
 from foldtune.events import FineTuneStatus, State, TrainingJob, now
-from foldtune.kafka import Publisher
-from foldtune.topics import Topic
 from launchers.port import Ending, Outcome
 
 Report = Callable[[FineTuneStatus], None]
-
-
-class StatusPublisher:
-    """Reports to the coordinator."""
-
-    def __init__(self, publisher: Publisher) -> None:
-        self._publisher = publisher
-
-    def __call__(self, status: FineTuneStatus) -> None:
-        self._publisher.publish(Topic.TRAINING_REPORTS, status, key=status.request_id, partition_by=status.model)
 
 
 def status_of(job: TrainingJob, state: State, outcome: Outcome | None = None) -> FineTuneStatus:

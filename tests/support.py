@@ -14,7 +14,7 @@ from uuid import uuid4
 from pydantic import BaseModel
 
 from foldtune.events import ChatLog, DocumentUpserted, Event, FineTuneRequested, RetrievedPassage, now
-from foldtune.kafka import connection
+from foldtune.kafka import client_options
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.stack import LocalServers
@@ -94,7 +94,7 @@ class Reader:
 
         names = [topic.named(settings.kafka.topic_prefix) for topic in topics]
         self._client = KafkaConsumer(
-            *names, **connection(settings.kafka), auto_offset_reset="earliest", enable_auto_commit=False
+            *names, **client_options(settings.kafka), auto_offset_reset="earliest", enable_auto_commit=False
         )
         self.records: list[Any] = []
 

@@ -15,11 +15,9 @@ from types import FrameType
 
 import structlog
 import torch
-from botocore.exceptions import BotoCoreError, ClientError
-from kafka.errors import KafkaError
 from pydantic import ValidationError
 
-from foldtune.errors import InfrastructureError, ObjectMissingError
+from foldtune.errors import TRANSIENT_ERRORS, ObjectMissingError
 from foldtune.events import State, TrainingJob
 from foldtune.kafka import Publisher
 from foldtune.object_store import ObjectStore, S3ObjectStore
@@ -36,9 +34,6 @@ from trainers.publishing.reporting import Announcer, KafkaAnnouncer, Reporter
 
 log = structlog.get_logger()
 
-# What a machine's network, its object store and its brokers raise when they are not there.
-_SURROUNDINGS = (BotoCoreError, ClientError, KafkaError, InfrastructureError, ConnectionError, TimeoutError)
-
 
 def main(arguments: list[str]) -> ExitCode:
     """Run the job whose address is the only argument."""
@@ -53,7 +48,7 @@ def main(arguments: list[str]) -> ExitCode:
         # After a failure nobody is waited for: the others notice that rank 0 is gone.
         if code is ExitCode.DONE:
             ranks.leave()
-    except (TrainerError, ValueError, *_SURROUNDINGS) as error:
+    except (TrainerError, ValueError, *TRANSIENT_ERRORS) as error:
         log.error("the training did not begin or could not be reported", reason=str(error))  # noqa: TRY400 - for people
         return ExitCode.TRY_AGAIN
     return code
@@ -109,7 +104,7 @@ def _run(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Rep
     except torch.OutOfMemoryError as error:
         layers = job.request.training.trainable_layers
         raise KnobError(f"training.trainable_layers {layers} needs more memory; fewer need less: {error}") from error
-    except _SURROUNDINGS as error:
+    except TRANSIENT_ERRORS as error:
         raise SurroundingsError(error) from error
 
 

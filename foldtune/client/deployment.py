@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from foldtune.errors import ModelFileError, ObjectMissingError
 from foldtune.events import ManifestFile, ModelManifest, ModelReady
-from foldtune.object_keys import safe_segment
+from foldtune.object_keys import key_segment
 from foldtune.object_store import ObjectStore
 
 MANIFEST = "manifest.json"
@@ -23,7 +23,7 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 def fetch_model(ready: ModelReady, store: ObjectStore, target_dir: Path) -> Path:
     """Download a model to ``target_dir/MODEL/VERSION`` and point ``target_dir/MODEL/current`` to it.
 
-    ``MODEL`` is the model's name with a digest of it, as ``safe_segment`` makes it.
+    ``MODEL`` is the model's name with a digest of it, as ``key_segment`` makes it.
 
     A reader of either never sees half a model. A version that is there already is only pointed to.
 
@@ -32,7 +32,7 @@ def fetch_model(ready: ModelReady, store: ObjectStore, target_dir: Path) -> Path
     """
     if not _VERSION.fullmatch(ready.version) or ready.version == CURRENT:
         raise ModelFileError(f"version {ready.version!r} cannot name a folder")
-    folder = target_dir / safe_segment(ready.model)
+    folder = target_dir / key_segment(ready.model)
     version = folder / ready.version
     folder.mkdir(parents=True, exist_ok=True)
     if not _is_there(version, ready):

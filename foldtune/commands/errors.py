@@ -37,9 +37,7 @@ def explain(error: Exception) -> str | None:
 
 
 def _explain_ours(error: Exception) -> str | None:
-    from boto3.exceptions import Boto3Error  # noqa: PLC0415  imported by those that can raise it already
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
-    from kafka.errors import KafkaError  # noqa: PLC0415
+    from kafka.errors import KafkaError  # noqa: PLC0415  imported by those that can raise it already
     from pydantic import ValidationError  # noqa: PLC0415
     from pydantic_settings import SettingsError  # noqa: PLC0415
 
@@ -52,8 +50,6 @@ def _explain_ours(error: Exception) -> str | None:
         return f"{error}: a whole section is given as JSON"
     if isinstance(error, KafkaError):
         return f"Kafka: {error}"
-    if isinstance(error, (Boto3Error, BotoCoreError, ClientError)):
-        return f"S3: {error}"
     if isinstance(error, (FoldtuneError, UserError, OSError)):
         return " ".join(str(error).split())
     return None

@@ -28,20 +28,18 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
-from kafka.errors import KafkaError
 from pydantic import TypeAdapter, ValidationError
 
 from api.errors import BodyError, UnknownFieldsError
 from api.requests import MAX_BODY_BYTES, request_of
 from foldtune.dead_letters import send_dead_letter
-from foldtune.errors import InfrastructureError
+from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import Event, FineTuneRequested, FineTuneStatus, RequestId, State, TrainingJob, now
 from foldtune.kafka import DELIVERY_SECONDS, Publisher
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
 from foldtune.reasons import reasons_of
+from foldtune.reports import publish_report
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
 from foldtune.topics import Topic
@@ -50,7 +48,6 @@ from infra.aws.status_store import StatusObjects
 from launchers.batch.launcher import BatchLauncher
 from launchers.dispatch import Dispatcher
 from launchers.errors import RunBusyError
-from launchers.reports import StatusPublisher
 
 log = structlog.get_logger(__name__)
 
@@ -62,9 +59,6 @@ PAUSE_SECONDS = 20.0
 # The API's function has 28 s in all, of which finding the brokers may take eight.
 API_DELIVERY_SECONDS = 15
 _REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
-
-# The surroundings fail and recover; what met it is delivered again.
-_SURROUNDINGS = (Boto3Error, BotoCoreError, ClientError, InfrastructureError, KafkaError)
 
 GetPublisher = Callable[[], Publisher]
 
@@ -87,7 +81,7 @@ def launch(event: dict[str, Any], context: Context) -> dict[str, Any]:
                     taker.take(record)
                 except Exception as error:
                     # Also of a defect: one record's trouble is not its neighbours'.
-                    expected = isinstance(error, (RunBusyError, *_SURROUNDINGS))
+                    expected = isinstance(error, (RunBusyError, *TRANSIENT_ERRORS))
                     where = {"partition": name, "offset": record.offset}
                     log.warning("to be delivered again", **where, error=str(error), exc_info=not expected)
                     failed.append({"itemIdentifier": where})
@@ -171,7 +165,7 @@ def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
             return _ask(call, call.caller)
         if call.route_key == "GET /requests/{id}":
             return _tell((call.path_parameters or {}).get("id", ""))
-    except _SURROUNDINGS as error:
+    except TRANSIENT_ERRORS as error:
         log.warning("not available", route=call.route_key, error=str(error))
         return _answer(503, {"errors": ["not available at the moment; the same call may be made again"]})
     return _answer(404, {"errors": [f"no such route: {call.route_key}"]})
@@ -191,7 +185,7 @@ def _ask(call: HttpRequest, caller: str) -> dict[str, Any]:
     try:
         with _publishing(load_settings(), API_DELIVERY_SECONDS) as publisher:
             publisher().publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
-    except _SURROUNDINGS as error:
+    except TRANSIENT_ERRORS as error:
         log.warning("request not published", error=str(error))
         # It may have been taken all the same; sent again under its name, it is not taken twice.
         reason = "not available at the moment; the same request may be sent again, with this request_id"
@@ -258,10 +252,7 @@ def _publishing(settings: Settings, delivery_seconds: int = DELIVERY_SECONDS) ->
 
 
 def _report(publisher: GetPublisher) -> Callable[[FineTuneStatus], None]:
-    def report(status: FineTuneStatus) -> None:
-        StatusPublisher(publisher())(status)
-
-    return report
+    return lambda status: publish_report(publisher(), status)
 
 
 def _seconds_left(context: Context) -> float:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from foldtune.errors import InfrastructureError
+from foldtune.errors import FoldtuneError
 from infra.local.errors import LocalExtraMissingError, ServerStartError
 from infra.local.options import LocalOptions
 
@@ -48,7 +48,7 @@ def up(
             _up_detached(options)
         else:
             _up(options)
-    except InfrastructureError as error:
+    except FoldtuneError as error:
         _fail(error)
 
 
@@ -60,7 +60,7 @@ def down(data_dir: DataDir = DEFAULTS.data_dir) -> None:
 
     try:
         stopped = control.stop(data_dir)
-    except InfrastructureError as error:
+    except FoldtuneError as error:
         _fail(error)
     out.print("stopped" if stopped else "nothing was running")
 
@@ -151,7 +151,7 @@ def _need_extra() -> None:
         _fail(LocalExtraMissingError(", ".join(missing)))
 
 
-def _fail(error: InfrastructureError) -> NoReturn:
+def _fail(error: FoldtuneError) -> NoReturn:
     err.print(str(error), style="red", markup=False, highlight=False)
     raise typer.Exit(1)
 

@@ -8,6 +8,8 @@ Batch knows at once and acts upon without anybody's help; no event has to arrive
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import boto3
@@ -15,11 +17,12 @@ import structlog
 from botocore.config import Config
 
 from foldtune.errors import ObjectMissingError
-from foldtune.object_store import ObjectStore
+from foldtune.object_keys import attempt_key
+from foldtune.object_store import AWS_ERRORS, ObjectStore
 from foldtune.settings import Settings
 from launchers.batch.batch_job import BatchJob
-from launchers.errors import LaunchError
-from launchers.port import Ending, Launcher, Outcome, Run, job_segment
+from launchers.errors import BatchError, LaunchError
+from launchers.port import Ending, Launcher, Outcome, Run
 from trainers.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -85,7 +88,8 @@ class BatchLauncher(Launcher):
     def described(self, run: Run) -> BatchJob | None:
         """How Batch describes a run; ``None`` where it was not submitted, or ended more than a week ago."""
         job_id = self.job_id(run)
-        found = self._client.describe_jobs(jobs=[job_id])["jobs"] if job_id else []
+        with _batch_errors():
+            found = self._client.describe_jobs(jobs=[job_id])["jobs"] if job_id else []
         return BatchJob.model_validate(found[0]) if found else None
 
     def outcome(self, run: Run, job: BatchJob) -> Outcome | None:
@@ -108,12 +112,13 @@ class BatchLauncher(Launcher):
         self._store.put_if_absent(_key(run, "batch.json"), json.dumps({"job_id": job_id}).encode())
 
     def _submitted_before(self, run: Run) -> str | None:
-        pages = self._client.get_paginator("list_jobs").paginate(
-            jobQueue=self._settings.batch.job_queue, filters=[{"name": "JOB_NAME", "values": [run.name]}]
-        )
-        # Batch compares without regard to case.
-        found = (job["jobId"] for page in pages for job in page["jobSummaryList"] if job["jobName"] == run.name)
-        return next(found, None)
+        with _batch_errors():
+            pages = self._client.get_paginator("list_jobs").paginate(
+                jobQueue=self._settings.batch.job_queue, filters=[{"name": "JOB_NAME", "values": [run.name]}]
+            )
+            # Batch compares without regard to case.
+            found = (job["jobId"] for page in pages for job in page["jobSummaryList"] if job["jobName"] == run.name)
+            return next(found, None)
 
     def _submit(self, run: Run) -> str:
         request, batch = run.job.request, self._settings.batch
@@ -129,6 +134,8 @@ class BatchLauncher(Launcher):
         except self._client.exceptions.ClientException as error:
             # Batch's own refusal: there is no job. Of any other error that is not sure.
             raise LaunchError(run.name, error) from error
+        except AWS_ERRORS as error:
+            raise BatchError(error) from error
         log.info("submitted", request_id=request.request_id, run=run.name, job_id=answer["jobId"])
         return answer["jobId"]
 
@@ -142,6 +149,8 @@ class BatchLauncher(Launcher):
                 self._client.terminate_job(jobId=job_id, reason=f"foldtune: {why.ending}")
             except self._client.exceptions.ClientException as error:
                 log.warning("not terminated", run=run.name, job_id=job_id, error=str(error))
+            except AWS_ERRORS as error:
+                raise BatchError(error) from error
 
     def _get(self, run: Run, name: str) -> bytes | None:
         try:
@@ -150,5 +159,13 @@ class BatchLauncher(Launcher):
             return None
 
 
+@contextmanager
+def _batch_errors() -> Iterator[None]:
+    try:
+        yield
+    except AWS_ERRORS as error:
+        raise BatchError(error) from error
+
+
 def _key(run: Run, name: str) -> str:
-    return f"jobs/{job_segment(run.job)}/attempt-{run.attempt}.{name}"
+    return attempt_key(run.job.request.model, run.job.request.request_id, run.attempt, name)

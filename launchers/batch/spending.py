@@ -11,7 +11,7 @@ import structlog
 
 from foldtune.errors import ObjectMissingError
 from foldtune.events import Model, TrainingJob
-from foldtune.object_keys import safe_segment
+from foldtune.object_keys import spend_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 from launchers.port import Ending, Outcome, job_segment
@@ -70,7 +70,7 @@ class Spending:
         self._change(job, lambda jobs: jobs | {job_segment(job): cost} if job_segment(job) in jobs else jobs)
 
     def _change(self, job: TrainingJob, change: Callable[[_Jobs], _Jobs]) -> None:
-        key = f"spend/{safe_segment(job.request.model)}/{job.published_at:%Y-%m}.json"
+        key = spend_key(job.request.model, f"{job.published_at:%Y-%m}")
         while True:
             content, tag = self._read(key)
             before = Spend.model_validate_json(content).jobs if content else {}
@@ -78,7 +78,7 @@ class Spending:
             if after == before:
                 return
             changed = Spend(jobs=after).model_dump_json().encode()
-            if self._store.replace(key, changed, tag) if tag else self._store.put_if_absent(key, changed):
+            if self._store.put_if_match(key, changed, tag) if tag else self._store.put_if_absent(key, changed):
                 break
         log.info(
             "spend",
@@ -90,6 +90,6 @@ class Spending:
 
     def _read(self, key: str) -> tuple[bytes | None, str]:
         try:
-            return self._store.tagged(key)
+            return self._store.get_with_etag(key)
         except ObjectMissingError:
             return None, ""

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import structlog
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
 
+from foldtune.errors import ObjectStoreError
 from foldtune.object_store import ObjectStore
 from launchers.periodic import Periodic
 
@@ -31,7 +30,7 @@ class LogFile:
         self.file.close()
         try:
             self._upload()
-        except (Boto3Error, BotoCoreError, ClientError) as error:
+        except ObjectStoreError as error:
             log.warning("log not uploaded", path=str(self._path), error=str(error))
             return None
         return self._store.uri(self._key)

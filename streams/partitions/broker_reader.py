@@ -9,22 +9,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from foldtune.kafka import tls_context
+from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import DATA_TOPICS, Topic
-
-
-def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """The options of aiokafka that say how to reach and to trust the brokers."""
-    secret = settings.sasl_password
-    return {
-        "bootstrap_servers": settings.bootstrap_servers.split(","),
-        "security_protocol": settings.security_protocol,
-        "ssl_context": tls_context(settings) if settings.security_protocol.endswith("SSL") else None,
-        "sasl_mechanism": settings.sasl_mechanism,
-        "sasl_plain_username": settings.sasl_username,
-        "sasl_plain_password": secret.get_secret_value() if secret else None,
-    }
 
 
 class BrokerReader:

@@ -12,10 +12,10 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 from streams.errors import PartitionLostError
-from streams.partitions.broker_reader import client_options
 from streams.partitions.changelog_table import Changes, DurableTable, Table
 
 _log = structlog.get_logger()

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 import structlog
-from botocore.exceptions import BotoCoreError, ClientError
 from msgspec import Struct
 from pydantic import BaseModel, ValidationError
 
+from foldtune.errors import ObjectStoreError
 from foldtune.events import (
     REPORTING_TIME,
     FineTuneCancelled,
@@ -28,7 +28,7 @@ from foldtune.events import (
 )
 from foldtune.kafka import partition_of
 from foldtune.knobs import ModelName
-from foldtune.object_keys import safe_segment, snapshot_prefix
+from foldtune.object_keys import key_segment, model_prefix, snapshot_prefix
 from foldtune.object_store import ObjectStore
 from foldtune.reasons import reasons_of
 from foldtune.settings import Settings
@@ -241,7 +241,7 @@ class Coordinator:
         with suppress(PartitionLostError):
             try:
                 job = await self._job(state.active.request, manifest)
-            except (BotoCoreError, ClientError):
+            except ObjectStoreError:
                 # Whoever looks at the clock tries again.
                 _log.exception("no manifest yet", model=model, request_id=manifest.request_id)
                 return
@@ -262,13 +262,13 @@ class Coordinator:
         key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
         await asyncio.to_thread(self._store.put, key, content)
         # The time of the snapshot, not of this attempt: a repetition makes the same version and the same job.
-        version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{safe_segment(request.request_id)[-8:]}"
+        version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{key_segment(request.request_id)[-8:]}"
         job = TrainingJob(
             request=request,
             base_model=request.base_model or self._settings.trainer.base_model,
             snapshot_uri=self._store.uri(key),
             snapshot_sha256=hashlib.sha256(content).hexdigest(),
-            output_uri=self._store.uri(f"models/{safe_segment(request.model)}/{version}"),
+            output_uri=self._store.uri(model_prefix(request.model, version)),
             version=version,
             published_at=manifest.created_at,
             max_seconds=int(self._settings.trainer.max_duration.total_seconds()),

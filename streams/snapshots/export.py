@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from foldtune.events import FolderCount, SnapshotCommand, SnapshotFile, SnapshotPart, TopicOffset
 from foldtune.object_keys import snapshot_prefix
 from foldtune.object_store import ObjectStore
-from foldtune.settings import SetLimits, Strengths
+from foldtune.settings import LabelWeights, SetLimits
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from streams.snapshots.labels import Example, Passage, label
 from streams.training_sets.decoding import Record
@@ -47,7 +47,7 @@ def export(
     view: PartitionView,
     offsets: tuple[TopicOffset, ...],
     store: ObjectStore,
-    strengths: Strengths,
+    strengths: LabelWeights,
     *,
     compute: Compute = here,
 ) -> SnapshotPart:
@@ -60,7 +60,7 @@ def export(
     that run at once, cannot spoil each other.
 
     Raises:
-        botocore.exceptions.BotoCoreError, ClientError: the object store did not take the files.
+        ObjectStoreError: the object store did not take the files.
         OSError: ``compute`` could not.
     """
     request = command.request
@@ -118,7 +118,7 @@ class Selection:
 
     command: SnapshotCommand
     erasures: Erasures
-    strengths: Strengths
+    strengths: LabelWeights
     # What came to offsets from here on is left out, by topic: the view may hold a little more than was known when it
     # was made.
     ends: dict[str, int]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from foldtune.settings import Strengths
+from foldtune.settings import LabelWeights
 from foldtune.snapshot_schema import Label
 from streams.training_sets.fold import JudgedLog
 from streams.training_sets.state_events import ChatLog
@@ -28,7 +28,7 @@ class Example:
     negatives: tuple[Passage, ...]
 
 
-def label(judged: JudgedLog, strengths: Strengths) -> Example | None:
+def label(judged: JudgedLog, strengths: LabelWeights) -> Example | None:
     """The example that a log makes, or ``None`` where it says nothing about any passage."""
     log, verdict = judged.log, judged.verdict
     cited = _cited(log)
@@ -67,7 +67,7 @@ def _cited(log: ChatLog) -> Passage | None:
     return min(own, key=lambda passage: ranks.get(passage.document_id, 1 << 31), default=None)
 
 
-def _confident_top(log: ChatLog, strengths: Strengths) -> Passage | None:
+def _confident_top(log: ChatLog, strengths: LabelWeights) -> Passage | None:
     top = min(log.retrieved, key=lambda passage: passage.rank, default=None)
     if top is None or (top.score or 0.0) < strengths.retrieved_min_score:
         return None

@@ -18,7 +18,7 @@ from faust.types.auth import CredentialsT
 from pydantic import Field, TypeAdapter, ValidationError
 
 from foldtune.events import SnapshotCommand, TrainingFinished, now
-from foldtune.kafka import MAX_REQUEST_BYTES, tls_context
+from foldtune.kafka import MAX_REQUEST_BYTES, client_options
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings
 from foldtune.topics import DATA_TOPICS, Topic
@@ -109,14 +109,13 @@ def _faust_app(settings: Settings) -> _App:
 
 
 def _credentials(settings: KafkaSettings) -> CredentialsT | None:
-    tls = settings.security_protocol.endswith("SSL")
-    context = tls_context(settings) if tls else None
-    if settings.security_protocol.startswith("SASL"):
-        secret = settings.sasl_password
+    options = client_options(settings)
+    context = options.get("ssl_context")
+    if "sasl_mechanism" in options:
         return faust.SASLCredentials(
-            username=settings.sasl_username,
-            password=secret.get_secret_value() if secret else None,
-            mechanism=settings.sasl_mechanism,
+            username=options["sasl_plain_username"],
+            password=options["sasl_plain_password"],
+            mechanism=options["sasl_mechanism"],
             ssl_context=context,
         )
     return faust.SSLCredentials(context) if context else None

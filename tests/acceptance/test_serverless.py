@@ -28,7 +28,7 @@ from foldtune.events import (
     RetrievedPassage,
     now,
 )
-from foldtune.kafka import Publisher, connection, create_topics
+from foldtune.kafka import Publisher, client_options, create_topics
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings, load_settings, settings_environment
 from foldtune.topic_reader import read
@@ -59,7 +59,7 @@ class Poller:
         names = [topic.named(settings.kafka.topic_prefix) for topic in topics]
         self._client = KafkaConsumer(
             *names,
-            **connection(settings.kafka),
+            **client_options(settings.kafka),
             group_id=f"{settings.kafka.topic_prefix}functions",
             enable_auto_commit=False,
             auto_offset_reset="earliest",

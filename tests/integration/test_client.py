@@ -32,7 +32,7 @@ from foldtune.events import (
     now,
 )
 from foldtune.kafka import Publisher
-from foldtune.object_keys import safe_segment
+from foldtune.object_keys import key_segment
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
 from foldtune.topic_reader import read
@@ -172,7 +172,7 @@ def test_deploy_once(settings: Settings, publisher: Publisher, runner: CliRunner
     announce(settings, publisher, "v2")
     result = runner.invoke(app, ["deploy", str(tmp_path), "--once"])
     assert result.exit_code == 0, result.output
-    folder = tmp_path / safe_segment("support")
+    folder = tmp_path / key_segment("support")
     assert result.output.split() == [str(folder / "v2")]
     assert (folder / "current" / "model.safetensors").read_bytes() == b"weights"
     assert runner.invoke(app, ["deploy", str(tmp_path), "--once", "--model", "other"]).exit_code == 2

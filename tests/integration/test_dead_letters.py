@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from foldtune.cli import app
 from foldtune.dead_letters import dead_letter_headers
 from foldtune.events import ChatLog, now
-from foldtune.kafka import Publisher, connection, partition_of
+from foldtune.kafka import Publisher, client_options, partition_of
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.publishing.dead_letter_replay import LETTER_HEADER, REPLAYS_HEADER
@@ -109,7 +109,7 @@ def test_headers_choose_no_topic(settings: Settings, publisher: Publisher, runne
     with Reader(settings, Topic.FEEDBACK, Topic.TRAINING_JOBS) as reader:
         [record] = reader.until(bool)
     assert (record.topic.endswith("feedback"), record.partition) == (True, 3)
-    admin = KafkaAdminClient(**connection(settings.kafka))
+    admin = KafkaAdminClient(**client_options(settings.kafka))
     assert "somebody-elses" not in admin.list_topics()
     admin.close()
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from foldtune.cli import app
 from foldtune.events import ChatLog, DocumentUpserted, Feedback, RetrievedPassage, Verdict, now
-from foldtune.kafka import Publisher, connection, consumer, partition_of
+from foldtune.kafka import Publisher, client_options, consumer, partition_of
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.stack import LocalServers
@@ -146,7 +146,7 @@ def await_that(condition: Callable[[], bool], what: str, seconds: float = 90) ->
 def compact_soon(settings: Settings) -> None:
     """The one setting that the worker's changelogs have for this, in seconds instead of a day."""
     name = changelogs(settings)[0]
-    admin = KafkaAdminClient(**connection(settings.kafka))
+    admin = KafkaAdminClient(**client_options(settings.kafka))
     described = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
     assert described["topic"][name]["max.compaction.lag.ms"]["value"] == "86400000"
     options = {"max.compaction.lag.ms": "100", "file.delete.delay.ms": "100"}

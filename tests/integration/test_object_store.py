@@ -38,20 +38,20 @@ def test_of_two_that_write_where_nothing_is_one_does(store: ObjectStore, key: st
 
 def test_of_two_that_replace_the_same_version_one_does(store: ObjectStore, key: str) -> None:
     store.put(key, b"one")
-    content, tag = store.tagged(key)
+    content, tag = store.get_with_etag(key)
     assert content == b"one"
-    assert store.replace(key, b"two", tag)
-    assert not store.replace(key, b"three", tag)
+    assert store.put_if_match(key, b"two", tag)
+    assert not store.put_if_match(key, b"three", tag)
     assert store.get(key) == b"two"
 
 
 def test_what_was_deleted_is_not_replaced(store: ObjectStore, key: str) -> None:
     store.put(key, b"one")
-    _, tag = store.tagged(key)
+    _, tag = store.get_with_etag(key)
     store.delete(key)
-    assert not store.replace(key, b"two", tag)
+    assert not store.put_if_match(key, b"two", tag)
     with pytest.raises(ObjectMissingError):
-        store.tagged(key)
+        store.get_with_etag(key)
 
 
 def test_a_trainings_state_comes_back(store: ObjectStore) -> None:

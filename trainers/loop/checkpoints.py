@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from foldtune.errors import ObjectMissingError
 from foldtune.events import TrainingJob
-from foldtune.object_keys import safe_segment
+from foldtune.object_keys import checkpoint_key
 from foldtune.object_store import ObjectStore
 from trainers.errors import InterruptedTrainingError
 
@@ -52,7 +52,7 @@ class Checkpoints:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._key = f"checkpoints/{safe_segment(job.request.model, job.request.request_id)}/{job.version}/{_STATE}"
+        self._key = checkpoint_key(job.request.model, job.request.request_id, job.version)
         # Another request, snapshot or base model under the same names is another training.
         self._fingerprint = hashlib.sha256(f"{_WAY}{job.model_dump_json(exclude={'warnings'})}".encode()).hexdigest()
         self._interval, self._clock = interval.total_seconds(), clock

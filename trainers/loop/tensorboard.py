@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foldtune.events import TrainingJob
-from foldtune.object_keys import safe_segment
+from foldtune.object_keys import request_segment
 
 
 class Board:
@@ -23,7 +23,7 @@ class Board:
             with self._harmless():
                 from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra of its own
 
-                name = safe_segment(job.request.model, job.request.request_id)
+                name = request_segment(job.request.model, job.request.request_id)
                 self._writer = SummaryWriter(folder / name / job.version)
 
     def stepped(self, step: int, **figures: float) -> None:

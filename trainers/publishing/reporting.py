@@ -1,7 +1,8 @@
 """How a training tells the world about itself: one small port, Kafka behind it, and the fake that ships for tests."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import structlog
@@ -9,6 +10,7 @@ import structlog
 from foldtune.errors import PublishError
 from foldtune.events import FineTuneStatus, ModelReady, Progress, State, TrainingJob, now
 from foldtune.kafka import Publisher
+from foldtune.reports import publish_report
 from foldtune.topics import Topic
 from trainers.errors import SurroundingsError
 
@@ -35,18 +37,20 @@ class KafkaAnnouncer(Announcer):
         self._publisher = publisher
 
     def status(self, status: FineTuneStatus) -> None:
-        self._publish(Topic.TRAINING_REPORTS, status, key=status.request_id, partition_by=status.model)
+        with _transient():
+            publish_report(self._publisher, status)
 
     def model_ready(self, event: ModelReady) -> None:
-        self._publish(Topic.MODEL_READY, event, key=event.model)
+        with _transient():
+            self._publisher.publish(Topic.MODEL_READY, event, key=event.model)
 
-    def _publish(
-        self, topic: Topic, event: FineTuneStatus | ModelReady, *, key: str, partition_by: str | None = None
-    ) -> None:
-        try:
-            self._publisher.publish(topic, event, key=key, partition_by=partition_by)
-        except PublishError as error:
-            raise SurroundingsError(str(error)) from error
+
+@contextmanager
+def _transient() -> Iterator[None]:
+    try:
+        yield
+    except PublishError as error:
+        raise SurroundingsError(str(error)) from error
 
 
 class RecordingAnnouncer(Announcer):

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from moto import mock_aws
 
 from foldtune.errors import NoBrokerError, SecretError
-from foldtune.kafka import connection
+from foldtune.kafka import client_options
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import KafkaSettings, Settings
 from foldtune.testing import MemoryObjectStore
@@ -69,12 +69,12 @@ def test_a_name_and_a_password_are_used_and_a_rotation_is_seen(client: Any) -> N
         kafka=KafkaSettings(security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-512", secret_arn=arn)
     )
     with kafka_with_secrets(settings) as kafka:
-        options = connection(kafka)
+        options = client_options(kafka)
     assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("one", "p1")
     assert options["sasl_mechanism"] == "SCRAM-SHA-512"
     client.put_secret_value(SecretId=arn, SecretString=json.dumps({"username": "two", "password": "p2"}))
     with kafka_with_secrets(settings) as kafka:
-        options = connection(kafka)
+        options = client_options(kafka)
     assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("two", "p2")
 
 
@@ -88,7 +88,7 @@ def test_a_certificate_and_an_authority_are_used_and_leave_no_file_behind(client
         )
     )
     with kafka_with_secrets(settings) as kafka:
-        context = connection(kafka)["ssl_context"]
+        context = client_options(kafka)["ssl_context"]
         assert kafka.ssl_keyfile
         assert kafka.ssl_keyfile.exists()
         assert kafka.ssl_keyfile.parent.stat().st_mode & 0o777 == 0o700

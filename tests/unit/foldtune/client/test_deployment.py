@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from foldtune.client.deployment import fetch_model
 from foldtune.errors import ModelFileError
 from foldtune.events import GateVerdict, ManifestFile, ModelManifest, ModelReady, ModelReference, RetrievalMetrics
-from foldtune.object_keys import safe_segment
+from foldtune.object_keys import key_segment
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
 
@@ -59,7 +59,7 @@ def store() -> MemoryObjectStore:
 def test_a_model_is_put_in_place_and_pointed_to(store: MemoryObjectStore, tmp_path: Path) -> None:
     first, second = publish(store, "v1"), publish(store, "v2", {"model.safetensors": b"better"})
     path = fetch_model(first, store, tmp_path)
-    assert path == tmp_path / safe_segment("support") / "v1"
+    assert path == tmp_path / key_segment("support") / "v1"
     assert {name: (path / name).read_bytes() for name in FILES} == FILES
     current = path.parent / "current"
     assert current.resolve() == path.resolve()
@@ -90,7 +90,7 @@ def test_what_was_changed_is_refused(
         store.put(f"models/support/v1/{name}", content)
     with pytest.raises(ModelFileError, match=said):
         fetch_model(ready, store, tmp_path)
-    assert list((tmp_path / safe_segment("support")).iterdir()) == []
+    assert list((tmp_path / key_segment("support")).iterdir()) == []
 
 
 def test_a_missing_file_is_refused(store: MemoryObjectStore, tmp_path: Path) -> None:

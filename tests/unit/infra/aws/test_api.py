@@ -5,14 +5,13 @@ import json
 from typing import Any
 
 import pytest
-from botocore.exceptions import EndpointConnectionError
 from pydantic import ValidationError
 
 from api.requests import MAX_BODY_BYTES
-from foldtune.errors import PublishError
+from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.kafka import BOOTSTRAP_SECONDS
-from foldtune.object_keys import safe_segment
+from foldtune.object_keys import key_segment
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 from infra.aws.handlers import api
@@ -122,14 +121,14 @@ def test_what_is_not_known_or_no_name(store: MemoryObjectStore, parameters: obje
 
 def test_a_store_that_does_not_answer_is_said_so(store: MemoryObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> tuple[bytes, str]:
-        raise EndpointConnectionError(endpoint_url="https://s3.example")
+        raise ObjectStoreError("https://s3.example")
 
-    monkeypatch.setattr(store, "tagged", fail)
+    monkeypatch.setattr(store, "get_with_etag", fail)
     assert call(TELL, pathParameters={"id": "r-1"})[0] == 503
 
 
 def test_a_status_that_cannot_be_read_is_not_the_caller_s_fault(store: MemoryObjectStore) -> None:
-    store.put("statuses/" + safe_segment("r-1") + ".json", b"{}")
+    store.put("statuses/" + key_segment("r-1") + ".json", b"{}")
     with pytest.raises(ValidationError):
         call(TELL, pathParameters={"id": "r-1"})
 

@@ -8,8 +8,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from botocore.exceptions import EndpointConnectionError
 
+from foldtune.errors import ObjectStoreError
 from foldtune.events import Event, FineTuneCancelled, FineTuneStatus, SnapshotPart, State, now
 from foldtune.kafka import partition_of
 from foldtune.object_store import ObjectStore
@@ -97,7 +97,7 @@ class System:
         if self.hangs:
             self.answers.wait(30)
             if self._refuses:
-                raise EndpointConnectionError(endpoint_url="https://s3")
+                raise ObjectStoreError("https://s3")
 
     async def take(self, topic: Topic, model: str, event: Event) -> None:
         message = SimpleNamespace(value=event.encode(), topic=topic.label, partition=0, offset=0, key=None)

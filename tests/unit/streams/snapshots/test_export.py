@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from foldtune.events import FineTuneRequested, SnapshotCommand, SnapshotPart, TopicOffset
 from foldtune.knobs import DataSelection
-from foldtune.settings import Sets, Strengths
+from foldtune.settings import LabelWeights, Sets
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
@@ -59,7 +59,7 @@ def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100, end:
     request = FineTuneRequested(request_id="r", model="m", requested_at=NOW, data=data)
     command = SnapshotCommand(request=request, partition=0, issued_at=NOW)
     offsets = (TopicOffset(topic="chat-logs", partition=0, offset=end),)
-    return export(command, sets.view(0), offsets, store, Strengths())
+    return export(command, sets.view(0), offsets, store, LabelWeights())
 
 
 def rows(part: SnapshotPart, store: MemoryObjectStore) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

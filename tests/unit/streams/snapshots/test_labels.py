@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from foldtune.settings import Strengths
+from foldtune.settings import LabelWeights
 from foldtune.snapshot_schema import Label
 from streams.snapshots.labels import label
 from streams.training_sets.fold import JudgedLog
@@ -53,7 +53,7 @@ def judged(verdict: Verdict | None = None, **changes: Any) -> JudgedLog:
 def test_the_label_follows_from_what_happened(
     log: JudgedLog, kind: Label, strength: float, positive: str | None, negatives: list[str] | None
 ) -> None:
-    example = label(log, Strengths())
+    example = label(log, LabelWeights())
     assert example
     assert (example.label, example.strength) == (kind, strength)
     assert (example.positive.document_id if example.positive else None) == positive
@@ -62,7 +62,7 @@ def test_the_label_follows_from_what_happened(
 
 
 def test_a_positive_in_another_folder_keeps_that_folder() -> None:
-    example = label(judged(cited_document_ids=("far",)), Strengths())
+    example = label(judged(cited_document_ids=("far",)), LabelWeights())
     assert example
     assert example.positive
     assert example.positive.folder_id == "g"
@@ -77,17 +77,17 @@ def test_a_positive_in_another_folder_keeps_that_folder() -> None:
     ],
 )
 def test_without_a_citation_nothing_is_learnt(log: JudgedLog) -> None:
-    assert label(log, Strengths()) is None
+    assert label(log, LabelWeights()) is None
 
 
 def test_a_merely_retrieved_passage_counts_only_where_configured_and_confident() -> None:
     log = judged(cited_document_ids=())
-    example = label(log, Strengths(retrieved=0.2, retrieved_min_score=0.9))
+    example = label(log, LabelWeights(retrieved=0.2, retrieved_min_score=0.9))
     assert example
     assert example.positive
     assert (example.label, example.positive.document_id) == (Label.RETRIEVED, "one")
-    assert label(log, Strengths(retrieved=0.2, retrieved_min_score=1.1)) is None
+    assert label(log, LabelWeights(retrieved=0.2, retrieved_min_score=1.1)) is None
 
 
 def test_citations_can_be_left_out() -> None:
-    assert label(judged(), Strengths(cited=None)) is None
+    assert label(judged(), LabelWeights(cited=None)) is None

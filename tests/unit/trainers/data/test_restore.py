@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from foldtune.events import DocumentUpserted
-from foldtune.settings import Strengths
+from foldtune.settings import LabelWeights
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES, Label
 from streams.snapshots.export import _example_row
 from streams.snapshots.labels import label
@@ -17,7 +17,7 @@ from streams.training_sets.fold import JudgedLog
 from streams.training_sets.state_events import Verdict
 from trainers.data import restore
 
-STRENGTHS = Strengths(retrieved=0.2, retrieved_min_score=0.5)
+STRENGTHS = LabelWeights(retrieved=0.2, retrieved_min_score=0.5)
 RETRIEVED = tuple(
     state_events.RetrievedPassage(
         document_id=name, folder_id="g" if name == "far" else "f", rank=rank, score=1 / rank, text=text
