@@ -27,7 +27,7 @@ from benchmarks.foldtune_recipe import Silent, parts_of, request_of
 from benchmarks.quality import difference, with_allocator
 from benchmarks.retrieval import Benchmark, Sample, load
 from foldtune.events import FineTuneRequested
-from trainers.engine.trainable_encoder import TRAINING_TOKENS, TrainedLayers
+from trainers.engine.trainable_encoder import TRAINING_TOKENS, TrainableEncoder
 from trainers.evaluation.metrics import Evaluation, evaluate
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
@@ -58,7 +58,7 @@ class Variant:
     dropout: bool = False
 
 
-class _Layers(TrainedLayers):
+class _Layers(TrainableEncoder):
     """Trains with the dropout of the model's own configuration, if asked to; embeds without in any case."""
 
     dropout = False
@@ -161,7 +161,7 @@ def _layers_of(variant: Variant) -> str:
     return str(variant.request.training.trainable_layers)
 
 
-def _search(encoder: Encoder, layers: TrainedLayers, benchmark: Benchmark) -> Evaluation:
+def _search(encoder: Encoder, layers: TrainableEncoder, benchmark: Benchmark) -> Evaluation:
     """Both sides' documents are the same under the same indices, so what is cached for training serves here as well."""
     test = benchmark.test
     _, passages = layers.embed(np.empty(0, dtype=np.int64), np.arange(test.searchable))

@@ -37,7 +37,7 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
-from streams.partitions.consumer import place_key
+from streams.partitions.consumer import offset_key
 
 RUNS = Path(__file__).with_name("ingest_runs.py")
 FOLDERS = 50
@@ -257,7 +257,7 @@ def _megabytes(folder: Path, pattern: str) -> float:
 
 
 def _is_place(record: Any) -> bool:
-    return bool(record.key == place_key(Topic.CHAT_LOGS))
+    return bool(record.key == offset_key(Topic.CHAT_LOGS))
 
 
 def _latencies(published: list[Any], places: Iterator[Any]) -> list[tuple[float, float]]:

@@ -92,7 +92,7 @@ def noop(settings: Settings) -> None:
 def worker(settings: Settings) -> None:
     """The product's worker. Watched from inside, for when it may begin to fetch and for how far it is."""
     from foldtune.object_store import S3ObjectStore  # noqa: PLC0415
-    from streams.partitions.consumer import place_key  # noqa: PLC0415
+    from streams.partitions.consumer import offset_key  # noqa: PLC0415
     from streams.worker.app import create_app  # noqa: PLC0415
     from streams.worker.process import collect_garbage_less_often  # noqa: PLC0415
 
@@ -104,7 +104,7 @@ def worker(settings: Settings) -> None:
 
     def reached() -> dict[int, int]:
         store = app.tables["training-sets"].data
-        return {place: int(store._db_for_partition(place).get(place_key(Topic.CHAT_LOGS)) or 0) for place in ends}
+        return {place: int(store._db_for_partition(place).get(offset_key(Topic.CHAT_LOGS)) or 0) for place in ends}
 
     async def watch() -> None:
         begun = reached()

@@ -21,10 +21,10 @@ from rich.table import Table
 
 from benchmarks.foldtune_recipe import Silent, parts_of, request_of
 from benchmarks.retrieval import Benchmark, Sample, figures, load, search
-from benchmarks.sentence_transformers_recipe import Recipe, loaded, mined
+from benchmarks.sentence_transformers_recipe import EncodingConfig, loaded, mined
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import FineTuneRequested
-from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 from trainers.evaluation.metrics import Evaluation, gain_interval
 from trainers.model.base_models import packaged_minilm_folder
@@ -64,9 +64,11 @@ def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> tuple
     began = time.perf_counter()
     encoder = Encoder.load(base)
     with tempfile.TemporaryDirectory() as folder:
-        layers = TrainedLayers(encoder, benchmark.train, request.training.trainable_layers, Path(folder))
+        layers = TrainableEncoder(encoder, benchmark.train, request.training.trainable_layers, Path(folder))
         parts = parts_of(benchmark.train, request.seed)
-        record, merged = fit(layers, benchmark.train, parts, request, start=layers.embed_uncut(), observer=Silent())
+        record, merged = fit(
+            layers, benchmark.train, parts, request, start=layers.embed_full_length(), observer=Silent()
+        )
     seconds = time.perf_counter() - began
     typer.echo(f"ours: {seconds:.0f} s, validation {record.validation}, {merged}", err=True)
     return search(encoder, benchmark.test), seconds
@@ -81,7 +83,7 @@ def _theirs(base: Path, benchmark: Benchmark, seed: int) -> list[tuple[str, Eval
     for layers in THEIR_LAYERS:
         folder = Path(tempfile.mkdtemp(prefix="foldtune-bench-"))
         try:
-            trained = train_theirs(base, rows, Recipe(layers, seed=seed), folder)
+            trained = train_theirs(base, rows, EncodingConfig(layers, seed=seed), folder)
             typer.echo(f"sentence-transformers, {layers or 'all'} layers: {trained}", err=True)
             evaluation = search(Encoder.load(folder), benchmark.test)
             found.append((f"st_{layers or 'all'}", evaluation, mining + trained.seconds))

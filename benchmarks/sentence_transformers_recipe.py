@@ -40,7 +40,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EncodingConfig:
     """``layers``: how many of the last ones train, all without; ``two_bytes``: autocast, as the processor has it;
     ``no_duplicates``: no text twice in a batch, which is better for the model, but leaves some rows out of an epoch.
     """
@@ -77,7 +77,7 @@ def mined(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) ->
         )
 
 
-def train(base: Path, rows: Any, recipe: Recipe, folder: Path) -> Trained:
+def train(base: Path, rows: Any, recipe: EncodingConfig, folder: Path) -> Trained:
     """Train a copy of ``base`` on ``rows`` into ``folder``."""
     began = time.perf_counter()
     model = loaded(base)

@@ -25,14 +25,14 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.foldtune_recipe import Silent, request_of
 from benchmarks.retrieval import Sample, lines, load
-from benchmarks.sentence_transformers_recipe import HARD_NEGATIVES, Recipe, loaded, mined
+from benchmarks.sentence_transformers_recipe import HARD_NEGATIVES, EncodingConfig, loaded, mined
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import Progress
 from foldtune.knobs import DatasetKnobs
 from trainers.data.dataset import Dataset
 from trainers.data.negatives import Negatives, NegativeSource
 from trainers.data.words import WordSets
-from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.loop.training import train
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
@@ -68,7 +68,7 @@ def main(
 def _theirs(rows: Path, layers: int | None, *, two_bytes: bool) -> dict[str, float]:
     content = datasets.Dataset.from_json(str(rows))
     # Both sides are to see the same number of rows.
-    recipe = Recipe(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, two_bytes=two_bytes, no_duplicates=False)
+    recipe = EncodingConfig(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, two_bytes=two_bytes, no_duplicates=False)
     with tempfile.TemporaryDirectory() as folder:
         before = _cpu_seconds()
         trained = train_theirs(packaged_minilm_folder(), content, recipe, Path(folder))
@@ -153,7 +153,7 @@ def _dataset(rows: list[dict[str, str]], others: Sequence[str] = ()) -> Dataset:
     )
 
 
-class _Measured(TrainedLayers):
+class _Measured(TrainableEncoder):
     """Counts the arithmetic of the trained layers in a step: forward, and twice as much backward."""
 
     began, flops = 0.0, 0.0
@@ -254,7 +254,7 @@ def _as_given(vectors: npt.NDArray[np.float32], texts: list[str], known: Sequenc
 
 def _mine_ours(encoder: Encoder, dataset: Dataset, vectors: Vectors | None) -> int:
     with tempfile.TemporaryDirectory() as spill:
-        vectors = vectors or TrainedLayers(encoder, dataset, 2, Path(spill)).embed_all()
+        vectors = vectors or TrainableEncoder(encoder, dataset, 2, Path(spill)).embed_all()
         return _choose(dataset, DatasetKnobs(), vectors).counts["hard_impressions_and_mined"]
 
 

@@ -13,7 +13,14 @@ from foldtune.events import State, TrainingJob
 from foldtune.object_store import ObjectStore
 from launchers.errors import LaunchError, RunBusyError
 from launchers.ledger import Attempt, Ledger
-from launchers.ownership import DEAD_SECONDS, GIVE_UP_SECONDS, RENEW_SECONDS, Silence, surely_dead, this_process
+from launchers.ownership import (
+    DEAD_SECONDS,
+    GIVE_UP_SECONDS,
+    RENEW_SECONDS,
+    HeartbeatMonitor,
+    owner_is_dead,
+    this_process,
+)
 from launchers.periodic import Periodic
 from launchers.port import Ending, Launcher, Outcome, Run
 from launchers.reports import Report, status_of
@@ -45,7 +52,7 @@ class Execution:
         self._max_attempts = max_attempts
         self._clock = clock
         self._ledger = Ledger(store, job, this_process())
-        self._silence = Silence(clock)
+        self._silence = HeartbeatMonitor(clock)
         self._look_at = clock()
         self._run: Run | None = None
         self._renewal: Periodic | None = None
@@ -154,7 +161,7 @@ class Execution:
             # A job of AWS Batch: nobody's heart beats for it, and only its end is its end.
             return False
         heartbeat = (attempt.number, self._ledger.heartbeat(attempt.number))
-        return surely_dead(attempt.owner) or self._silence.seconds(heartbeat) > DEAD_SECONDS
+        return owner_is_dead(attempt.owner) or self._silence.seconds(heartbeat) > DEAD_SECONDS
 
     def _announce(self, outcome: Outcome) -> None:
         if outcome.ending is Ending.FAILED and not outcome.announced:

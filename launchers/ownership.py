@@ -21,7 +21,7 @@ def this_process() -> Owner:
     return Owner(token=uuid.uuid4().hex, host=_host(), pid=os.getpid(), process_started=_started(os.getpid()))
 
 
-def surely_dead(owner: Owner) -> bool:
+def owner_is_dead(owner: Owner) -> bool:
     """Whether the owner was a process of this machine that is gone; ``False`` where that cannot be seen from here."""
     if owner.host != _host():
         return False
@@ -31,7 +31,7 @@ def surely_dead(owner: Owner) -> bool:
         return True
 
 
-class Silence:
+class HeartbeatMonitor:
     """Measures, with this machine's clock alone, for how long another's heartbeat has not changed."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

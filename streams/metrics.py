@@ -16,7 +16,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 RECORDS = Counter("foldtune_records", "Events of the data topics taken in, durably.", ["topic"])
 REJECTED = Counter("foldtune_rejected_records", "Events put aside as dead letters.", ["topic", "reason"])
-UPKEEP = Counter("foldtune_upkeep_segments", "Segments taken out of the training sets, by what for.", ["action"])
+MAINTENANCE = Counter("foldtune_upkeep_segments", "Segments taken out of the training sets, by what for.", ["action"])
 FOREIGN_WRITES = Counter("foldtune_foreign_writes", "Writes of another worker to a partition of this one, taken over.")
 REQUESTS_ENDED = Counter("foldtune_requests_ended", "Fine-tune requests that came to their end.", ["state"])
 SNAPSHOT_SECONDS = Histogram(

@@ -61,7 +61,7 @@ class InterruptedTrainingError(TrainerError):
     """The training was interrupted:"""
 
 
-class SurroundingsError(TrainerError):
+class InfrastructureFailedError(TrainerError):
     """Object store, Kafka or network failed:"""
 
 

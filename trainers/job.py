@@ -25,12 +25,12 @@ from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
 from trainers.engine import ranks
 from trainers.engine.embedder import follow
-from trainers.errors import BadJobError, InterruptedTrainingError, KnobError, SurroundingsError, TrainerError
+from trainers.errors import BadJobError, InfrastructureFailedError, InterruptedTrainingError, KnobError, TrainerError
 from trainers.exit_codes import ExitCode
 from trainers.loop.training import reproducible
 from trainers.pipeline import produce_model
 from trainers.publishing.model_publisher import publish_again, published
-from trainers.publishing.reporting import Announcer, KafkaAnnouncer, Reporter
+from trainers.publishing.reporting import EventSink, KafkaEventSink, Reporter
 
 log = structlog.get_logger()
 
@@ -58,7 +58,7 @@ def _lead(uri: str, settings: Settings) -> ExitCode:
     store = S3ObjectStore(settings.s3)
     job = read_job(store, uri)
     with kafka_with_secrets(settings) as kafka, Publisher(kafka) as publisher:
-        return run(job, settings, store, KafkaAnnouncer(publisher))
+        return run(job, settings, store, KafkaEventSink(publisher))
 
 
 def _follow(settings: Settings) -> ExitCode:
@@ -81,7 +81,7 @@ def read_job(store: ObjectStore, uri: str) -> TrainingJob:
         raise BadJobError(uri, error) from error
 
 
-def run(job: TrainingJob, settings: Settings, store: ObjectStore, announcer: Announcer) -> ExitCode:
+def run(job: TrainingJob, settings: Settings, store: ObjectStore, announcer: EventSink) -> ExitCode:
     """Train, publish and report ``job``; the same job again only publishes again."""
     reporter = Reporter(announcer, job)
     try:
@@ -105,7 +105,7 @@ def _run(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Rep
         layers = job.request.training.trainable_layers
         raise KnobError(f"training.trainable_layers {layers} needs more memory; fewer need less: {error}") from error
     except TRANSIENT_ERRORS as error:
-        raise SurroundingsError(error) from error
+        raise InfrastructureFailedError(error) from error
 
 
 @contextmanager

@@ -15,14 +15,14 @@ from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 from trainers.data.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
 from trainers.data.snapshot import Snapshot, read_snapshot
-from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import OnnxExportError
 from trainers.evaluation.forgetting import Forgetting, measure_general
 from trainers.evaluation.metrics import MIN_GROUPS, Evaluation, evaluate, gate
 from trainers.loop.checkpoints import Checkpoints
-from trainers.loop.tensorboard import Board
-from trainers.loop.training import Observer, TrainingRecord, cheap_to_embed_all, train
-from trainers.loop.validation import MergeBack, Validation, merge_back
+from trainers.loop.tensorboard import TensorBoardLogger
+from trainers.loop.training import ProgressListener, TrainingRecord, cheap_to_embed_all, train
+from trainers.loop.validation import Validation, WeightInterpolation, interpolate_weights
 from trainers.model.base_models import fetch_base_model, licence, weights_digest
 from trainers.model.encoder import Encoder
 from trainers.publishing.artifacts import write_card, write_curve, write_metrics, write_model, write_recall
@@ -61,18 +61,18 @@ def produce_model(
     encoder = Encoder.load(base_folder)
     reporter.warn(*knob_warnings(job.request, parts), *data_warnings(dataset, parts))
 
-    layers = TrainedLayers(encoder, dataset, job.request.training.trainable_layers, work_dir)
+    layers = TrainableEncoder(encoder, dataset, job.request.training.trainable_layers, work_dir)
     if not layers.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
     reporter.warn(*text_warnings(dataset, layers))
-    before_vectors = layers.embed_uncut()
+    before_vectors = layers.embed_full_length()
     base = Baseline("the base model", measure(dataset, parts, *before_vectors))
     baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
     general_before = measure_general(encoder, before_vectors[1][: dataset.documents], job.request.seed)
     embedded_seconds = time.monotonic() - began
 
     checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval)
-    with closing(Board(settings.trainer.tensorboard_dir, job, reporter.warn)) as board:
+    with closing(TensorBoardLogger(settings.trainer.tensorboard_dir, job, reporter.warn)) as board:
         record, merged = fit(
             layers,
             dataset,
@@ -88,7 +88,7 @@ def produce_model(
         reporter.warn(f"{record.not_taken} of {len(record.losses)} steps left float16 and were not taken")
 
     reporter.state(State.EVALUATING)
-    after_vectors = layers.embed_uncut()
+    after_vectors = layers.embed_full_length()
     after = measure(dataset, parts, *after_vectors)
     general_after = measure_general(encoder, after_vectors[1][: dataset.documents], job.request.seed)
     forgetting = Forgetting(general_before, general_after)
@@ -133,16 +133,16 @@ def produce_model(
 
 
 def fit(
-    layers: TrainedLayers,
+    layers: TrainableEncoder,
     dataset: Dataset,
     parts: Split,
     request: FineTuneRequested,
     *,
     start: tuple[torch.Tensor, torch.Tensor],
-    observer: Observer,
+    observer: ProgressListener,
     checkpoints: Checkpoints | None = None,
-    board: Board | None = None,
-) -> tuple[TrainingRecord, MergeBack | None]:
+    board: TensorBoardLogger | None = None,
+) -> tuple[TrainingRecord, WeightInterpolation | None]:
     """Train ``layers`` in place as ``train`` does, and leave them with the weights that validation says are best."""
     start_weights = layers.weights()
     validation = validation_of(layers, dataset, parts, request)
@@ -157,7 +157,7 @@ def fit(
         checkpoints=checkpoints,
         board=board,
     )
-    merged = merge_back(layers, start_weights, validation, ndcg=max(record.validation)) if validation else None
+    merged = interpolate_weights(layers, start_weights, validation, ndcg=max(record.validation)) if validation else None
     return record, merged
 
 
@@ -170,7 +170,7 @@ def embed(encoder: Encoder, dataset: Dataset) -> tuple[torch.Tensor, torch.Tenso
 
 
 def validation_of(
-    layers: TrainedLayers, dataset: Dataset, parts: Split, request: FineTuneRequested
+    layers: TrainableEncoder, dataset: Dataset, parts: Split, request: FineTuneRequested
 ) -> Validation | None:
     """What the training is steered by; None where there is too little to train on."""
     if not len(parts.validation):
@@ -228,10 +228,10 @@ def negative_warnings(record: TrainingRecord, request: FineTuneRequested, exampl
     return found
 
 
-def text_warnings(dataset: Dataset, layers: TrainedLayers) -> list[str]:
+def text_warnings(dataset: Dataset, layers: TrainableEncoder) -> list[str]:
     """Texts that the base model cannot read as they are meant, in numbers."""
     texts = len(dataset.questions) + len(dataset.passages)
-    return [f"{count} of {texts} texts are {what}" for what, count in layers.odd_texts().items()]
+    return [f"{count} of {texts} texts are {what}" for what, count in layers.text_warnings().items()]
 
 
 def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
@@ -266,7 +266,7 @@ def _ready(job: TrainingJob, snapshot: Snapshot, *, encoder: Encoder, folder: Pa
         parent_version=results.baseline.version,
         embedding_space_id=weights_digest(folder),
         dimension=encoder.dimension,
-        normalized=encoder.recipe.normalize,
+        normalized=encoder.encoding_config.normalize,
         requires_reindex=True,
         metrics_before=results.baseline.evaluation.metrics(),
         metrics_after=results.after.metrics(),

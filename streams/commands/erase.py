@@ -12,7 +12,7 @@ from foldtune.commands.output import print_table
 from foldtune.commands.timestamps import MOMENT_HELP, moment
 from foldtune.events import ErasureRequested, now
 from foldtune.settings import Settings, load_settings
-from streams.training_sets.erasure_preview import covered_by
+from streams.training_sets.erasure_preview import preview_erasure
 
 app = typer.Typer(add_completion=False)
 
@@ -78,7 +78,7 @@ def _event(subject: str, subject_id: str, until: datetime) -> ErasureRequested:
 def _show_counts(event: ErasureRequested, settings: Settings) -> None:
     rows = [
         (folder_id, *(str(len(one)) for one in (found.logs, found.feedback, found.documents, found.passages)))
-        for folder_id, found in sorted(covered_by(event, settings).items())
+        for folder_id, found in sorted(preview_erasure(event, settings).items())
     ]
     if rows:
         print_table(("folder", "logs", "verdicts", "documents", "passages in logs"), rows)

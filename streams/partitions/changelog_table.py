@@ -55,7 +55,7 @@ class Table(Protocol):
         """Give the space of deleted values back to the disk now; may be called from any thread."""
 
 
-class DurableTable(Table):
+class ChangelogTable(Table):
     """Kept in RocksDB, backed by a compacted changelog topic."""
 
     def __init__(self, app: faust.App, name: str, partitions: int, reader: BrokerReader) -> None:
@@ -73,14 +73,14 @@ class DurableTable(Table):
         self._table.apply_changelog_batch = self._apply_unless_owned
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    def tenure(self, partition: int) -> int | None:
+    def owned_generation(self, partition: int) -> int | None:
         """The generation of the group in which this worker owns the partition, once it has caught up; else ``None``."""
         owned = self._app.tables.actives_ready and self._changelog(partition) in self._app.assignor.assigned_actives()
         return self._app.consumer_generation_id if owned else None
 
     def owns(self, partition: int) -> bool:
         """Whether this worker is the partition's owner at this moment."""
-        return self.tenure(partition) is not None
+        return self.owned_generation(partition) is not None
 
     def _check_owned(self, partition: int) -> None:
         """Raise ``PartitionLostError`` unless ``owns``."""

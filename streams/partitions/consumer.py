@@ -16,7 +16,7 @@ from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 from streams.errors import PartitionLostError
-from streams.partitions.changelog_table import Changes, DurableTable, Table
+from streams.partitions.changelog_table import ChangelogTable, Changes, Table
 
 _log = structlog.get_logger()
 _POLL_SECONDS = 0.2
@@ -31,14 +31,14 @@ Take = Callable[[Topic, int, Sequence[Any]], Awaitable[None]]
 Write = Callable[[int, Changes], Awaitable[object]]
 
 
-class Intake:
+class PartitionConsumer:
     """Reads the partitions of some topics that this worker owns, as long as it owns them."""
 
     def __init__(
         self,
         kafka: KafkaSettings,
         topics: tuple[Topic, ...],
-        table: DurableTable,
+        table: ChangelogTable,
         *,
         write: Write,
         take: Take,
@@ -57,7 +57,7 @@ class Intake:
 
     def reached(self, topic: Topic, partition: int) -> int:
         """The offset that is to be taken next; all before it is durable."""
-        return self._reached.get((topic, partition)) or place_of(self._table, topic, partition)
+        return self._reached.get((topic, partition)) or stored_offset(self._table, topic, partition)
 
     async def run(self) -> None:
         """Go on until ``stop``; raises what neither brokers nor ``take`` can recover from."""
@@ -79,24 +79,24 @@ class Intake:
             following: dict[int, asyncio.Task[None]] = {}
             while not self._stopping:
                 for number in range(self._kafka.partitions):
-                    tenure = self._table.tenure(number)
-                    if tenure is not None and (number not in following or following[number].done()):
-                        following[number] = group.create_task(self._follow(consumer, number, tenure))
+                    owned_generation = self._table.owned_generation(number)
+                    if owned_generation is not None and (number not in following or following[number].done()):
+                        following[number] = group.create_task(self._follow(consumer, number, owned_generation))
                 await asyncio.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
         """Have ``run`` return once the blocks that are at work are done."""
         self._stopping = True
 
-    async def _follow(self, consumer: Any, partition: int, tenure: int) -> None:
+    async def _follow(self, consumer: Any, partition: int, owned_generation: int) -> None:
         places = self._places(partition)
-        while self._holds(partition, tenure):
+        while self._holds(partition, owned_generation):
             for place, topic in places.items():
                 self._reached.pop((topic, partition), None)
                 consumer.seek(place, self.reached(topic, partition))
             consumer.resume(*places)
             try:
-                await self._take_on(consumer, partition, tenure)
+                await self._take_on(consumer, partition, owned_generation)
             except PartitionLostError as error:
                 _log.info("not the owner", reason=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -104,13 +104,13 @@ class Intake:
         for topic in places.values():
             self._reached.pop((topic, partition), None)
 
-    async def _take_on(self, consumer: Any, partition: int, tenure: int) -> None:
+    async def _take_on(self, consumer: Any, partition: int, owned_generation: int) -> None:
         places = self._places(partition)
-        while self._holds(partition, tenure):
+        while self._holds(partition, owned_generation):
             fetched = await consumer.getmany(*places, timeout_ms=int(_POLL_SECONDS * 1000))
             for place, topic in places.items():
                 for block in _blocks(fetched.get(place, ()), self._block):
-                    if not self._holds(partition, tenure):
+                    if not self._holds(partition, owned_generation):
                         return
                     await self._take(topic, partition, block)
                     await self._arrive(topic, partition, block[-1].offset + 1)
@@ -119,22 +119,22 @@ class Intake:
                     await self._arrive(topic, partition, position)
 
     async def _arrive(self, topic: Topic, partition: int, place: int) -> None:
-        await self._write(partition, {place_key(topic): b"%d" % place})
+        await self._write(partition, {offset_key(topic): b"%d" % place})
         self._reached[topic, partition] = place
 
-    def _holds(self, partition: int, tenure: int) -> bool:
-        return not self._stopping and self._table.tenure(partition) == tenure
+    def _holds(self, partition: int, owned_generation: int) -> bool:
+        return not self._stopping and self._table.owned_generation(partition) == owned_generation
 
     def _places(self, partition: int) -> dict[TopicPartition, Topic]:
         return {TopicPartition(topic.named(self._kafka.topic_prefix), partition): topic for topic in self._topics}
 
 
-def place_of(table: Table, topic: Topic, partition: int) -> int:
+def stored_offset(table: Table, topic: Topic, partition: int) -> int:
     """The place reached in a topic, as the table has it."""
-    return int(table.get(partition, place_key(topic)) or 0)
+    return int(table.get(partition, offset_key(topic)) or 0)
 
 
-def place_key(topic: Topic) -> bytes:
+def offset_key(topic: Topic) -> bytes:
     """Under which key a table keeps the place reached in a topic."""
     return f"o|{topic.label}".encode()
 

@@ -8,12 +8,12 @@ from pydantic import ValidationError
 from foldtune.reasons import Rejected, kind_of, reasons_of
 from foldtune.topics import Topic
 from streams.metrics import count_rejected
-from streams.publishing.publisher import Outbox
+from streams.publishing.publisher import EventPublisher
 
 _log = structlog.get_logger()
 
 
-async def put_aside(outbox: Outbox, topic: Topic, message: Any, rejected: Rejected) -> None:
+async def send_to_dead_letters(outbox: EventPublisher, topic: Topic, message: Any, rejected: Rejected) -> None:
     """Send what is no event of ``topic``, ``message`` or a part of it, to the dead letters; counted and logged."""
     error = "; ".join(rejected.reasons)
     origin = (message.topic, message.partition, message.offset)
@@ -22,6 +22,6 @@ async def put_aside(outbox: Outbox, topic: Topic, message: Any, rejected: Reject
     count_rejected(topic, rejected.kind)
 
 
-def not_valid(message: Any, error: ValidationError) -> Rejected:
+def invalid_record(message: Any, error: ValidationError) -> Rejected:
     """A message that the contract refuses as a whole."""
     return Rejected(message.offset, 0, reasons_of(error), message.value, kind_of(error))

@@ -42,7 +42,7 @@ def messages(outputs: tuple[Output, ...], partition: int) -> Iterator[Message]:
         yield Message(output.topic.label, target, output.key, output.event.encode().decode())
 
 
-class Outbox(Protocol):
+class EventPublisher(Protocol):
     """What the parts of a worker publish through."""
 
     async def publish(self, outputs: tuple[Output, ...], partition: int) -> None:
@@ -57,7 +57,7 @@ class Outbox(Protocol):
         """Put a message aside with what was wrong."""
 
 
-class FaustOutbox(Outbox):
+class FaustEventPublisher(EventPublisher):
     """Publishes through Faust's producer."""
 
     def __init__(self, app: faust.App, settings: KafkaSettings) -> None:

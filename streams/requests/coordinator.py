@@ -36,8 +36,8 @@ from foldtune.topics import Topic
 from streams.errors import PartitionLostError
 from streams.metrics import REQUESTS_ENDED
 from streams.partitions.changelog_table import Table
-from streams.publishing.dead_letters import not_valid, put_aside
-from streams.publishing.publisher import Message, Outbox, Output, messages
+from streams.publishing.dead_letters import invalid_record, send_to_dead_letters
+from streams.publishing.publisher import EventPublisher, Message, Output, messages
 from streams.requests import lifecycle, retraining_policy
 from streams.requests.lifecycle import ModelState, Step
 
@@ -48,7 +48,7 @@ _REQUEST_BYTES, _WAITING_BYTES = 256 * 1024, 768 * 1024
 _UNTOLD = b"u|"
 
 
-class Untold(Struct, frozen=True):
+class OutboxEntry(Struct, frozen=True):
     """What follows from a decision: messages, and the last words by the keys that they are kept under."""
 
     messages: tuple[Message, ...]
@@ -56,7 +56,7 @@ class Untold(Struct, frozen=True):
 
 
 ENCODER = msgspec.json.Encoder()
-DECODER = msgspec.json.Decoder(Untold)
+DECODER = msgspec.json.Decoder(OutboxEntry)
 
 
 class _Named(BaseModel):
@@ -73,7 +73,7 @@ class _Typed(BaseModel):
 class Coordinator:
     """Owns the models whose names fall into this worker's partitions. One event at a time for each partition."""
 
-    def __init__(self, table: Table, outbox: Outbox, store: ObjectStore, settings: Settings) -> None:
+    def __init__(self, table: Table, outbox: EventPublisher, store: ObjectStore, settings: Settings) -> None:
         self._table = table
         self._outbox = outbox
         self._store = store
@@ -103,7 +103,7 @@ class Coordinator:
                     await self._catch_up(partition)
                     await self._takers[topic](partition, message.value)
             except ValidationError as error:
-                await put_aside(self._outbox, topic, message, not_valid(message, error))
+                await send_to_dead_letters(self._outbox, topic, message, invalid_record(message, error))
 
     async def tick(self, partition: int) -> None:
         """End what nobody reports the end of, and let the policy ask for what is due. Raises like ``take``."""
@@ -196,7 +196,7 @@ class Coordinator:
         # another decision, and a request to two ends. What is to be told is durable before that, under the digest of
         # the state that it goes with: with that state, and not before, it holds.
         state = _json(step.state)
-        untold = Untold(
+        untold = OutboxEntry(
             tuple(messages(step.outputs, partition)),
             {_ended_key(last.model, last.request_id).decode(): last.encode().decode() for last in step.ended},
         )

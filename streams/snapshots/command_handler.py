@@ -14,7 +14,7 @@ from foldtune.settings import PolicyRule, Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
 from streams.metrics import observe_snapshot
-from streams.publishing.publisher import Outbox, Output
+from streams.publishing.publisher import EventPublisher, Output
 from streams.snapshots.export import export
 from streams.snapshots.export_process import ExportProcess
 from streams.training_sets.store import TrainingSets
@@ -74,7 +74,7 @@ class Exporter:
     """Exports the partitions that this worker owns."""
 
     def __init__(
-        self, sets: TrainingSets, offsets: Offsets, outbox: Outbox, store: ObjectStore, settings: Settings
+        self, sets: TrainingSets, offsets: Offsets, outbox: EventPublisher, store: ObjectStore, settings: Settings
     ) -> None:
         self._sets = sets
         self._offsets = offsets

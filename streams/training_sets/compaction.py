@@ -19,7 +19,7 @@ from msgspec import structs
 
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError
-from streams.partitions.consumer import place_of
+from streams.partitions.consumer import stored_offset
 from streams.training_sets import state_events
 from streams.training_sets.decoding import Record
 from streams.training_sets.erasures import Erasures
@@ -48,7 +48,7 @@ Rewrite = tuple[dict[Segment, bytes], list[Segment]]
 
 
 @dataclass
-class Upkept:
+class MaintenanceCounts:
     """How many segments were taken out, by what for."""
 
     evicted: int = 0
@@ -57,13 +57,13 @@ class Upkept:
     merged: int = 0
 
 
-async def keep_up(sets: TrainingSets, partition: int, now: datetime) -> Upkept:
+async def maintain(sets: TrainingSets, partition: int, now: datetime) -> MaintenanceCounts:
     """Evict, purge, compact and merge; gives way to an export.
 
     Raises:
         PartitionLostError: the partition is another worker's, and so is the rest of the work.
     """
-    done = Upkept()
+    done = MaintenanceCounts()
     if sets.steady(partition).locked():
         return done
     async with sets.steady(partition):
@@ -83,7 +83,7 @@ def _settled(sets: TrainingSets, partition: int) -> PartitionView:
     a thing must not take the place of one that still counts there.
     """
     view = sets.view(partition)
-    places = {topic.label: place_of(sets.table, topic, partition) for topic in DATA_TOPICS}
+    places = {topic.label: stored_offset(sets.table, topic, partition) for topic in DATA_TOPICS}
     settled = {
         folder_id: tuple(one for one in segments if one.last < places[one.topic_label])
         for folder_id, segments in view.segments.items()
@@ -172,8 +172,8 @@ async def _compact(sets: TrainingSets, partition: int, grown: Grown, now: dateti
 
 def _compactions(view: PartitionView, grown: Grown, now: datetime) -> Iterator[Rewrite]:
     # Without their words the records of a folder fit into memory all at once; with them, some segments do.
-    wordless = (_wordless(record) for record in view.records(grown.segments))
-    found = needed(wordless, _bound(view, grown.folder_id, grown.topic, now))
+    tombstone = (_tombstone(record) for record in view.records(grown.segments))
+    found = needed(tombstone, _bound(view, grown.folder_id, grown.topic, now))
     latest, sizes = (set(map(_place, records)) for records in (found.latest.values(), found.sizes))
     for start in range(0, len(grown.segments), _AT_ONCE):
         chunk = {
@@ -188,12 +188,12 @@ def _compactions(view: PartitionView, grown: Grown, now: datetime) -> Iterator[R
             # What is left of a segment, and of those that hold copies of it, is written before it goes.
             gone.append(segment)
             kept |= {_place(record): record for record in records if _place(record) in latest}
-            kept |= {_place(record): _wordless(record) for record in records if _place(record) in sizes}
+            kept |= {_place(record): _tombstone(record) for record in records if _place(record) in sizes}
         yield dict(pack(grown.topic, [kept[place] for place in sorted(kept)])), gone
 
 
-def _wordless(record: Record) -> Record:
-    return structs.replace(record, event=state_events.wordless(record.event))
+def _tombstone(record: Record) -> Record:
+    return structs.replace(record, event=state_events.tombstone(record.event))
 
 
 def _bound(view: PartitionView, folder_id: str, topic: Topic, now: datetime) -> Bound:
@@ -221,13 +221,13 @@ async def _purge(sets: TrainingSets, partition: int, now: datetime) -> int:
     fresh = partition not in sets.purged
     if not erasures or (known == mark and not fresh):
         return 0
-    taken_over = sets.taken_over[partition]
+    foreign_write_count = sets.foreign_write_count[partition]
     purged = 0
     if fresh or not known.startswith(erasures.fingerprint):
         purged = await _rewrite(sets, partition, _purges(sets.view(partition), erasures))
     # Deleted values stay in RocksDB's files until these are merged. Marked after that: a crash before repeats it all.
     await asyncio.to_thread(sets.table.reclaim, partition)
-    if sets.taken_over[partition] == taken_over:
+    if sets.foreign_write_count[partition] == foreign_write_count:
         sets.purged.add(partition)
         if known != mark:
             await sets.write(partition, {PURGED: mark})
@@ -268,7 +268,7 @@ def _merged(
         return joined(view.contents(segments))
     # Copies of the same records, or newer versions of the same documents.
     found = needed(view.records(segments), bound)
-    return pack(topic, sorted((*found.latest.values(), *map(_wordless, found.sizes)), key=_place))
+    return pack(topic, sorted((*found.latest.values(), *map(_tombstone, found.sizes)), key=_place))
 
 
 def _is_narrow(segment: Segment) -> bool:

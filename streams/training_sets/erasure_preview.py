@@ -40,7 +40,7 @@ class Covered:
                 self.documents.add(event.document_id)
 
 
-def covered_by(erasure: ErasureRequested, settings: Settings) -> dict[str, Covered]:
+def preview_erasure(erasure: ErasureRequested, settings: Settings) -> dict[str, Covered]:
     """What the erasure covers in the data topics now, by folder; only folders with something to erase.
 
     Raises:

@@ -15,7 +15,7 @@ from streams.training_sets.state_events import (
     Feedback,
     RetrievedPassage,
     Stored,
-    wordless,
+    tombstone,
 )
 
 
@@ -46,14 +46,14 @@ class Erasures:
                 return self._applied_to_log(record, log)
             case Feedback() as feedback:
                 gone = self._covers("log", feedback.log_id, feedback.occurred_at)
-                return _with(record, wordless(feedback)) if gone else record
+                return _with(record, tombstone(feedback)) if gone else record
             case DocumentUpserted() as document:
                 return None if self._covers("document", document.document_id, document.occurred_at) else record
             case _:
                 return record
 
     def _applied_to_log(self, record: Record, log: ChatLog) -> Record:
-        left = wordless(log) if self._covers_log(log) else self._without_erased_texts(log)
+        left = tombstone(log) if self._covers_log(log) else self._without_erased_texts(log)
         return record if left is log else _with(record, left)
 
     def _covers_log(self, log: ChatLog) -> bool:

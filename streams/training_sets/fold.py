@@ -16,10 +16,10 @@ from streams.training_sets.erasures import Erasures
 from streams.training_sets.state_events import (
     ChatLog,
     DocumentUpserted,
-    ErasedFeedback,
-    ErasedLog,
     ErasureRequested,
     Feedback,
+    FeedbackTombstone,
+    LogTombstone,
     Stored,
     Verdict,
 )
@@ -138,9 +138,9 @@ def _judged(log: ChatLog, said: Record | None) -> JudgedLog:
 
 def _topic(event: Stored) -> Topic:
     match event:
-        case ChatLog() | ErasedLog():
+        case ChatLog() | LogTombstone():
             return Topic.CHAT_LOGS
-        case Feedback() | ErasedFeedback():
+        case Feedback() | FeedbackTombstone():
             return Topic.FEEDBACK
         case ErasureRequested():
             return Topic.ERASURES
@@ -151,7 +151,7 @@ def _topic(event: Stored) -> Topic:
 def about(event: Stored) -> str:
     """The id of the thing that an event is about, unique among those of its topic and folder."""
     match event:
-        case ChatLog() | ErasedLog() | Feedback() | ErasedFeedback():
+        case ChatLog() | LogTombstone() | Feedback() | FeedbackTombstone():
             return event.log_id
         case ErasureRequested():
             return f"{event.subject} {event.subject_id}"

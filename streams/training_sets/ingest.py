@@ -8,8 +8,8 @@ from foldtune.reasons import Rejected
 from foldtune.settings import Bounds
 from foldtune.topics import Topic
 from streams.metrics import RECORDS
-from streams.publishing.dead_letters import put_aside
-from streams.publishing.publisher import Outbox
+from streams.publishing.dead_letters import send_to_dead_letters
+from streams.publishing.publisher import EventPublisher
 from streams.training_sets.decoding import Record, decode_block
 from streams.training_sets.store import TrainingSets
 
@@ -17,7 +17,7 @@ from streams.training_sets.store import TrainingSets
 class Ingest:
     """Takes the data topics in, block by block."""
 
-    def __init__(self, sets: TrainingSets, outbox: Outbox, bounds: Bounds) -> None:
+    def __init__(self, sets: TrainingSets, outbox: EventPublisher, bounds: Bounds) -> None:
         self._sets = sets
         self._outbox = outbox
         self._bounds = bounds
@@ -36,6 +36,6 @@ class Ingest:
             # One after the other, so that they lie in the order in which they came.
             for outcome in outcomes:
                 if isinstance(outcome, Rejected):
-                    await put_aside(self._outbox, topic, by_offset[outcome.offset], outcome)
+                    await send_to_dead_letters(self._outbox, topic, by_offset[outcome.offset], outcome)
         await self._sets.add(partition, topic, records)
         RECORDS.labels(topic.label).inc(len(records))

@@ -57,7 +57,7 @@ class ChatLog(Struct, omit_defaults=True, gc=False, tag_field="type", tag="chat_
     feedback: Verdict | None = None
 
 
-class ErasedLog(Struct, omit_defaults=True, gc=False, tag_field="type", tag="erased_log"):
+class LogTombstone(Struct, omit_defaults=True, gc=False, tag_field="type", tag="erased_log"):
     """Where a log was that is to be forgotten. It keeps its place, so that no older log comes back for it."""
 
     log_id: Id
@@ -84,8 +84,8 @@ class Feedback(Struct, omit_defaults=True, gc=False, tag_field="type", tag="feed
     schema_version: Version = 1
 
 
-class ErasedFeedback(Struct, omit_defaults=True, gc=False, tag_field="type", tag="erased_feedback"):
-    """Where feedback was that is to be forgotten; see ``ErasedLog``."""
+class FeedbackTombstone(Struct, omit_defaults=True, gc=False, tag_field="type", tag="erased_feedback"):
+    """Where feedback was that is to be forgotten; see ``LogTombstone``."""
 
     log_id: Id
     occurred_at: Time
@@ -122,7 +122,7 @@ class ErasureRequested(Struct, omit_defaults=True, gc=False, tag_field="type", t
     schema_version: Version = 1
 
 
-Stored = ChatLog | ErasedLog | Feedback | ErasedFeedback | DocumentUpserted | DocumentDeleted | ErasureRequested
+Stored = ChatLog | LogTombstone | Feedback | FeedbackTombstone | DocumentUpserted | DocumentDeleted | ErasureRequested
 # An erasure concerns every folder: it is kept under a name that no folder has, since a folder's is never empty.
 NO_FOLDER = ""
 
@@ -139,13 +139,13 @@ def is_labelled(event: Stored) -> bool:
     return isinstance(event, ChatLog) and bool(event.cited_document_ids or event.feedback)
 
 
-def wordless(event: Stored) -> Stored:
+def tombstone(event: Stored) -> Stored:
     """What the event is about and when it occurred, and no more: enough to tell which of many are needed."""
     match event:
         case ChatLog():
-            return ErasedLog(event.log_id, event.occurred_at, event.folder_id)
+            return LogTombstone(event.log_id, event.occurred_at, event.folder_id)
         case Feedback():
-            return ErasedFeedback(event.log_id, event.occurred_at, event.folder_id)
+            return FeedbackTombstone(event.log_id, event.occurred_at, event.folder_id)
         case DocumentUpserted():
             return DocumentDeleted(event.document_id, event.folder_id, event.occurred_at)
         case _:

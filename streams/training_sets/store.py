@@ -70,7 +70,7 @@ class TrainingSets:
         # Partitions that this worker has rid of what was to be erased, files and all, since it took them over.
         self.purged: set[int] = set()
         # How often something of another worker's was taken over.
-        self.taken_over: Counter[int] = Counter()
+        self.foreign_write_count: Counter[int] = Counter()
         self._limits = limits
         self._index: dict[int, dict[str, set[Segment]]] = {}
         self._erasures: dict[int, Erasures] = {}
@@ -105,7 +105,7 @@ class TrainingSets:
             self._index.pop(partition, None)
             self._erasures.pop(partition, None)
             self.purged.discard(partition)
-            self.taken_over[partition] += 1
+            self.foreign_write_count[partition] += 1
 
     def view(self, partition: int) -> PartitionView:
         """What the partition holds now."""

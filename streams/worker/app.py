@@ -23,19 +23,19 @@ from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import PartitionLostError
-from streams.metrics import UPKEEP
+from streams.metrics import MAINTENANCE
 from streams.partitions.broker_reader import BrokerReader
-from streams.partitions.changelog_table import DurableTable
-from streams.partitions.consumer import Intake
-from streams.publishing.dead_letters import not_valid, put_aside
-from streams.publishing.publisher import FaustOutbox
+from streams.partitions.changelog_table import ChangelogTable
+from streams.partitions.consumer import PartitionConsumer
+from streams.publishing.dead_letters import invalid_record, send_to_dead_letters
+from streams.publishing.publisher import FaustEventPublisher
 from streams.requests.coordinator import Coordinator
 from streams.snapshots.command_handler import Exporter, Offsets
-from streams.training_sets.compaction import Upkept, keep_up
+from streams.training_sets.compaction import MaintenanceCounts, maintain
 from streams.training_sets.ingest import Ingest
 from streams.training_sets.store import TrainingSets
-from streams.worker.broker_monitor import BrokerWatch
-from streams.worker.http_server import OperationsServer, listen
+from streams.worker.broker_monitor import BrokerMonitor
+from streams.worker.http_server import WorkerHttpServer, listen
 from streams.worker.owned_partitions import OwnedPartitions
 
 _log = structlog.get_logger()
@@ -128,19 +128,21 @@ class _Worker:
         self._app = app
         self._settings = settings
         kafka = settings.kafka
-        self._outbox = outbox = FaustOutbox(app, kafka)
+        self._outbox = outbox = FaustEventPublisher(app, kafka)
         self._reader = BrokerReader(kafka)
-        self._table = DurableTable(app, _SETS, kafka.partitions, self._reader)
-        requests = DurableTable(app, _REQUESTS, kafka.partitions, self._reader)
+        self._table = ChangelogTable(app, _SETS, kafka.partitions, self._reader)
+        requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets)
         ingest = Ingest(self._sets, outbox, settings.bounds)
         self._coordinator = Coordinator(requests, outbox, store, settings)
         block = settings.worker.block_records
-        data = Intake(kafka, DATA_TOPICS, self._table, write=self._sets.write, take=ingest.take, block=block)
-        commands = Intake(
+        data = PartitionConsumer(kafka, DATA_TOPICS, self._table, write=self._sets.write, take=ingest.take, block=block)
+        commands = PartitionConsumer(
             kafka, (Topic.SNAPSHOT_COMMANDS,), self._table, write=self._sets.write, take=self._take_command, block=1
         )
-        control = Intake(kafka, _CONTROL_TOPICS, requests, write=requests.write, take=self._coordinator.take, block=1)
+        control = PartitionConsumer(
+            kafka, _CONTROL_TOPICS, requests, write=requests.write, take=self._coordinator.take, block=1
+        )
         self._intakes = (data, commands, control)
         self._running: list[asyncio.Task[None]] = []
         self._exporter = Exporter(
@@ -148,7 +150,7 @@ class _Worker:
         )
         self._stopping = False
         # Its own reader: a question that is given up must not disturb an export's.
-        self._brokers = BrokerWatch(BrokerReader(kafka), self._owned, data.reached)
+        self._brokers = BrokerMonitor(BrokerReader(kafka), self._owned, data.reached)
         self._server = self._operations_server()
 
     def listen(self) -> None:
@@ -197,7 +199,7 @@ class _Worker:
                 command = _COMMANDS.validate_json(message.value or b"")
             except ValidationError as error:
                 # Only workers should write here; should somebody else, it stops nothing.
-                await put_aside(self._outbox, topic, message, not_valid(message, error))
+                await send_to_dead_letters(self._outbox, topic, message, invalid_record(message, error))
                 continue
             if isinstance(command, TrainingFinished):
                 await self._exporter.finished(command, partition)
@@ -220,10 +222,10 @@ class _Worker:
         self._app.timer(seconds, name=name)(on_time)
 
     async def _keep_up(self, partition: int) -> None:
-        done = await keep_up(self._sets, partition, now())
+        done = await maintain(self._sets, partition, now())
         for action, count in asdict(done).items():
-            UPKEEP.labels(action).inc(count)
-        if done != Upkept():
+            MAINTENANCE.labels(action).inc(count)
+        if done != MaintenanceCounts():
             _log.info("segments rewritten", partition=partition, **asdict(done))
 
     async def _report(self, partition: int) -> None:
@@ -235,13 +237,13 @@ class _Worker:
 
     # ── Operations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _operations_server(self) -> OperationsServer | None:
+    def _operations_server(self) -> WorkerHttpServer | None:
         worker = self._settings.worker
         if worker.http_port is None:
             return None
         collector = OwnedPartitions(self._owned, self._sets.known, lambda: self._brokers.lag)
         listener = listen(worker.http_host, worker.http_port)
-        return OperationsServer(listener, collector, unhealthy=self._unhealthy, not_ready=self._not_ready)
+        return WorkerHttpServer(listener, collector, unhealthy=self._unhealthy, not_ready=self._not_ready)
 
     def _owned(self) -> list[int]:
         return [partition for partition in range(self._settings.kafka.partitions) if self._table.owns(partition)]
@@ -263,7 +265,7 @@ class _Worker:
         return None
 
 
-async def _guarded(intake: Intake) -> None:
+async def _guarded(intake: PartitionConsumer) -> None:
     with _fatal("intake"):
         await intake.run()
 

@@ -17,7 +17,7 @@ _ANSWER_SECONDS = 5.0
 _SILENCE_SECONDS = 20.0
 
 
-class BrokerWatch:
+class BrokerMonitor:
     """Asks the brokers now and then how far the topics reach, over a connection of its own."""
 
     def __init__(

@@ -27,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise CannotListenError(host, port, error) from error
 
 
-class OperationsServer:
+class WorkerHttpServer:
     """Serves ``/metrics``, ``/health`` and ``/ready``."""
 
     def __init__(

@@ -13,7 +13,7 @@ from foldtune.kafka import MAX_REQUEST_BYTES, Publisher, partition_of
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.partitions.changelog_table import MemoryTable
-from streams.partitions.consumer import Intake
+from streams.partitions.consumer import PartitionConsumer
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ask, exported, jobs, snapshot, statuses
 from tests.support import Reader, fine_tune_request, folder_history
@@ -138,7 +138,7 @@ class Owned(MemoryTable):
         super().__init__()
         self.owned = {0}
 
-    def tenure(self, partition: int) -> int | None:
+    def owned_generation(self, partition: int) -> int | None:
         return 1 if partition in self.owned else None
 
 
@@ -159,7 +159,7 @@ def test_a_partition_is_taken_up_while_another_ones_work_goes_on(settings: Setti
                 await asyncio.sleep(0.05)
 
     async def follow() -> None:
-        intake: Any = Intake(
+        intake: Any = PartitionConsumer(
             settings.kafka, (Topic.CHAT_LOGS,), cast(Any, table), write=table.write, take=take, block=2
         )
         producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)

@@ -21,7 +21,7 @@ from trainers.job import run
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
 from trainers.pipeline import embed
-from trainers.publishing.reporting import RecordingAnnouncer
+from trainers.publishing.reporting import RecordingEventSink
 
 OUTPUT = "models/m/000001"
 
@@ -34,7 +34,7 @@ class Trained:
         folders = (packaged_minilm_folder(),)
         self.settings = Settings(trainer=TrainerSettings(model_folders=folders, work_dir=work_dir))
         self.job = put_job(self.store, data, training=TrainingKnobs(batch_size=8, epochs=4, trainable_layers=2))
-        self.announcer = RecordingAnnouncer()
+        self.announcer = RecordingEventSink()
         self.code = self.run()
         self.folder = work_dir / "downloaded"
         for key in self.store.list(f"{OUTPUT}/"):

@@ -44,7 +44,9 @@ class Embedder:
     ) -> None:
         # First of all, so that rank 0 alone refuses what is impossible, and has the time to say so.
         freeze(encoder.model, trainable_layers)
-        ranks.tell(encoder.model.config, encoder.recipe, tokens, trainable_layers, cached, graph_budget)
+        ranks.broadcast_call(
+            encoder.model.config, encoder.encoding_config, tokens, trainable_layers, cached, graph_budget
+        )
         ranks.copy_from_first(encoder.model.state_dict().values())
         self._encoder, self._tokens = encoder, tokens
         self._halves = halves(encoder.model, trainable_layers) if cached else None
@@ -70,7 +72,7 @@ class Embedder:
 
     def fill(self, texts: Indices) -> None:
         """Have the frozen part run for ``texts``, where its states are kept."""
-        ranks.tell("fill", texts)
+        ranks.broadcast_call("fill", texts)
         if self._cache is not None:
             self._cache.fill(texts[texts % ranks.size() == ranks.rank()])
 
@@ -80,7 +82,7 @@ class Embedder:
         Raises:
             NotFiniteError: the model has no embedding for some text; on rank 0 alone, which ends the training.
         """
-        ranks.tell("embed", texts, gradient)
+        ranks.broadcast_call("embed", texts, gradient)
         ranks.copy_from_first(self.parameters())
         own = np.flatnonzero(texts % ranks.size() == ranks.rank())
         lengths = self._tokens.lengths[texts[own]]
@@ -97,7 +99,7 @@ class Embedder:
             if gradient:
                 self._parts.append((places, texts[own[part]], embeddings if fits else None))
         # Every row is one rank's own, and zero on all others.
-        found = ranks.total(found)
+        found = ranks.all_reduce_sum(found)
         if ranks.rank() == 0:
             self._encoder.check_finite(found)
         return found
@@ -109,7 +111,7 @@ class Embedder:
         Where the graph of the whole batch does not fit, it is built again part by part (gradient caching, Gao et al.
         2021, arXiv 2101.06983). Without dropout both ways are equal.
         """
-        ranks.tell("backward")
+        ranks.broadcast_call("backward")
         ranks.copy_from_first([gradient])
         for places, texts, kept in self._parts:
             embeddings = self._embed(texts) if kept is None else kept
@@ -118,7 +120,7 @@ class Embedder:
         if ranks.size() > 1:
             for parameter in self.parameters():
                 own = parameter.grad
-                parameter.grad = ranks.total(torch.zeros_like(parameter) if own is None else own)
+                parameter.grad = ranks.all_reduce_sum(torch.zeros_like(parameter) if own is None else own)
                 if ranks.rank():
                     parameter.grad = None
 
@@ -148,16 +150,16 @@ def follow(spill_folder: Path) -> None:
     Raises:
         RankLostError: rank 0 is gone.
     """
-    begin = ranks.hear()
+    begin = ranks.receive_call()
     if begin is None:
         return
-    config, recipe, tokens, trainable_layers, cached, graph_budget = begin
+    config, encoding_config, tokens, trainable_layers, cached, graph_budget = begin
     # Its weights are those of rank 0 a moment later; float32, as ``Encoder.load`` has them.
     model = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    encoder = Encoder(model, None, recipe, default_device())
+    encoder = Encoder(model, None, encoding_config, default_device())
     embedder = Embedder(encoder, tokens, trainable_layers, spill_folder, cached=cached, graph_budget=graph_budget)
     found = torch.empty(0)
-    while (call := ranks.hear()) is not None:
+    while (call := ranks.receive_call()) is not None:
         match call:
             case "fill", texts:
                 embedder.fill(texts)

@@ -50,14 +50,14 @@ def size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def tell(*call: Any) -> None:
+def broadcast_call(*call: Any) -> None:
     """On rank 0: have the others do the same; elsewhere, and alone, nothing."""
     if size() > 1 and rank() == 0:
         with _together():
             distributed.broadcast_object_list([call], src=0)
 
 
-def hear() -> Call | None:
+def receive_call() -> Call | None:
     """On the others: what rank 0 tells next; None at the end."""
     heard: list[Call] = [()]
     with _together():
@@ -68,7 +68,7 @@ def hear() -> Call | None:
 def leave() -> None:
     """End well: rank 0 lets the others go."""
     if distributed.is_initialized():
-        tell()
+        broadcast_call()
         distributed.destroy_process_group()
 
 
@@ -86,7 +86,7 @@ def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:
                 distributed.broadcast(tensor, src=0)
 
 
-def total(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, in place, on each of them."""
     if size() > 1:
         with _together():

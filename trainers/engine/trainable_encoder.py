@@ -24,7 +24,7 @@ TRAINING_TOKENS = 128
 _BLOCK = 2_048
 
 
-class TrainedLayers:
+class TrainableEncoder:
     """An encoder of which the last layers or all train; it embeds the dataset's texts by their index.
 
     Questions and passages are tokenized once, those that are longer than what is trained on once more as a whole.
@@ -52,8 +52,8 @@ class TrainedLayers:
             encoder, self._tokens, trainable_layers, spill_folder, cached=cached, graph_budget=graph_budget
         )
         if self.device.type == "cpu":
-            # In bfloat16 a state depends on the texts beside it. ``embed_uncut`` brings all others in the same order,
-            # whether a training begins or goes on; these would come in that of the batches.
+            # In bfloat16 a state depends on the other texts of its batch. ``embed_full_length`` computes all others in
+            # one order, whether a training starts or resumes; these would be computed in the order of the batches.
             self._embedder.fill(self._long)
 
     @property
@@ -126,7 +126,7 @@ class TrainedLayers:
         finally:
             self._pause = None
 
-    def odd_texts(self) -> dict[str, int]:
+    def text_warnings(self) -> dict[str, int]:
         """How many texts the model cannot read as they are meant, by what is odd about them."""
         tokenizer, bound = self._encoder.tokenizer, self._encoder.max_tokens
         # Some tokenizers know all words, and name an end or a padding as their unknown one.
@@ -146,7 +146,7 @@ class TrainedLayers:
         }
         return {what: count for what, count in found.items() if count}
 
-    def embed_uncut(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed_full_length(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Like ``embed_all``, but of texts as long as the model reads them, as whoever serves the model sees them.
 
         Most texts are not cut for training, and for those the frozen layers need not run again.

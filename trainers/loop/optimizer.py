@@ -6,10 +6,10 @@ import torch
 
 from trainers.errors import NotFiniteError
 
-# More than the 2e-5 that is usual: an agent's logs are a training of some hundred steps, and going back towards the
-# start (``selection.merge_back``) takes what was too much. In one epoch of the demonstration (two layers), 5e-5, 1e-4
-# and 2e-4 gained 9, 13 and 15 % on true pairs, the last one with a wider spread over the questions. With all layers,
-# 2e-4 finds .005 more than 1e-4 on one set, and on another loses .036 of validation in an epoch.
+# Above the usual 2e-5: an agent's logs give a training of some hundred steps, and interpolating the weights towards the
+# start (``validation.interpolate_weights``) undoes an overshoot. In one epoch of the demo (two layers), 5e-5, 1e-4 and
+# 2e-4 gained 9, 13 and 15 % on true pairs, the last one with a wider spread over the questions. With all layers, 2e-4
+# finds .005 more than 1e-4 on one set, and on another loses .036 of validation nDCG in an epoch.
 LEARNING_RATE = 1e-4
 # Where there is no validation to go back by (docs/decisions.md).
 UNVALIDATED_LEARNING_RATE = 5e-5
@@ -23,7 +23,7 @@ FIRST_SCALE = 2.0**12
 _SCALER = ("scale", "_growth_tracker")
 
 
-class Descent:
+class Optimizer:
     """AdamW with a linear warm-up to the rate ``peak`` and a linear way down.
 
     With ``float16``, small gradients would vanish on their way through the model, so ``scaled`` makes them larger. A

@@ -9,7 +9,7 @@ from foldtune.events import TrainingJob
 from foldtune.object_keys import request_segment
 
 
-class Board:
+class TensorBoardLogger:
     """The curves of ``job`` in a folder of its own below ``folder``; without one, nothing.
 
     What stands in their way is warned of once, and ends no training. A job that goes on from a checkpoint writes on in

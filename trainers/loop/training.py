@@ -14,11 +14,11 @@ from foldtune.events import FineTuneRequested, Progress
 from trainers.data.dataset import Dataset
 from trainers.data.negatives import Negatives, NegativeSource
 from trainers.data.words import WordSets
-from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.loop.checkpoints import Checkpoints, State
 from trainers.loop.loss import contrastive_loss
-from trainers.loop.optimizer import LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
-from trainers.loop.tensorboard import Board
+from trainers.loop.optimizer import LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Optimizer
+from trainers.loop.tensorboard import TensorBoardLogger
 from trainers.loop.validation import Validation
 
 Indices = npt.NDArray[np.int64]
@@ -31,7 +31,7 @@ EMBEDDING_SHARE = 0.25
 CLEARLY_WORSE = 0.02
 
 
-class Observer(Protocol):
+class ProgressListener(Protocol):
     """Hears how the training goes, once a step."""
 
     def stepped(self, progress: Progress) -> None:
@@ -65,16 +65,16 @@ class TrainingRecord:
 
 
 def train(
-    layers: TrainedLayers,
+    layers: TrainableEncoder,
     dataset: Dataset,
     rows: Indices,
     request: FineTuneRequested,
     *,
     start: tuple[torch.Tensor, torch.Tensor],
-    observer: Observer,
+    observer: ProgressListener,
     validation: Validation | None = None,
     checkpoints: Checkpoints | None = None,
-    board: Board | None = None,
+    board: TensorBoardLogger | None = None,
 ) -> TrainingRecord:
     """Train ``layers`` in place on the examples ``rows``; ``start`` are the embeddings of all questions and all
     passages before the first step. With ``validation`` it ends after an epoch that is clearly worse than one before,
@@ -87,7 +87,7 @@ def train(
         InterruptedTrainingError: the process was asked to end, and the state is kept in ``checkpoints``.
     """
     began = time.monotonic()
-    course = _Course(layers, dataset, rows, request, start=start, validation=validation)
+    course = TrainingRun(layers, dataset, rows, request, start=start, validation=validation)
     if saved := checkpoints.load() if checkpoints else None:
         course.go_on(saved)
     del saved
@@ -121,7 +121,7 @@ def train(
     return record
 
 
-class _Course:
+class TrainingRun:
     """A training on its way; ``state`` is what a checkpoint keeps of it, at any time between two changes of weights.
 
     ``best`` are the best epoch's weights, where there is validation.
@@ -129,7 +129,7 @@ class _Course:
 
     def __init__(
         self,
-        layers: TrainedLayers,
+        layers: TrainableEncoder,
         dataset: Dataset,
         rows: Indices,
         request: FineTuneRequested,
@@ -144,7 +144,7 @@ class _Course:
         self._per_epoch = math.ceil(len(rows) / request.training.batch_size)
         self.steps = request.training.epochs * self._per_epoch
         self.record = TrainingRecord(cached=layers.cached)
-        self.descent = Descent(
+        self.descent = Optimizer(
             layers.parameters(),
             self.steps,
             LEARNING_RATE if validation else UNVALIDATED_LEARNING_RATE,

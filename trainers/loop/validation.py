@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from trainers.data.dataset import Dataset
-from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.evaluation.metrics import evaluate
 
 Indices = npt.NDArray[np.int64]
@@ -25,7 +25,7 @@ class Validation:
     """
 
     def __init__(
-        self, layers: TrainedLayers, dataset: Dataset, questions: Indices, *, sampled: bool, seed: int
+        self, layers: TrainableEncoder, dataset: Dataset, questions: Indices, *, sampled: bool, seed: int
     ) -> None:
         self._layers, self._dataset, self._questions = layers, dataset, questions
         self.passages = np.arange(dataset.searchable)
@@ -48,14 +48,16 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class MergeBack:
+class WeightInterpolation:
     """nDCG@10 on the validation questions for each alpha, and the alpha that was chosen."""
 
     ndcg: dict[float, float]
     alpha: float
 
 
-def merge_back(layers: TrainedLayers, start: list[torch.Tensor], validation: Validation, *, ndcg: float) -> MergeBack:
+def interpolate_weights(
+    layers: TrainableEncoder, start: list[torch.Tensor], validation: Validation, *, ndcg: float
+) -> WeightInterpolation:
     """Give ``layers`` the best weights ``start + alpha · (trained - start)``; of equally good ones the nearest to
     ``start``, where less is forgotten. ``ndcg`` is what validation said of the layers as they are.
     """
@@ -71,4 +73,4 @@ def merge_back(layers: TrainedLayers, start: list[torch.Tensor], validation: Val
     found[ALPHAS[-1]] = ndcg
     chosen = max(ALPHAS, key=lambda alpha: (found[alpha], -alpha))
     put(chosen)
-    return MergeBack(found, chosen)
+    return WeightInterpolation(found, chosen)

@@ -11,7 +11,7 @@ import structlog
 from foldtune.events import ModelReference
 from foldtune.object_store import ObjectStore
 from foldtune.settings import TrainerSettings
-from trainers.errors import BadModelError, ModelRefusedError, SurroundingsError
+from trainers.errors import BadModelError, InfrastructureFailedError, ModelRefusedError
 
 log = structlog.get_logger()
 
@@ -52,7 +52,7 @@ def fetch_base_model(reference: ModelReference, settings: TrainerSettings, store
     Raises:
         ModelRefusedError: a file:// address outside ``trainer.model_folders``, or an address without its revision.
         BadModelError: the model is not there, has no safetensors weights, or other weights than the digest says.
-        SurroundingsError: the hub could not be reached.
+        InfrastructureFailedError: the hub could not be reached.
     """
     scheme = reference.uri.partition("://")[0]
     if scheme == "file":
@@ -142,4 +142,4 @@ def _from_hub(reference: ModelReference, folder: Path) -> Path:
     except (RepositoryNotFoundError, RevisionNotFoundError, ValueError) as error:
         raise BadModelError(f"base_model.uri {reference.uri} at {reference.revision}: {error}") from error
     except (HfHubHTTPError, OSError) as error:
-        raise SurroundingsError(f"{reference.uri}: {error}") from error
+        raise InfrastructureFailedError(f"{reference.uri}: {error}") from error

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainers.errors import BadModelError, NotFiniteError
 from trainers.model.attention import UNFUSED
-from trainers.model.encoding_config import Kind, Recipe, read_recipe
+from trainers.model.encoding_config import EncodingConfig, Kind, read_encoding_config
 from trainers.model.split_model import LAYOUTS
 from trainers.model.tokens import Tokens, by_length
 
@@ -36,20 +36,20 @@ def passage_text(title: str, text: str) -> str:
 
 
 class Encoder:
-    """A transformer, its tokenizer and its recipe.
+    """A transformer, its tokenizer and its encoding_config.
 
     The transformer is always in evaluation mode: without dropout, equal texts get equal embeddings, which the frozen
     layers' cache and the masks of the loss build on.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, model: Any, tokenizer: Any, encoding_config: EncodingConfig, device: torch.device) -> None:
         self.model = model.to(device).eval()
         self.arithmetic = arithmetic(device, model.config.model_type)
         on_cpu = device.type == "cpu" and self.arithmetic == torch.bfloat16
         if on_cpu and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(UNFUSED)
         self.tokenizer = tokenizer
-        self.recipe = recipe
+        self.encoding_config = encoding_config
         self.device = device
 
     @classmethod
@@ -60,7 +60,7 @@ class Encoder:
             BadModelError: it has no safetensors weights, or no known architecture, or an unknown module.
         """
         folder = Path(folder)
-        recipe = read_recipe(folder)
+        encoding_config = read_encoding_config(folder)
         where = torch.device(device) if device else default_device()
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         # A bar for each of a model's hundred tensors is no news, and a log file has no use for bars.
@@ -70,7 +70,7 @@ class Encoder:
             model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise BadModelError(f"{folder.name}: {error}") from error
-        return cls(model, tokenizer, recipe, where)
+        return cls(model, tokenizer, encoding_config, where)
 
     @property
     def dimension(self) -> int:
@@ -87,7 +87,7 @@ class Encoder:
         if padding_id is not None:
             positions -= padding_id + 1
         bound = min(int(self.tokenizer.model_max_length), positions)
-        return min(self.recipe.max_tokens or DEFAULT_MAX_TOKENS, bound)
+        return min(self.encoding_config.max_tokens or DEFAULT_MAX_TOKENS, bound)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Inside, products are computed in the format ``arithmetic``; weights and their gradients stay in float32."""
@@ -98,9 +98,9 @@ class Encoder:
         """Token ids of ``texts`` with their prompt, each cut to ``max_tokens`` (default: the model's own bound)."""
         if not texts:
             return Tokens.of([])
-        prompt = self.recipe.prompt(kind)
+        prompt = self.encoding_config.prompt(kind)
         prompted = [prompt + text for text in texts]
-        if self.recipe.lower_case:
+        if self.encoding_config.lower_case:
             prompted = [text.lower() for text in prompted]
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
         encoded = self.tokenizer(prompted, truncation=True, max_length=limit, return_attention_mask=False)
@@ -109,14 +109,14 @@ class Encoder:
     def pool(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Token states ``[b, t, d]`` and mask ``[b, t]`` (padding on the right) to embeddings ``[b, d]`` in float32."""
         states = states.float()
-        if self.recipe.pooling == "mean":
+        if self.encoding_config.pooling == "mean":
             weights = mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        elif self.recipe.pooling == "cls":
+        elif self.encoding_config.pooling == "cls":
             pooled = states[:, 0]
         else:
             pooled = states[torch.arange(len(states), device=states.device), mask.sum(1).clamp(min=1) - 1]
-        return normalize(pooled, dim=1) if self.recipe.normalize else pooled
+        return normalize(pooled, dim=1) if self.encoding_config.normalize else pooled
 
     def encode(
         self,

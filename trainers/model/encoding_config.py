@@ -24,7 +24,7 @@ _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EncodingConfig:
     """What follows the transformer, and what goes before it."""
 
     pooling: Pooling = "mean"
@@ -39,21 +39,21 @@ class Recipe:
         return self.query_prompt if kind == "query" else self.passage_prompt
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a model folder.
+def read_encoding_config(folder: Path) -> EncodingConfig:
+    """The encoding_config of a model folder.
 
     Raises:
         BadModelError: a module or a way of pooling that is not known here is part of it; it is named.
     """
     if not (folder / "modules.json").exists():
-        return Recipe()
+        return EncodingConfig()
     modules = {_class_name(module): folder / module.get("path", "") for module in _json(folder / "modules.json")}
     unknown = sorted(set(modules) - {"Transformer", "Pooling", "Normalize"})
     if unknown or "Pooling" not in modules:
         raise BadModelError(f"modules.json: Transformer, Pooling and Normalize are known, found {sorted(modules)}")
     transformer = _json(folder / "sentence_bert_config.json")
     query, passage = _prompts(_json(folder / "config_sentence_transformers.json"))
-    return Recipe(
+    return EncodingConfig(
         pooling=_pooling(_json(modules["Pooling"] / "config.json"), prompted=bool(query or passage)),
         normalize="Normalize" in modules,
         max_tokens=transformer.get("max_seq_length"),
@@ -63,9 +63,9 @@ def read_recipe(folder: Path) -> Recipe:
     )
 
 
-def write_recipe(recipe: Recipe, folder: Path, *, dimension: int, max_tokens: int) -> None:
-    """Write the files that ``read_recipe`` and every release of sentence-transformers from 2.3 on read."""
-    classes = ["Transformer", "Pooling", *(["Normalize"] if recipe.normalize else [])]
+def write_encoding_config(encoding_config: EncodingConfig, folder: Path, *, dimension: int, max_tokens: int) -> None:
+    """Write the files that ``read_encoding_config`` and every release of sentence-transformers from 2.3 on read."""
+    classes = ["Transformer", "Pooling", *(["Normalize"] if encoding_config.normalize else [])]
     modules = [
         {
             "idx": index,
@@ -75,16 +75,19 @@ def write_recipe(recipe: Recipe, folder: Path, *, dimension: int, max_tokens: in
         }
         for index, name in enumerate(classes)
     ]
-    pooling = {key: mode == recipe.pooling for key, mode in _LEGACY_POOLING.items()}
+    pooling = {key: mode == encoding_config.pooling for key, mode in _LEGACY_POOLING.items()}
     _write(folder / "modules.json", modules)
     _write(folder / "1_Pooling/config.json", {"word_embedding_dimension": dimension, **pooling})
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": recipe.lower_case})
+    _write(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": max_tokens, "do_lower_case": encoding_config.lower_case},
+    )
     _write(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": {"query": recipe.query_prompt, "document": recipe.passage_prompt},
+            "prompts": {"query": encoding_config.query_prompt, "document": encoding_config.passage_prompt},
             "default_prompt_name": None,
-            "similarity_fn_name": "cosine" if recipe.normalize else "dot",
+            "similarity_fn_name": "cosine" if encoding_config.normalize else "dot",
         },
     )
 

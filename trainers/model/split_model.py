@@ -40,7 +40,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 @dataclass(frozen=True)
-class Halves:
+class SplitModel:
     """``prefix(input_ids, attention_mask)`` makes the states that ``trained(inputs_embeds, attention_mask)`` takes."""
 
     prefix: nn.Module
@@ -75,7 +75,7 @@ def freeze(model: Any, trainable_layers: int | str) -> None:
         model.get_submodule(layout.final_norm).requires_grad_(True)
 
 
-def halves(model: Any, trainable_layers: int | str) -> Halves | None:
+def halves(model: Any, trainable_layers: int | str) -> SplitModel | None:
     """The frozen and the trained half, or None where nothing is frozen or the family's layout is not known."""
     layout = LAYOUTS.get(model.config.model_type)
     if layout is None or isinstance(trainable_layers, str) or _layers_differ(model):
@@ -91,7 +91,7 @@ def halves(model: Any, trainable_layers: int | str) -> Halves | None:
     if hasattr(model, "pooler"):
         # A head for another task: its output is not used.
         prefix["pooler"] = trained["pooler"] = None
-    return Halves(view(model, prefix), view(model, trained))
+    return SplitModel(view(model, prefix), view(model, trained))
 
 
 def view(model: nn.Module, replaced: dict[str, nn.Module | None]) -> nn.Module:

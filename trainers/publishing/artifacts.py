@@ -1,4 +1,4 @@
-"""Writes a trained model's folder: weights, tokenizer, recipe, card, measurements and curves."""
+"""Writes a trained model's folder: weights, tokenizer, encoding_config, card, measurements and curves."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from foldtune.events import FineTuneRequested, ModelReady
 from trainers.model.encoder import Encoder
-from trainers.model.encoding_config import write_recipe
+from trainers.model.encoding_config import write_encoding_config
 from trainers.publishing.results import Results
 
 # A tokenizer is taken over as it is: written anew, it might cut texts otherwise than the base model did.
@@ -43,7 +43,7 @@ def write_model(encoder: Encoder, base: Path, folder: Path) -> None:
         if (base / name).exists():
             shutil.copyfile(base / name, folder / name)
     encoder.model.save_pretrained(folder)
-    write_recipe(encoder.recipe, folder, dimension=encoder.dimension, max_tokens=encoder.max_tokens)
+    write_encoding_config(encoder.encoding_config, folder, dimension=encoder.dimension, max_tokens=encoder.max_tokens)
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:

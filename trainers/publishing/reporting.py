@@ -12,7 +12,7 @@ from foldtune.events import FineTuneStatus, ModelReady, Progress, State, Trainin
 from foldtune.kafka import Publisher
 from foldtune.reports import publish_report
 from foldtune.topics import Topic
-from trainers.errors import SurroundingsError
+from trainers.errors import InfrastructureFailedError
 
 # Often enough for a person who watches, seldom enough for a compacted topic.
 REPORT_SECONDS = 5.0
@@ -20,7 +20,7 @@ REPORT_SECONDS = 5.0
 log = structlog.get_logger()
 
 
-class Announcer(Protocol):
+class EventSink(Protocol):
     """Where a training's events go. Both calls return once the event is safe."""
 
     def status(self, status: FineTuneStatus) -> None:
@@ -30,8 +30,8 @@ class Announcer(Protocol):
         """Publish that a model has passed the gate."""
 
 
-class KafkaAnnouncer(Announcer):
-    """Publishes on Kafka; raises ``SurroundingsError`` where the brokers do not answer."""
+class KafkaEventSink(EventSink):
+    """Publishes on Kafka; raises ``InfrastructureFailedError`` where the brokers do not answer."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -50,10 +50,10 @@ def _transient() -> Iterator[None]:
     try:
         yield
     except PublishError as error:
-        raise SurroundingsError(str(error)) from error
+        raise InfrastructureFailedError(str(error)) from error
 
 
-class RecordingAnnouncer(Announcer):
+class RecordingEventSink(EventSink):
     """Keeps what it is told, for tests and for training without Kafka."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class RecordingAnnouncer(Announcer):
 class Reporter:
     """Reports one job: states at once, progress at most every ``REPORT_SECONDS``."""
 
-    def __init__(self, announcer: Announcer, job: TrainingJob, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, announcer: EventSink, job: TrainingJob, clock: Callable[[], float] = time.monotonic) -> None:
         self.warnings: list[str] = list(job.warnings)
         self._announcer, self._job, self._clock = announcer, job, clock
         self._due = clock()
@@ -107,7 +107,7 @@ class Reporter:
         self._due = self._clock() + REPORT_SECONDS
         try:
             self._announcer.status(self._status(State.RUNNING, {"progress": progress}))
-        except SurroundingsError as error:
+        except InfrastructureFailedError as error:
             # The hours of a training are worth more than one line about them.
             log.warning("progress not published", request_id=self._job.request.request_id, reason=str(error))
 

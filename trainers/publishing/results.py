@@ -8,7 +8,7 @@ from trainers.data.dataset import MIN_TRAINED, Dataset, Split
 from trainers.evaluation.forgetting import Forgetting
 from trainers.evaluation.metrics import Evaluation, by_folder
 from trainers.loop.training import TrainingRecord
-from trainers.loop.validation import MergeBack
+from trainers.loop.validation import WeightInterpolation
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Results:
     dataset: Dataset
     parts: Split
     record: TrainingRecord
-    merged: MergeBack | None
+    merged: WeightInterpolation | None
     base: Baseline
     baseline: Baseline
     after: Evaluation
@@ -44,7 +44,7 @@ class Results:
             "folders": by_folder(self.dataset, self.parts.held_out, self.baseline.evaluation, self.after),
             "general": asdict(self.forgetting) | {"ndcg_fall": self.forgetting.fall},
             "validation": self.validation(),
-            "merge_back": asdict(self.merged) if self.merged else None,
+            "interpolate_weights": asdict(self.merged) if self.merged else None,
             "data": {
                 "examples": len(self.dataset.question),
                 "trained_on": len(self.parts.train),

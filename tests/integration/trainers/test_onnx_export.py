@@ -12,7 +12,7 @@ from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES, Start, start, stor
 from trainers.errors import OnnxExportError
 from trainers.exit_codes import ExitCode
 from trainers.model.encoder import Encoder
-from trainers.model.encoding_config import Recipe, write_recipe
+from trainers.model.encoding_config import EncodingConfig, write_encoding_config
 from trainers.publishing import onnx_export
 from trainers.publishing.model_publisher import ArtifactManifest
 from trainers.publishing.onnx_export import export_onnx
@@ -31,7 +31,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 def test_onnx_runtime_embeds_as_the_encoder_does(pooling: Any, folder: Path) -> None:
     import onnxruntime
 
-    write_recipe(Recipe(pooling, normalize=pooling != "cls"), folder, dimension=32, max_tokens=64)
+    write_encoding_config(EncodingConfig(pooling, normalize=pooling != "cls"), folder, dimension=32, max_tokens=64)
     export_onnx(folder)
     assert [path.name for path in folder.glob("*.onnx*")] == ["model.onnx"]
     session = onnxruntime.InferenceSession(folder / "model.onnx")

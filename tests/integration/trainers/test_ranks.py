@@ -15,7 +15,7 @@ from tests.unit.trainers.job_of_ranks import MODEL, job_in, losses, settings_for
 from trainers.engine import ranks
 from trainers.exit_codes import ExitCode
 from trainers.job import main, run
-from trainers.publishing.reporting import RecordingAnnouncer
+from trainers.publishing.reporting import RecordingEventSink
 
 ROOT = Path(__file__).parents[3]
 # Each rank has one thread, as torchrun would have it; the sums of a product then run in another order.
@@ -40,7 +40,7 @@ def torchrun(model: Path, output: Path, *options: str, processes: int = 2) -> in
 def alone(tiny_folder: Path, tmp_path: Path, full_precision: None) -> MemoryObjectStore:
     """What the same training leaves that one process does."""
     store = MemoryObjectStore()
-    code = run(job_in(store, tiny_folder), settings_for(tiny_folder, tmp_path), store, RecordingAnnouncer())
+    code = run(job_in(store, tiny_folder), settings_for(tiny_folder, tmp_path), store, RecordingEventSink())
     assert code == ExitCode.DONE
     return store
 
@@ -81,7 +81,7 @@ def test_ranks_that_are_asked_to_end_leave_what_one_process_goes_on_from(
     job = job_in(store, tiny_folder)
     (kept,) = stored.glob("checkpoints/**/*.safetensors")
     store.put_file(kept.relative_to(stored).as_posix(), kept)
-    assert run(job, settings_for(tiny_folder, tmp_path), store, again := RecordingAnnouncer()) == ExitCode.DONE
+    assert run(job, settings_for(tiny_folder, tmp_path), store, again := RecordingEventSink()) == ExitCode.DONE
     assert min(status.progress.step for status in again.statuses if status.progress) >= 8
     store.get_file(f"{MODEL}/model.safetensors", tmp_path / "again.safetensors")
     assert_near(tmp_path / "again.safetensors", alone, tmp_path)

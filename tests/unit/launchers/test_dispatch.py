@@ -219,13 +219,13 @@ def test_cut_short_again_and_again_it_becomes_one_job(job: TrainingJob) -> None:
     raise AssertionError("a launch has fewer steps")
 
 
-@pytest.mark.parametrize("taken_over", [False, True])
-def test_of_two_calls_at_once_one_submits(job: TrainingJob, taken_over: bool) -> None:
+@pytest.mark.parametrize("foreign_write_count", [False, True])
+def test_of_two_calls_at_once_one_submits(job: TrainingJob, foreign_write_count: bool) -> None:
     """At every step of a call, another is made from beginning to end; no time passes meanwhile."""
     tried: list[bool] = []
     for number in range(100):
         bench = Bench()
-        if taken_over:
+        if foreign_write_count:
             bench = killed_before_submitting(job)
             bench.time += GONE
 

@@ -79,11 +79,11 @@ MANY = settings(max_examples=200)
 
 
 @MANY
-@given(seed=SEEDS, launches=st.integers(1, 3), cancelled=st.booleans(), taken_over=st.booleans())
+@given(seed=SEEDS, launches=st.integers(1, 3), cancelled=st.booleans(), foreign_write_count=st.booleans())
 def test_whatever_the_order_there_is_one_job_and_a_cancelled_one_ends(
-    seed: int, launches: int, cancelled: bool, taken_over: bool
+    seed: int, launches: int, cancelled: bool, foreign_write_count: bool
 ) -> None:
-    bench = killed_before_submitting(JOB) if taken_over else Bench()
+    bench = killed_before_submitting(JOB) if foreign_write_count else Bench()
     bench.time += GONE
     bench.steps = Turns(random.Random(seed))
     launched: list[bool] = []

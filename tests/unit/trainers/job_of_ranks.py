@@ -26,7 +26,7 @@ from tests.unit.trainers.conftest import make_tables, use_arithmetic
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
 from trainers import job
 from trainers.engine import ranks
-from trainers.publishing.reporting import RecordingAnnouncer
+from trainers.publishing.reporting import RecordingEventSink
 
 MODEL = "models/m/000001"
 
@@ -51,7 +51,7 @@ def settings_for(model: Path, folder: Path) -> Settings:
     )
 
 
-class AskedToEnd(RecordingAnnouncer):
+class AskedToEnd(RecordingEventSink):
     """After ``step`` steps every process that torchrun has started is asked to end, as torchrun itself would do it."""
 
     def __init__(self, step: int) -> None:
@@ -84,7 +84,7 @@ def main(model: Path, output: Path, step: int = 0, layers: int = 2) -> int:
         patch.setattr(job, "S3ObjectStore", only_for_the_first)
         patch.setattr(job, "Publisher", nullcontext)
         announcer: Any = AskedToEnd(step)
-        patch.setattr(job, "KafkaAnnouncer", lambda _: announcer)
+        patch.setattr(job, "KafkaEventSink", lambda _: announcer)
         code = job.main([store.uri("job.json")])
     for key in store.list(""):
         path = output / "store" / key

@@ -17,14 +17,14 @@ from tests.unit.trainers.loop.test_training import Steps, request
 from trainers.data.dataset import Dataset, split
 from trainers.data.negatives import hardest
 from trainers.engine.prefix_cache import PrefixCache
-from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.exit_codes import ExitCode
 from trainers.job import run
 from trainers.loop.training import train
 from trainers.model.encoder import Encoder
 from trainers.model.split_model import freeze, halves
 from trainers.pipeline import embed, measure
-from trainers.publishing.reporting import RecordingAnnouncer
+from trainers.publishing.reporting import RecordingEventSink
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -34,7 +34,7 @@ GPU = "cuda"
 def trained_losses(device: str, folder: Path, dataset: Dataset, tmp_path: Path, **options: Any) -> list[float]:
     encoder = Encoder.load(folder, device)
     start = embed(encoder, dataset)
-    layers = TrainedLayers(encoder, dataset, 2, tmp_path, **options)
+    layers = TrainableEncoder(encoder, dataset, 2, tmp_path, **options)
     # Easy negatives alone are the same on every device; mined ones may change places where scores are near.
     asked = request(layers=2).model_copy(update={"dataset": DatasetKnobs(hard_negatives=0, easy_negatives=3)})
     return train(layers, dataset, np.arange(len(dataset.question)), asked, start=start, observer=Steps()).losses
@@ -87,10 +87,10 @@ def test_a_job_goes_on_where_it_was(
     stores = MemoryObjectStore(), MemoryObjectStore()
     settings = settings_for(tiny_folder, tmp_path)
     jobs = [job_in(store, tiny_folder) for store in stores]
-    assert run(jobs[0], settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
+    assert run(jobs[0], settings, stores[0], RecordingEventSink()) == ExitCode.DONE
     assert run(jobs[1], settings, stores[1], AskedToEnd(step)) == ExitCode.TRY_AGAIN
     assert stores[1].list("checkpoints/")
-    again = RecordingAnnouncer()
+    again = RecordingEventSink()
     assert run(jobs[1], settings, stores[1], again) == ExitCode.DONE
     assert min(status.progress.step for status in again.statuses if status.progress) == step + 1
     # Not bit by bit: attention's way back adds up in any order.

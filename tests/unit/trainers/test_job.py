@@ -21,8 +21,8 @@ from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
 from tests.unit.trainers.conftest import example, use_arithmetic
-from trainers.engine.trainable_encoder import TrainedLayers
-from trainers.errors import BadJobError, SurroundingsError
+from trainers.engine.trainable_encoder import TrainableEncoder
+from trainers.errors import BadJobError, InfrastructureFailedError
 from trainers.exit_codes import ExitCode
 from trainers.job import main, read_job, run
 from trainers.loop import checkpoints
@@ -32,7 +32,7 @@ from trainers.model.base_models import packaged_minilm, packaged_minilm_folder
 from trainers.model.encoder import Encoder, arithmetic
 from trainers.model.split_model import freeze
 from trainers.publishing.model_publisher import ArtifactManifest, LatestModel, latest_model
-from trainers.publishing.reporting import RecordingAnnouncer, Reporter
+from trainers.publishing.reporting import RecordingEventSink, Reporter
 
 WORDS = [f"{one}{two}" for one in ("red", "blue", "green", "old", "new", "odd", "raw", "big") for two in "abcdefghij"]
 DOCUMENTS = {word: f"all about {word} {word}s" for word in WORDS}
@@ -40,7 +40,7 @@ EXAMPLES = [example(f"where to find {word} {word[::-1]}?", word) for word in WOR
 # Enough for a validation.
 MANY_EXAMPLES = [example(f"who sells {word} {word[::-1]} in town{town}", word) for word in WORDS for town in range(4)]
 
-Start = Callable[..., tuple[ExitCode, RecordingAnnouncer]]
+Start = Callable[..., tuple[ExitCode, RecordingEventSink]]
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def store() -> MemoryObjectStore:
 def start(store: MemoryObjectStore, tiny_folder: Path, tmp_path: Path) -> Start:
     """Runs a job with the tiny model as its base."""
 
-    def go(job: TrainingJob, **trainer: Any) -> tuple[ExitCode, RecordingAnnouncer]:
-        announcer = RecordingAnnouncer()
+    def go(job: TrainingJob, **trainer: Any) -> tuple[ExitCode, RecordingEventSink]:
+        announcer = RecordingEventSink()
         settings = Settings(trainer=TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path, **trainer))
         base = ModelReference(uri=tiny_folder.as_uri())
         return run(job.model_copy(update={"base_model": base}), settings, store, announcer), announcer
@@ -61,7 +61,7 @@ def start(store: MemoryObjectStore, tiny_folder: Path, tmp_path: Path) -> Start:
     return go
 
 
-def failure(announcer: RecordingAnnouncer) -> str:
+def failure(announcer: RecordingEventSink) -> str:
     last = announcer.statuses[-1]
     assert (last.state, last.retryable) == (State.FAILED, False)
     return last.reasons[0]
@@ -132,7 +132,7 @@ def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
     )
 
 
-class Unlucky(RecordingAnnouncer):
+class Unlucky(RecordingEventSink):
     """Something happens to the process after a step."""
 
     def __init__(self, step: int, happens: Callable[[], object]) -> None:
@@ -216,11 +216,11 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     stores = MemoryObjectStore(), MemoryObjectStore()
     whole, taken = (put_job(store, data, training=knobs).model_copy(update={"base_model": base}) for store in stores)
     settings = Settings(trainer=trainer)
-    assert run(whole, settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
+    assert run(whole, settings, stores[0], RecordingEventSink()) == ExitCode.DONE
     with contextlib.suppress(KeyboardInterrupt):
         assert run(taken, settings, stores[1], Unlucky(step, happens)) == ExitCode.TRY_AGAIN
     (kept,) = stores[1].list("checkpoints/")
-    again = RecordingAnnouncer()
+    again = RecordingEventSink()
     assert run(taken, settings, stores[1], again) == ExitCode.DONE
     steps = [status.progress.step for status in again.statuses if status.progress]
     assert steps == list(range(goes_on_with, in_all + 1))
@@ -228,8 +228,8 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     assert not stores[1].list("checkpoints/"), kept
     metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
     assert metrics[0]["validation"] == metrics[1]["validation"]
-    assert metrics[0]["merge_back"] == metrics[1]["merge_back"]
-    assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
+    assert metrics[0]["interpolate_weights"] == metrics[1]["interpolate_weights"]
+    assert (metrics[1]["interpolate_weights"] or {}).get("alpha") == alpha
 
 
 @pytest.mark.usefixtures("every_step_reported")
@@ -246,9 +246,9 @@ def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
     data, knobs = tables(EXAMPLES, documents), TrainingKnobs(batch_size=4, epochs=1, trainable_layers=1)
     stores = MemoryObjectStore(), MemoryObjectStore()
     whole, taken = (put_job(store, data, base_model=packaged_minilm(), training=knobs) for store in stores)
-    assert run(whole, settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
+    assert run(whole, settings, stores[0], RecordingEventSink()) == ExitCode.DONE
     assert run(taken, settings, stores[1], Unlucky(3, asked_to_end)) == ExitCode.TRY_AGAIN
-    assert run(taken, settings, stores[1], RecordingAnnouncer()) == ExitCode.DONE
+    assert run(taken, settings, stores[1], RecordingEventSink()) == ExitCode.DONE
     assert weights(stores[1]) == weights(stores[0])
 
 
@@ -256,9 +256,9 @@ def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
 def test_a_validation_is_ended_at_once_and_done_again(
     tables: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed_all, asked = TrainedLayers.embed_all, list[int]()
+    embed_all, asked = TrainableEncoder.embed_all, list[int]()
 
-    def embed_and_be_asked_to_end(layers: TrainedLayers) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed_and_be_asked_to_end(layers: TrainableEncoder) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append(len(asked))
         if len(asked) == 2:
             asked_to_end()
@@ -269,9 +269,9 @@ def test_a_validation_is_ended_at_once_and_done_again(
     base = ModelReference(uri=tiny_folder.as_uri())
     stores = MemoryObjectStore(), MemoryObjectStore()
     whole, taken = (put_job(store, data, base_model=base, training=knobs) for store in stores)
-    assert run(whole, settings, stores[0], RecordingAnnouncer()) == ExitCode.DONE
-    monkeypatch.setattr("trainers.engine.trainable_encoder.TrainedLayers.embed_all", embed_and_be_asked_to_end)
-    first, second = RecordingAnnouncer(), RecordingAnnouncer()
+    assert run(whole, settings, stores[0], RecordingEventSink()) == ExitCode.DONE
+    monkeypatch.setattr("trainers.engine.trainable_encoder.TrainableEncoder.embed_all", embed_and_be_asked_to_end)
+    first, second = RecordingEventSink(), RecordingEventSink()
     assert run(taken, settings, stores[1], first) == ExitCode.TRY_AGAIN
     steps = [status.progress.step for status in first.statuses if status.progress]
     assert run(taken, settings, stores[1], second) == ExitCode.DONE
@@ -288,7 +288,7 @@ def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStor
     code, _ = start(put_job(store, tables(MANY_EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=64, epochs=2)))
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
-    validation, merge = metrics["validation"], metrics["merge_back"]
+    validation, merge = metrics["validation"], metrics["interpolate_weights"]
     assert validation["questions"] == 24
     assert metrics["data"]["trained_on"] == len(MANY_EXAMPLES) - 24 - metrics["data"]["held_out_questions"]
     best = max(validation["ndcg_at_10"])
@@ -307,7 +307,7 @@ def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
     assert "fewer than 100 questions" in metrics["validation"]["off"]
-    assert metrics["merge_back"] is None
+    assert metrics["interpolate_weights"] is None
     assert "the last ones: fewer than 100" in store.get("models/m/000001/README.md").decode()
 
 
@@ -364,7 +364,7 @@ def test_frozen_layers_of_an_unknown_layout_are_slower_and_that_is_said(
         base_model=ModelReference(uri=folder.as_uri()),
         training=TrainingKnobs(trainable_layers=1, epochs=1),
     )
-    announcer = RecordingAnnouncer()
+    announcer = RecordingEventSink()
     settings = Settings(trainer=TrainerSettings(model_folders=(folder,), work_dir=tmp_path))
     assert run(job, settings, store, announcer) == ExitCode.DONE
     assert "the frozen layers of a albert model are not cached: slower" in announcer.statuses[-1].warnings
@@ -441,11 +441,11 @@ def test_a_job_that_is_not_there(store: MemoryObjectStore) -> None:
 
 
 def test_progress_is_reported_seldom_and_survives_a_silent_broker(store: MemoryObjectStore, tables: Any) -> None:
-    class Silent(RecordingAnnouncer):
+    class Silent(RecordingEventSink):
         def status(self, status: FineTuneStatus) -> None:
             super().status(status)
             if status.progress:
-                raise SurroundingsError(PublishError("fine-tune-status"))
+                raise InfrastructureFailedError(PublishError("fine-tune-status"))
 
     seconds = iter(range(100))
     announcer = Silent()

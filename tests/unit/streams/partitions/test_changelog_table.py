@@ -9,7 +9,7 @@ import pytest
 from faust.types import TP
 
 from streams.partitions.broker_reader import BrokerReader
-from streams.partitions.changelog_table import DurableTable
+from streams.partitions.changelog_table import ChangelogTable
 
 
 def changelog_event(table: Any, partition: int, offset: int, value: bytes) -> Any:
@@ -23,7 +23,7 @@ def test_late_records_undo_nothing_in_a_partition_that_is_owned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = faust.App("unit", store="rocksdb://", datadir=str(tmp_path))
-    durable = DurableTable(app, "sets", 2, cast(BrokerReader, None))
+    durable = ChangelogTable(app, "sets", 2, cast(BrokerReader, None))
     table = cast(Any, app.tables)["sets"]
     Path(str(table.data.path)).mkdir(parents=True, exist_ok=True)
     # As a standby, and while it recovers, it takes all that there is.

@@ -16,14 +16,14 @@ from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings, WorkerSettings
 from foldtune.topics import Topic
 from streams.partitions.changelog_table import Changes, MemoryTable
-from streams.publishing.publisher import Message, Outbox, Output, messages
+from streams.publishing.publisher import EventPublisher, Message, Output, messages
 from streams.requests.coordinator import Coordinator
 from tests.support import fine_tune_request
 
 PARTITIONS = 2
 
 
-class Recorded(Outbox):
+class Recorded(EventPublisher):
     def __init__(self) -> None:
         self.sent: list[Message] = []
 

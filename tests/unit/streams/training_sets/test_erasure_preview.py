@@ -23,7 +23,7 @@ from foldtune.events import (
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.training_sets import erasure_preview
-from streams.training_sets.erasure_preview import Covered, covered_by
+from streams.training_sets.erasure_preview import Covered, preview_erasure
 
 T0 = datetime(2025, 1, 2, tzinfo=UTC)
 
@@ -170,7 +170,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_an_erasure_covers(held: None, subject: str, name: str, days: int, covered: dict[str, Covered]) -> None:
     content = {"erasure_id": "e", "occurred_at": T0 + timedelta(days=days), "subject": subject, "subject_id": name}
-    assert covered_by(ErasureRequested.model_validate(content), Settings()) == covered
+    assert preview_erasure(ErasureRequested.model_validate(content), Settings()) == covered
 
 
 def test_a_dry_run_counts_and_asks_nothing(

@@ -18,7 +18,7 @@ from foldtune.settings import Sets
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
 from streams.partitions.changelog_table import Changes, MemoryTable
-from streams.partitions.consumer import place_key
+from streams.partitions.consumer import offset_key
 from streams.training_sets import compaction, segments
 from streams.training_sets.decoding import Record
 from streams.training_sets.fold import FolderSet, JudgedLog, fold
@@ -210,7 +210,7 @@ class Worker:
         self.table = LocalTable(changelog)
         asyncio.run(self.table.recover())
         self.sets = TrainingSets(self.table, bounds)
-        self.places = {topic: int(self.table.get(0, place_key(topic)) or 0) for topic in DATA_TOPICS}
+        self.places = {topic: int(self.table.get(0, offset_key(topic)) or 0) for topic in DATA_TOPICS}
 
     def take(self, history: Log, topic: Topic, count: int, *, cut_off: bool = False) -> None:
         at = self.places[topic]
@@ -221,9 +221,9 @@ class Worker:
             asyncio.run(self.sets.add(0, topic, block))
         self.places[topic] = at + len(block)
         if not cut_off:
-            asyncio.run(self.sets.write(0, {place_key(topic): str(self.places[topic]).encode()}))
+            asyncio.run(self.sets.write(0, {offset_key(topic): str(self.places[topic]).encode()}))
 
-    def keep_up(self, records: int = 1 << 30) -> None:
+    def maintain(self, records: int = 1 << 30) -> None:
         """Until it is done, or has written so many records."""
         self.table.left = records
         with (
@@ -232,13 +232,13 @@ class Worker:
             mock.patch.object(segments, "_MAX_BYTES", 600),
             suppress(PartitionLostError),
         ):
-            asyncio.run(compaction.keep_up(self.sets, 0, END))
+            asyncio.run(compaction.maintain(self.sets, 0, END))
         self.table.left = 1 << 30
 
     def merge(self) -> None:
         """Its first write is a merge: with it, it learns what was written meanwhile."""
         with mock.patch.object(compaction, "FAN_IN", 2):
-            asyncio.run(compaction.keep_up(self.sets, 0, END))
+            asyncio.run(compaction.maintain(self.sets, 0, END))
 
     def snapshot(self, folder_id: str) -> FolderSet:
         """As an export makes it: of what lies before the places."""
@@ -282,8 +282,8 @@ class Disturbances(RuleBasedStateMachine):
             self.erasures_taken = max(self.erasures_taken, self.owner.places[topic])
 
     @rule()
-    def keep_up(self) -> None:
-        self.owner.keep_up()
+    def maintain(self) -> None:
+        self.owner.maintain()
 
     @rule()
     def crash(self) -> None:
@@ -309,17 +309,17 @@ class Disturbances(RuleBasedStateMachine):
     @rule()
     def zombies_keep_up(self) -> None:
         for zombie in self.zombies:
-            zombie.keep_up()
+            zombie.maintain()
 
     @rule(records=st.integers(0, 6))
     def crash_while_keeping_up(self, records: int) -> None:
-        self.owner.keep_up(records)
+        self.owner.maintain(records)
         self.crash()
 
     @rule(records=st.integers(0, 6))
     def zombies_end_while_keeping_up(self, records: int) -> None:
         for zombie in self.zombies:
-            zombie.keep_up(records)
+            zombie.maintain(records)
         self.zombies = []
 
     @precondition(lambda self: not self.haunted)
@@ -342,7 +342,7 @@ class Disturbances(RuleBasedStateMachine):
         for folder_id in FOLDERS:
             expected = reference(folder_id, self.history, self.bounds)
             assert heir.sets.view(0).folder(folder_id, END) == expected
-            heir.keep_up()
+            heir.maintain()
             assert heir.sets.view(0).folder(folder_id, END) == expected
         assert heir.table.content() == self.changelog.rebuilt()
         del self.changelog.records[before:]
@@ -370,8 +370,8 @@ def test_merging_keeps_a_folder_narrow() -> None:
     for number in range(100):
         add(sets, Topic.CHAT_LOGS, [record(number, log(str(number), START))])
         if number % 10 == 0:
-            asyncio.run(compaction.keep_up(sets, 0, START))
-    asyncio.run(compaction.keep_up(sets, 0, START))
+            asyncio.run(compaction.maintain(sets, 0, START))
+    asyncio.run(compaction.maintain(sets, 0, START))
     assert len(sets.view(0).segments["f"]) < compaction.FAN_IN
     assert len(sets.view(0).folder("f", START).logs) == 100
 
@@ -382,7 +382,7 @@ def test_superseded_versions_of_a_document_do_not_pile_up() -> None:
         text = f"version {number}"
         document = DocumentUpserted(document_id="d", folder_id="f", occurred_at=START, text=text)
         add(sets, Topic.DOCUMENTS, [record(number, document)])
-    asyncio.run(compaction.keep_up(sets, 0, START))
+    asyncio.run(compaction.maintain(sets, 0, START))
     (segment,) = sets.view(0).segments["f"]
     assert segment.records == 1
 
@@ -395,7 +395,7 @@ def test_corpora_published_again_and_again_do_not_pile_up() -> None:
     ]
     for again in range(10):
         add(sets, Topic.DOCUMENTS, [record(again * 10_000 + n, one) for n, one in enumerate(corpus)])
-        asyncio.run(compaction.keep_up(sets, 0, START))
+        asyncio.run(compaction.maintain(sets, 0, START))
         assert sum(segment.records for segment in sets.view(0).segments["f"]) <= 2 * len(corpus)
     assert sets.view(0).folder("f", START).documents == tuple(sorted(corpus, key=lambda one: one.document_id))
 
@@ -413,7 +413,7 @@ def test_a_history_imported_in_any_order_stays_within_twice_its_bounds() -> None
         block = [record(start + place, event) for place, event in enumerate(events[start : start + 100])]
         for topic, kind in ((Topic.CHAT_LOGS, ChatLog), (Topic.FEEDBACK, Feedback)):
             add(sets, topic, [one for one in block if isinstance(one.event, kind)])
-        asyncio.run(compaction.keep_up(sets, 0, START))
+        asyncio.run(compaction.maintain(sets, 0, START))
     segments = sets.view(0).segments["f"]
     assert sum(segment.records for segment in segments if segment.topic is Topic.CHAT_LOGS) <= 2 * 100
     assert sum(segment.records for segment in segments if segment.topic is Topic.FEEDBACK) <= 2 * 200
@@ -431,7 +431,7 @@ def test_what_an_erased_log_pushed_out_does_not_come_back() -> None:
     erasure = ErasureRequested(erasure_id="1", occurred_at=START + day, subject="user", subject_id="u")
     add(sets, Topic.ERASURES, [record(0, erasure)])
     with mock.patch.object(compaction, "_SLACK", 0):
-        asyncio.run(compaction.keep_up(sets, 0, START + 3 * day))
+        asyncio.run(compaction.maintain(sets, 0, START + 3 * day))
     assert [judged.log.log_id for judged in sets.view(0).folder("f", START + 3 * day).logs] == ["3"]
 
 
@@ -444,7 +444,7 @@ def test_a_smaller_version_of_a_log_brings_nothing_back(kept_up: bool) -> None:
     add(sets, Topic.CHAT_LOGS, [record(offset, event) for offset, event in enumerate(events)])
     if kept_up:
         with mock.patch.object(compaction, "_SLACK", 0):
-            asyncio.run(compaction.keep_up(sets, 0, START))
+            asyncio.run(compaction.maintain(sets, 0, START))
         # The newest, and the place of what had no room.
         assert [segment.records for segment in sets.view(0).segments["f"]] == [2]
     add(sets, Topic.CHAT_LOGS, [record(3, log("1", START + 3 * day))])
@@ -461,7 +461,7 @@ def test_keeping_up_comes_to_an_end(answer: int) -> None:
             Record(offset, position, log(f"{offset} {position}", START), size=150 + answer) for position in range(100)
         ]
         add(sets, Topic.CHAT_LOGS, envelope)
-    while asyncio.run(compaction.keep_up(sets, 0, START)) != compaction.Upkept():
+    while asyncio.run(compaction.maintain(sets, 0, START)) != compaction.MaintenanceCounts():
         assert table.write.call_count < 300
     found = sets.view(0).segments["f"]
     assert sum(segment.records for segment in found) == 6_000
@@ -475,7 +475,7 @@ def test_what_compaction_brings_together_is_no_larger_than_a_message() -> None:
         large = Record(offset, 0, log(f"large {offset}", START, question="x" * 200_000), size=300)
         small = [Record(offset, 1 + number, log("the same", START), size=300) for number in range(100)]
         add(sets, Topic.CHAT_LOGS, [large, *small])
-    asyncio.run(compaction.keep_up(sets, 0, START))
+    asyncio.run(compaction.maintain(sets, 0, START))
     assert max(segment.size for segment in sets.view(0).segments["f"]) < 512 * 1024
     assert len(sets.view(0).folder("f", START).logs) == 20
 
@@ -488,9 +488,9 @@ def test_a_zombies_compaction_deletes_nothing_that_it_does_not_write() -> None:
     Worker(changelog, Sets()).take(events, Topic.CHAT_LOGS, 2, cut_off=True)
     Worker(changelog, Sets()).take(events, Topic.CHAT_LOGS, 3)
     zombie, owner = Worker(changelog, Sets()), Worker(changelog, Sets())
-    owner.keep_up()
-    owner.keep_up()
-    zombie.keep_up()
+    owner.maintain()
+    owner.maintain()
+    zombie.maintain()
     heir = Worker(changelog, Sets())
     assert [judged.log.log_id for judged in heir.sets.view(0).folder("f", END).logs] == ["0", "1", "2"]
 
@@ -505,13 +505,13 @@ def test_what_a_zombie_brings_back_of_the_erased_is_erased_again() -> None:
     zombie, owner = owner, Worker(changelog, Sets())
     events[Topic.ERASURES] = [ErasureRequested(erasure_id="1", occurred_at=START, subject="user", subject_id="u")]
     owner.take(events, Topic.ERASURES, 1)
-    owner.keep_up()
+    owner.maintain()
     assert marker.encode() not in b"".join(owner.table.content().values())
     # It merges what it knows; and the owner ends before it has seen that.
     zombie.merge()
     heir = Worker(changelog, Sets())
     assert marker.encode() in b"".join(heir.table.content().values())
-    heir.keep_up()
+    heir.maintain()
     assert marker.encode() not in b"".join(heir.table.content().values())
 
 
@@ -531,9 +531,9 @@ def test_what_is_taken_over_during_a_purge_is_purged_by_the_next() -> None:
         asyncio.run(owner.sets.write(0, {b"anything": b""}))
 
     with mock.patch.object(owner.table, "reclaim", side_effect=meanwhile):
-        asyncio.run(compaction.keep_up(owner.sets, 0, END))
+        asyncio.run(compaction.maintain(owner.sets, 0, END))
     assert marker.encode() in b"".join(owner.table.content().values())
-    owner.keep_up()
+    owner.maintain()
     assert marker.encode() not in b"".join(owner.table.content().values())
 
 
@@ -542,7 +542,7 @@ def test_a_view_that_was_rewritten_says_so() -> None:
     for number in range(compaction.FAN_IN):
         add(sets, Topic.CHAT_LOGS, [record(number, log(str(number), START))])
     view = sets.view(0)
-    asyncio.run(compaction.keep_up(sets, 0, START))
+    asyncio.run(compaction.maintain(sets, 0, START))
     with pytest.raises(OutdatedViewError):
         view.folder("f", START)
 
@@ -551,9 +551,9 @@ def test_what_lies_behind_the_place_reached_is_left_alone() -> None:
     sets = TrainingSets(MemoryTable(), Sets())
     for number in range(compaction.FAN_IN):
         asyncio.run(sets.add(0, Topic.CHAT_LOGS, [record(number, log("same", START + timedelta(days=number)))]))
-    assert asyncio.run(compaction.keep_up(sets, 0, START)) == compaction.Upkept()
-    asyncio.run(sets.write(0, {place_key(Topic.CHAT_LOGS): b"%d" % compaction.FAN_IN}))
-    assert asyncio.run(compaction.keep_up(sets, 0, START)).merged == compaction.FAN_IN
+    assert asyncio.run(compaction.maintain(sets, 0, START)) == compaction.MaintenanceCounts()
+    asyncio.run(sets.write(0, {offset_key(Topic.CHAT_LOGS): b"%d" % compaction.FAN_IN}))
+    assert asyncio.run(compaction.maintain(sets, 0, START)).merged == compaction.FAN_IN
 
 
 @pytest.mark.parametrize("kept_up", [False, True])
@@ -564,7 +564,7 @@ def test_a_small_log_finds_no_room_behind_a_large_one_that_had_none(kept_up: boo
     add(sets, Topic.CHAT_LOGS, [record(1, log("new", START + 2 * day))])
     if kept_up:
         with mock.patch.object(compaction, "_SLACK", 0):
-            asyncio.run(compaction.keep_up(sets, 0, START))
+            asyncio.run(compaction.maintain(sets, 0, START))
         assert b"xxx" not in b"".join(sets.table.get(0, key) or b"" for key in sets.table.keys(0, SEGMENTS))
     add(sets, Topic.CHAT_LOGS, [record(2, log("late", START))])
     assert [judged.log.log_id for judged in sets.view(0).folder("f", START).logs] == ["new"]
@@ -574,7 +574,7 @@ def test_eviction_makes_room() -> None:
     sets = TrainingSets(MemoryTable(), Sets(max_age=timedelta(days=1)))
     for hour in range(24 * 5):
         add(sets, Topic.CHAT_LOGS, [record(hour, log(str(hour), START + timedelta(hours=hour)))])
-    done = asyncio.run(compaction.keep_up(sets, 0, START + timedelta(days=5)))
+    done = asyncio.run(compaction.maintain(sets, 0, START + timedelta(days=5)))
     # A day of age, and a day of grace for exports that are repeated.
     assert done.evicted == 24 * 3
 
@@ -604,12 +604,12 @@ def test_an_erasure_leaves_no_word_in_the_table() -> None:
         ErasureRequested(erasure_id="2", occurred_at=START, subject="document", subject_id="d"),
     ]
     add(sets, Topic.ERASURES, [record(n, request) for n, request in enumerate(requests)])
-    assert asyncio.run(compaction.keep_up(sets, 0, START)).purged == 2
+    assert asyncio.run(compaction.maintain(sets, 0, START)).purged == 2
     # A late copy, as a replay brings it, is not written again.
     add(sets, Topic.CHAT_LOGS, [record(0, mine)])
     assert all(marker.encode() not in (table.get(0, key) or b"") for key in table.keys(0, b""))
     assert [judged.log.log_id for judged in sets.view(0).folder("f", START).logs] == ["2", "3"]
-    assert asyncio.run(compaction.keep_up(sets, 0, START)).purged == 0
+    assert asyncio.run(compaction.maintain(sets, 0, START)).purged == 0
 
 
 def test_where_something_was_erased_something_is_written_every_day() -> None:
@@ -617,21 +617,21 @@ def test_where_something_was_erased_something_is_written_every_day() -> None:
     table = mock.Mock(wraps=MemoryTable())
     sets = TrainingSets(table, Sets())
     add(sets, Topic.CHAT_LOGS, [record(0, log("1", START))])
-    asyncio.run(compaction.keep_up(sets, 0, START))
+    asyncio.run(compaction.maintain(sets, 0, START))
     assert table.reclaim.call_count == 0
     request = ErasureRequested(erasure_id="1", occurred_at=START, subject="user", subject_id="nobody")
     add(sets, Topic.ERASURES, [record(0, request)])
     table.write.reset_mock()
     for hours in (0, 1, 23, 24, 30, 47, 48):
-        asyncio.run(compaction.keep_up(sets, 0, START + timedelta(hours=hours)))
+        asyncio.run(compaction.maintain(sets, 0, START + timedelta(hours=hours)))
     assert (table.write.call_count, table.reclaim.call_count) == (3, 3)
     # A crash after the marks and before the files were freed would leave the words in them.
     calls = [name for name, _, _ in table.mock_calls if name in {"write", "reclaim"}]
     assert calls[-2:] == ["reclaim", "write"]
     # Whoever takes the partition over may have read the words from a changelog that was not compacted yet.
     sets.forget()
-    asyncio.run(compaction.keep_up(sets, 0, START + timedelta(hours=49)))
-    asyncio.run(compaction.keep_up(sets, 0, START + timedelta(hours=50)))
+    asyncio.run(compaction.maintain(sets, 0, START + timedelta(hours=49)))
+    asyncio.run(compaction.maintain(sets, 0, START + timedelta(hours=50)))
     assert (table.write.call_count, table.reclaim.call_count) == (3, 4)
 
 
@@ -642,7 +642,7 @@ def test_labelled_logs_are_counted_from_an_offset_on_whatever_is_merged() -> Non
         event = log(str(number), START, cited_document_ids=cited)
         add(sets, Topic.CHAT_LOGS, [record(number, event)])
     counts = [sets.labelled_since(0, offset, None) for offset in (0, 4, 10)]
-    asyncio.run(compaction.keep_up(sets, 0, START))
+    asyncio.run(compaction.maintain(sets, 0, START))
     assert len(sets.view(0).segments["f"]) == 1
     assert [sets.labelled_since(0, offset, None) for offset in (0, 4, 10)] == counts == [5, 3, 0]
     assert sets.labelled_since(0, 0, ["other"]) == 0
@@ -684,7 +684,7 @@ def test_the_words_of_the_answer_are_not_kept() -> None:
 def add(sets: TrainingSets, topic: Topic, records: list[Record]) -> None:
     """As the intake does it: first the block, then the place behind it."""
     asyncio.run(sets.add(0, topic, records))
-    asyncio.run(sets.write(0, {place_key(topic): b"%d" % (records[-1].offset + 1)}))
+    asyncio.run(sets.write(0, {offset_key(topic): b"%d" % (records[-1].offset + 1)}))
 
 
 def record(offset: int, event: Stored) -> Record:

@@ -16,7 +16,7 @@ from streams.partitions.changelog_table import MemoryTable
 from streams.training_sets.decoding import Record
 from streams.training_sets.state_events import ChatLog
 from streams.training_sets.store import TrainingSets
-from streams.worker.broker_monitor import BrokerWatch
+from streams.worker.broker_monitor import BrokerMonitor
 from streams.worker.owned_partitions import OwnedPartitions
 from tests.support import folder_history
 
@@ -33,7 +33,7 @@ class Brokers:
         return {Topic.CHAT_LOGS: self.ends_by_partition[partition]}
 
 
-async def measured(watch: BrokerWatch) -> None:
+async def measured(watch: BrokerMonitor) -> None:
     """Have the watch ask once."""
     with suppress(TimeoutError):
         await asyncio.wait_for(watch.run(), 0.05)
@@ -42,7 +42,7 @@ async def measured(watch: BrokerWatch) -> None:
 def test_lag_is_what_is_published_and_not_taken_in_of_owned_partitions() -> None:
     owned = [0, 2]
     brokers = Brokers({0: 10, 2: 5})
-    watch = BrokerWatch(cast(BrokerReader, brokers), lambda: owned, lambda _topic, partition: {0: 7, 2: 5}[partition])
+    watch = BrokerMonitor(cast(BrokerReader, brokers), lambda: owned, lambda _topic, partition: {0: 7, 2: 5}[partition])
     asyncio.run(measured(watch))
     nothing = {(topic, partition): 0 for topic in DATA_TOPICS for partition in owned}
     assert watch.lag == nothing | {(Topic.CHAT_LOGS, 0): 3}
@@ -50,7 +50,7 @@ def test_lag_is_what_is_published_and_not_taken_in_of_owned_partitions() -> None
 
 def test_without_an_answer_the_last_lag_stays_and_nothing_ends() -> None:
     brokers = Brokers({0: 10})
-    watch = BrokerWatch(cast(BrokerReader, brokers), lambda: [0], lambda *_: 7)
+    watch = BrokerMonitor(cast(BrokerReader, brokers), lambda: [0], lambda *_: 7)
     asyncio.run(measured(watch))
     brokers.ends_by_partition = None
     asyncio.run(measured(watch))

@@ -11,8 +11,8 @@ from tests.unit.trainers.job_of_ranks import MODEL, job_in
 from trainers.exit_codes import ExitCode
 from trainers.job import run
 from trainers.loop.optimizer import UNVALIDATED_LEARNING_RATE
-from trainers.loop.tensorboard import Board
-from trainers.publishing.reporting import RecordingAnnouncer
+from trainers.loop.tensorboard import TensorBoardLogger
+from trainers.publishing.reporting import RecordingEventSink
 
 
 def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:
 
     store = MemoryObjectStore()
     trainer = TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path, tensorboard_dir=tmp_path / "curves")
-    assert run(job_in(store, tiny_folder), Settings(trainer=trainer), store, RecordingAnnouncer()) == ExitCode.DONE
+    assert run(job_in(store, tiny_folder), Settings(trainer=trainer), store, RecordingEventSink()) == ExitCode.DONE
     (file,) = (tmp_path / "curves").glob("*/000001/events.out.tfevents.*")
     events = EventAccumulator(str(file)).Reload()
     record = json.loads(store.get(f"{MODEL}/metrics.json"))["training"]
@@ -44,7 +44,7 @@ def test_what_stands_in_the_way_is_warned_of(
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     else:
         folder.write_text("a file")
-    board: Any = Board(folder, job_in(MemoryObjectStore(), tiny_folder), warnings.append)
+    board: Any = TensorBoardLogger(folder, job_in(MemoryObjectStore(), tiny_folder), warnings.append)
     board.stepped(1, loss=1.0)
     board.close()
     (warning,) = warnings

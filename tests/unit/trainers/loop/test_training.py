@@ -30,14 +30,14 @@ from trainers.data.negatives import hardest
 from trainers.engine import memory, trainable_encoder
 from trainers.engine.embedder import Embedder
 from trainers.engine.prefix_cache import PrefixCache
-from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import KnobError, NotFiniteError
 from trainers.loop.loss import contrastive_loss
-from trainers.loop.optimizer import FIRST_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Descent
+from trainers.loop.optimizer import FIRST_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Optimizer
 from trainers.loop.training import TrainingRecord, train
 from trainers.loop.validation import Validation
 from trainers.model.encoder import Encoder, arithmetic
-from trainers.model.encoding_config import Recipe
+from trainers.model.encoding_config import EncodingConfig
 from trainers.model.split_model import freeze, halves
 from trainers.pipeline import embed
 
@@ -90,7 +90,7 @@ def trained(folder: Path, dataset: Dataset, tmp_path: Path, **weights: Any) -> t
     encoder, steps = Encoder.load(folder, "cpu"), Steps()
     start = embed(encoder, dataset)
     rows = np.arange(len(dataset.question))
-    layers = TrainedLayers(encoder, dataset, 1, tmp_path)
+    layers = TrainableEncoder(encoder, dataset, 1, tmp_path)
     record = train(layers, dataset, rows, request(**weights), start=start, observer=steps)
     return encoder, record, steps
 
@@ -114,21 +114,21 @@ def test_the_two_halves_make_the_whole(config: Any) -> None:
     assert not any(".0." in name or "embeddings" in name for name in trainable)
 
 
-def encoder_of(config: Any, tokenizer_folder: Path, recipe: Recipe) -> Encoder:
+def encoder_of(config: Any, tokenizer_folder: Path, encoding_config: EncodingConfig) -> Encoder:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    return Encoder(AutoModel.from_config(config), tokenizer, recipe, torch.device("cpu"))
+    return Encoder(AutoModel.from_config(config), tokenizer, encoding_config, torch.device("cpu"))
 
 
 def embedded_alone(encoder: Encoder, dataset: Dataset) -> torch.Tensor:
     """All texts one by one by the library's whole model: no padding, no cache, no batch."""
-    texts = [encoder.recipe.query_prompt + text for text in dataset.questions]
-    texts += [encoder.recipe.passage_prompt + text for text in dataset.passages]
+    texts = [encoder.encoding_config.query_prompt + text for text in dataset.questions]
+    texts += [encoder.encoding_config.passage_prompt + text for text in dataset.passages]
     found = []
     for text in texts:
         ids = encoder.tokenizer(text, return_tensors="pt", truncation=True, max_length=encoder.max_tokens).input_ids
         states = encoder.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
-        pooled = {"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1]}[encoder.recipe.pooling]
+        pooled = {"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1]}[encoder.encoding_config.pooling]
         found.append(torch.nn.functional.normalize(pooled, dim=0))
     return torch.stack(found).detach()
 
@@ -137,20 +137,24 @@ FEW_POSITIONS: dict[str, Any] = {**SMALL, "vocab_size": 30522, "pad_token_id": 1
 
 
 @pytest.mark.usefixtures("full_precision")
-@pytest.mark.parametrize("recipe", [Recipe("mean"), Recipe("cls"), Recipe("lasttoken")], ids=lambda one: one.pooling)
+@pytest.mark.parametrize(
+    "encoding_config",
+    [EncodingConfig("mean"), EncodingConfig("cls"), EncodingConfig("lasttoken")],
+    ids=lambda one: one.pooling,
+)
 @pytest.mark.parametrize(
     "config",
     [RobertaConfig(**FEW_POSITIONS), CamembertConfig(**FEW_POSITIONS), BertConfig(**FEW_POSITIONS)],
     ids=lambda config: config.model_type,
 )
 def test_neither_cache_nor_padding_moves_a_position(
-    config: Any, recipe: Recipe, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+    config: Any, encoding_config: EncodingConfig, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    encoder = encoder_of(config, tiny_folder, recipe)
+    encoder = encoder_of(config, tiny_folder, encoding_config)
     # Positions of RoBERTa and its family begin behind the padding id, so the longest text has two tokens less.
     assert encoder.max_tokens == (22 if config.model_type == "bert" else 20)
     expected = embedded_alone(encoder, small_dataset)
-    layers = TrainedLayers(encoder, small_dataset, 2, tmp_path)
+    layers = TrainableEncoder(encoder, small_dataset, 2, tmp_path)
     assert layers.cached
     torch.testing.assert_close(torch.cat(layers.embed_all()), expected, rtol=1e-4, atol=1e-5)
     longest = encoder.encode(["word " * 100])
@@ -162,12 +166,12 @@ def test_neither_cache_nor_padding_moves_a_position(
 def test_prompts_are_part_of_what_is_trained(
     cached: bool, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    recipe = Recipe(query_prompt="query: ", passage_prompt="passage: ")
-    encoder = encoder_of(BertConfig(**{**FEW_POSITIONS, "max_position_embeddings": 64}), tiny_folder, recipe)
+    encoding_config = EncodingConfig(query_prompt="query: ", passage_prompt="passage: ")
+    encoder = encoder_of(BertConfig(**{**FEW_POSITIONS, "max_position_embeddings": 64}), tiny_folder, encoding_config)
     asked, read = encoder.tokenize(["x"], "query"), encoder.tokenize(["x"], "passage")
     assert encoder.tokenizer.decode(asked.ids) == "[CLS] query : x [SEP]"
     assert encoder.tokenizer.decode(read.ids) == "[CLS] passage : x [SEP]"
-    layers = TrainedLayers(encoder, small_dataset, 2, tmp_path, cached=cached)
+    layers = TrainableEncoder(encoder, small_dataset, 2, tmp_path, cached=cached)
     expected = embedded_alone(encoder, small_dataset)
     seen: list[torch.Tensor] = []
 
@@ -195,7 +199,7 @@ def test_more_layers_than_there_are(tiny_folder: Path) -> None:
 
 
 def gradients(encoder: Encoder, dataset: Dataset, tmp_path: Path, **options: Any) -> tuple[float, list[torch.Tensor]]:
-    layers = TrainedLayers(encoder, dataset, 2, tmp_path, **options)
+    layers = TrainableEncoder(encoder, dataset, 2, tmp_path, **options)
     assert layers.cached == options.get("cached", True)
     questions, passages = np.array([3, 9]), np.array([1, 5, 17, 44])
     loss, _ = layers.backward(questions, passages, lambda q, p: ((q @ p.T).pow(2).sum(), 0.0), as_it_is)
@@ -210,8 +214,8 @@ def test_cache_and_parts_change_no_gradient(
 ) -> None:
     config = copy.deepcopy(config)
     config.vocab_size = 30522
-    expected, wanted = gradients(encoder_of(config, tiny_folder, Recipe()), small_dataset, tmp_path)
-    loss, found = gradients(encoder_of(config, tiny_folder, Recipe()), small_dataset, tmp_path, **options)
+    expected, wanted = gradients(encoder_of(config, tiny_folder, EncodingConfig()), small_dataset, tmp_path)
+    loss, found = gradients(encoder_of(config, tiny_folder, EncodingConfig()), small_dataset, tmp_path, **options)
     assert loss == pytest.approx(expected, rel=1e-5)
     assert len(found) == len(wanted) > 0
     for one, other in zip(found, wanted, strict=True):
@@ -219,7 +223,7 @@ def test_cache_and_parts_change_no_gradient(
 
 
 def test_all_layers_need_no_cache(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
-    assert not TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, "all", tmp_path).cached
+    assert not TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, "all", tmp_path).cached
 
 
 def test_a_decoder_whose_layers_differ_is_not_cut() -> None:
@@ -237,7 +241,7 @@ def test_embeddings_through_the_cache_are_those_of_the_model(
 ) -> None:
     monkeypatch.setattr(trainable_encoder, "TRAINING_TOKENS", bound)
     encoder = Encoder.load(tiny_folder, "cpu")
-    found = TrainedLayers(encoder, small_dataset, 2, tmp_path).embed_uncut()
+    found = TrainableEncoder(encoder, small_dataset, 2, tmp_path).embed_full_length()
     for one, other in zip(found, embed(encoder, small_dataset), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -256,7 +260,7 @@ def test_two_bytes_change_little(
     found = []
     for computed in (torch.float32, dtype):
         use_arithmetic(monkeypatch, computed)
-        layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 2, tmp_path, cached=cached)
+        layers = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 2, tmp_path, cached=cached)
         found.append(torch.nn.functional.normalize(torch.cat(layers.embed_all()), dim=1))
     likeness = (found[0] * found[1]).sum(dim=1)
     assert likeness.min() > 0.999
@@ -279,11 +283,11 @@ def test_float16_trains_as_float32_does(
     assert (weights - wanted).norm() < 0.2 * (wanted - untrained).norm()
 
 
-def descent_of(weight: torch.nn.Parameter, *, float16: bool) -> Descent:
-    return Descent([weight], steps=100, peak=0.1, float16=float16)
+def descent_of(weight: torch.nn.Parameter, *, float16: bool) -> Optimizer:
+    return Optimizer([weight], steps=100, peak=0.1, float16=float16)
 
 
-def go_down(descent: Descent, weight: torch.nn.Parameter, gradient: float) -> bool:
+def go_down(descent: Optimizer, weight: torch.nn.Parameter, gradient: float) -> bool:
     """A step with the gradient that float16 has left of it."""
     weight.grad = descent.scaled(torch.full_like(weight, gradient)).half().float()
     return descent.step()
@@ -458,7 +462,7 @@ def test_a_text_is_tokenized_once_and_embedded_once_a_step(
 
     monkeypatch.setattr(Encoder, "tokenize", counted)
     monkeypatch.setattr(Embedder, "embed", watched)
-    layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+    layers = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
     start = layers.embed_all()
     train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
     assert set(tokenized) == {*small_dataset.questions, *small_dataset.passages}
@@ -491,8 +495,8 @@ def test_no_text_meets_the_frozen_layers_for_the_first_time_in_a_batch(
 ) -> None:
     monkeypatch.setattr("trainers.engine.trainable_encoder.TRAINING_TOKENS", 10)
     encoder = Encoder.load(tiny_folder, "cpu")
-    layers = TrainedLayers(encoder, small_dataset, 1, tmp_path)
-    queries, passages = layers.embed_uncut()
+    layers = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
+    queries, passages = layers.embed_full_length()
     expected = embed(encoder, small_dataset)
     torch.testing.assert_close(queries, expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(passages, expected[1], rtol=1e-4, atol=1e-5)
@@ -515,9 +519,9 @@ def test_what_nothing_checks_is_trained_more_slowly(
     validated: bool,
     rate: float,
 ) -> None:
-    descent = Mock(wraps=Descent)
-    monkeypatch.setattr("trainers.loop.training.Descent", descent)
-    layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+    descent = Mock(wraps=Optimizer)
+    monkeypatch.setattr("trainers.loop.training.Optimizer", descent)
+    layers = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
     validation = Validation(layers, small_dataset, np.arange(5), sampled=False, seed=0) if validated else None
     start = layers.embed_all()
     train(layers, small_dataset, np.arange(8, 40), request(), start=start, observer=Steps(), validation=validation)
@@ -537,7 +541,7 @@ def test_an_embedding_that_is_no_number_ends_the_training(
 ) -> None:
     encoder = Encoder.load(tiny_folder, "cpu")
     start = embed(encoder, small_dataset)
-    layers = TrainedLayers(encoder, small_dataset, 1, tmp_path)
+    layers = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
     monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0].float() * torch.nan)
     with pytest.raises(NotFiniteError, match=r"an embedding, computed in torch\."):
         train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
@@ -552,7 +556,7 @@ def test_a_batch_does_not_hold_against_a_question_what_is_right_for_it(
     dataset = build_dataset(*tables(rows, {"a": "one", "b": "two", "c": "three", "d": "four"}))
     seen = Mock(wraps=contrastive_loss)
     monkeypatch.setattr("trainers.loop.training.contrastive_loss", seen)
-    layers = TrainedLayers(Encoder.load(tiny_folder, "cpu"), dataset, 1, tmp_path)
+    layers = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), dataset, 1, tmp_path)
     # In-batch negatives alone, so the passages of a batch are its positives.
     asked = request().model_copy(update={"dataset": DatasetKnobs(hard_negatives=0, easy_negatives=0)})
     record = train(layers, dataset, np.arange(4), asked, start=layers.embed_all(), observer=Steps())

@@ -6,24 +6,24 @@ import torch
 
 from tests.unit.trainers.loop.test_training import Steps, request
 from trainers.data.dataset import Dataset
-from trainers.engine.trainable_encoder import TrainedLayers
+from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.evaluation.metrics import evaluate
 from trainers.loop.training import TrainingRecord, train
-from trainers.loop.validation import ALPHAS, Validation, merge_back
+from trainers.loop.validation import ALPHAS, Validation, interpolate_weights
 from trainers.model.encoder import Encoder
 
 QUESTIONS = np.arange(0, 40, 3)
 
 
 @pytest.fixture
-def layers(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> TrainedLayers:
-    return TrainedLayers(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+def layers(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> TrainableEncoder:
+    return TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
 
 
 class Scripted(Validation):
     """Says what it is told to, and remembers the weights that it was asked about."""
 
-    def __init__(self, layers: TrainedLayers, scores: list[float]) -> None:
+    def __init__(self, layers: TrainableEncoder, scores: list[float]) -> None:
         self._layers, self._scores = layers, iter(scores)
         self.seen: list[list[torch.Tensor]] = []
 
@@ -36,7 +36,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
 
 
-def trained(layers: TrainedLayers, dataset: Dataset, validation: Validation, epochs: int) -> TrainingRecord:
+def trained(layers: TrainableEncoder, dataset: Dataset, validation: Validation, epochs: int) -> TrainingRecord:
     asked = request()
     asked = asked.model_copy(update={"training": asked.training.model_copy(update={"epochs": epochs})})
     rows = np.setdiff1d(np.arange(40), QUESTIONS)
@@ -55,7 +55,7 @@ def trained(layers: TrainedLayers, dataset: Dataset, validation: Validation, epo
     ],
 )
 def test_the_best_epoch_is_kept_and_the_first_that_is_clearly_worse_is_the_last(
-    *, scores: list[float], best: int, epochs: int, layers: TrainedLayers, small_dataset: Dataset
+    *, scores: list[float], best: int, epochs: int, layers: TrainableEncoder, small_dataset: Dataset
 ) -> None:
     validation = Scripted(layers, scores)
     record = trained(layers, small_dataset, validation, epochs=len(scores))
@@ -70,7 +70,7 @@ def test_the_best_epoch_is_kept_and_the_first_that_is_clearly_worse_is_the_last(
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("sampled", [False, True])
 def test_the_kept_weights_have_the_best_measure(
-    sampled: bool, layers: TrainedLayers, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    sampled: bool, layers: TrainableEncoder, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainers.loop.validation.SAMPLED_DOCUMENTS", 12)
     validation = Validation(layers, small_dataset, QUESTIONS, sampled=sampled, seed=0)
@@ -79,7 +79,9 @@ def test_the_kept_weights_have_the_best_measure(
     assert validation.ndcg(layers.embed_all()) == pytest.approx(max(record.validation))
 
 
-def test_among_all_passages_it_is_the_measure_of_the_evaluation(layers: TrainedLayers, small_dataset: Dataset) -> None:
+def test_among_all_passages_it_is_the_measure_of_the_evaluation(
+    layers: TrainableEncoder, small_dataset: Dataset
+) -> None:
     queries, passages = layers.embed_all()
     expected = evaluate(small_dataset, QUESTIONS, queries[torch.from_numpy(QUESTIONS)], passages).ndcg.mean()
     found = Validation(layers, small_dataset, QUESTIONS, sampled=False, seed=0)
@@ -88,7 +90,7 @@ def test_among_all_passages_it_is_the_measure_of_the_evaluation(layers: TrainedL
 
 
 def test_a_sample_holds_all_positives(
-    layers: TrainedLayers, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    layers: TrainableEncoder, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainers.loop.validation.SAMPLED_DOCUMENTS", 12)
     found = Validation(layers, small_dataset, QUESTIONS, sampled=True, seed=0)
@@ -107,13 +109,13 @@ def test_a_sample_holds_all_positives(
     [([0.1, 0.3, 0.2, 0.2], 0.6), ([0.3, 0.3, 0.2, 0.3], 0.4), ([0.1, 0.2, 0.3, 0.4], 1.0), ([0.0] * 4, 0.4)],
 )
 def test_merging_takes_the_best_and_of_equal_ones_the_nearest_to_the_start(
-    scores: list[float], alpha: float, layers: TrainedLayers
+    scores: list[float], alpha: float, layers: TrainableEncoder
 ) -> None:
     start = layers.weights()
     after = [weight + 1 for weight in start]
     layers.put_weights(after)
     validation = Scripted(layers, scores[:3])
-    merged = merge_back(layers, start, validation, ndcg=scores[3])
+    merged = interpolate_weights(layers, start, validation, ndcg=scores[3])
     assert merged.alpha == alpha
     assert merged.ndcg == dict(zip(ALPHAS, scores, strict=True))
     for share, weights in [*zip(ALPHAS, validation.seen, strict=False), (alpha, layers.weights())]:

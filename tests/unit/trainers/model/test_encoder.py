@@ -11,7 +11,7 @@ from foldtune.testing import MemoryObjectStore
 from trainers.errors import BadModelError, ModelRefusedError
 from trainers.model.base_models import MINILM_SHA256, fetch_base_model, licence, packaged_minilm, packaged_minilm_folder
 from trainers.model.encoder import Encoder, passage_text
-from trainers.model.encoding_config import Recipe, read_recipe, write_recipe
+from trainers.model.encoding_config import EncodingConfig, read_encoding_config, write_encoding_config
 from trainers.model.tokens import by_length
 
 STORE = MemoryObjectStore()
@@ -42,10 +42,12 @@ def test_batches_are_full_and_hold_every_text() -> None:
 
 
 def test_a_recipe_survives_its_files(tmp_path: Path) -> None:
-    recipe = Recipe("lasttoken", normalize=False, max_tokens=99, query_prompt="query: ", passage_prompt="passage: ")
-    write_recipe(recipe, tmp_path, dimension=32, max_tokens=99)
-    assert read_recipe(tmp_path) == recipe
-    assert read_recipe(packaged_minilm_folder()) == Recipe("mean", normalize=True, max_tokens=256)
+    encoding_config = EncodingConfig(
+        "lasttoken", normalize=False, max_tokens=99, query_prompt="query: ", passage_prompt="passage: "
+    )
+    write_encoding_config(encoding_config, tmp_path, dimension=32, max_tokens=99)
+    assert read_encoding_config(tmp_path) == encoding_config
+    assert read_encoding_config(packaged_minilm_folder()) == EncodingConfig("mean", normalize=True, max_tokens=256)
 
 
 @pytest.mark.usefixtures("full_precision")
@@ -55,8 +57,8 @@ def test_pools_as_sentence_transformers_does(pooling: str, tiny_folder: Path, tm
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
-    recipe = Recipe(pooling, normalize=pooling != "cls", max_tokens=20, query_prompt="find: ")  # type: ignore[arg-type]
-    write_recipe(recipe, folder, dimension=32, max_tokens=20)
+    encoding_config = EncodingConfig(pooling, normalize=pooling != "cls", max_tokens=20, query_prompt="find: ")  # type: ignore[arg-type]
+    write_encoding_config(encoding_config, folder, dimension=32, max_tokens=20)
     texts = ["some words", "other " * 50]
     ours, theirs = Encoder.load(folder, "cpu"), SentenceTransformer(str(folder), device="cpu")
     np.testing.assert_allclose(ours.encode(texts, "query"), theirs.encode_query(texts), atol=1e-5)
@@ -66,7 +68,7 @@ def test_pools_as_sentence_transformers_does(pooling: str, tiny_folder: Path, tm
 def test_an_unknown_module_is_refused(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense", "path": "2_D"}]))
     with pytest.raises(BadModelError, match="Dense"):
-        read_recipe(tmp_path)
+        read_encoding_config(tmp_path)
 
 
 def test_the_packaged_model_needs_its_folder_allowed(tmp_path: Path) -> None:
