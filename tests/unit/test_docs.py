@@ -46,13 +46,9 @@ def exists(path: str) -> bool:
 
 
 def named_paths(page: Path) -> set[str]:
-    """What looks like a path of this repository: begins with one of its folders, or is a Python file or a folder."""
+    """What looks like a path of this repository: begins with one of its folders, or is a Python file."""
     tokens = {token for text in code(page) for token in text.split() if PATH.fullmatch(token)}
-    return {
-        token
-        for token in tokens
-        if ("/" in token and token.partition("/")[0] in FOLDERS) or token.endswith((".py", "/"))
-    }
+    return {token for token in tokens if ("/" in token and token.partition("/")[0] in FOLDERS) or token.endswith(".py")}
 
 
 def named_modules(page: Path) -> set[str]:
