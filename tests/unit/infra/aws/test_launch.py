@@ -11,7 +11,7 @@ from foldtune.events import FineTuneStatus, State, TrainingJob, now
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 from infra.aws.handlers import batch_state, launch
-from infra.aws.status_store import StatusObjects
+from infra.aws.status_store import StatusStore
 from launchers.port import job_segment
 from tests.batch_service import BatchService
 from tests.lambda_payloads import Context, Record, kafka_payload
@@ -138,31 +138,6 @@ def test_what_is_wrong_with_the_store_makes_no_event_poison(
     assert (told["offset"], told["exc_info"]) == (1, True)
 
 
-def test_what_alarms_count_is_said_once(published: Published, batch: BatchService, context: Context) -> None:
-    """Metric filters find these lines by the name of the event and by these fields."""
-    job = make_job("r-9", max_seconds=10_000_000)
-    too_dear = Record(JOBS, 0, 9, b"r-9", job.encode())
-    with capture_logs() as lines:
-        launch(kafka_payload([a_job(1), too_dear, Record(JOBS, 0, 7, None, b"{}")]), context)
-        [job_id] = batch.jobs
-        batch.end(job_id, 1)
-        for _ in range(2):
-            batch_state(batch.events[-1], context)
-    counted = {"dead letter", "job ended", "spend", "not launched"}
-    said = [(line["event"], line.get("ending")) for line in lines if line["event"] in counted]
-    assert said == [
-        ("spend", None),
-        ("not launched", None),
-        ("job ended", "failed"),
-        ("dead letter", None),
-        ("job ended", "failed"),
-        ("spend", None),
-    ]
-    spent = [line for line in lines if line["event"] == "spend"]
-    assert {*spent[0]} >= {"model", "month", "dollars", "job_dollars"}
-    assert spent[0]["dollars"] > spent[1]["dollars"] == 0.0
-
-
 def test_with_little_time_left_nothing_is_begun(batch: BatchService, published: Published) -> None:
     records = [a_job(1), a_job(2)]
     assert launch(kafka_payload(records), Context(5)) == failures(*records)
@@ -221,7 +196,7 @@ def test_the_newest_status_is_kept_whatever_comes_again(store: MemoryObjectStore
     accepted, running = a_status(4, State.ACCEPTED), a_status(6, State.RUNNING)
     for records in ([accepted, running], [accepted], [running, accepted], [Record(STATUSES, 1, 9, b"r-1", None)]):
         assert launch(kafka_payload(records), context) == NONE_FAILED
-        kept = StatusObjects(store).newest("r-1")
+        kept = StatusStore(store).newest("r-1")
         assert kept
         assert kept.state is State.RUNNING
 
@@ -229,7 +204,7 @@ def test_the_newest_status_is_kept_whatever_comes_again(store: MemoryObjectStore
 def test_the_page_of_the_log_stays_when_the_trainer_has_the_word(store: MemoryObjectStore, context: Context) -> None:
     page = "https://example.com/log"
     launch(kafka_payload([a_status(4, State.RUNNING, log_url=page), a_status(5, State.EVALUATING)]), context)
-    kept = StatusObjects(store).newest("r-1")
+    kept = StatusStore(store).newest("r-1")
     assert kept
     assert (kept.state, kept.log_url) == (State.EVALUATING, page)
 
