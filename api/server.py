@@ -124,14 +124,14 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 
 @web.middleware
-async def _json_errors(call: web.Request, handler: Handler) -> web.StreamResponse:
+async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """aiohttp's own refusals in the API's JSON."""
     try:
-        return await handler(call)
+        return await handler(request)
     except web.HTTPRequestEntityTooLarge:
         return _response(BODY_TOO_LARGE)
     except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
-        answer = refusal(HTTPStatus(error.status), f"no such route: {call.method} {call.path}")
+        answer = refusal(HTTPStatus(error.status), f"no such route: {request.method} {request.path}")
         return _response(answer, {name: value for name, value in error.headers.items() if name == "Allow"})
 
 

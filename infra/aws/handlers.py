@@ -1,21 +1,21 @@
-"""The AWS Lambda functions: each takes what has happened and calls the part of foldtune that knows what to do.
+"""The entry points of the AWS Lambda functions.
 
-What a function needs, beside a network to the brokers and its log group (S3 keys are below the bucket; reading a key
-that may be missing needs ``s3:ListBucket`` on its prefix, or S3 answers 403):
+Events and permissions of each, beside a network to the brokers and its own log group. Reading an S3 key that may be
+missing needs ``s3:ListBucket`` on its prefix, or S3 answers 403 instead of 404.
 
-``launch``       events of ``training-jobs`` and ``fine-tune-status``, partial batch responses on.
+``launch``       records of ``training-jobs`` and ``fine-tune-status``, with partial batch responses.
                  S3 read, write, list ``jobs/ spend/ statuses/``; ``batch:SubmitJob`` on the queue and the definition,
                  ``batch:TerminateJob`` on jobs, ``batch:ListJobs`` and ``batch:DescribeJobs``.
                  Kafka: writes ``training-reports``, ``dead-letters``.
-``batch_state``  ``Batch Job State Change`` events of the queue; what it raises, Lambda tries twice more, then keeps.
+``batch_state``  ``Batch Job State Change`` events of the queue; on an error Lambda retries twice, then keeps the event.
                  S3 read, write, list ``jobs/ spend/``. Kafka: writes ``training-reports``.
 ``api``          ``POST /requests`` and ``GET /requests/{id}`` of an HTTP API with a JWT authorizer.
                  S3 read, list ``statuses/``. Kafka: writes ``fine-tune-requests``.
-``schedule``     events of a schedule, as they are. Kafka: writes ``fine-tune-requests``.
+``schedule``     events of an EventBridge schedule, unmodified. Kafka: writes ``fine-tune-requests``.
 
-All read the Kafka secrets (``secretsmanager:GetSecretValue``) at each use, so that a rotation needs nobody's help.
-Settings are the usual ``FOLDTUNE_…`` variables: the sections ``kafka`` and ``s3``; ``batch`` and
-``trainer.max_attempts`` for the first two, ``schedule`` for the last.
+All read the Kafka secrets (``secretsmanager:GetSecretValue``) whenever they connect, so that a rotation needs no
+redeployment. Settings are ``FOLDTUNE_…`` variables: ``kafka`` and ``s3``; ``batch`` and ``trainer.max_attempts`` for
+the first two, ``schedule`` for the last.
 """
 
 import json
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -51,12 +52,12 @@ from launchers.errors import RunBusyError
 
 _log = structlog.get_logger(__name__)
 
-# Less than this is not enough to begin with another record.
+# With less time left, no further record is begun.
 RESERVE_SECONDS = 10.0
-# Lambda delivers again at once, a hundred times at most; a launch that was cut short takes minutes to be surely gone,
-# and brokers or AWS to be there again.
+# Lambda redelivers at once, and at most 100 times. The claim of an interrupted launch takes minutes to expire, and
+# brokers or AWS may take as long to recover.
 PAUSE_SECONDS = 20.0
-# The API's function has 28 s in all, of which finding the brokers may take eight.
+# The API's function has 28 s in all; connecting to the brokers may take 8 of them.
 API_DELIVERY_SECONDS = 15
 
 GetPublisher = Callable[[], Publisher]
@@ -182,15 +183,15 @@ def _http_response(answer: Answer) -> dict[str, Any]:
 
 
 def schedule(event: dict[str, Any], context: Context) -> None:
-    """Ask for each of the configured models, once for a turn of the schedule."""
-    turn = ScheduledEvent.model_validate(event).time
+    """Request each of the configured models, once per firing of the schedule: its time is part of the request's id."""
+    fired_at = ScheduledEvent.model_validate(event).time
     settings = load_settings()
     with _publishing(settings) as publisher:
         for model in settings.schedule.models:
             request = FineTuneRequested(
-                request_id=f"schedule-{model}-{turn:%Y%m%dT%H%M%S}",
+                request_id=f"schedule-{model}-{fired_at:%Y%m%dT%H%M%S}",
                 model=model,
-                requested_at=turn,
+                requested_at=fired_at,
                 requested_by="schedule",
                 origin="policy",
             )
@@ -199,23 +200,21 @@ def schedule(event: dict[str, Any], context: Context) -> None:
             publisher().flush()
 
 
-# ── What they share ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Shared ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def _publishing(settings: Settings, delivery_seconds: int = DELIVERY_SECONDS) -> Iterator[GetPublisher]:
-    """A publisher that connects when it is first asked for.
+    """A publisher that connects on first use.
 
-    It does not outlive the call: between two calls a function is frozen, its connections die and its secrets change.
+    It does not outlive the invocation: between two a function is frozen, its connections die and secrets may change.
     """
     with ExitStack() as stack:
-        made: list[Publisher] = []
 
+        @cache
         def publisher() -> Publisher:
-            if not made:
-                kafka = stack.enter_context(kafka_with_secrets(settings))
-                made.append(stack.enter_context(Publisher(kafka, delivery_seconds)))
-            return made[0]
+            kafka = stack.enter_context(kafka_with_secrets(settings))
+            return stack.enter_context(Publisher(kafka, delivery_seconds))
 
         yield publisher
 

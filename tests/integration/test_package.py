@@ -514,7 +514,7 @@ def test_the_bundle_is_small_and_holds_nothing_to_train_with(resources: dict[str
 
 
 def test_the_handlers_need_nothing_but_the_bundle(resources: dict[str, Any], tmp_path: Path) -> None:
-    lambda_archive.collect(tmp_path, python=f"{sys.version_info.major}.{sys.version_info.minor}", machine=None)
+    lambda_archive.install(tmp_path, python=f"{sys.version_info.major}.{sys.version_info.minor}", platform=None)
     wanted = sorted(function["Handler"] for function in of_type(resources, "AWS::Lambda::Function").values())
     assert wanted == [f"infra.aws.handlers.{name}" for name in ("api", "batch_state", "launch", "schedule")]
     program = (
