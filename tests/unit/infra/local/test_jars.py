@@ -9,7 +9,7 @@ import requests
 from jgo.maven import Artifact, MavenContext, PythonResolver
 
 from infra.local import jars
-from infra.local.errors import JarChangedError, JarUnavailableError
+from infra.local.errors import JarDigestError, JarUnavailableError
 from infra.local.jars import KAFKA_LOCK, S3PROXY_LOCK, locked_jars
 
 GOOD = b"the jar that was locked"
@@ -70,7 +70,7 @@ def test_a_changed_jar_in_the_cache_is_replaced(lock: Path, tmp_path: Path) -> N
 
 
 def test_a_changed_jar_from_the_network_is_refused_and_not_kept(lock: Path, tmp_path: Path) -> None:
-    with pytest.raises(JarChangedError, match=hashlib.sha256(b"evil").hexdigest()):
+    with pytest.raises(JarDigestError, match=hashlib.sha256(b"evil").hexdigest()):
         locked_jars(lock, context(tmp_path, b"evil"))
     assert [path for path in (tmp_path / "m2").rglob("*") if path.is_file()] == []
 

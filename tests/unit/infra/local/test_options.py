@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from infra.local import kafka, s3
-from infra.local.errors import DataFolderInUseError, ForeignDataFolderError
+from infra.local.errors import DataFolderInUseError, ForeignFilesError
 from infra.local.folder import DataFolder
 from infra.local.options import LocalOptions
 from infra.local.ports import FREE_PORTS, HOST, choose_port, free_port, is_free
@@ -34,7 +34,7 @@ def test_a_taken_port_is_replaced_by_a_free_one(taken_port: int) -> None:
 
 def test_a_port_promised_to_another_server_is_not_given_twice() -> None:
     wanted = free_port()
-    assert choose_port(wanted, but=frozenset({wanted})) != wanted
+    assert choose_port(wanted, exclude=frozenset({wanted})) != wanted
 
 
 @pytest.mark.parametrize("port", [0, 65536])
@@ -61,7 +61,7 @@ def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
 
 def test_a_folder_with_other_content_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ForeignDataFolderError, match="something else"):
+    with pytest.raises(ForeignFilesError, match="other files"):
         DataFolder(tmp_path).claim()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
