@@ -358,7 +358,7 @@ def test_what_is_kept_is_encrypted_versioned_and_goes_over_tls_alone(resources: 
 
 def test_what_is_not_needed_any_more_goes(resources: dict[str, Any]) -> None:
     rules = {rule["Id"]: rule for rule in resources["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]}
-    assert rules["uploads-that-were-never-completed"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
+    assert rules["incomplete-uploads"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
     assert rules["snapshots"]["ExpirationInDays"] == {"Ref": "SnapshotDays"}
     assert rules["checkpoints"]["Prefix"] == "checkpoints/"
     # Models and the records of jobs stay.

@@ -72,21 +72,23 @@ def lines(batch: BatchService, published: Published, context: Context) -> Lines:
     return {"LaunchLogGroup": logged(of_launch), "BatchStateLogGroup": logged(of_batch_state)}
 
 
-# A line that is renamed on one side alone, in the code or in the filter, is counted no longer.
+def counted(name: str, lines: Lines) -> list[dict[str, Any]]:
+    """The lines that a filter counts."""
+    properties = FILTERS[name]
+    return [line for line in lines[properties["LogGroupName"]["Ref"]] if matches(properties["FilterPattern"], line)]
+
+
+# A line that is renamed on one side alone, in the code or in the filter, is no longer counted.
 @pytest.mark.parametrize("name", FILTERS)
 def test_every_filter_counts_its_line_once(name: str, lines: Lines) -> None:
-    properties = FILTERS[name]
-    [line] = [line for line in lines[properties["LogGroupName"]["Ref"]] if matches(properties["FilterPattern"], line)]
-    for transformation in properties["MetricTransformations"]:
+    [line] = counted(name, lines)
+    for transformation in FILTERS[name]["MetricTransformations"]:
         value = transformation["MetricValue"]
         assert float(select(value, line) if value.startswith("$") else value) >= 0
 
 
 def test_spending_is_reserved_at_a_launch_and_corrected_at_the_end(lines: Lines) -> None:
-    launched, ended = (
-        next(line for line in lines[properties["LogGroupName"]["Ref"]] if matches(properties["FilterPattern"], line))
-        for properties in (FILTERS["SpendOfLaunches"], FILTERS["SpendOfEnds"])
-    )
+    [launched], [ended] = counted("SpendOfLaunches", lines), counted("SpendOfEnds", lines)
     assert {*launched} >= {"model", "month", "dollars", "job_dollars"}
     assert launched["dollars"] > ended["dollars"] == 0.0
 
