@@ -70,7 +70,7 @@ if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
 
 
 def launch(event: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Launch jobs and end those whose request has ended; says which records are to be delivered again."""
+    """Launch jobs, and cancel those of ended requests; returns the records that failed, for redelivery."""
     settings = load_settings()
     failed: list[dict[str, Any]] = []
     with _publishing(settings) as publisher:
@@ -80,11 +80,11 @@ def launch(event: dict[str, Any], context: Context) -> dict[str, Any]:
                 try:
                     handler.handle(record)
                 except Exception as error:
-                    # Also of a defect: one record's trouble is not its neighbours'.
+                    # Defects included: one record's failure must not fail the others of the batch.
                     expected = isinstance(error, (RunBusyError, *TRANSIENT_ERRORS))
-                    where = {"partition": name, "offset": record.offset}
-                    _log.warning("to be delivered again", **where, error=str(error), exc_info=not expected)
-                    failed.append({"itemIdentifier": where})
+                    fields = {**record.position, "error": str(error)}
+                    _log.warning("record failed, will be redelivered", **fields, exc_info=not expected)
+                    failed.append({"itemIdentifier": {"partition": name, "offset": record.offset}})
     if failed:
         time.sleep(max(0.0, min(PAUSE_SECONDS, _remaining_seconds(context) - RESERVE_SECONDS)))
     return {"batchItemFailures": failed}
@@ -143,7 +143,7 @@ class RecordHandler:
 
 
 def batch_state(event: dict[str, Any], context: Context) -> None:
-    """Report how a job of AWS Batch stands; what is raised, Lambda tries twice more and then puts into a queue."""
+    """Report a state change of a Batch job; on an error Lambda retries twice, then the event goes to the queue."""
     settings = load_settings()
     store = S3ObjectStore(settings.s3)
     with _publishing(settings) as publisher:

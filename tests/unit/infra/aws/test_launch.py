@@ -134,7 +134,7 @@ def test_a_corrupt_ledger_sends_no_record_to_the_dead_letters(
         assert launch(kafka_payload([a_job(1), a_job(2)]), context) == failures(a_job(1))
     assert not published.on(Topic.DEAD_LETTERS)
     assert [job["parameters"]["request_id"] for job in batch.jobs.values()] == ["r-2"]
-    [logged] = [line for line in lines if line["event"] == "to be delivered again"]
+    [logged] = [line for line in lines if line["event"] == "record failed, will be redelivered"]
     assert (logged["offset"], logged["exc_info"]) == (1, True)
 
 
@@ -148,7 +148,9 @@ def test_a_record_of_an_unknown_topic_fails_alone(batch: BatchService, published
     foreign = Record("y-training-jobs", 0, 1, b"k", b"{}")
     with capture_logs() as lines:
         assert launch(kafka_payload([foreign, a_job(1)]), context) == failures(foreign)
-    assert "not y-training-jobs" in next(line["error"] for line in lines if line["event"] == "to be delivered again")
+    assert "not y-training-jobs" in next(
+        line["error"] for line in lines if line["event"] == "record failed, will be redelivered"
+    )
     assert len(batch.jobs) == 1
 
 
