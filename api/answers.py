@@ -1,4 +1,4 @@
-"""What the routes of the HTTP API answer, whatever serves them.
+"""The answers of the HTTP API, without a web framework.
 
 Two fronts call it: ``api.server`` (aiohttp, in a cluster) and ``infra.aws.handlers`` (Lambda behind an API Gateway).
 Each routes, authenticates, and provides two ports: how a request is published and where its newest status is.
@@ -22,9 +22,9 @@ NewestStatus = Callable[[str], FineTuneStatus | None]
 
 # The coordinator rejects larger events.
 MAX_BODY_BYTES = 256 * 1024
-# Of every answer.
+# On every answer, beside the content type.
 HEADERS = {"cache-control": "no-store"}
-# The front, not the caller, says who asked, when, and by which way.
+# The fields that a caller may set; requested_at, requested_by and origin are set here.
 _BODY_FIELDS = frozenset({"request_id", "model", "base_model", "data", "dataset", "training", "weights", "seed"})
 _MAX_LISTED_FIELDS = 10
 _REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
