@@ -35,6 +35,7 @@ from foldtune.events import (
 )
 from foldtune.kafka import Publisher, consumer
 from foldtune.settings import Settings
+from foldtune.status_order import StatusRecord, merge_status
 from foldtune.topic_reader import POLL_MILLISECONDS, read
 from foldtune.topics import Topic
 
@@ -146,11 +147,12 @@ class FoldtuneClient:
 
     def requests(self) -> dict[str, FineTuneStatus]:
         """The newest status of every request."""
-        found: dict[str, FineTuneStatus] = {}
+        newest: dict[str, tuple[StatusRecord, ...]] = {}
         for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS):
             if status := _decoded(record, FineTuneStatus):
-                found[status.request_id] = status
-        return found
+                new = StatusRecord(partition=record.partition, offset=record.offset, status=status)
+                newest[status.request_id] = merge_status(newest.get(status.request_id, ()), new)
+        return {request_id: records[0].status for request_id, records in newest.items()}
 
     def models(self) -> dict[str, ModelReady]:
         """The newest announcement of every model."""
