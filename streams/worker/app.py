@@ -30,7 +30,7 @@ from streams.partitions.consumer import PartitionConsumer
 from streams.publishing.dead_letters import invalid_record, send_to_dead_letters
 from streams.publishing.publisher import FaustEventPublisher
 from streams.requests.coordinator import Coordinator
-from streams.snapshots.command_handler import Exporter, Offsets
+from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
 from streams.training_sets.compaction import MaintenanceCounts, maintain
 from streams.training_sets.ingest import Ingest
 from streams.training_sets.store import TrainingSets
@@ -136,7 +136,9 @@ class _Worker:
         ingest = Ingest(self._sets, outbox, settings.bounds)
         self._coordinator = Coordinator(requests, outbox, store, settings)
         block = settings.worker.block_records
-        data = PartitionConsumer(kafka, DATA_TOPICS, self._table, write=self._sets.write, take=ingest.take, block=block)
+        data = PartitionConsumer(
+            kafka, DATA_TOPICS, self._table, write=self._sets.write, take=ingest.handle, block=block
+        )
         commands = PartitionConsumer(
             kafka, (Topic.SNAPSHOT_COMMANDS,), self._table, write=self._sets.write, take=self._take_command, block=1
         )
@@ -145,8 +147,8 @@ class _Worker:
         )
         self._intakes = (data, commands, control)
         self._running: list[asyncio.Task[None]] = []
-        self._exporter = Exporter(
-            self._sets, Offsets(data.reached, self._reader.ends, self._table.owns), outbox, store, settings
+        self._snapshots = SnapshotCommandHandler(
+            self._sets, DataOffsets(data.reached, self._reader.ends, self._table.owns), outbox, store, settings
         )
         self._stopping = False
         # Its own reader: a question that is given up must not disturb an export's.
@@ -182,7 +184,7 @@ class _Worker:
 
     async def close(self) -> None:
         """Disconnect, and stop answering operators."""
-        self._exporter.close()
+        self._snapshots.close()
         await self._reader.close()
         await self._brokers.close()
         if self._server:
@@ -202,9 +204,9 @@ class _Worker:
                 await send_to_dead_letters(self._outbox, topic, message, invalid_record(message, error))
                 continue
             if isinstance(command, TrainingFinished):
-                await self._exporter.finished(command, partition)
+                await self._snapshots.training_finished(command, partition)
             else:
-                await self._exporter.export(command.model_copy(update={"partition": partition}), partition)
+                await self._snapshots.export(command.model_copy(update={"partition": partition}), partition)
 
     # ── Timers and rebalances ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -230,10 +232,10 @@ class _Worker:
 
     async def _report(self, partition: int) -> None:
         for rule in self._settings.policy.rules:
-            await self._exporter.report(rule, partition)
+            await self._snapshots.report_progress(rule, partition)
 
     async def _partitions_changed(self, *_: Any, **__: Any) -> None:
-        self._sets.forget()
+        self._sets.invalidate()
 
     # ── Operations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,7 +243,7 @@ class _Worker:
         worker = self._settings.worker
         if worker.http_port is None:
             return None
-        collector = OwnedPartitions(self._owned, self._sets.known, lambda: self._brokers.lag)
+        collector = OwnedPartitions(self._owned, self._sets.cached_segments, lambda: self._brokers.lag)
         listener = listen(worker.http_host, worker.http_port)
         return WorkerHttpServer(listener, collector, unhealthy=self._unhealthy, not_ready=self._not_ready)
 

@@ -51,7 +51,7 @@ class OwnedPartitions(Collector):
                 continue
             segments.add_metric([str(partition)], sum(map(len, index.values())))
             for folder_id, found in index.items():
-                if kept := sum([one.records for one in found if one.topic_label == Topic.CHAT_LOGS.label]):
+                if kept := sum([one.record_count for one in found if one.topic_label == Topic.CHAT_LOGS.label]):
                     logs[folder_id] += kept
         folders = GaugeMetricFamily(
             "foldtune_folder_logs",

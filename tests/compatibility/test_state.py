@@ -17,14 +17,14 @@ from foldtune.topics import Topic
 from streams.partitions.changelog_table import MemoryTable
 from streams.requests import coordinator
 from streams.requests.coordinator import Coordinator
-from streams.snapshots.command_handler import Exporter
+from streams.snapshots.command_handler import SnapshotCommandHandler
 from streams.training_sets import compaction, state_events
-from streams.training_sets.decoding import Record
 from streams.training_sets.segments import Segment, pack, unpack
+from streams.training_sets.state_events import StateRecord
 from streams.training_sets.store import TrainingSets
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-EVENTS: list[tuple[Topic, state_events.Stored, bytes]] = [
+EVENTS: list[tuple[Topic, state_events.StateEvent, bytes]] = [
     (
         Topic.CHAT_LOGS,
         state_events.ChatLog(
@@ -81,8 +81,8 @@ EVENTS: list[tuple[Topic, state_events.Stored, bytes]] = [
 
 
 @pytest.mark.parametrize(("topic", "event", "encoded"), EVENTS)
-def test_every_event_of_a_segment(topic: Topic, event: state_events.Stored, encoded: bytes) -> None:
-    record = Record(7, 2, event, 300)
+def test_every_event_of_a_segment(topic: Topic, event: state_events.StateEvent, encoded: bytes) -> None:
+    record = StateRecord(7, 2, event, 300)
     ((_, content),) = pack(topic, [record])
     assert content == b"[[7,2," + encoded + b",300]]"
     assert unpack(content) == [record]
@@ -90,13 +90,13 @@ def test_every_event_of_a_segment(topic: Topic, event: state_events.Stored, enco
 
 def test_the_key_of_a_segment() -> None:
     log = state_events.ChatLog("l", NOON, "a", "how?", 'f "1"', cited_document_ids=("d",))
-    ((segment, _),) = pack(Topic.CHAT_LOGS, [Record(7, 0, log, 300), Record(9, 0, log, 300)])
+    ((segment, _),) = pack(Topic.CHAT_LOGS, [StateRecord(7, 0, log, 300), StateRecord(9, 0, log, 300)])
     key = (
         b"s|1455cfb6d047f4ee|chat-logs|0000000000000007-0000000000000009|2|2|1767268800000|1767268800000|325"
         b'|9e07ed0fb580e966|"f \\"1\\""'
     )
     assert segment.key == key
-    assert Segment.of_key(key) == segment
+    assert Segment.from_key(key) == segment
 
 
 def test_the_marks_of_compaction_and_of_a_purge() -> None:
@@ -105,8 +105,10 @@ def test_the_marks_of_compaction_and_of_a_purge() -> None:
 
     async def story() -> None:
         logs = [state_events.ChatLog(f"l{n}", NOON, "a", "how?", "f") for n in range(4)]
-        await sets.add(0, Topic.CHAT_LOGS, [Record(n, 0, log, 100) for n, log in enumerate(logs)])
-        await sets.add(0, Topic.ERASURES, [Record(0, 0, state_events.ErasureRequested("e", NOON, "log", "x"), 100)])
+        await sets.add(0, Topic.CHAT_LOGS, [StateRecord(n, 0, log, 100) for n, log in enumerate(logs)])
+        await sets.add(
+            0, Topic.ERASURES, [StateRecord(0, 0, state_events.ErasureRequested("e", NOON, "log", "x"), 100)]
+        )
         await sets.write(0, {b"o|chat-logs": b"4", b"o|erasures": b"1"})
         await compaction.maintain(sets, 0, NOON)
 
@@ -123,8 +125,8 @@ def test_the_watermark_of_a_model() -> None:
     pending = b'{"trained_request_id":null,"offset":3,"pending":{"r1":5,"r2":9}}'
     asyncio.run(table.write(0, {b"w|m": pending}))
     anything: Any = mock.Mock()
-    handler = Exporter(TrainingSets(table, Sets()), anything, anything, anything, Settings())
-    asyncio.run(handler.finished(TrainingFinished(request_id="r1", model="m"), 0))
+    handler = SnapshotCommandHandler(TrainingSets(table, Sets()), anything, anything, anything, Settings())
+    asyncio.run(handler.training_finished(TrainingFinished(request_id="r1", model="m"), 0))
     assert table.get(0, b"w|m") == b'{"trained_request_id":"r1","offset":5,"pending":{"r2":9}}'
 
 

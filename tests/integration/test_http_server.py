@@ -126,7 +126,7 @@ def test_metrics_say_what_was_done_and_the_dashboard_asks_for_nothing_else(
     until(lambda: named <= {name for name, _ in worker.samples()}, 30)
     # The log is for machines too: every line of it is an object, also where libraries speak.
     lines = [json.loads(line) for line in worker.worker.log.read_text().splitlines()]
-    assert {line["request_id"] for line in lines if line["event"] == "exported"} == {"good", "bad"}
+    assert {line["request_id"] for line in lines if line["event"] == "snapshot exported"} == {"good", "bad"}
 
 
 def test_lost_partitions_leave_no_series_behind(

@@ -15,14 +15,13 @@ from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 from streams.partitions.changelog_table import MemoryTable
 from streams.snapshots.export import export
-from streams.training_sets.decoding import Record
-from streams.training_sets.state_events import ChatLog, DocumentUpserted, RetrievedPassage, Verdict
+from streams.training_sets.state_events import ChatLog, DocumentUpserted, RetrievedPassage, StateRecord, Verdict
 from streams.training_sets.store import TrainingSets
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 
 
-def records() -> dict[Topic, list[Record]]:
+def records() -> dict[Topic, list[StateRecord]]:
     logs = [
         ChatLog(
             log_id=f"l{number}",
@@ -46,8 +45,8 @@ def records() -> dict[Topic, list[Record]]:
         for number in range(3)
     ]
     return {
-        Topic.CHAT_LOGS: [Record(offset, 0, log, 100) for offset, log in enumerate(logs)],
-        Topic.DOCUMENTS: [Record(offset, 0, document, 100) for offset, document in enumerate(documents)],
+        Topic.CHAT_LOGS: [StateRecord(offset, 0, log, 100) for offset, log in enumerate(logs)],
+        Topic.DOCUMENTS: [StateRecord(offset, 0, document, 100) for offset, document in enumerate(documents)],
     }
 
 

@@ -26,7 +26,7 @@ def test_it_is_another_process_and_replaced_when_it_is_killed() -> None:
     first = process(os.getpid)
     assert first != os.getpid()
     assert process(os.getpid) == first
-    with pytest.raises(OSError, match="the exporting process was killed"):
+    with pytest.raises(OSError, match="the export process was killed"):
         process(partial(os.kill, first, signal.SIGKILL))
     assert process(os.getpid) not in {first, os.getpid()}
     process.close()

@@ -15,8 +15,8 @@ from foldtune.bounds import Rules, written_at
 from foldtune.reasons import Rejected
 from foldtune.settings import Bounds
 from foldtune.topics import DATA_TOPICS, Topic
-from streams.training_sets.decoding import Record, decode, decode_block
-from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, encode
+from streams.training_sets.decoding import decode, decode_block
+from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, StateRecord, encode
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOUNDS = Bounds(question_bytes=40, passage_bytes=100, event_bytes=4096, passages_per_log=3)
@@ -36,7 +36,7 @@ def as_json(content: object) -> bytes:
     return json.dumps(content).encode()
 
 
-def read(content: object, topic: Topic = Topic.CHAT_LOGS) -> list[Record | Rejected]:
+def read(content: object, topic: Topic = Topic.CHAT_LOGS) -> list[StateRecord | Rejected]:
     value = content if isinstance(content, bytes) else as_json(content)
     return decode(topic, 7, value, Rules(NOON, BOUNDS))
 
@@ -49,7 +49,7 @@ def reason(content: object, topic: Topic = Topic.CHAT_LOGS) -> str:
 
 def test_a_sound_log_is_a_record_with_its_source() -> None:
     (record,) = read(log(unknown_field=1))
-    assert isinstance(record, Record)
+    assert isinstance(record, StateRecord)
     assert isinstance(record.event, ChatLog)
     assert (record.offset, record.position) == (7, 0)
 
@@ -103,7 +103,7 @@ def test_a_tombstone_says_nothing() -> None:
 @pytest.mark.parametrize("name", ["../../x", "a b/c\\d", "🗂️" * 20, "x" * 256, "\u0000", "."])
 def test_any_folder_name_is_taken_as_it_is(name: str) -> None:
     (record,) = read(log(folder_id=name))
-    assert isinstance(record, Record)
+    assert isinstance(record, StateRecord)
     assert isinstance(record.event, ChatLog)
     assert record.event.folder_id == name
 
@@ -115,7 +115,7 @@ def test_a_bad_log_does_not_spoil_its_envelope() -> None:
         "logs": [log(), log(question=1), "x", log(log_id="l2"), log(folder_id="g")],
     }
     outcomes = read(envelope)
-    assert [isinstance(outcome, Record) for outcome in outcomes] == [True, False, False, True, False]
+    assert [isinstance(outcome, StateRecord) for outcome in outcomes] == [True, False, False, True, False]
     assert [outcome.position for outcome in outcomes] == [0, 1, 2, 3, 4]
     wrong = outcomes[4]
     assert isinstance(wrong, Rejected)
@@ -131,9 +131,9 @@ def test_documents_are_told_apart_by_type() -> None:
     base = {"document_id": "d", "folder_id": "f", "occurred_at": "2026-01-01T12:00:00Z"}
     (upserted,) = read(base | {"type": "document_upserted", "text": "words"}, Topic.DOCUMENTS)
     (deleted,) = read(base | {"type": "document_deleted"}, Topic.DOCUMENTS)
-    assert isinstance(upserted, Record)
+    assert isinstance(upserted, StateRecord)
     assert isinstance(upserted.event, DocumentUpserted)
-    assert isinstance(deleted, Record)
+    assert isinstance(deleted, StateRecord)
     assert isinstance(deleted.event, DocumentDeleted)
     assert "type" in reason(base, Topic.DOCUMENTS)
 
@@ -153,7 +153,7 @@ _JSON = st.recursive(
 def test_nothing_that_is_sent_stops_the_worker(topic: Topic, value: bytes, at: datetime) -> None:
     outcomes = decode(topic, 1, value, Rules(at, BOUNDS))
     assert outcomes
-    assert all(isinstance(outcome, Record) or outcome.reasons for outcome in outcomes)
+    assert all(isinstance(outcome, StateRecord) or outcome.reasons for outcome in outcomes)
 
 
 class Message(NamedTuple):
@@ -203,7 +203,7 @@ def test_the_quick_reader_takes_nothing_that_the_contract_refuses(changes: dict[
     except ValidationError:
         assert isinstance(outcome, Rejected)
         return
-    if isinstance(outcome, Record):
+    if isinstance(outcome, StateRecord):
         kept = events.ChatLog.model_validate_json(encode(outcome.event))
         assert kept == expected
     else:

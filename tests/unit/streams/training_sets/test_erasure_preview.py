@@ -23,7 +23,7 @@ from foldtune.events import (
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.training_sets import erasure_preview
-from streams.training_sets.erasure_preview import Covered, preview_erasure
+from streams.training_sets.erasure_preview import AffectedIds, preview_erasure
 
 T0 = datetime(2025, 1, 2, tzinfo=UTC)
 
@@ -150,25 +150,27 @@ def held(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("subject", "name", "days", "covered"),
     [
-        ("user", "u", 0, {"f": Covered(logs={"l1"}, passages={("l1", "d1")})}),
+        ("user", "u", 0, {"f": AffectedIds(logs={"l1"}, passages={("l1", "d1")})}),
         (
             "user",
             "u",
             1,
             {
-                "f": Covered(logs={"l1"}, passages={("l1", "d1")}),
-                "g": Covered(logs={"l3"}, passages={("l3", "d1")}),
+                "f": AffectedIds(logs={"l1"}, passages={("l1", "d1")}),
+                "g": AffectedIds(logs={"l3"}, passages={("l3", "d1")}),
             },
         ),
         ("user", "u", -1, {}),
         ("user", "d1", 1, {}),
-        ("log", "l1", 0, {"f": Covered(logs={"l1"}, feedback={"l1"}, passages={("l1", "d1")})}),
-        ("conversation", "c", 0, {"f": Covered(logs={"l1", "l2"}, passages={("l1", "d1"), ("l2", "d1")})}),
-        ("document", "d1", 0, {"f": Covered(documents={"d1"}, passages={("l1", "d1"), ("l2", "d1")})}),
-        ("document", "d2", 0, {"f": Covered(documents={"d2"})}),
+        ("log", "l1", 0, {"f": AffectedIds(logs={"l1"}, feedback={"l1"}, passages={("l1", "d1")})}),
+        ("conversation", "c", 0, {"f": AffectedIds(logs={"l1", "l2"}, passages={("l1", "d1"), ("l2", "d1")})}),
+        ("document", "d1", 0, {"f": AffectedIds(documents={"d1"}, passages={("l1", "d1"), ("l2", "d1")})}),
+        ("document", "d2", 0, {"f": AffectedIds(documents={"d2"})}),
     ],
 )
-def test_what_an_erasure_covers(held: None, subject: str, name: str, days: int, covered: dict[str, Covered]) -> None:
+def test_what_an_erasure_covers(
+    held: None, subject: str, name: str, days: int, covered: dict[str, AffectedIds]
+) -> None:
     content = {"erasure_id": "e", "occurred_at": T0 + timedelta(days=days), "subject": subject, "subject_id": name}
     assert preview_erasure(ErasureRequested.model_validate(content), Settings()) == covered
 

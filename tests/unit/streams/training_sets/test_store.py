@@ -20,9 +20,8 @@ from streams.errors import OutdatedViewError, PartitionLostError
 from streams.partitions.changelog_table import Changes, MemoryTable
 from streams.partitions.consumer import offset_key
 from streams.training_sets import compaction, segments
-from streams.training_sets.decoding import Record
 from streams.training_sets.fold import FolderSet, JudgedLog, fold
-from streams.training_sets.segments import SEGMENTS, Segment, joined, pack, unpack
+from streams.training_sets.segments import SEGMENT_PREFIX, Segment, concatenate, pack, unpack
 from streams.training_sets.state_events import (
     ChatLog,
     DocumentDeleted,
@@ -30,7 +29,8 @@ from streams.training_sets.state_events import (
     ErasureRequested,
     Feedback,
     RetrievedPassage,
-    Stored,
+    StateEvent,
+    StateRecord,
     Verdict,
     encode,
 )
@@ -90,7 +90,7 @@ limits = st.builds(
     max_bytes=st.integers(600, 4000),
 )
 
-Log = dict[Topic, list[Stored]]
+Log = dict[Topic, list[StateEvent]]
 
 
 def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
@@ -151,7 +151,7 @@ def without_texts(log: ChatLog, erased: Any) -> ChatLog:
     return msgspec.structs.replace(log, retrieved=left)
 
 
-def size_of(event: Stored) -> int:
+def size_of(event: StateEvent) -> int:
     # More than what is kept of it, as where a log has an answer.
     return 2 * len(encode(event))
 
@@ -215,7 +215,8 @@ class Worker:
     def take(self, history: Log, topic: Topic, count: int, *, cut_off: bool = False) -> None:
         at = self.places[topic]
         block = [
-            Record(at + index, 0, event, size_of(event)) for index, event in enumerate(history[topic][at : at + count])
+            StateRecord(at + index, 0, event, size_of(event))
+            for index, event in enumerate(history[topic][at : at + count])
         ]
         with mock.patch.object(segments, "_MAX_BYTES", 600):
             asyncio.run(self.sets.add(0, topic, block))
@@ -228,7 +229,7 @@ class Worker:
         self.table.left = records
         with (
             mock.patch.object(compaction, "FAN_IN", 2),
-            mock.patch.object(compaction, "_SLACK", 0),
+            mock.patch.object(compaction, "_GROWTH_FACTOR", 0),
             mock.patch.object(segments, "_MAX_BYTES", 600),
             suppress(PartitionLostError),
         ):
@@ -268,7 +269,7 @@ class Disturbances(RuleBasedStateMachine):
         self.erasures_taken = 0
 
     @rule(events=st.lists(inputs, min_size=1, max_size=6))
-    def arrive(self, events: list[tuple[Topic, Stored]]) -> None:
+    def arrive(self, events: list[tuple[Topic, StateEvent]]) -> None:
         for topic, event in events:
             self.history[topic].append(event)
 
@@ -341,9 +342,9 @@ class Disturbances(RuleBasedStateMachine):
                 heir.take(self.history, topic, 7)
         for folder_id in FOLDERS:
             expected = reference(folder_id, self.history, self.bounds)
-            assert heir.sets.view(0).folder(folder_id, END) == expected
+            assert heir.sets.view(0).folder_set(folder_id, END) == expected
             heir.maintain()
-            assert heir.sets.view(0).folder(folder_id, END) == expected
+            assert heir.sets.view(0).folder_set(folder_id, END) == expected
         assert heir.table.content() == self.changelog.rebuilt()
         del self.changelog.records[before:]
 
@@ -358,7 +359,7 @@ class Disturbances(RuleBasedStateMachine):
         assert self.owner.table.content() == self.changelog.rebuilt()
         for folder_id in FOLDERS:
             expected = reference(folder_id, self.history, self.bounds)
-            assert self.owner.sets.view(0).folder(folder_id, END) == expected
+            assert self.owner.sets.view(0).folder_set(folder_id, END) == expected
 
 
 Disturbances.TestCase.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
@@ -373,7 +374,7 @@ def test_merging_keeps_a_folder_narrow() -> None:
             asyncio.run(compaction.maintain(sets, 0, START))
     asyncio.run(compaction.maintain(sets, 0, START))
     assert len(sets.view(0).segments["f"]) < compaction.FAN_IN
-    assert len(sets.view(0).folder("f", START).logs) == 100
+    assert len(sets.view(0).folder_set("f", START).logs) == 100
 
 
 def test_superseded_versions_of_a_document_do_not_pile_up() -> None:
@@ -384,25 +385,25 @@ def test_superseded_versions_of_a_document_do_not_pile_up() -> None:
         add(sets, Topic.DOCUMENTS, [record(number, document)])
     asyncio.run(compaction.maintain(sets, 0, START))
     (segment,) = sets.view(0).segments["f"]
-    assert segment.records == 1
+    assert segment.record_count == 1
 
 
 def test_corpora_published_again_and_again_do_not_pile_up() -> None:
     sets = TrainingSets(MemoryTable(), Sets())
     corpus = [
         DocumentUpserted(document_id=str(number), folder_id="f", occurred_at=START, text="x" * 100)
-        for number in range(compaction.NARROW_RECORDS)
+        for number in range(compaction.SMALL_RECORDS)
     ]
     for again in range(10):
         add(sets, Topic.DOCUMENTS, [record(again * 10_000 + n, one) for n, one in enumerate(corpus)])
         asyncio.run(compaction.maintain(sets, 0, START))
-        assert sum(segment.records for segment in sets.view(0).segments["f"]) <= 2 * len(corpus)
-    assert sets.view(0).folder("f", START).documents == tuple(sorted(corpus, key=lambda one: one.document_id))
+        assert sum(segment.record_count for segment in sets.view(0).segments["f"]) <= 2 * len(corpus)
+    assert sets.view(0).folder_set("f", START).documents == tuple(sorted(corpus, key=lambda one: one.document_id))
 
 
 def test_a_history_imported_in_any_order_stays_within_twice_its_bounds() -> None:
     sets = TrainingSets(MemoryTable(), Sets(max_examples=100))
-    events: list[Stored] = []
+    events: list[StateEvent] = []
     for number in random.Random(0).sample(range(2_000), 2_000):
         at = START + timedelta(minutes=number)
         verdict = Feedback(
@@ -415,9 +416,9 @@ def test_a_history_imported_in_any_order_stays_within_twice_its_bounds() -> None
             add(sets, topic, [one for one in block if isinstance(one.event, kind)])
         asyncio.run(compaction.maintain(sets, 0, START))
     segments = sets.view(0).segments["f"]
-    assert sum(segment.records for segment in segments if segment.topic is Topic.CHAT_LOGS) <= 2 * 100
-    assert sum(segment.records for segment in segments if segment.topic is Topic.FEEDBACK) <= 2 * 200
-    found = sets.view(0).folder("f", START).logs
+    assert sum(segment.record_count for segment in segments if segment.topic is Topic.CHAT_LOGS) <= 2 * 100
+    assert sum(segment.record_count for segment in segments if segment.topic is Topic.FEEDBACK) <= 2 * 200
+    found = sets.view(0).folder_set("f", START).logs
     assert [judged.log.log_id for judged in found] == [str(number) for number in range(1_900, 2_000)]
     assert {judged.verdict.rating for judged in found if judged.verdict} == {"like"}
 
@@ -430,9 +431,9 @@ def test_what_an_erased_log_pushed_out_does_not_come_back() -> None:
     add(sets, Topic.CHAT_LOGS, [record(2, log("1", START + day, user_id="u"))])
     erasure = ErasureRequested(erasure_id="1", occurred_at=START + day, subject="user", subject_id="u")
     add(sets, Topic.ERASURES, [record(0, erasure)])
-    with mock.patch.object(compaction, "_SLACK", 0):
+    with mock.patch.object(compaction, "_GROWTH_FACTOR", 0):
         asyncio.run(compaction.maintain(sets, 0, START + 3 * day))
-    assert [judged.log.log_id for judged in sets.view(0).folder("f", START + 3 * day).logs] == ["3"]
+    assert [judged.log.log_id for judged in sets.view(0).folder_set("f", START + 3 * day).logs] == ["3"]
 
 
 @pytest.mark.parametrize("kept_up", [False, True])
@@ -443,12 +444,12 @@ def test_a_smaller_version_of_a_log_brings_nothing_back(kept_up: bool) -> None:
     events = [log("old", START), log("1", START + day, question=large), log("new", START + 2 * day)]
     add(sets, Topic.CHAT_LOGS, [record(offset, event) for offset, event in enumerate(events)])
     if kept_up:
-        with mock.patch.object(compaction, "_SLACK", 0):
+        with mock.patch.object(compaction, "_GROWTH_FACTOR", 0):
             asyncio.run(compaction.maintain(sets, 0, START))
         # The newest, and the place of what had no room.
-        assert [segment.records for segment in sets.view(0).segments["f"]] == [2]
+        assert [segment.record_count for segment in sets.view(0).segments["f"]] == [2]
     add(sets, Topic.CHAT_LOGS, [record(3, log("1", START + 3 * day))])
-    assert [judged.log.log_id for judged in sets.view(0).folder("f", START).logs] == ["new", "1"]
+    assert [judged.log.log_id for judged in sets.view(0).folder_set("f", START).logs] == ["new", "1"]
 
 
 @pytest.mark.parametrize("answer", [0, 600, 1_000, 3_000])
@@ -458,26 +459,27 @@ def test_keeping_up_comes_to_an_end(answer: int) -> None:
     sets = TrainingSets(table, Sets())
     for offset in range(60):
         envelope = [
-            Record(offset, position, log(f"{offset} {position}", START), size=150 + answer) for position in range(100)
+            StateRecord(offset, position, log(f"{offset} {position}", START), size=150 + answer)
+            for position in range(100)
         ]
         add(sets, Topic.CHAT_LOGS, envelope)
     while asyncio.run(compaction.maintain(sets, 0, START)) != compaction.MaintenanceCounts():
         assert table.write.call_count < 300
     found = sets.view(0).segments["f"]
-    assert sum(segment.records for segment in found) == 6_000
-    assert len(found) < 6_000 / compaction.NARROW_RECORDS + compaction.FAN_IN
+    assert sum(segment.record_count for segment in found) == 6_000
+    assert len(found) < 6_000 / compaction.SMALL_RECORDS + compaction.FAN_IN
 
 
 def test_what_compaction_brings_together_is_no_larger_than_a_message() -> None:
     # Of an envelope each log has an equal share, which says little of a large one among small ones.
     sets = TrainingSets(MemoryTable(), Sets(max_examples=20))
     for offset in range(30):
-        large = Record(offset, 0, log(f"large {offset}", START, question="x" * 200_000), size=300)
-        small = [Record(offset, 1 + number, log("the same", START), size=300) for number in range(100)]
+        large = StateRecord(offset, 0, log(f"large {offset}", START, question="x" * 200_000), size=300)
+        small = [StateRecord(offset, 1 + number, log("the same", START), size=300) for number in range(100)]
         add(sets, Topic.CHAT_LOGS, [large, *small])
     asyncio.run(compaction.maintain(sets, 0, START))
     assert max(segment.size for segment in sets.view(0).segments["f"]) < 512 * 1024
-    assert len(sets.view(0).folder("f", START).logs) == 20
+    assert len(sets.view(0).folder_set("f", START).logs) == 20
 
 
 def test_a_zombies_compaction_deletes_nothing_that_it_does_not_write() -> None:
@@ -492,7 +494,7 @@ def test_a_zombies_compaction_deletes_nothing_that_it_does_not_write() -> None:
     owner.maintain()
     zombie.maintain()
     heir = Worker(changelog, Sets())
-    assert [judged.log.log_id for judged in heir.sets.view(0).folder("f", END).logs] == ["0", "1", "2"]
+    assert [judged.log.log_id for judged in heir.sets.view(0).folder_set("f", END).logs] == ["0", "1", "2"]
 
 
 def test_what_a_zombie_brings_back_of_the_erased_is_erased_again() -> None:
@@ -544,7 +546,7 @@ def test_a_view_that_was_rewritten_says_so() -> None:
     view = sets.view(0)
     asyncio.run(compaction.maintain(sets, 0, START))
     with pytest.raises(OutdatedViewError):
-        view.folder("f", START)
+        view.folder_set("f", START)
 
 
 def test_what_lies_behind_the_place_reached_is_left_alone() -> None:
@@ -563,11 +565,11 @@ def test_a_small_log_finds_no_room_behind_a_large_one_that_had_none(kept_up: boo
     add(sets, Topic.CHAT_LOGS, [record(0, log("1", START + day, question="x" * 900))])
     add(sets, Topic.CHAT_LOGS, [record(1, log("new", START + 2 * day))])
     if kept_up:
-        with mock.patch.object(compaction, "_SLACK", 0):
+        with mock.patch.object(compaction, "_GROWTH_FACTOR", 0):
             asyncio.run(compaction.maintain(sets, 0, START))
-        assert b"xxx" not in b"".join(sets.table.get(0, key) or b"" for key in sets.table.keys(0, SEGMENTS))
+        assert b"xxx" not in b"".join(sets.table.get(0, key) or b"" for key in sets.table.keys(0, SEGMENT_PREFIX))
     add(sets, Topic.CHAT_LOGS, [record(2, log("late", START))])
-    assert [judged.log.log_id for judged in sets.view(0).folder("f", START).logs] == ["new"]
+    assert [judged.log.log_id for judged in sets.view(0).folder_set("f", START).logs] == ["new"]
 
 
 def test_eviction_makes_room() -> None:
@@ -585,7 +587,7 @@ def test_a_folder_may_have_limits_of_its_own() -> None:
     for folder_id in FOLDERS:
         records = [record(n, log(f"{folder_id}{n}", START, folder_id=folder_id)) for n in range(10)]
         add(sets, Topic.CHAT_LOGS, records)
-    assert [len(sets.view(0).folder(folder_id, START).logs) for folder_id in FOLDERS] == [3, 10]
+    assert [len(sets.view(0).folder_set(folder_id, START).logs) for folder_id in FOLDERS] == [3, 10]
 
 
 def test_an_erasure_leaves_no_word_in_the_table() -> None:
@@ -608,7 +610,7 @@ def test_an_erasure_leaves_no_word_in_the_table() -> None:
     # A late copy, as a replay brings it, is not written again.
     add(sets, Topic.CHAT_LOGS, [record(0, mine)])
     assert all(marker.encode() not in (table.get(0, key) or b"") for key in table.keys(0, b""))
-    assert [judged.log.log_id for judged in sets.view(0).folder("f", START).logs] == ["2", "3"]
+    assert [judged.log.log_id for judged in sets.view(0).folder_set("f", START).logs] == ["2", "3"]
     assert asyncio.run(compaction.maintain(sets, 0, START)).purged == 0
 
 
@@ -629,7 +631,7 @@ def test_where_something_was_erased_something_is_written_every_day() -> None:
     calls = [name for name, _, _ in table.mock_calls if name in {"write", "reclaim"}]
     assert calls[-2:] == ["reclaim", "write"]
     # Whoever takes the partition over may have read the words from a changelog that was not compacted yet.
-    sets.forget()
+    sets.invalidate()
     asyncio.run(compaction.maintain(sets, 0, START + timedelta(hours=49)))
     asyncio.run(compaction.maintain(sets, 0, START + timedelta(hours=50)))
     assert (table.write.call_count, table.reclaim.call_count) == (3, 4)
@@ -654,7 +656,7 @@ def test_segments_are_joined_as_if_they_had_been_packed_at_once(sizes: list[int]
     records = [record(number, log(str(number), START, question=question)) for number in range(sum(sizes))]
     cuts = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
     parts = [part for a, b in pairwise(cuts) for part in pack(Topic.CHAT_LOGS, records[a:b])]
-    together = list(joined(parts))
+    together = list(concatenate(parts))
     assert [one for _, content in together for one in unpack(content)] == records
     assert [next(pack(Topic.CHAT_LOGS, unpack(content))) for _, content in together] == together
     assert max(len(content) for _, content in together) < 512 * 1024
@@ -663,16 +665,16 @@ def test_segments_are_joined_as_if_they_had_been_packed_at_once(sizes: list[int]
 @given(folder=st.text(min_size=1, max_size=256))
 def test_a_key_says_what_its_segment_is(folder: str) -> None:
     event = log("l", START, folder_id=folder)
-    ((segment, content),) = pack(Topic.CHAT_LOGS, [Record(12, 3, event, 100)])
-    assert Segment.of_key(segment.key) == segment
-    assert segment.key.startswith(SEGMENTS)
-    assert unpack(content) == [Record(12, 3, event, 100)]
+    ((segment, content),) = pack(Topic.CHAT_LOGS, [StateRecord(12, 3, event, 100)])
+    assert Segment.from_key(segment.key) == segment
+    assert segment.key.startswith(SEGMENT_PREFIX)
+    assert unpack(content) == [StateRecord(12, 3, event, 100)]
 
 
 def test_no_segment_is_too_large_for_a_message() -> None:
     large = [record(n, log(str(n), START, question="x" * 100_000)) for n in range(20)]
     packed = list(pack(Topic.CHAT_LOGS, large))
-    assert sum(segment.records for segment, _ in packed) == 20
+    assert sum(segment.record_count for segment, _ in packed) == 20
     assert max(len(content) for _, content in packed) < 512 * 1024
 
 
@@ -681,14 +683,14 @@ def test_the_words_of_the_answer_are_not_kept() -> None:
     assert b"secret" not in content
 
 
-def add(sets: TrainingSets, topic: Topic, records: list[Record]) -> None:
+def add(sets: TrainingSets, topic: Topic, records: list[StateRecord]) -> None:
     """As the intake does it: first the block, then the place behind it."""
     asyncio.run(sets.add(0, topic, records))
     asyncio.run(sets.write(0, {offset_key(topic): b"%d" % (records[-1].offset + 1)}))
 
 
-def record(offset: int, event: Stored) -> Record:
-    return Record(offset, 0, event, size_of(event))
+def record(offset: int, event: StateEvent) -> StateRecord:
+    return StateRecord(offset, 0, event, size_of(event))
 
 
 def log(log_id: str, at: datetime, **changes: Any) -> ChatLog:

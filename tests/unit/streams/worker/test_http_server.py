@@ -13,8 +13,7 @@ from foldtune.settings import Sets
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import MemoryTable
-from streams.training_sets.decoding import Record
-from streams.training_sets.state_events import ChatLog
+from streams.training_sets.state_events import ChatLog, StateRecord
 from streams.training_sets.store import TrainingSets
 from streams.worker.broker_monitor import BrokerMonitor
 from streams.worker.owned_partitions import OwnedPartitions
@@ -57,16 +56,16 @@ def test_without_an_answer_the_last_lag_stays_and_nothing_ends() -> None:
     assert watch.lag[Topic.CHAT_LOGS, 0] == 3
 
 
-def log(folder_id: str, number: int) -> Record:
+def log(folder_id: str, number: int) -> StateRecord:
     *_, (_, event) = folder_history(folder_id, number + 1)
-    return Record(number, 0, msgspec.json.decode(event.encode(), type=ChatLog), 100)
+    return StateRecord(number, 0, msgspec.json.decode(event.encode(), type=ChatLog), 100)
 
 
 def test_folders_are_shown_from_memory_and_only_of_owned_partitions() -> None:
     sets = TrainingSets(MemoryTable(), Sets())
     owned = [0, 1]
     registry = CollectorRegistry()
-    registry.register(OwnedPartitions(lambda: owned, sets.known, lambda: {(Topic.CHAT_LOGS, 1): 4}))
+    registry.register(OwnedPartitions(lambda: owned, sets.cached_segments, lambda: {(Topic.CHAT_LOGS, 1): 4}))
 
     def shown(name: str, **labels: Any) -> float | None:
         return registry.get_sample_value(name, labels)
