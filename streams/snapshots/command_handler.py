@@ -121,6 +121,7 @@ class SnapshotCommandHandler:
         except PartitionLostError:
             raise
         except Exception as error:
+            # Whatever it is, a retry would meet it again: the request fails instead of hanging.
             _log.exception("snapshot export failed", partition=partition)
             message = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARACTERS]
             return SnapshotPart(request_id=request.request_id, model=request.model, partition=partition, error=message)

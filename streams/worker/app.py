@@ -143,7 +143,7 @@ class _Worker:
             kafka, (Topic.SNAPSHOT_COMMANDS,), self._table, write=self._sets.write, take=self._take_command, block=1
         )
         control = PartitionConsumer(
-            kafka, _CONTROL_TOPICS, requests, write=requests.write, take=self._coordinator.take, block=1
+            kafka, _CONTROL_TOPICS, requests, write=requests.write, take=self._coordinator.handle, block=1
         )
         self._intakes = (data, commands, control)
         self._running: list[asyncio.Task[None]] = []

@@ -45,12 +45,12 @@ def without_durable_ingest() -> None:
 
 def without_durable_requests() -> None:
     """Control events are acknowledged before they are handled."""
-    take = Coordinator.take
+    handle = Coordinator.handle
 
     async def hasty(self: Coordinator, *event: Any) -> None:
-        _later(take(self, *event))
+        _later(handle(self, *event))
 
-    Coordinator.take = hasty  # type: ignore[method-assign,assignment]
+    Coordinator.handle = hasty  # type: ignore[method-assign,assignment]
 
 
 def without_unique_records() -> None:

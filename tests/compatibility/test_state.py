@@ -145,13 +145,13 @@ def test_the_outbox_of_a_decision(monkeypatch: pytest.MonkeyPatch) -> None:
     cancel = FineTuneCancelled(request_id="r", model="m", requested_at=NOON, requested_by="ann")
 
     async def story() -> None:
-        await handler.take(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=request.encode())])
+        await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=request.encode())])
         state = table.get(0, b"m|m")
         assert state
         assert json.loads(state)["active"]["request"]["request_id"] == "r"
         publisher.send.side_effect = UnavailableError
         with suppress(UnavailableError):
-            await handler.take(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=cancel.encode())])
+            await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=cancel.encode())])
 
     asyncio.run(story())
     state = table.get(0, b"m|m")

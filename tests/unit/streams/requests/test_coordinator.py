@@ -101,7 +101,7 @@ class System:
 
     async def take(self, topic: Topic, model: str, event: Event) -> None:
         message = SimpleNamespace(value=event.encode(), topic=topic.label, partition=0, offset=0, key=None)
-        await self._coordinator.take(topic, partition_of(model, PARTITIONS), [message])
+        await self._coordinator.handle(topic, partition_of(model, PARTITIONS), [message])
 
     async def request_with_snapshot(self, name: str) -> None:
         await self.take(Topic.FINE_TUNE_REQUESTS, name, fine_tune_request(name, model=name))
