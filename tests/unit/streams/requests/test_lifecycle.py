@@ -1,4 +1,4 @@
-"""One model's story: what follows from each event, and that every request has exactly one end."""
+"""The state machine of a model: its transitions, and that every request has exactly one final status."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -74,24 +74,24 @@ def test_a_request_starts_a_snapshot_of_every_partition() -> None:
     assert command.key is None
 
 
-def test_the_same_request_again_is_answered_and_starts_nothing() -> None:
+def test_a_repeated_request_is_answered_and_starts_nothing() -> None:
     first = lifecycle.requested(ModelState(model="m"), request("r"), NOW)
     again = lifecycle.requested(first.state, request("r"), NOW)
     assert again.state == first.state
     assert (states(again), commands(again)) == ([("r", State.SNAPSHOTTING)], [])
 
 
-def test_a_whole_snapshot_becomes_a_job_once() -> None:
+def test_a_complete_snapshot_leads_to_one_job() -> None:
     state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
     transition = gather(state, "r")
     assert transition.manifest
-    assert [one.partition for one in transition.manifest.parts] == [0, 1]
+    assert [part.partition for part in transition.manifest.parts] == [0, 1]
     assert transition.state.active
     running = lifecycle.job_published(transition.state, transition.state.active, DEADLINE)
     assert lifecycle.part_received(running, part("r", 1), PARTITIONS, 20, NOW).manifest is None
 
 
-def test_a_part_that_comes_twice_counts_once() -> None:
+def test_a_redelivered_part_counts_once() -> None:
     state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
     once = lifecycle.part_received(state, part("r", 0), PARTITIONS, 20, NOW)
     twice = lifecycle.part_received(once.state, part("r", 0), PARTITIONS, 20, NOW)
@@ -99,7 +99,7 @@ def test_a_part_that_comes_twice_counts_once() -> None:
     assert twice.manifest is None
 
 
-def test_too_little_data_is_rejected_with_the_numbers() -> None:
+def test_too_few_examples_are_rejected_with_the_counts() -> None:
     state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
     transition = gather(state, "r", examples=5, left_out={"no label": 4})
     assert states(transition) == [("r", State.REJECTED)]
@@ -117,7 +117,7 @@ def test_unknown_folders_and_agents_are_named() -> None:
     )
 
 
-def test_a_part_that_failed_fails_the_request_and_it_may_be_tried_again() -> None:
+def test_a_failed_part_fails_the_request_as_retryable() -> None:
     state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
     transition = gather(state, "r", error="refused")
     (last,) = transition.final_statuses
@@ -133,19 +133,19 @@ def test_the_next_request_waits_for_the_first_to_end() -> None:
     assert any(isinstance(output.event, TrainingFinished) for output in transition.outputs)
 
 
-def test_waiting_requests_that_ask_for_the_same_share_one_training() -> None:
+def test_waiting_requests_for_the_same_training_are_merged() -> None:
     state = training("r", request("s"), request("t"), request("u", seed=1))
     started = lifecycle.reported(state, status("r", State.COMPLETED), NOW).state
     assert started.active
     assert (started.active.request.request_id, started.active.merged) == ("s", ("t",))
     running = lifecycle.job_published(gather(started, "s").state, started.active, DEADLINE)
     transition = lifecycle.reported(running, status("s", State.COMPLETED), NOW)
-    assert [last.request_id for last in transition.final_statuses] == ["s", "t"]
+    assert [status.request_id for status in transition.final_statuses] == ["s", "t"]
     assert ("t", State.COMPLETED) in states(transition)
     assert commands(transition) == ["u"]
 
 
-def test_what_is_reported_of_a_training_is_told_for_all_that_share_it() -> None:
+def test_a_status_is_published_for_all_merged_requests() -> None:
     started = lifecycle.reported(training("r", request("s"), request("t")), status("r", State.FAILED), NOW).state
     assert started.active
     running = lifecycle.job_published(gather(started, "s").state, started.active, DEADLINE)
@@ -155,7 +155,7 @@ def test_what_is_reported_of_a_training_is_told_for_all_that_share_it() -> None:
     assert transition.state.active.status == status("s", State.RUNNING)
 
 
-def test_a_request_can_be_taken_back_at_every_station() -> None:
+def test_a_request_can_be_cancelled_in_every_state() -> None:
     def cancel(name: str) -> FineTuneCancelled:
         return FineTuneCancelled(request_id=name, model="m", requested_at=NOW, requested_by="ann")
 
@@ -168,12 +168,12 @@ def test_a_request_can_be_taken_back_at_every_station() -> None:
     assert running.final_statuses[0].reasons == ("cancelled by ann",)
     assert commands(running) == ["s"]
     assert lifecycle.cancelled(running.state, cancel("r"), NOW) is None
-    # The trainer may not have heard of it yet.
+    # A report that the trainer sent before it was cancelled.
     late = lifecycle.reported(running.state, status("r", State.COMPLETED), NOW)
     assert (late.state, late.outputs) == (running.state, ())
 
 
-def test_what_nobody_reports_the_end_of_times_out() -> None:
+def test_a_request_without_a_final_status_times_out() -> None:
     snapshotting = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
     limit = timedelta(minutes=5)
     assert lifecycle.timed_out(snapshotting, limit, PARTITIONS, NOW + limit) is None
@@ -191,63 +191,63 @@ def test_what_nobody_reports_the_end_of_times_out() -> None:
 
 
 class Histories(RuleBasedStateMachine):
-    """Random histories with repetitions: each request ends exactly once, and only one is worked on at a time."""
+    """Random histories with redelivery: each request ends exactly once, and only one is active at a time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.state = ModelState(model="m")
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.ended: list[str] = []
 
-    def follow(self, transition: Transition | None) -> None:
+    def apply(self, transition: Transition | None) -> None:
         if transition is None:
             return
         self.state = transition.state
         if transition.manifest and transition.state.active:
             self.state = lifecycle.job_published(transition.state, transition.state.active, DEADLINE)
-        self.ended += [last.request_id for last in transition.final_statuses]
+        self.ended += [status.request_id for status in transition.final_statuses]
 
     @rule(seed=st.integers(0, 1))
-    def ask(self, seed: int) -> None:
-        name = f"r{len(self.asked)}"
-        self.asked.append(name)
-        self.follow(lifecycle.requested(self.state, request(name, seed=seed), NOW))
+    def request(self, seed: int) -> None:
+        name = f"r{len(self.requested)}"
+        self.requested.append(name)
+        self.apply(lifecycle.requested(self.state, request(name, seed=seed), NOW))
 
-    @precondition(lambda self: bool(set(self.asked) - set(self.ended)))
+    @precondition(lambda self: bool(set(self.requested) - set(self.ended)))
     @rule(pick=st.randoms())
-    def ask_again(self, pick: Any) -> None:
-        name = pick.choice(sorted(set(self.asked) - set(self.ended)))
+    def repeat_request(self, pick: Any) -> None:
+        name = pick.choice(sorted(set(self.requested) - set(self.ended)))
         known = next((other for other in self.state.waiting if other.request_id == name), None)
-        self.follow(lifecycle.requested(self.state, known or request(name), NOW))
+        self.apply(lifecycle.requested(self.state, known or request(name), NOW))
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.requested)
     @rule(pick=st.randoms(), partition=st.integers(0, 1), examples=st.integers(5, 30))
     def part(self, pick: Any, partition: int, examples: int) -> None:
-        arrived = part(pick.choice(self.asked), partition, examples)
-        self.follow(lifecycle.part_received(self.state, arrived, PARTITIONS, 20, NOW))
+        arrived = part(pick.choice(self.requested), partition, examples)
+        self.apply(lifecycle.part_received(self.state, arrived, PARTITIONS, 20, NOW))
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.requested)
     @rule(pick=st.randoms(), state=st.sampled_from(State))
     def report(self, pick: Any, state: State) -> None:
-        self.follow(lifecycle.reported(self.state, status(pick.choice(self.asked), state), NOW))
+        self.apply(lifecycle.reported(self.state, status(pick.choice(self.requested), state), NOW))
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.requested)
     @rule(pick=st.randoms())
     def cancel(self, pick: Any) -> None:
-        cancel = FineTuneCancelled(request_id=pick.choice(self.asked), model="m", requested_at=NOW)
-        self.follow(lifecycle.cancelled(self.state, cancel, NOW))
+        cancel = FineTuneCancelled(request_id=pick.choice(self.requested), model="m", requested_at=NOW)
+        self.apply(lifecycle.cancelled(self.state, cancel, NOW))
 
     @rule(hours=st.integers(0, 4))
     def time_passes(self, hours: int) -> None:
         limit = timedelta(minutes=90)
-        self.follow(lifecycle.timed_out(self.state, limit, PARTITIONS, NOW + timedelta(hours=hours)))
+        self.apply(lifecycle.timed_out(self.state, limit, PARTITIONS, NOW + timedelta(hours=hours)))
 
     @invariant()
-    def every_request_is_somewhere_once(self) -> None:
+    def every_request_is_in_exactly_one_state(self) -> None:
         active = self.state.active
         under_way = [active.request.request_id, *active.merged] if active else []
         under_way += [waiting.request_id for waiting in self.state.waiting]
-        assert sorted(self.ended + under_way) == sorted(self.asked)
+        assert sorted(self.ended + under_way) == sorted(self.requested)
 
     @invariant()
     def the_state_survives_storage(self) -> None:

@@ -1,4 +1,4 @@
-"""When the policy asks for a training."""
+"""When the policy requests a retraining."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ def progress(partition: int, new: int, trained: str | None = None) -> TrainingPr
     return TrainingProgressed(model="m", partition=partition, new_examples=new, trained_request_id=trained)
 
 
-def test_it_asks_once_all_partitions_together_have_enough() -> None:
+def test_a_request_is_due_once_all_partitions_together_have_enough() -> None:
     state = retraining_policy.with_progress(PolicyState(), progress(0, 6))
     assert retraining_policy.due_request(state, RULE, NOW) is None
     state = retraining_policy.with_progress(state, progress(0, 7))
@@ -30,7 +30,7 @@ def test_it_asks_once_all_partitions_together_have_enough() -> None:
     assert retraining_policy.due_request(state, RULE, NOW + timedelta(minutes=1)).request_id == request.request_id  # type: ignore[union-attr]
 
 
-def test_it_keeps_the_cooldown_and_then_asks_by_another_name() -> None:
+def test_the_next_request_waits_for_the_cooldown_and_has_another_id() -> None:
     state = retraining_policy.with_progress(PolicyState(), progress(0, 10))
     first = retraining_policy.due_request(state, RULE, NOW)
     assert first
@@ -41,7 +41,7 @@ def test_it_keeps_the_cooldown_and_then_asks_by_another_name() -> None:
     assert second.request_id != first.request_id
 
 
-def test_after_a_training_it_counts_from_there() -> None:
+def test_a_training_resets_the_counts() -> None:
     state = retraining_policy.with_training(retraining_policy.with_progress(PolicyState(), progress(0, 100)), "r1")
     late = retraining_policy.with_progress(state, progress(0, 100))
     assert retraining_policy.due_request(late, RULE, NOW) is None
