@@ -82,7 +82,7 @@ async def maintain(sets: TrainingSets, partition: int, now: datetime) -> Mainten
 def _committed_view(sets: TrainingSets, partition: int) -> PartitionView:
     """The segments that lie wholly below the stored offsets.
 
-    Exports leave out records above them. There, a newer version of an entity must not yet replace an older one.
+    Exports leave out records from there on, so a newer version of an entity there must not replace an older one yet.
     """
     view = sets.view(partition)
     next_offsets = {topic.label: stored_offset(sets.table, topic, partition) for topic in DATA_TOPICS}
@@ -198,7 +198,7 @@ def _compaction_rewrites(view: PartitionView, group: SegmentGroup, now: datetime
         for segment, records in chunk.items():
             if all(copies[record_id] == 1 and record_id in latest for record_id in map(_id, records)):
                 continue
-            # The replacement also holds what is kept of other segments' copies, so it is written before any is deleted.
+            # Its retained records, and those of segments with copies of them, are written before it is deleted.
             obsolete.append(segment)
             kept |= {_id(record): record for record in records if _id(record) in latest}
             kept |= {_id(record): _tombstone(record) for record in records if _id(record) in size_only}
