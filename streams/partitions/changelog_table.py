@@ -157,27 +157,3 @@ def _apply(batch: WriteBatch, changes: Changes) -> None:
             batch.delete(key)
         else:
             batch.put(key, value)
-
-
-class MemoryTable(Table):
-    """The same contract in dictionaries, for tests."""
-
-    def __init__(self) -> None:
-        self._partitions: dict[int, dict[bytes, bytes]] = defaultdict(dict)
-
-    async def write(self, partition: int, changes: Changes) -> bool:
-        for key, value in changes.items():
-            if value is None:
-                self._partitions[partition].pop(key, None)
-            else:
-                self._partitions[partition][key] = value
-        return True
-
-    def get(self, partition: int, key: bytes) -> bytes | None:
-        return self._partitions[partition].get(key)
-
-    def keys(self, partition: int, prefix: bytes) -> Iterator[bytes]:
-        return iter(sorted(key for key in self._partitions[partition] if key.startswith(prefix)))
-
-    def reclaim(self, partition: int) -> None:
-        """Nothing is left behind."""

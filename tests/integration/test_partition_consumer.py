@@ -12,10 +12,10 @@ from foldtune.events import FineTuneStatus, State, now
 from foldtune.kafka import MAX_REQUEST_BYTES, Publisher, partition_of
 from foldtune.settings import Settings
 from foldtune.topics import Topic
-from streams.partitions.changelog_table import MemoryTable
 from streams.partitions.consumer import PartitionConsumer
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ask, exported, jobs, snapshot, statuses
+from tests.memory_table import MemoryTable
 from tests.support import Reader, fine_tune_request, folder_history
 
 CODECS = (None, "gzip", "snappy", "lz4", "zstd")

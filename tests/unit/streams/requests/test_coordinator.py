@@ -15,9 +15,10 @@ from foldtune.kafka import partition_of
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings, WorkerSettings
 from foldtune.topics import Topic
-from streams.partitions.changelog_table import Changes, MemoryTable
+from streams.partitions.changelog_table import Changes
 from streams.publishing.publisher import EventPublisher, Message, Output, messages
 from streams.requests.coordinator import Coordinator
+from tests.memory_table import MemoryTable
 from tests.support import fine_tune_request
 
 PARTITIONS = 2

@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry
 from foldtune.settings import Sets
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.broker_reader import BrokerReader
-from streams.partitions.changelog_table import MemoryTable
 from streams.training_sets.decoding import Record
 from streams.training_sets.state_events import ChatLog
 from streams.training_sets.store import TrainingSets
 from streams.worker.broker_monitor import BrokerMonitor
 from streams.worker.owned_partitions import OwnedPartitions
+from tests.memory_table import MemoryTable
 from tests.support import folder_history
 
 
