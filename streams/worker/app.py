@@ -136,21 +136,28 @@ class _Worker:
         ingest = Ingest(self._sets, outbox, settings.bounds)
         self._coordinator = Coordinator(requests, outbox, store, settings)
         block = settings.worker.block_records
-        data = PartitionConsumer(kafka, DATA_TOPICS, self._table, write=self._sets.write, take=ingest.take, block=block)
+        data = PartitionConsumer(
+            kafka, DATA_TOPICS, self._table, write=self._sets.write, handle=ingest.take, block_records=block
+        )
         commands = PartitionConsumer(
-            kafka, (Topic.SNAPSHOT_COMMANDS,), self._table, write=self._sets.write, take=self._take_command, block=1
+            kafka,
+            (Topic.SNAPSHOT_COMMANDS,),
+            self._table,
+            write=self._sets.write,
+            handle=self._take_command,
+            block_records=1,
         )
         control = PartitionConsumer(
-            kafka, _CONTROL_TOPICS, requests, write=requests.write, take=self._coordinator.take, block=1
+            kafka, _CONTROL_TOPICS, requests, write=requests.write, handle=self._coordinator.take, block_records=1
         )
         self._intakes = (data, commands, control)
         self._running: list[asyncio.Task[None]] = []
         self._exporter = Exporter(
-            self._sets, Offsets(data.reached, self._reader.ends, self._table.owns), outbox, store, settings
+            self._sets, Offsets(data.next_offset, self._reader.end_offsets, self._table.owns), outbox, store, settings
         )
         self._stopping = False
         # Its own reader: a question that is given up must not disturb an export's.
-        self._brokers = BrokerMonitor(BrokerReader(kafka), self._owned, data.reached)
+        self._brokers = BrokerMonitor(BrokerReader(kafka), self._owned, data.next_offset)
         self._server = self._operations_server()
 
     def listen(self) -> None:

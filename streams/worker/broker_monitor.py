@@ -51,7 +51,7 @@ class BrokerMonitor:
         for partition in self._owned() or [0]:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    ends = await self._reader.ends(partition)
+                    ends = await self._reader.end_offsets(partition)
             except (KafkaError, TimeoutError) as error:
                 _log.warning("brokers do not answer", error=repr(error))
                 return

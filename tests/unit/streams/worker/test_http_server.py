@@ -27,7 +27,7 @@ class Brokers:
     def __init__(self, ends: Mapping[int, int] | None) -> None:
         self.ends_by_partition = ends
 
-    async def ends(self, partition: int) -> dict[Topic, int]:
+    async def end_offsets(self, partition: int) -> dict[Topic, int]:
         if self.ends_by_partition is None:
             raise KafkaConnectionError
         return {Topic.CHAT_LOGS: self.ends_by_partition[partition]}
