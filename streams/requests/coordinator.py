@@ -37,7 +37,7 @@ from streams.errors import PartitionLostError
 from streams.metrics import REQUESTS_ENDED
 from streams.partitions.changelog_table import Table
 from streams.publishing.dead_letters import invalid_record, send_to_dead_letters
-from streams.publishing.publisher import EventPublisher, Message, Output, messages
+from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests import lifecycle, retraining_policy
 from streams.requests.lifecycle import ModelState, Step
 
@@ -51,7 +51,7 @@ _UNTOLD = b"u|"
 class OutboxEntry(Struct, frozen=True):
     """What follows from a decision: messages, and the last words by the keys that they are kept under."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[OutgoingRecord, ...]
     ended: dict[str, str]
 
 
@@ -174,7 +174,7 @@ class Coordinator:
             return
         await self._catch_up(partition)
         if request := self._due(partition, model):
-            await self._outbox.publish((Output(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
+            await self._outbox.publish((OutgoingEvent(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
             asked = retraining_policy.asked(self._policy(partition, model), request)
             await self._table.write(partition, {_policy_key(model): _json(asked)})
 
@@ -197,7 +197,7 @@ class Coordinator:
         # the state that it goes with: with that state, and not before, it holds.
         state = _json(step.state)
         untold = OutboxEntry(
-            tuple(messages(step.outputs, partition)),
+            tuple(outgoing_records(step.outputs, partition)),
             {_ended_key(last.model, last.request_id).decode(): last.encode().decode() for last in step.ended},
         )
         await self._table.write(partition, {_untold_key(step.state.model, state): ENCODER.encode(untold)})
@@ -257,7 +257,7 @@ class Coordinator:
         step = lifecycle.snapshot_taken(state, self._partitions, self._settings.worker.min_examples, now())
         return step.complete if step else None
 
-    async def _job(self, request: FineTuneRequested, manifest: SnapshotManifest) -> Output:
+    async def _job(self, request: FineTuneRequested, manifest: SnapshotManifest) -> OutgoingEvent:
         content = manifest.encode()
         key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
         await asyncio.to_thread(self._store.put, key, content)
@@ -273,7 +273,7 @@ class Coordinator:
             published_at=manifest.created_at,
             max_seconds=int(self._settings.trainer.max_duration.total_seconds()),
         )
-        return Output(Topic.TRAINING_JOBS, job, request.request_id)
+        return OutgoingEvent(Topic.TRAINING_JOBS, job, request.request_id)
 
     async def _reject(self, partition: int, request_id: str, model: str, reasons: tuple[str, ...]) -> None:
         # Under an id that is taken already, another event ends nothing: how that request stands is the answer.
@@ -290,7 +290,7 @@ class Coordinator:
         _log.info("ended", request_id=request_id, model=model, state=status.state, reasons=reasons)
 
     async def _publish_status(self, partition: int, status: FineTuneStatus) -> None:
-        await self._outbox.publish((Output(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)
+        await self._outbox.publish((OutgoingEvent(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)
 
     def _refusals(self, partition: int, request: FineTuneRequested, size: int, step: Step) -> Iterator[str]:
         if size > _REQUEST_BYTES:

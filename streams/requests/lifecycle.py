@@ -25,7 +25,7 @@ from foldtune.events import (
 )
 from foldtune.knobs import ModelName
 from foldtune.topics import Topic
-from streams.publishing.publisher import Output
+from streams.publishing.publisher import OutgoingEvent
 
 
 class Active(Model):
@@ -54,7 +54,7 @@ class Step:
     """What follows from one event; ``ended`` are the requests whose story is over, with their last word."""
 
     state: ModelState
-    outputs: tuple[Output, ...] = ()
+    outputs: tuple[OutgoingEvent, ...] = ()
     ended: tuple[FineTuneStatus, ...] = ()
     # A snapshot is whole: the manifest is to be written and the job published.
     complete: SnapshotManifest | None = None
@@ -73,7 +73,7 @@ def requested(state: ModelState, request: FineTuneRequested, now: datetime) -> S
     return Step(waiting, (accepted, _published(_status(request, State.WAITING, now))))
 
 
-def under_way(state: ModelState, request_id: str, now: datetime) -> Output | None:
+def under_way(state: ModelState, request_id: str, now: datetime) -> OutgoingEvent | None:
     """How a request stands that waits or is worked on; ``None`` for any other."""
     active = state.active
     if active and request_id in {active.request.request_id, *active.merged}:
@@ -152,7 +152,7 @@ def reported(state: ModelState, status: FineTuneStatus, now: datetime) -> Step:
         return Step(state.model_copy(update={"active": running}), tuple(outputs))
     if status.state is State.COMPLETED:
         finished = TrainingFinished(request_id=status.request_id, model=state.model)
-        outputs.append(Output(Topic.SNAPSHOT_COMMANDS, finished))
+        outputs.append(OutgoingEvent(Topic.SNAPSHOT_COMMANDS, finished))
     return _next(state, tuple(outputs), told, now)
 
 
@@ -180,7 +180,7 @@ def _start(state: ModelState, request: FineTuneRequested, merged: tuple[str, ...
     followers = tuple(_published(status.model_copy(update={"request_id": name})) for name in merged)
     return Step(
         state.model_copy(update={"active": active}),
-        (_published(status), *followers, Output(Topic.SNAPSHOT_COMMANDS, command)),
+        (_published(status), *followers, OutgoingEvent(Topic.SNAPSHOT_COMMANDS, command)),
     )
 
 
@@ -198,7 +198,9 @@ def _end(
     return _next(state, tuple(_published(one) for one in ended), ended, now)
 
 
-def _next(state: ModelState, outputs: tuple[Output, ...], ended: tuple[FineTuneStatus, ...], now: datetime) -> Step:
+def _next(
+    state: ModelState, outputs: tuple[OutgoingEvent, ...], ended: tuple[FineTuneStatus, ...], now: datetime
+) -> Step:
     idle = state.model_copy(update={"active": None})
     if not state.waiting:
         return Step(idle, outputs, ended)
@@ -236,5 +238,5 @@ def _status(request: FineTuneRequested, state: State, now: datetime, reasons: tu
     return FineTuneStatus(request_id=request.request_id, model=request.model, state=state, at=now, reasons=reasons)
 
 
-def _published(status: FineTuneStatus) -> Output:
-    return Output(Topic.FINE_TUNE_STATUS, status, status.request_id)
+def _published(status: FineTuneStatus) -> OutgoingEvent:
+    return OutgoingEvent(Topic.FINE_TUNE_STATUS, status, status.request_id)

@@ -14,7 +14,7 @@ from foldtune.settings import PolicyRule, Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
 from streams.metrics import observe_snapshot
-from streams.publishing.publisher import EventPublisher, Output
+from streams.publishing.publisher import EventPublisher, OutgoingEvent
 from streams.snapshots.export import export
 from streams.snapshots.export_process import ExportProcess
 from streams.training_sets.store import TrainingSets
@@ -114,7 +114,9 @@ class Exporter:
             if one.topic == Topic.CHAT_LOGS.label:
                 pending = _newest({**watermark.pending, request.request_id: one.offset})
                 await self._keep(request.model, partition, watermark.model_copy(update={"pending": pending}))
-        await self._outbox.publish((Output(Topic.SNAPSHOT_PARTS, part, request.model),), self._home(request.model))
+        await self._outbox.publish(
+            (OutgoingEvent(Topic.SNAPSHOT_PARTS, part, request.model),), self._home(request.model)
+        )
 
     async def _part(self, command: SnapshotCommand, partition: int) -> SnapshotPart:
         async with self._sets.steady(partition):
@@ -155,7 +157,9 @@ class Exporter:
             trained_request_id=watermark.trained_request_id,
         )
         if self._reported.get((rule.model, partition)) != progress:
-            await self._outbox.publish((Output(Topic.TRAINING_PROGRESS, progress, rule.model),), self._home(rule.model))
+            await self._outbox.publish(
+                (OutgoingEvent(Topic.TRAINING_PROGRESS, progress, rule.model),), self._home(rule.model)
+            )
             self._reported[rule.model, partition] = progress
 
     def _home(self, model: str) -> int:

@@ -16,7 +16,7 @@ from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings, WorkerSettings
 from foldtune.topics import Topic
 from streams.partitions.changelog_table import Changes
-from streams.publishing.publisher import EventPublisher, Message, Output, messages
+from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests.coordinator import Coordinator
 from tests.memory_table import MemoryTable
 from tests.support import fine_tune_request
@@ -26,15 +26,15 @@ PARTITIONS = 2
 
 class Recorded(EventPublisher):
     def __init__(self) -> None:
-        self.sent: list[Message] = []
+        self.sent: list[OutgoingRecord] = []
 
-    async def publish(self, outputs: tuple[Output, ...], partition: int) -> None:
-        await self.send(tuple(messages(outputs, partition)))
+    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> None:
+        await self.send(tuple(outgoing_records(events, partition)))
 
-    async def send(self, messages: tuple[Message, ...]) -> None:
-        self.sent += messages
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
+        self.sent += records
 
-    async def dead_letter(
+    async def send_dead_letter(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         raise AssertionError((value, key, error, origin))
@@ -69,10 +69,10 @@ class Mortal(MemoryTable, Recorded):
             await super().write(partition, {key: value})
         return True
 
-    async def send(self, messages: tuple[Message, ...]) -> None:
-        for message in messages:
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
+        for record in records:
             self._live()
-            self.sent.append(message)
+            self.sent.append(record)
 
     def _live(self) -> None:
         if not self.left:
