@@ -67,8 +67,8 @@ def test_nothing_is_asked_for_without_a_yes(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "name one of --user, --log, --conversation and --document"),
-        (["--user", "u", "--log", "l"], "name one of --user, --log, --conversation and --document"),
+        ([], "give one of --user, --log, --conversation and --document"),
+        (["--user", "u", "--log", "l"], "give one of --user, --log, --conversation and --document"),
         (["--user", ""], "subject_id"),
         (["--user", "u" * 257], "subject_id"),
         (["--user", "\udcff"], "subject_id"),
