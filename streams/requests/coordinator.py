@@ -37,7 +37,7 @@ from streams.errors import PartitionLostError
 from streams.metrics import REQUESTS_ENDED
 from streams.partitions.changelog_table import Table
 from streams.publishing.dead_letters import invalid_record, send_to_dead_letters
-from streams.publishing.publisher import EventPublisher, Message, Output, messages
+from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests import lifecycle, retraining_policy
 from streams.requests.lifecycle import ModelState, Transition
 from streams.requests.retraining_policy import PolicyState
@@ -53,7 +53,7 @@ _MAX_REQUEST_BYTES, _MAX_WAITING_BYTES = 256 * 1024, 768 * 1024
 class OutboxEntry(Struct, frozen=True):
     """What follows from a transition: messages to publish, and final statuses by the keys to store them under."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[OutgoingRecord, ...]
     ended: dict[str, str]
 
 
@@ -174,7 +174,7 @@ class Coordinator:
             return
         await self._synchronize(partition)
         if request := self._due_request(partition, model):
-            await self._publisher.publish((Output(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
+            await self._publisher.publish((OutgoingEvent(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
             policy = retraining_policy.with_request(self._policy_state(partition, model), request)
             await self._store_policy_state(partition, model, policy)
 
@@ -202,7 +202,7 @@ class Coordinator:
         """
         model, state = transition.state.model, _json(transition.state)
         entry = OutboxEntry(
-            tuple(messages(transition.outputs, partition)),
+            tuple(outgoing_records(transition.outputs, partition)),
             {
                 _final_status_key(status.model, status.request_id).decode(): status.encode().decode()
                 for status in transition.final_statuses
@@ -274,7 +274,7 @@ class Coordinator:
                 if self._model_state(partition, model) == state:
                     deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
                     published = lifecycle.job_published(state, state.active, deadline + REPORTING_TIME)
-                    output = Output(Topic.TRAINING_JOBS, job, job.request.request_id)
+                    output = OutgoingEvent(Topic.TRAINING_JOBS, job, job.request.request_id)
                     await self._commit(partition, Transition(published, (output,)))
 
     def _complete_manifest(self, state: ModelState) -> SnapshotManifest | None:
@@ -316,7 +316,7 @@ class Coordinator:
         _record_end(status)
 
     async def _publish_status(self, partition: int, status: FineTuneStatus) -> None:
-        await self._publisher.publish((Output(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)
+        await self._publisher.publish((OutgoingEvent(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)
 
     def _rejection_reasons(
         self, partition: int, request: FineTuneRequested, size: int, transition: Transition

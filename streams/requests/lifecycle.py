@@ -25,7 +25,7 @@ from foldtune.events import (
 )
 from foldtune.knobs import ModelName
 from foldtune.topics import Topic
-from streams.publishing.publisher import Output
+from streams.publishing.publisher import OutgoingEvent
 
 
 class Active(Model):
@@ -54,7 +54,7 @@ class Transition:
     """The effect of one event."""
 
     state: ModelState
-    outputs: tuple[Output, ...] = ()
+    outputs: tuple[OutgoingEvent, ...] = ()
     # Of the requests that end with it.
     final_statuses: tuple[FineTuneStatus, ...] = ()
     # Set when the snapshot is complete: next, the manifest is uploaded and the job published.
@@ -151,7 +151,7 @@ def reported(state: ModelState, status: FineTuneStatus, now: datetime) -> Transi
         return Transition(state.model_copy(update={"active": running}), outputs)
     if status.state is State.COMPLETED:
         finished = TrainingFinished(request_id=status.request_id, model=state.model)
-        outputs = (*outputs, Output(Topic.SNAPSHOT_COMMANDS, finished))
+        outputs = (*outputs, OutgoingEvent(Topic.SNAPSHOT_COMMANDS, finished))
     return _start_next(state, outputs, statuses, now)
 
 
@@ -179,7 +179,7 @@ def _start(state: ModelState, request: FineTuneRequested, merged: tuple[str, ...
     statuses = _for_each(status, (request.request_id, *merged))
     return Transition(
         state.model_copy(update={"active": active}),
-        (*map(_output, statuses), Output(Topic.SNAPSHOT_COMMANDS, command)),
+        (*map(_output, statuses), OutgoingEvent(Topic.SNAPSHOT_COMMANDS, command)),
     )
 
 
@@ -198,7 +198,7 @@ def _end_active(
 
 
 def _start_next(
-    state: ModelState, outputs: tuple[Output, ...], final_statuses: tuple[FineTuneStatus, ...], now: datetime
+    state: ModelState, outputs: tuple[OutgoingEvent, ...], final_statuses: tuple[FineTuneStatus, ...], now: datetime
 ) -> Transition:
     idle = state.model_copy(update={"active": None})
     if not state.waiting:
@@ -241,5 +241,5 @@ def _for_each(status: FineTuneStatus, request_ids: tuple[str, ...]) -> tuple[Fin
     return tuple(status.model_copy(update={"request_id": request_id}) for request_id in request_ids)
 
 
-def _output(status: FineTuneStatus) -> Output:
-    return Output(Topic.FINE_TUNE_STATUS, status, status.request_id)
+def _output(status: FineTuneStatus) -> OutgoingEvent:
+    return OutgoingEvent(Topic.FINE_TUNE_STATUS, status, status.request_id)

@@ -22,7 +22,7 @@ from foldtune.settings import PolicyRule, Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
 from streams.metrics import observe_snapshot
-from streams.publishing.publisher import EventPublisher, Output
+from streams.publishing.publisher import EventPublisher, OutgoingEvent
 from streams.snapshots.export import export
 from streams.snapshots.export_process import ExportProcess
 from streams.training_sets.store import TrainingSets
@@ -174,7 +174,7 @@ class SnapshotCommandHandler:
     async def _publish(self, topic: Topic, event: Event, model: str) -> None:
         """To the model's partition, which its coordinator reads."""
         partition = partition_of(model, self._settings.kafka.partitions)
-        await self._publisher.publish((Output(topic, event, model),), partition)
+        await self._publisher.publish((OutgoingEvent(topic, event, model),), partition)
 
     async def _add_pending(self, model: str, partition: int, request_id: str, offset: int) -> None:
         watermark = self._watermark(model, partition)

@@ -14,7 +14,6 @@ import pytest
 from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State, TrainingFinished
 from foldtune.settings import KafkaSettings, Sets, Settings
 from foldtune.topics import Topic
-from streams.partitions.changelog_table import MemoryTable
 from streams.requests import coordinator
 from streams.requests.coordinator import Coordinator
 from streams.snapshots.command_handler import SnapshotCommandHandler
@@ -22,6 +21,7 @@ from streams.training_sets import compaction, state_events
 from streams.training_sets.segments import Segment, pack, unpack
 from streams.training_sets.state_events import StateRecord
 from streams.training_sets.store import TrainingSets
+from tests.memory_table import MemoryTable
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EVENTS: list[tuple[Topic, state_events.StateEvent, bytes]] = [

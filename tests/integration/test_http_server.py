@@ -65,7 +65,7 @@ class Operations:
 
     def _port(self) -> int:
         lines = self.worker.log.read_text().splitlines()
-        port: int = next(json.loads(line)["port"] for line in reversed(lines) if '"operations are served"' in line)
+        port: int = next(json.loads(line)["port"] for line in reversed(lines) if '"http server listening"' in line)
         return port
 
 
@@ -244,7 +244,7 @@ def test_a_worker_that_is_not_recovered_says_so(variables: dict[str, str], start
     until(recovered)
     reasons = {text.strip() for status, text in seen if status == 503}
     assert reasons
-    assert reasons <= {"the tables are being recovered", "the partitions are being shared out"}
+    assert reasons <= {"the tables are being recovered", "the partitions are being rebalanced"}
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])

@@ -15,9 +15,10 @@ from foldtune.kafka import partition_of
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings, WorkerSettings
 from foldtune.topics import Topic
-from streams.partitions.changelog_table import Changes, MemoryTable
-from streams.publishing.publisher import EventPublisher, Message, Output, messages
+from streams.partitions.changelog_table import Changes
+from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests.coordinator import Coordinator
+from tests.memory_table import MemoryTable
 from tests.support import fine_tune_request
 
 PARTITIONS = 2
@@ -25,27 +26,27 @@ PARTITIONS = 2
 
 class RecordingPublisher(EventPublisher):
     def __init__(self) -> None:
-        self.sent: list[Message] = []
+        self.sent: list[OutgoingRecord] = []
 
-    async def publish(self, outputs: tuple[Output, ...], partition: int) -> None:
-        await self.send(tuple(messages(outputs, partition)))
+    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> None:
+        await self.send(tuple(outgoing_records(events, partition)))
 
-    async def send(self, messages: tuple[Message, ...]) -> None:
-        self.sent += messages
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
+        self.sent += records
 
-    async def dead_letter(
+    async def send_dead_letter(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         raise AssertionError((value, key, error, origin))
 
     def jobs(self) -> int:
-        return sum(message.topic == Topic.TRAINING_JOBS.label for message in self.sent)
+        return sum(record.topic == Topic.TRAINING_JOBS.label for record in self.sent)
 
     def states(self, request_id: str) -> list[State]:
         statuses = [
-            FineTuneStatus.model_validate_json(message.value)
-            for message in self.sent
-            if message.topic == Topic.FINE_TUNE_STATUS.label
+            FineTuneStatus.model_validate_json(record.value)
+            for record in self.sent
+            if record.topic == Topic.FINE_TUNE_STATUS.label
         ]
         return [status.state for status in statuses if status.request_id == request_id]
 
@@ -68,10 +69,10 @@ class MortalBroker(MemoryTable, RecordingPublisher):
             await super().write(partition, {key: value})
         return True
 
-    async def send(self, messages: tuple[Message, ...]) -> None:
-        for message in messages:
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
+        for record in records:
             self._count_write()
-            self.sent.append(message)
+            self.sent.append(record)
 
     def _count_write(self) -> None:
         if not self.remaining_writes:
@@ -177,7 +178,7 @@ def test_a_transition_interrupted_by_a_crash_is_completed_or_repeated(survived: 
             await heir.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(name, model="m", seed=len(name)))
         assert {state for state in broker.states("first") if state.terminal} == {State.FAILED}
         assert broker.states("second")[-1] is State.SNAPSHOTTING
-        commands = [message.value for message in broker.sent if message.topic == Topic.SNAPSHOT_COMMANDS.label]
+        commands = [record.value for record in broker.sent if record.topic == Topic.SNAPSHOT_COMMANDS.label]
         assert any('"request_id":"second"' in command for command in commands)
         assert not list(broker.keys(partition_of("m", PARTITIONS), b"u|"))
 

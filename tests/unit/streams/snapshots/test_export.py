@@ -13,10 +13,10 @@ from foldtune.settings import LabelWeights, Sets
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
-from streams.partitions.changelog_table import MemoryTable
 from streams.snapshots.export import export
 from streams.training_sets.state_events import ChatLog, DocumentUpserted, RetrievedPassage, StateRecord, Verdict
 from streams.training_sets.store import TrainingSets
+from tests.memory_table import MemoryTable
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 

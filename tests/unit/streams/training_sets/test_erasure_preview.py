@@ -67,8 +67,8 @@ def test_nothing_is_published_without_confirmation(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "name one of --user, --log, --conversation and --document"),
-        (["--user", "u", "--log", "l"], "name one of --user, --log, --conversation and --document"),
+        ([], "give one of --user, --log, --conversation and --document"),
+        (["--user", "u", "--log", "l"], "give one of --user, --log, --conversation and --document"),
         (["--user", ""], "subject_id"),
         (["--user", "u" * 257], "subject_id"),
         (["--user", "\udcff"], "subject_id"),

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from foldtune.settings import Sets
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
-from streams.partitions.changelog_table import Changes, MemoryTable
+from streams.partitions.changelog_table import Changes
 from streams.partitions.consumer import offset_key
 from streams.training_sets import compaction, segments
 from streams.training_sets.fold import FolderSet, JudgedLog, fold
@@ -35,6 +35,7 @@ from streams.training_sets.state_events import (
     encode,
 )
 from streams.training_sets.store import TrainingSets
+from tests.memory_table import MemoryTable
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 END = START + timedelta(days=20)
