@@ -30,9 +30,8 @@ from foldtune.settings import Settings
 from launchers.batch.batch_job import BatchJob
 from launchers.batch.launcher import CALL_SECONDS, BatchLauncher
 from launchers.batch.spending import Spending
-from launchers.errors import LaunchError, RunBusyError
 from launchers.ledger import Attempt, Ledger, Owner
-from launchers.port import Ending, Outcome, Run
+from launchers.port import Ending, LaunchError, Run, RunBusyError, RunOutcome
 from launchers.reports import Report, status_of
 
 log = structlog.get_logger(__name__)
@@ -122,7 +121,7 @@ class Dispatcher:
             raise RunBusyError(run.name, until)
         if self._clock() - until > LISTED:
             reason = "its launch was cut short, and whether AWS Batch has run it cannot be told any more"
-            self._settle(run, Outcome(ending=Ending.FAILED, retryable=True, reasons=(reason,)))
+            self._settle(run, RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,)))
             return False
         if not ledger.take_over(attempt):
             raise RunBusyError(run.name)
@@ -141,19 +140,19 @@ class Dispatcher:
         try:
             self._launcher.submit(run)
         except LaunchError as error:
-            self._settle(run, Outcome(ending=Ending.FAILED, retryable=True, reasons=(str(error),)), hours=0)
+            self._settle(run, RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(str(error),)), hours=0)
             return
         self._end_if_cancelled(run)
 
-    def _refusal(self, run: Run) -> Outcome | None:
+    def _refusal(self, run: Run) -> RunOutcome | None:
         """Why a job is not to be launched, if so; what it can cost is set aside otherwise."""
         if self._cancelled(run):
-            return Outcome(ending=Ending.CANCELLED)
+            return RunOutcome(ending=Ending.CANCELLED)
         job = run.job
         until = job.published_at + self._attempts * timedelta(seconds=job.max_seconds) + OVERDUE
         if self._clock() > until:
             reason = f"job: published at {job.published_at.isoformat()}, to be launched by {until.isoformat()}"
-            return Outcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
+            return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
         return self._spending.reserve(job)
 
     def _look(self, run: Run) -> None:
@@ -170,7 +169,7 @@ class Dispatcher:
         elif job.status == "RUNNING" and (attempt := self._attempt(self._ledger(run.job))) and not attempt.outcome:
             self._running(run, job)
 
-    def _settle(self, run: Run, outcome: Outcome, hours: float | None = None) -> None:
+    def _settle(self, run: Run, outcome: RunOutcome, hours: float | None = None) -> None:
         """Put an outcome on record, unless there is one, and tell what is: the first call may not have come to that.
 
         ``hours`` is for how long a machine was rented, where that is known.
@@ -183,7 +182,7 @@ class Dispatcher:
             self._spending.settle(run.job, hours)
         self._tell(run, outcome)
 
-    def _tell(self, run: Run, outcome: Outcome) -> None:
+    def _tell(self, run: Run, outcome: RunOutcome) -> None:
         """Report an end, unless the trainer has: a success or a refusal ends only when the brokers have its report."""
         if outcome.ending is Ending.CANCELLED:
             self._report(status_of(run.job, State.CANCELLED, outcome))
@@ -192,7 +191,7 @@ class Dispatcher:
 
     def _running(self, run: Run, job: BatchJob) -> None:
         """Report that an attempt runs, with the page of its log: once, the trainer may have said more since."""
-        told = Outcome(ending=Ending.SUCCEEDED, log_url=self._launcher.log_url(job))
+        told = RunOutcome(ending=Ending.SUCCEEDED, log_url=self._launcher.log_url(job))
         key, page = (
             attempt_key(run.job.request.model, run.job.request.request_id, run.attempt, "log-url"),
             (told.log_url or "").encode(),

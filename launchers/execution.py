@@ -11,7 +11,6 @@ import structlog
 
 from foldtune.events import State, TrainingJob
 from foldtune.object_store import ObjectStore
-from launchers.errors import LaunchError, RunBusyError
 from launchers.ledger import Attempt, Ledger
 from launchers.ownership import (
     DEAD_SECONDS,
@@ -22,7 +21,7 @@ from launchers.ownership import (
     this_process,
 )
 from launchers.periodic import Periodic
-from launchers.port import Ending, Launcher, Outcome, Run
+from launchers.port import Ending, Launcher, LaunchError, Run, RunBusyError, RunOutcome
 from launchers.reports import Report, status_of
 
 log = structlog.get_logger(__name__)
@@ -122,7 +121,7 @@ class Execution:
             self._look_later()
             return
         except LaunchError as error:
-            self._ledger.record(number, Outcome(ending=Ending.FAILED, retryable=True, reasons=(str(error),)))
+            self._ledger.record(number, RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(str(error),)))
             return
         log.info("training started", request=self.job.request.request_id, run=run.name)
         self._run = run
@@ -145,10 +144,10 @@ class Execution:
         # At once, so that a retry keeps its place before the jobs that wait.
         return self._begin(may_start=not self._cancelled)
 
-    def _settled(self, attempts: list[Attempt]) -> Outcome | None:
+    def _settled(self, attempts: list[Attempt]) -> RunOutcome | None:
         """How the job ended, if no other attempt follows."""
         last = attempts[-1]
-        outcome = last.outcome or Outcome(
+        outcome = last.outcome or RunOutcome(
             ending=Ending.FAILED, retryable=True, reasons=(f"the launcher of attempt {last.number} died",)
         )
         used = sum(attempt.counts for attempt in attempts)
@@ -163,6 +162,6 @@ class Execution:
         heartbeat = (attempt.number, self._ledger.heartbeat(attempt.number))
         return owner_is_dead(attempt.owner) or self._silence.seconds(heartbeat) > DEAD_SECONDS
 
-    def _announce(self, outcome: Outcome) -> None:
+    def _announce(self, outcome: RunOutcome) -> None:
         if outcome.ending is Ending.FAILED and not outcome.announced:
             self._publish(status_of(self.job, State.FAILED, outcome))

@@ -2,16 +2,16 @@
 
 import signal
 
-from launchers.port import Ending, Outcome
+from launchers.port import Ending, RunOutcome
 from trainers.exit_codes import ExitCode
 
 
-def outcome_of(code: int, stopping: Outcome | None = None) -> Outcome:
+def outcome_of(code: int, stopping: RunOutcome | None = None) -> RunOutcome:
     """What an exit code means, of a process that was asked to end (``stopping``: why) or was not."""
     if code == ExitCode.DONE:
-        return Outcome(ending=Ending.SUCCEEDED)
+        return RunOutcome(ending=Ending.SUCCEEDED)
     if code == ExitCode.IMPOSSIBLE:
-        return Outcome(ending=Ending.FAILED, announced=True, reasons=("the trainer refused the job",))
+        return RunOutcome(ending=Ending.FAILED, announced=True, reasons=("the trainer refused the job",))
     if stopping:
         return stopping
     if code < 0:
@@ -22,4 +22,4 @@ def outcome_of(code: int, stopping: Outcome | None = None) -> Outcome:
         reason = "the trainer could not finish and asks to be run again"
     else:
         reason = f"the trainer ended with exit code {code}"
-    return Outcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
+    return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))

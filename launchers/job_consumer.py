@@ -27,7 +27,6 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 from launchers.cancellations import Cancellations
 from launchers.execution import Execution
-from launchers.offsets import Offsets
 from launchers.port import Launcher
 
 log = structlog.get_logger(__name__)
@@ -38,6 +37,37 @@ _MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
 POLL_MILLISECONDS = 250
 # Longer than a trainer's grace to write its checkpoint.
 STOP_SECONDS = 45.0
+
+
+class InFlightOffsets:
+    """The offsets of one partition whose events are in flight: how far it may be committed while several are."""
+
+    def __init__(self) -> None:
+        self._settled: dict[int, bool] = {}
+
+    def start(self, offset: int) -> bool:
+        """Add an offset; ``False`` where it is in flight already, redelivered after a rebalance."""
+        if offset in self._settled:
+            return False
+        self._settled[offset] = False
+        return True
+
+    def settle(self, offset: int) -> None:
+        """Mark an offset's event as done."""
+        self._settled[offset] = True
+
+    def committable(self) -> int | None:
+        """The offset up to which (exclusive) all events are settled; ``None`` while the oldest one is not."""
+        position = None
+        for offset in sorted(self._settled):
+            if not self._settled[offset]:
+                break
+            position = offset + 1
+        return position
+
+    def committed(self, position: int) -> None:
+        """Drop the offsets below a committed position."""
+        self._settled = {offset: settled for offset, settled in self._settled.items() if offset >= position}
 
 
 class JobConsumer:
@@ -56,7 +86,7 @@ class JobConsumer:
         self._launcher = launcher
         self._parallel = parallel
         self._executions: dict[tuple[TopicPartition, int], Execution] = {}
-        self._offsets: dict[TopicPartition, Offsets] = {}
+        self._offsets: dict[TopicPartition, InFlightOffsets] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; then end the runs, which leaves their jobs to the next launcher."""
@@ -92,7 +122,7 @@ class JobConsumer:
         # A rebalance in here may bring a partition that is not paused: one event too many then waits for its place.
         for partition, records in jobs.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).items():
             for record in records:
-                if self._offsets.setdefault(partition, Offsets()).take(record.offset):
+                if self._offsets.setdefault(partition, InFlightOffsets()).start(record.offset):
                     self._accept(partition, record, publisher)
 
     def _accept(self, partition: TopicPartition, record: Any, publisher: Publisher) -> None:

@@ -24,7 +24,7 @@ from foldtune.errors import ObjectMissingError
 from foldtune.events import Model, TrainingJob, UtcTime, now
 from foldtune.object_keys import attempt_key, job_prefix
 from foldtune.object_store import ObjectStore
-from launchers.port import Ending, Outcome
+from launchers.port import Ending, RunOutcome
 
 _SUBMISSION = re.compile(r"attempt-(\d+)\.submission\.json$")
 
@@ -46,7 +46,7 @@ class Attempt:
 
     number: int
     owner: Owner
-    outcome: Outcome | None
+    outcome: RunOutcome | None
     # Of this version of the claim.
     tag: str = ""
 
@@ -107,20 +107,20 @@ class Ledger:
         """What the owner wrote last; only whether it changes means anything, clocks differ."""
         return self._get(number, "heartbeat")
 
-    def record(self, number: int, outcome: Outcome) -> None:
+    def record(self, number: int, outcome: RunOutcome) -> None:
         """Settle how an attempt ended."""
         self._store.put(self._key(number, "outcome.json"), outcome.model_dump_json(exclude_none=True).encode())
 
-    def record_once(self, number: int, outcome: Outcome) -> tuple[Outcome, bool]:
+    def record_once(self, number: int, outcome: RunOutcome) -> tuple[RunOutcome, bool]:
         """Settle how an attempt ended, unless it is; what is on record, and whether that is new."""
         key = self._key(number, "outcome.json")
         new = self._store.put_if_absent(key, outcome.model_dump_json(exclude_none=True).encode())
-        return (outcome if new else Outcome.model_validate_json(self._store.get(key))), new
+        return (outcome if new else RunOutcome.model_validate_json(self._store.get(key))), new
 
     def _attempt(self, number: int) -> Attempt:
         claim, tag = self._store.get_with_etag(self._key(number, "submission.json"))
         outcome = self._get(number, "outcome.json")
-        ended = Outcome.model_validate_json(outcome) if outcome is not None else None
+        ended = RunOutcome.model_validate_json(outcome) if outcome is not None else None
         return Attempt(number, Owner.model_validate_json(claim), ended, tag)
 
     def _get(self, number: int, name: str) -> bytes | None:

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from foldtune.errors import FoldtuneError
 from foldtune.events import Model, S3Uri, TrainingJob, WebAddress
 from foldtune.object_keys import request_segment
+
+
+class LaunchError(FoldtuneError):
+    """A run could not be started (run, reason):"""
+
+
+class RunBusyError(FoldtuneError):
+    """An earlier run of the same job has not ended yet:"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Ending(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-class Outcome(Model):
+class RunOutcome(Model):
     """What became of a run, and whether another attempt may end better."""
 
     ending: Ending
@@ -71,7 +80,7 @@ class Launcher(Protocol):
             RunBusyError: an earlier run of the same job has not ended yet; nothing was started, try again later.
         """
 
-    def poll(self, run: Run) -> Outcome | None:
+    def poll(self, run: Run) -> RunOutcome | None:
         """How a submitted run ended, the same at every call; ``None`` while it goes on."""
 
     def cancel(self, run: Run) -> None:

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 
 from foldtune.events import FineTuneStatus, State, TrainingJob, now
-from launchers.port import Ending, Outcome
+from launchers.port import Ending, RunOutcome
 
 Report = Callable[[FineTuneStatus], None]
 
 
-def status_of(job: TrainingJob, state: State, outcome: Outcome | None = None) -> FineTuneStatus:
+def status_of(job: TrainingJob, state: State, outcome: RunOutcome | None = None) -> FineTuneStatus:
     """The present state of a job, with what is known of its end."""
-    told = outcome or Outcome(ending=Ending.SUCCEEDED)
+    told = outcome or RunOutcome(ending=Ending.SUCCEEDED)
     return FineTuneStatus(
         request_id=job.request.request_id,
         model=job.request.model,

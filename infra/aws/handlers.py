@@ -47,7 +47,7 @@ from infra.aws.lambda_events import Context, HttpRequest, KafkaEvent, KafkaRecor
 from infra.aws.status_store import StatusObjects
 from launchers.batch.launcher import BatchLauncher
 from launchers.dispatch import Dispatcher
-from launchers.errors import RunBusyError
+from launchers.port import RunBusyError
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from launchers.exit_codes import outcome_of
-from launchers.port import Ending, Outcome
+from launchers.port import Ending, RunOutcome
 
 _TIMED_OUT = "Job attempt duration exceeded timeout"
 # A container that a signal ended exits with this and the signal's number.
@@ -60,12 +60,12 @@ class BatchJob(_Described):
         spans = ((one.started_at, one.stopped_at) for one in self.attempts)
         return sum((stopped - started) / 3_600_000 for started, stopped in spans if started and stopped)
 
-    def outcome(self, stopping: Outcome | None = None) -> Outcome | None:
+    def outcome(self, stopping: RunOutcome | None = None) -> RunOutcome | None:
         """How it ended, if it has; ``stopping`` says why it was asked to."""
         if not self.ended:
             return None
         if self.status == "SUCCEEDED":
-            return Outcome(ending=Ending.SUCCEEDED)
+            return RunOutcome(ending=Ending.SUCCEEDED)
         outcome = self._failure(stopping)
         said = (self._last.reason, self.status_reason)
         reasons = tuple(dict.fromkeys((*outcome.reasons, *(f"AWS Batch: {one}" for one in said if one))))
@@ -92,12 +92,12 @@ class BatchJob(_Described):
     def _last(self) -> Container:
         return self.attempts[-1].container if self.attempts else self.container
 
-    def _failure(self, stopping: Outcome | None) -> Outcome:
+    def _failure(self, stopping: RunOutcome | None) -> RunOutcome:
         if self.status_reason == _TIMED_OUT and not stopping:
-            return Outcome(ending=Ending.FAILED, reasons=("it took longer than max_seconds",))
+            return RunOutcome(ending=Ending.FAILED, reasons=("it took longer than max_seconds",))
         code = self._last.exit_code
         if code is None:
             # It never ran, or its machine was taken away.
-            return stopping or Outcome(ending=Ending.FAILED, retryable=True)
+            return stopping or RunOutcome(ending=Ending.FAILED, retryable=True)
         number = code - _SIGNALLED
         return outcome_of(-number if number in set(signal.Signals) else code, stopping)

@@ -16,13 +16,12 @@ import boto3
 import structlog
 from botocore.config import Config
 
-from foldtune.errors import ObjectMissingError
+from foldtune.errors import InfrastructureError, ObjectMissingError
 from foldtune.object_keys import attempt_key
 from foldtune.object_store import AWS_ERRORS, ObjectStore
 from foldtune.settings import Settings
 from launchers.batch.batch_job import BatchJob
-from launchers.errors import BatchError, LaunchError
-from launchers.port import Ending, Launcher, Outcome, Run
+from launchers.port import Ending, Launcher, LaunchError, Run, RunOutcome
 from trainers.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -44,6 +43,10 @@ RETRIED: list["EvaluateOnExitTypeDef"] = [
 ]
 
 
+class BatchError(InfrastructureError):
+    """AWS Batch did not complete a request:"""
+
+
 def batch_client(region: str) -> "BatchClient":
     """A client that sends each call once: repeated after a lost answer, a SubmitJob would make a second job."""
     config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=CALL_SECONDS - 10)
@@ -62,19 +65,19 @@ class BatchLauncher(Launcher):
         if not self.adopt(run):
             self.note(run, self._submit(run))
 
-    def poll(self, run: Run) -> Outcome | None:
+    def poll(self, run: Run) -> RunOutcome | None:
         if self.job_id(run) is None:
             return None
         if job := self.described(run):
             return self.outcome(run, job)
         reason = "AWS Batch has forgotten the job, as it does some days after the end"
-        return Outcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
+        return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
 
     def cancel(self, run: Run) -> None:
-        self._stop(run, Outcome(ending=Ending.CANCELLED))
+        self._stop(run, RunOutcome(ending=Ending.CANCELLED))
 
     def interrupt(self, run: Run) -> None:
-        self._stop(run, Outcome(ending=Ending.INTERRUPTED, retryable=True))
+        self._stop(run, RunOutcome(ending=Ending.INTERRUPTED, retryable=True))
 
     def adopt(self, run: Run) -> bool:
         """Find a run that was submitted, though perhaps not noted; whether there is one."""
@@ -92,10 +95,10 @@ class BatchLauncher(Launcher):
             found = self._client.describe_jobs(jobs=[job_id])["jobs"] if job_id else []
         return BatchJob.model_validate(found[0]) if found else None
 
-    def outcome(self, run: Run, job: BatchJob) -> Outcome | None:
+    def outcome(self, run: Run, job: BatchJob) -> RunOutcome | None:
         """How the job of a run ended, if it has: Batch says FAILED also of one that was asked to end."""
         stopping = self._get(run, "stopping.json")
-        outcome = job.outcome(Outcome.model_validate_json(stopping) if stopping else None)
+        outcome = job.outcome(RunOutcome.model_validate_json(stopping) if stopping else None)
         return outcome and outcome.model_copy(update={"log_url": self.log_url(job)})
 
     def log_url(self, job: BatchJob) -> str | None:
@@ -139,7 +142,7 @@ class BatchLauncher(Launcher):
         log.info("submitted", request_id=request.request_id, run=run.name, job_id=answer["jobId"])
         return answer["jobId"]
 
-    def _stop(self, run: Run, why: Outcome) -> None:
+    def _stop(self, run: Run, why: RunOutcome) -> None:
         if self.poll(run) is not None:
             return
         self._store.put_if_absent(_key(run, "stopping.json"), why.model_dump_json().encode())

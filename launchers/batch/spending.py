@@ -14,7 +14,7 @@ from foldtune.events import Model, TrainingJob
 from foldtune.object_keys import spend_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
-from launchers.port import Ending, Outcome, job_segment
+from launchers.port import Ending, RunOutcome, job_segment
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ class Spending:
         self._attempts = settings.trainer.max_attempts
         self._price = max(settings.batch.hourly_prices.values())
 
-    def reserve(self, job: TrainingJob) -> Outcome | None:
+    def reserve(self, job: TrainingJob) -> RunOutcome | None:
         """Set aside the most that a job can cost, once; where that is over a bound: why it is not launched.
 
         Each attempt ends at its timeout, and one that did is not repeated. Counted is the time in which a container
@@ -47,7 +47,7 @@ class Spending:
         sum_of = f"{self._attempts} attempts of {job.max_seconds} s at {self._price:g} dollars an hour"
         if most > self._batch.max_job_dollars:
             bound = f"at most batch.max_job_dollars {self._batch.max_job_dollars:g}"
-            return Outcome(ending=Ending.FAILED, reasons=(f"cost: {most:.2f} dollars ({sum_of}), {bound}",))
+            return RunOutcome(ending=Ending.FAILED, reasons=(f"cost: {most:.2f} dollars ({sum_of}), {bound}",))
         refused: list[str] = []
 
         def add(jobs: _Jobs) -> _Jobs:
@@ -62,7 +62,7 @@ class Spending:
             return jobs | {job_segment(job): most}
 
         self._change(job, add)
-        return Outcome(ending=Ending.FAILED, retryable=True, reasons=tuple(refused)) if refused else None
+        return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=tuple(refused)) if refused else None
 
     def settle(self, job: TrainingJob, hours: float) -> None:
         """Put what a job took in the place of what was set aside for it."""

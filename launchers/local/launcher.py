@@ -14,11 +14,10 @@ from pathlib import Path
 
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
-from launchers.errors import LaunchError, RunBusyError
 from launchers.exit_codes import outcome_of
 from launchers.ledger import log_key
 from launchers.local.log_file import LogFile
-from launchers.port import Ending, Launcher, Outcome, Run, job_segment
+from launchers.port import Ending, Launcher, LaunchError, Run, RunBusyError, RunOutcome, job_segment
 from trainers.environment import job_environment
 
 TRAINER = (sys.executable, "-m", "trainers.job")
@@ -36,7 +35,7 @@ class _Process:
     lock: BufferedWriter
     deadline: float
     # Why it was asked to end, and until when it may take for it.
-    stopping: Outcome | None = None
+    stopping: RunOutcome | None = None
     kill_at: float = float("inf")
 
 
@@ -60,7 +59,7 @@ class LocalLauncher(Launcher):
         self._grace = grace_seconds
         self._folder = settings.trainer.work_dir / "launcher"
         self._active: dict[str, _Process] = {}
-        self._ended: dict[str, Outcome] = {}
+        self._ended: dict[str, RunOutcome] = {}
 
     def submit(self, run: Run) -> None:
         with ExitStack() as undo:
@@ -75,7 +74,7 @@ class LocalLauncher(Launcher):
             undo.pop_all()
         self._active[run.name] = _Process(popen, log, lock, time.monotonic() + run.job.max_seconds)
 
-    def poll(self, run: Run) -> Outcome | None:
+    def poll(self, run: Run) -> RunOutcome | None:
         if run.name in self._ended:
             return self._ended[run.name]
         process = self._active[run.name]
@@ -91,10 +90,10 @@ class LocalLauncher(Launcher):
         return outcome
 
     def cancel(self, run: Run) -> None:
-        self._stop(run, Outcome(ending=Ending.CANCELLED))
+        self._stop(run, RunOutcome(ending=Ending.CANCELLED))
 
     def interrupt(self, run: Run) -> None:
-        self._stop(run, Outcome(ending=Ending.INTERRUPTED, retryable=True))
+        self._stop(run, RunOutcome(ending=Ending.INTERRUPTED, retryable=True))
 
     def _lock(self, run: Run) -> BufferedWriter:
         """The job's lock, which the process inherits: the kernel keeps it until the last of its holders is gone."""
@@ -122,11 +121,11 @@ class LocalLauncher(Launcher):
     def _press(self, process: _Process, run: Run) -> None:
         if process.stopping is None and time.monotonic() > process.deadline:
             reason = f"it took longer than max_seconds: {run.job.max_seconds}"
-            self._stop(run, Outcome(ending=Ending.FAILED, reasons=(reason,)))
+            self._stop(run, RunOutcome(ending=Ending.FAILED, reasons=(reason,)))
         elif time.monotonic() > process.kill_at:
             _signal_group(process.popen, signal.SIGKILL)
 
-    def _stop(self, run: Run, why: Outcome) -> None:
+    def _stop(self, run: Run, why: RunOutcome) -> None:
         process = self._active.get(run.name)
         if process and process.stopping is None:
             process.stopping = why

@@ -24,13 +24,13 @@ from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings, settings_environment
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
-from launchers.fake import FakeLauncher
 from launchers.job_consumer import GROUP, JobConsumer
 from launchers.local.launcher import LocalLauncher
-from launchers.port import Ending, Launcher, Outcome, job_segment
+from launchers.port import Ending, Launcher, RunOutcome, job_segment
+from tests.fakes.launcher import FakeLauncher
 
 PATIENCE = timedelta(seconds=60)
-RETRY = Outcome(ending=Ending.FAILED, retryable=True, reasons=("no luck",))
+RETRY = RunOutcome(ending=Ending.FAILED, retryable=True, reasons=("no luck",))
 
 LAUNCHER = """
 import sys, threading
@@ -148,10 +148,10 @@ def test_jobs_run_side_by_side_up_to_the_bound(settings: Settings) -> None:
     publish(settings, *(make_job(f"r-{number}") for number in range(3)))
     with launching(settings, launcher := FakeLauncher(None, None, None), parallel=2):
         eventually(lambda: len(launcher.submitted) == 2)
-        launcher.end(launcher.submitted[1], Outcome(ending=Ending.SUCCEEDED))
+        launcher.end(launcher.submitted[1], RunOutcome(ending=Ending.SUCCEEDED))
         eventually(lambda: len(launcher.submitted) == 3)
         assert committed(settings) == 0
-        launcher.end(launcher.submitted[0], Outcome(ending=Ending.SUCCEEDED))
+        launcher.end(launcher.submitted[0], RunOutcome(ending=Ending.SUCCEEDED))
         eventually(lambda: committed(settings) == 2)
 
 

@@ -12,10 +12,9 @@ from foldtune.testing import MemoryObjectStore
 from launchers.batch.batch_job import BatchJob
 from launchers.batch.launcher import BatchLauncher
 from launchers.dispatch import LISTED, OVERDUE, Dispatcher
-from launchers.errors import RunBusyError
 from launchers.ledger import Ledger
 from launchers.ownership import this_process
-from launchers.port import job_segment
+from launchers.port import RunBusyError, job_segment
 from tests.batch_service import BatchService, state_change
 
 from .conftest import MOMENT, make_job

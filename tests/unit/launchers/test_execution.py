@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from foldtune.events import FineTuneStatus, State, TrainingJob, now
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
-from launchers.errors import LaunchError
 from launchers.execution import Execution
-from launchers.fake import FakeLauncher
+from launchers.job_consumer import InFlightOffsets
 from launchers.ledger import Ledger
-from launchers.offsets import Offsets
 from launchers.ownership import DEAD_SECONDS, this_process
-from launchers.port import Ending, Launcher, Outcome, Run, job_segment
+from launchers.port import Ending, Launcher, LaunchError, Run, RunOutcome, job_segment
+from tests.fakes.launcher import FakeLauncher
 
-RETRY = Outcome(ending=Ending.FAILED, retryable=True, reasons=("out of luck",), log_uri="s3://memory/a.log")
-REFUSED = Outcome(ending=Ending.FAILED, announced=True)
+RETRY = RunOutcome(ending=Ending.FAILED, retryable=True, reasons=("out of luck",), log_uri="s3://memory/a.log")
+REFUSED = RunOutcome(ending=Ending.FAILED, announced=True)
 FOREIGN = this_process().model_copy(update={"host": "elsewhere"})
 
 
@@ -83,7 +82,7 @@ def test_delivered_twice_at_once_one_starts(bench: Bench) -> None:
         assert not second.advance(may_start=True)
         bench.seconds += 10
     assert second.elsewhere
-    launcher.end(launcher.submitted[0], Outcome(ending=Ending.SUCCEEDED))
+    launcher.end(launcher.submitted[0], RunOutcome(ending=Ending.SUCCEEDED))
     bench.finish(first)
     bench.finish(second)
     assert len(launcher.submitted) == 1
@@ -231,8 +230,8 @@ def test_any_step_can_be_taken_again(job: TrainingJob) -> None:
 
 @given(st.permutations(range(6)))
 def test_offsets_are_committed_without_a_gap(order: list[int]) -> None:
-    offsets = Offsets()
-    assert all(offsets.take(number) for number in range(6))
+    offsets = InFlightOffsets()
+    assert all(offsets.start(number) for number in range(6))
     done: set[int] = set()
     position = 0
     for offset in order:
@@ -246,6 +245,6 @@ def test_offsets_are_committed_without_a_gap(order: list[int]) -> None:
 
 
 def test_an_event_delivered_again_is_not_taken_twice() -> None:
-    offsets = Offsets()
-    assert offsets.take(3)
-    assert not offsets.take(3)
+    offsets = InFlightOffsets()
+    assert offsets.start(3)
+    assert not offsets.start(3)

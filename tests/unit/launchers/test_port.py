@@ -11,17 +11,17 @@ from foldtune.events import TrainingJob
 from foldtune.settings import Settings
 from foldtune.testing import MemoryObjectStore
 from launchers.batch.launcher import BatchLauncher
-from launchers.fake import SUCCESS, FakeLauncher
-from launchers.port import Ending, Launcher, Outcome, Run
+from launchers.port import Ending, Launcher, Run, RunOutcome
 from tests.batch_service import BatchService
+from tests.fakes.launcher import SUCCESS, FakeLauncher
 
 from .conftest import MakeLocal
 
 HANG = "import time; time.sleep(60)"
 PROGRAMS = {
     "success": ("", SUCCESS),
-    "refusal": ("raise SystemExit(64)", Outcome(ending=Ending.FAILED, announced=True)),
-    "retryable": ("raise SystemExit(75)", Outcome(ending=Ending.FAILED, retryable=True)),
+    "refusal": ("raise SystemExit(64)", RunOutcome(ending=Ending.FAILED, announced=True)),
+    "retryable": ("raise SystemExit(75)", RunOutcome(ending=Ending.FAILED, retryable=True)),
     "endless": (HANG, None),
 }
 Make = Callable[[str], Launcher]
@@ -45,7 +45,7 @@ def make(request: pytest.FixtureRequest, make_local: MakeLocal, store: MemoryObj
         service.close()
 
 
-def ended(launcher: Launcher, run: Run) -> Outcome:
+def ended(launcher: Launcher, run: Run) -> RunOutcome:
     """The outcome of a run, waited for."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:

@@ -13,8 +13,7 @@ from foldtune.settings import Settings
 from foldtune.testing import MemoryObjectStore
 from launchers.batch.batch_job import BatchJob
 from launchers.batch.launcher import BatchLauncher, batch_client
-from launchers.errors import LaunchError
-from launchers.port import Ending, Run
+from launchers.port import Ending, LaunchError, Run
 
 REGION = "us-east-1"
 

@@ -1,9 +1,8 @@
-"""A launcher that runs nothing and ends as told: for tests, and for trying the streams out without a trainer."""
+"""A launcher that runs nothing and whose runs end as the test says."""
 
-from launchers.errors import LaunchError
-from launchers.port import Ending, Launcher, Outcome, Run
+from launchers.port import Ending, Launcher, LaunchError, Run, RunOutcome
 
-SUCCESS = Outcome(ending=Ending.SUCCEEDED)
+SUCCESS = RunOutcome(ending=Ending.SUCCEEDED)
 
 
 class FakeLauncher(Launcher):
@@ -12,9 +11,9 @@ class FakeLauncher(Launcher):
     ``None`` among the endings is a run that goes on until it is cancelled, interrupted or told to ``end``.
     """
 
-    def __init__(self, *endings: Outcome | None) -> None:
+    def __init__(self, *endings: RunOutcome | None) -> None:
         self._endings = list(endings)
-        self._outcomes: dict[str, Outcome | None] = {}
+        self._outcomes: dict[str, RunOutcome | None] = {}
         self.submitted: list[Run] = []
 
     def submit(self, run: Run) -> None:
@@ -23,16 +22,16 @@ class FakeLauncher(Launcher):
         self.submitted.append(run)
         self._outcomes[run.name] = self._endings.pop(0) if self._endings else SUCCESS
 
-    def poll(self, run: Run) -> Outcome | None:
+    def poll(self, run: Run) -> RunOutcome | None:
         return self._outcomes[run.name]
 
     def cancel(self, run: Run) -> None:
-        self.end(run, Outcome(ending=Ending.CANCELLED))
+        self.end(run, RunOutcome(ending=Ending.CANCELLED))
 
     def interrupt(self, run: Run) -> None:
-        self.end(run, Outcome(ending=Ending.INTERRUPTED, retryable=True))
+        self.end(run, RunOutcome(ending=Ending.INTERRUPTED, retryable=True))
 
-    def end(self, run: Run, outcome: Outcome) -> None:
+    def end(self, run: Run, outcome: RunOutcome) -> None:
         """End a run that goes on."""
         if self._outcomes[run.name] is None:
             self._outcomes[run.name] = outcome
