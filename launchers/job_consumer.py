@@ -27,6 +27,9 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 from launchers.cancellations import Cancellations
 from launchers.execution import Execution
+from launchers.heartbeats import HeartbeatOwnership
+from launchers.ledger import Ledger
+from launchers.ownership import LeaseOwnership
 from launchers.port import Launcher
 
 log = structlog.get_logger(__name__)
@@ -134,20 +137,22 @@ class JobConsumer:
             publisher.flush()
             self._offsets[partition].settle(record.offset)
             return
+        ledger = Ledger(self._store, job.request.model, job.request.request_id)
+        detached = self._launcher.detached
         self._executions[partition, record.offset] = Execution(
             job,
-            store=self._store,
+            ledger=ledger,
+            ownership=LeaseOwnership(self._launcher.submit_timeout) if detached else HeartbeatOwnership(ledger),
             launcher=self._launcher,
-            publish=partial(publish_report, publisher),
+            report=partial(publish_report, publisher),
             max_attempts=self._settings.trainer.max_attempts,
         )
 
     def _advance(self, cancellations: Cancellations) -> None:
         for (partition, offset), execution in list(self._executions.items()):
-            if execution.job.request.request_id in cancellations:
-                execution.cancel()
+            cancelled = execution.job.request.request_id in cancellations
             running = sum(other.running for other in self._executions.values())
-            if _advanced(execution, may_start=running < self._parallel):
+            if _advance(execution, may_start=running < self._parallel, cancelled=cancelled):
                 self._offsets[partition].settle(offset)
                 del self._executions[partition, offset]
 
@@ -168,21 +173,25 @@ class JobConsumer:
             offsets.committed(position)
 
     def _stop(self) -> None:
-        """End all runs and record that; what takes too long dies with this process."""
-        running = [execution for execution in self._executions.values() if execution.running]
-        for execution in running:
+        """Interrupt all runs and record that; what takes too long dies with this process. Detached runs go on."""
+        if self._launcher.detached:
+            return
+        for execution in self._executions.values():
             execution.interrupt()
+        running = [execution for execution in self._executions.values() if execution.running]
         deadline = time.monotonic() + STOP_SECONDS
         while any(execution.running for execution in running) and time.monotonic() < deadline:
             for execution in running:
                 if execution.running:
-                    _advanced(execution, may_start=False)
+                    _advance(execution, may_start=False)
             time.sleep(0.05)
 
 
-def _advanced(execution: Execution, *, may_start: bool) -> bool:
+def _advance(execution: Execution, *, may_start: bool, cancelled: bool = False) -> bool:
     try:
+        if cancelled:
+            execution.cancel()
         return execution.advance(may_start=may_start)
     except TRANSIENT_ERRORS as error:
-        log.warning("will be tried again", request=execution.job.request.request_id, error=str(error))
+        log.warning("transient error, will retry", request_id=execution.job.request.request_id, error=str(error))
         return False

@@ -55,7 +55,7 @@ class BatchJob(_Described):
         return self.status in {"SUCCEEDED", "FAILED"}
 
     @property
-    def hours(self) -> float:
+    def machine_hours(self) -> float:
         """How long its attempts have kept a machine, as far as Batch tells."""
         spans = ((one.started_at, one.stopped_at) for one in self.attempts)
         return sum((stopped - started) / 3_600_000 for started, stopped in spans if started and stopped)

@@ -10,6 +10,7 @@ Batch knows at once and acts upon without anybody's help; no event has to arrive
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import boto3
@@ -21,7 +22,7 @@ from foldtune.object_keys import attempt_key
 from foldtune.object_store import AWS_ERRORS, ObjectStore
 from foldtune.settings import Settings
 from launchers.batch.batch_job import BatchJob
-from launchers.port import Ending, Launcher, LaunchError, Run, RunOutcome
+from launchers.port import Ending, Launcher, LaunchError, Run, RunOutcome, RunStatus
 from trainers.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ log = structlog.get_logger(__name__)
 
 # Batch itself accepts no less.
 MIN_TIMEOUT_SECONDS = 60
-# A call to Batch that was sent is surely over after this.
+# A call to Batch that was sent is certainly over after this.
 CALL_SECONDS = 30
+# Batch lists jobs for a week after their end; a day less, for clocks and delays.
+LISTED = timedelta(days=6)
 # The first that fits counts, and what fits none is retried: so the last one fits all.
 RETRIED: list["EvaluateOnExitTypeDef"] = [
     {"onStatusReason": "Host EC2*", "action": "RETRY"},
@@ -56,22 +59,35 @@ def batch_client(region: str) -> "BatchClient":
 class BatchLauncher(Launcher):
     """Submits runs to a job queue; their definition's command takes the job's address as ``Ref::job_uri``."""
 
+    detached = True
+    retries = True
+    submit_timeout = timedelta(seconds=CALL_SECONDS)
+    findable = LISTED
+
     def __init__(self, settings: Settings, store: ObjectStore, client: "BatchClient | None" = None) -> None:
         self._settings = settings
         self._store = store
         self._client = client or batch_client(settings.s3.region)
 
     def submit(self, run: Run) -> None:
-        if not self.adopt(run):
-            self.note(run, self._submit(run))
+        if not self.find(run):
+            self.record_submission(run, self._submit(run))
 
-    def poll(self, run: Run) -> RunOutcome | None:
-        if self.job_id(run) is None:
+    def poll(self, run: Run) -> RunStatus | None:
+        if (job_id := self.job_id(run)) is None:
             return None
-        if job := self.described(run):
-            return self.outcome(run, job)
+        if job := self.describe(job_id):
+            return self.status(run, job)
         reason = "AWS Batch has forgotten the job, as it does some days after the end"
-        return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
+        return RunStatus(outcome=RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,)))
+
+    def find(self, run: Run) -> bool:
+        if self.job_id(run):
+            return True
+        job_id = self._listed_job_id(run)
+        if job_id:
+            self.record_submission(run, job_id)
+        return job_id is not None
 
     def cancel(self, run: Run) -> None:
         self._stop(run, RunOutcome(ending=Ending.CANCELLED))
@@ -79,49 +95,42 @@ class BatchLauncher(Launcher):
     def interrupt(self, run: Run) -> None:
         self._stop(run, RunOutcome(ending=Ending.INTERRUPTED, retryable=True))
 
-    def adopt(self, run: Run) -> bool:
-        """Find a run that was submitted, though perhaps not noted; whether there is one."""
-        if self.job_id(run):
-            return True
-        job_id = self._submitted_before(run)
-        if job_id:
-            self.note(run, job_id)
-        return job_id is not None
-
-    def described(self, run: Run) -> BatchJob | None:
-        """How Batch describes a run; ``None`` where it was not submitted, or ended more than a week ago."""
-        job_id = self.job_id(run)
+    def describe(self, job_id: str) -> BatchJob | None:
+        """A job as Batch describes it; ``None`` where it ended more than a week ago."""
         with _batch_errors():
-            found = self._client.describe_jobs(jobs=[job_id])["jobs"] if job_id else []
-        return BatchJob.model_validate(found[0]) if found else None
+            jobs = self._client.describe_jobs(jobs=[job_id])["jobs"]
+        return BatchJob.model_validate(jobs[0]) if jobs else None
 
-    def outcome(self, run: Run, job: BatchJob) -> RunOutcome | None:
-        """How the job of a run ended, if it has: Batch says FAILED also of one that was asked to end."""
+    def status(self, run: Run, job: BatchJob) -> RunStatus:
+        """The status of a run whose job stands as described: Batch says FAILED also of one that was asked to end."""
+        log_url = job.log_url(self._settings.batch.log_group)
+        if not job.ended:
+            return RunStatus(running=job.status == "RUNNING", log_url=log_url)
         stopping = self._get(run, "stopping.json")
         outcome = job.outcome(RunOutcome.model_validate_json(stopping) if stopping else None)
-        return outcome and outcome.model_copy(update={"log_url": self.log_url(job)})
-
-    def log_url(self, job: BatchJob) -> str | None:
-        """The page of the job's log, once there is one."""
-        return job.log_url(self._settings.batch.log_group)
+        return RunStatus(
+            outcome=outcome and outcome.model_copy(update={"log_url": log_url}),
+            log_url=log_url,
+            machine_hours=job.machine_hours,
+        )
 
     def job_id(self, run: Run) -> str | None:
-        """Batch's name for the run, if it is on record."""
-        noted = self._get(run, "batch.json")
-        return str(json.loads(noted)["job_id"]) if noted else None
+        """Batch's id of the run's job, if it is on record."""
+        record = self._get(run, "batch.json")
+        return str(json.loads(record)["job_id"]) if record else None
 
-    def note(self, run: Run, job_id: str) -> None:
-        """Put Batch's name for the run on record, unless it is."""
+    def record_submission(self, run: Run, job_id: str) -> None:
+        """Record Batch's id of the run's job, unless one is on record."""
         self._store.put_if_absent(_key(run, "batch.json"), json.dumps({"job_id": job_id}).encode())
 
-    def _submitted_before(self, run: Run) -> str | None:
+    def _listed_job_id(self, run: Run) -> str | None:
         with _batch_errors():
             pages = self._client.get_paginator("list_jobs").paginate(
                 jobQueue=self._settings.batch.job_queue, filters=[{"name": "JOB_NAME", "values": [run.name]}]
             )
             # Batch compares without regard to case.
-            found = (job["jobId"] for page in pages for job in page["jobSummaryList"] if job["jobName"] == run.name)
-            return next(found, None)
+            jobs = (job for page in pages for job in page["jobSummaryList"] if job["jobName"] == run.name)
+            return next((job["jobId"] for job in jobs), None)
 
     def _submit(self, run: Run) -> str:
         request, batch = run.job.request, self._settings.batch
@@ -143,7 +152,7 @@ class BatchLauncher(Launcher):
         return answer["jobId"]
 
     def _stop(self, run: Run, why: RunOutcome) -> None:
-        if self.poll(run) is not None:
+        if (status := self.poll(run)) and status.outcome:
             return
         self._store.put_if_absent(_key(run, "stopping.json"), why.model_dump_json().encode())
         if job_id := self.job_id(run):

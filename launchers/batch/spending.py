@@ -14,7 +14,7 @@ from foldtune.events import Model, TrainingJob
 from foldtune.object_keys import spend_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
-from launchers.port import Ending, RunOutcome, job_segment
+from launchers.port import Budget, Ending, RunOutcome, job_segment
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ class Spend(Model):
     jobs: _Jobs
 
 
-class Spending:
+class Spending(Budget):
     """The account of all models."""
 
     def __init__(self, store: ObjectStore, settings: Settings) -> None:
@@ -81,7 +81,7 @@ class Spending:
             if self._store.put_if_match(key, changed, tag) if tag else self._store.put_if_absent(key, changed):
                 break
         log.info(
-            "spend",
+            "spend updated",
             model=job.request.model,
             month=f"{job.published_at:%Y-%m}",
             dollars=round(sum(after.values()), 4),

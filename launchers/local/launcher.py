@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
 
+import structlog
+
+from foldtune.object_keys import attempt_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 from launchers.exit_codes import outcome_of
-from launchers.ledger import log_key
 from launchers.local.log_file import LogFile
-from launchers.port import Ending, Launcher, LaunchError, Run, RunBusyError, RunOutcome, job_segment
+from launchers.port import Ending, Launcher, LaunchError, Run, RunBusyError, RunOutcome, RunStatus, job_segment
 from trainers.environment import job_environment
+
+logger = structlog.get_logger(__name__)
 
 TRAINER = (sys.executable, "-m", "trainers.job")
 
@@ -66,28 +70,36 @@ class LocalLauncher(Launcher):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 lock = undo.enter_context(self._lock(run))
-                log = LogFile(self._folder / f"{run.name}.log", self._store, log_key(run.job, run.attempt))
+                request = run.job.request
+                key = attempt_key(request.model, request.request_id, run.attempt, "log")
+                log = LogFile(self._folder / f"{run.name}.log", self._store, key)
                 undo.callback(log.close)
                 popen = self._spawn(run, log, lock)
             except OSError as error:
                 raise LaunchError(run.name, error) from error
             undo.pop_all()
         self._active[run.name] = _Process(popen, log, lock, time.monotonic() + run.job.max_seconds)
+        logger.info("training started", request_id=request.request_id, run=run.name, pid=popen.pid)
 
-    def poll(self, run: Run) -> RunOutcome | None:
+    def poll(self, run: Run) -> RunStatus | None:
         if run.name in self._ended:
-            return self._ended[run.name]
-        process = self._active[run.name]
+            return RunStatus(outcome=self._ended[run.name])
+        process = self._active.get(run.name)
+        if process is None:
+            return None
         code = process.popen.poll()
         if code is None:
-            self._press(process, run)
-            return None
+            self._enforce_deadlines(process, run)
+            return RunStatus(running=True)
         _signal_group(process.popen, signal.SIGKILL)  # whatever of the group is left
         outcome = outcome_of(code, process.stopping).model_copy(update={"log_uri": process.log.close()})
         process.lock.close()
         self._ended[run.name] = outcome
         del self._active[run.name]
-        return outcome
+        return RunStatus(outcome=outcome)
+
+    def find(self, run: Run) -> bool:
+        return run.name in self._active or run.name in self._ended
 
     def cancel(self, run: Run) -> None:
         self._stop(run, RunOutcome(ending=Ending.CANCELLED))
@@ -118,7 +130,7 @@ class LocalLauncher(Launcher):
             pass_fds=(lock.fileno(),),
         )
 
-    def _press(self, process: _Process, run: Run) -> None:
+    def _enforce_deadlines(self, process: _Process, run: Run) -> None:
         if process.stopping is None and time.monotonic() > process.deadline:
             reason = f"it took longer than max_seconds: {run.job.max_seconds}"
             self._stop(run, RunOutcome(ending=Ending.FAILED, reasons=(reason,)))

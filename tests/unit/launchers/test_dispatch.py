@@ -10,10 +10,11 @@ from foldtune.events import REPORTING_TIME, FineTuneStatus, State, TrainingJob, 
 from foldtune.settings import BatchSettings, Settings, WorkerSettings
 from foldtune.testing import MemoryObjectStore
 from launchers.batch.batch_job import BatchJob
-from launchers.batch.launcher import BatchLauncher
-from launchers.dispatch import LISTED, OVERDUE, Dispatcher
+from launchers.batch.dispatcher import Dispatcher
+from launchers.batch.launcher import LISTED, BatchLauncher
+from launchers.execution import OVERDUE
+from launchers.heartbeats import this_process
 from launchers.ledger import Ledger
-from launchers.ownership import this_process
 from launchers.port import RunBusyError, job_segment
 from tests.batch_service import BatchService, state_change
 
@@ -96,7 +97,7 @@ class Bench:
 
     def deliver(self, *events: dict[str, Any]) -> None:
         for event in events:
-            self.dispatcher().changed(BatchJob.model_validate(event["detail"]))
+            self.dispatcher().state_changed(BatchJob.model_validate(event["detail"]))
 
     @property
     def only(self) -> dict[str, Any]:
@@ -287,7 +288,7 @@ def test_the_coordinator_has_given_a_job_up_before_it_is_too_old_to_be_launched(
 
 
 def test_the_job_of_a_process_is_left_to_it(bench: Bench, job: TrainingJob) -> None:
-    Ledger(bench.store, job, this_process()).claim(1)
+    Ledger(bench.store, job.request.model, job.request.request_id).claim(1, this_process())
     bench.launch(job)
     assert not bench.batch.jobs
 

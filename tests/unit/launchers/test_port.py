@@ -27,7 +27,7 @@ PROGRAMS = {
 Make = Callable[[str], Launcher]
 
 
-@pytest.fixture(params=["fake", "local", "batch"])
+@pytest.fixture(params=["fake", "fake-detached", "local", "batch"])
 def make(request: pytest.FixtureRequest, make_local: MakeLocal, store: MemoryObjectStore) -> Iterator[Make]:
     """Makes a launcher whose next run ends in the named way."""
     services: list[BatchService] = []
@@ -38,7 +38,9 @@ def make(request: pytest.FixtureRequest, make_local: MakeLocal, store: MemoryObj
             services.append(BatchService((sys.executable, "-c", program, "Ref::job_uri")))
             client: Any = services[-1]
             return BatchLauncher(Settings(), store, client)
-        return FakeLauncher(outcome) if request.param == "fake" else make_local(program)
+        if request.param == "local":
+            return make_local(program)
+        return FakeLauncher(outcome, detached=request.param == "fake-detached")
 
     yield launcher
     for service in services:
@@ -49,8 +51,8 @@ def ended(launcher: Launcher, run: Run) -> RunOutcome:
     """The outcome of a run, waited for."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if outcome := launcher.poll(run):
-            return outcome
+        if (status := launcher.poll(run)) and status.outcome:
+            return status.outcome
         time.sleep(0.01)
     raise AssertionError("the run did not end")
 
@@ -85,7 +87,9 @@ def test_a_job_that_asks_for_it_may_be_run_again(make: Make, run: Run) -> None:
 def test_a_run_can_be_ended(make: Make, run: Run, how: str, ending: Ending) -> None:
     launcher = make("endless")
     launcher.submit(run)
-    assert launcher.poll(run) is None
+    status = launcher.poll(run)
+    assert status
+    assert status.outcome is None
     getattr(launcher, how)(run)
     assert ended(launcher, run).ending is ending
 
@@ -96,4 +100,25 @@ def test_what_has_ended_stays_as_it_is(make: Make, run: Run) -> None:
     outcome = ended(launcher, run)
     launcher.cancel(run)
     launcher.interrupt(run)
-    assert launcher.poll(run) == outcome
+    status = launcher.poll(run)
+    assert status
+    assert status.outcome == outcome
+
+
+def test_a_run_that_was_not_submitted_has_no_status(make: Make, run: Run) -> None:
+    launcher = make("success")
+    assert launcher.poll(run) is None
+    assert not launcher.find(run)
+
+
+@pytest.mark.parametrize("make", ["fake-detached", "batch"], indirect=True)
+def test_a_detached_run_is_found_when_its_record_was_lost(make: Make, run: Run, store: MemoryObjectStore) -> None:
+    launcher = make("endless")
+    launcher.submit(run)
+    for key in store.list("jobs/"):
+        store.delete(key)
+    if isinstance(launcher, FakeLauncher):
+        launcher.forget()
+    assert launcher.poll(run) is None
+    assert launcher.find(run)
+    assert launcher.poll(run)

@@ -148,17 +148,17 @@ def test_what_alarms_count_is_said_once(published: Published, batch: BatchServic
         batch.end(job_id, 1)
         for _ in range(2):
             batch_state(batch.events[-1], context)
-    counted = {"dead letter", "job ended", "spend", "not launched"}
+    counted = {"dead letter", "job ended", "spend updated", "launch refused"}
     said = [(line["event"], line.get("ending")) for line in lines if line["event"] in counted]
     assert said == [
-        ("spend", None),
-        ("not launched", None),
+        ("spend updated", None),
+        ("launch refused", None),
         ("job ended", "failed"),
         ("dead letter", None),
         ("job ended", "failed"),
-        ("spend", None),
+        ("spend updated", None),
     ]
-    spent = [line for line in lines if line["event"] == "spend"]
+    spent = [line for line in lines if line["event"] == "spend updated"]
     assert {*spent[0]} >= {"model", "month", "dollars", "job_dollars"}
     assert spent[0]["dollars"] > spent[1]["dollars"] == 0.0
 

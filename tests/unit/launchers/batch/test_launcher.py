@@ -13,7 +13,7 @@ from foldtune.settings import Settings
 from foldtune.testing import MemoryObjectStore
 from launchers.batch.batch_job import BatchJob
 from launchers.batch.launcher import BatchLauncher, batch_client
-from launchers.port import Ending, LaunchError, Run
+from launchers.port import Ending, LaunchError, Run, RunOutcome
 
 REGION = "us-east-1"
 
@@ -60,6 +60,12 @@ def launcher(client: Any, store: MemoryObjectStore) -> BatchLauncher:
     return BatchLauncher(Settings(), store)
 
 
+def outcome_of(launcher: BatchLauncher, run: Run) -> RunOutcome | None:
+    status = launcher.poll(run)
+    assert status
+    return status.outcome
+
+
 def jobs(client: Any) -> list[Any]:
     found = client.list_jobs(jobQueue="foldtune", filters=[{"name": "JOB_NAME", "values": ["*"]}])
     return list(found["jobSummaryList"])
@@ -71,10 +77,10 @@ def test_a_job_is_submitted_described_and_succeeds(
     launcher.submit(run)
     [listed] = jobs(client)
     assert (listed["jobName"], listed["jobId"]) == (run.name, launcher.job_id(run))
-    described = launcher.described(run)
+    described = launcher.describe(launcher.job_id(run) or "")
     assert described
     assert described.parameters == {"request_id": "r-1", "model": "support", "job_uri": run.job_uri}
-    outcome = launcher.poll(run)
+    outcome = outcome_of(launcher, run)
     assert outcome
     assert outcome.ending is Ending.SUCCEEDED
     assert outcome.log_url
@@ -104,7 +110,7 @@ def test_the_payload_is_small(run: Run, launcher: BatchLauncher, client: Any) ->
 def test_a_failure_may_be_tried_again(launcher: BatchLauncher, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOTO_SIMPLE_BATCH_FAIL_AFTER", "0")
     launcher.submit(run)
-    outcome = launcher.poll(run)
+    outcome = outcome_of(launcher, run)
     assert outcome
     assert (outcome.ending, outcome.final) == (Ending.FAILED, False)
 
@@ -134,10 +140,10 @@ def test_terminated_it_is_cancelled_and_not_failed(
         job.status, job.job_stopped_reason = "FAILED", reason
 
     monkeypatch.setattr(job, "terminate", terminate)
-    assert launcher.poll(run) is None
+    assert outcome_of(launcher, run) is None
     launcher.cancel(run)
     assert terminated == ["foldtune: cancelled"]
-    outcome = launcher.poll(run)
+    outcome = outcome_of(launcher, run)
     assert outcome
     assert outcome.ending is Ending.CANCELLED
 
@@ -153,4 +159,4 @@ def test_little_is_needed_to_know_how_a_job_stands(nothing: dict[str, Any]) -> N
     job = BatchJob.model_validate(about | nothing)
     outcome = job.outcome()
     assert outcome
-    assert (outcome.ending, outcome.retryable, job.hours, job.log_url("/g")) == (Ending.FAILED, True, 0, None)
+    assert (outcome.ending, outcome.retryable, job.machine_hours, job.log_url("/g")) == (Ending.FAILED, True, 0, None)
