@@ -6,20 +6,21 @@ object store, the service or the brokers. Any step may fail and be repeated, by 
 1. Claim the next attempt, or take over one whose owner is gone. At most one owner may submit.
 2. Refuse: a request that was cancelled, a job that is overdue or exceeds the budget.
 3. Report ``submitted``, so that it precedes the trainer's own reports.
-4. Submit. A detached run may have been submitted before a crash: it is looked for first.
-5. Cancel, if the request was cancelled meanwhile. A cancellation is recorded *before* the run is looked for, and looked
-   for *after* the run is recorded: whichever comes second sees the other.
+4. Submit. A detached run may have been submitted before a crash: it is searched for first.
+5. Cancel, if the request was cancelled meanwhile. A cancellation is recorded *before* the run's record is read, and
+   read *after* the run is recorded: whichever comes second sees the other.
 6. Watch, record the outcome (the first one stays), settle the budget.
 7. Retry as the next attempt, or report the end: again as often as the event is redelivered.
 
 Two drivers call it: ``job_consumer.py``, a loop that polls all its executions, and ``batch/dispatcher.py``, for
-functions, each of whose calls takes one step and whose runs end in events of their own.
+functions: each call takes one step, and runs end in events of their own.
 """
 
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from typing import Any
 
 import structlog
 
@@ -32,8 +33,8 @@ log = structlog.get_logger(__name__)
 
 Report = Callable[[FineTuneStatus], None]
 
-# Others' runs, and those of a service, last minutes to hours: looking more often only costs requests.
-LOOK_SECONDS = 2.0
+# Runs of others, and of a service, last minutes to hours: checking more often only costs requests.
+CHECK_SECONDS = 2.0
 # How late a job may be, beyond what its attempts may take. The coordinator has given it up by then, even if an hour
 # passed between its snapshot and its publication: it is history, read again.
 OVERDUE = REPORTING_TIME + timedelta(hours=1)
@@ -42,11 +43,11 @@ OVERDUE = REPORTING_TIME + timedelta(hours=1)
 class Phase(Enum):
     """Where an execution stands after a step."""
 
-    # Nothing runs: no slot is free, an earlier run has not ended, or the lease has.
+    # Nothing was submitted yet: no slot is free, an earlier run has not ended, or the lease has.
     WAITING = auto()
     # Another owner is about to submit the job, or runs it.
     ELSEWHERE = auto()
-    # The same, with a launcher of the other kind: there is no taking over.
+    # The same, with a launcher of the other kind, whose claims this one cannot judge.
     FOREIGN = auto()
     # A run is pending or running.
     RUNNING = auto()
@@ -80,7 +81,7 @@ class Execution:
         self._budget = budget or NoBudget()
         self._clock = clock
         self._wall_clock = wall_clock
-        self._next_look = clock()
+        self._next_check = clock()
         # The run that this execution has submitted or adopted, until its outcome is on record.
         self._run: Run | None = None
         self._reported_attempt = 0
@@ -125,7 +126,7 @@ class Execution:
         if self._launcher.detached:
             if status.running:
                 self._report_running(run, status.log_url or "")
-            return self._look_later(Phase.RUNNING)
+            return self._check_later(Phase.RUNNING)
         if not self._ownership.valid:
             log.warning("heartbeat not renewed, interrupting the run", run=run.name)
             self._launcher.interrupt(run)
@@ -133,10 +134,10 @@ class Execution:
 
     def _step(self, *, may_start: bool) -> Phase:
         if self._cancelled and not self._run and not self._launcher.detached:
-            # Nothing runs, here or elsewhere, that the owner of an attached run would not end itself.
+            # A run elsewhere is ended by its own owner, which reads the cancellation too.
             self._ownership.release()
             return Phase.SETTLED
-        if self._clock() < self._next_look:
+        if self._clock() < self._next_check:
             return self.phase
         if self._run and (phase := self._watch(self._run)):
             return phase
@@ -152,20 +153,20 @@ class Execution:
             self._report_end(outcome)
             return Phase.SETTLED
         if not may_start:
-            return self._look_later(Phase.WAITING)
+            return self._check_later(Phase.WAITING)
         return self._claim(last.number + 1 if last else 1)
 
     def _resume_open(self, attempt: Attempt, *, may_start: bool) -> Phase | None:
         """Continue an attempt without an outcome; ``None`` where it has died with its owner."""
         run = Run(self.job, self._ledger.job_uri, attempt.number)
-        if (attempt.owner.until is not None) is not self._launcher.detached:
-            return self._look_later(Phase.FOREIGN)
+        if attempt.owner.leased is not self._launcher.detached:
+            return self._check_later(Phase.FOREIGN)
         if self._launcher.detached:
             # Once submitted, a run needs no owner: its outcome is the same, whoever records it.
             return self._watch(run) or self._take_over(attempt, run, may_start=may_start)
         if self._ownership.owns(attempt):
             return self._start(run)
-        return None if self._ownership.owner_is_gone(attempt) else self._look_later(Phase.ELSEWHERE)
+        return None if self._ownership.owner_is_gone(attempt) else self._check_later(Phase.ELSEWHERE)
 
     def _claim(self, number: int) -> Phase:
         self._ledger.write_job(self.job)
@@ -176,16 +177,15 @@ class Execution:
     def _take_over(self, attempt: Attempt, run: Run, *, may_start: bool) -> Phase:
         """Claim a detached attempt whose owner is gone; it may have submitted the run without recording that."""
         if not self._ownership.owner_is_gone(attempt):
-            return self._look_later(Phase.ELSEWHERE)
+            return self._check_later(Phase.ELSEWHERE)
         if not may_start:
-            return self._look_later(Phase.WAITING)
-        expired = attempt.owner.until or self._wall_clock()
-        if self._wall_clock() - expired > self._launcher.findable:
+            return self._check_later(Phase.WAITING)
+        if attempt.owner.until and self._wall_clock() - attempt.owner.until > self._launcher.findable:
             reason = "its launch was cut short too long ago to find out whether it has run"
             return self._finish(run, RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,)))
         if not self._ledger.take_over(attempt, self._ownership.new_owner()):
             return Phase.ELSEWHERE
-        # Before a cancellation is looked for, or the job would be settled as cancelled while its run goes on.
+        # Before the cancellation is read, or the job would be settled as cancelled while its run goes on.
         if self._launcher.find(run) and (phase := self._watch(run)):
             return phase
         return self._start(run)
@@ -195,7 +195,7 @@ class Execution:
         if refusal := self._refusal():
             request = self.job.request
             log.warning("launch refused", request_id=request.request_id, run=run.name, reasons=refusal.reasons)
-            # Of a launch that was cut short. Before the record, after which nothing is reserved or settled any more.
+            # A launch that was cut short may have reserved. Before the record, after which this is not reached again.
             self._budget.settle(self.job, 0)
             return self._finish(run, refusal)
         self._ownership.hold(run.attempt)
@@ -203,11 +203,11 @@ class Execution:
             self._report_state(State.SUBMITTED)
             self._reported_attempt = run.attempt
         if not self._ownership.valid:
-            return self._look_later(Phase.WAITING)
+            return self._check_later(Phase.WAITING)
         try:
             self._launcher.submit(run)
         except RunBusyError:
-            return self._look_later(Phase.WAITING)
+            return self._check_later(Phase.WAITING)
         except LaunchError as error:
             outcome = RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(str(error),))
             return self._finish(run, outcome, hours=0)
@@ -216,11 +216,11 @@ class Execution:
         return Phase.RUNNING
 
     def _refusal(self) -> RunOutcome | None:
-        """Why the job is not to be submitted, if so; its cost is reserved otherwise."""
+        """The outcome of a job that must not be submitted; otherwise its cost is reserved."""
         if self._launcher.detached:
             if self._ledger.cancel_requested():
                 return RunOutcome(ending=Ending.CANCELLED)
-            # Attached jobs may wait longer for their turn: their queue is here, and not in a service.
+            # An attached job may wait longer for a slot: its queue is here, and not in a service.
             published, attempts = self.job.published_at, self._max_attempts * timedelta(seconds=self.job.max_seconds)
             if self._wall_clock() > (until := published + attempts + OVERDUE):
                 reason = f"job: published at {published.isoformat()}, to be launched by {until.isoformat()}"
@@ -253,7 +253,7 @@ class Execution:
         if new:
             request = self.job.request
             log.info(
-                # Alarms count the first; where the ledger has more attempts, another may follow.
+                # Alarms count the first. Where the ledger has several attempts, another may follow.
                 "job ended" if self._launcher.retries else "run ended",
                 request_id=request.request_id,
                 model=request.model,
@@ -286,34 +286,38 @@ class Execution:
             return
         if any(attempt.number == run.attempt and attempt.outcome for attempt in self._ledger.attempts()):
             return
-        self._report_state(State.RUNNING, RunOutcome(ending=Ending.SUCCEEDED, log_url=log_url or None))
+        self._report_state(State.RUNNING, log_url=log_url or None)
         self._ledger.record_log_url(run.attempt, log_url)
 
     def _report_end(self, outcome: RunOutcome) -> None:
-        """Report an end that the trainer has not: a success or a refusal ends only when the brokers have its report."""
-        if outcome.ending is Ending.CANCELLED:
-            # An attached run is cancelled only by what the coordinator has published, so it waits for no report.
-            if self._launcher.detached:
-                self._report_state(State.CANCELLED, outcome)
-        elif outcome.ending is not Ending.SUCCEEDED and not outcome.announced:
-            self._report_state(State.FAILED, outcome)
+        """Report an end that nobody else has reported: of a success or a refusal, the trainer has."""
+        if outcome.ending is Ending.SUCCEEDED or outcome.announced:
+            return
+        cancelled = outcome.ending is Ending.CANCELLED
+        # An attached run is cancelled only by what the coordinator has published: it waits for no report.
+        if cancelled and not self._launcher.detached:
+            return
+        self._report_state(
+            State.CANCELLED if cancelled else State.FAILED,
+            reasons=outcome.reasons,
+            retryable=outcome.retryable,
+            log_uri=outcome.log_uri,
+            log_url=outcome.log_url,
+        )
 
-    def _report_state(self, state: State, outcome: RunOutcome | None = None) -> None:
-        details = outcome or RunOutcome(ending=Ending.SUCCEEDED)
+    def _report_state(self, state: State, **details: Any) -> None:
+        request = self.job.request
         self._report(
             FineTuneStatus(
-                request_id=self.job.request.request_id,
-                model=self.job.request.model,
+                request_id=request.request_id,
+                model=request.model,
                 state=state,
-                at=now(),
-                reasons=details.reasons,
+                at=self._wall_clock(),
                 warnings=self.job.warnings,
-                retryable=details.retryable,
-                log_uri=details.log_uri,
-                log_url=details.log_url,
+                **details,
             )
         )
 
-    def _look_later(self, phase: Phase) -> Phase:
-        self._next_look = self._clock() + LOOK_SECONDS
+    def _check_later(self, phase: Phase) -> Phase:
+        self._next_check = self._clock() + CHECK_SECONDS
         return phase

@@ -1,4 +1,4 @@
-"""What the way in which a trainer ended means."""
+"""What a trainer's exit code means."""
 
 import signal
 
@@ -7,7 +7,7 @@ from trainers.exit_codes import ExitCode
 
 
 def outcome_of(code: int, stopping: RunOutcome | None = None) -> RunOutcome:
-    """What an exit code means, of a process that was asked to end (``stopping``: why) or was not."""
+    """The outcome of an exit code (``-N`` for signal N); ``stopping`` is that of a process that was asked to end."""
     if code == ExitCode.DONE:
         return RunOutcome(ending=Ending.SUCCEEDED)
     if code == ExitCode.IMPOSSIBLE:

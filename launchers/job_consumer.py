@@ -1,8 +1,8 @@
-"""The loop that turns events of ``training-jobs`` into runs.
+"""Drives executions in a process: the loop that consumes ``training-jobs``.
 
-One thread does everything and never waits for a training: it polls Kafka all along, with its partitions paused while
-all places are taken, so the group keeps it as a member for the hours that a job takes. An event's offset is committed
-when its job is settled on the ledger; a launcher that is gone has its events delivered to another.
+One thread does everything and never waits for a training: it polls Kafka all the time, with its partitions paused while
+all slots are taken, so it stays a member of the group for the hours that a job takes. An event's offset is committed
+when its job is settled on the ledger; the events of a launcher that died are redelivered to another.
 """
 
 import threading
@@ -35,7 +35,7 @@ from launchers.port import Launcher
 log = structlog.get_logger(__name__)
 
 GROUP = "foldtune-launcher"
-# A launcher that was killed is missed soon; a background thread beats for one that is alive.
+# A launcher that was killed leaves the group soon; one that is alive sends heartbeats from a background thread.
 _MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
 POLL_MILLISECONDS = 250
 # Longer than a trainer's grace to write its checkpoint.
@@ -43,7 +43,7 @@ STOP_SECONDS = 45.0
 
 
 class InFlightOffsets:
-    """The offsets of one partition whose events are in flight: how far it may be committed while several are."""
+    """The events of one partition that are in flight, and how far it may be committed while several are."""
 
     def __init__(self) -> None:
         self._settled: dict[int, bool] = {}
@@ -74,7 +74,7 @@ class InFlightOffsets:
 
 
 class JobConsumer:
-    """Carries out the events of ``training-jobs``, ``parallel`` at a time."""
+    """Runs the jobs of ``training-jobs``, ``parallel`` at a time."""
 
     def __init__(
         self,
@@ -92,8 +92,8 @@ class JobConsumer:
         self._offsets: dict[TopicPartition, InFlightOffsets] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Work until ``stop`` is set; then end the runs, which leaves their jobs to the next launcher."""
-        with self._connected() as (jobs, cancellations, publisher):
+        """Consume until ``stop`` is set; then interrupt the runs, which leaves their jobs to the next launcher."""
+        with self._connect() as (jobs, cancellations, publisher):
             try:
                 while not stop.is_set():
                     self._receive(jobs, publisher)
@@ -104,7 +104,7 @@ class JobConsumer:
                 self._stop()
 
     @contextmanager
-    def _connected(self) -> Iterator[tuple[Any, Cancellations, Publisher]]:
+    def _connect(self) -> Iterator[tuple[Any, Cancellations, Publisher]]:
         kafka = self._settings.kafka
         with (
             Publisher(kafka) as publisher,
@@ -116,13 +116,13 @@ class JobConsumer:
             yield jobs, cancellations, publisher
 
     def _receive(self, jobs: Any, publisher: Publisher) -> None:
-        here = sum(not execution.elsewhere for execution in self._executions.values())
+        slots_taken = sum(not execution.elsewhere for execution in self._executions.values())
         partitions = jobs.assignment()
-        if here >= self._parallel:
+        if slots_taken >= self._parallel:
             jobs.pause(*partitions)
         else:
             jobs.resume(*partitions)
-        # A rebalance in here may bring a partition that is not paused: one event too many then waits for its place.
+        # A rebalance in here may bring a partition that is not paused: one event too many then waits for its slot.
         for partition, records in jobs.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).items():
             for record in records:
                 if self._offsets.setdefault(partition, InFlightOffsets()).start(record.offset):
@@ -132,9 +132,10 @@ class JobConsumer:
         try:
             job = TrainingJob.model_validate_json(record.value or b"")
         except ValidationError as error:
-            log.warning("unreadable training job", partition=record.partition, offset=record.offset)
             send_dead_letter(publisher, record, str(error))
             publisher.flush()
+            source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+            log.warning("record sent to dead letters", **source, error=str(error))
             self._offsets[partition].settle(record.offset)
             return
         ledger = Ledger(self._store, job.request.model, job.request.request_id)
@@ -157,7 +158,7 @@ class JobConsumer:
                 del self._executions[partition, offset]
 
     def _commit(self, jobs: Any) -> None:
-        """Commit what is settled, of the partitions that are still this launcher's."""
+        """Commit the offsets of settled events, in the partitions that are still assigned."""
         assigned = jobs.assignment()
         for partition, offsets in self._offsets.items():
             position = offsets.committable()
@@ -167,13 +168,14 @@ class JobConsumer:
                 try:
                     jobs.commit({partition: OffsetAndMetadata(position, "", -1)})
                 except KafkaError as error:
-                    # Taken away in this moment: its next owner finds the job settled on the ledger.
-                    log.warning("offset not committed", partition=partition.partition, error=str(error))
+                    # Revoked at this moment: its next owner finds the job settled on the ledger.
+                    source = {"topic": partition.topic, "partition": partition.partition, "offset": position}
+                    log.warning("offset not committed", **source, error=str(error))
                     continue
             offsets.committed(position)
 
     def _stop(self) -> None:
-        """Interrupt all runs and record that; what takes too long dies with this process. Detached runs go on."""
+        """Interrupt all runs and record that; those that take too long die with this process. Detached runs go on."""
         if self._launcher.detached:
             return
         for execution in self._executions.values():

@@ -38,6 +38,11 @@ class Owner(Model):
     # Of a lease: when the owner is certainly gone. What it submitted lives on without it.
     until: UtcTime | None = None
 
+    @property
+    def leased(self) -> bool:
+        """Whether the claim expires by itself."""
+        return self.until is not None
+
 
 @dataclass(frozen=True)
 class Attempt:

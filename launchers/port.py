@@ -6,7 +6,7 @@ differs between launchers beyond that is declared, so that ``execution.py`` is t
 ==============  ========================================================================================================
 ``detached``    Whether a run outlives the process that submitted it. If not, a claim is kept by heartbeats, and with
                 its owner an attempt has died, so the next one may start. If so, a claim is a lease on submitting; an
-                attempt whose owner died is taken over, and its run looked for (``find``) before it is submitted again.
+                attempt whose owner died is taken over, and its run searched for (``find``) before it is submitted.
 ``retries``     Whether the service behind the launcher makes a job's attempts itself; the ledger then has one.
 ==============  ========================================================================================================
 """
@@ -111,7 +111,7 @@ class Launcher(Protocol):
         """The status of a run, ``None`` where no submission is on record; once it has an outcome, always the same."""
 
     def find(self, run: Run) -> bool:
-        """Look for a run whose submission was cut short before it was recorded, and record it; ``False`` if none.
+        """Search for a run whose submission was cut short before it was recorded, and record it; ``False`` if none.
 
         Only detached launchers are asked: of others, such a run has died.
         """

@@ -15,8 +15,8 @@ from foldtune.knobs import ModelName
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 from launchers.batch.batch_job import BatchJob
+from launchers.batch.budget import BatchBudget
 from launchers.batch.launcher import BatchLauncher
-from launchers.batch.spending import Spending
 from launchers.execution import Execution, Phase, Report
 from launchers.ledger import Ledger
 from launchers.ownership import LeaseOwnership
@@ -47,7 +47,7 @@ class Dispatcher:
         self._max_attempts = settings.trainer.max_attempts
         self._store = store
         self._launcher = launcher
-        self._budget = Spending(store, settings)
+        self._budget = BatchBudget(store, settings)
         self._report = report
         self._clock = clock
 

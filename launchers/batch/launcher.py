@@ -1,10 +1,10 @@
 """Runs a job on AWS Batch.
 
-SubmitJob has no client token: whoever calls ``submit`` must own the attempt (``ledger.py``), alone. Then a crash at any
-point is made good by the next call: a job that was submitted, and not noted, is found by its name.
+SubmitJob has no client token: only the owner of the attempt (``ledger.py``) may call ``submit``. Then the next call
+repairs a crash at any point: a job that was submitted, but not recorded, is found by its name.
 
-The attempts are Batch's own. What a retry depends on is in the exit code and in what happened to the machine, which
-Batch knows at once and acts upon without anybody's help; no event has to arrive for it, and none can be lost.
+The attempts are Batch's own. A retry depends on the exit code and on what happened to the machine, which Batch knows at
+once and acts upon itself; no event has to arrive for it, and none can be lost.
 """
 
 import json
@@ -37,8 +37,8 @@ MIN_TIMEOUT_SECONDS = 60
 CALL_SECONDS = 30
 # Batch lists jobs for a week after their end; a day less, for clocks and delays.
 LISTED = timedelta(days=6)
-# The first that fits counts, and what fits none is retried: so the last one fits all.
-RETRIED: list["EvaluateOnExitTypeDef"] = [
+# The first match counts, and what matches none is retried: so the last one matches everything.
+RETRY_STRATEGY: list["EvaluateOnExitTypeDef"] = [
     {"onStatusReason": "Host EC2*", "action": "RETRY"},
     {"onReason": "CannotPullContainerError:*", "action": "RETRY"},
     {"onExitCode": str(int(ExitCode.TRY_AGAIN)), "action": "RETRY"},
@@ -51,7 +51,7 @@ class BatchError(InfrastructureError):
 
 
 def batch_client(region: str) -> "BatchClient":
-    """A client that sends each call once: repeated after a lost answer, a SubmitJob would make a second job."""
+    """A client that sends each call once: a SubmitJob that is retried after a lost response makes a second job."""
     config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=CALL_SECONDS - 10)
     return boto3.client("batch", region_name=region, config=config)
 
@@ -128,39 +128,40 @@ class BatchLauncher(Launcher):
             pages = self._client.get_paginator("list_jobs").paginate(
                 jobQueue=self._settings.batch.job_queue, filters=[{"name": "JOB_NAME", "values": [run.name]}]
             )
-            # Batch compares without regard to case.
+            # The filter is case-insensitive.
             jobs = (job for page in pages for job in page["jobSummaryList"] if job["jobName"] == run.name)
             return next((job["jobId"] for job in jobs), None)
 
     def _submit(self, run: Run) -> str:
         request, batch = run.job.request, self._settings.batch
         try:
-            answer = self._client.submit_job(
+            response = self._client.submit_job(
                 jobName=run.name,
                 jobQueue=batch.job_queue,
                 jobDefinition=batch.job_definition,
                 parameters={"request_id": request.request_id, "model": request.model, "job_uri": run.job_uri},
-                retryStrategy={"attempts": self._settings.trainer.max_attempts, "evaluateOnExit": RETRIED},
+                retryStrategy={"attempts": self._settings.trainer.max_attempts, "evaluateOnExit": RETRY_STRATEGY},
                 timeout={"attemptDurationSeconds": max(run.job.max_seconds, MIN_TIMEOUT_SECONDS)},
             )
         except self._client.exceptions.ClientException as error:
-            # Batch's own refusal: there is no job. Of any other error that is not sure.
+            # Refused by Batch: there is no job. After any other error there may be one.
             raise LaunchError(run.name, error) from error
         except AWS_ERRORS as error:
             raise BatchError(error) from error
-        log.info("submitted", request_id=request.request_id, run=run.name, job_id=answer["jobId"])
-        return answer["jobId"]
+        log.info("job submitted", request_id=request.request_id, run=run.name, job_id=response["jobId"])
+        return response["jobId"]
 
-    def _stop(self, run: Run, why: RunOutcome) -> None:
+    def _stop(self, run: Run, outcome: RunOutcome) -> None:
         if (status := self.poll(run)) and status.outcome:
             return
-        self._store.put_if_absent(_key(run, "stopping.json"), why.model_dump_json().encode())
+        self._store.put_if_absent(_key(run, "stopping.json"), outcome.model_dump_json().encode())
         if job_id := self.job_id(run):
             try:
-                # CancelJob would leave a job alone that is about to start, or runs.
-                self._client.terminate_job(jobId=job_id, reason=f"foldtune: {why.ending}")
+                # CancelJob does not end a job that is starting or running.
+                self._client.terminate_job(jobId=job_id, reason=f"foldtune: {outcome.ending}")
             except self._client.exceptions.ClientException as error:
-                log.warning("not terminated", run=run.name, job_id=job_id, error=str(error))
+                request_id = run.job.request.request_id
+                log.warning("job not terminated", request_id=request_id, run=run.name, job_id=job_id, error=str(error))
             except AWS_ERRORS as error:
                 raise BatchError(error) from error
 

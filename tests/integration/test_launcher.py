@@ -193,6 +193,20 @@ def test_a_stopped_launcher_leaves_its_job_to_the_next(settings: Settings) -> No
     assert [run.attempt for run in second.submitted] == [2]
 
 
+def test_a_detached_run_goes_on_without_its_launcher(settings: Settings) -> None:
+    # Detached jobs are refused when they are overdue.
+    publish(settings, make_job("r-1").model_copy(update={"published_at": now()}))
+    service = FakeLauncher(None, detached=True)
+    with launching(settings, service):
+        eventually(lambda: len(service.submitted) == 1)
+    assert committed(settings) == 0
+    with launching(settings, service):
+        service.end(service.submitted[0], RunOutcome(ending=Ending.SUCCEEDED))
+        eventually(lambda: committed(settings) == 1)
+    assert len(service.submitted) == 1
+    assert outcome(settings, make_job("r-1"), 1)["ending"] == "succeeded"
+
+
 def test_a_subprocess_reports_and_its_log_is_on_s3(settings: Settings) -> None:
     publish(settings, make_job("r-1"))
     store = S3ObjectStore(settings.s3)

@@ -109,14 +109,14 @@ class Bench:
         return [status.state for status in self.statuses]
 
     def spent(self) -> float:
-        from launchers.batch.spending import Spend
+        from launchers.batch.budget import Spend
 
         [key] = self.store.list("spend/")
         return sum(Spend.model_validate_json(self.store.get(key)).jobs.values())
 
     def jobs_spending(self) -> set[str]:
         """For which jobs something is set aside, or was spent."""
-        from launchers.batch.spending import Spend
+        from launchers.batch.budget import Spend
 
         return {
             name for key in self.store.list("spend/") for name in Spend.model_validate_json(self.store.get(key)).jobs
