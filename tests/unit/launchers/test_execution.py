@@ -1,4 +1,4 @@
-"""Once per request, whatever is delivered again and whoever dies."""
+"""One run per request, whatever is redelivered and whoever dies: for attached and detached launchers."""
 
 import json
 from datetime import datetime, timedelta
@@ -26,7 +26,7 @@ FOREIGN = this_process().model_copy(update={"host": "elsewhere"})
 
 
 class Bench:
-    """A store, a clock, and what was published."""
+    """An object store, a clock, and the published statuses."""
 
     def __init__(self, store: ObjectStore, job: TrainingJob) -> None:
         self.store = store
@@ -79,7 +79,7 @@ def bench(store: MemoryObjectStore, job: TrainingJob) -> Bench:
     return Bench(store, job)
 
 
-def test_a_success_is_on_record(bench: Bench, job: TrainingJob, detached: bool) -> None:
+def test_a_success_is_recorded(bench: Bench, job: TrainingJob, detached: bool) -> None:
     bench.finish(bench.execution(launcher := FakeLauncher(detached=detached)))
     prefix = f"jobs/{job_segment(job)}/"
     assert TrainingJob.model_validate_json(bench.store.get(f"{prefix}job.json")) == job
@@ -88,14 +88,14 @@ def test_a_success_is_on_record(bench: Bench, job: TrainingJob, detached: bool) 
     assert bench.states == [State.SUBMITTED]
 
 
-def test_delivered_again_after_the_end_nothing_starts(bench: Bench, detached: bool) -> None:
+def test_a_job_redelivered_after_its_end_does_not_start(bench: Bench, detached: bool) -> None:
     launcher = FakeLauncher(detached=detached)
     bench.finish(bench.execution(launcher))
     bench.finish(bench.execution(launcher))
     assert len(launcher.submitted) == 1
 
 
-def test_delivered_twice_at_once_one_starts(bench: Bench) -> None:
+def test_of_two_concurrent_deliveries_one_starts(bench: Bench) -> None:
     launcher = FakeLauncher(None)
     first, second = bench.execution(launcher), bench.execution(launcher)
     assert not first.advance(may_start=True)
@@ -118,7 +118,7 @@ def test_retries_until_the_attempts_are_used_up(bench: Bench, detached: bool) ->
     assert bench.statuses[-1].log_uri == "s3://memory/a.log"
 
 
-def test_what_the_trainer_refused_is_neither_retried_nor_said_twice(bench: Bench, detached: bool) -> None:
+def test_a_refusal_of_the_trainer_is_neither_retried_nor_reported_again(bench: Bench, detached: bool) -> None:
     bench.finish(bench.execution(launcher := FakeLauncher(REFUSED, detached=detached)))
     assert len(launcher.submitted) == 1
     assert bench.states == [State.SUBMITTED]
@@ -137,14 +137,14 @@ def test_an_interruption_uses_up_no_attempt(bench: Bench, detached: bool) -> Non
     assert [run.attempt for run in launcher.submitted] == [1, 2, 3]
 
 
-def test_a_dead_owner_of_this_machine_is_followed_at_once(bench: Bench, job: TrainingJob) -> None:
+def test_a_dead_owner_on_this_machine_is_replaced_at_once(bench: Bench, job: TrainingJob) -> None:
     dead = this_process().model_copy(update={"process_started": 1.0})
     bench.ledger.claim(1, dead)
     bench.execution(launcher := FakeLauncher(None)).advance(may_start=True)
     assert [run.attempt for run in launcher.submitted] == [2]
 
 
-def test_an_owner_elsewhere_is_followed_only_after_a_long_silence(bench: Bench, job: TrainingJob) -> None:
+def test_an_owner_elsewhere_is_replaced_after_a_long_silence(bench: Bench, job: TrainingJob) -> None:
     bench.ledger.claim(1, FOREIGN)
     execution = bench.execution(launcher := FakeLauncher(None))
     for _ in range(20):
@@ -157,7 +157,7 @@ def test_an_owner_elsewhere_is_followed_only_after_a_long_silence(bench: Bench, 
     assert [run.attempt for run in launcher.submitted] == [2]
 
 
-def test_what_a_function_has_started_is_left_to_it(bench: Bench, job: TrainingJob) -> None:
+def test_an_attached_launcher_ignores_expired_leases(bench: Bench, job: TrainingJob) -> None:
     gone = FOREIGN.model_copy(update={"until": now() - timedelta(days=1)})
     bench.ledger.claim(1, gone)
     execution = bench.execution(launcher := FakeLauncher())
@@ -167,7 +167,7 @@ def test_what_a_function_has_started_is_left_to_it(bench: Bench, job: TrainingJo
     assert not launcher.submitted
 
 
-def test_owners_that_keep_dying_use_the_attempts_up(bench: Bench, job: TrainingJob) -> None:
+def test_owners_that_die_use_up_the_attempts(bench: Bench, job: TrainingJob) -> None:
     dead = this_process().model_copy(update={"process_started": 1.0})
     for number in (1, 2):
         bench.ledger.claim(number, dead)
@@ -190,12 +190,12 @@ def test_cancelled_before_and_while_it_runs(bench: Bench) -> None:
     assert bench.states == [State.SUBMITTED]
 
 
-def test_without_a_place_nothing_starts(bench: Bench, detached: bool) -> None:
+def test_without_a_slot_nothing_starts(bench: Bench, detached: bool) -> None:
     assert not bench.execution(launcher := FakeLauncher(detached=detached)).advance(may_start=False)
     assert not launcher.submitted
 
 
-def test_a_launch_that_fails_is_an_attempt(bench: Bench, detached: bool) -> None:
+def test_a_failed_launch_counts_as_an_attempt(bench: Bench, detached: bool) -> None:
     class Broken(FakeLauncher):
         def submit(self, run: Run) -> None:
             raise LaunchError(run.name, "no disk")
@@ -206,14 +206,14 @@ def test_a_launch_that_fails_is_an_attempt(bench: Bench, detached: bool) -> None
 
 
 class LosesAnswers(MemoryObjectStore):
-    """Writes, and then says that something was there already, as a retried request does."""
+    """Writes, and then answers that the key exists, as after a retried request."""
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         super().put_if_absent(key, content)
         return False
 
 
-def test_a_claim_whose_answer_was_lost_is_known_again(job: TrainingJob, detached: bool) -> None:
+def test_a_claim_whose_response_was_lost_is_recognized(job: TrainingJob, detached: bool) -> None:
     bench = Bench(LosesAnswers(), job)
     bench.finish(bench.execution(launcher := FakeLauncher(detached=detached)))
     assert len(launcher.submitted) == 1
@@ -240,7 +240,7 @@ class FailsEachWriteOnce(MemoryObjectStore):
             raise ConnectionError(key)
 
 
-def test_any_step_can_be_taken_again(job: TrainingJob, detached: bool) -> None:
+def test_any_step_can_be_retried(job: TrainingJob, detached: bool) -> None:
     bench = Bench(FailsEachWriteOnce(), job)
     execution = bench.execution(launcher := FakeLauncher(detached=detached))
     failures = 0
@@ -343,7 +343,7 @@ def test_a_cancellation_of_a_detached_run_is_on_record_for_whoever_watches_it(be
     assert bench.states == [State.SUBMITTED, State.CANCELLED, State.CANCELLED]
 
 
-def test_what_a_process_has_started_is_left_to_it(bench: Bench) -> None:
+def test_a_detached_launcher_ignores_claims_of_processes(bench: Bench) -> None:
     bench.ledger.claim(1, this_process())
     execution = bench.execution(launcher := FakeLauncher(detached=True))
     for _ in range(5):
@@ -369,7 +369,7 @@ def test_offsets_are_committed_without_a_gap(order: list[int]) -> None:
         assert position == expected
 
 
-def test_an_event_delivered_again_is_not_taken_twice() -> None:
+def test_a_redelivered_event_is_in_flight_once() -> None:
     offsets = InFlightOffsets()
     assert offsets.start(3)
     assert not offsets.start(3)

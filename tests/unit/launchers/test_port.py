@@ -1,4 +1,4 @@
-"""What every launcher promises, asked of each that ships."""
+"""The contract of the port, checked for every launcher and for the fake of either kind."""
 
 import sys
 import time
@@ -48,7 +48,7 @@ def make(request: pytest.FixtureRequest, make_local: MakeLocal, store: MemoryObj
 
 
 def ended(launcher: Launcher, run: Run) -> RunOutcome:
-    """The outcome of a run, waited for."""
+    """Wait for the outcome of a run."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if (status := launcher.poll(run)) and status.outcome:
@@ -76,7 +76,7 @@ def test_a_refused_job_is_not_run_again(make: Make, run: Run) -> None:
     assert (outcome.ending, outcome.final, outcome.announced) == (Ending.FAILED, True, True)
 
 
-def test_a_job_that_asks_for_it_may_be_run_again(make: Make, run: Run) -> None:
+def test_a_job_that_asks_for_a_retry_is_retryable(make: Make, run: Run) -> None:
     launcher = make("retryable")
     launcher.submit(run)
     outcome = ended(launcher, run)
@@ -94,7 +94,7 @@ def test_a_run_can_be_ended(make: Make, run: Run, how: str, ending: Ending) -> N
     assert ended(launcher, run).ending is ending
 
 
-def test_what_has_ended_stays_as_it_is(make: Make, run: Run) -> None:
+def test_an_outcome_does_not_change(make: Make, run: Run) -> None:
     launcher = make("success")
     launcher.submit(run)
     outcome = ended(launcher, run)

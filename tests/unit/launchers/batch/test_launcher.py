@@ -87,7 +87,7 @@ def test_a_job_is_submitted_described_and_succeeds(
     assert "us-east-1" in outcome.log_url
 
 
-def test_submitted_again_or_by_one_that_knows_nothing_of_it_there_is_one_job(
+def test_submitting_again_with_or_without_the_record_makes_one_job(
     client: Any, launcher: BatchLauncher, run: Run
 ) -> None:
     launcher.submit(run)
@@ -107,7 +107,7 @@ def test_the_payload_is_small(run: Run, launcher: BatchLauncher, client: Any) ->
     assert 0 < sizes[0] < 1024
 
 
-def test_a_failure_may_be_tried_again(launcher: BatchLauncher, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_retryable(launcher: BatchLauncher, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOTO_SIMPLE_BATCH_FAIL_AFTER", "0")
     launcher.submit(run)
     outcome = outcome_of(launcher, run)
@@ -115,17 +115,17 @@ def test_a_failure_may_be_tried_again(launcher: BatchLauncher, run: Run, monkeyp
     assert (outcome.ending, outcome.final) == (Ending.FAILED, False)
 
 
-def test_what_batch_refuses_was_not_launched(client: Any, run: Run, store: MemoryObjectStore) -> None:
+def test_a_refusal_of_batch_is_a_launch_error(client: Any, run: Run, store: MemoryObjectStore) -> None:
     settings = Settings.model_validate({"batch": {"job_definition": "misspelt"}})
     with pytest.raises(LaunchError, match="misspelt does not exist"):
         BatchLauncher(settings, store).submit(run)
     assert not jobs(client)
 
 
-def test_terminated_it_is_cancelled_and_not_failed(
+def test_a_terminated_job_is_cancelled_and_not_failed(
     client: Any, launcher: BatchLauncher, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """moto ends a job in the moment that it is submitted: this one is made to run again."""
+    """moto ends a job when it is submitted: this one is set back to running."""
     from moto.batch.models import batch_backends
 
     launcher.submit(run)
@@ -149,12 +149,12 @@ def test_terminated_it_is_cancelled_and_not_failed(
 
 
 def test_a_call_is_sent_once(client: Any) -> None:
-    """A SubmitJob that is repeated because its answer was lost makes a second job."""
+    """A SubmitJob that is retried after a lost response makes a second job."""
     assert client.meta.config.retries["total_max_attempts"] == 1
 
 
 @pytest.mark.parametrize("nothing", [{}, {"attempts": [], "container": {}}, {"attempts": [{}]}])
-def test_little_is_needed_to_know_how_a_job_stands(nothing: dict[str, Any]) -> None:
+def test_a_job_with_few_properties_has_a_status(nothing: dict[str, Any]) -> None:
     about = {"jobArn": "arn:aws:batch:us-east-1:1:job/x", "jobId": "x", "jobName": "x", "status": "FAILED"}
     job = BatchJob.model_validate(about | nothing)
     outcome = job.outcome()
