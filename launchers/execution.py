@@ -128,7 +128,8 @@ class Execution:
                 self._report_running(run, status.log_url or "")
             return self._check_later(Phase.RUNNING)
         if not self._ownership.valid:
-            log.warning("heartbeat not renewed, interrupting the run", run=run.name)
+            request_id = self.job.request.request_id
+            log.warning("heartbeat not renewed, interrupting the run", request_id=request_id, run=run.name)
             self._launcher.interrupt(run)
         return Phase.RUNNING
 
