@@ -46,9 +46,9 @@ from foldtune.status_order import StatusRecord
 from foldtune.topics import Topic
 from infra.aws.lambda_events import Context, HttpRequest, KafkaEvent, KafkaRecord, ScheduledEvent, StateChange
 from infra.aws.status_store import StatusStore
+from launchers.batch.dispatcher import Dispatcher
 from launchers.batch.launcher import BatchLauncher
-from launchers.dispatch import Dispatcher
-from launchers.errors import RunBusyError
+from launchers.port import RunBusyError
 
 _log = structlog.get_logger(__name__)
 
@@ -148,7 +148,7 @@ def batch_state(event: dict[str, Any], context: Context) -> None:
     store = S3ObjectStore(settings.s3)
     with _publishing(settings) as publisher:
         dispatcher = Dispatcher(settings, store, BatchLauncher(settings, store), _report(publisher))
-        dispatcher.changed(StateChange.model_validate(event).detail)
+        dispatcher.state_changed(StateChange.model_validate(event).detail)
 
 
 # ── api ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from infra.aws import lambda_archive
-from launchers.batch.launcher import RETRIED
+from launchers.batch.launcher import RETRY_STRATEGY
 from tests.support import setting_names
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 
@@ -272,7 +272,9 @@ def test_a_job_is_tried_again_where_that_may_help(resources: dict[str, Any]) -> 
     assert job["RetryStrategy"] == {
         "Attempts": {"Ref": "JobAttempts"},
         # As the launcher says it with each job.
-        "EvaluateOnExit": [{f"{name[0].upper()}{name[1:]}": value for name, value in rule.items()} for rule in RETRIED],
+        "EvaluateOnExit": [
+            {f"{name[0].upper()}{name[1:]}": value for name, value in rule.items()} for rule in RETRY_STRATEGY
+        ],
     }
     assert job["Timeout"] == {"AttemptDurationSeconds": {"Ref": "JobTimeoutSeconds"}}
     assert job["ResourceRetentionPolicy"] == {"SkipDeregisterOnUpdate": True}
