@@ -50,6 +50,10 @@ TRANSIENT_ERRORS = (InfrastructureError, KafkaError, ConnectionError, TimeoutErr
 # ── The SDK ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class InvalidSettingsError(FoldtuneError, ValueError):
+    """Invalid settings:"""
+
+
 class OutOfBoundsError(FoldtuneError):
     """The event exceeds a bound and was not sent:"""
 

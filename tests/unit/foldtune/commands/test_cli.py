@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from foldtune.cli import COMMANDS, app
 from foldtune.client.client import FoldtuneClient
 from foldtune.commands import output
-from foldtune.commands.errors import EXTRAS, explain
+from foldtune.commands.errors import EXTRAS, user_message
 from foldtune.commands.event_docs import page
 from foldtune.commands.knob_options import KNOBS, knob_sections
 from foldtune.events import FineTuneRequested, FineTuneStatus, Progress, State, now
@@ -113,7 +113,7 @@ def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: 
     [
         ("kafka = 1", "foldtune.toml, kafka: "),
         ("[kafka]\npartitions = 0", "foldtune.toml, kafka.partitions: "),
-        ("[kafka]\npartition = 1", "foldtune.toml, kafka.partition: no such name is known"),
+        ("[kafka]\npartition = 1", "foldtune.toml, kafka.partition: unknown setting"),
         ("[kafka", "foldtune.toml"),
     ],
 )
@@ -128,10 +128,14 @@ def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, said: 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("FOLDTUNE_KAFKA__PARTITION", "1", "FOLDTUNE_KAFKA__PARTITION: no such name is known"),
+        ("FOLDTUNE_KAFKA__PARTITION", "1", "FOLDTUNE_KAFKA__PARTITION: unknown setting"),
         ("FOLDTUNE_KAFKA__PARTITIONS", "0", "FOLDTUNE_KAFKA__PARTITIONS: Input should be greater than"),
         ("FOLDTUNE_KAFKA", '{"partitions": 0}', "FOLDTUNE_KAFKA, kafka.partitions: Input should be greater than"),
-        ("FOLDTUNE_KAFKA", "here", '"kafka"'),
+        (
+            "FOLDTUNE_KAFKA",
+            "here",
+            "FOLDTUNE_KAFKA: is a section, as JSON or as one variable per field (FOLDTUNE_KAFKA__BOOT",
+        ),
     ],
 )
 def test_a_bad_variable_is_named_in_one_line(
@@ -146,7 +150,7 @@ def test_a_bad_variable_is_named_in_one_line(
 
 @pytest.mark.parametrize(("package", "extra"), EXTRAS.items())
 def test_a_missing_extra_is_named(package: str, extra: str) -> None:
-    line = explain(ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.sub"))
+    line = user_message(ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.sub"))
     assert line
     assert f"pip install 'foldtune-server[{extra}]'" in line
 
@@ -161,7 +165,7 @@ def test_without_its_extra_a_command_says_which(runner: CliRunner, monkeypatch: 
 
 
 def test_a_defect_is_not_dressed_up() -> None:
-    assert explain(ZeroDivisionError()) is None
+    assert user_message(ZeroDivisionError()) is None
 
 
 @pytest.mark.parametrize("command", [["status"], ["request", "m"], ["topics", "create"]])
