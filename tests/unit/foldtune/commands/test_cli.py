@@ -208,7 +208,7 @@ STATIONS = (
     *((State.ACCEPTED, None), (State.RUNNING, None), (State.RUNNING, 3), (State.RUNNING, 9)),
     *((State.EVALUATING, None), (State.COMPLETED, None)),
 )
-WARNING = "warning: 3 examples left out: disliked, and no document is known to be right"
+WARNING = "warning: 3 examples left out: disliked, without a known positive"
 
 
 def test_a_status_shows_each_warning_once_and_the_newest_progress(
@@ -313,7 +313,7 @@ def test_a_batch_of_logs_is_imported_log_by_log(runner: CliRunner, monkeypatch: 
     batch = {"type": "chat_log_batch", "folder_id": "pricing", "logs": [LOG, LOG | {"log_id": "m"}]}
     lines = "\n".join(json.dumps(line) for line in (batch, LOG | {"log_id": "n"}))
     result = runner.invoke(app, ["import", "logs", "-"], input=lines)
-    assert (result.exit_code, result.stdout) == (0, "2 sent, 0 refused\n")
+    assert (result.exit_code, result.stdout) == (0, "2 sent, 0 rejected\n")
     assert sent == ["l", "m", "n"]
 
 
@@ -321,8 +321,8 @@ def test_a_line_for_another_import_is_refused_with_its_name(runner: CliRunner) -
     result = runner.invoke(app, ["import", "logs", "-"], input='{"type": "feedback"}\n{"type": "document_deleted"}\n{}')
     assert result.exit_code == 1
     lines = result.stderr.splitlines()
-    assert lines[0] == "line 1: type: 'feedback' is sent with: foldtune import feedback"
-    assert lines[1] == "line 2: type: 'document_deleted' is sent with: foldtune import documents"
+    assert lines[0] == "line 1: type: 'feedback' is imported with: foldtune import feedback"
+    assert lines[1] == "line 2: type: 'document_deleted' is imported with: foldtune import documents"
     assert lines[2].startswith("line 3: log_id: ")
 
 

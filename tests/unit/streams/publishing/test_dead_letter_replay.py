@@ -200,8 +200,8 @@ def test_show_tells_the_headers_and_the_bytes(runner: CliRunner, put: Put) -> No
         (["replay", "0:0", "0:9"], "no such dead letter, or not one that the filters let through: 0:9"),
         (["replay", "0:0", "--contains", "nowhere"], "no such dead letter"),
         (["replay", "0:1"], "no such dead letter"),
-        (["list", "--since", "soon"], "'soon' is no time"),
-        (["list", "--since", "0001-01-01T00:00:00+14:00"], "is no time"),
+        (["list", "--since", "soon"], "'soon' is not a timestamp"),
+        (["list", "--since", "0001-01-01T00:00:00+14:00"], "is not a timestamp"),
     ],
 )
 def test_mistakes_are_named(runner: CliRunner, put: Put, arguments: list[str], said: str) -> None:
