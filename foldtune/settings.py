@@ -269,7 +269,7 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        # Without the cause, whose text has the values of secrets.
+        # Without the cause, whose text contains the values of secrets.
         raise InvalidSettingsError("; ".join(_explanations(error))) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSettingsError(f"{SETTINGS_FILE}: {error}") from error
@@ -279,12 +279,18 @@ def _explanations(error: ValidationError) -> Iterator[str]:
     """One line for each invalid setting: its variable, what is expected, and its value unless that may be secret."""
     for location, reason, details in invalid_fields(error):
         kind, value = _type_of(location), details["input"]
-        expected = {
-            "extra_forbidden": "unknown setting",
-            "model_type": f"is a section, as JSON or as one variable per field ({_first_field(location, kind)}, …)",
-            "tuple_type": "Input should be a list, as JSON",
-            "dict_type": "Input should be an object, as JSON",
-        }.get(details["type"], reason)
+        match details["type"]:
+            case "extra_forbidden":
+                expected = "unknown setting"
+            case "model_type" if kind is not None:
+                first = _variable((*location, next(iter(kind.model_fields))))
+                expected = f"is a section, as JSON or as one variable per field ({first}, …)"
+            case "tuple_type":
+                expected = "Input should be a list, as JSON"
+            case "dict_type":
+                expected = "Input should be an object, as JSON"
+            case _:
+                expected = reason
         shown = kind is not None and isinstance(value, str | int | float) and not _holds_secret(kind)
         yield f"{_source(location)}: {expected}{f', got {value!r:.100}' if shown else ''}"
 
@@ -312,10 +318,6 @@ def _type_of(location: Location) -> Any:
             return None
         kind = field.annotation
     return kind
-
-
-def _first_field(location: Location, kind: Any) -> str:
-    return _variable((*location, *list(getattr(kind, "model_fields", {"…": None}))[:1]))
 
 
 def _holds_secret(kind: Any) -> bool:
