@@ -22,7 +22,7 @@ def chat_log(number: int = 0, folder: str = "f", **fields: object) -> ChatLog:
 
 
 class Broker:
-    """Keeps what was sent; may refuse."""
+    """Records what is sent; fails on request."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, int]] = []

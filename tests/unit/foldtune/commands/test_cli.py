@@ -1,4 +1,4 @@
-"""The command line without servers: help, mistakes, settings, missing extras."""
+"""The command line without servers: help, errors, settings, missing extras."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_every_command_has_help(runner: CliRunner, name: str) -> None:
     assert "Usage" in result.output
 
 
-def test_a_typing_mistake_is_answered_with_a_guess(runner: CliRunner) -> None:
+def test_a_misspelt_command_is_answered_with_a_suggestion(runner: CliRunner) -> None:
     result = runner.invoke(app, ["statu"])
     assert result.exit_code == 2
     assert "Did you mean 'status'?" in result.stderr
@@ -58,7 +58,7 @@ def test_every_knob_is_an_option_with_its_description_and_bounds(runner: CliRunn
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["m", "--easy-negatives", "65"], "'--easy-negatives'"),
         (["m", "--temperature", "0"], "'--temperature'"),
@@ -73,10 +73,10 @@ def test_every_knob_is_an_option_with_its_description_and_bounds(runner: CliRunn
         (["m", "--base-model", "ftp://x"], "base_model.uri"),
     ],
 )
-def test_a_knob_out_of_its_bounds_is_named(runner: CliRunner, options: list[str], said: str) -> None:
+def test_a_knob_out_of_its_bounds_is_named(runner: CliRunner, options: list[str], message: str) -> None:
     result = runner.invoke(app, ["request", *options])
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.output
 
 
@@ -109,7 +109,7 @@ def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("kafka = 1", "foldtune.toml, kafka: "),
         ("[kafka]\npartitions = 0", "foldtune.toml, kafka.partitions: "),
@@ -117,16 +117,16 @@ def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: 
         ("[kafka", "foldtune.toml"),
     ],
 )
-def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, said: str) -> None:
+def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, message: str) -> None:
     Path("foldtune.toml").write_text(text, encoding="utf-8")
     result = runner.invoke(app, ["config"])
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("FOLDTUNE_KAFKA__PARTITION", "1", "FOLDTUNE_KAFKA__PARTITION: unknown setting"),
         ("FOLDTUNE_KAFKA__PARTITIONS", "0", "FOLDTUNE_KAFKA__PARTITIONS: Input should be greater than"),
@@ -139,12 +139,12 @@ def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, said: 
     ],
 )
 def test_a_bad_variable_is_named_in_one_line(
-    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(name, value)
     result = runner.invoke(app, ["config"])
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -164,7 +164,7 @@ def test_without_its_extra_a_command_says_which(runner: CliRunner, monkeypatch: 
     assert "foldtune-server[trainers]" in result.stderr
 
 
-def test_a_defect_is_not_dressed_up() -> None:
+def test_a_defect_gets_its_traceback() -> None:
     assert user_message(ZeroDivisionError()) is None
 
 
@@ -189,8 +189,8 @@ def test_without_a_broker_the_setting_and_its_value_are_named(command: list[str]
     assert len(result.stderr.splitlines()) == 1
 
 
-def statuses(*stations: tuple[State, int | None]) -> list[FineTuneStatus]:
-    """Of a request whose trainer has warned."""
+def statuses(*states: tuple[State, int | None]) -> list[FineTuneStatus]:
+    """Statuses of a request with a warning of its trainer."""
     return [
         FineTuneStatus(
             request_id="r",
@@ -200,11 +200,11 @@ def statuses(*stations: tuple[State, int | None]) -> list[FineTuneStatus]:
             warnings=("3 examples left out: disliked_without_positive",) if state is not State.ACCEPTED else (),
             progress=Progress(step=step, steps=9, loss=1.5, examples_per_second=1.0, eta_seconds=2.0) if step else None,
         )
-        for state, step in stations
+        for state, step in states
     ]
 
 
-STATIONS = (
+HISTORY = (
     *((State.ACCEPTED, None), (State.RUNNING, None), (State.RUNNING, 3), (State.RUNNING, 9)),
     *((State.EVALUATING, None), (State.COMPLETED, None)),
 )
@@ -214,7 +214,7 @@ WARNING = "warning: 3 examples left out: disliked, without a known positive"
 def test_a_status_shows_each_warning_once_and_the_newest_progress(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*STATIONS)))
+    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*HISTORY)))
     shown = runner.invoke(app, ["status", "r"]).stdout
     assert shown.count("running") == 1
     assert "step 9/9" in shown
@@ -242,7 +242,7 @@ def test_a_request_without_an_id_is_named_after_its_model(runner: CliRunner, mon
 
 def test_waiting_shows_each_warning_once(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FoldtuneClient, "request_fine_tune", lambda *_: None)
-    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*STATIONS)))
+    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*HISTORY)))
     result = runner.invoke(app, ["request", "m", "--request-id", "r", "--wait"])
     assert result.exit_code == 0
     assert result.stdout.count(WARNING) == 1
