@@ -11,7 +11,7 @@ import typer
 
 from foldtune.commands.errors import UserError
 from foldtune.commands.output import AsJson, print_json, print_table, printable
-from foldtune.commands.timestamps import MOMENT_HELP, moment
+from foldtune.commands.timestamps import TIMESTAMP_HELP, parse_timestamp
 from foldtune.settings import KafkaSettings, load_settings
 from streams.publishing.dead_letter_replay import (
     DeadLetter,
@@ -29,7 +29,9 @@ app = typer.Typer(add_completion=False, help="List, show and replay records that
 FromTopic = Annotated[str | None, typer.Option("--topic", help="Only those that came from this topic.")]
 Since = Annotated[
     datetime | None,
-    typer.Option("--since", parser=moment, metavar="TIME", help=f"Only those rejected since. {MOMENT_HELP}"),
+    typer.Option(
+        "--since", parser=parse_timestamp, metavar="TIME", help=f"Only those rejected since. {TIMESTAMP_HELP}."
+    ),
 ]
 Contains = Annotated[
     str | None, typer.Option("--contains", metavar="TEXT", help="Only those with this text in the event or the error.")

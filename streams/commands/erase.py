@@ -9,7 +9,7 @@ import typer
 from foldtune.client.client import FoldtuneClient
 from foldtune.commands.errors import UserError
 from foldtune.commands.output import print_table
-from foldtune.commands.timestamps import MOMENT_HELP, moment
+from foldtune.commands.timestamps import TIMESTAMP_HELP, parse_timestamp
 from foldtune.events import ErasureRequested, now
 from foldtune.settings import Settings, load_settings
 from streams.training_sets.erasure_preview import preview_erasure
@@ -29,7 +29,9 @@ def erase(
     before: Annotated[
         datetime | None,
         typer.Option(
-            parser=moment, metavar="TIME", help=f"Only events that occurred until then; default: now. {MOMENT_HELP}"
+            parser=parse_timestamp,
+            metavar="TIME",
+            help=f"Only events that occurred until then; default: now. {TIMESTAMP_HELP}.",
         ),
     ] = None,
     dry_run: Annotated[

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import faust
 from msgspec import Struct
 
-from foldtune.dead_letters import bounded_letter, dead_letter_headers
+from foldtune.dead_letters import dead_letter_headers, truncate_value
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
@@ -89,5 +89,5 @@ class FaustEventPublisher(EventPublisher):
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         topic = self._topics[Topic.DEAD_LETTERS.label]
-        value, error = bounded_letter(value, error)
+        value, error = truncate_value(value, error)
         await (await topic.send(key=key, value=value, headers=dead_letter_headers(error, *origin)))

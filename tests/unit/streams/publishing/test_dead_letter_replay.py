@@ -206,8 +206,8 @@ def test_show_prints_headers_and_bytes(runner: CliRunner, put: Put) -> None:
         (["replay", "0:0", "0:9"], "no such dead letter, or excluded by the filters: 0:9"),
         (["replay", "0:0", "--contains", "nowhere"], "no such dead letter"),
         (["replay", "0:1"], "no such dead letter"),
-        (["list", "--since", "soon"], "'soon' is no time"),
-        (["list", "--since", "0001-01-01T00:00:00+14:00"], "is no time"),
+        (["list", "--since", "soon"], "'soon' is not a timestamp"),
+        (["list", "--since", "0001-01-01T00:00:00+14:00"], "is not a timestamp"),
     ],
 )
 def test_user_errors_are_explained(runner: CliRunner, put: Put, arguments: list[str], message: str) -> None:

@@ -72,7 +72,7 @@ def test_nothing_is_published_without_confirmation(
         (["--user", ""], "subject_id"),
         (["--user", "u" * 257], "subject_id"),
         (["--user", "\udcff"], "subject_id"),
-        (["--user", "u", "--before", "yesterday"], "'yesterday' is no time"),
+        (["--user", "u", "--before", "yesterday"], "'yesterday' is not a timestamp"),
         (["--user", "u", "--before", "9999-01-01"], "lies more than"),
         (["--user", "u", "--before", "1969-01-01"], "lies before 1970"),
     ],
