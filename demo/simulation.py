@@ -1,7 +1,7 @@
-"""A simulated agent and its users: the chat logs and feedback that a retriever of middling quality leaves behind.
+"""A simulated agent and its users: the chat logs and feedback that a retriever of middling quality produces.
 
-The agent retrieves with the base model and cites what it takes for right; its users like, dislike, correct, or mostly
-say nothing. One label in five is wrong, as foldtune has to expect of logs: nobody has checked them.
+The agent retrieves with the base model and cites one of the passages, or none; its users like, dislike, correct, or
+mostly give no feedback. One label in five is wrong, as is to be expected of unchecked logs.
 """
 
 import random
@@ -15,17 +15,17 @@ from foldtune.events import ChatLog, Feedback, Rating, RetrievedPassage, Verdict
 
 AGENTS = ("library-helper", "editor-plugin")
 USERS = 60
-QUESTIONS_A_CONVERSATION = 4
-SPAN = timedelta(days=60)
+QUESTIONS_PER_CONVERSATION = 4
+PERIOD = timedelta(days=60)
 
 
 @dataclass(frozen=True)
-class Habits:
-    """How often what happens, each from 0 to 1."""
+class Behaviour:
+    """Probabilities of what the agent and its users do."""
 
     # The right document was retrieved, and the agent cites another one.
     cites_wrong: float = 0.2
-    # The right document was not retrieved, and the agent cites what it has.
+    # The right document was not retrieved, and the agent cites one nevertheless.
     cites_anyway: float = 0.4
     liked_if_right: float = 0.25
     liked_if_wrong: float = 0.03
@@ -34,111 +34,113 @@ class Habits:
     # The user knows the right document and names it.
     corrected_if_wrong: float = 0.2
     corrected_if_none: float = 0.4
-    # Of the verdicts: in an event of their own instead of the log, and of those: published before the log.
-    apart: float = 0.5
-    early: float = 0.3
+    # Feedback is an event of its own instead of a field of the log.
+    separate_event: float = 0.5
+    # A separate event is published before its log.
+    before_log: float = 0.3
 
     @classmethod
-    def with_wrong_labels(cls, share: float) -> "Habits":
-        """Habits that make about this share of the labels wrong, of an agent that finds the right document mostly."""
+    def with_wrong_labels(cls, share: float) -> "Behaviour":
+        """About this share of wrong labels, for an agent that mostly retrieves the right document."""
         return cls(cites_wrong=share, cites_anyway=min(1.0, 2 * share))
 
 
 @dataclass(frozen=True)
-class Split:
-    """Questions that get into the logs, and questions that nobody will have asked."""
+class QuestionSplit:
+    """Questions that are asked, so get into the logs, and questions held out for evaluation."""
 
     asked: tuple[Pair, ...]
     held_out: tuple[Pair, ...]
 
 
-def split(pairs: Sequence[Pair], *, held_out: int, asked: int, seed: int) -> Split:
-    """Draw ``held_out`` pairs for the evaluation and at most ``asked`` of the others for the logs.
+def split_questions(pairs: Sequence[Pair], *, held_out: int, asked: int, seed: int) -> QuestionSplit:
+    """Draw ``held_out`` pairs for the evaluation, and at most ``asked`` of the others for the logs.
 
     Raises:
-        ValueError: nothing would be left to ask.
+        ValueError: no question is left for the logs.
     """
     if held_out >= len(pairs):
         msg = f"cannot hold out {held_out} of {len(pairs)} questions"
         raise ValueError(msg)
-    drawn = random.Random(seed).sample(pairs, len(pairs))  # noqa: S311 - a simulation, not a secret
-    return Split(tuple(drawn[held_out : held_out + asked]), tuple(drawn[:held_out]))
+    shuffled = random.Random(seed).sample(pairs, len(pairs))  # noqa: S311 - a simulation, not a secret
+    return QuestionSplit(tuple(shuffled[held_out : held_out + asked]), tuple(shuffled[:held_out]))
 
 
 class Simulator:
-    """Plays the agent and its users over given documents; the same seed tells the same story."""
+    """Simulates the agent and its users over ``documents``; the same seed gives the same events."""
 
     def __init__(
-        self, documents: Sequence[Document], *, until: datetime, seed: int, habits: Habits | None = None
+        self, documents: Sequence[Document], *, until: datetime, seed: int, behaviour: Behaviour | None = None
     ) -> None:
         self._documents = documents
-        self._rows = {document.document_id: row for row, document in enumerate(documents)}
         self._until = until
-        self._habits = habits or Habits()
+        self._behaviour = behaviour or Behaviour()
         self._random = random.Random(seed)  # noqa: S311 - a simulation, not a secret
 
-    def events(self, pairs: Sequence[Pair], found: Indices, scores: Matrix) -> list[ChatLog | Feedback]:
-        """The events in the order of their publication.
+    def events(self, pairs: Sequence[Pair], retrieved: Indices, scores: Matrix) -> list[ChatLog | Feedback]:
+        """The events in the order in which they are published.
 
-        ``found`` and ``scores`` [pairs, k] are the rows and similarities of what was retrieved, best first.
+        ``retrieved`` and ``scores`` [pairs, k] are the rows and similarities of the retrieved documents, best first.
         """
         events: list[ChatLog | Feedback] = []
         for number, pair in enumerate(pairs):
-            retrieved = [self._documents[row] for row in found[number]]
-            cited = self._citation(pair, retrieved)
-            log = self._log(number, pair, retrieved, scores[number].tolist(), cited)
-            events += self._with_verdict(log, self._verdict(pair, cited))
+            hits = [self._documents[row] for row in retrieved[number]]
+            cited = self._citation(pair, hits)
+            log = self._log(number, pair, hits, scores[number].tolist(), cited)
+            events += self._with_feedback(log, self._verdict(pair, cited))
         return events
 
     def _happens(self, probability: float) -> bool:
         return self._random.random() < probability
 
-    def _citation(self, pair: Pair, retrieved: list[Document]) -> Document | None:
-        others = [document for document in retrieved if document != pair.document]
-        if pair.document in retrieved:
-            return self._random.choice(others) if others and self._happens(self._habits.cites_wrong) else pair.document
-        return others[0] if others and self._happens(self._habits.cites_anyway) else None
+    def _citation(self, pair: Pair, hits: list[Document]) -> Document | None:
+        others = [document for document in hits if document != pair.document]
+        if pair.document in hits:
+            wrong = others and self._happens(self._behaviour.cites_wrong)
+            return self._random.choice(others) if wrong else pair.document
+        return others[0] if others and self._happens(self._behaviour.cites_anyway) else None
 
     def _log(
-        self, number: int, pair: Pair, retrieved: list[Document], scores: list[float], cited: Document | None
+        self, number: int, pair: Pair, hits: list[Document], scores: list[float], cited: Document | None
     ) -> ChatLog:
-        conversation = number // QUESTIONS_A_CONVERSATION
-        # Conversations are spread over the span; their questions follow each other within minutes.
-        started = self._until - SPAN * (((conversation * 0.618034) % 1) * 0.98 + 0.02)
+        conversation = number // QUESTIONS_PER_CONVERSATION
+        # Conversations are spread over the period; their questions are two minutes apart.
+        started = self._until - PERIOD * (((conversation * 0.618034) % 1) * 0.98 + 0.02)
         return ChatLog(
             log_id=f"log-{number:06}",
-            occurred_at=started + timedelta(minutes=2 * (number % QUESTIONS_A_CONVERSATION)),
+            occurred_at=started + timedelta(minutes=2 * (number % QUESTIONS_PER_CONVERSATION)),
             agent_id=AGENTS[conversation % len(AGENTS)],
             conversation_id=f"conversation-{conversation:05}",
             user_id=f"user-{conversation % USERS:03}",
             question=pair.question,
             answer=f"See {cited.title}." if cited else "I could not find that in the library.",
-            folder_id=(cited or retrieved[0]).folder_id,
+            folder_id=(cited or hits[0]).folder_id,
             retrieved=tuple(
                 RetrievedPassage(document_id=hit.document_id, folder_id=hit.folder_id, rank=rank, score=score)
-                for rank, (hit, score) in enumerate(zip(retrieved, scores, strict=True), start=1)
+                for rank, (hit, score) in enumerate(zip(hits, scores, strict=True), start=1)
             ),
             cited_document_ids=(cited.document_id,) if cited else (),
         )
 
     def _verdict(self, pair: Pair, cited: Document | None) -> Verdict | None:
-        habits, right = self._habits, pair.document.document_id
+        behaviour, right = self._behaviour, pair.document.document_id
         if cited is None:
-            return Verdict(correct_document_id=right) if self._happens(habits.corrected_if_none) else None
+            return Verdict(correct_document_id=right) if self._happens(behaviour.corrected_if_none) else None
         if cited == pair.document:
-            liked, disliked, corrected = habits.liked_if_right, habits.disliked_if_right, 0.0
+            liked, disliked, corrected = behaviour.liked_if_right, behaviour.disliked_if_right, 0.0
         else:
-            liked, disliked, corrected = habits.liked_if_wrong, habits.disliked_if_wrong, habits.corrected_if_wrong
+            liked, disliked = behaviour.liked_if_wrong, behaviour.disliked_if_wrong
+            corrected = behaviour.corrected_if_wrong
         if self._happens(corrected):
             return Verdict(rating=Rating.DISLIKE, correct_document_id=right)
         if self._happens(liked):
             return Verdict(rating=Rating.LIKE)
         return Verdict(rating=Rating.DISLIKE) if self._happens(disliked) else None
 
-    def _with_verdict(self, log: ChatLog, verdict: Verdict | None) -> list[ChatLog | Feedback]:
+    def _with_feedback(self, log: ChatLog, verdict: Verdict | None) -> list[ChatLog | Feedback]:
         if verdict is None:
             return [log]
-        if not self._happens(self._habits.apart):
+        if not self._happens(self._behaviour.separate_event):
             return [log.model_copy(update={"feedback": verdict})]
         feedback = Feedback(
             feedback_id=f"feedback-of-{log.log_id}",
@@ -147,11 +149,11 @@ class Simulator:
             folder_id=log.folder_id,
             verdict=verdict,
         )
-        return [feedback, log] if self._happens(self._habits.early) else [log, feedback]
+        return [feedback, log] if self._happens(self._behaviour.before_log) else [log, feedback]
 
 
 def label(log: ChatLog, verdict: Verdict | None) -> str | None:
-    """The document that a reader of the log would take for right, by the rules that the training sets go by."""
+    """The labelled positive of a log, by the rules of the training sets."""
     if verdict and verdict.correct_document_id:
         return verdict.correct_document_id
     if verdict and verdict.rating is Rating.DISLIKE:
@@ -160,16 +162,16 @@ def label(log: ChatLog, verdict: Verdict | None) -> str | None:
 
 
 def labels(events: Sequence[ChatLog | Feedback]) -> dict[str, str]:
-    """Each question's label, where it got one."""
+    """The label of each question that has one."""
     verdicts = {event.log_id: event.verdict for event in events if isinstance(event, Feedback)}
     logs = (event for event in events if isinstance(event, ChatLog))
-    found = {log.question: label(log, verdicts.get(log.log_id, log.feedback)) for log in logs}
-    return {question: document_id for question, document_id in found.items() if document_id}
+    positives = {log.question: label(log, verdicts.get(log.log_id, log.feedback)) for log in logs}
+    return {question: document_id for question, document_id in positives.items() if document_id}
 
 
-def described(pairs: Sequence[Pair], events: Sequence[ChatLog | Feedback]) -> str:
-    """How much the events teach, in a line."""
+def describe_labels(pairs: Sequence[Pair], events: Sequence[ChatLog | Feedback]) -> str:
+    """The number of labels and the share of wrong ones, in a line."""
     truth = {pair.question: pair.document.document_id for pair in pairs}
-    found = labels(events)
-    wrong = sum(truth[question] != document_id for question, document_id in found.items())
-    return f"{len(found):,} of them with a label, {wrong / max(1, len(found)):.0%} of the labels wrong"
+    positives = labels(events)
+    wrong = sum(truth[question] != document_id for question, document_id in positives.items())
+    return f"{len(positives):,} questions labelled, {wrong / max(1, len(positives)):.0%} of the labels wrong"

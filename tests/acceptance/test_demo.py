@@ -1,4 +1,4 @@
-"""The demonstration against a Kafka and an S3 server of its own: what it reports, and that it leaves nothing behind."""
+"""The demo with a Kafka and an S3 server of its own: its result, and that no process or folder is left behind."""
 
 import json
 import os
@@ -22,22 +22,22 @@ def command(*options: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Its temporary folder is also the mark by which all that it starts is known."""
+    """The temporary folder also identifies every process that the demo starts."""
     return os.environ | {"TMPDIR": str(folder)}
 
 
 def left_behind(folder: Path) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             if process.environ().get("TMPDIR") == str(folder):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 @contextmanager
 def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The demonstration, up to where its servers and children run."""
+    """The demo, started up to the point where its servers and processes run."""
     with subprocess.Popen(
         command(*SMALL), env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -74,7 +74,7 @@ def test_from_logs_to_a_better_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_whatever_ends_it_ends_all_that_it_started(tmp_path: Path, number: signal.Signals, status: int) -> None:
+def test_every_process_exits_with_the_demo(tmp_path: Path, number: signal.Signals, status: int) -> None:
     with running(tmp_path) as process:
         assert len(left_behind(tmp_path)) > 5
         process.send_signal(number)

@@ -1,4 +1,4 @@
-"""The demonstration's corpus: what becomes a document, what becomes a question, and that one never holds the other."""
+"""The demo's corpus: documents, questions, and that no document contains its question."""
 
 import asyncio
 import shutil
@@ -53,13 +53,13 @@ def test_definitions_become_documents_and_first_lines_questions(tmp_path: Path) 
         "Fold a shape out to a plane.": "shapes.plane.unfold",
     }
     assert corpus.folders() == ("shapes", "other")
-    assert {document.folder_id for document in corpus.largest(1).documents} == {"shapes"}
-    assert len(corpus.thinned(4, seed=0).documents) == 4
-    assert "other.py:f" not in {document.document_id for document in corpus.thinned(1, seed=0).documents}
-    assert corpus.thinned(1, seed=0).pairs == corpus.pairs
+    assert {document.folder_id for document in corpus.largest_folders(1).documents} == {"shapes"}
+    assert len(corpus.sample(4, seed=0).documents) == 4
+    assert "other.py:f" not in {document.document_id for document in corpus.sample(1, seed=0).documents}
+    assert corpus.sample(1, seed=0).pairs == corpus.pairs
 
 
-def test_the_source_is_kept_without_any_docstring(tmp_path: Path) -> None:
+def test_documents_contain_no_docstring(tmp_path: Path) -> None:
     texts = {document.title: document.text for document in corpus_of(tmp_path, {"shapes.py": SHAPES}).documents}
 
     assert texts["shapes.Shape.area"] == ('@property\ndef area(self) -> float:\n    raise NotImplementedError("é")')
@@ -69,7 +69,7 @@ def test_the_source_is_kept_without_any_docstring(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("docstring", ["", "See the above.", "area(width, height) -> float with a sign", "word " * 100])
-def test_what_says_too_little_or_too_much_is_no_question(tmp_path: Path, docstring: str) -> None:
+def test_too_short_or_too_long_first_lines_are_not_questions(tmp_path: Path, docstring: str) -> None:
     source = f'def area(width, height):\n    """{docstring}"""\n    return abs(width * height)\n'
     corpus = corpus_of(tmp_path, {"shapes.py": source})
 
@@ -77,7 +77,7 @@ def test_what_says_too_little_or_too_much_is_no_question(tmp_path: Path, docstri
     assert corpus.pairs == ()
 
 
-def test_a_question_with_two_right_documents_is_no_pair(tmp_path: Path) -> None:
+def test_a_question_with_two_right_documents_gives_no_pair(tmp_path: Path) -> None:
     source = 'def {0}(width, height):\n    """Return how large it is."""\n    return width {1} height\n'
     corpus = corpus_of(tmp_path, {"shapes.py": source.format("area", "*") + source.format("edge", "+")})
 
@@ -85,7 +85,7 @@ def test_a_question_with_two_right_documents_is_no_pair(tmp_path: Path) -> None:
     assert corpus.pairs == ()
 
 
-def test_tests_copies_and_what_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+def test_tests_duplicates_and_unreadable_files_are_skipped(tmp_path: Path) -> None:
     definition = "def area(width, height): return abs(width * height)\n"
     huge = f"def huge(): return '{'x' * MAX_DOCUMENT_BYTES}'\n"
     corpus = corpus_of(

@@ -1,4 +1,4 @@
-"""The simulated agent: plausible logs, labels that are wrong as often as intended, and nothing of what is held out."""
+"""The simulated agent: plausible logs, the intended share of wrong labels, and no held-out question in the logs."""
 
 from datetime import UTC, datetime
 
@@ -7,7 +7,7 @@ import pytest
 
 from demo.corpus import Document, Pair
 from demo.retrieval import DEPTH, nearest, quality, ranks
-from demo.simulation import SPAN, Habits, Simulator, described, labels, split
+from demo.simulation import PERIOD, Behaviour, Simulator, describe_labels, labels, split_questions
 from foldtune.events import ChatLog, Feedback
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -25,7 +25,7 @@ def unit(matrix: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def embeddings() -> tuple[np.ndarray, np.ndarray]:
-    """Questions near their documents, as near as a middling encoder would put them."""
+    """Questions near their documents, about as near as with a middling encoder."""
     random = np.random.default_rng(0)
     documents = unit(random.normal(size=(QUESTIONS, 16)))
     return unit(documents + random.normal(scale=0.35, size=documents.shape)), documents
@@ -42,60 +42,61 @@ def logs_of(events: list[ChatLog | Feedback]) -> list[ChatLog]:
 
 def test_one_label_in_five_is_wrong(events: list[ChatLog | Feedback]) -> None:
     truth = {pair.question: pair.document.document_id for pair in PAIRS}
-    found = labels(events)
+    positives = labels(events)
 
-    assert 0.7 < len(found) / QUESTIONS < 0.95
-    assert 0.15 < sum(truth[question] != named for question, named in found.items()) / len(found) < 0.25
+    assert 0.7 < len(positives) / QUESTIONS < 0.95
+    wrong = sum(truth[question] != document_id for question, document_id in positives.items())
+    assert 0.15 < wrong / len(positives) < 0.25
 
 
-def test_every_question_is_logged_once_in_the_folder_of_what_it_cites(events: list[ChatLog | Feedback]) -> None:
+def test_every_question_is_logged_once_in_the_folder_of_its_citation(events: list[ChatLog | Feedback]) -> None:
     logs = logs_of(events)
     folders = {document.document_id: document.folder_id for document in DOCUMENTS}
 
     assert [log.question for log in logs] == [pair.question for pair in PAIRS]
     assert all(log.folder_id == folders[(*log.cited_document_ids, log.retrieved[0].document_id)[0]] for log in logs)
     assert all([passage.rank for passage in log.retrieved] == list(range(1, DEPTH + 1)) for log in logs)
-    assert all(NOW - SPAN <= log.occurred_at <= NOW for log in logs)
+    assert all(NOW - PERIOD <= log.occurred_at <= NOW for log in logs)
     assert len({log.user_id for log in logs}) == 60
     assert len({log.conversation_id for log in logs}) == QUESTIONS / 4
 
 
-def test_verdicts_come_in_logs_after_logs_and_before_logs(events: list[ChatLog | Feedback]) -> None:
-    places = {event.log_id: place for place, event in enumerate(events) if isinstance(event, ChatLog)}
-    feedback = [(place, event) for place, event in enumerate(events) if isinstance(event, Feedback)]
+def test_feedback_is_in_the_log_after_it_or_before_it(events: list[ChatLog | Feedback]) -> None:
+    positions = {event.log_id: position for position, event in enumerate(events) if isinstance(event, ChatLog)}
+    feedback = [(position, event) for position, event in enumerate(events) if isinstance(event, Feedback)]
 
     assert any(log.feedback for log in logs_of(events))
-    assert any(place < places[event.log_id] for place, event in feedback)
-    assert any(place > places[event.log_id] for place, event in feedback)
+    assert any(position < positions[event.log_id] for position, event in feedback)
+    assert any(position > positions[event.log_id] for position, event in feedback)
     assert any(event.verdict.correct_document_id for _, event in feedback)
     assert {event.verdict.rating for _, event in feedback} >= {"like", "dislike"}
 
 
-def test_the_same_seed_tells_the_same_story(embeddings: tuple[np.ndarray, np.ndarray]) -> None:
-    found = nearest(*embeddings)
-    one, same, other = (Simulator(DOCUMENTS, until=NOW, seed=seed).events(PAIRS, *found) for seed in (3, 3, 4))
+def test_the_same_seed_gives_the_same_events(embeddings: tuple[np.ndarray, np.ndarray]) -> None:
+    retrieved = nearest(*embeddings)
+    first, same, other = (Simulator(DOCUMENTS, until=NOW, seed=seed).events(PAIRS, *retrieved) for seed in (3, 3, 4))
 
-    assert one == same
-    assert one != other
+    assert first == same
+    assert first != other
 
 
-def test_without_bad_habits_every_label_is_right(embeddings: tuple[np.ndarray, np.ndarray]) -> None:
-    perfect = Habits(cites_wrong=0, cites_anyway=0, disliked_if_right=0, corrected_if_none=1)
-    events = Simulator(DOCUMENTS, until=NOW, seed=1, habits=perfect).events(PAIRS, *nearest(*embeddings))
+def test_without_mistakes_every_label_is_right(embeddings: tuple[np.ndarray, np.ndarray]) -> None:
+    perfect = Behaviour(cites_wrong=0, cites_anyway=0, disliked_if_right=0, corrected_if_none=1)
+    events = Simulator(DOCUMENTS, until=NOW, seed=1, behaviour=perfect).events(PAIRS, *nearest(*embeddings))
 
     assert labels(events) == {pair.question: pair.document.document_id for pair in PAIRS}
-    assert described(PAIRS, events) == "1,200 of them with a label, 0% of the labels wrong"
+    assert describe_labels(PAIRS, events) == "1,200 questions labelled, 0% of the labels wrong"
 
 
-def test_what_is_held_out_is_never_asked() -> None:
-    drawn = split(PAIRS, held_out=200, asked=900, seed=2)
+def test_a_held_out_question_is_never_asked() -> None:
+    questions = split_questions(PAIRS, held_out=200, asked=900, seed=2)
 
-    assert len(drawn.held_out) == 200
-    assert len(drawn.asked) == 900
-    assert not {pair.question for pair in drawn.asked} & {pair.question for pair in drawn.held_out}
-    assert split(PAIRS, held_out=200, asked=50, seed=2).held_out == drawn.held_out
+    assert len(questions.held_out) == 200
+    assert len(questions.asked) == 900
+    assert not {pair.question for pair in questions.asked} & {pair.question for pair in questions.held_out}
+    assert split_questions(PAIRS, held_out=200, asked=50, seed=2).held_out == questions.held_out
     with pytest.raises(ValueError, match="cannot hold out"):
-        split(PAIRS[:10], held_out=10, asked=1, seed=2)
+        split_questions(PAIRS[:10], held_out=10, asked=1, seed=2)
 
 
 def test_ranks_and_metrics_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""The parts of foldtune that the demonstration runs as processes of their own."""
+"""A ``foldtune`` command as a supervised child process."""
 
 import os
 import subprocess
@@ -11,10 +11,10 @@ from infra.local.server import STOP_SECONDS, SUPERVISOR
 LOG_TAIL_LINES = 40
 
 
-class Child:
-    """``foldtune NAME`` under the supervisor of the local servers: it ends with this process, however that ends.
+class SupervisedProcess:
+    """``foldtune NAME`` under the local servers' supervisor, which stops it when this process exits, even by SIGKILL.
 
-    What it says goes to ``NAME.log`` in ``folder``, which is also where it runs.
+    It runs in ``folder`` and logs to ``NAME.log`` there.
     """
 
     def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
@@ -26,17 +26,17 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd=folder,
-            env=_inherited() | environment,
+            env=_environment_without_settings() | environment,
             start_new_session=True,
         )
 
     @property
     def running(self) -> bool:
-        """Whether it lives."""
+        """Whether the process is alive."""
         return self._supervisor.poll() is None
 
     def stop(self) -> None:
-        """Ask it to end and wait until it has; one that does not is ended by its supervisor."""
+        """Terminate the process and wait for its exit; the supervisor kills it after a grace period."""
         if self._supervisor.stdin:
             self._supervisor.stdin.close()
         try:
@@ -47,13 +47,13 @@ class Child:
 
 
 def log_tail(path: Path) -> str:
-    """The last lines of a log; nothing where there is none."""
+    """The last lines of a log file; empty if it does not exist."""
     if not path.exists():
         return ""
     with path.open(encoding="utf-8", errors="replace") as file:
         return "".join(deque(file, LOG_TAIL_LINES))
 
 
-def _inherited() -> dict[str, str]:
-    """This environment without foldtune's settings, which may point to servers that are not the demonstration's."""
+def _environment_without_settings() -> dict[str, str]:
+    """This environment without foldtune's settings, which may point to other servers than the demo's."""
     return {name: value for name, value in os.environ.items() if not name.upper().startswith("FOLDTUNE_")}

@@ -1,49 +1,49 @@
-"""What the demonstration works on: documents, questions, and how well a model finds the ones by the others."""
+"""The retrieval task of the demo: find the documents of a corpus by its held-out questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from demo.console import ProgressBar
 from demo.corpus import Corpus, Pair
 from demo.retrieval import Indices, Matrix, Quality, nearest, quality, ranks
-from demo.screen import Bar
-from demo.simulation import Split
+from demo.simulation import QuestionSplit
 from trainers.model.encoder import Encoder, passage_text
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model made of the held-out questions: the right document's rank [q], and the row of the top hit [q]."""
+class SearchResults:
+    """For each held-out question: the rank [q] of its right document, and the row [q] of the top hit."""
 
     ranks: Indices
-    top: Indices
+    top_hits: Indices
 
     @property
     def quality(self) -> Quality:
-        """The means over the questions."""
+        """Mean metrics over the questions."""
         return quality(self.ranks)
 
 
-class Material:
-    """The documents of a corpus, with the questions split into asked and held-out ones."""
+class RetrievalTask:
+    """The documents of a corpus, and its questions split into asked and held-out ones."""
 
-    def __init__(self, corpus: Corpus, questions: Split) -> None:
+    def __init__(self, corpus: Corpus, questions: QuestionSplit) -> None:
         self.documents = corpus.documents
         self.questions = questions
         self._rows = {document.document_id: row for row, document in enumerate(corpus.documents)}
 
-    def embed_documents(self, encoder: Encoder, bar: Bar) -> Matrix:
+    def embed_documents(self, encoder: Encoder, bar: ProgressBar) -> Matrix:
         """Embeddings [documents, d]."""
         texts = [passage_text(document.title, document.text) for document in self.documents]
-        return encoder.encode(texts, "passage", progress=bar.show)
+        return encoder.encode(texts, "passage", progress=bar.update)
 
-    def answers(self, encoder: Encoder, documents: Matrix) -> Answers:
-        """Search the embedded documents for every held-out question."""
+    def search(self, encoder: Encoder, documents: Matrix) -> SearchResults:
+        """Search the embedded ``documents`` [documents, d] with every held-out question."""
         held_out = self.questions.held_out
-        embedded = embed_questions(encoder, held_out)
+        queries = embed_questions(encoder, held_out)
         right = np.array([self._rows[pair.document.document_id] for pair in held_out])
-        return Answers(ranks(embedded, documents, right), nearest(embedded, documents, 1)[0][:, 0])
+        return SearchResults(ranks(queries, documents, right), nearest(queries, documents, 1)[0][:, 0])
 
 
 def embed_questions(encoder: Encoder, pairs: Sequence[Pair]) -> Matrix:

@@ -1,4 +1,4 @@
-"""Everything that has to run for the loop to turn: Kafka and S3, the stream worker and the launcher."""
+"""The running system of the demo: Kafka, S3, a stream worker and a launcher."""
 
 import shutil
 import tempfile
@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import SecretStr
 
 from demo.base_model import prepare_base_model
-from demo.children import Child, log_tail
+from demo.supervised_process import SupervisedProcess, log_tail
 from foldtune.kafka import create_topics
 from foldtune.settings import KafkaSettings, S3Settings, Settings, TrainerSettings, WorkerSettings, settings_environment
 from foldtune.topics import Topic
@@ -19,17 +19,17 @@ PARTITIONS = 4
 BUCKET = "foldtune"
 
 
-class PartEndedError(Exception):
-    """A part of the demonstration ended by itself; with the end of its log."""
+class ProcessExitedError(Exception):
+    """A server or process of the demo exited unexpectedly; the message ends with the tail of its log."""
 
-    def __init__(self, part: str, tail: str) -> None:
-        super().__init__(f"the {part} ended by itself\n{tail}")
+    def __init__(self, name: str, tail: str) -> None:
+        super().__init__(f"the {name} exited unexpectedly\n{tail}")
 
 
-class Surroundings:
-    """Servers and children in a temporary folder; with the ``with`` block, all of them end and the folder goes.
+class RunningSystem:
+    """Servers and processes in a temporary folder; leaving the ``with`` block stops them and deletes the folder.
 
-    The folder's logs are left where the block ended in an error.
+    If the block raised, the folder's logs are kept.
     """
 
     settings: Settings
@@ -45,17 +45,12 @@ class Surroundings:
             partitions=PARTITIONS,
         )
         self._servers = LocalServers(options)
-        self._children: list[Child] = []
+        self._processes: list[SupervisedProcess] = []
 
     @property
     def exports(self) -> list[str]:
-        """The lines that point the commands of another terminal to the servers."""
+        """Shell lines that point the commands of another terminal to these servers."""
         return exports(self._servers.environment)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variables from which a process takes ``settings``."""
-        return settings_environment(self.settings)
 
     def __enter__(self) -> Self:
         try:
@@ -73,20 +68,20 @@ class Surroundings:
         for data in ("servers/kafka", "servers/s3", "worker", "jobs/cache"):
             shutil.rmtree(self.folder / data, ignore_errors=True)
 
-    def check(self) -> None:
+    def check_running(self) -> None:
         """Raises:
-        PartEndedError: one of the parts does not run any more.
+        ProcessExitedError: a server or process has exited.
         """
-        for child in self._children:
-            if not child.running:
-                raise PartEndedError(child.name, log_tail(child.log))
+        for process in self._processes:
+            if not process.running:
+                raise ProcessExitedError(process.name, log_tail(process.log))
         for server in (self._servers.kafka, self._servers.s3):
             if not server.running:
-                raise PartEndedError(server.spec.name, server.log_tail())
+                raise ProcessExitedError(server.spec.name, server.log_tail())
 
-    def tails(self) -> str:
-        """The ends of the logs of the worker, the launcher and, where one was started, the training."""
-        logs = [child.log for child in self._children] + sorted(self.folder.glob("jobs/launcher/*.log"))
+    def log_tails(self) -> str:
+        """The last log lines of the worker, the launcher and the training, if one was started."""
+        logs = [process.log for process in self._processes] + sorted(self.folder.glob("jobs/launcher/*.log"))
         return "\n".join(f"── {log.name}\n{tail}" for log in logs if (tail := log_tail(log)))
 
     def _start(self) -> None:
@@ -94,11 +89,11 @@ class Surroundings:
         self.settings = self._settings()
         create_topics(self.settings.kafka, tuple(Topic))
         for name in ("worker", "launcher"):
-            self._children.append(Child(name, self.folder, self.environment))
+            self._processes.append(SupervisedProcess(name, self.folder, settings_environment(self.settings)))
 
     def _settings(self) -> Settings:
         servers = self._servers
-        # Nothing from the user's environment and files: those may point to servers of another kind.
+        # Built without the user's environment and files, which may point to other servers.
         return Settings.model_construct(
             kafka=KafkaSettings(bootstrap_servers=servers.bootstrap_servers, partitions=PARTITIONS),
             s3=S3Settings(
@@ -116,7 +111,7 @@ class Surroundings:
         )
 
     def _stop(self) -> None:
-        # The launcher first: it interrupts its training and says so, for which it needs Kafka.
-        for child in reversed(self._children):
-            child.stop()
+        # The launcher first: it interrupts its training and reports that, which needs Kafka.
+        for process in reversed(self._processes):
+            process.stop()
         self._servers.stop()
