@@ -36,7 +36,7 @@ from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.loop.training import train
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
-from trainers.model.tokens import by_length
+from trainers.model.tokens import length_sorted_batches
 from trainers.publishing.artifacts import write_model
 
 EPOCHS = 3
@@ -170,7 +170,7 @@ class _Measured(TrainableEncoder):
         self.flops = 3.0 * layers * float(2 * matrices * lengths.sum() + attention)
         # As they are embedded: texts of about the same length side by side.
         self.parts = tuple(
-            len(part) * int(lengths[part].max()) for part in by_length(lengths, self._encoder.batch_tokens)
+            len(part) * int(lengths[part].max()) for part in length_sorted_batches(lengths, self._encoder.batch_tokens)
         )
         return super().backward(questions, passages, *how)
 
@@ -184,7 +184,7 @@ class _Measured(TrainableEncoder):
 
     def plain_product(self) -> float:
         """Floating-point operations a second of plain products in the shapes of one layer and of the last step."""
-        config, kind = self._encoder.model.config, self.arithmetic
+        config, kind = self._encoder.model.config, self.compute_dtype
         hidden, inner = config.hidden_size, config.intermediate_size
         shapes = [(hidden, hidden)] * 4 + [(hidden, inner), (inner, hidden)]
         products = [

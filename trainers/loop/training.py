@@ -148,7 +148,7 @@ class TrainingRun:
             layers.parameters(),
             self.steps,
             LEARNING_RATE if validation else UNVALIDATED_LEARNING_RATE,
-            float16=layers.arithmetic == torch.float16,
+            float16=layers.compute_dtype == torch.float16,
         )
         self.best: list[torch.Tensor] = []
         self._generator = np.random.default_rng(request.seed)

@@ -68,12 +68,12 @@ def no_gpu_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 @pytest.fixture
 def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 throughout, also where the processor has bfloat16: what is equal is equal to the last digits."""
-    use_arithmetic(monkeypatch, torch.float32)
+    use_compute_dtype(monkeypatch, torch.float32)
 
 
-def use_arithmetic(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def use_compute_dtype(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """As on a processor that computes in ``dtype``, which may be emulated."""
-    monkeypatch.setattr("trainers.model.encoder.arithmetic", lambda *_: dtype)
+    monkeypatch.setattr("trainers.model.encoder.compute_dtype", lambda *_: dtype)
 
 
 @pytest.fixture(scope="session")
