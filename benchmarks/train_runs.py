@@ -30,8 +30,8 @@ from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import Progress
 from foldtune.knobs import DatasetKnobs
 from trainers.data.dataset import Dataset
-from trainers.data.negatives import Negatives, NegativeSource
-from trainers.data.words import WordSets
+from trainers.data.near_duplicates import WordSets
+from trainers.data.negatives import Negatives, NegativeSampler
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.loop.training import train
 from trainers.model.base_models import packaged_minilm_folder
@@ -259,7 +259,7 @@ def _mine_ours(encoder: Encoder, dataset: Dataset, vectors: Vectors | None) -> i
 
 
 def _choose(dataset: Dataset, knobs: DatasetKnobs, vectors: Vectors) -> Negatives:
-    source = NegativeSource(dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), knobs)
+    source = NegativeSampler(dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), knobs)
     return source.with_easy(source.hard(*vectors), np.random.default_rng(0))
 
 

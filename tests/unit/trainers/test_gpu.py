@@ -15,7 +15,7 @@ from tests.unit.trainers.conftest import use_compute_dtype
 from tests.unit.trainers.job_of_ranks import AskedToEnd, job_in, losses, settings_for
 from tests.unit.trainers.loop.test_training import Steps, request
 from trainers.data.dataset import Dataset, split
-from trainers.data.negatives import hardest
+from trainers.data.negatives import nearest_below_margin
 from trainers.engine.prefix_cache import PrefixCache
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.exit_codes import ExitCode
@@ -72,8 +72,8 @@ def test_mining_finds_what_the_cpu_finds() -> None:
         for rows in (50, 3000)
     )
     bound = np.full(50, 0.5, dtype=np.float32)
-    expected = hardest(queries, passages, bound, 20)
-    found = hardest(queries.to(GPU), passages.to(GPU), bound, 20)
+    expected = nearest_below_margin(queries, passages, bound, 20)
+    found = nearest_below_margin(queries.to(GPU), passages.to(GPU), bound, 20)
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[1] == expected[1] > 0
 

@@ -341,7 +341,7 @@ def test_a_changed_snapshot_is_refused(start: Start, store: MemoryObjectStore, t
 def test_one_document_is_refused_with_numbers(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     code, announcer = start(put_job(store, tables([example("q", "a")], {"a": "alone"})))
     assert code == ExitCode.IMPOSSIBLE
-    assert "1 distinct documents (2 are needed)" in failure(announcer)
+    assert "1 distinct documents, at least 2 are required" in failure(announcer)
 
 
 def test_too_many_layers_are_refused_with_the_bound(start: Start, store: MemoryObjectStore, tables: Any) -> None:

@@ -1,26 +1,28 @@
+"""Metrics on the general questions."""
+
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from trainers.evaluation.forgetting import MAX_DISTRACTORS, Forgetting, General, measure_general
+from trainers.evaluation.forgetting import MAX_DISTRACTORS, Forgetting, GeneralMetrics, measure_general
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
 
 
 def after(ndcg: float) -> Forgetting:
-    return Forgetting(General(0.9, 0.9), General(0.7, ndcg))
+    return Forgetting(GeneralMetrics(0.9, 0.9), GeneralMetrics(0.7, ndcg))
 
 
 @pytest.mark.parametrize(
     ("ndcg", "warned", "refused"), [(0.95, 0, 0), (0.86, 0, 0), (0.84, 1, 0), (0.76, 1, 0), (0.74, 1, 1)]
 )
-def test_a_fall_is_told_and_a_deep_one_is_refused(ndcg: float, warned: int, refused: int) -> None:
-    found = after(ndcg)
-    assert (len(found.warnings), len(found.refusals)) == (warned, refused)
-    assert all(f"nDCG@10 0.9000 → {ndcg:.4f}" in said for said in [*found.warnings, *found.refusals])
-    assert found.fall == pytest.approx(0.9 - ndcg)
+def test_a_fall_is_a_warning_and_a_deep_one_a_refusal(ndcg: float, warned: int, refused: int) -> None:
+    forgetting = after(ndcg)
+    assert (len(forgetting.warnings), len(forgetting.refusals)) == (warned, refused)
+    assert all(f"nDCG@10 0.9000 → {ndcg:.4f}" in message for message in [*forgetting.warnings, *forgetting.refusals])
+    assert forgetting.fall == pytest.approx(0.9 - ndcg)
 
 
 def test_a_general_model_knows_the_answers_and_a_random_one_does_not(tiny_folder: Path) -> None:
@@ -44,7 +46,7 @@ def test_documents_stand_in_the_way(tiny_folder: Path) -> None:
 def test_hand_computed(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = Encoder.load(tiny_folder, "cpu")
     monkeypatch.setattr(Encoder, "encode", lambda *_: torch.eye(60).numpy())
-    assert measure_general(tiny, torch.zeros((9, 60)), seed=0) == General(1.0, 1.0)
+    assert measure_general(tiny, torch.zeros((9, 60)), seed=0) == GeneralMetrics(1.0, 1.0)
     # A document that is nearer to each of the first 30 questions than their own passage.
     nearer = torch.cat([torch.ones(30), torch.zeros(30)])[None] * 2
     found = measure_general(tiny, nearer, seed=0)

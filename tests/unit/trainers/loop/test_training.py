@@ -26,7 +26,7 @@ from foldtune.events import FineTuneRequested, Progress, now
 from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
 from tests.unit.trainers.conftest import example, use_compute_dtype
 from trainers.data.dataset import Dataset, build_dataset
-from trainers.data.negatives import hardest
+from trainers.data.negatives import nearest_below_margin
 from trainers.engine import memory, trainable_encoder
 from trainers.engine.embedder import Embedder
 from trainers.engine.prefix_cache import PrefixCache
@@ -481,8 +481,8 @@ def test_hard_negatives_are_looked_for_again_only_with_new_embeddings(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    searched = Mock(wraps=hardest)
-    monkeypatch.setattr("trainers.data.negatives.hardest", searched)
+    searched = Mock(wraps=nearest_below_margin)
+    monkeypatch.setattr("trainers.data.negatives.nearest_below_margin", searched)
     monkeypatch.setattr("trainers.loop.training.cheap_to_embed_all", lambda *_: cheap)
     _, record, _ = trained(tiny_folder, small_dataset, tmp_path)
     found = 2 if cheap else 1
