@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from demo.corpus import Corpus, Pair
-from demo.retrieval import Indices, Matrix, Quality, nearest, quality, ranks
+from demo.retrieval import mean_metrics, ranks, search
 from demo.screen import Bar
 from demo.simulation import Split
-from trainers.model.encoder import Encoder, passage_text
+from trainers.model.encoder import Embeddings, Encoder, passage_text
+from trainers.model.tokens import Indices
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class Answers:
     top: Indices
 
     @property
-    def quality(self) -> Quality:
+    def metrics(self) -> dict[str, float]:
         """The means over the questions."""
-        return quality(self.ranks)
+        return mean_metrics(self.ranks)
 
 
 class Material:
@@ -33,19 +34,19 @@ class Material:
         self.questions = questions
         self._rows = {document.document_id: row for row, document in enumerate(corpus.documents)}
 
-    def embed_documents(self, encoder: Encoder, bar: Bar) -> Matrix:
+    def embed_documents(self, encoder: Encoder, bar: Bar) -> Embeddings:
         """Embeddings [documents, d]."""
         texts = [passage_text(document.title, document.text) for document in self.documents]
         return encoder.encode(texts, "passage", progress=bar.show)
 
-    def answers(self, encoder: Encoder, documents: Matrix) -> Answers:
+    def answers(self, encoder: Encoder, documents: Embeddings) -> Answers:
         """Search the embedded documents for every held-out question."""
         held_out = self.questions.held_out
         embedded = embed_questions(encoder, held_out)
         right = np.array([self._rows[pair.document.document_id] for pair in held_out])
-        return Answers(ranks(embedded, documents, right), nearest(embedded, documents, 1)[0][:, 0])
+        return Answers(ranks(embedded, documents, right), search(embedded, documents, 1)[0][:, 0])
 
 
-def embed_questions(encoder: Encoder, pairs: Sequence[Pair]) -> Matrix:
+def embed_questions(encoder: Encoder, pairs: Sequence[Pair]) -> Embeddings:
     """Embeddings [pairs, d] of the questions."""
     return encoder.encode([pair.question for pair in pairs], "query")

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from demo.material import Answers, Material
-from demo.retrieval import Indices
 from demo.screen import Screen
 from demo.stages import MODEL, Result
 from demo.surroundings import Surroundings
+from trainers.model.tokens import Indices
 
 # As they were drawn, not picked: some get worse.
 SHOWN_QUESTIONS = 8
@@ -35,8 +35,8 @@ def show_answers(material: Material, result: Result, screen: Screen) -> None:
     means = Table(title=f"All {len(material.questions.held_out)} of them, in {len(material.documents):,} documents")
     for column in ("", "before", "after", "change"):
         means.add_column(column, justify="left" if not column else "right")
-    after = result.after.quality.named()
-    for name, old in result.before.quality.named().items():
+    after = result.after.metrics
+    for name, old in result.before.metrics.items():
         means.add_row(name, f"{old:.3f}", f"{after[name]:.3f}", f"{after[name] / max(old, 1e-9) - 1:+.1%}")
     screen.console.print(means)
 

@@ -7,7 +7,7 @@ from typing import Any
 from demo.corpus import standard_library
 from demo.following import follow
 from demo.material import Answers, Material, embed_questions
-from demo.retrieval import Matrix, nearest
+from demo.retrieval import search
 from demo.screen import Screen
 from demo.simulation import Habits, Simulator, described, split
 from demo.surroundings import Surroundings
@@ -18,7 +18,7 @@ from foldtune.events import ChatLog, DocumentUpserted, Feedback, FineTuneRequest
 from foldtune.knobs import TrainingKnobs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
-from trainers.model.encoder import Encoder
+from trainers.model.encoder import Embeddings, Encoder
 
 MODEL = "library-search"
 
@@ -53,8 +53,8 @@ class Result:
             "model": self.ready.model,
             "version": self.ready.version,
             "model_uri": self.ready.model_uri,
-            "before": self.before.quality.named(),
-            "after": self.after.quality.named(),
+            "before": self.before.metrics,
+            "after": self.after.metrics,
             "seconds": seconds,
         }
 
@@ -63,7 +63,7 @@ class Result:
 class Searched:
     """The base model's view: embeddings of all documents, and its answers to the held-out questions."""
 
-    documents: Matrix
+    documents: Embeddings
     answers: Answers
 
 
@@ -92,12 +92,12 @@ def search_with_base(material: Material, base: Encoder, screen: Screen) -> Searc
 
 
 def simulate(
-    plan: Plan, material: Material, base: Encoder, documents: Matrix, screen: Screen
+    plan: Plan, material: Material, base: Encoder, documents: Embeddings, screen: Screen
 ) -> list[ChatLog | Feedback]:
     """The logs and the feedback of an agent that retrieves with the base model."""
     asked = material.questions.asked
     with screen.stage("simulate", f"Simulating an agent and its users: {len(asked):,} questions") as bar:
-        found, scores = nearest(embed_questions(base, asked), documents)
+        found, scores = search(embed_questions(base, asked), documents)
         habits = Habits.with_wrong_labels(plan.wrong_labels)
         events = Simulator(material.documents, until=now(), seed=plan.seed, habits=habits).events(asked, found, scores)
         bar.note(described(asked, events))
