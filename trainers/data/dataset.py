@@ -54,13 +54,13 @@ class Dataset:
     strength: npt.NDArray[np.float32]
     # Whether a person liked or corrected the answer, [examples].
     judged: npt.NDArray[np.bool_]
-    # Passages that were shown for each question, but not cited.
+    # Negatives in the logs of each question: passages shown and not cited, or cited in a disliked answer.
     impressions: tuple[tuple[int, ...], ...]
     # All pairs of question and passage that some log calls positive, as sorted ``question · len(passages) + passage``.
     known_positives: Indices
     # Folders in which each question was asked.
     folders: tuple[tuple[str, ...], ...] = ()
-    # Rows that made no example, by reason.
+    # Rows that made no example of their own, by reason.
     left_out: dict[str, int] = field(default_factory=dict)
     # Documents and impressions that were merged with another one of the same text.
     copies: dict[str, int] = field(default_factory=dict)
@@ -162,9 +162,9 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
         by_document = {
             (negative["folder_id"], negative["document_id"]): passages.find(negative) for negative in negatives
         }
-        found = [passage for passage in by_document.values() if passage is not None]
-        distinct = dict.fromkeys(found)
-        copies["impressions"] += len(found) - len(distinct)
+        with_text = [passage for passage in by_document.values() if passage is not None]
+        distinct = dict.fromkeys(with_text)
+        copies["impressions"] += len(with_text) - len(distinct)
         impressions[question].update(distinct)
     pair_array = np.array(list(pairs), dtype=np.int64)
     return Dataset(

@@ -24,7 +24,7 @@ Mask = npt.NDArray[np.bool_]
 # A mined passage that scores above this share of the question's lowest positive is likely a false negative
 # (NV-Retriever, arXiv 2407.15831: 0.95 was best). Impressions are exempt: the agent saw them and cited another passage.
 SCORE_MARGIN = 0.95
-# Candidates beyond those that are asked for, since some are excluded.
+# Additional candidates, since some are excluded.
 _SPARE = 8
 # Impressions are pooled over all logs of a question; those that ranked highest come first.
 _MAX_IMPRESSIONS = 64
@@ -193,7 +193,7 @@ class NegativeSampler:
 
         exclude(self.dataset.is_known_positive(questions, candidates), CandidateDecision.KNOWN_POSITIVE)
         exclude(_is_repeated(candidates), CandidateDecision.SAME_PASSAGE_TWICE)
-        # Jaccard is the expensive rule: computed only for the candidates that the others have left.
+        # Jaccard is the expensive rule: computed only for candidates that passed the others.
         remaining = decisions == CandidateDecision.NEGATIVE
         pairs = np.broadcast_to(positives, candidates.shape)[remaining], candidates[remaining]
         near = np.zeros_like(remaining)

@@ -23,16 +23,16 @@ def test_questions_are_normalized() -> None:
 def test_near_duplicates_equal_the_comparison_of_all_pairs(texts: list[str], threshold: float) -> None:
     sets = [set(words(text)) for text in texts]
     labels = list(range(len(texts)))
-    for one in range(len(texts)):
-        for other in range(one):
-            union = sets[one] | sets[other]
-            if union and len(sets[one] & sets[other]) / len(union) >= threshold - 1e-9:
-                kept, lost = labels[one], labels[other]
-                labels = [kept if label == lost else label for label in labels]
-    found = WordSets.of(texts).near_duplicates(threshold)
-    for one in range(len(texts)):
-        for other in range(one):
-            assert (labels[one] == labels[other]) == (found[one] == found[other])
+    for i in range(len(texts)):
+        for j in range(i):
+            union = sets[i] | sets[j]
+            if union and len(sets[i] & sets[j]) / len(union) >= threshold - 1e-9:
+                merged = labels[j]
+                labels = [labels[i] if label == merged else label for label in labels]
+    groups = WordSets.of(texts).near_duplicates(threshold)
+    for i in range(len(texts)):
+        for j in range(i):
+            assert (labels[i] == labels[j]) == (groups[i] == groups[j])
 
 
 def test_jaccard_in_blocks() -> None:
@@ -40,6 +40,6 @@ def test_jaccard_in_blocks() -> None:
     texts = [" ".join(f"w{word}" for word in generator.integers(3000, size=40)) for _ in range(2000)]
     sets = WordSets.of(texts)
     pairs = generator.integers(2000, size=(2, 300_000))
-    found = sets.jaccard(pairs[0], pairs[1])
-    one, other = set(texts[pairs[0, 7]].split()), set(texts[pairs[1, 7]].split())
-    assert found[7] == len(one & other) / len(one | other)
+    similarities = sets.jaccard(pairs[0], pairs[1])
+    left, right = set(texts[pairs[0, 7]].split()), set(texts[pairs[1, 7]].split())
+    assert similarities[7] == len(left & right) / len(left | right)

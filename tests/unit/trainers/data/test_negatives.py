@@ -62,9 +62,9 @@ def test_mining_is_skipped_where_impressions_suffice(
     assert sampler.needs_mining is wanted
     searched = Mock(wraps=nearest_below_margin)
     monkeypatch.setattr("trainers.data.negatives.nearest_below_margin", searched)
-    found = sampler.hard(torch.eye(2), torch.eye(5)[:, :2])
+    negatives = sampler.hard(torch.eye(2), torch.eye(5)[:, :2])
     assert searched.called is wanted
-    assert found.passages.shape == (2, hard)
+    assert negatives.passages.shape == (2, hard)
 
 
 def test_a_lower_threshold_is_stricter(tables: Callable[..., Any]) -> None:
@@ -110,11 +110,11 @@ def test_mining_in_tiles_equals_a_full_sort(monkeypatch: Any) -> None:
     queries, passages = torch.randn(23, 8), torch.randn(40, 8)
     lowest = (queries @ passages.T).numpy().max(axis=1)
     lowest[0] = -1.0
-    found, above = nearest_below_margin(queries, passages, lowest, 6)
+    neighbours, above = nearest_below_margin(queries, passages, lowest, 6)
     scores = (queries @ passages.T).numpy()
     bound = lowest - 0.05 * np.abs(lowest)
     assert above == int((scores > bound[:, None]).sum())
-    for row, score, limit in zip(found, scores, bound, strict=True):
+    for row, score, limit in zip(neighbours, scores, bound, strict=True):
         expected = [index for index in np.argsort(-score) if score[index] <= limit][:6]
         assert row.tolist() == [*expected, *[-1] * (6 - len(expected))]
 

@@ -57,12 +57,12 @@ def test_folders_are_measured_apart(small_dataset: Dataset) -> None:
     dataset = replace(small_dataset, folders=folders)
     held_out = np.arange(2, 20)
     before, after = evaluation([0.2] * 18), evaluation([0.3] * 2 + [0.6] * 4 + [0.9] * 12)
-    found = metrics_by_folder(dataset, held_out, before, after)
-    assert list(found) == ["a", "b"]
-    assert (found["a"]["questions"], found["b"]["questions"]) == (6, 8)
+    by_folder = metrics_by_folder(dataset, held_out, before, after)
+    assert list(by_folder) == ["a", "b"]
+    assert (by_folder["a"]["questions"], by_folder["b"]["questions"]) == (6, 8)
     names = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10")
-    assert found["a"]["before"] == pytest.approx(dict.fromkeys(names, 0.2))
-    assert found["a"]["after"] == pytest.approx(dict.fromkeys(names, 0.5))
-    assert found["b"]["after"]["ndcg_at_10"] == pytest.approx((4 * 0.6 + 4 * 0.9) / 8)
+    assert by_folder["a"]["before"] == pytest.approx(dict.fromkeys(names, 0.2))
+    assert by_folder["a"]["after"] == pytest.approx(dict.fromkeys(names, 0.5))
+    assert by_folder["b"]["after"]["ndcg_at_10"] == pytest.approx((4 * 0.6 + 4 * 0.9) / 8)
     few = evaluation([0.2] * 4)
     assert metrics_by_folder(dataset, np.arange(4), few, few) == {}
