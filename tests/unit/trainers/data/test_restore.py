@@ -1,4 +1,4 @@
-"""What comes back from a snapshot makes the same snapshot again."""
+"""Restored events make the same snapshot again."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -58,7 +58,7 @@ def test_a_restored_log_makes_the_same_example(verdict: Verdict | None, cited: t
     assert example_row(after) == example_row(before)
 
 
-def test_documents_come_back_as_of_the_snapshot() -> None:
+def test_restored_documents_have_the_time_of_the_snapshot() -> None:
     at = datetime(2026, 2, 1, tzinfo=UTC)
     row: dict[str, Any] = {"folder_id": "f", "document_id": "d", "title": "T", "text": "Text."}
     (event,) = restore.documents(pa.Table.from_pylist([row], DOCUMENTS), at)
