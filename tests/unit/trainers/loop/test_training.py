@@ -543,7 +543,7 @@ def test_an_embedding_that_is_no_number_ends_the_training(
     start = embed(encoder, small_dataset)
     layers = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
     monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0].float() * torch.nan)
-    with pytest.raises(NotFiniteError, match=r"an embedding, computed in torch\."):
+    with pytest.raises(NotFiniteError, match=r"an embedding computed in torch\."):
         train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
     with pytest.raises(NotFiniteError, match="an embedding"):
         encoder.encode(["a text"])
