@@ -44,7 +44,7 @@ class Results:
             "folders": metrics_by_folder(self.dataset, self.parts.held_out, self.baseline.evaluation, self.after),
             "general": asdict(self.forgetting) | {"ndcg_fall": self.forgetting.fall},
             "validation": self.validation(),
-            "interpolate_weights": asdict(self.merged) if self.merged else None,
+            "merge_back": asdict(self.merged) if self.merged else None,
             "data": {
                 "examples": len(self.dataset.question),
                 "trained_on": len(self.parts.train),

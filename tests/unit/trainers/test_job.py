@@ -228,8 +228,8 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     assert not stores[1].list("checkpoints/"), kept
     metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
     assert metrics[0]["validation"] == metrics[1]["validation"]
-    assert metrics[0]["interpolate_weights"] == metrics[1]["interpolate_weights"]
-    assert (metrics[1]["interpolate_weights"] or {}).get("alpha") == alpha
+    assert metrics[0]["merge_back"] == metrics[1]["interpolate_weights"]
+    assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
 
 
 @pytest.mark.usefixtures("every_step_reported")
@@ -290,7 +290,7 @@ def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStor
     code, _ = start(put_job(store, tables(MANY_EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=64, epochs=2)))
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
-    validation, merge = metrics["validation"], metrics["interpolate_weights"]
+    validation, merge = metrics["validation"], metrics["merge_back"]
     assert validation["questions"] == 24
     assert metrics["data"]["trained_on"] == len(MANY_EXAMPLES) - 24 - metrics["data"]["held_out_questions"]
     best = max(validation["ndcg_at_10"])
@@ -309,7 +309,7 @@ def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
     assert "fewer than 100 questions" in metrics["validation"]["off"]
-    assert metrics["interpolate_weights"] is None
+    assert metrics["merge_back"] is None
     assert "the last ones: fewer than 100" in store.get("models/m/000001/README.md").decode()
 
 
