@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit chaos bench-ingest bench-train package check format lock schemas clean
+.PHONY: help setup demo test unit integration acceptance chaos gpu-check bench-ingest bench-train package check format lock schemas clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -28,11 +28,23 @@ $(INSTALLED): pyproject.toml server/pyproject.toml requirements.lock
 demo: setup ## The whole loop on real Kafka and S3, in minutes; KEEP=1 leaves it running
 	$(BIN)/foldtune demo $(if $(KEEP),--keep)
 
-test: setup ## All tests, on real servers and a real model
-	$(BIN)/pytest
+test: setup ## All tests, on real servers and a real model; says how long each tier took
+	@failed=; times=; for tier in unit integration acceptance; do \
+		started=$$(date +%s); $(MAKE) --no-print-directory $$tier || failed="$$failed $$tier"; \
+		times="$$times, $$tier $$(($$(date +%s) - started)) s"; \
+	done; echo "tiers$${times#,}"; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
-unit: setup ## The tests that need no server
-	$(BIN)/pytest tests/unit tests/compatibility
+unit: setup ## The inner loop: no server, two processes
+	$(BIN)/pytest --numprocesses 2 --dist worksteal tests/unit tests/compatibility
+
+integration: setup ## Each part against real Kafka, a real S3 server and real processes
+	$(BIN)/pytest tests/integration
+
+acceptance: setup ## The demo, the functions of AWS, and a short run of faults
+	$(BIN)/pytest tests/acceptance tests/chaos
+
+gpu-check: setup ## What needs a CUDA device
+	$(BIN)/pytest -m gpu tests/unit
 
 chaos: setup ## Ten minutes of faults, then a comparison with a model of the system; SEED=… MINUTES=…
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),0) --minutes $(or $(MINUTES),10)

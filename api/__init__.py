@@ -1,4 +1,4 @@
-"""The HTTP API: one parser, one set of answers, and a front for aiohttp; ``infra.aws`` is the front for Lambda.
+"""The HTTP API: ``answers.py`` says what each route answers, without a web framework.
 
-The way in is ``server.py``.
+The way in is ``server.py``, which serves it in a cluster; ``infra.aws.handlers`` serves the same from Lambda.
 """

@@ -1,113 +1,111 @@
-"""The HTTP API outside of AWS: takes requests for a fine-tuning and tells how they stand.
+"""The HTTP API inside a cluster, on aiohttp.
 
-It asks for no token: it is for the inside of a cluster, behind a proxy that knows its users and names them in
-``X-Forwarded-User``. On AWS the API Gateway checks tokens (``serverless.yml``).
+It checks no token: it belongs behind a proxy that authenticates users and names them in ``X-Forwarded-User``. On AWS
+the API Gateway checks tokens (``serverless.yml``).
 """
 
 import asyncio
 import threading
-from datetime import datetime
 from http import HTTPStatus
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from pydantic import ValidationError
 
-from api.errors import BodyError, UnknownFieldsError
-from api.requests import MAX_BODY_BYTES, request_of
+from api.answers import (
+    BODY_TOO_LARGE,
+    HEADERS,
+    MAX_BODY_BYTES,
+    Answer,
+    Publish,
+    refusal,
+    request_status,
+    submit_request,
+)
 from foldtune.client.client import FoldtuneClient
-from foldtune.errors import TRANSIENT_ERRORS, OutOfBoundsError
 from foldtune.events import FineTuneStatus
-from foldtune.reasons import reasons_of
 from foldtune.settings import Settings
+from foldtune.status_order import StatusRecord, merge_status
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
 
 _log = structlog.get_logger(__name__)
 
 
-class Statuses:
+class StatusCache:
     """The newest status of every request, as far as ``fine-tune-status`` has been read."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._newest: dict[str, FineTuneStatus] = {}
-        self._thread = threading.Thread(target=self._follow, name="statuses", daemon=True)
+        self._newest: dict[str, tuple[StatusRecord, ...]] = {}
+        self._thread = threading.Thread(target=self._read, kwargs={"follow": True}, name="statuses", daemon=True)
 
-    def start(self, client: FoldtuneClient) -> None:
-        """Read what there is, then go on in the background."""
-        self._newest |= client.requests()
+    def start(self) -> None:
+        """Read the topic to its present end, then follow it in the background.
+
+        Raises:
+            NoBrokerError: no broker answers.
+            TopicMissingError: no worker has created the topics yet.
+        """
+        self._read(follow=False)
         self._thread.start()
 
     @property
-    def followed(self) -> bool:
+    def following(self) -> bool:
         """Whether new statuses are still read."""
         return self._thread.is_alive()
 
     def newest(self, request_id: str) -> FineTuneStatus | None:
-        """How a request stands; ``None`` where nothing is known of it (yet)."""
-        return self._newest.get(request_id)
+        """The newest status of a request; ``None`` where there is none (yet)."""
+        records = self._newest.get(request_id)
+        return records[0].status if records else None
 
-    def take(self, status: FineTuneStatus) -> None:
-        """Take in one event of the topic: the past, which is read again after a start, takes nothing back."""
-        known = self._newest.get(status.request_id)
-        if known is None or _rank(known) <= _rank(status):
-            self._newest[status.request_id] = status
+    def add(self, record: StatusRecord) -> None:
+        """Merge one record of the topic, in any order and however often."""
+        request_id = record.status.request_id
+        self._newest[request_id] = merge_status(self._newest.get(request_id, ()), record)
 
-    def _follow(self) -> None:
-        for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS, follow=True):
-            try:
-                status = FineTuneStatus.model_validate_json(record.value or b"")
-            except ValidationError as error:
-                _log.warning("unreadable status", offset=record.offset, errors=error.error_count())
+    def _read(self, *, follow: bool) -> None:
+        for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS, follow=follow):
+            if record.value is None:
                 continue
-            self.take(status)
+            try:
+                status = FineTuneStatus.model_validate_json(record.value)
+            except ValidationError as error:
+                where = {"partition": record.partition, "offset": record.offset}
+                _log.warning("unreadable status", **where, error=f"{error.error_count()} errors")
+                continue
+            self.add(StatusRecord(partition=record.partition, offset=record.offset, status=status))
 
 
-class Api:
+class ApiServer:
     """``POST /requests``, ``GET /requests/{id}`` and ``GET /health``."""
 
-    def __init__(self, client: FoldtuneClient, statuses: Statuses) -> None:
-        self._client = client
+    def __init__(self, publish: Publish, statuses: StatusCache) -> None:
+        self._publish = publish
         self._statuses = statuses
 
     def application(self) -> web.Application:
-        """The routes, for whatever serves them."""
-        site = web.Application(client_max_size=MAX_BODY_BYTES)
-        site.router.add_post("/requests", self._ask)
-        site.router.add_get("/requests/{id}", self._tell)
-        site.router.add_get("/health", self._health)
-        return site
+        """The routes, for any aiohttp server."""
+        application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_json_errors])
+        application.router.add_post("/requests", self._post_request)
+        application.router.add_get("/requests/{id}", self._get_request)
+        application.router.add_get("/health", self._health)
+        return application
 
-    async def _ask(self, call: web.Request) -> web.Response:
-        try:
-            request = request_of(await call.read(), call.headers.get("X-Forwarded-User") or "unknown")
-        except ValidationError as error:
-            return _answer(HTTPStatus.BAD_REQUEST, {"errors": list(reasons_of(error))})
-        except (BodyError, UnknownFieldsError) as error:
-            return _answer(HTTPStatus.BAD_REQUEST, {"errors": [str(error)]})
-        try:
-            await asyncio.to_thread(self._client.request_fine_tune, request)
-        except OutOfBoundsError as error:
-            return _answer(HTTPStatus.BAD_REQUEST, {"errors": [str(error)]})
-        except TRANSIENT_ERRORS as error:
-            _log.warning("request not published", error=str(error))
-            # It may have been taken all the same; sent again under its name, it is not taken twice.
-            reason = "not available at the moment; the same request may be sent again, with this request_id"
-            content: dict[str, object] = {"errors": [reason], "request_id": request.request_id}
-            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, content)
-        return _answer(HTTPStatus.ACCEPTED, {"request_id": request.request_id, "model": request.model})
+    async def _post_request(self, call: web.Request) -> web.Response:
+        body, caller = await call.read(), call.headers.get("X-Forwarded-User") or "unknown"
+        # In a thread, since it waits for the brokers.
+        return _response(await asyncio.to_thread(submit_request, body, caller, self._publish))
 
-    async def _tell(self, call: web.Request) -> web.Response:
-        status = self._statuses.newest(call.match_info["id"])
-        if status is None:
-            return _answer(HTTPStatus.NOT_FOUND, {"errors": ["no request of this id is known (yet)"]})
-        return _answer(HTTPStatus.OK, status.model_dump(mode="json", exclude_none=True))
+    async def _get_request(self, call: web.Request) -> web.Response:
+        return _response(request_status(call.match_info["id"], self._statuses.newest))
 
     async def _health(self, _: web.Request) -> web.Response:
-        if self._statuses.followed:
+        if self._statuses.following:
             return web.Response(text="ok\n")
-        return web.Response(text="statuses are not read any more\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+        return web.Response(text="fine-tune-status is no longer read\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
@@ -115,19 +113,27 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
     Raises:
         NoBrokerError: no broker answers.
-        TopicMissingError: no worker has been there yet to create the topics.
+        TopicMissingError: no worker has created the topics yet.
     """
     with FoldtuneClient(settings) as client:
-        statuses = Statuses(settings)
-        statuses.start(client)
-        _log.info("the API is served", host=host, port=port)
-        web.run_app(Api(client, statuses).application(), host=host, port=port, access_log=None, print=None)
+        statuses = StatusCache(settings)
+        statuses.start()
+        _log.info("API listening", host=host, port=port)
+        application = ApiServer(client.request_fine_tune, statuses).application()
+        web.run_app(application, host=host, port=port, access_log=None, print=None)
 
 
-def _rank(status: FineTuneStatus) -> tuple[bool, datetime]:
-    # Clocks differ: an end is the last word, whenever it was said.
-    return status.state.terminal, status.at
+@web.middleware
+async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """aiohttp's own refusals in the API's JSON."""
+    try:
+        return await handler(request)
+    except web.HTTPRequestEntityTooLarge:
+        return _response(BODY_TOO_LARGE)
+    except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
+        answer = refusal(HTTPStatus(error.status), f"no such route: {request.method} {request.path}")
+        return _response(answer, {name: value for name, value in error.headers.items() if name == "Allow"})
 
 
-def _answer(status: HTTPStatus, content: dict[str, object]) -> web.Response:
-    return web.json_response(content, status=status, headers={"Cache-Control": "no-store"})
+def _response(answer: Answer, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response(answer.content, status=answer.status, headers=HEADERS | (headers or {}))

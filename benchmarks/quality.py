@@ -26,7 +26,8 @@ from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import FineTuneRequested
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.environment import ALLOCATOR_ENVIRONMENT
-from trainers.evaluation.metrics import Evaluation, gain_interval
+from trainers.evaluation.gate import gain_interval
+from trainers.evaluation.metrics import Evaluation
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
 from trainers.pipeline import fit

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import mine_hard_negatives
 
 from trainers.data.dataset import Dataset
-from trainers.model.encoder import arithmetic, default_device
+from trainers.model.encoder import compute_dtype, default_device
 
 TOKENS = 128
 HARD_NEGATIVES = 4
@@ -88,7 +88,7 @@ def train(base: Path, rows: Any, recipe: EncodingConfig, folder: Path) -> Traine
         transformer.auto_model.requires_grad_(False)
         transformer.auto_model.encoder.layer[-recipe.layers :].requires_grad_(True)
     device = default_device()
-    computed_in = arithmetic(device, "bert") if recipe.two_bytes else torch.float32
+    computed_in = compute_dtype(device, "bert") if recipe.two_bytes else torch.float32
     loss = MultipleNegativesRankingLoss(model)
     sizes: list[int] = []
     loss.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0][0]["input_ids"])))

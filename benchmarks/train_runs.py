@@ -30,13 +30,13 @@ from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import Progress
 from foldtune.knobs import DatasetKnobs
 from trainers.data.dataset import Dataset
-from trainers.data.negatives import Negatives, NegativeSource
-from trainers.data.words import WordSets
+from trainers.data.near_duplicates import WordSets
+from trainers.data.negatives import Negatives, NegativeSampler
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.loop.training import train
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
-from trainers.model.tokens import by_length
+from trainers.model.tokens import length_sorted_batches
 from trainers.publishing.artifacts import write_model
 
 EPOCHS = 3
@@ -170,7 +170,7 @@ class _Measured(TrainableEncoder):
         self.flops = 3.0 * layers * float(2 * matrices * lengths.sum() + attention)
         # As they are embedded: texts of about the same length side by side.
         self.parts = tuple(
-            len(part) * int(lengths[part].max()) for part in by_length(lengths, self._encoder.batch_tokens)
+            len(part) * int(lengths[part].max()) for part in length_sorted_batches(lengths, self._encoder.batch_tokens)
         )
         return super().backward(questions, passages, *how)
 
@@ -184,7 +184,7 @@ class _Measured(TrainableEncoder):
 
     def plain_product(self) -> float:
         """Floating-point operations a second of plain products in the shapes of one layer and of the last step."""
-        config, kind = self._encoder.model.config, self.arithmetic
+        config, kind = self._encoder.model.config, self.compute_dtype
         hidden, inner = config.hidden_size, config.intermediate_size
         shapes = [(hidden, hidden)] * 4 + [(hidden, inner), (inner, hidden)]
         products = [
@@ -259,7 +259,7 @@ def _mine_ours(encoder: Encoder, dataset: Dataset, vectors: Vectors | None) -> i
 
 
 def _choose(dataset: Dataset, knobs: DatasetKnobs, vectors: Vectors) -> Negatives:
-    source = NegativeSource(dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), knobs)
+    source = NegativeSampler(dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), knobs)
     return source.with_easy(source.hard(*vectors), np.random.default_rng(0))
 
 

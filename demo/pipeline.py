@@ -7,7 +7,7 @@ from typing import Any
 from demo.console import DemoConsole
 from demo.corpus import standard_library
 from demo.request_progress import wait_for_model
-from demo.retrieval import Matrix, nearest
+from demo.retrieval import search
 from demo.retrieval_task import RetrievalTask, SearchResults, embed_questions
 from demo.running_system import RunningSystem
 from demo.simulation import Behaviour, Simulator, describe_labels, split_questions
@@ -18,7 +18,7 @@ from foldtune.events import ChatLog, DocumentUpserted, Feedback, FineTuneRequest
 from foldtune.knobs import TrainingKnobs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
-from trainers.model.encoder import Encoder
+from trainers.model.encoder import Embeddings, Encoder
 
 MODEL = "library-search"
 
@@ -53,8 +53,8 @@ class Result:
             "model": self.ready.model,
             "version": self.ready.version,
             "model_uri": self.ready.model_uri,
-            "before": self.before.quality.named(),
-            "after": self.after.quality.named(),
+            "before": self.before.metrics,
+            "after": self.after.metrics,
             "seconds": seconds,
         }
 
@@ -63,7 +63,7 @@ class Result:
 class Baseline:
     """The base model's embeddings [documents, d] of all documents, and its results on the held-out questions."""
 
-    documents: Matrix
+    documents: Embeddings
     results: SearchResults
 
 
@@ -104,12 +104,12 @@ def search_with_base_model(task: RetrievalTask, base: Encoder, console: DemoCons
 
 
 def simulate(
-    options: DemoOptions, task: RetrievalTask, base: Encoder, documents: Matrix, console: DemoConsole
+    options: DemoOptions, task: RetrievalTask, base: Encoder, documents: Embeddings, console: DemoConsole
 ) -> list[ChatLog | Feedback]:
     """The chat logs and feedback of an agent that retrieves with the base model."""
     asked = task.questions.asked
     with console.stage("simulate", f"Simulating an agent and its users: {len(asked):,} questions") as bar:
-        retrieved, scores = nearest(embed_questions(base, asked), documents)
+        retrieved, scores = search(embed_questions(base, asked), documents)
         behaviour = Behaviour.with_wrong_labels(options.wrong_labels)
         simulator = Simulator(task.documents, until=now(), seed=options.seed, behaviour=behaviour)
         events = simulator.events(asked, retrieved, scores)

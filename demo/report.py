@@ -10,9 +10,9 @@ from rich.text import Text
 
 from demo.console import DemoConsole
 from demo.pipeline import MODEL, Result
-from demo.retrieval import Indices
 from demo.retrieval_task import RetrievalTask, SearchResults
 from demo.running_system import RunningSystem
+from trainers.model.tokens import Indices
 
 # The first of the random draw, not picked: some get worse.
 SHOWN_QUESTIONS = 8
@@ -35,8 +35,8 @@ def print_results(task: RetrievalTask, result: Result, console: DemoConsole) -> 
     means = Table(title=f"All {len(task.questions.held_out)} held-out questions, {len(task.documents):,} documents")
     for column in ("", "before", "after", "change"):
         means.add_column(column, justify="left" if not column else "right")
-    after = result.after.quality.named()
-    for name, before in result.before.quality.named().items():
+    after = result.after.metrics
+    for name, before in result.before.metrics.items():
         means.add_row(name, f"{before:.3f}", f"{after[name]:.3f}", f"{after[name] / max(before, 1e-9) - 1:+.1%}")
     console.rich.print(means)
 

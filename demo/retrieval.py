@@ -1,47 +1,24 @@
-"""Exact search by similarity, and how good it is where the one right document of each question is known."""
-
-from dataclasses import dataclass
+"""Search of embedded documents, and its metrics where the one right document of each question is known."""
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
-Matrix = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
-
-# The metrics look no further.
-DEPTH = 10
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Means over questions with one right document each."""
-
-    recall_at_1: float
-    recall_at_10: float
-    mrr_at_10: float
-    ndcg_at_10: float
-
-    def named(self) -> dict[str, float]:
-        """The metrics under the names that the field writes."""
-        return {
-            "recall@1": self.recall_at_1,
-            "recall@10": self.recall_at_10,
-            "mrr@10": self.mrr_at_10,
-            "ndcg@10": self.ndcg_at_10,
-        }
+from trainers.data.search import nearest
+from trainers.evaluation.metrics import CUTOFF, ndcg, recall, reciprocal_rank
+from trainers.model.encoder import Embeddings
+from trainers.model.tokens import Indices
 
 
-def nearest(questions: Matrix, documents: Matrix, depth: int = DEPTH) -> tuple[Indices, Matrix]:
-    """The ``depth`` best documents of each question, best first: indices and similarities, both [questions, depth].
+def search(questions: Embeddings, documents: Embeddings, depth: int = CUTOFF) -> tuple[Indices, Embeddings]:
+    """The ``depth`` nearest documents of each question, nearest first: rows and similarities, both [questions, depth].
 
-    ``questions`` [q, d] and ``documents`` [n, d] are of unit length. Of equals, the first document is the better.
+    ``questions`` [q, d] and ``documents`` [n, d] are of unit length.
     """
-    similarities = questions @ documents.T
-    best = np.argsort(-similarities, axis=1, kind="stable")[:, :depth]
-    return best, np.take_along_axis(similarities, best, axis=1)
+    rows = nearest(torch.from_numpy(questions), torch.from_numpy(documents), min(depth, len(documents)))
+    return rows, np.einsum("qd,qkd->qk", questions, documents[rows])
 
 
-def ranks(questions: Matrix, documents: Matrix, right: Indices) -> Indices:
+def ranks(questions: Embeddings, documents: Embeddings, right: Indices) -> Indices:
     """The rank [q], from 1, of each question's right document, ``right`` [q] being its row in ``documents``."""
     similarities = questions @ documents.T
     own = np.take_along_axis(similarities, right[:, None], axis=1)
@@ -49,12 +26,13 @@ def ranks(questions: Matrix, documents: Matrix, right: Indices) -> Indices:
     return better + 1
 
 
-def quality(found: Indices) -> Quality:
-    """What the ``found`` ranks [q] amount to. With one right document the ideal gain is 1, so nDCG is its discount."""
-    near = found <= DEPTH
-    return Quality(
-        recall_at_1=float(np.mean(found == 1)),
-        recall_at_10=float(np.mean(near)),
-        mrr_at_10=float(np.mean(near / found)),
-        ndcg_at_10=float(np.mean(near / np.log2(1 + found))),
-    )
+def mean_metrics(ranks: Indices) -> dict[str, float]:
+    """Means over questions whose one right document is at ``ranks`` [q], by the usual names."""
+    hits = ranks[:, None] == np.arange(1, CUTOFF + 1)
+    relevant = np.ones(len(ranks), dtype=np.int64)
+    return {
+        "recall@1": float(recall(hits, relevant, 1).mean()),
+        "recall@10": float(recall(hits, relevant, 10).mean()),
+        "mrr@10": float(reciprocal_rank(hits).mean()),
+        "ndcg@10": float(ndcg(hits, relevant).mean()),
+    }

@@ -7,9 +7,10 @@ import numpy as np
 
 from demo.console import ProgressBar
 from demo.corpus import Corpus, Pair
-from demo.retrieval import Indices, Matrix, Quality, nearest, quality, ranks
+from demo.retrieval import mean_metrics, ranks, search
 from demo.simulation import QuestionSplit
-from trainers.model.encoder import Encoder, passage_text
+from trainers.model.encoder import Embeddings, Encoder, passage_text
+from trainers.model.tokens import Indices
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class SearchResults:
     top_hits: Indices
 
     @property
-    def quality(self) -> Quality:
-        """Mean metrics over the questions."""
-        return quality(self.ranks)
+    def metrics(self) -> dict[str, float]:
+        """Means over the questions, by the usual names."""
+        return mean_metrics(self.ranks)
 
 
 class RetrievalTask:
@@ -33,19 +34,19 @@ class RetrievalTask:
         self.questions = questions
         self._rows = {document.document_id: row for row, document in enumerate(corpus.documents)}
 
-    def embed_documents(self, encoder: Encoder, bar: ProgressBar) -> Matrix:
+    def embed_documents(self, encoder: Encoder, bar: ProgressBar) -> Embeddings:
         """Embeddings [documents, d]."""
         texts = [passage_text(document.title, document.text) for document in self.documents]
         return encoder.encode(texts, "passage", progress=bar.update)
 
-    def search(self, encoder: Encoder, documents: Matrix) -> SearchResults:
+    def search(self, encoder: Encoder, documents: Embeddings) -> SearchResults:
         """Search the embedded ``documents`` [documents, d] with every held-out question."""
         held_out = self.questions.held_out
         queries = embed_questions(encoder, held_out)
         right = np.array([self._rows[pair.document.document_id] for pair in held_out])
-        return SearchResults(ranks(queries, documents, right), nearest(queries, documents, 1)[0][:, 0])
+        return SearchResults(ranks(queries, documents, right), search(queries, documents, 1)[0][:, 0])
 
 
-def embed_questions(encoder: Encoder, pairs: Sequence[Pair]) -> Matrix:
+def embed_questions(encoder: Encoder, pairs: Sequence[Pair]) -> Embeddings:
     """Embeddings [pairs, d] of the questions."""
     return encoder.encode([pair.question for pair in pairs], "query")

@@ -9,9 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import msgspec
+
 from demo.corpus import Document, Pair
-from demo.retrieval import Indices, Matrix
 from foldtune.events import ChatLog, Feedback, Rating, RetrievedPassage, Verdict
+from foldtune.settings import LabelWeights
+from streams.snapshots.labels import label
+from streams.training_sets import state_events
+from streams.training_sets.fold import JudgedLog
+from trainers.model.encoder import Embeddings
+from trainers.model.tokens import Indices
 
 AGENTS = ("library-helper", "editor-plugin")
 USERS = 60
@@ -77,7 +84,7 @@ class Simulator:
         self._behaviour = behaviour or Behaviour()
         self._random = random.Random(seed)  # noqa: S311 - a simulation, not a secret
 
-    def events(self, pairs: Sequence[Pair], retrieved: Indices, scores: Matrix) -> list[ChatLog | Feedback]:
+    def events(self, pairs: Sequence[Pair], retrieved: Indices, scores: Embeddings) -> list[ChatLog | Feedback]:
         """The events in the order in which they are published.
 
         ``retrieved`` and ``scores`` [pairs, k] are the rows and similarities of the retrieved documents, best first.
@@ -152,21 +159,18 @@ class Simulator:
         return [feedback, log] if self._happens(self._behaviour.before_log) else [log, feedback]
 
 
-def label(log: ChatLog, verdict: Verdict | None) -> str | None:
-    """The labelled positive of a log, by the rules of the training sets."""
-    if verdict and verdict.correct_document_id:
-        return verdict.correct_document_id
-    if verdict and verdict.rating is Rating.DISLIKE:
-        return None
-    return log.cited_document_ids[0] if log.cited_document_ids else None
-
-
 def labels(events: Sequence[ChatLog | Feedback]) -> dict[str, str]:
-    """The label of each question that has one."""
-    verdicts = {event.log_id: event.verdict for event in events if isinstance(event, Feedback)}
-    logs = (event for event in events if isinstance(event, ChatLog))
-    positives = {log.question: label(log, verdicts.get(log.log_id, log.feedback)) for log in logs}
-    return {question: document_id for question, document_id in positives.items() if document_id}
+    """Each question's positive by the rules of the training sets, where it has one."""
+    verdicts = {
+        event.log_id: msgspec.json.decode(event.encode(), type=state_events.Feedback).verdict
+        for event in events
+        if isinstance(event, Feedback)
+    }
+    logs = (
+        msgspec.json.decode(event.encode(), type=state_events.ChatLog) for event in events if isinstance(event, ChatLog)
+    )
+    examples = (label(JudgedLog(log, verdicts.get(log.log_id, log.feedback)), LabelWeights()) for log in logs)
+    return {example.log.question: example.positive.document_id for example in examples if example and example.positive}
 
 
 def describe_labels(pairs: Sequence[Pair], events: Sequence[ChatLog | Feedback]) -> str:

@@ -1,7 +1,7 @@
-"""The SDK, and the contract that every other package builds on: events, knobs, topics, settings.
+"""The SDK, and the contract that all other packages build on: events, knobs, topics, settings.
 
-``from foldtune import FoldtuneClient, ChatLog`` is the way in. Imports nothing else of this repository. Names are
-loaded when they are first used, so ``import foldtune`` is quick.
+Start with ``from foldtune import FoldtuneClient, ChatLog``. Names are imported on first use: ``import foldtune`` is
+fast. This package imports no other one of the repository.
 """
 
 from importlib import import_module
@@ -62,7 +62,7 @@ _MODULES = {
     "foldtune.knobs": ("DataSelection", "DatasetKnobs", "TrainingKnobs", "WeightKnobs"),
     "foldtune.settings": ("Settings", "load_settings"),
 }
-# All other names are of the module of the events.
+# All other names are in foldtune.events.
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 

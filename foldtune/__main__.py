@@ -1,4 +1,4 @@
-"""``python -m foldtune``: the command line, by the interpreter that runs it."""
+"""``python -m foldtune``: the command line, with this interpreter."""
 
 from foldtune.cli import main
 

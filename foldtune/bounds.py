@@ -1,4 +1,4 @@
-"""The configured bounds of an event, checked before it is sent and when it is read."""
+"""Checks events against the configured bounds: in the client before publishing, in the worker on consumption."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -6,27 +6,24 @@ from typing import Any, NamedTuple
 
 from foldtune.settings import Bounds
 
-_NEVER_MS = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp() * 1000)
+_UNBOUNDED_MS = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp() * 1000)
 
 
 class Rules(NamedTuple):
-    """What an event of the right form is held to.
-
-    ``written_at`` is the time that Kafka keeps with the message: unlike the clock it is the same on every replay.
-    """
+    """The bounds, and the timestamp of the Kafka message, which unlike the clock is the same on every replay."""
 
     written_at: datetime
     bounds: Bounds
 
 
 def violations(event: Any, rules: Rules) -> Iterator[str]:
-    """What in a well-formed event, of the wire or of the state, is over a configured bound."""
-    moment = event.occurred_at
-    if moment > rules.written_at + rules.bounds.future:
-        yield f"occurred_at: {moment.isoformat()} lies more than {rules.bounds.future} in the future"
-    if moment.year < 1970:
-        yield f"occurred_at: {moment.isoformat()} lies before 1970"
-    # By attribute, not by class: the wire's events and the worker's own have the same fields.
+    """Every violation of a bound in a schema-valid event, each with its field and the bound."""
+    occurred_at = event.occurred_at
+    if occurred_at > rules.written_at + rules.bounds.future:
+        yield f"occurred_at: {occurred_at.isoformat()} lies more than {rules.bounds.future} in the future"
+    if occurred_at.year < 1970:
+        yield f"occurred_at: {occurred_at.isoformat()} lies before 1970"
+    # By attribute, not by class: the worker's state has classes of its own with the same fields.
     if hasattr(event, "question"):
         yield from _log_violations(event, rules.bounds)
     elif hasattr(event, "text"):
@@ -54,5 +51,5 @@ def _text(field: str, text: str, limit: int, *, may_be_empty: bool = False) -> I
 
 
 def written_at(timestamp_ms: int) -> datetime:
-    """Kafka's message time as a moment; one that producers left out, or that cannot be meant, bounds nothing."""
-    return datetime.fromtimestamp((timestamp_ms if 0 <= timestamp_ms < _NEVER_MS else _NEVER_MS) / 1000, UTC)
+    """A Kafka timestamp as a datetime; a missing (-1) or absurd one becomes the year 2200, which bounds nothing."""
+    return datetime.fromtimestamp((timestamp_ms if 0 <= timestamp_ms < _UNBOUNDED_MS else _UNBOUNDED_MS) / 1000, UTC)

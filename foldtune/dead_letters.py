@@ -1,4 +1,4 @@
-"""What is kept of a message that cannot be used: its bytes untouched, what was wrong with it and where it came from."""
+"""Dead letters: the unchanged bytes of a rejected message, with its errors and its origin as headers."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ TOPIC_HEADER = "foldtune-topic"
 PARTITION_HEADER = "foldtune-partition"
 OFFSET_HEADER = "foldtune-offset"
 
-# An error that quotes a large event must not make the dead letter larger than the broker takes.
+# An error may quote a large event, and must not push the dead letter over the broker's limit.
 MAX_ERROR_BYTES = 4 * 1024
-# The rest of what a message may have is for its key and for what is wrong with it.
-_LETTER_BYTES = MAX_REQUEST_BYTES - 64 * 1024
+# The remainder of the limit is for key and headers.
+_MAX_VALUE_BYTES = MAX_REQUEST_BYTES - 64 * 1024
 
 
 def dead_letter_headers(error: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
-    """The headers that lead from a dead letter back to its origin; all are UTF-8 text."""
+    """Errors and origin of a dead letter, as headers in UTF-8."""
     return [
         (ERROR_HEADER, error.encode()[:MAX_ERROR_BYTES].decode(errors="ignore").encode()),
         (TOPIC_HEADER, topic.encode()),
@@ -26,20 +26,20 @@ def dead_letter_headers(error: str, topic: str, partition: int, offset: int) -> 
     ]
 
 
-def bounded_letter(value: bytes | None, error: str) -> tuple[bytes | None, str]:
-    """As much of a value as the brokers take, and the error, which says so where that is not all."""
-    if value is None or len(value) <= _LETTER_BYTES:
+def truncate_value(value: bytes | None, error: str) -> tuple[bytes | None, str]:
+    """The value within the brokers' limit, and the error, which says if the value was truncated."""
+    if value is None or len(value) <= _MAX_VALUE_BYTES:
         return value, error
-    # A record may be larger than what is written of it: the brokers bound it as it is compressed.
-    return value[:_LETTER_BYTES], f"{error}; of {len(value)} bytes the first {_LETTER_BYTES} are kept here"
+    # A consumed record may exceed what can be published: brokers apply their limit to the compressed size.
+    return value[:_MAX_VALUE_BYTES], f"{error}; truncated from {len(value)} bytes to {_MAX_VALUE_BYTES}"
 
 
 def send_dead_letter(publisher: Publisher, record: Any, error: str) -> None:
-    """Hand a record over to the dead letters; ``publisher.flush()`` waits for it.
+    """Enqueue a record for the dead letters; ``publisher.flush()`` waits for it.
 
-    ``record`` is kafka-python's ``ConsumerRecord``, or what has ``topic``, ``partition``, ``offset``, ``key`` and
-    ``value`` like it.
+    ``record`` is kafka-python's ``ConsumerRecord``, or has the same ``topic``, ``partition``, ``offset``, ``key`` and
+    ``value``.
     """
-    value, error = bounded_letter(record.value, error)
+    value, error = truncate_value(record.value, error)
     headers = dead_letter_headers(error, record.topic, record.partition, record.offset)
     publisher.send_raw(Topic.DEAD_LETTERS, value, key=record.key, headers=headers)

@@ -1,4 +1,4 @@
-"""The base of all errors of foldtune, those of the SDK and of infrastructure, and which of them are transient."""
+"""The base class of all errors, the errors of the SDK and of infrastructure, and the definition of transient errors."""
 
 from kafka.errors import KafkaError
 
@@ -31,23 +31,27 @@ class NoBrokerError(InfrastructureError):
 
 
 class PublishError(InfrastructureError):
-    """An event was not acknowledged by the brokers:"""
+    """The brokers did not acknowledge an event (topic, reason):"""
 
 
 class PartitionCountError(InfrastructureError):
-    """A topic's number of partitions differs from kafka.partitions (topic, found, expected):"""
+    """The number of partitions of a topic differs from kafka.partitions (topic, actual, expected):"""
 
 
 class SecretError(InfrastructureError):
-    """A secret could not be read, or lacks what a Kafka client needs:"""
+    """A secret could not be read or lacks a field (secret, reason):"""
 
 
-# The one definition of "try again": infrastructure fails and recovers, so whatever met one of these is retried or
-# redelivered. boto3's own exceptions never get this far, the object store and the launchers wrap them.
+# The one definition of "retry": infrastructure fails and recovers, so work that raised one of these is retried or
+# redelivered. boto3's own exceptions are not among them, since the object store and the launchers wrap them.
 TRANSIENT_ERRORS = (InfrastructureError, KafkaError, ConnectionError, TimeoutError)
 
 
 # ── The SDK ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class InvalidSettingsError(FoldtuneError, ValueError):
+    """Invalid settings:"""
 
 
 class OutOfBoundsError(FoldtuneError):
@@ -63,8 +67,8 @@ class TopicMissingError(FoldtuneError):
 
 
 class StatusTimeoutError(FoldtuneError):
-    """The request reached no final state in time (request_id, seconds, last state):"""
+    """The request did not reach a final state in time (request_id, seconds, last state):"""
 
 
 class ModelFileError(FoldtuneError):
-    """A downloaded model does not match its announcement, nothing was deployed:"""
+    """A model does not match its model_ready event and was not deployed:"""

@@ -1,7 +1,7 @@
-"""The wire contract: every event that foldtune reads or writes, as JSON on Kafka (UTF-8, times as RFC 3339 UTC).
+"""The wire contract: every event that foldtune publishes or consumes, as JSON on Kafka (UTF-8, RFC 3339 times in UTC).
 
-Unknown fields are ignored on read, so a newer producer does not stop an older worker; wrong types are not coerced.
-``docs/events.md`` and the JSON Schemas are made from these models.
+Unknown fields are ignored on read, so that a newer producer does not stop an older worker; types are not coerced.
+``docs/events.md`` and the JSON Schemas are generated from these models.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -26,9 +26,9 @@ from pydantic import (
 from foldtune.knobs import AgentId, DataSelection, DatasetKnobs, FolderId, ModelName, TrainingKnobs, WeightKnobs
 
 SCHEMA_VERSION = 1
-# An envelope with a mistake in it is read log by log.
+# A batch with an invalid log is decoded log by log, which takes time.
 MAX_ENVELOPE_LOGS = 5_000
-# Of one log, whatever the configured bound: reading what is wrong with a hundred thousand takes seconds.
+# Per log, whatever the configured bound: validating a hundred thousand invalid passages takes seconds.
 MAX_PASSAGES = 1_000
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -51,31 +51,31 @@ UtcTime = Annotated[AwareDatetime, AfterValidator(_utc)]
 
 
 def now() -> datetime:
-    """The present moment, in UTC."""
+    """The current time, in UTC."""
     return datetime.now(UTC)
 
 
 class Model(BaseModel):
-    """What all parts of an event share."""
+    """Base of events and their parts."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Event(Model):
-    """A message of its own. A field may be added at any time; a changed meaning takes a new ``schema_version``."""
+    """One Kafka message. Fields may be added at any time; a changed meaning takes a new ``schema_version``."""
 
     schema_version: PositiveInt = SCHEMA_VERSION
 
     def encode(self) -> bytes:
-        """The event as it goes on the wire."""
+        """The event as JSON in UTF-8, without absent fields."""
         return self.model_dump_json(exclude_none=True).encode()
 
 
-# ── What the agent tells ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Published by the agent ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 class RetrievedPassage(Model):
-    """One passage that the retriever returned; ``text`` is needed only where no ``documents`` event carries it."""
+    """One passage that the retriever returned; ``text`` is needed only for a passage without a ``documents`` event."""
 
     document_id: Id
     folder_id: FolderId
@@ -85,20 +85,20 @@ class RetrievedPassage(Model):
 
 
 class Rating(StrEnum):
-    """A user's thumb."""
+    """Thumbs up or down."""
 
     LIKE = "like"
     DISLIKE = "dislike"
 
 
 class Verdict(Model):
-    """What a user thought of an answer: a thumb, or the document that would have been right, or both."""
+    """A user's judgement of an answer: a rating, the document that would have been right, or both."""
 
     rating: Rating | None = None
     correct_document_id: Id | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _not_empty(self) -> Self:
         if self.rating is None and self.correct_document_id is None:
             msg = "one of rating and correct_document_id is needed"
             raise ValueError(msg)
@@ -106,7 +106,7 @@ class Verdict(Model):
 
 
 class ChatLog(Event):
-    """One answered question. It belongs to the folder of the cited document, else to that of the top passage."""
+    """One answered question, published to the folder of each cited document, else to that of the top passage."""
 
     type: Literal["chat_log"] = "chat_log"
     log_id: Id
@@ -123,7 +123,7 @@ class ChatLog(Event):
 
 
 class ChatLogBatch(Event):
-    """Many logs of one folder in one message. Each log stands alone: a bad one does not spoil its neighbours."""
+    """Many logs of one folder in one message. Each is validated by itself: only the invalid ones are rejected."""
 
     type: Literal["chat_log_batch"] = "chat_log_batch"
     folder_id: FolderId
@@ -131,18 +131,18 @@ class ChatLogBatch(Event):
 
 
 class Feedback(Event):
-    """A verdict on an earlier (or not yet seen) log; the newest one of a log counts."""
+    """A verdict on a log, which may arrive later; the newest verdict of a log counts."""
 
     type: Literal["feedback"] = "feedback"
     feedback_id: Id
     occurred_at: UtcTime
     log_id: Id
-    folder_id: FolderId = Field(description="The folder of the log, even where the named document lives elsewhere")
+    folder_id: FolderId = Field(description="The folder of the log, even if the correct document is in another")
     verdict: Verdict
 
 
 class DocumentUpserted(Event):
-    """The text of one passage, new or changed."""
+    """A new or changed passage, with its whole text."""
 
     type: Literal["document_upserted"] = "document_upserted"
     document_id: Id
@@ -153,7 +153,7 @@ class DocumentUpserted(Event):
 
 
 class DocumentDeleted(Event):
-    """A passage that is gone; examples whose positive it was go with it."""
+    """A passage was deleted; examples with it as their positive are deleted, too."""
 
     type: Literal["document_deleted"] = "document_deleted"
     document_id: Id
@@ -162,7 +162,10 @@ class DocumentDeleted(Event):
 
 
 class ErasureRequested(Event):
-    """Everything that carries the named identity must leave the state, its changelog and later snapshots."""
+    """Erases all events of one user, log, conversation or document from state, changelog and later snapshots.
+
+    Covers events that occurred up to ``occurred_at``, also those that arrive later.
+    """
 
     type: Literal["erasure_requested"] = "erasure_requested"
     erasure_id: Id
@@ -171,7 +174,7 @@ class ErasureRequested(Event):
     subject_id: Id
 
 
-# ── What is asked, and what becomes of it ────────────────────────────────────────────────────────────────────────────
+# ── Requests and their status ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class ModelReference(Model):
@@ -183,7 +186,7 @@ class ModelReference(Model):
 
 
 class FineTuneRequested(Event):
-    """Asks for one fine-tuned model. The same ``request_id`` again is answered with what became of the first."""
+    """Requests one fine-tuned model. Idempotent: a repeated ``request_id`` gets the status of the first request."""
 
     type: Literal["fine_tune_requested"] = "fine_tune_requested"
     request_id: RequestId
@@ -191,7 +194,7 @@ class FineTuneRequested(Event):
     requested_at: UtcTime
     requested_by: Id = "unknown"
     origin: Literal["person", "api", "policy"] = "api"
-    base_model: ModelReference | None = Field(None, description="Without it, the worker's configured base model")
+    base_model: ModelReference | None = Field(None, description="Default: the worker's trainer.base_model")
     data: DataSelection = DataSelection()
     dataset: DatasetKnobs = DatasetKnobs()
     training: TrainingKnobs = TrainingKnobs()
@@ -200,7 +203,7 @@ class FineTuneRequested(Event):
 
 
 class FineTuneCancelled(Event):
-    """Takes a request back, wherever it is."""
+    """Cancels a request in any state that is not final."""
 
     type: Literal["fine_tune_cancelled"] = "fine_tune_cancelled"
     request_id: RequestId
@@ -210,7 +213,7 @@ class FineTuneCancelled(Event):
 
 
 class State(StrEnum):
-    """The stations of a request. Each request ends in exactly one terminal state."""
+    """The state of a request. Each request reaches exactly one final state."""
 
     ACCEPTED = "accepted"
     WAITING = "waiting"
@@ -225,12 +228,12 @@ class State(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing follows."""
+        """Whether this is a final state."""
         return self in {State.COMPLETED, State.REJECTED, State.FAILED, State.CANCELLED}
 
 
 class Progress(Model):
-    """Where a running training stands."""
+    """Progress of a running training."""
 
     step: NonNegativeInt
     steps: PositiveInt
@@ -240,28 +243,28 @@ class Progress(Model):
 
 
 class FineTuneStatus(Event):
-    """What became of a request so far. Keyed by request, partitioned by model name, so a model's story is in order."""
+    """A new state of a request. Keyed by request, partitioned by model name: a model's statuses are in order."""
 
     type: Literal["fine_tune_status"] = "fine_tune_status"
     request_id: RequestId
     model: ModelName
     state: State
     at: UtcTime
-    reasons: tuple[str, ...] = Field((), description="Why it was rejected or failed: each names a field and a bound")
+    reasons: tuple[str, ...] = Field((), description="Why it was rejected or failed; each names a field and its bound")
     warnings: tuple[str, ...] = ()
     retryable: bool = False
     progress: Progress | None = None
     model_uri: S3Uri | None = None
-    promoted: bool | None = Field(None, description="Once completed: whether the gate let the model through")
+    promoted: bool | None = Field(None, description="Of a completed request: whether the model passed the gate")
     log_uri: S3Uri | None = None
-    log_url: WebAddress | None = Field(None, description="The page of the run's log, where its launcher has one")
+    log_url: WebAddress | None = Field(None, description="Web page of the run's log, if the launcher has one")
 
 
-# ── Between the parts ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Between worker, launcher and trainer ─────────────────────────────────────────────────────────────────────────────
 
 
 class TopicOffset(Model):
-    """Everything below ``offset`` of a partition is in, and nothing from there on but erasures."""
+    """All events of a partition below ``offset`` are included, and later ones are not, except erasures."""
 
     topic: str
     partition: NonNegativeInt
@@ -269,7 +272,7 @@ class TopicOffset(Model):
 
 
 class SnapshotCommand(Event):
-    """Tells the owner of one partition to export what the request selects there."""
+    """Commands the owner of a partition to export the examples that the request selects."""
 
     type: Literal["snapshot_command"] = "snapshot_command"
     request: FineTuneRequested
@@ -278,7 +281,7 @@ class SnapshotCommand(Event):
 
 
 class TrainingFinished(Event):
-    """Tells the owner of one partition that what the request's snapshot held has been learnt from."""
+    """Informs the owner of a partition that the examples of the request's snapshot have been trained on."""
 
     type: Literal["training_finished"] = "training_finished"
     request_id: RequestId
@@ -286,7 +289,7 @@ class TrainingFinished(Event):
 
 
 class FolderCount(Model):
-    """What a snapshot holds of one folder."""
+    """Size of one folder in a snapshot."""
 
     folder_id: FolderId
     examples: NonNegativeInt
@@ -302,7 +305,7 @@ class SnapshotFile(Model):
 
 
 class SnapshotPart(Event):
-    """One partition's share of a snapshot, or why there is none."""
+    """One partition's share of a snapshot, or the error of its export."""
 
     type: Literal["snapshot_part"] = "snapshot_part"
     request_id: RequestId
@@ -310,19 +313,19 @@ class SnapshotPart(Event):
     partition: NonNegativeInt
     examples: SnapshotFile | None = None
     documents: SnapshotFile | None = None
-    folders: tuple[FolderCount, ...] = Field((), description="Of the folders that the request names, those here")
-    folder_count: NonNegativeInt = Field(0, description="Folders here that the request selects, named or not")
-    positives: NonNegativeInt = Field(0, description="Examples that name a passage which is right")
-    agents: tuple[AgentId, ...] = Field((), description="Of the requested agents, those that have logs here")
+    folders: tuple[FolderCount, ...] = Field((), description="Folders named in the request that this partition has")
+    folder_count: NonNegativeInt = Field(0, description="Number of selected folders in this partition, named or not")
+    positives: NonNegativeInt = Field(0, description="Number of examples with a positive")
+    agents: tuple[AgentId, ...] = Field((), description="Requested agents that have logs in this partition")
     offsets: tuple[TopicOffset, ...] = ()
-    left_out: dict[str, NonNegativeInt] = Field({}, description="Logs that made no example, by reason")
-    seconds: NonNegativeFloat = Field(0.0, description="What the export took")
-    store_seconds: NonNegativeFloat = Field(0.0, description="What of that was spent on the object store")
+    left_out: dict[str, NonNegativeInt] = Field({}, description="Number of logs without an example, by reason")
+    seconds: NonNegativeFloat = Field(0.0, description="Duration of the export")
+    store_seconds: NonNegativeFloat = Field(0.0, description="Of that, time spent on the object store")
     error: str | None = None
 
 
 class SnapshotManifest(Event):
-    """A whole snapshot: what a training job reads, and exactly which events it was made of."""
+    """A complete snapshot: the files that a training job reads, and the offsets of the events in them."""
 
     type: Literal["snapshot_manifest"] = "snapshot_manifest"
     request_id: RequestId
@@ -332,17 +335,17 @@ class SnapshotManifest(Event):
 
     @property
     def examples(self) -> int:
-        """Examples in all parts."""
+        """Number of examples in all parts."""
         return sum(part.examples.rows for part in self.parts if part.examples)
 
     @property
     def documents(self) -> int:
-        """Documents in all parts."""
+        """Number of documents in all parts."""
         return sum(part.documents.rows for part in self.parts if part.documents)
 
 
 class TrainingProgressed(Event):
-    """How many labelled logs of one partition the model has not been trained on yet."""
+    """Number of labelled logs of one partition that the model has not been trained on."""
 
     type: Literal["training_progressed"] = "training_progressed"
     model: ModelName
@@ -351,30 +354,30 @@ class TrainingProgressed(Event):
     trained_request_id: RequestId | None = None
 
 
-# How long after the deadline of all its attempts the end of a job must have been reported.
+# After the deadline of a job's last attempt, its end must be reported within this time.
 REPORTING_TIME = timedelta(hours=1)
 
 
 class TrainingJob(Event):
-    """All that a launcher, or a person, needs to run the training, now or again."""
+    """A self-contained training job, which a launcher or a person can run at any time, and repeat."""
 
     type: Literal["training_job"] = "training_job"
     request: FineTuneRequested
     base_model: ModelReference
     snapshot_uri: S3Uri
     snapshot_sha256: Sha256
-    output_uri: S3Uri = Field(description="Prefix of the model's artifacts, manifest.json last")
+    output_uri: S3Uri = Field(description="Prefix of the model's artifacts; manifest.json is written last")
     version: str
     published_at: UtcTime
     max_seconds: PositiveInt
     warnings: tuple[str, ...] = ()
 
 
-# ── What comes out ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class RetrievalMetrics(Model):
-    """Means over the held-out questions, each searched for in the snapshot's documents."""
+    """Means over the held-out questions; each is searched for in all documents of the snapshot."""
 
     recall_at_1: FiniteFloat
     recall_at_5: FiniteFloat
@@ -386,7 +389,7 @@ class RetrievalMetrics(Model):
 
 
 class GateVerdict(Model):
-    """Whether the new model may replace the incumbent, and why."""
+    """Whether the new model may replace the incumbent, with reasons."""
 
     promote: bool
     reasons: tuple[str, ...]
@@ -395,7 +398,7 @@ class GateVerdict(Model):
 
 
 def _safe_relative(path: str) -> str:
-    """Refuse what could name a file outside of the folder that it is unpacked into."""
+    """Reject a path that could lead out of the folder that the model is downloaded to."""
     if "\\" in path or "\0" in path or ":" in path or any(part in {"", ".", ".."} for part in path.split("/")):
         msg = f"not a relative path below the manifest's folder: {path!r}"
         raise ValueError(msg)
@@ -403,7 +406,7 @@ def _safe_relative(path: str) -> str:
 
 
 class ManifestFile(Model):
-    """One file of a model. A reader checks size and digest before it uses any."""
+    """One file of a model. Readers verify size and digest before they use any file."""
 
     path: Annotated[str, StringConstraints(min_length=1, max_length=512), AfterValidator(_safe_relative)] = Field(
         description="Relative to the manifest, with forward slashes"
@@ -413,7 +416,7 @@ class ManifestFile(Model):
 
 
 class ModelManifest(Event):
-    """``manifest.json``, written last: a model without it is not there."""
+    """``manifest.json`` of a model, written last: without it, the model does not exist."""
 
     type: Literal["model_manifest"] = "model_manifest"
     files: Annotated[tuple[ManifestFile, ...], Field(min_length=1)]
@@ -428,20 +431,20 @@ class ModelManifest(Event):
 
 
 class ModelReady(Event):
-    """A model is on S3 and has passed the gate. Whether and when it serves is the subscriber's decision."""
+    """A model is on S3 and has passed the gate. Subscribers decide whether and when to serve it."""
 
     type: Literal["model_ready"] = "model_ready"
     request_id: RequestId
     model: ModelName
-    version: str = Field(description="Sorts in the order of publication")
+    version: str = Field(description="Sorts by time of publication")
     model_uri: S3Uri
     manifest_sha256: Sha256
     base_model: ModelReference
     parent_version: str | None = None
-    embedding_space_id: str = Field(description="Embeddings with equal ids may be compared")
+    embedding_space_id: str = Field(description="Embeddings are comparable if their ids are equal")
     dimension: PositiveInt
     normalized: bool
-    requires_reindex: bool = Field(description="Whether documents must be embedded again")
+    requires_reindex: bool = Field(description="Whether all documents must be embedded again")
     metrics_before: RetrievalMetrics
     metrics_after: RetrievalMetrics
     gate: GateVerdict
@@ -474,5 +477,5 @@ EVENTS: tuple[type[Event], ...] = (
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:
-    """The JSON Schema of every event, by its ``type``."""
+    """The JSON Schema of every event, by ``type``."""
     return {event.model_fields["type"].default: event.model_json_schema() for event in EVENTS}

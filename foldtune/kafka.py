@@ -1,4 +1,4 @@
-"""Kafka clients made from the settings, and the one rule of which partition a key belongs to."""
+"""Kafka clients from the settings, the partitioner, and the creation of topics."""
 
 import ssl
 from collections.abc import Callable, Iterator, Sequence
@@ -16,30 +16,30 @@ from foldtune.events import Event
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 
-# A dead letter is an event of up to the broker's limit plus what was wrong with it.
+# Above the brokers' default of 1 MiB: a dead letter is an event of up to that size plus its errors.
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 DELIVERY_SECONDS = 30
-# A broker may keep replaced and deleted values for weeks, longer where little is written; erased words must go sooner.
-# And it never compacts the newest segment of a partition, which it lets grow to 1 GiB by default.
-_CHANGELOG = {
+# Erased text must not stay in a changelog for weeks, as by default where little is written. The active segment, which
+# brokers never compact, is bounded for the same reason (default: 1 GiB).
+_CHANGELOG_CONFIG = {
     "cleanup.policy": "compact",
     "max.compaction.lag.ms": str(24 * 3600 * 1000),
     "segment.bytes": str(64 << 20),
     "max.message.bytes": str(MAX_REQUEST_BYTES),
 }
-# A wrong address is a common mistake, and half a minute of silence says nothing.
+# A wrong address is a common mistake, which should not take kafka-python's half minute to be reported.
 BOOTSTRAP_SECONDS = 8
 
 
 def partition_of(key: str, partitions: int) -> int:
-    """The partition that Kafka's Java client, kafka-python and aiokafka choose for ``key``."""
+    """The partition of ``key`` by the default partitioner (murmur2) of the Java client, kafka-python and aiokafka."""
     return int((murmur2(key.encode()) & 0x7FFFFFFF) % partitions)
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Address and credentials of the brokers, in the options that kafka-python and aiokafka share.
+    """Address and credentials of the brokers, as the options that kafka-python and aiokafka share.
 
-    ``streams.worker.app`` makes Faust's from them.
+    ``streams.worker.app`` converts them for Faust.
     """
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers.split(","),
@@ -57,7 +57,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def _tls_context(settings: KafkaSettings) -> ssl.SSLContext:
-    """Verifies the broker against the named (else the system's) authorities; with a certificate, proves who we are."""
+    """Verifies the broker against the configured (else the system's) authorities; mutual TLS with a certificate."""
     context = ssl.create_default_context(cafile=settings.ssl_cafile)
     if settings.ssl_certfile:
         password = settings.ssl_key_password
@@ -67,11 +67,11 @@ def _tls_context(settings: KafkaSettings) -> ssl.SSLContext:
     return context
 
 
-def _connected(client: Callable[..., Any], settings: KafkaSettings, *topics: str, **options: Any) -> Any:
-    """A client of kafka-python that has reached a broker.
+def _connect(client: Callable[..., Any], settings: KafkaSettings, *topics: str, **options: Any) -> Any:
+    """A connected client of kafka-python.
 
     Raises:
-        NoBrokerError: none answers within ``BOOTSTRAP_SECONDS``.
+        NoBrokerError: no broker answers within ``BOOTSTRAP_SECONDS``.
     """
     try:
         return client(
@@ -82,12 +82,15 @@ def _connected(client: Callable[..., Any], settings: KafkaSettings, *topics: str
 
 
 class Publisher:
-    """Publishes events and returns only when the brokers have them; making one raises ``NoBrokerError``."""
+    """Synchronous producer with ``acks=all``: ``flush`` returns when the brokers have acknowledged every message.
+
+    The constructor raises ``NoBrokerError``.
+    """
 
     def __init__(self, settings: KafkaSettings, delivery_seconds: int = DELIVERY_SECONDS) -> None:
         self._settings = settings
         self._delivery_seconds = delivery_seconds
-        self._producer = _connected(
+        self._producer = _connect(
             KafkaProducer,
             settings,
             acks="all",
@@ -100,7 +103,7 @@ class Publisher:
         self._pending: list[tuple[str, Any]] = []
 
     def send(self, topic: Topic, event: Event, *, key: str, partition_by: str | None = None) -> None:
-        """Hand over one event; ``flush`` waits for it. ``partition_by`` places it by another value than its key."""
+        """Enqueue one event; ``flush`` waits for it. ``partition_by`` replaces the key as input of the partitioner."""
         self.send_raw(topic, event.encode(), key=key, partition_by=partition_by)
 
     def send_raw(
@@ -113,53 +116,53 @@ class Publisher:
         partition: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
     ) -> Any:
-        """Like ``send``, for bytes that are an event already, or that never were one.
+        """Like ``send``, for bytes.
 
-        Returns kafka-python's future of where the record landed, which is known once ``flush`` has returned.
+        Returns kafka-python's future of the record's metadata, which is done once ``flush`` has returned.
 
         Raises:
-            PublishError: the brokers cannot be reached, or the message is too large for the client.
+            PublishError: the brokers do not answer, or the message is too large for the client.
         """
         name = topic.named(self._settings.topic_prefix)
         if partition_by is not None:
-            partition = partition_of(partition_by, len(self._producer.partitions_for(name)))
+            partition = partition_of(partition_by, len(self._partitions(name)))
         raw_key = key.encode() if isinstance(key, str) else key
-        return self._hand_over(name, value=value, key=raw_key, partition=partition, headers=list(headers))
+        return self._enqueue(name, value=value, key=raw_key, partition=partition, headers=list(headers))
 
     def broadcast(self, topic: Topic, event: Event) -> None:
         """Like ``send``, once to every partition."""
         name = topic.named(self._settings.topic_prefix)
-        for partition in sorted(self._producer.partitions_for(name)):
-            self._hand_over(name, value=event.encode(), partition=partition)
+        for partition in self._partitions(name):
+            self._enqueue(name, value=event.encode(), partition=partition)
 
-    def _hand_over(self, name: str, **message: Any) -> Any:
-        try:
+    def _partitions(self, name: str) -> list[int]:
+        with _publish_errors(name):
+            return sorted(self._producer.partitions_for(name))
+
+    def _enqueue(self, name: str, **message: Any) -> Any:
+        with _publish_errors(name):
             future = self._producer.send(name, **message)
-        except KafkaError as error:
-            raise PublishError(name, error) from error
         self._pending.append((name, future))
         return future
 
     def flush(self) -> None:
-        """Wait until everything handed over is acknowledged.
+        """Wait until every message is acknowledged.
 
         Raises:
-            PublishError: something was not, within the delivery time; the topic and the reason are named.
+            PublishError: one was not, within the delivery time; topic and reason are named.
         """
         pending, self._pending = self._pending, []
         for topic, future in pending:
-            try:
+            with _publish_errors(topic):
                 future.get(timeout=self._delivery_seconds + 5)
-            except KafkaError as error:
-                raise PublishError(topic, error) from error
 
     def publish(self, topic: Topic, event: Event, *, key: str, partition_by: str | None = None) -> None:
-        """Send one event and wait for it; raises like ``flush``."""
+        """Send one event and wait for its acknowledgement; raises like ``flush``."""
         self.send(topic, event, key=key, partition_by=partition_by)
         self.flush()
 
     def close(self) -> None:
-        """Flush what is left and disconnect."""
+        """Flush and disconnect."""
         try:
             self.flush()
         finally:
@@ -173,13 +176,21 @@ class Publisher:
 
 
 @contextmanager
+def _publish_errors(topic: str) -> Iterator[None]:
+    try:
+        yield
+    except KafkaError as error:
+        raise PublishError(topic, error) from error
+
+
+@contextmanager
 def consumer(settings: KafkaSettings, *topics: Topic, group: str | None = None, **options: Any) -> Iterator[Any]:
-    """A kafka-python consumer of ``topics`` that starts at the earliest event and commits only when told.
+    """A kafka-python consumer of ``topics``, from the earliest offset and without automatic commits.
 
     Raises:
         NoBrokerError: no broker answers.
     """
-    client = _connected(
+    client = _connect(
         KafkaConsumer,
         settings,
         *(topic.named(settings.topic_prefix) for topic in topics),
@@ -195,17 +206,17 @@ def consumer(settings: KafkaSettings, *topics: Topic, group: str | None = None, 
 
 
 def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs: tuple[str, ...] = ()) -> None:
-    """Create what is missing, and check that what is there has the partitions that co-partitioning needs.
+    """Create missing topics, and check that existing ones have the configured number of partitions (co-partitioning).
 
-    ``changelogs`` are names of topics that keep a table's state.
+    ``changelogs`` are full names of changelog topics.
 
     Raises:
         NoBrokerError: no broker answers.
-        PartitionCountError: an existing topic has another number of partitions than the settings say.
+        PartitionCountError: a topic has another number of partitions.
     """
     configs = {topic.named(settings.topic_prefix): topic.config for topic in topics}
-    configs |= dict.fromkeys(changelogs, _CHANGELOG)
-    admin = _connected(KafkaAdminClient, settings)
+    configs |= dict.fromkeys(changelogs, _CHANGELOG_CONFIG)
+    admin = _connect(KafkaAdminClient, settings)
     try:
         for name, config in configs.items():
             new = NewTopic(
@@ -214,22 +225,22 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs
                 replication_factor=settings.replication_factor,
                 topic_configs=config,
             )
-            _unless_there(admin, new)
-        found = _partition_counts(admin, list(configs))
+            _create_if_missing(admin, new)
+        counts = _partition_counts(admin, list(configs))
     finally:
         admin.close()
-    for name, count in found.items():
+    for name, count in counts.items():
         if count != settings.partitions:
             raise PartitionCountError(name, count, settings.partitions)
 
 
-# A topic that was created a moment ago is not known to every broker yet, and then shows no partitions.
-@retry(retry=retry_if_result(lambda found: 0 in found.values()), wait=wait_fixed(0.2), stop=stop_after_delay(15))
+# A broker that has not heard of a new topic yet reports no partitions.
+@retry(retry=retry_if_result(lambda counts: 0 in counts.values()), wait=wait_fixed(0.2), stop=stop_after_delay(15))
 def _partition_counts(admin: KafkaAdminClient, names: list[str]) -> dict[str, int]:
     return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
 
 
-def _unless_there(admin: KafkaAdminClient, topic: NewTopic) -> None:
+def _create_if_missing(admin: KafkaAdminClient, topic: NewTopic) -> None:
     try:
         admin.create_topics([topic], timeout_ms=15_000)
     except TopicAlreadyExistsError:

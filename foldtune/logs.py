@@ -1,4 +1,4 @@
-"""Structured logs: readable lines on a terminal, one JSON object a line elsewhere."""
+"""Structured logs: readable on a terminal, JSON Lines elsewhere."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ from foldtune.settings import Settings
 
 
 def configure_logs(settings: Settings) -> None:
-    """Send foldtune's log, and that of the libraries, to stderr, at the level of the settings."""
+    """Send the logs of foldtune and of libraries to stderr, at the configured level."""
     level = logging.getLevelNamesMapping()[settings.log_level]
     common: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -18,22 +18,22 @@ def configure_logs(settings: Settings) -> None:
     ]
     terminal: list[structlog.typing.Processor] = [structlog.dev.ConsoleRenderer()]
     file: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    shown = terminal if sys.stderr.isatty() else file
+    renderers = terminal if sys.stderr.isatty() else file
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*common, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *shown],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     logging.basicConfig(level=level, handlers=[handler])
-    for chatty in ("boto3", "botocore", "faust", "mode", "urllib3"):
-        logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
-    # The Kafka clients warn of what they then mend, and whenever a thread has waited for the processor.
+    for library in ("boto3", "botocore", "faust", "mode", "urllib3"):
+        logging.getLogger(library).setLevel(max(level, logging.WARNING))
+    # The Kafka clients warn about errors that they recover from, and whenever a thread was starved of CPU.
     for client in ("aiokafka", "kafka"):
         logging.getLogger(client).setLevel(max(level, logging.ERROR))
     structlog.configure(
-        processors=[*common, *shown],
+        processors=[*common, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

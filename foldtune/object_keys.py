@@ -3,13 +3,13 @@
 ==========================================  ==============================================================
 ``snapshots/REQUEST/``                      Parquet files and ``manifest.json`` of a request's snapshot
 ``jobs/REQUEST/``                           ``job.json`` and the ledger of its attempts (``launchers.ledger``)
-``checkpoints/REQUEST/VERSION/``            the state of a training between two steps
-``models/MODEL/VERSION/``                   a trained model, ``manifest.json`` last
+``checkpoints/REQUEST/VERSION/``            the checkpoint of a running training
+``models/MODEL/VERSION/``                   a trained model; ``manifest.json`` is written last
 ``statuses/REQUEST_ID.json``                the newest status of a request, for readers without Kafka
-``spend/MODEL/YYYY-MM.json``                what trainings on AWS Batch have cost
+``spend/MODEL/YYYY-MM.json``                cost of the model's trainings on AWS Batch, by month
 ==========================================  ==============================================================
 
-``REQUEST`` is the segment of a model name and request id, ``MODEL`` that of a model name.
+``REQUEST`` is the ``key_segment`` of model name and request id, ``MODEL`` that of the model name.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def key_segment(*names: str) -> str:
-    """One object key segment for untrusted names: a readable slug and a digest.
+    """One segment of an object key from untrusted names: a readable slug and a digest.
 
-    Distinct lists of names never share a segment, and no name can leave its prefix.
+    Distinct lists of names have distinct segments, and no name can escape its prefix.
     """
     digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
     readable = _UNSAFE.sub("-", names[-1]).strip("-")[:40]
@@ -32,7 +32,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Bucket and key of ``s3://BUCKET/KEY``.
 
     Raises:
-        ValueError: not such a URI.
+        ValueError: the URI has another form.
     """
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
@@ -43,7 +43,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def request_segment(model: str, request_id: str) -> str:
-    """The segment of a request, in the prefixes of its snapshot, its job and its checkpoints."""
+    """The segment of a request, in the keys of its snapshot, job and checkpoints."""
     return key_segment(model, request_id)
 
 
@@ -53,12 +53,12 @@ def snapshot_prefix(model: str, request_id: str) -> str:
 
 
 def job_prefix(model: str, request_id: str) -> str:
-    """The prefix of a request's job and of the ledger of its attempts."""
+    """The prefix of a request's job and of its ledger."""
     return f"jobs/{request_segment(model, request_id)}"
 
 
 def attempt_key(model: str, request_id: str, attempt: int, name: str) -> str:
-    """One file of the ledger: ``name`` of an attempt."""
+    """A file of an attempt in the ledger."""
     return f"{job_prefix(model, request_id)}/attempt-{attempt}.{name}"
 
 
@@ -68,7 +68,7 @@ def checkpoint_key(model: str, request_id: str, version: str) -> str:
 
 
 def model_prefix(model: str, version: str) -> str:
-    """The prefix of a version of a model."""
+    """The prefix of a model version."""
     return f"models/{key_segment(model)}/{version}"
 
 
@@ -78,5 +78,5 @@ def status_key(request_id: str) -> str:
 
 
 def spend_key(model: str, month: str) -> str:
-    """What a model's trainings have cost in a month (``YYYY-MM``)."""
+    """The cost of a model's trainings in a month (``YYYY-MM``)."""
     return f"spend/{key_segment(model)}/{month}.json"

@@ -1,10 +1,10 @@
-"""The object store: one small port, and S3 behind it (``foldtune.testing`` has one in memory)."""
+"""The port of the object store, and its implementation on S3 (``foldtune.testing`` has one in memory)."""
 
 import builtins
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-# All that boto3 raises; whoever calls it wraps these in an InfrastructureError.
+# All errors of boto3; callers of boto3 wrap them in an InfrastructureError.
 AWS_ERRORS = (Boto3Error, BotoCoreError, ClientError)
 
 
 class ObjectStore(Protocol):
-    """What foldtune needs of an object store. Keys are relative to one bucket."""
+    """An object store with conditional writes. Keys are relative to one bucket."""
 
     bucket: str
 
     def put(self, key: str, content: bytes) -> None:
-        """Write an object, whole or not at all."""
+        """Write an object atomically."""
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        """Write an object unless there is one; of several callers at most one gets ``True``.
+        """Write an object unless it exists; of concurrent callers at most one gets ``True``.
 
-        A caller whose write succeeded but whose answer was lost gets ``False`` on the retry: put something into the
-        content by which you know your own.
+        If the response to a successful write is lost, the retry returns ``False``: to tell, put a unique id into the
+        content.
         """
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        """An object's bytes, and the ETag of this version for ``put_if_match``; raises like ``get``."""
+        """An object's bytes and the ETag of this version, for ``put_if_match``; raises like ``get``."""
 
     def put_if_match(self, key: str, content: bytes, etag: str) -> bool:
-        """Overwrite the version with this ETag; of several callers at most one gets ``True``.
+        """Overwrite the version with this ETag; of concurrent callers at most one gets ``True``.
 
-        A caller whose answer was lost gets ``False`` on the retry, as with ``put_if_absent``.
+        If the response is lost, the retry returns ``False``, as with ``put_if_absent``.
         """
 
     def put_file(self, key: str, path: Path) -> None:
-        """Upload a file, in parts where it is large."""
+        """Upload a file; a large one in parts."""
 
     def get(self, key: str) -> bytes:
         """An object's bytes.
 
         Raises:
-            ObjectMissingError: there is none.
+            ObjectMissingError: the object does not exist.
         """
 
     def get_file(self, key: str, path: Path) -> None:
@@ -64,7 +64,7 @@ class ObjectStore(Protocol):
         """The keys under a prefix, sorted."""
 
     def delete(self, key: str) -> None:
-        """Delete an object; without effect where there is none."""
+        """Delete an object; no effect if it does not exist."""
 
     def uri(self, key: str) -> str:
         """The object's ``s3://`` address."""
@@ -74,7 +74,7 @@ class ObjectStore(Protocol):
         """The key of an address in this bucket.
 
         Raises:
-            ValueError: it lies in another bucket.
+            ValueError: the address is in another bucket.
         """
         bucket, key = split_uri(uri)
         if bucket != self.bucket:
@@ -84,9 +84,9 @@ class ObjectStore(Protocol):
 
 
 class S3ObjectStore(ObjectStore):
-    """Amazon S3, or any server that speaks its protocol and honours conditional writes.
+    """Amazon S3, or any server with its API and conditional writes.
 
-    Every method raises ``ObjectStoreError`` if the store does not complete the request; boto3 has retried by then.
+    Every method raises ``ObjectStoreError`` if the store does not complete the request, after boto3's own retries.
     """
 
     def __init__(self, settings: S3Settings) -> None:
@@ -102,76 +102,68 @@ class S3ObjectStore(ObjectStore):
                 retries={"mode": "standard", "max_attempts": 5},
                 connect_timeout=5,
                 read_timeout=60,
-                # A self-hosted server has one host name, not one for each bucket.
+                # A self-hosted server has one host name for all buckets.
                 s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
             ),
         )
 
     def put(self, key: str, content: bytes) -> None:
-        with self._errors(key):
+        with self._wrapped_errors(key):
             self._client.put_object(Bucket=self.bucket, Key=key, Body=content)
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
-        # 412: it exists. 409: another writer is writing it at this moment, and will have been first.
-        with self._errors(key), self._refused(409, 412) as refused:
-            self._client.put_object(Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*")
-        return not refused
+        # 412: the object exists. 409: a concurrent write of it is in progress.
+        return self._put_on_condition(key, content, {409, 412}, IfNoneMatch="*")
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        with self._errors(key, may_be_missing=True):
-            answer = self._client.get_object(Bucket=self.bucket, Key=key)
-            return answer["Body"].read(), answer["ETag"]
+        with self._wrapped_errors(key, may_be_missing=True):
+            response = self._client.get_object(Bucket=self.bucket, Key=key)
+            return response["Body"].read(), response["ETag"]
 
     def put_if_match(self, key: str, content: bytes, etag: str) -> bool:
-        # 404: it was deleted meanwhile.
-        with self._errors(key), self._refused(404, 409, 412) as refused:
-            self._client.put_object(Bucket=self.bucket, Key=key, Body=content, IfMatch=etag)
-        return not refused
+        # 404: the object was deleted in the meantime.
+        return self._put_on_condition(key, content, {404, 409, 412}, IfMatch=etag)
 
     def put_file(self, key: str, path: Path) -> None:
-        with self._errors(key):
+        with self._wrapped_errors(key):
             self._client.upload_file(str(path), self.bucket, key)
 
     def get(self, key: str) -> bytes:
         return self.get_with_etag(key)[0]
 
     def get_file(self, key: str, path: Path) -> None:
-        with self._errors(key, may_be_missing=True):
+        with self._wrapped_errors(key, may_be_missing=True):
             self._client.download_file(self.bucket, key, str(path))
 
     def list(self, prefix: str) -> builtins.list[str]:
-        with self._errors(prefix):
+        with self._wrapped_errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
 
     def delete(self, key: str) -> None:
-        with self._errors(key):
+        with self._wrapped_errors(key):
             self._client.delete_object(Bucket=self.bucket, Key=key)
 
+    def _put_on_condition(self, key: str, content: bytes, failed: set[int], **condition: Any) -> bool:
+        """Whether the object was written; ``failed`` are the HTTP statuses of a condition that is not met."""
+        with self._wrapped_errors(key):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=key, Body=content, **condition)
+            except ClientError as error:
+                if _status(error) in failed:
+                    return False
+                raise
+        return True
+
     @contextmanager
-    def _errors(self, key: str, *, may_be_missing: bool = False) -> Iterator[None]:
+    def _wrapped_errors(self, key: str, *, may_be_missing: bool = False) -> Iterator[None]:
         try:
             yield
         except AWS_ERRORS as error:
-            if may_be_missing and _status(error) == 404:
+            if may_be_missing and isinstance(error, ClientError) and _status(error) == 404:
                 raise ObjectMissingError(self.uri(key)) from error
             raise ObjectStoreError(self.uri(key), error) from error
 
-    @contextmanager
-    def _refused(self, *statuses: int) -> Iterator[builtins.list[int]]:
-        """A list that holds the HTTP status if the store refused with one of ``statuses``."""
-        refused: builtins.list[int] = []
-        try:
-            yield refused
-        except ClientError as error:
-            if (status := _status(error)) not in statuses:
-                raise
-            refused.append(status)
 
-
-def _status(error: Exception) -> int:
-    return (
-        int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if isinstance(error, ClientError)
-        else 0
-    )
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,7 +1,7 @@
-"""What is wrong with an event, in words: a validation error as lines that each name a field and its bound."""
+"""Turns a pydantic validation error into lines for people, each of which names a field and its bound."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from foldtune.events import REQUEST_ID
 from foldtune.knobs import MODEL_NAME
 
-# An event may be wrong in many thousand places; the first ones are told.
-_REASONS = 20
-# How pydantic tells the arms of a union apart in an error's location.
-_UNION_ARM = re.compile(r"constrained-\w+|literal\[.*\]")
+# An event may have many thousand errors; only the first ones are reported.
+_MAX_ERRORS = 20
+# Location parts by which pydantic distinguishes the members of a union.
+_UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]")
 _SHOULD = "Input should be "
 _PATTERNS = {
     MODEL_NAME: "1 to 64 lower-case letters, digits and any of . _ -, with a letter or digit at both ends",
@@ -21,18 +21,18 @@ _PATTERNS = {
 }
 
 
-# In a word, for counting: no event at all, one over the bound of its whole size, or one that breaks a rule.
+# A label for metrics: undecodable, over the size limit of the whole event, or against a rule.
 RejectedKind = Literal["unreadable", "oversized", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """One event, or one log of an envelope, that cannot be taken, and why: each reason names a field and a bound."""
+    """A rejected event, or one rejected log of a batch; each reason names a field and a bound."""
 
     offset: int
     position: int
     reasons: tuple[str, ...]
-    # The part of the message that it concerns, so that it can be mended and replayed alone.
+    # The rejected part of the message, so that it can be replayed by itself.
     value: bytes
     kind: RejectedKind = "invalid"
 
@@ -41,32 +41,38 @@ Location = tuple[int | str, ...]
 
 
 def field_of(location: Location) -> str:
-    """A place in an event as its path."""
+    """The dotted path of a field."""
     return ".".join(map(str, location)) or "event"
 
 
 def reasons_of(error: ValidationError, named: Callable[[Location], str] = field_of) -> tuple[str, ...]:
-    """A validation error as lines that say which field is wrong, as ``named`` names it, and what its bound is."""
-    # What may be of several types is refused once for each: one reason that names all of them.
-    found: dict[str, list[str]] = {}
-    for item in error.errors(include_url=False)[:_REASONS]:
-        location = tuple(part for part in item["loc"] if not _UNION_ARM.fullmatch(str(part)))
-        found.setdefault(named(location), []).append(_what_is_wrong(item))
-    return tuple(
-        f"{field}: {first}{''.join(f' or {other.removeprefix(_SHOULD)}' for other in others)}"
-        for field, (first, *others) in found.items()
-    )
+    """One line for each invalid field: its name, as ``named`` formats it, and its bound."""
+    return tuple(f"{named(location)}: {reason}" for location, reason, _ in invalid_fields(error))
 
 
-def _what_is_wrong(item: Any) -> str:
-    if item["type"] == "extra_forbidden":
-        return "no such name is known"
-    if item["type"] == "string_pattern_mismatch" and (words := _PATTERNS.get(item["ctx"]["pattern"])):
+def invalid_fields(error: ValidationError) -> Iterator[tuple[Location, str, Any]]:
+    """Each invalid field: its location, the reason, and pydantic's details of it.
+
+    A field that may be of several types is one item: its reason lists all of them.
+    """
+    fields: dict[Location, list[Any]] = {}
+    for details in error.errors(include_url=False)[:_MAX_ERRORS]:
+        location = tuple(part for part in details["loc"] if not _UNION_MEMBER.fullmatch(str(part)))
+        fields.setdefault(location, []).append(details)
+    for location, (first, *others) in fields.items():
+        alternatives = [f" or {_reason(other).removeprefix(_SHOULD)}" for other in others]
+        yield location, "".join([_reason(first), *alternatives]), first
+
+
+def _reason(details: Any) -> str:
+    if details["type"] == "extra_forbidden":
+        return "unknown field"
+    if details["type"] == "string_pattern_mismatch" and (words := _PATTERNS.get(details["ctx"]["pattern"])):
         return f"{_SHOULD}{words}"
-    return str(item["msg"]).removeprefix("Value error, ")
+    return str(details["msg"]).removeprefix("Value error, ")
 
 
 def kind_of(error: ValidationError) -> RejectedKind:
-    """Whether an event could be read at all."""
-    unreadable = any(item["type"] == "json_invalid" for item in error.errors(include_url=False))
+    """Whether the event is not JSON at all, or breaks a rule."""
+    unreadable = any(details["type"] == "json_invalid" for details in error.errors(include_url=False))
     return "unreadable" if unreadable else "invalid"

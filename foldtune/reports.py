@@ -1,4 +1,4 @@
-"""Reports of launchers and trainers on a run; the coordinator turns them into the request's status."""
+"""Status reports of launchers and trainers, which the coordinator turns into the request's status."""
 
 from foldtune.events import FineTuneStatus
 from foldtune.kafka import Publisher
@@ -6,5 +6,5 @@ from foldtune.topics import Topic
 
 
 def publish_report(publisher: Publisher, status: FineTuneStatus) -> None:
-    """Publish a report and wait until the brokers have it; raises ``PublishError``."""
+    """Publish a report and wait for its acknowledgement; raises ``PublishError``."""
     publisher.publish(Topic.TRAINING_REPORTS, status, key=status.request_id, partition_by=status.model)

@@ -1,7 +1,7 @@
-"""Kafka credentials from AWS Secrets Manager, for functions and trainings, in the form of Lambda's event sources.
+"""Kafka credentials from AWS Secrets Manager, in the format of Lambda's event source mappings.
 
-Such a secret is a JSON object with ``username`` and ``password``, or with ``certificate``, ``privateKey`` and perhaps
-``privateKeyPassword``; that of an authority has ``certificate`` alone. All texts are PEM.
+A secret is a JSON object with ``username`` and ``password``, or with ``certificate``, ``privateKey`` and optionally
+``privateKeyPassword``; that of a CA has ``certificate`` only. Certificates and keys are PEM.
 """
 
 import tempfile
@@ -30,19 +30,19 @@ class _Secret(BaseModel):
 
 @contextmanager
 def kafka_with_secrets(settings: Settings) -> Iterator[KafkaSettings]:
-    """The Kafka settings with what their secrets hold now, for as long as clients are made of them.
+    """The Kafka settings with the current values of their secrets; certificate files exist until the context ends.
 
     Raises:
-        SecretError: a secret is not of the form above.
+        SecretError: a secret cannot be read, or has another format.
     """
     kafka = settings.kafka
     with tempfile.TemporaryDirectory(prefix="foldtune-tls-") as folder:
         changes: dict[str, object] = {}
         if kafka.secret_arn:
-            changes |= _credentials(_read(kafka.secret_arn, settings), kafka.secret_arn, Path(folder))
+            changes |= _credentials(_read_secret(kafka.secret_arn, settings), kafka.secret_arn, Path(folder))
         if kafka.ca_secret_arn:
-            authority = _read(kafka.ca_secret_arn, settings).certificate
-            changes["ssl_cafile"] = _written(Path(folder, "authority.pem"), authority, kafka.ca_secret_arn)
+            authority = _read_secret(kafka.ca_secret_arn, settings).certificate
+            changes["ssl_cafile"] = _write_pem(Path(folder, "authority.pem"), authority, kafka.ca_secret_arn)
         yield KafkaSettings.model_validate(kafka.model_dump() | changes)
 
 
@@ -50,20 +50,20 @@ def _credentials(secret: _Secret, name: str, folder: Path) -> dict[str, object]:
     if secret.username and secret.password:
         return {"sasl_username": secret.username, "sasl_password": secret.password}
     return {
-        "ssl_certfile": _written(folder / "certificate.pem", secret.certificate, name),
-        "ssl_keyfile": _written(folder / "key.pem", secret.private_key, name),
+        "ssl_certfile": _write_pem(folder / "certificate.pem", secret.certificate, name),
+        "ssl_keyfile": _write_pem(folder / "key.pem", secret.private_key, name),
         "ssl_key_password": secret.private_key_password,
     }
 
 
-def _written(path: Path, pem: str | None, name: str) -> Path:
+def _write_pem(path: Path, pem: str | None, name: str) -> Path:
     if not pem:
         raise SecretError(name, f"no {path.stem}")
     path.write_text(pem)
     return path
 
 
-def _read(name: str, settings: Settings) -> _Secret:
+def _read_secret(name: str, settings: Settings) -> _Secret:
     try:
         client = boto3.client("secretsmanager", region_name=settings.s3.region)
         return _Secret.model_validate_json(client.get_secret_value(SecretId=name).get("SecretString", ""))

@@ -1,32 +1,55 @@
-"""One model of every setting, read from the environment (``FOLDTUNE_…``) and from ``foldtune.toml``.
+"""All settings, read from the environment (``FOLDTUNE_…``) and from ``foldtune.toml``; the environment wins.
 
-Nested fields take a double underscore: ``FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS``. The environment wins over the file.
+Nested fields take a double underscore: ``FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS``. A section or a list may be given as JSON.
 """
 
 import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
+from foldtune.errors import InvalidSettingsError
 from foldtune.events import MAX_PASSAGES, ModelReference
 from foldtune.knobs import DatasetKnobs, ModelName, TrainingKnobs, WeightKnobs
+from foldtune.reasons import Location, field_of, invalid_fields
 
 ENV_PREFIX = "FOLDTUNE_"
+SETTINGS_FILE = "foldtune.toml"
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Section(BaseModel):
-    """A group of settings; an unknown name in it is a mistake, not an extension."""
+    """A group of settings; an unknown name in it is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class KafkaSettings(Section):
-    """How every client reaches Kafka."""
+    """Connection of every Kafka client, and the layout of the topics."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -37,7 +60,7 @@ class KafkaSettings(Section):
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
     ssl_key_password: SecretStr | None = None
-    # Secrets of AWS Secrets Manager that functions and trainings read: the ones that the event source is given.
+    # ARNs in AWS Secrets Manager, the same as Lambda's event source mapping has; read by functions and trainings.
     secret_arn: str | None = None
     ca_secret_arn: str | None = None
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$")] = ""
@@ -46,7 +69,7 @@ class KafkaSettings(Section):
 
 
 class S3Settings(Section):
-    """Where objects go. Without keys, the usual AWS chain (role, profile, environment) is used."""
+    """The bucket. Without keys, boto3's default credential chain (role, profile, environment) applies."""
 
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$")] = "foldtune"
     endpoint_url: str | None = None
@@ -56,7 +79,7 @@ class S3Settings(Section):
 
 
 class Bounds(Section):
-    """What an event may hold; over a bound it goes to the dead letters, with the field and the bound named."""
+    """Limits of events; one that exceeds any goes to the dead letters, with the field and the bound named."""
 
     question_bytes: PositiveInt = 4 * 1024
     passage_bytes: PositiveInt = 64 * 1024
@@ -66,9 +89,9 @@ class Bounds(Section):
 
 
 class SetLimits(Section):
-    """How far back a folder's rolling training set reaches; the oldest log goes first, whichever bound it breaks.
+    """Retention of a folder's rolling training set: when any limit is exceeded, the oldest logs are dropped.
 
-    Documents are the corpus, not examples: of each its newest version stays until it is deleted.
+    Documents are the corpus, not examples: the newest version of each is retained until it is deleted.
     """
 
     max_age: timedelta = timedelta(days=365)
@@ -77,7 +100,7 @@ class SetLimits(Section):
 
 
 class Sets(SetLimits):
-    """The limits of the training sets, with exceptions by folder."""
+    """The limits of all training sets, with overrides by folder."""
 
     folders: dict[str, SetLimits] = {}
 
@@ -87,7 +110,7 @@ class Sets(SetLimits):
 
 
 class LabelWeights(Section):
-    """How much a label is trusted, by what the user and the agent did; ``None`` takes no example of that kind."""
+    """Weight of an example by the origin of its label; ``None`` excludes examples of that kind."""
 
     corrected: Annotated[float, Field(gt=0, le=1)] = 1.0
     liked: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -100,24 +123,24 @@ class WorkerSettings(Section):
     """The stream worker."""
 
     app_id: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,64}$")] = "foldtune"
-    # Named, a restarted worker takes its partitions back at once, without waiting for its old session to expire.
+    # Kafka's static membership: a restarted worker gets its partitions back before its old session expires.
     instance_id: str | None = None
     data_dir: Path = Path(".foldtune/worker")
     session_timeout: timedelta = timedelta(seconds=30)
-    # Segments are written per block of records: a larger block makes fewer, wider segments.
+    # Records per segment: larger blocks make fewer and larger segments.
     block_records: Annotated[int, Field(ge=1, le=10_000)] = 5_000
     snapshot_timeout: timedelta = timedelta(minutes=15)
     catch_up_timeout: timedelta = timedelta(minutes=2)
     min_examples: PositiveInt = 20
-    # Copies of each partition's state on other workers, which take it over without rebuilding it.
+    # Replicas of each partition's state on other workers, which take over without recovery from the changelog.
     standby_replicas: Annotated[int, Field(ge=0, le=16)] = 0
-    # Where metrics and health are served; without a port nowhere, with 0 on any free one, which the log names.
+    # Address of metrics and health checks; no server without a port, any free port (named in the log) with 0.
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
 
 class PolicyRule(Section):
-    """Retrain ``model`` once its folders hold ``new_examples`` labelled logs that its last training did not see."""
+    """Retrain ``model`` once its folders have ``new_examples`` labelled logs since its last training."""
 
     model: ModelName
     folders: tuple[str, ...] | None = None
@@ -129,42 +152,46 @@ class PolicyRule(Section):
 
 
 class PolicySettings(Section):
-    """Automatic retraining; off while there are no rules."""
+    """Automatic retraining; off without rules."""
 
     rules: tuple[PolicyRule, ...] = ()
     interval: timedelta = timedelta(seconds=10)
 
 
-class TrainerSettings(Section):
-    """The training job and the launcher that starts it."""
+def _reference(value: object) -> object:
+    """A model reference given as plain text is its URI."""
+    return {"uri": value} if isinstance(value, str) else value
 
-    base_model: ModelReference = ModelReference(
+
+class TrainerSettings(Section):
+    """The training job and its launcher."""
+
+    base_model: Annotated[ModelReference, BeforeValidator(_reference)] = ModelReference(
         uri="hf://sentence-transformers/all-MiniLM-L6-v2", revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
     )
-    # A file:// model is read only from below these folders: a request must not choose what is read on this machine.
+    # file:// models are read only from below these folders: a request must not be able to read any file.
     model_folders: tuple[Path, ...] = ()
     work_dir: Path = Path(".foldtune/jobs")
     max_duration: timedelta = timedelta(hours=12)
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 2
-    # What a training that is killed without warning has to do again; SIGTERM costs it no step.
+    # At most this much training is lost with SIGKILL; SIGTERM loses no step.
     checkpoint_interval: timedelta = timedelta(minutes=10)
-    # Also write the finished model as model.onnx; needs the extra ``onnx``.
+    # Also export the model as model.onnx; needs the extra ``onnx``.
     onnx: bool = False
-    # Each training's curves, step by step, in a folder of its own below this one; needs the extra ``tensorboard``.
+    # TensorBoard logs, one folder per training; needs the extra ``tensorboard``.
     tensorboard_dir: Path | None = None
 
 
 class BatchSettings(Section):
-    """AWS Batch, where it runs the trainings. Its region is that of the bucket."""
+    """AWS Batch as the launcher of trainings, in the region of the bucket."""
 
     job_queue: str = "foldtune"
     job_definition: str = "foldtune-trainer"
     log_group: str = "/aws/batch/job"
-    # The instance types that a job may get, each with its price in US dollars an hour, On-Demand; the dearest price is
-    # reckoned with.
+    # Allowed instance types, and On-Demand prices in US dollars per hour; budgets assume the highest price.
     instance_types: tuple[str, ...] = ()
     hourly_prices: Annotated[dict[str, PositiveFloat], Field(min_length=1)] = {"g5.xlarge": 1.006}
-    # What one job may cost at most, attempts by timeout by price; and all jobs of a model in one month (UTC).
+    # Budget of one job (attempts x timeout x price), and of all jobs of a model in one month (UTC).
     max_job_dollars: PositiveFloat = 30.0
     max_month_dollars: PositiveFloat = 300.0
 
@@ -177,18 +204,18 @@ class BatchSettings(Section):
 
 
 class ScheduleSettings(Section):
-    """What the scheduled function asks for; when is the schedule's own affair."""
+    """Models that the scheduled function requests; the time is set in EventBridge."""
 
     models: tuple[ModelName, ...] = ()
 
 
 class Settings(BaseSettings):
-    """Everything that foldtune reads from its surroundings."""
+    """All settings."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         env_nested_delimiter="__",
-        toml_file="foldtune.toml",
+        toml_file=SETTINGS_FILE,
         extra="forbid",
         frozen=True,
     )
@@ -214,8 +241,22 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment, then the file: the nearer to the command, the stronger."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        """Precedence: arguments, the environment, the file."""
+        return init_settings, _Environment(settings_cls), TomlConfigSettingsSource(settings_cls)
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, where text that is not JSON is left to validation, whose errors name the variable."""
+
+    def explode_env_vars(self, field_name: str, field: FieldInfo, env_vars: Mapping[str, str | None]) -> dict[str, Any]:
+        # A section's own variable first: the variables of its fields are merged into it, not replaced by it.
+        return super().explode_env_vars(field_name, field, dict(sorted(env_vars.items())))
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return _reference(value) if field and field.annotation is ModelReference else value
 
 
 @cache
@@ -223,14 +264,70 @@ def load_settings() -> Settings:
     """The process's settings, read once.
 
     Raises:
-        pydantic.ValidationError: a setting is unknown or out of its bounds; the message names it.
+        InvalidSettingsError: settings are unknown or out of bounds; each is named with its variable.
     """
-    return Settings()
+    try:
+        return Settings()
+    except ValidationError as error:
+        # Without the cause, whose text contains the values of secrets.
+        raise InvalidSettingsError("; ".join(_explanations(error))) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettingsError(f"{SETTINGS_FILE}: {error}") from error
+
+
+def _explanations(error: ValidationError) -> Iterator[str]:
+    """One line for each invalid setting: its variable, what is expected, and its value unless that may be secret."""
+    for location, reason, details in invalid_fields(error):
+        kind, value = _type_of(location), details["input"]
+        match details["type"]:
+            case "extra_forbidden":
+                expected = "unknown setting"
+            case "model_type" if kind is not None:
+                first = _variable((*location, next(iter(kind.model_fields))))
+                expected = f"is a section, as JSON or as one variable per field ({first}, …)"
+            case "tuple_type":
+                expected = "Input should be a list, as JSON"
+            case "dict_type":
+                expected = "Input should be an object, as JSON"
+            case _:
+                expected = reason
+        shown = kind is not None and isinstance(value, str | int | float) and not _holds_secret(kind)
+        yield f"{_source(location)}: {expected}{f', got {value!r:.100}' if shown else ''}"
+
+
+def _source(location: Location) -> str:
+    """Where a setting was given: its variable, those of its fields or that of its section, else the file."""
+    variables = {name.upper() for name in os.environ}
+    if fields := sorted(name for name in variables if name.startswith(f"{_variable(location)}__")):
+        return ", ".join(fields)
+    for length in range(len(location), 0, -1):
+        if (variable := _variable(location[:length])) in variables:
+            return variable if length == len(location) else f"{variable}, {field_of(location)}"
+    return f"{SETTINGS_FILE}, {field_of(location)}"
+
+
+def _variable(location: Location) -> str:
+    return f"{ENV_PREFIX}{'__'.join(map(str, location)).upper()}"
+
+
+def _type_of(location: Location) -> Any:
+    """The annotation of a setting; ``None`` for an unknown one, and inside lists and objects."""
+    kind: Any = Settings
+    for name in location:
+        if (field := getattr(kind, "model_fields", {}).get(name)) is None:
+            return None
+        kind = field.annotation
+    return kind
+
+
+def _holds_secret(kind: Any) -> bool:
+    fields = getattr(kind, "model_fields", {}).values()
+    return SecretStr in (kind, *get_args(kind)) or any(_holds_secret(field.annotation) for field in fields)
 
 
 def settings_environment(settings: Settings) -> dict[str, str]:
-    """The settings as the variables from which ``Settings()`` makes the same again; one JSON object a section."""
-    return {f"{ENV_PREFIX}{name.upper()}": _text(getattr(settings, name)) for name in type(settings).model_fields}
+    """The settings as environment variables for a child process, with secrets; one JSON object per section."""
+    return {_variable((name,)): _text(getattr(settings, name)) for name in type(settings).model_fields}
 
 
 def _text(value: object) -> str:

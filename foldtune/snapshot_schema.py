@@ -1,7 +1,7 @@
-"""The Parquet schemas of a snapshot: what a worker writes and a trainer reads.
+"""The Parquet schemas of a snapshot, which workers write and trainers read. Needs pyarrow (``foldtune-server``).
 
-A document is named by folder and id together: the id alone need not be unique. An example without a positive is a
-disliked answer; its ``negatives`` are hard-negative candidates for other examples with the same question.
+A document is identified by folder and id: the id alone need not be unique. An example without a positive is a disliked
+answer; its ``negatives`` are hard-negative candidates for other examples with the same question.
 """
 
 from enum import StrEnum
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 
 class Label(StrEnum):
-    """What the label of an example rests on, the strongest first."""
+    """The origin of an example's label, strongest first."""
 
     CORRECTED = "corrected"
     LIKED = "liked"
@@ -24,7 +24,7 @@ _PASSAGE = pa.struct(
     [
         pa.field("folder_id", pa.string(), nullable=False),
         pa.field("document_id", pa.string(), nullable=False),
-        # Set where the log carried the text; else it is that of the snapshot's document, if that is there.
+        # Set if the log carried the text; else the text is that of the document in the snapshot, if any.
         pa.field("text", pa.string()),
     ]
 )
@@ -37,10 +37,10 @@ _EXAMPLE_FIELDS: "list[pa.Field[Any]]" = [
     pa.field("conversation_id", pa.string()),
     pa.field("question", pa.string(), nullable=False),
     pa.field("positive", _PASSAGE),
-    # How the label came about: corrected, liked, cited, retrieved, or disliked (then there is no positive).
+    # A ``Label``; ``disliked`` has no positive.
     pa.field("label", pa.string(), nullable=False),
     pa.field("strength", pa.float32(), nullable=False),
-    # Retrieved but not cited: hard-negative candidates, in the order of their ranks.
+    # Hard-negative candidates by rank: retrieved but not cited.
     pa.field("negatives", pa.list_(_PASSAGE), nullable=False),
 ]
 EXAMPLES = pa.schema(_EXAMPLE_FIELDS)

@@ -1,4 +1,4 @@
-"""Reads a topic outside of any group: from its first event to its present end, or on and on."""
+"""Reads a whole topic without a consumer group: from the earliest offset to the current end, or endlessly."""
 
 import time
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ def read(
 ) -> Iterator[Any]:
     """Every ``ConsumerRecord`` of the topic, in order within each partition.
 
-    Ends at what was the end when it began, or with ``follow`` only at ``deadline`` (of ``time.monotonic()``).
+    Ends at the end offsets of the start, or with ``follow`` only at ``deadline`` (of ``time.monotonic()``).
 
     Raises:
-        TopicMissingError: the brokers do not know the topic.
+        TopicMissingError: the topic does not exist.
     """
     with consumer(settings) as client:
         name = topic.named(settings.topic_prefix)

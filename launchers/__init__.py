@@ -1,4 +1,5 @@
-"""Turns ``training-jobs`` into runs, each once: locally as a subprocess, on AWS as a job of AWS Batch.
+"""Runs each job of ``training-jobs`` once: as a subprocess of this machine, or as a job of AWS Batch.
 
-The port is ``port.py``; the way in is ``job_consumer.py`` for a process, ``infra.aws.handlers`` for functions.
+``port.py`` is the port that a launcher implements, ``execution.py`` the state machine that drives any of them. It is
+called by ``job_consumer.py`` in a process and by ``batch/dispatcher.py`` in functions.
 """

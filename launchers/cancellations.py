@@ -1,4 +1,4 @@
-"""Which requests were cancelled, as the coordinator has published it."""
+"""Which requests were cancelled, as published by the coordinator."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ log = structlog.get_logger(__name__)
 
 
 class Cancellations:
-    """Follows ``fine-tune-status`` from its beginning; the topic is compacted, so that is one status a request."""
+    """Reads ``fine-tune-status`` from its beginning; the topic is compacted, so that is one status per request."""
 
     def __init__(self, consumer: Any, topic: str) -> None:
         """``consumer`` belongs to no group and has no topics yet."""
@@ -26,27 +26,32 @@ class Cancellations:
         return request_id in self._cancelled
 
     def refresh(self) -> None:
-        """Read what is there, without waiting for more."""
-        for records in self._consumer.poll(timeout_ms=0).values():
-            for record in records:
-                self._take(record)
+        """Read what is available, without waiting for more."""
+        self._poll(timeout_ms=0)
 
     def catch_up(self) -> None:
-        """Read up to the present end, so that nothing cancelled before is started."""
+        """Read up to the present end, so that no job is started whose request was cancelled before."""
         ends = self._consumer.end_offsets(self._consumer.assignment())
         while any(self._consumer.position(partition) < end for partition, end in ends.items()):
-            for records in self._consumer.poll(timeout_ms=200).values():
-                for record in records:
-                    self._take(record)
+            self._poll(timeout_ms=200)
 
-    def _take(self, record: Any) -> None:
+    def _poll(self, timeout_ms: int) -> None:
+        for records in self._consumer.poll(timeout_ms=timeout_ms).values():
+            for record in records:
+                self._add(record)
+
+    def _add(self, record: Any) -> None:
         if record.value is None:
             return
         try:
             status = FineTuneStatus.model_validate_json(record.value)
         except ValidationError as error:
             log.warning(
-                "unreadable status", partition=record.partition, offset=record.offset, errors=error.error_count()
+                "invalid status skipped",
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                error=f"{error.error_count()} validation errors",
             )
             return
         if status.state is State.CANCELLED:

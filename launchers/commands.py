@@ -22,13 +22,13 @@ app = typer.Typer(add_completion=False)
 def launcher(
     parallel: Annotated[int, typer.Option(min=1, max=64, help="Jobs that run at a time.")] = 1,
 ) -> None:
-    """Run training jobs on this machine until SIGINT or SIGTERM; jobs that this ends are run again by the next."""
+    """Run training jobs on this machine until SIGINT or SIGTERM; the next launcher runs interrupted jobs again."""
     settings = load_settings()
     configure_logs(settings)
     stop = threading.Event()
     received: list[int] = []
 
-    def ask_to_stop(number: int, _frame: FrameType | None) -> None:
+    def request_stop(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         stop.set()
 
@@ -36,7 +36,7 @@ def launcher(
     create_topics(settings.kafka, (Topic.TRAINING_JOBS, *reports, Topic.DEAD_LETTERS))
     store = S3ObjectStore(settings.s3)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
+        signal.signal(number, request_stop)
     JobConsumer(settings, store, LocalLauncher(settings, store), parallel=parallel).run(stop)
     if signal.SIGINT in received:
         raise typer.Exit(130)

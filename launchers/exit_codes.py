@@ -1,17 +1,17 @@
-"""What the way in which a trainer ended means."""
+"""What a trainer's exit code means."""
 
 import signal
 
-from launchers.port import Ending, Outcome
+from launchers.port import Ending, RunOutcome
 from trainers.exit_codes import ExitCode
 
 
-def outcome_of(code: int, stopping: Outcome | None = None) -> Outcome:
-    """What an exit code means, of a process that was asked to end (``stopping``: why) or was not."""
+def outcome_of(code: int, stopping: RunOutcome | None = None) -> RunOutcome:
+    """The outcome of an exit code (``-N`` for signal N); ``stopping`` is that of a process that was asked to end."""
     if code == ExitCode.DONE:
-        return Outcome(ending=Ending.SUCCEEDED)
+        return RunOutcome(ending=Ending.SUCCEEDED)
     if code == ExitCode.IMPOSSIBLE:
-        return Outcome(ending=Ending.FAILED, announced=True, reasons=("the trainer refused the job",))
+        return RunOutcome(ending=Ending.FAILED, announced=True, reasons=("the trainer refused the job",))
     if stopping:
         return stopping
     if code < 0:
@@ -22,4 +22,4 @@ def outcome_of(code: int, stopping: Outcome | None = None) -> Outcome:
         reason = "the trainer could not finish and asks to be run again"
     else:
         reason = f"the trainer ended with exit code {code}"
-    return Outcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
+    return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))

@@ -1,8 +1,8 @@
-"""The loop that turns events of ``training-jobs`` into runs.
+"""Drives executions in a process: the loop that consumes ``training-jobs``.
 
-One thread does everything and never waits for a training: it polls Kafka all along, with its partitions paused while
-all places are taken, so the group keeps it as a member for the hours that a job takes. An event's offset is committed
-when its job is settled on the ledger; a launcher that is gone has its events delivered to another.
+One thread does everything and never waits for a training: it polls Kafka all the time, with its partitions paused while
+all slots are taken, so it stays a member of the group for the hours that a job takes. An event's offset is committed
+when its job is settled on the ledger; the events of a launcher that died are redelivered to another.
 """
 
 import threading
@@ -27,21 +27,54 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 from launchers.cancellations import Cancellations
 from launchers.execution import Execution
-from launchers.offsets import Offsets
+from launchers.heartbeats import HeartbeatOwnership
+from launchers.ledger import Ledger
+from launchers.ownership import LeaseOwnership
 from launchers.port import Launcher
 
 log = structlog.get_logger(__name__)
 
 GROUP = "foldtune-launcher"
-# A launcher that was killed is missed soon; a background thread beats for one that is alive.
+# A launcher that was killed leaves the group soon; one that is alive sends heartbeats from a background thread.
 _MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
 POLL_MILLISECONDS = 250
 # Longer than a trainer's grace to write its checkpoint.
 STOP_SECONDS = 45.0
 
 
+class InFlightOffsets:
+    """The events of one partition that are in flight, and how far it may be committed while several are."""
+
+    def __init__(self) -> None:
+        self._settled: dict[int, bool] = {}
+
+    def start(self, offset: int) -> bool:
+        """Add an offset; ``False`` where it is in flight already, redelivered after a rebalance."""
+        if offset in self._settled:
+            return False
+        self._settled[offset] = False
+        return True
+
+    def settle(self, offset: int) -> None:
+        """Mark an offset's event as done."""
+        self._settled[offset] = True
+
+    def committable(self) -> int | None:
+        """The offset up to which (exclusive) all events are settled; ``None`` while the oldest one is not."""
+        position = None
+        for offset in sorted(self._settled):
+            if not self._settled[offset]:
+                break
+            position = offset + 1
+        return position
+
+    def committed(self, position: int) -> None:
+        """Drop the offsets below a committed position."""
+        self._settled = {offset: settled for offset, settled in self._settled.items() if offset >= position}
+
+
 class JobConsumer:
-    """Carries out the events of ``training-jobs``, ``parallel`` at a time."""
+    """Runs the jobs of ``training-jobs``, ``parallel`` at a time."""
 
     def __init__(
         self,
@@ -56,11 +89,11 @@ class JobConsumer:
         self._launcher = launcher
         self._parallel = parallel
         self._executions: dict[tuple[TopicPartition, int], Execution] = {}
-        self._offsets: dict[TopicPartition, Offsets] = {}
+        self._offsets: dict[TopicPartition, InFlightOffsets] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Work until ``stop`` is set; then end the runs, which leaves their jobs to the next launcher."""
-        with self._connected() as (jobs, cancellations, publisher):
+        """Consume until ``stop`` is set; then interrupt the runs, which leaves their jobs to the next launcher."""
+        with self._connect() as (jobs, cancellations, publisher):
             try:
                 while not stop.is_set():
                     self._receive(jobs, publisher)
@@ -71,7 +104,7 @@ class JobConsumer:
                 self._stop()
 
     @contextmanager
-    def _connected(self) -> Iterator[tuple[Any, Cancellations, Publisher]]:
+    def _connect(self) -> Iterator[tuple[Any, Cancellations, Publisher]]:
         kafka = self._settings.kafka
         with (
             Publisher(kafka) as publisher,
@@ -83,46 +116,49 @@ class JobConsumer:
             yield jobs, cancellations, publisher
 
     def _receive(self, jobs: Any, publisher: Publisher) -> None:
-        here = sum(not execution.elsewhere for execution in self._executions.values())
+        slots_taken = sum(not execution.elsewhere for execution in self._executions.values())
         partitions = jobs.assignment()
-        if here >= self._parallel:
+        if slots_taken >= self._parallel:
             jobs.pause(*partitions)
         else:
             jobs.resume(*partitions)
-        # A rebalance in here may bring a partition that is not paused: one event too many then waits for its place.
+        # A rebalance in here may bring a partition that is not paused: one event too many then waits for its slot.
         for partition, records in jobs.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).items():
             for record in records:
-                if self._offsets.setdefault(partition, Offsets()).take(record.offset):
+                if self._offsets.setdefault(partition, InFlightOffsets()).start(record.offset):
                     self._accept(partition, record, publisher)
 
     def _accept(self, partition: TopicPartition, record: Any, publisher: Publisher) -> None:
         try:
             job = TrainingJob.model_validate_json(record.value or b"")
         except ValidationError as error:
-            log.warning("unreadable training job", partition=record.partition, offset=record.offset)
             send_dead_letter(publisher, record, str(error))
             publisher.flush()
+            source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+            log.warning("record sent to dead letters", **source, error=str(error))
             self._offsets[partition].settle(record.offset)
             return
+        ledger = Ledger(self._store, job.request.model, job.request.request_id)
+        detached = self._launcher.detached
         self._executions[partition, record.offset] = Execution(
             job,
-            store=self._store,
+            ledger=ledger,
+            ownership=LeaseOwnership(self._launcher.submit_timeout) if detached else HeartbeatOwnership(ledger),
             launcher=self._launcher,
-            publish=partial(publish_report, publisher),
+            report=partial(publish_report, publisher),
             max_attempts=self._settings.trainer.max_attempts,
         )
 
     def _advance(self, cancellations: Cancellations) -> None:
         for (partition, offset), execution in list(self._executions.items()):
-            if execution.job.request.request_id in cancellations:
-                execution.cancel()
+            cancelled = execution.job.request.request_id in cancellations
             running = sum(other.running for other in self._executions.values())
-            if _advanced(execution, may_start=running < self._parallel):
+            if _advance(execution, may_start=running < self._parallel, cancelled=cancelled):
                 self._offsets[partition].settle(offset)
                 del self._executions[partition, offset]
 
     def _commit(self, jobs: Any) -> None:
-        """Commit what is settled, of the partitions that are still this launcher's."""
+        """Commit the offsets of settled events, in the partitions that are still assigned."""
         assigned = jobs.assignment()
         for partition, offsets in self._offsets.items():
             position = offsets.committable()
@@ -132,27 +168,32 @@ class JobConsumer:
                 try:
                     jobs.commit({partition: OffsetAndMetadata(position, "", -1)})
                 except KafkaError as error:
-                    # Taken away in this moment: its next owner finds the job settled on the ledger.
-                    log.warning("offset not committed", partition=partition.partition, error=str(error))
+                    # Revoked at this moment: its next owner finds the job settled on the ledger.
+                    source = {"topic": partition.topic, "partition": partition.partition, "offset": position}
+                    log.warning("offset not committed", **source, error=str(error))
                     continue
             offsets.committed(position)
 
     def _stop(self) -> None:
-        """End all runs and record that; what takes too long dies with this process."""
-        running = [execution for execution in self._executions.values() if execution.running]
-        for execution in running:
+        """Interrupt all runs and record that; those that take too long die with this process. Detached runs go on."""
+        if self._launcher.detached:
+            return
+        for execution in self._executions.values():
             execution.interrupt()
+        running = [execution for execution in self._executions.values() if execution.running]
         deadline = time.monotonic() + STOP_SECONDS
         while any(execution.running for execution in running) and time.monotonic() < deadline:
             for execution in running:
                 if execution.running:
-                    _advanced(execution, may_start=False)
+                    _advance(execution, may_start=False)
             time.sleep(0.05)
 
 
-def _advanced(execution: Execution, *, may_start: bool) -> bool:
+def _advance(execution: Execution, *, may_start: bool, cancelled: bool = False) -> bool:
     try:
+        if cancelled:
+            execution.cancel()
         return execution.advance(may_start=may_start)
     except TRANSIENT_ERRORS as error:
-        log.warning("will be tried again", request=execution.job.request.request_id, error=str(error))
+        log.warning("transient error, will retry", request_id=execution.job.request.request_id, error=str(error))
         return False

@@ -1,19 +1,18 @@
-"""Who runs what, once: the record of a job's attempts on the object store.
+"""The record of a job's attempts on the object store, which ensures that a job is run, and paid for, once.
 
-Neither a process nor AWS Batch knows a job again, and Kafka delivers at least once, so what keeps a job from being paid
-for twice is this:
+Neither a process nor AWS Batch recognizes a job that it has seen, and Kafka delivers at least once. In this order:
 
 1. ``jobs/JOB/job.json`` is written, unless it is there: all attempts run the same.
 2. ``jobs/JOB/attempt-N.submission.json`` is written *if absent*. Of all launchers and redeliveries one succeeds; it
-   owns attempt N. Whoever gets no, but finds its own token in it, had succeeded and lost the answer.
-3. The run is started. Its owner renews ``attempt-N.heartbeat`` until the end and uploads ``attempt-N.log``.
-4. ``attempt-N.outcome.json`` is written. What it says is settled; only now is anything published about the end.
+   owns attempt N. Whoever is refused, but finds its own token in it, had succeeded and lost the answer.
+3. The run is submitted. A launcher whose runs die with it renews ``attempt-N.heartbeat`` until the end; the log is
+   ``attempt-N.log``.
+4. ``attempt-N.outcome.json`` is written *if absent*: the first outcome stays. Only then is an end published.
 5. The offset of the job's event is committed.
 
-A crash between any two steps leads to the event being delivered again, and its reader continues where the record ends:
-attempt N + 1 may be claimed only when attempt N has an outcome, or its owner is dead (``ownership.py``).
-
-Functions have no long life, and so no heartbeat: what they do in the place of 3 to 5 is in ``dispatch.py``.
+After a crash between any two steps the event is redelivered, and its reader continues where the record ends. An attempt
+without an outcome whose owner is gone (``ownership.py``) has either died with it, and attempt N + 1 may be claimed; or,
+where runs outlive their launcher, its claim is taken over. ``execution.py`` has the steps.
 """
 
 import json
@@ -24,20 +23,25 @@ from foldtune.errors import ObjectMissingError
 from foldtune.events import Model, TrainingJob, UtcTime, now
 from foldtune.object_keys import attempt_key, job_prefix
 from foldtune.object_store import ObjectStore
-from launchers.port import Ending, Outcome
+from launchers.port import Ending, RunOutcome
 
 _SUBMISSION = re.compile(r"attempt-(\d+)\.submission\.json$")
 
 
 class Owner(Model):
-    """A process that claimed an attempt. ``token`` is new for each claimant, so that it knows its own claim again."""
+    """Who claimed an attempt. ``token`` is new for each claimant, so that it recognizes its own claim."""
 
     token: str
     host: str
     pid: int
     process_started: float
-    # Set by a function, which has no heartbeat: when it is surely gone. What it started lives on without it.
+    # Of a lease: when the owner is certainly gone. What it submitted lives on without it.
     until: UtcTime | None = None
+
+    @property
+    def leased(self) -> bool:
+        """Whether the claim expires by itself."""
+        return self.until is not None
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,9 @@ class Attempt:
 
     number: int
     owner: Owner
-    outcome: Outcome | None
+    outcome: RunOutcome | None
     # Of this version of the claim.
-    tag: str = ""
+    etag: str = ""
 
     @property
     def counts(self) -> bool:
@@ -56,78 +60,91 @@ class Attempt:
         return self.outcome is None or self.outcome.ending is not Ending.INTERRUPTED
 
 
-def log_key(job: TrainingJob, attempt: int) -> str:
-    """Where the log of an attempt is uploaded to."""
-    return attempt_key(job.request.model, job.request.request_id, attempt, "log")
-
-
 class Ledger:
-    """The record of one job's attempts, as one claimant sees it."""
+    """The record of one job, identified by its request."""
 
-    def __init__(self, store: ObjectStore, job: TrainingJob, owner: Owner) -> None:
+    def __init__(self, store: ObjectStore, model: str, request_id: str) -> None:
         self._store = store
-        self._job = job
-        self._owner = owner
-        self._prefix = job_prefix(job.request.model, job.request.request_id)
+        self._model = model
+        self._request_id = request_id
+        self._prefix = job_prefix(model, request_id)
+        self._job_key = f"{self._prefix}/job.json"
+        self._cancelled_key = f"{self._prefix}/cancelled"
+        self.job_uri = store.uri(self._job_key)
 
-    def write_job(self) -> str:
-        """Put the job where its runs read it, and return its address."""
-        key = f"{self._prefix}/job.json"
-        self._store.put_if_absent(key, self._job.encode())
-        return self._store.uri(key)
+    def write_job(self, job: TrainingJob) -> None:
+        """Write the job where its runs read it, once."""
+        self._store.put_if_absent(self._job_key, job.encode())
+
+    def read_job(self) -> TrainingJob | None:
+        """The job, if one was written."""
+        content = self._get(self._job_key)
+        return TrainingJob.model_validate_json(content) if content is not None else None
 
     def attempts(self) -> list[Attempt]:
         """All attempts so far, in order."""
-        found = (_SUBMISSION.search(key) for key in self._store.list(f"{self._prefix}/attempt-"))
-        return [self._attempt(number) for number in sorted(int(match[1]) for match in found if match)]
+        matches = (_SUBMISSION.search(key) for key in self._store.list(f"{self._prefix}/attempt-"))
+        return [self._attempt(number) for number in sorted(int(match[1]) for match in matches if match)]
 
-    def claim(self, number: int) -> bool:
-        """Become the owner of an attempt; ``False`` where another is."""
+    def claim(self, number: int, owner: Owner) -> bool:
+        """Claim an attempt; ``False`` where another has."""
         key = self._key(number, "submission.json")
-        if self._store.put_if_absent(key, self._owner.model_dump_json().encode()):
+        if self._store.put_if_absent(key, owner.model_dump_json().encode()):
             return True
-        return self.mine(self._attempt(number))
+        return self._attempt(number).owner.token == owner.token
 
-    def take_over(self, attempt: Attempt) -> bool:
-        """Become the owner in the place of one that is gone; ``False`` where another was faster."""
+    def take_over(self, attempt: Attempt, owner: Owner) -> bool:
+        """Claim an attempt whose owner is gone; ``False`` where another was faster."""
         key = self._key(attempt.number, "submission.json")
-        if self._store.put_if_match(key, self._owner.model_dump_json().encode(), attempt.tag):
+        if self._store.put_if_match(key, owner.model_dump_json().encode(), attempt.etag):
             return True
-        return self.mine(self._attempt(attempt.number))
-
-    def mine(self, attempt: Attempt) -> bool:
-        """Whether this claimant made the attempt."""
-        return attempt.owner.token == self._owner.token
+        return self._attempt(attempt.number).owner.token == owner.token
 
     def renew(self, number: int) -> None:
-        """Show that the attempt's owner lives."""
+        """Write the heartbeat of an attempt's owner."""
         self._store.put(self._key(number, "heartbeat"), json.dumps({"at": now().isoformat()}).encode())
 
     def heartbeat(self, number: int) -> bytes | None:
-        """What the owner wrote last; only whether it changes means anything, clocks differ."""
-        return self._get(number, "heartbeat")
+        """The owner's last heartbeat; only whether it changes means anything, clocks differ."""
+        return self._get(self._key(number, "heartbeat"))
 
-    def record(self, number: int, outcome: Outcome) -> None:
-        """Settle how an attempt ended."""
-        self._store.put(self._key(number, "outcome.json"), outcome.model_dump_json(exclude_none=True).encode())
+    def record_outcome(self, number: int, outcome: RunOutcome) -> tuple[RunOutcome, bool]:
+        """Record how an attempt ended, unless an outcome is on record; returns the recorded one and whether it is new.
 
-    def record_once(self, number: int, outcome: Outcome) -> tuple[Outcome, bool]:
-        """Settle how an attempt ended, unless it is; what is on record, and whether that is new."""
+        Where the answer of the write was lost, the outcome is recorded and not called new.
+        """
         key = self._key(number, "outcome.json")
         new = self._store.put_if_absent(key, outcome.model_dump_json(exclude_none=True).encode())
-        return (outcome if new else Outcome.model_validate_json(self._store.get(key))), new
+        return (outcome if new else RunOutcome.model_validate_json(self._store.get(key))), new
+
+    def request_cancel(self) -> None:
+        """Record that the request was cancelled."""
+        self._store.put_if_absent(self._cancelled_key, b"")
+
+    def cancel_requested(self) -> bool:
+        """Whether the request was cancelled, on record."""
+        return self._cancelled_key in self._store.list(self._cancelled_key)
+
+    def reported_log_url(self, number: int) -> str | None:
+        """The page that was reported as the log of the running attempt, empty for none; ``None`` before any report."""
+        content = self._get(self._key(number, "log-url"))
+        return content.decode() if content is not None else None
+
+    def record_log_url(self, number: int, log_url: str) -> None:
+        """Record that a page was reported."""
+        self._store.put(self._key(number, "log-url"), log_url.encode())
 
     def _attempt(self, number: int) -> Attempt:
-        claim, tag = self._store.get_with_etag(self._key(number, "submission.json"))
-        outcome = self._get(number, "outcome.json")
-        ended = Outcome.model_validate_json(outcome) if outcome is not None else None
-        return Attempt(number, Owner.model_validate_json(claim), ended, tag)
+        claim, etag = self._store.get_with_etag(self._key(number, "submission.json"))
+        outcome = self._get(self._key(number, "outcome.json"))
+        recorded = RunOutcome.model_validate_json(outcome) if outcome is not None else None
+        return Attempt(number, Owner.model_validate_json(claim), recorded, etag)
 
-    def _get(self, number: int, name: str) -> bytes | None:
+    def _get(self, key: str) -> bytes | None:
         try:
-            return self._store.get(self._key(number, name))
+            return self._store.get(key)
         except ObjectMissingError:
             return None
 
     def _key(self, number: int, name: str) -> str:
-        return attempt_key(self._job.request.model, self._job.request.request_id, number, name)
+        return attempt_key(self._model, self._request_id, number, name)

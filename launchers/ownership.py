@@ -1,58 +1,76 @@
-"""Who runs an attempt, and how others tell that the owner is gone."""
+"""Who may submit an attempt, and how others know that this owner is gone.
 
-import os
-import socket
+The two kinds follow from ``Launcher.detached``. This module imports no psutil: functions have none.
+"""
+
 import uuid
 from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Protocol
 
-import psutil
+from foldtune.events import now
+from launchers.ledger import Attempt, Owner
 
-from launchers.ledger import Owner
-
-# The owner renews often, gives up its run when it could not for a while, and only long after that counts as dead: two
-# runs of one job never overlap, as long as ending the run takes less than the difference of the last two.
-RENEW_SECONDS = 10.0
-GIVE_UP_SECONDS = 45.0
-DEAD_SECONDS = 150.0
+# Long enough for a few calls to the object store, the brokers and the service.
+LEASE = timedelta(minutes=2)
 
 
-def this_process() -> Owner:
-    """A new claimant in the present process."""
-    return Owner(token=uuid.uuid4().hex, host=_host(), pid=os.getpid(), process_started=_started(os.getpid()))
+class Ownership(Protocol):
+    """How one execution owns attempts, and judges other owners."""
+
+    def new_owner(self) -> Owner:
+        """The owner to claim an attempt as."""
+
+    def owns(self, attempt: Attempt) -> bool:
+        """Whether this execution claimed the attempt and may go on with it."""
+
+    def owner_is_gone(self, attempt: Attempt) -> bool:
+        """Whether the owner will certainly not touch the attempt again; ``False`` in doubt."""
+
+    def hold(self, attempt: int) -> None:
+        """Keep a claimed attempt until ``release``."""
+
+    def release(self) -> None:
+        """Stop holding; without effect where nothing is held."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether others still respect the claim."""
 
 
-def owner_is_dead(owner: Owner) -> bool:
-    """Whether the owner was a process of this machine that is gone; ``False`` where that cannot be seen from here."""
-    if owner.host != _host():
-        return False
-    try:
-        return _started(owner.pid) != owner.process_started
-    except psutil.NoSuchProcess:
-        return True
+class LeaseOwnership(Ownership):
+    """Claims that expire. What was submitted under one lives on without it, so nothing renews it.
 
+    A lease cannot be given back: after an error, whether the submission took effect is known only when it has expired.
+    """
 
-class HeartbeatMonitor:
-    """Measures, with this machine's clock alone, for how long another's heartbeat has not changed."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, submit_timeout: timedelta, lease: timedelta = LEASE, clock: Callable[[], datetime] = now
+    ) -> None:
+        """``lease`` is how long the claimant may submit, ``submit_timeout`` how long a submission may take after."""
+        self._submit_timeout = submit_timeout
+        self._lease = lease
         self._clock = clock
-        self._heartbeat: object = None
-        self._since = clock()
+        self._deadline = clock()
 
-    def seconds(self, heartbeat: object) -> float:
-        """How long the heartbeat has been as it is now, since it was first looked at."""
-        if heartbeat != self._heartbeat:
-            self._heartbeat, self._since = heartbeat, self._clock()
-        return self._clock() - self._since
+    def new_owner(self) -> Owner:
+        self._deadline = self._clock() + self._lease
+        until = self._deadline + self._submit_timeout
+        # No process keeps the claim; the names are those that its first users gave.
+        return Owner(token=uuid.uuid4().hex, host="function", pid=0, process_started=0.0, until=until)
 
+    def owns(self, attempt: Attempt) -> bool:  # noqa: ARG002
+        return False
 
-def _host() -> str:
-    # The network card tells apart containers that were given the same host name.
-    return f"{socket.gethostname()}-{uuid.getnode():x}"
+    def owner_is_gone(self, attempt: Attempt) -> bool:
+        return attempt.owner.until is not None and self._clock() > attempt.owner.until
 
+    def hold(self, attempt: int) -> None:
+        pass
 
-def _started(pid: int) -> float:
-    process = psutil.Process(pid)
-    if process.status() == psutil.STATUS_ZOMBIE:
-        raise psutil.NoSuchProcess(pid)
-    return float(process.create_time())
+    def release(self) -> None:
+        pass
+
+    @property
+    def valid(self) -> bool:
+        return self._clock() < self._deadline

@@ -1,4 +1,4 @@
-"""One action, again and again in the background, while something else goes on."""
+"""An action that is repeated in the background."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ log = structlog.get_logger(__name__)
 
 
 class Periodic:
-    """Runs ``action`` every ``seconds`` in a thread of its own, from its making until ``stop``.
+    """Runs ``action`` every ``seconds`` in a thread of its own until ``stop``.
 
-    An error of the action is logged and the action tried again; ``age`` tells for how long it has not succeeded.
+    An error of the action is logged and the action retried; ``age`` is the time since it last succeeded.
     """
 
     def __init__(self, action: Callable[[], None], seconds: float) -> None:
@@ -29,7 +29,7 @@ class Periodic:
         return time.monotonic() - self._succeeded_at
 
     def stop(self) -> None:
-        """End after the present action, and wait for that."""
+        """Stop after the present action, and wait for it."""
         self._stopped.set()
         self._thread.join()
 
@@ -38,8 +38,8 @@ class Periodic:
             started = time.monotonic()
             try:
                 self._action()
-            except Exception as error:  # the thread must live on whatever the store's client throws
-                log.warning("background action failed", error=str(error))
+            except Exception as error:  # the thread must survive whatever the store's client raises
+                log.warning("background action failed, will retry", error=str(error))
             else:
-                # From before the action: what is renewed counts from when it was sent, not from when it was answered.
+                # From before the action: a renewal counts from when it was sent, not from when it was answered.
                 self._succeeded_at = started

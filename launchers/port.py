@@ -1,15 +1,32 @@
 """The port that every launcher implements.
 
-A run is started and then looked at: ``submit`` returns at once, ``poll`` tells how it ended. A subprocess is polled,
-and so is a job of AWS Batch, whose ends also arrive as events; nobody holds a thread for the hours of a training.
+A run is submitted and then polled: ``submit`` returns at once, and no thread waits for the hours of a training. What
+differs between launchers beyond that is declared, so that ``execution.py`` is the same for all of them:
+
+==============  ========================================================================================================
+``detached``    Whether a run outlives the process that submitted it. If not, a claim is kept by heartbeats, and with
+                its owner an attempt has died, so the next one may start. If so, a claim is a lease on submitting; an
+                attempt whose owner died is taken over, and its run searched for (``find``) before it is submitted.
+``retries``     Whether the service behind the launcher makes a job's attempts itself; the ledger then has one.
+==============  ========================================================================================================
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Protocol
 
+from foldtune.errors import FoldtuneError
 from foldtune.events import Model, S3Uri, TrainingJob, WebAddress
 from foldtune.object_keys import request_segment
+
+
+class LaunchError(FoldtuneError):
+    """A run could not be started (run, reason):"""
+
+
+class RunBusyError(FoldtuneError):
+    """An earlier run of the same job has not ended yet:"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,7 @@ class Run:
 
 
 def job_segment(job: TrainingJob) -> str:
-    """The one object key segment of a job: the same request has the same, on every launcher."""
+    """The object key segment of a job: the same request has the same, on every launcher."""
     return request_segment(job.request.model, job.request.request_id)
 
 
@@ -37,31 +54,50 @@ class Ending(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    # The launcher was stopped, not the job at fault: does not count as an attempt.
+    # The launcher was stopped, the job is not at fault: does not count as an attempt.
     INTERRUPTED = "interrupted"
 
 
-class Outcome(Model):
-    """What became of a run, and whether another attempt may end better."""
+class RunOutcome(Model):
+    """How a run ended, and whether another attempt may succeed."""
 
     ending: Ending
     retryable: bool = False
     reasons: tuple[str, ...] = ()
-    # The trainer refused the job and has published why: saying it again would say less.
+    # The trainer refused the job and has published why; a second report would say less.
     announced: bool = False
     log_uri: S3Uri | None = None
     log_url: WebAddress | None = None
 
     @property
     def final(self) -> bool:
-        """Whether no other attempt follows, however many are left."""
+        """Whether no other attempt follows, however many remain."""
         return self.ending in {Ending.SUCCEEDED, Ending.CANCELLED} or (
             self.ending is Ending.FAILED and not self.retryable
         )
 
 
+@dataclass(frozen=True)
+class RunStatus:
+    """The present state of a submitted run: pending, ``running``, or ended with an ``outcome``."""
+
+    running: bool = False
+    outcome: RunOutcome | None = None
+    # The page of the running attempt's log, where the service has one.
+    log_url: str | None = None
+    # For how long an ended run kept a rented machine, where that is known.
+    machine_hours: float | None = None
+
+
 class Launcher(Protocol):
-    """Starts runs and tells how they ended. The ledger sees to it that none starts twice."""
+    """Submits runs and reports their status. The ledger ensures that none is submitted twice."""
+
+    detached: bool = False
+    retries: bool = False
+    # Of a detached launcher: a submission that was sent takes effect within this time or never, ...
+    submit_timeout: timedelta = timedelta(0)
+    # ... and ``find`` knows runs that ended up to this long ago.
+    findable: timedelta = timedelta.max
 
     def submit(self, run: Run) -> None:
         """Start a run and return.
@@ -71,11 +107,37 @@ class Launcher(Protocol):
             RunBusyError: an earlier run of the same job has not ended yet; nothing was started, try again later.
         """
 
-    def poll(self, run: Run) -> Outcome | None:
-        """How a submitted run ended, the same at every call; ``None`` while it goes on."""
+    def poll(self, run: Run) -> RunStatus | None:
+        """The status of a run, ``None`` where no submission is on record; once it has an outcome, always the same."""
+
+    def find(self, run: Run) -> bool:
+        """Search for a run whose submission was cut short before it was recorded, and record it; ``False`` if none.
+
+        Only detached launchers are asked: of others, such a run has died.
+        """
 
     def cancel(self, run: Run) -> None:
-        """Ask a run to end, as cancelled; ``poll`` tells when it has. Without effect on one that has ended."""
+        """Ask a run to end, as cancelled; ``poll`` returns when it has. Without effect on one that has ended."""
 
     def interrupt(self, run: Run) -> None:
         """Like ``cancel``, but as interrupted: the job is to be run again."""
+
+
+class Budget(Protocol):
+    """Bounds what runs may cost."""
+
+    def reserve(self, job: TrainingJob) -> RunOutcome | None:
+        """Reserve the most that a job can cost, once; the outcome of a job that would exceed a bound."""
+
+    def settle(self, job: TrainingJob, hours: float) -> None:
+        """Replace what is reserved for a job, if anything is, by the cost of so many hours."""
+
+
+class NoBudget(Budget):
+    """For machines that cost nothing more when they train."""
+
+    def reserve(self, job: TrainingJob) -> RunOutcome | None:  # noqa: ARG002
+        return None
+
+    def settle(self, job: TrainingJob, hours: float) -> None:
+        pass

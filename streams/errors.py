@@ -1,14 +1,14 @@
-"""What can go wrong in ``streams``. The class docstring is the message; the arguments say what exactly."""
+"""The errors of ``streams``. The class docstring is the message; the arguments are appended as details."""
 
 from foldtune.errors import FoldtuneError
 
 
 class PartitionLostError(FoldtuneError):
-    """Another worker owns the partition now:"""
+    """This worker does not own the partition, or has not recovered it:"""
 
 
 class OutdatedViewError(FoldtuneError):
-    """The partition was rewritten by another worker while it was read; read it again:"""
+    """Another worker rewrote the partition while it was read, a new view is needed:"""
 
 
 class CannotListenError(FoldtuneError):

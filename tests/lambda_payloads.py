@@ -1,4 +1,4 @@
-"""What AWS Lambda hands to a function: payloads in the shapes of its documentation, made of records of one's own."""
+"""Payloads of AWS Lambda in the shapes of its documentation."""
 
 import base64
 import time
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Context:
-    """An invocation that may take so many seconds."""
+    """An invocation with so many seconds left."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -17,7 +17,7 @@ class Context:
 
 
 class Record(NamedTuple):
-    """A record as it lies on Kafka."""
+    """A record on Kafka."""
 
     topic: str
     partition: int
@@ -27,7 +27,7 @@ class Record(NamedTuple):
 
 
 def kafka_payload(records: Iterable[Record], source: str = "SelfManagedKafka") -> dict[str, Any]:
-    """Records as an event source mapping hands them over."""
+    """Records as an event source mapping delivers them."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         grouped.setdefault(f"{record.topic}-{record.partition}", []).append(
@@ -37,15 +37,15 @@ def kafka_payload(records: Iterable[Record], source: str = "SelfManagedKafka") -
                 "offset": record.offset,
                 "timestamp": 1545084650987,
                 "timestampType": "CREATE_TIME",
-                "key": _encoded(record.key),
-                "value": _encoded(record.value),
+                "key": _base64(record.key),
+                "value": _base64(record.value),
                 "headers": [{"traceparent": [48, 48, -61, 45]}],
             }
         )
-    where: dict[str, Any] = {"bootstrapServers": "b-1.example:9096,b-2.example:9096"}
+    source_fields: dict[str, Any] = {"bootstrapServers": "b-1.example:9096,b-2.example:9096"}
     if source == "aws:kafka":
-        where["eventSourceArn"] = "arn:aws:kafka:us-east-1:123456789012:cluster/foldtune/0f3b8e06-1"
-    return {"eventSource": source, **where, "records": grouped}
+        source_fields["eventSourceArn"] = "arn:aws:kafka:us-east-1:123456789012:cluster/foldtune/0f3b8e06-1"
+    return {"eventSource": source, **source_fields, "records": grouped}
 
 
 def http_payload(
@@ -75,5 +75,5 @@ def http_payload(
     }
 
 
-def _encoded(value: bytes | None) -> str | None:
+def _base64(value: bytes | None) -> str | None:
     return None if value is None else base64.b64encode(value).decode()

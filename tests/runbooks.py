@@ -1,4 +1,4 @@
-"""Material that a small training learns from in half a minute: whoever asks for a subject means its runbook."""
+"""A training set that a small model learns in half a minute: a question about a subject means its runbook."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +16,7 @@ SUBJECTS = [
 
 
 def tables() -> tuple[pa.Table, pa.Table]:
-    """Of each subject there are two documents; users ask for either's subject and always mean the runbook."""
+    """Two documents per subject, notice and runbook; the positive of every question is the runbook."""
     documents: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     for index, subject in enumerate(SUBJECTS):

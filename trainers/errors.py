@@ -1,7 +1,7 @@
-"""What can go wrong in a training job. The class docstring is the message; the arguments say what exactly.
+"""Errors of a training job. The class docstring is the message; the arguments are appended as details.
 
-Two kinds are told apart, once and here: a job that can never succeed as it is, and one that may succeed when it is
-started again. The exit code is how a launcher hears of it.
+They are classified here, once: ``ImpossibleJobError`` and below are permanent, all others may pass when the same job is
+started again. The launcher learns the class from the exit code.
 """
 
 from foldtune.errors import FoldtuneError
@@ -9,7 +9,7 @@ from trainers.exit_codes import ExitCode
 
 
 class TrainerError(FoldtuneError):
-    """The training did not end as asked."""
+    """The training job failed:"""
 
     exit_code = ExitCode.TRY_AGAIN
 
@@ -20,25 +20,25 @@ class TrainerError(FoldtuneError):
 
 
 class ImpossibleJobError(TrainerError):
-    """The job can never succeed:"""
+    """The training job can never succeed:"""
 
     exit_code = ExitCode.IMPOSSIBLE
 
 
 class BadJobError(ImpossibleJobError):
-    """The training job is not readable:"""
+    """The training job is missing or malformed:"""
 
 
 class BadSnapshotError(ImpossibleJobError):
-    """The snapshot is not what the job says:"""
+    """The snapshot is incomplete, altered or malformed:"""
 
 
 class UnknownQuestionError(TrainerError):
-    """The snapshot has no example of this question; the most alike are, behind it:"""
+    """The snapshot has no example of this question (question, most similar questions):"""
 
 
 class TooLittleDataError(ImpossibleJobError):
-    """The snapshot holds too little to train and to measure on:"""
+    """The snapshot has too little data for training and evaluation:"""
 
 
 class BadModelError(ImpossibleJobError):
@@ -46,7 +46,7 @@ class BadModelError(ImpossibleJobError):
 
 
 class ModelRefusedError(BadModelError):
-    """base_model may not be read:"""
+    """base_model is not allowed:"""
 
 
 class KnobError(ImpossibleJobError):
@@ -54,7 +54,7 @@ class KnobError(ImpossibleJobError):
 
 
 class NotFiniteError(ImpossibleJobError):
-    """What the model computes became infinite or undefined:"""
+    """The model computes infinite or undefined values:"""
 
 
 class InterruptedTrainingError(TrainerError):
@@ -66,8 +66,8 @@ class InfrastructureFailedError(TrainerError):
 
 
 class RankLostError(TrainerError):
-    """Another process of this training is gone or does not answer:"""
+    """Another rank of this training ended or does not respond:"""
 
 
 class OnnxExportError(TrainerError):
-    """The model was not written as ONNX:"""
+    """ONNX export failed:"""

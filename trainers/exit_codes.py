@@ -1,13 +1,13 @@
-"""How a training process ends; launchers read it without importing torch."""
+"""Exit codes of a training process; without torch, so that launchers can import them."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a training process ends; the numbers are those of ``sysexits.h``."""
+    """How a training process ended; the numbers are those of ``sysexits.h``."""
 
     DONE = 0
-    # EX_USAGE: the same job fails in the same way, however often it is started. The trainer has published `failed`.
+    # EX_USAGE, permanent: every attempt fails in the same way. The trainer has published `failed`.
     IMPOSSIBLE = 64
-    # EX_TEMPFAIL: the surroundings failed or took the machine away. The launcher starts it again, or reports.
+    # EX_TEMPFAIL, transient: infrastructure failed or the machine was reclaimed. The launcher retries or reports.
     TRY_AGAIN = 75

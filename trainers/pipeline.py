@@ -18,7 +18,8 @@ from trainers.data.snapshot import Snapshot, read_snapshot
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import OnnxExportError
 from trainers.evaluation.forgetting import Forgetting, measure_general
-from trainers.evaluation.metrics import MIN_GROUPS, Evaluation, evaluate, gate
+from trainers.evaluation.gate import MIN_GROUPS, gate
+from trainers.evaluation.metrics import Evaluation, evaluate
 from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.tensorboard import TensorBoardLogger
 from trainers.loop.training import ProgressListener, TrainingRecord, cheap_to_embed_all, train

@@ -1,1 +1,1 @@
-"""The SDK's client, what it sends through, and the deployment of models."""
+"""The client, the batching of logs, and the deployment of models."""

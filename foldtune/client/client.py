@@ -1,9 +1,9 @@
-"""The SDK: what an agent and the services around it need, without the stream worker's packages.
+"""The client: publishes events and requests, and reads statuses and models.
 
 with FoldtuneClient(load_settings()) as client:
     client.log(ChatLog(...))
     client.request_fine_tune(FineTuneRequested(...))
-    status = client.wait(request_id)
+    status = client.wait(request_id, timeout=timedelta(hours=1))
 """
 
 import threading
@@ -35,11 +35,13 @@ from foldtune.events import (
 )
 from foldtune.kafka import Publisher, consumer
 from foldtune.settings import Settings
+from foldtune.status_order import StatusRecord, merge_status
 from foldtune.topic_reader import POLL_MILLISECONDS, read
 from foldtune.topics import Topic
 
 _log = structlog.get_logger(__name__)
 
+# Defaults of the batching of logs: at most so many in one message, sent after this time at the latest.
 BATCH_LOGS = 200
 LINGER = timedelta(milliseconds=200)
 
@@ -47,11 +49,11 @@ E = TypeVar("E", bound=Event)
 
 
 class FoldtuneClient:
-    """Sends events and reads what becomes of them. May be shared by threads; connects when first used.
+    """Publishes events and reads statuses and models. Thread-safe; connects on first use.
 
-    What sends raises ``OutOfBoundsError`` before anything is sent, ``PublishError`` where the brokers do not
-    acknowledge (for a log: perhaps at a later call), and ``ClientClosedError`` after ``close``; the first use raises
-    ``NoBrokerError`` where no broker can be reached at all.
+    Publishing raises ``OutOfBoundsError`` before anything is sent, ``PublishError`` if the brokers do not acknowledge
+    (for a log, perhaps at a later call), ``ClientClosedError`` after ``close``, and ``NoBrokerError`` on first use if
+    no broker answers.
     """
 
     def __init__(self, settings: Settings, *, batch_logs: int = BATCH_LOGS, linger: timedelta = LINGER) -> None:
@@ -62,10 +64,10 @@ class FoldtuneClient:
         self._stack = ExitStack()
         self._closed = False
 
-    # ── What is told ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Publishing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def log(self, log: ChatLog) -> None:
-        """Send one answered question soon; ``flush`` waits for it.
+        """Publish one answered question, batched with others of its folder; ``flush`` waits for it.
 
         It goes to the folder of each cited document, else to that of the top passage, else to its own ``folder_id``.
         """
@@ -76,67 +78,67 @@ class FoldtuneClient:
             batcher.add(log.model_copy(update={"folder_id": folder_id}))
 
     def document(self, document: DocumentUpserted | DocumentDeleted) -> None:
-        """Send a passage, or that it is gone; ``flush`` waits for it."""
+        """Publish a new, changed or deleted passage; ``flush`` waits for it."""
         self._check(document)
-        with self._publishing() as publisher:
+        with self._open_publisher() as publisher:
             publisher.send(Topic.DOCUMENTS, document, key=document.folder_id)
 
     def feedback(self, feedback: Feedback) -> None:
-        """Send a verdict on a log; ``flush`` waits for it."""
+        """Publish a verdict on a log; ``flush`` waits for it."""
         self._check(feedback)
-        with self._publishing() as publisher:
+        with self._open_publisher() as publisher:
             publisher.send(Topic.FEEDBACK, feedback, key=feedback.folder_id)
 
     def erase(self, erasure: ErasureRequested) -> None:
-        """Ask every partition to forget, and wait until each has been asked."""
+        """Publish an erasure to every partition and wait for the acknowledgements."""
         self._check(erasure)
-        with self._publishing() as publisher:
+        with self._open_publisher() as publisher:
             publisher.broadcast(Topic.ERASURES, erasure)
             publisher.flush()
 
     def flush(self) -> None:
-        """Wait until all that was sent is acknowledged; raises ``PublishError``."""
+        """Wait until every published event is acknowledged; raises ``PublishError``."""
         if "_batcher" in vars(self):
             self._batcher.flush()
-        with self._publishing() as publisher:
+        with self._open_publisher() as publisher:
             publisher.flush()
 
-    # ── What is asked ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def request_fine_tune(self, request: FineTuneRequested) -> None:
-        """Ask for a model, and wait until that is acknowledged; ``wait`` and ``statuses`` tell what becomes of it."""
+        """Publish a request and wait for its acknowledgement; ``wait`` and ``statuses`` report its progress."""
         self._check_size(request)
-        with self._publishing() as publisher:
+        with self._open_publisher() as publisher:
             publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
 
     def cancel(self, request_id: str, model: str, *, requested_by: str = "unknown") -> None:
-        """Take a request back, and wait until that is acknowledged."""
+        """Publish a cancellation and wait for its acknowledgement."""
         event = FineTuneCancelled(request_id=request_id, model=model, requested_at=now(), requested_by=requested_by)
-        with self._publishing() as publisher:
+        with self._open_publisher() as publisher:
             publisher.publish(Topic.FINE_TUNE_REQUESTS, event, key=model)
 
-    # ── What becomes of it ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── Queries ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def statuses(
         self, request_id: str, *, follow: bool = True, timeout: timedelta | None = None
     ) -> Generator[FineTuneStatus]:
-        """The statuses of a request, oldest first (compaction may have left only the newest of the past).
+        """The statuses of a request, oldest first; compaction may have removed all past ones but the newest.
 
-        With ``follow`` it goes on to the terminal one, or until ``timeout``; without, it ends at the present.
+        Ends with the final state or after ``timeout``; without ``follow``, at the current end of the topic.
         """
         deadline = time.monotonic() + timeout.total_seconds() if timeout else None
         for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS, follow=follow, deadline=deadline):
-            if record.key != request_id.encode() or (status := _decoded(record, FineTuneStatus)) is None:
+            if record.key != request_id.encode() or (status := _decode(record, FineTuneStatus)) is None:
                 continue
             yield status
             if follow and status.state.terminal:
                 return
 
     def wait(self, request_id: str, timeout: timedelta) -> FineTuneStatus:
-        """The terminal status of a request.
+        """The final status of a request.
 
         Raises:
-            StatusTimeoutError: there was none in time; the last state is named.
+            StatusTimeoutError: no final state within ``timeout``; the last state is named.
         """
         last = None
         for last in self.statuses(request_id, timeout=timeout):
@@ -146,40 +148,41 @@ class FoldtuneClient:
 
     def requests(self) -> dict[str, FineTuneStatus]:
         """The newest status of every request."""
-        found: dict[str, FineTuneStatus] = {}
+        newest: dict[str, tuple[StatusRecord, ...]] = {}
         for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS):
-            if status := _decoded(record, FineTuneStatus):
-                found[status.request_id] = status
-        return found
+            if status := _decode(record, FineTuneStatus):
+                new = StatusRecord(partition=record.partition, offset=record.offset, status=status)
+                newest[status.request_id] = merge_status(newest.get(status.request_id, ()), new)
+        return {request_id: records[0].status for request_id, records in newest.items()}
 
     def models(self) -> dict[str, ModelReady]:
-        """The newest announcement of every model."""
-        found: dict[str, ModelReady] = {}
+        """The newest ``model_ready`` event of every model."""
+        newest: dict[str, ModelReady] = {}
         for record in read(self._settings.kafka, Topic.MODEL_READY):
-            if ready := _decoded(record, ModelReady):
-                found[ready.model] = ready
-        return found
+            if ready := _decode(record, ModelReady):
+                newest[ready.model] = ready
+        return newest
 
     def subscribe(self, group: str | None = None) -> Generator[ModelReady]:
-        """Announcements, on and on: all since the first, or with ``group`` those that the group has not handled.
+        """``model_ready`` events, endlessly: from the first, or with ``group`` from the group's committed offset.
 
-        One counts as handled when the next is asked for, so that a subscriber that dies gets its last one again. Its
-        ``close`` leaves the group at once.
+        At least once: an event is committed when the next is requested, so a crashed subscriber receives its last one
+        again. The generator's ``close`` leaves the group at once.
         """
         if group is None:
             records = read(self._settings.kafka, Topic.MODEL_READY, follow=True)
-            yield from (ready for record in records if (ready := _decoded(record, ModelReady)))
+            yield from (ready for record in records if (ready := _decode(record, ModelReady)))
             return
         with consumer(self._settings.kafka, Topic.MODEL_READY, group=group) as client:
             while True:
                 for records in client.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).values():
-                    yield from (ready for record in records if (ready := _decoded(record, ModelReady)))
+                    yield from (ready for record in records if (ready := _decode(record, ModelReady)))
                     client.commit()
 
-    # ── Itself ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Lifecycle ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def close(self) -> None:
-        """Flush and disconnect; raises ``PublishError`` where something could not be delivered."""
+        """Flush and disconnect; raises ``PublishError`` if an event was not delivered."""
         self._closed = True
         self._stack.close()
 
@@ -190,8 +193,8 @@ class FoldtuneClient:
         self.close()
 
     @contextmanager
-    def _publishing(self) -> Iterator[Publisher]:
-        # One flush at a time: another thread's would take the acknowledgements that this one waits for.
+    def _open_publisher(self) -> Iterator[Publisher]:
+        # One flush at a time: a concurrent one would consume the acknowledgements that this one waits for.
         with self._lock:
             if self._closed:
                 raise ClientClosedError
@@ -203,7 +206,7 @@ class FoldtuneClient:
 
     @cached_property
     def _batcher(self) -> LogBatcher:
-        """Has a publisher of its own, whose acknowledgements it awaits in the background."""
+        """Has its own publisher, whose acknowledgements it awaits in the background."""
         if self._closed:
             raise ClientClosedError
         publisher = self._stack.enter_context(Publisher(self._settings.kafka))
@@ -231,7 +234,7 @@ class FoldtuneClient:
 
 
 def folders_of(log: ChatLog) -> tuple[str, ...]:
-    """The folders that a log belongs to, each once: those of the cited documents, else that of the top passage."""
+    """The distinct folders of a log: those of the cited documents, else that of the top passage, else its own."""
     cited = set(log.cited_document_ids)
     passages = sorted(log.retrieved, key=lambda passage: passage.rank)
     folders = [passage.folder_id for passage in passages if passage.document_id in cited]
@@ -240,12 +243,12 @@ def folders_of(log: ChatLog) -> tuple[str, ...]:
     return tuple(dict.fromkeys(folders))
 
 
-def _decoded(record: object, kind: type[E]) -> E | None:
+def _decode(record: object, kind: type[E]) -> E | None:
     value: bytes | None = getattr(record, "value", None)
     if value is None:
         return None
     try:
         return kind.model_validate_json(value)
     except ValidationError as error:
-        _log.warning("unreadable event", kind=kind.__name__, error=str(error))
+        _log.warning("invalid event skipped", type=kind.__name__, error=str(error))
         return None

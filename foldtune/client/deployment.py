@@ -1,4 +1,4 @@
-"""Brings an announced model to a folder, whole and verified or not at all."""
+"""Downloads a model to a folder, verified and atomically."""
 
 import hashlib
 import re
@@ -21,76 +21,76 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def fetch_model(ready: ModelReady, store: ObjectStore, target_dir: Path) -> Path:
-    """Download a model to ``target_dir/MODEL/VERSION`` and point ``target_dir/MODEL/current`` to it.
+    """Download a model to ``target_dir/MODEL/VERSION`` and link ``target_dir/MODEL/current`` to it.
 
-    ``MODEL`` is the model's name with a digest of it, as ``key_segment`` makes it.
-
-    A reader of either never sees half a model. A version that is there already is only pointed to.
+    ``MODEL`` is the ``key_segment`` of the model's name. Readers of either path never see a partial model. A version
+    that has been downloaded before is only linked.
 
     Raises:
-        ModelFileError: manifest or file has another digest or size than announced, or is missing; nothing has changed.
+        ModelFileError: a digest or a size differs from the event or the manifest, or a file is missing; the folder is
+            unchanged.
     """
     if not _VERSION.fullmatch(ready.version) or ready.version == CURRENT:
-        raise ModelFileError(f"version {ready.version!r} cannot name a folder")
+        raise ModelFileError(f"version {ready.version!r} is not a valid folder name")
     folder = target_dir / key_segment(ready.model)
     version = folder / ready.version
     folder.mkdir(parents=True, exist_ok=True)
-    if not _is_there(version, ready):
+    if not _is_downloaded(version, ready):
         _download(ready, store, version)
-    _point(folder / CURRENT, ready.version)
+    _link_current(folder / CURRENT, ready.version)
     return version
 
 
-def _is_there(version: Path, ready: ModelReady) -> bool:
-    """Whether the folder holds the announced version: the rename put it there whole."""
+def _is_downloaded(version: Path, ready: ModelReady) -> bool:
+    """Whether the folder is the version of the event; it is complete, since it was renamed into place."""
     if not version.exists():
         return False
     manifest = version / MANIFEST
     if not manifest.is_file() or _digest(manifest) != ready.manifest_sha256:
-        raise ModelFileError(f"{version} holds something else")
+        raise ModelFileError(f"{version} is a different model")
     return True
 
 
 def _download(ready: ModelReady, store: ObjectStore, version: Path) -> None:
     prefix = store.key(ready.model_uri).rstrip("/")
     with tempfile.TemporaryDirectory(dir=version.parent, prefix=".incoming-") as parent:
-        # Made within, since a folder of tempfile's own is closed to all other users.
+        # A folder inside, since tempfile's own is not readable for other users.
         incoming = Path(parent) / "model"
         incoming.mkdir()
         try:
-            manifest = _manifest(store.get(f"{prefix}/{MANIFEST}"), ready)
+            manifest = _verified_manifest(store.get(f"{prefix}/{MANIFEST}"), ready)
             for file in manifest.files:
-                _fetch(store, f"{prefix}/{file.path}", incoming / file.path, file)
+                _download_file(store, f"{prefix}/{file.path}", incoming / file.path, file)
             store.get_file(f"{prefix}/{MANIFEST}", incoming / MANIFEST)
         except ObjectMissingError as error:
             raise ModelFileError(error) from error
         if _digest(incoming / MANIFEST) != ready.manifest_sha256:
-            raise ModelFileError(f"{MANIFEST} changed while it was read")
+            raise ModelFileError(f"{MANIFEST} changed during the download")
         try:
             incoming.rename(version)
         except OSError:
-            # Another deployer of the same folder was first.
-            if not _is_there(version, ready):
+            # A concurrent deployer of the same folder was faster.
+            if not _is_downloaded(version, ready):
                 raise
 
 
-def _manifest(content: bytes, ready: ModelReady) -> ModelManifest:
-    found = hashlib.sha256(content).hexdigest()
-    if found != ready.manifest_sha256:
-        raise ModelFileError(f"{MANIFEST} has SHA-256 {found}, announced was {ready.manifest_sha256}")
+def _verified_manifest(content: bytes, ready: ModelReady) -> ModelManifest:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != ready.manifest_sha256:
+        raise ModelFileError(f"{MANIFEST} has SHA-256 {digest}, expected {ready.manifest_sha256}")
     try:
         return ModelManifest.model_validate_json(content)
     except ValidationError as error:
         raise ModelFileError(f"{MANIFEST}: {error}") from error
 
 
-def _fetch(store: ObjectStore, key: str, path: Path, file: ManifestFile) -> None:
+def _download_file(store: ObjectStore, key: str, path: Path, file: ManifestFile) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     store.get_file(key, path)
     if (size := path.stat().st_size) != file.bytes:
-        raise ModelFileError(f"{file.path} has {size} bytes, announced were {file.bytes}")
+        raise ModelFileError(f"{file.path} has {size} bytes, expected {file.bytes}")
     if (digest := _digest(path)) != file.sha256:
-        raise ModelFileError(f"{file.path} has SHA-256 {digest}, announced was {file.sha256}")
+        raise ModelFileError(f"{file.path} has SHA-256 {digest}, expected {file.sha256}")
 
 
 def _digest(path: Path) -> str:
@@ -98,12 +98,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _point(link: Path, version: str) -> None:
-    """Switch the link in one step."""
+def _link_current(link: Path, version: str) -> None:
+    """Replace the link atomically."""
     parent = Path(tempfile.mkdtemp(dir=link.parent, prefix=".link-"))
     try:
         new = parent / CURRENT
-        # Relative, so that the target folder may be mounted elsewhere.
+        # Relative, so that the target folder can be mounted elsewhere.
         new.symlink_to(version)
         new.replace(link)
     finally:

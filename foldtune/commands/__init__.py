@@ -1,1 +1,1 @@
-"""The commands that need only the SDK. ``foldtune.cli`` finds the others through entry points."""
+"""The commands of the SDK. ``foldtune.cli`` finds those of other distributions through entry points."""

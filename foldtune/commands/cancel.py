@@ -14,9 +14,9 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def cancel(
     request_id: Annotated[str, typer.Argument(metavar="REQUEST")],
-    model: Annotated[str | None, typer.Option(help="The request's model; looked up without it.")] = None,
+    model: Annotated[str | None, typer.Option(help="The request's model; default: looked up.")] = None,
 ) -> None:
-    """Take a request back, wherever it is; 'foldtune status REQUEST' tells when it has ended."""
+    """Cancel a request; 'foldtune status REQUEST' shows when it has ended."""
     with FoldtuneClient(load_settings()) as client:
         status = client.requests().get(request_id)
         if status and status.state.terminal:
@@ -24,6 +24,6 @@ def cancel(
             return
         model = model or (status.model if status else None)
         if model is None:
-            raise UserError(f"no request {request_id!r} is known; name its --model to cancel it all the same")
+            raise UserError(f"unknown request {request_id!r}; with its --model it can be cancelled all the same")
         client.cancel(request_id, model, requested_by="command line")
     typer.echo(f"asked to cancel {request_id}")

@@ -13,9 +13,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def config(as_json: AsJson = False) -> None:
-    """Show the settings in force, from the environment, foldtune.toml and the defaults; secrets are masked.
+    """Show the effective settings, from the environment, foldtune.toml and the defaults; secrets are masked.
 
-    Each is shown as its variable: FOLDTUNE_KAFKA__PARTITIONS is partitions below [kafka] in foldtune.toml.
+    Each is shown as its variable: FOLDTUNE_KAFKA__PARTITIONS is kafka.partitions in foldtune.toml.
     """
     content = load_settings().model_dump(mode="json")
     if as_json:

@@ -21,25 +21,25 @@ app = typer.Typer(add_completion=False)
 def deploy(
     target: Annotated[
         Path,
-        typer.Argument(help="Gets MODEL-DIGEST/VERSION, the digest being one of the name, and 'current' beside it."),
+        typer.Argument(help="Versions go to MODEL-DIGEST/VERSION (a digest of the name), with a link 'current'."),
     ],
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
-    once: Annotated[bool, typer.Option("--once", help="Fetch the newest versions, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Download the newest versions, then exit.")] = False,
 ) -> None:
-    """Fetch the newest version of every model and each one to come, checked by its digests; prints their folders."""
+    """Download and verify the newest version of every model, then each new one; prints their folders."""
     settings = load_settings()
     store = S3ObjectStore(settings.s3)
     with FoldtuneClient(settings) as client:
         newest = client.models()
         if once and (unknown := sorted(set(model or ()) - set(newest))):
-            raise UserError(f"not announced: {', '.join(unknown)}")
-        for ready in newest.values() if once else _newer(client, newest):
+            raise UserError(f"unknown models: {', '.join(unknown)}")
+        for ready in newest.values() if once else _newest_and_later(client, newest):
             if not model or ready.model in model:
-                _fetch(ready, store, target, strict=once)
+                _deploy(ready, store, target, strict=once)
 
 
-def _newer(client: FoldtuneClient, newest: dict[str, ModelReady]) -> Iterator[ModelReady]:
-    """The newest of each, and then all later ones; the topic is read from its beginning, and older ones passed over."""
+def _newest_and_later(client: FoldtuneClient, newest: dict[str, ModelReady]) -> Iterator[ModelReady]:
+    """The newest version of each model, then later ones; ``subscribe`` starts at the first event."""
     yield from newest.values()
     seen = {name: ready.version for name, ready in newest.items()}
     for ready in client.subscribe():
@@ -48,13 +48,13 @@ def _newer(client: FoldtuneClient, newest: dict[str, ModelReady]) -> Iterator[Mo
             yield ready
 
 
-def _fetch(ready: ModelReady, store: S3ObjectStore, target: Path, *, strict: bool) -> None:
+def _deploy(ready: ModelReady, store: S3ObjectStore, target: Path, *, strict: bool) -> None:
     try:
         folder = fetch_model(ready, store, target)
     except (ModelFileError, ValueError) as error:
         if strict:
             raise UserError(f"{ready.model} {ready.version}: {error}") from error
-        # The next version may be whole, and what serves now goes on serving.
+        # The next version may be valid; until then the current one stays deployed.
         typer.echo(f"foldtune: {ready.model} {ready.version}: {error}", err=True)
         return
     typer.echo(str(folder))

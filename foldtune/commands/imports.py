@@ -18,13 +18,13 @@ from foldtune.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpse
 from foldtune.reasons import reasons_of
 from foldtune.settings import load_settings
 
-app = typer.Typer(add_completion=False, help="Send JSON Lines files.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Publish JSON Lines files.", no_args_is_help=True)
 
-File = Annotated[Path, typer.Argument(help="JSON Lines, UTF-8; '-' reads standard input.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad line.")]
+File = Annotated[Path, typer.Argument(help="JSON Lines in UTF-8; '-' for standard input.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first invalid line.")]
 
 
-# What each command sends; the first is what a line is that does not say its type.
+# The events of each command; the first is the default for lines without a type.
 KINDS: dict[str, tuple[type[Event], ...]] = {
     "documents": (DocumentUpserted, DocumentDeleted),
     "logs": (ChatLog, ChatLogBatch),
@@ -33,42 +33,42 @@ KINDS: dict[str, tuple[type[Event], ...]] = {
 
 
 class _Typed(BaseModel):
-    """As much of a line as tells what it is."""
+    """The type of a line."""
 
     type: str | None = None
 
 
 @app.command()
 def documents(file: File, strict: Strict = False) -> None:
-    """Send passages. A line again is the same passage again: an import that was cut short is simply repeated."""
+    """Publish documents. Idempotent: repeat an import that was interrupted."""
     _import(file, "documents", strict=strict)
 
 
 @app.command()
 def logs(file: File, strict: Strict = False) -> None:
-    """Send chat logs, or batches of them. The log_id makes a log that is sent again count once."""
+    """Publish chat logs or batches of them. Idempotent by log_id."""
     _import(file, "logs", strict=strict)
 
 
 @app.command()
 def feedback(file: File, strict: Strict = False) -> None:
-    """Send verdicts on logs. The newest of a log counts."""
+    """Publish verdicts on logs. The newest verdict of a log counts."""
     _import(file, "feedback", strict=strict)
 
 
-def _parsed(line: bytes, command: str) -> Event:
+def _parse(line: bytes, command: str) -> Event:
     """The event in a line.
 
     Raises:
-        ValidationError: it is none.
-        UserError: it is one for another command.
+        ValidationError: the line is not a valid event.
+        UserError: the event belongs to another command.
     """
-    named = _Typed.model_validate_json(line).type
+    event_type = _Typed.model_validate_json(line).type
     kinds = {kind.model_fields["type"].default: kind for kind in KINDS[command]}
-    for other, theirs in KINDS.items():
-        if named not in kinds and named in {kind.model_fields["type"].default for kind in theirs}:
-            raise UserError(f"type: {named!r} is sent with: foldtune import {other}")
-    return kinds.get(named, KINDS[command][0]).model_validate_json(line)
+    for other, others in KINDS.items():
+        if event_type not in kinds and event_type in {kind.model_fields["type"].default for kind in others}:
+            raise UserError(f"type: {event_type!r} is imported with: foldtune import {other}")
+    return kinds.get(event_type, KINDS[command][0]).model_validate_json(line)
 
 
 def _send(client: FoldtuneClient, event: Event) -> None:
@@ -85,27 +85,27 @@ def _send(client: FoldtuneClient, event: Event) -> None:
 
 
 def _import(file: Path, command: str, *, strict: bool) -> None:
-    sent = bad = 0
-    with _opened(file) as stream, FoldtuneClient(load_settings()) as client:
+    sent = rejected = 0
+    with _open(file) as stream, FoldtuneClient(load_settings()) as client:
         for number, line in enumerate(_with_progress(stream, file), start=1):
             if not line.strip():
                 continue
             try:
-                _send(client, _parsed(line, command))
+                _send(client, _parse(line, command))
                 sent += 1
             except (ValidationError, OutOfBoundsError, UserError) as error:
-                bad += 1
+                rejected += 1
                 for reason in reasons_of(error) if isinstance(error, ValidationError) else error.args:
                     typer.echo(f"line {number}: {reason}", err=True)
                 if strict:
                     break
-    typer.echo(f"{sent} sent, {bad} refused")
-    if bad:
+    typer.echo(f"{sent} sent, {rejected} rejected")
+    if rejected:
         raise typer.Exit(1)
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
+def _open(file: Path) -> Iterator[BinaryIO]:
     if str(file) == "-":
         yield sys.stdin.buffer
         return

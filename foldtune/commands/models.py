@@ -13,9 +13,9 @@ app = typer.Typer(add_completion=False)
 def models(as_json: AsJson = False) -> None:
     """Show the newest announced version of every model."""
     with FoldtuneClient(load_settings()) as client:
-        found = sorted(client.models().values(), key=lambda ready: ready.model)
+        newest = sorted(client.models().values(), key=lambda ready: ready.model)
     if as_json:
-        for ready in found:
+        for ready in newest:
             print_event(ready)
         return
     rows = [
@@ -26,6 +26,6 @@ def models(as_json: AsJson = False) -> None:
             "yes" if ready.requires_reindex else "no",
             ready.model_uri,
         )
-        for ready in found
+        for ready in newest
     ]
     print_table(("model", "version", "nDCG@10", "reindex", "address"), rows)

@@ -11,7 +11,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def schemas(folder: Annotated[Path, typer.Argument(help="Where events.md and schemas/ are written.")]) -> None:
-    """Write the page of the events and their JSON Schemas, made from the models."""
+def schemas(folder: Annotated[Path, typer.Argument(help="Folder of events.md and schemas/.")]) -> None:
+    """Write the reference of the events and their JSON Schemas."""
     for path in write(folder):
         typer.echo(str(path))

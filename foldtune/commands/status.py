@@ -6,7 +6,7 @@ import typer
 
 from foldtune.client.client import FoldtuneClient
 from foldtune.commands.errors import UserError
-from foldtune.commands.output import AsJson, describe, newest_progress, print_event, print_table, warnings_of
+from foldtune.commands.output import AsJson, collapse_progress, details, print_event, print_table, warning_lines
 from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False)
@@ -17,20 +17,22 @@ def status(
     request_id: Annotated[str | None, typer.Argument(metavar="[REQUEST]", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the newest status of every request, or all that is kept of one."""
+    """Show the newest status of every request, or all retained statuses of one."""
     with FoldtuneClient(load_settings()) as client:
         if request_id is None:
-            found = sorted(client.requests().values(), key=lambda status: status.at)
+            statuses = sorted(client.requests().values(), key=lambda status: status.at)
         else:
-            found = list(client.statuses(request_id, follow=False))
-            if not found:
-                raise UserError(f"no request {request_id!r} is known")
+            statuses = list(client.statuses(request_id, follow=False))
+            if not statuses:
+                raise UserError(f"unknown request {request_id!r}")
     if as_json:
-        for one in found:
-            print_event(one)
+        for each in statuses:
+            print_event(each)
         return
-    shown = newest_progress(found)
-    rows = [(one.request_id, one.model, one.state, f"{one.at:%Y-%m-%d %H:%M:%S}", describe(one)) for one in shown]
+    rows = [
+        (each.request_id, each.model, each.state, f"{each.at:%Y-%m-%d %H:%M:%S}", details(each))
+        for each in collapse_progress(statuses)
+    ]
     print_table(("request", "model", "state", "at (UTC)", "details"), rows)
-    for line in dict.fromkeys(f"{one.request_id}: {warning}" for one in found for warning in warnings_of(one)):
+    for line in dict.fromkeys(f"{each.request_id}: {warning}" for each in statuses for warning in warning_lines(each)):
         typer.echo(line)

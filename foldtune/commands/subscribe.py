@@ -14,10 +14,10 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def subscribe(
     group: Annotated[
-        str | None, typer.Option(help="Continue where this group was; without it, begin with the first announcement.")
+        str | None, typer.Option(help="Consumer group to resume; default: start at the first event.")
     ] = None,
 ) -> None:
-    """Write each announced model as a line of JSON, as they come, until Ctrl-C."""
+    """Print model-ready events as JSON Lines until Ctrl-C."""
     with FoldtuneClient(load_settings()) as client:
         for ready in client.subscribe(group):
             print_event(ready)

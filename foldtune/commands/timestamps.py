@@ -1,17 +1,26 @@
-"""Times on the command line."""
+"""Timestamps on the command line: ISO 8601, UTC without an offset."""
 
 from datetime import UTC, datetime
 
 import typer
 
-MOMENT_HELP = "ISO 8601, UTC unless it says otherwise."
+TIMESTAMP_HELP = "ISO 8601; UTC without an offset"
 
 
-def moment(text: str) -> datetime:
-    """A time or a date as a moment in UTC; a typer parser, so that a mistake is answered with the option's name."""
+def aware(text: str) -> datetime:
+    """Parse a date or a time.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    parsed = datetime.fromisoformat(text)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def parse_timestamp(text: str) -> datetime:
+    """Typer parser of a date or a time, in UTC; typer prints its error with the name of the option."""
     try:
-        parsed = datetime.fromisoformat(text)
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).astimezone(UTC)
+        return aware(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        msg = f"{text!r} is no time; one looks like 2025-01-31 or 2025-01-31T12:00:00Z"
+        msg = f"{text!r} is not a timestamp such as 2025-01-31 or 2025-01-31T12:00:00Z"
         raise typer.BadParameter(msg) from None

@@ -2,18 +2,18 @@
 
 import typer
 
-app = typer.Typer(add_completion=False, help="The topics on the brokers.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Manage the topics.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """The topics on the brokers."""
+    """Manage the topics."""
 
 
 @app.command()
 def create() -> None:
-    """Create the topics that are missing, and check the partitions of those that are there."""
-    from foldtune.kafka import create_topics  # noqa: PLC0415  imports take longer than help may
+    """Create missing topics; check the number of partitions of existing ones."""
+    from foldtune.kafka import create_topics  # noqa: PLC0415  slow to import, and help needs none of it
     from foldtune.settings import load_settings  # noqa: PLC0415
     from foldtune.topics import Topic  # noqa: PLC0415
 

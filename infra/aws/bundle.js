@@ -1,5 +1,5 @@
-// Whenever osls packages or deploys: checks the parameters, and makes the functions' archive, so that no former code is
-// deployed.
+// Plugin of osls: before it packages or deploys, checks the parameters and builds the functions' archive, so that the
+// current code is deployed.
 "use strict";
 
 const { execFileSync } = require("node:child_process");
@@ -10,10 +10,10 @@ const PYTHON = ".venv/bin/python";
 class Bundle {
   constructor(serverless) {
     this.serverless = serverless;
-    this.hooks = { "before:package:initialize": () => this.make() };
+    this.hooks = { "before:package:initialize": () => this.build() };
   }
 
-  make() {
+  build() {
     if (!existsSync(PYTHON)) {
       throw new Error(`${PYTHON} is missing: run "make setup" first`);
     }

@@ -1,8 +1,8 @@
 """Checks the parameters of a deployment before it is packaged: ``python -m infra.aws.check_parameters``.
 
-osls hands them over (``infra/aws/bundle.js``), by their names in ``infra/aws/parameters.yml``, as a JSON object on
-standard input. Each by itself is checked by CloudFormation and cfn-lint. Here is what those cannot see: what is in a
-JSON text, how long a list is, and whether two fit together.
+osls (``infra/aws/bundle.js``) passes them on standard input, as a JSON object with the names of
+``infra/aws/parameters.yml``. CloudFormation and cfn-lint check each parameter by itself; checked here is what they
+cannot see: the content of JSON values, the length of lists, and combinations of parameters.
 """
 
 import sys
@@ -25,19 +25,19 @@ from foldtune.reasons import Location, reasons_of
 from foldtune.settings import BatchSettings
 
 
-def _listed(value: Any) -> Any:
+def _split_commas(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
 
 
-_List = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+_List = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
 class Parameters(BaseModel):
-    """Those that are to be looked at; the others are ignored."""
+    """The parameters that are checked; others are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_pascal)
 
-    # The event sources name two.
+    # The event sources use the first two.
     subnet_ids: Annotated[_List, Field(min_length=2)]
     kafka_kind: str
     kafka_authentication: str
@@ -46,7 +46,7 @@ class Parameters(BaseModel):
     schedule_models: Json[tuple[ModelName, ...]]
 
     @model_validator(mode="after")
-    def _fit(self) -> Self:
+    def _check_combinations(self) -> Self:
         if (self.kafka_kind, self.kafka_authentication) == ("msk", "scram-sha-256"):
             msg = "KafkaAuthentication should be scram-sha-512 or mtls where KafkaKind is msk"
             raise ValueError(msg)
@@ -58,18 +58,18 @@ class Parameters(BaseModel):
         return self
 
 
-def problems(values: str | bytes) -> tuple[str, ...]:
-    """What is wrong with parameters, each by its name; empty where nothing is."""
+def parameter_errors(values: str | bytes) -> tuple[str, ...]:
+    """One line per invalid parameter, by its name; empty if all are valid."""
     try:
         Parameters.model_validate_json(values)
     except ValidationError as error:
-        return reasons_of(error, _named)
+        return reasons_of(error, _parameter_name)
     return ()
 
 
-def _named(location: Location) -> str:
+def _parameter_name(location: Location) -> str:
     return ".".join(map(str, location)) or "parameters"
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(problems(sys.stdin.buffer.read())) or 0)
+    sys.exit("\n".join(parameter_errors(sys.stdin.buffer.read())) or 0)

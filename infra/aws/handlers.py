@@ -1,40 +1,40 @@
-"""The AWS Lambda functions: each takes what has happened and calls the part of foldtune that knows what to do.
+"""The entry points of the AWS Lambda functions.
 
-What a function needs, beside a network to the brokers and its log group (S3 keys are below the bucket; reading a key
-that may be missing needs ``s3:ListBucket`` on its prefix, or S3 answers 403):
+Events and permissions of each, beside a network to the brokers and its own log group. Reading an S3 key that may be
+missing needs ``s3:ListBucket`` on its prefix, or S3 answers 403 instead of 404.
 
-``launch``       events of ``training-jobs`` and ``fine-tune-status``, partial batch responses on.
+``launch``       records of ``training-jobs`` and ``fine-tune-status``, with partial batch responses.
                  S3 read, write, list ``jobs/ spend/ statuses/``; ``batch:SubmitJob`` on the queue and the definition,
                  ``batch:TerminateJob`` on jobs, ``batch:ListJobs`` and ``batch:DescribeJobs``.
                  Kafka: writes ``training-reports``, ``dead-letters``.
-``batch_state``  ``Batch Job State Change`` events of the queue; what it raises, Lambda tries twice more, then keeps.
+``batch_state``  ``Batch Job State Change`` events of the queue; on an error Lambda retries twice, then keeps the event.
                  S3 read, write, list ``jobs/ spend/``. Kafka: writes ``training-reports``.
 ``api``          ``POST /requests`` and ``GET /requests/{id}`` of an HTTP API with a JWT authorizer.
                  S3 read, list ``statuses/``. Kafka: writes ``fine-tune-requests``.
-``schedule``     events of a schedule, as they are. Kafka: writes ``fine-tune-requests``.
+``schedule``     events of an EventBridge schedule, unmodified. Kafka: writes ``fine-tune-requests``.
 
-All read the Kafka secrets (``secretsmanager:GetSecretValue``) at each use, so that a rotation needs nobody's help.
-Settings are the usual ``FOLDTUNE_…`` variables: the sections ``kafka`` and ``s3``; ``batch`` and
-``trainer.max_attempts`` for the first two, ``schedule`` for the last.
+All read the Kafka secrets (``secretsmanager:GetSecretValue``) whenever they connect, so that a rotation needs no
+redeployment. Settings are ``FOLDTUNE_…`` variables: ``kafka`` and ``s3``; ``batch`` and ``trainer.max_attempts`` for
+the first two, ``schedule`` for the last.
 """
 
-import base64
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from api.errors import BodyError, UnknownFieldsError
-from api.requests import MAX_BODY_BYTES, request_of
+from api.answers import HEADERS, Answer, refusal, request_status, submit_request
 from foldtune.dead_letters import send_dead_letter
 from foldtune.errors import TRANSIENT_ERRORS
-from foldtune.events import Event, FineTuneRequested, FineTuneStatus, RequestId, State, TrainingJob, now
+from foldtune.events import Event, FineTuneRequested, FineTuneStatus, State, TrainingJob, now
 from foldtune.kafka import DELIVERY_SECONDS, Publisher
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
@@ -42,23 +42,23 @@ from foldtune.reasons import reasons_of
 from foldtune.reports import publish_report
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
+from foldtune.status_order import StatusRecord
 from foldtune.topics import Topic
 from infra.aws.lambda_events import Context, HttpRequest, KafkaEvent, KafkaRecord, ScheduledEvent, StateChange
-from infra.aws.status_store import StatusObjects
+from infra.aws.status_store import StatusStore
+from launchers.batch.dispatcher import Dispatcher
 from launchers.batch.launcher import BatchLauncher
-from launchers.dispatch import Dispatcher
-from launchers.errors import RunBusyError
+from launchers.port import RunBusyError
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
-# Less than this is not enough to begin with another record.
+# With less time left, no further record is begun.
 RESERVE_SECONDS = 10.0
-# Lambda delivers again at once, a hundred times at most; a launch that was cut short takes minutes to be surely gone,
-# and brokers or AWS to be there again.
+# Lambda redelivers at once, and at most 100 times. The claim of an interrupted launch takes minutes to expire, and
+# brokers or AWS may take as long to recover.
 PAUSE_SECONDS = 20.0
-# The API's function has 28 s in all, of which finding the brokers may take eight.
+# The API's function has 28 s in all; connecting to the brokers may take 8 of them.
 API_DELIVERY_SECONDS = 15
-_REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
 
 GetPublisher = Callable[[], Publisher]
 
@@ -70,72 +70,71 @@ if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
 
 
 def launch(event: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Launch jobs and end those whose request has ended; says which records are to be delivered again."""
+    """Launch jobs, and cancel those of ended requests; returns the records that failed, for redelivery."""
     settings = load_settings()
     failed: list[dict[str, Any]] = []
     with _publishing(settings) as publisher:
-        taker = _Taker(settings, publisher, context)
+        handler = RecordHandler(settings, publisher, context)
         for name, records in KafkaEvent.model_validate(event).records.items():
             for record in records:
                 try:
-                    taker.take(record)
+                    handler.handle(record)
                 except Exception as error:
-                    # Also of a defect: one record's trouble is not its neighbours'.
+                    # Defects included: one record's failure must not fail the others of the batch.
                     expected = isinstance(error, (RunBusyError, *TRANSIENT_ERRORS))
-                    where = {"partition": name, "offset": record.offset}
-                    log.warning("to be delivered again", **where, error=str(error), exc_info=not expected)
-                    failed.append({"itemIdentifier": where})
+                    fields = {**record.position, "error": str(error)}
+                    _log.warning("record failed, will be redelivered", **fields, exc_info=not expected)
+                    failed.append({"itemIdentifier": {"partition": name, "offset": record.offset}})
     if failed:
-        time.sleep(max(0.0, min(PAUSE_SECONDS, _seconds_left(context) - RESERVE_SECONDS)))
+        time.sleep(max(0.0, min(PAUSE_SECONDS, _remaining_seconds(context) - RESERVE_SECONDS)))
     return {"batchItemFailures": failed}
 
 
-class _Taker:
-    """Takes records, one at a time."""
+class RecordHandler:
+    """Handles records of ``training-jobs`` and ``fine-tune-status``, one at a time."""
 
     def __init__(self, settings: Settings, publisher: GetPublisher, context: Context) -> None:
         prefix = settings.kafka.topic_prefix
         store = S3ObjectStore(settings.s3)
         self._publisher = publisher
         self._context = context
-        self._statuses = StatusObjects(store)
+        self._statuses = StatusStore(store)
         self._dispatcher = Dispatcher(settings, store, BatchLauncher(settings, store), _report(publisher))
-        self._takers: dict[str, tuple[type[Event], Callable[[KafkaRecord, Any], None]]] = {
-            Topic.TRAINING_JOBS.named(prefix): (TrainingJob, self._take_job),
-            Topic.FINE_TUNE_STATUS.named(prefix): (FineTuneStatus, self._take_status),
+        self._handlers: dict[str, tuple[type[Event], Callable[[KafkaRecord, Any], None]]] = {
+            Topic.TRAINING_JOBS.named(prefix): (TrainingJob, self._handle_job),
+            Topic.FINE_TUNE_STATUS.named(prefix): (FineTuneStatus, self._handle_status),
         }
 
-    def take(self, record: KafkaRecord) -> None:
-        """Do what a record asks for; one that cannot be read goes to the dead letters.
+    def handle(self, record: KafkaRecord) -> None:
+        """Act on a record; one that cannot be decoded goes to the dead letters.
 
         Raises:
-            RunBusyError: it is not the time for it.
+            RunBusyError: too little time is left, or another call works on the same job.
         """
-        if _seconds_left(self._context) < RESERVE_SECONDS:
+        if _remaining_seconds(self._context) < RESERVE_SECONDS:
             raise RunBusyError(record.topic, record.partition, record.offset)
         if record.value is None:
             return
-        if record.topic not in self._takers:
-            msg = f"this function takes {' and '.join(self._takers)}, not {record.topic}"
+        if record.topic not in self._handlers:
+            msg = f"this function handles {' and '.join(self._handlers)}, not {record.topic}"
             raise ValueError(msg)
-        kind, taker = self._takers[record.topic]
+        event_type, handler = self._handlers[record.topic]
         try:
-            event = kind.model_validate_json(record.value)
+            event = event_type.model_validate_json(record.value)
         except ValidationError as error:
             reasons = "; ".join(reasons_of(error))
             send_dead_letter(self._publisher(), record, reasons)
             self._publisher().flush()
-            where = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-            log.warning("dead letter", **where, error=reasons)
+            _log.warning("record sent to dead letters", **record.position, error=reasons)
             return
-        taker(record, event)
+        handler(record, event)
 
-    def _take_job(self, _: KafkaRecord, job: TrainingJob) -> None:
-        self._dispatcher.launch(job, now() + timedelta(seconds=_seconds_left(self._context)))
+    def _handle_job(self, _: KafkaRecord, job: TrainingJob) -> None:
+        self._dispatcher.launch(job, now() + timedelta(seconds=_remaining_seconds(self._context)))
 
-    def _take_status(self, record: KafkaRecord, status: FineTuneStatus) -> None:
-        self._statuses.keep(status, record.partition, record.offset)
-        # Nobody waits for the job any more: it was cancelled, or given up after its time. One that has ended stays so.
+    def _handle_status(self, record: KafkaRecord, status: FineTuneStatus) -> None:
+        self._statuses.update(StatusRecord(partition=record.partition, offset=record.offset, status=status))
+        # The request was cancelled, or timed out: its job has to stop. A job that has ended by itself is not affected.
         if status.state.terminal and status.state is not State.COMPLETED:
             self._dispatcher.cancel(status.model, status.request_id)
 
@@ -144,84 +143,55 @@ class _Taker:
 
 
 def batch_state(event: dict[str, Any], context: Context) -> None:
-    """Report how a job of AWS Batch stands; what is raised, Lambda tries twice more and then puts into a queue."""
+    """Report a state change of a Batch job; on an error Lambda retries twice, then the event goes to the queue."""
     settings = load_settings()
     store = S3ObjectStore(settings.s3)
     with _publishing(settings) as publisher:
         dispatcher = Dispatcher(settings, store, BatchLauncher(settings, store), _report(publisher))
-        dispatcher.changed(StateChange.model_validate(event).detail)
+        dispatcher.state_changed(StateChange.model_validate(event).detail)
 
 
 # ── api ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Publish a request, or tell how one stands."""
+    """Answer one call of the HTTP API (``api.answers``)."""
     call = HttpRequest.model_validate(event)
     if call.caller is None:
-        return _answer(401, {"errors": ["a token is needed"]})
-    try:
-        if call.route_key == "POST /requests":
-            return _ask(call, call.caller)
-        if call.route_key == "GET /requests/{id}":
-            return _tell((call.path_parameters or {}).get("id", ""))
-    except TRANSIENT_ERRORS as error:
-        log.warning("not available", route=call.route_key, error=str(error))
-        return _answer(503, {"errors": ["not available at the moment; the same call may be made again"]})
-    return _answer(404, {"errors": [f"no such route: {call.route_key}"]})
+        return _http_response(refusal(HTTPStatus.UNAUTHORIZED, "a token is needed"))
+    match call.route_key:
+        case "POST /requests":
+            answer = submit_request(call.content, call.caller, _publish_request)
+        case "GET /requests/{id}":
+            answer = request_status(call.request_id, StatusStore(S3ObjectStore(load_settings().s3)).newest)
+        case _:
+            answer = refusal(HTTPStatus.NOT_FOUND, f"no such route: {call.route_key}")
+    return _http_response(answer)
 
 
-def _ask(call: HttpRequest, caller: str) -> dict[str, Any]:
-    text = call.body or ""
-    body = base64.b64decode(text) if call.is_base64_encoded else text.encode()
-    if len(body) > MAX_BODY_BYTES:
-        return _answer(413, {"errors": [f"body: {len(body)} bytes, at most {MAX_BODY_BYTES}"]})
-    try:
-        request = request_of(body, caller)
-    except ValidationError as error:
-        return _answer(400, {"errors": list(reasons_of(error))})
-    except (BodyError, UnknownFieldsError) as error:
-        return _answer(400, {"errors": [str(error)]})
-    try:
-        with _publishing(load_settings(), API_DELIVERY_SECONDS) as publisher:
-            publisher().publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
-    except TRANSIENT_ERRORS as error:
-        log.warning("request not published", error=str(error))
-        # It may have been taken all the same; sent again under its name, it is not taken twice.
-        reason = "not available at the moment; the same request may be sent again, with this request_id"
-        return _answer(503, {"errors": [reason], "request_id": request.request_id})
-    return _answer(202, {"request_id": request.request_id, "model": request.model})
+def _publish_request(request: FineTuneRequested) -> None:
+    with _publishing(load_settings(), API_DELIVERY_SECONDS) as publisher:
+        publisher().publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
 
 
-def _tell(request_id: str) -> dict[str, Any]:
-    try:
-        name = _REQUEST_ID.validate_python(request_id)
-    except ValidationError as error:
-        return _answer(400, {"errors": list(reasons_of(error))})
-    status = StatusObjects(S3ObjectStore(load_settings().s3)).newest(name)
-    if status is None:
-        return _answer(404, {"errors": [f"no request {name!r} is known (yet)"]})
-    return _answer(200, status.model_dump(mode="json", exclude_none=True))
-
-
-def _answer(code: int, content: dict[str, Any]) -> dict[str, Any]:
-    headers = {"content-type": "application/json", "cache-control": "no-store"}
-    return {"statusCode": code, "headers": headers, "body": json.dumps(content)}
+def _http_response(answer: Answer) -> dict[str, Any]:
+    headers = {"content-type": "application/json", **HEADERS}
+    return {"statusCode": answer.status.value, "headers": headers, "body": json.dumps(answer.content)}
 
 
 # ── schedule ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def schedule(event: dict[str, Any], context: Context) -> None:
-    """Ask for each of the configured models, once for a turn of the schedule."""
-    turn = ScheduledEvent.model_validate(event).time
+    """Request each of the configured models, once per firing of the schedule: its time is part of the request's id."""
+    fired_at = ScheduledEvent.model_validate(event).time
     settings = load_settings()
     with _publishing(settings) as publisher:
         for model in settings.schedule.models:
             request = FineTuneRequested(
-                request_id=f"schedule-{model}-{turn:%Y%m%dT%H%M%S}",
+                request_id=f"schedule-{model}-{fired_at:%Y%m%dT%H%M%S}",
                 model=model,
-                requested_at=turn,
+                requested_at=fired_at,
                 requested_by="schedule",
                 origin="policy",
             )
@@ -230,23 +200,21 @@ def schedule(event: dict[str, Any], context: Context) -> None:
             publisher().flush()
 
 
-# ── What they share ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Shared ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def _publishing(settings: Settings, delivery_seconds: int = DELIVERY_SECONDS) -> Iterator[GetPublisher]:
-    """A publisher that connects when it is first asked for.
+    """A publisher that connects on first use.
 
-    It does not outlive the call: between two calls a function is frozen, its connections die and its secrets change.
+    It does not outlive the invocation: between two a function is frozen, its connections die and secrets may change.
     """
     with ExitStack() as stack:
-        made: list[Publisher] = []
 
+        @cache
         def publisher() -> Publisher:
-            if not made:
-                kafka = stack.enter_context(kafka_with_secrets(settings))
-                made.append(stack.enter_context(Publisher(kafka, delivery_seconds)))
-            return made[0]
+            kafka = stack.enter_context(kafka_with_secrets(settings))
+            return stack.enter_context(Publisher(kafka, delivery_seconds))
 
         yield publisher
 
@@ -255,5 +223,5 @@ def _report(publisher: GetPublisher) -> Callable[[FineTuneStatus], None]:
     return lambda status: publish_report(publisher(), status)
 
 
-def _seconds_left(context: Context) -> float:
+def _remaining_seconds(context: Context) -> float:
     return context.get_remaining_time_in_millis() / 1000

@@ -1,5 +1,6 @@
-"""What AWS Lambda hands to the handlers, as far as they use it. Properties that are not known here are ignored."""
+"""The payloads of AWS Lambda, as far as the handlers use them; unknown properties are ignored."""
 
+import base64
 from typing import Literal, Protocol
 
 from pydantic import AwareDatetime, Base64Bytes, BaseModel, ConfigDict, Field
@@ -9,18 +10,18 @@ from launchers.batch.batch_job import BatchJob
 
 
 class Context(Protocol):
-    """The invocation."""
+    """The context of an invocation."""
 
     def get_remaining_time_in_millis(self) -> int:
-        """How long it may still take."""
+        """Milliseconds until Lambda ends the invocation."""
 
 
-class _Part(BaseModel):
+class _Payload(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel)
 
 
-class KafkaRecord(_Part):
-    """One record; without a value it is a tombstone. No event of foldtune has headers."""
+class KafkaRecord(_Payload):
+    """One record; a tombstone has no value. Headers are left out: none of foldtune's events has any."""
 
     topic: str
     partition: int
@@ -28,40 +29,45 @@ class KafkaRecord(_Part):
     key: Base64Bytes | None = None
     value: Base64Bytes | None = None
 
+    @property
+    def position(self) -> dict[str, str | int]:
+        """Where it is on Kafka, as fields of a log line."""
+        return {"topic": self.topic, "partition": self.partition, "offset": self.offset}
 
-class KafkaEvent(_Part):
-    """Records by ``TOPIC-PARTITION``, from Amazon MSK or from brokers elsewhere."""
+
+class KafkaEvent(_Payload):
+    """Records by ``TOPIC-PARTITION``, from Amazon MSK or self-managed brokers."""
 
     event_source: Literal["aws:kafka", "SelfManagedKafka"]
     records: dict[str, tuple[KafkaRecord, ...]]
 
 
-class StateChange(_Part):
-    """A ``Batch Job State Change``."""
+class StateChange(_Payload):
+    """A ``Batch Job State Change`` of EventBridge."""
 
     detail: BatchJob
 
 
-class ScheduledEvent(_Part):
-    """A turn of a schedule; the same turn has the same time, however often it is delivered."""
+class ScheduledEvent(_Payload):
+    """One firing of a schedule; its redeliveries have the same ``time``."""
 
     time: AwareDatetime
 
 
-class _Jwt(_Part):
+class _Jwt(_Payload):
     claims: dict[str, object]
 
 
-class _Authorizer(_Part):
+class _Authorizer(_Payload):
     jwt: _Jwt | None = None
 
 
-class _RequestContext(_Part):
+class _RequestContext(_Payload):
     authorizer: _Authorizer = _Authorizer()
 
 
-class HttpRequest(_Part):
-    """A call of the HTTP API, in the payload's version 2.0."""
+class HttpRequest(_Payload):
+    """A call of the HTTP API, payload version 2.0."""
 
     route_key: str
     path_parameters: dict[str, str] | None = None
@@ -71,8 +77,19 @@ class HttpRequest(_Part):
 
     @property
     def caller(self) -> str | None:
-        """Whom the token was made out for; ``None`` where no authorizer has checked one."""
+        """The token's subject; ``None`` where no authorizer has checked a token."""
         jwt = self.request_context.authorizer.jwt
         if jwt is None:
             return None
-        return str(jwt.claims.get("sub") or jwt.claims.get("client_id") or "unknown")[:256]
+        return str(jwt.claims.get("sub") or jwt.claims.get("client_id") or "unknown")
+
+    @property
+    def request_id(self) -> str:
+        """The ``{id}`` of the path; empty where there is none."""
+        return (self.path_parameters or {}).get("id", "")
+
+    @property
+    def content(self) -> bytes:
+        """The body's bytes."""
+        text = self.body or ""
+        return base64.b64decode(text) if self.is_base64_encoded else text.encode()

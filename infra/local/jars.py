@@ -1,4 +1,4 @@
-"""The servers' jars: downloaded once into the Maven cache, and checked against the lock file before every use."""
+"""The servers' jars: downloaded once into the Maven cache, verified against the lock file at every start."""
 
 import hashlib
 import tempfile
@@ -13,7 +13,7 @@ from jgo.env import LockFile
 from jgo.maven import Artifact, MavenContext
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from infra.local.errors import JarChangedError, JarUnavailableError
+from infra.local.errors import JarDigestError, JarUnavailableError
 
 KAFKA_LOCK = Path(__file__).with_name("kafka.lock.toml")
 S3PROXY_LOCK = Path(__file__).with_name("s3proxy.lock.toml")
@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 
 def maven_context(repo_cache: Path | None = None) -> MavenContext:
-    """jgo's view of Maven: the cache and the mirrors that this user's jgo settings name."""
+    """The Maven cache and mirrors of this user's jgo settings."""
     settings = GlobalSettings.load()
     return MavenContext(
         repo_cache=repo_cache or settings.repo_cache,
@@ -36,16 +36,16 @@ def maven_context(repo_cache: Path | None = None) -> MavenContext:
 
 
 def locked_jars(lock: Path, context: MavenContext | None = None) -> list[Path]:
-    """The jars named in a lock file of jgo, in its order, each with the content that was locked.
+    """The jars of a jgo lock file, in its order, each with the locked SHA-256.
 
-    A jar in the cache with another content (half a download, say) is downloaded again and replaced.
+    A cached jar with another digest (a partial download, say) is downloaded again and replaced.
 
     Raises:
         JarUnavailableError: a jar is not in the cache and could not be downloaded.
-        JarChangedError: a downloaded jar has another content than the locked one.
+        JarDigestError: a downloaded jar has another digest than the locked one.
     """
     context = context or maven_context()
-    wanted = [
+    jars = [
         (
             context.project(jar.groupId, jar.artifactId)
             .at_version(jar.version)
@@ -55,7 +55,7 @@ def locked_jars(lock: Path, context: MavenContext | None = None) -> list[Path]:
         for jar in LockFile.load(lock).dependencies
     ]
     with ThreadPoolExecutor(DOWNLOADS) as pool:
-        return list(pool.map(lambda jar: _checked(*jar), wanted))
+        return list(pool.map(lambda jar: _verified(*jar), jars))
 
 
 def sha256(path: Path) -> str:
@@ -64,10 +64,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checked(artifact: Artifact, digest: str) -> Path:
+def _verified(artifact: Artifact, digest: str) -> Path:
     path = Path(artifact.cached_path or artifact.filename)
     if not path.is_file() or sha256(path) != digest:
-        _log.info("downloading a jar", jar=artifact.filename)
+        _log.info("downloading jar", jar=artifact.filename)
         try:
             _download(artifact, path, digest)
         except (requests.RequestException, RuntimeError, OSError) as error:
@@ -76,27 +76,27 @@ def _checked(artifact: Artifact, digest: str) -> Path:
 
 
 @retry(
-    # Networks fail for a moment; an answer that there is no such jar (RuntimeError) stays one.
+    # Network errors are transient; jgo's RuntimeError says that the repository has no such jar.
     retry=retry_if_exception_type(requests.RequestException),
     stop=stop_after_attempt(ATTEMPTS),
     wait=wait_exponential_jitter(max=LONGEST_WAIT_SECONDS),
     reraise=True,
 )
 def _download(artifact: Artifact, target: Path, digest: str) -> None:
-    """Download beside the cache, check, then move: other processes never see half a jar."""
-    theirs, component = artifact.context, artifact.component
-    theirs.repo_cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".foldtune-", dir=theirs.repo_cache) as folder:
-        aside = MavenContext(
-            resolver=theirs.resolver,
+    """Download beside the cache, verify, then move: other processes never see a partial jar."""
+    cache, component = artifact.context, artifact.component
+    cache.repo_cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".foldtune-", dir=cache.repo_cache) as folder:
+        temporary = MavenContext(
+            resolver=cache.resolver,
             repo_cache=Path(folder),
-            remote_repos=theirs.remote_repos,
-            timeout=theirs.timeout,
+            remote_repos=cache.remote_repos,
+            timeout=cache.timeout,
         )
-        there = aside.project(component.groupId, component.artifactId).at_version(component.version)
-        fresh = there.artifact(artifact.classifier, artifact.packaging).resolve()
-        found = sha256(fresh)
-        if found != digest:
-            raise JarChangedError(artifact.filename, found, digest)
+        project = temporary.project(component.groupId, component.artifactId).at_version(component.version)
+        fresh = project.artifact(artifact.classifier, artifact.packaging).resolve()
+        actual = sha256(fresh)
+        if actual != digest:
+            raise JarDigestError(artifact.filename, actual, digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh.replace(target)

@@ -1,4 +1,4 @@
-"""The broker: its settings, the formatting of its storage, and when it is healthy."""
+"""The broker: settings, storage formatting and health probe."""
 
 import base64
 import contextlib
@@ -25,14 +25,13 @@ FORMAT_SECONDS = 60
 PROBE_SECONDS = 2
 
 MIB = 1024 * 1024
-# One machine, one copy of everything; small numbers where the defaults are made for a cluster. infra/compose.yaml
-# repeats them.
+# One replica of everything, and small numbers where the defaults are for a cluster. infra/compose.yaml repeats them.
 SETTINGS = {
     "process.roles": "broker,controller",
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-    # Faust makes its topics by asking for them.
+    # Faust creates its topics by requesting their metadata.
     "auto.create.topics.enable": "true",
     "default.replication.factor": "1",
     "min.insync.replicas": "1",
@@ -44,11 +43,11 @@ SETTINGS = {
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
     "share.coordinator.state.topic.num.partitions": "4",
-    # A group of one or two workers has nobody to wait for, and a killed worker should be missed soon.
+    # A group of one or two workers need not wait for more members, and a killed worker should expire soon.
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "1000",
-    # After kill -9 the broker is let in again only when its last session is over (9 s by default). Much shorter, a
-    # machine that is busy for a moment would lose its broker.
+    # After kill -9 the broker registers again only once its last session has expired (9 s by default). With much less,
+    # a machine that is busy for a moment would lose its broker.
     "broker.session.timeout.ms": "5000",
     "broker.heartbeat.interval.ms": "500",
     "message.max.bytes": str(MIB),
@@ -76,7 +75,7 @@ def settings_text(options: LocalOptions, log_dir: Path, port: int, controller_po
 def spec(
     options: LocalOptions, folder: DataFolder, jars: Sequence[Path], *, port: int, controller_port: int
 ) -> ServerSpec:
-    """Everything needed to start the broker on a formatted folder."""
+    """How to start the broker on formatted storage."""
     log_file = folder.logs / "kafka.log"
     properties = folder.config / "kafka.properties"
     properties.write_text(settings_text(options, folder.kafka, port, controller_port), encoding="utf-8")
@@ -89,47 +88,47 @@ def spec(
         ],
         log_file=log_file,
         output_file=folder.logs / "kafka.out",
-        record_file=folder.kafka_record,
+        pid_file=folder.kafka_pid_file,
         probe=lambda: probe(port),
         start_seconds=options.start_seconds,
     )
 
 
 def format_storage(options: LocalOptions, folder: DataFolder, jars: Sequence[Path]) -> None:
-    """Give a new data folder its cluster id; one that has it is left as it is.
+    """Format the storage of a new data folder, with a new cluster id; formatted storage stays unchanged.
 
-    Formatted aside and moved when whole, so that a start that was interrupted here can be repeated.
+    Formatted beside it and renamed at the end, so that an interrupted start can be repeated.
 
     Raises:
         ServerStartError: the storage tool failed; with its output.
     """
     if folder.kafka.exists():
         return
-    aside = folder.root / "kafka.new"
-    shutil.rmtree(aside, ignore_errors=True)
+    fresh = folder.root / "kafka.new"
+    shutil.rmtree(fresh, ignore_errors=True)
     properties = folder.config / "kafka-format.properties"
-    # Nothing listens while formatting; the ports only have to be there.
-    properties.write_text(settings_text(options, aside, 9092, 9093), encoding="utf-8")
+    # The tool needs ports in the settings, but listens on none.
+    properties.write_text(settings_text(options, fresh, 9092, 9093), encoding="utf-8")
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     java = _java(jars, f"-Dfoldtune.log={folder.logs / 'kafka-format.log'}")
     tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "--config", str(properties)]
     try:
         subprocess.run([*java, *tool], check=True, timeout=FORMAT_SECONDS, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
-        raise ServerStartError(NAME, "its storage could not be formatted", f"\n{error.stdout}{error.stderr}") from error
+        raise ServerStartError(NAME, "formatting its storage failed", f"\n{error.stdout}{error.stderr}") from error
     except subprocess.TimeoutExpired as error:
         raise ServerStartError(NAME, f"formatting its storage took over {FORMAT_SECONDS} s") from error
-    aside.rename(folder.kafka)
+    fresh.rename(folder.kafka)
 
 
 def probe(port: int) -> None:
     """Return when the broker answers a metadata request.
 
     Raises:
-        OSError: nobody listens yet.
-        kafka.errors.KafkaError: it does not answer as it should.
+        OSError: nothing listens on the port yet.
+        kafka.errors.KafkaError: the request failed.
     """
-    # Far cheaper than a client, while nobody listens.
+    # Far cheaper than a client, while nothing listens yet.
     socket.create_connection((HOST, port), PROBE_SECONDS).close()
     admin = KafkaAdminClient(
         bootstrap_servers=f"{HOST}:{port}",
@@ -142,7 +141,7 @@ def probe(port: int) -> None:
 
 def _java(jars: Sequence[Path], *flags: str) -> list[str]:
     return [
-        # Compiling thoroughly (C2) costs half of all processor time until the broker is up: 8 s instead of 4 s.
+        # C2 compilation would take half of the CPU time until the broker is up: 8 s instead of 4 s.
         *(str(JAVA), *flags, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
         *("--sun-misc-unsafe-memory-access=allow", f"-Dlog4j2.configurationFile={LOG_CONFIG}"),
         *("-cp", os.pathsep.join(map(str, jars))),

@@ -1,4 +1,4 @@
-"""``python -m infra.local.lock`` writes the lock files anew, after one of the versions below was changed."""
+"""Rewrites the lock files after a version below was changed: ``python -m infra.local.lock``."""
 
 from pathlib import Path
 
@@ -13,25 +13,25 @@ S3PROXY = ("org.gaul", "s3proxy", "4.1.0")
 
 
 def kafka_jars(context: MavenContext) -> list[Artifact]:
-    """The broker with all that it needs, and the bridge that brings its log lines to log4j."""
+    """The broker, its dependencies, and the bridge from slf4j to log4j."""
     group, name, version = KAFKA
     broker = Dependency(context.project(group, name).at_version(version).artifact(), scope="compile")
     inputs, transitive = context.resolver.resolve([broker])
     jars = [dep.artifact for dep in (*inputs, *transitive) if dep.scope in {"compile", "runtime"}]
     log4j = next(jar.version for jar in jars if jar.artifactId == "log4j-core")
-    # Added by hand: resolved together with the broker, it would choose older versions of the broker's own parts.
+    # Not resolved together with the broker: the bridge would then select older versions of the broker's dependencies.
     bridge = context.project("org.apache.logging.log4j", "log4j-slf4j-impl").at_version(log4j).artifact()
     return [*jars, bridge]
 
 
 def s3proxy_jars(context: MavenContext) -> list[Artifact]:
-    """The one jar that holds everything: resolved part by part, S3Proxy gets a Jackson that is too old for it."""
+    """The jar with dependencies: resolved one by one, S3Proxy gets a Jackson that is too old for it."""
     group, name, version = S3PROXY
     return [context.project(group, name).at_version(version).artifact("jar-with-dependencies")]
 
 
 def write_lock(path: Path, name: str, jars: list[Artifact]) -> None:
-    """Download the jars and write down their coordinates and SHA-256."""
+    """Download the jars, and write their coordinates and SHA-256."""
     locked = [LockedDependency.from_dependency(Dependency(jar)) for jar in jars]
     LockFile(locked, environment_name=name, jgo_version=VERSION).save(path)
 

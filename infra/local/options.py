@@ -1,4 +1,4 @@
-"""What can be chosen about the local servers."""
+"""Options of the local servers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,14 +9,14 @@ from foldtune.settings import Port, Section
 
 
 class LocalOptions(Section):
-    """Where the local servers keep their data and listen; a port of ``None`` is any free one."""
+    """Data folder, ports and sizes; a port of ``None`` is any free one."""
 
     data_dir: Path = Path(".foldtune/local")
     keep_data: bool = True
     kafka_port: Port | None = 9092
     s3_port: Port | None = 9000
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$")] | None = "foldtune"
-    # The same for everyone: they keep mistakes out, not attackers, as the servers are reached from this machine only.
+    # Not secret: the servers listen on the loopback interface only, and these guard against mistakes, not attackers.
     access_key: str = "foldtune"
     secret_key: str = "foldtune-local"  # noqa: S105
     partitions: PositiveInt = 4

@@ -7,8 +7,8 @@ from infra.local.errors import NoFreePortError
 
 HOST = "127.0.0.1"
 
-# Below the ports that Linux (from 32768) and macOS (from 49152) give to outgoing connections. Within those, a client
-# that keeps connecting to a stopped server can be given the server's own port, meet itself there, and hold the port.
+# Below the ephemeral ports of Linux (from 32768) and macOS (from 49152): there, a client that keeps connecting to a
+# stopped server can be assigned the server's own port, connect to itself, and so occupy the port.
 FREE_PORTS = range(20_000, 30_000)
 ATTEMPTS = 200
 
@@ -16,7 +16,7 @@ ATTEMPTS = 200
 def is_free(port: int) -> bool:
     """Whether a server can listen on ``port`` now."""
     with socket.socket() as probe:
-        # As Java does: connections of the last server that linger in TIME_WAIT are no obstacle.
+        # As Java does: connections of the previous server in TIME_WAIT do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -26,22 +26,20 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port(*, but: frozenset[int] = frozenset()) -> int:
-    """A port that nobody listens on, and that is not in ``but``.
-
-    Picked by chance, so that stacks that start at the same moment do not meet.
+def free_port(*, exclude: frozenset[int] = frozenset()) -> int:
+    """A free port that is not in ``exclude``; a random one, so that stacks that start together do not collide.
 
     Raises:
         NoFreePortError: none was found in ``FREE_PORTS``.
     """
     for port in random.sample(FREE_PORTS, ATTEMPTS):
-        if port not in but and is_free(port):
+        if port not in exclude and is_free(port):
             return port
     raise NoFreePortError(f"{FREE_PORTS.start}-{FREE_PORTS.stop - 1}")
 
 
-def choose_port(wanted: int | None, *, but: frozenset[int] = frozenset()) -> int:
-    """``wanted`` where it can be had, else a free one; raises like ``free_port``."""
-    if wanted is not None and wanted not in but and is_free(wanted):
-        return wanted
-    return free_port(but=but)
+def choose_port(preferred: int | None, *, exclude: frozenset[int] = frozenset()) -> int:
+    """``preferred`` if it is free, else any free port; raises like ``free_port``."""
+    if preferred is not None and preferred not in exclude and is_free(preferred):
+        return preferred
+    return free_port(exclude=exclude)

@@ -1,4 +1,4 @@
-"""The S3 server: S3Proxy on a folder, its settings, and when it is healthy."""
+"""The S3 server: S3Proxy on a folder, its settings and health probe."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def endpoint(port: int) -> str:
 
 
 def settings_text(options: LocalOptions, data: Path, port: int) -> str:
-    """S3Proxy's properties file; it listens on the loopback interface only, and refuses what is not signed."""
+    """S3Proxy's properties file; it listens on the loopback interface only, and refuses unsigned requests."""
     settings = {
         "s3proxy.endpoint": endpoint(port),
         "s3proxy.authorization": "aws-v2-or-v4",
@@ -41,7 +41,7 @@ def settings_text(options: LocalOptions, data: Path, port: int) -> str:
 
 
 def spec(options: LocalOptions, folder: DataFolder, jars: Sequence[Path], *, port: int) -> ServerSpec:
-    """Everything needed to start S3Proxy."""
+    """How to start S3Proxy."""
     log_file = folder.logs / "s3.log"
     properties = folder.config / "s3proxy.properties"
     properties.touch(mode=0o600)
@@ -56,14 +56,14 @@ def spec(options: LocalOptions, folder: DataFolder, jars: Sequence[Path], *, por
         ],
         log_file=log_file,
         output_file=folder.logs / "s3.out",
-        record_file=folder.s3_record,
+        pid_file=folder.s3_pid_file,
         probe=_probe(options, port),
         start_seconds=options.start_seconds,
     )
 
 
 def client(options: LocalOptions, port: int) -> "S3Client":
-    """A client of the server with the right key."""
+    """A client with the server's credentials."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint(port),
@@ -81,7 +81,7 @@ def client(options: LocalOptions, port: int) -> "S3Client":
 
 
 def _probe(options: LocalOptions, port: int) -> Callable[[], None]:
-    """A signed request; the first that succeeds also makes the bucket."""
+    """A signed request; the first that succeeds also creates the bucket."""
     s3 = client(options, port)
 
     def probe() -> None:

@@ -1,4 +1,4 @@
-"""One Java server as a child process: started until healthy, stopped, killed, started again."""
+"""One Java server as a child process: start, health, stop, kill and restart."""
 
 import os
 import subprocess
@@ -12,16 +12,16 @@ import psutil
 import structlog
 from tenacity import RetryError, Retrying, retry_if_not_exception_type, stop_after_delay, wait_fixed
 
-from infra.local import records, supervise
+from infra.local import pid_files, supervisor
 from infra.local.errors import ServerStartError
-from infra.local.records import ProcessRecord
+from infra.local.pid_files import ProcessIdentity
 
-SUPERVISOR = Path(supervise.__file__)
+SUPERVISOR = Path(supervisor.__file__)
 POLL_SECONDS = 0.1
-# Object keys become file names, and Java takes the encoding of those from the locale: in LANG=C it refuses "ü".
+# Object keys become file names, whose encoding Java takes from the locale: with LANG=C it refuses "ü".
 UTF_8 = {"LC_ALL": "C.UTF-8"}
-# The supervisor ends what does not stop within its own grace.
-STOP_SECONDS = supervise.GRACE_SECONDS + 5
+# The supervisor kills the server after its own grace period.
+STOP_SECONDS = supervisor.GRACE_SECONDS + 5
 LOG_TAIL_LINES = 30
 
 _log = structlog.get_logger(__name__)
@@ -29,10 +29,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """How a server is started, and how one knows that it works.
+    """How a server is started and probed.
 
-    ``log_file`` is written by the server's logging, ``output_file`` holds what the Java runtime itself says. ``probe``
-    returns when the server answers as it should and raises while it does not.
+    ``log_file`` is written by the server's logging, ``output_file`` holds the output of the Java runtime. ``probe``
+    raises while the server is not healthy.
     """
 
     name: str
@@ -40,13 +40,13 @@ class ServerSpec:
     command: Sequence[str]
     log_file: Path
     output_file: Path
-    record_file: Path
+    pid_file: Path
     probe: Callable[[], None]
     start_seconds: float
 
 
 class LocalServer:
-    """A server of a stack. It ends with the process that started it, even when that is killed."""
+    """A server of a stack. It stops when the process that started it ends, even by SIGKILL."""
 
     def __init__(self, spec: ServerSpec) -> None:
         self.spec = spec
@@ -55,34 +55,34 @@ class LocalServer:
 
     @property
     def port(self) -> int:
-        """Where it listens, on the loopback interface; the same after a restart."""
+        """Its port on the loopback interface; the same after a restart."""
         return self.spec.port
 
     @property
     def pid(self) -> int | None:
-        """The Java process, for ``kill -9``; nothing while the server is stopped."""
+        """The pid of the Java process, for ``kill -9``; ``None`` while the server is stopped."""
         return self._java.pid if self.running and self._java else None
 
     @property
     def running(self) -> bool:
-        """Whether the process lives; ``start`` says whether it is healthy."""
+        """Whether the process runs, healthy or not."""
         return self._supervisor is not None and self._supervisor.poll() is None
 
     def start(self) -> None:
-        """Start, and return when the probe succeeds. A running server is left as it is.
+        """Start, and return once healthy; no effect on a running server.
 
         Raises:
-            ServerStartError: it ended, or was not healthy within ``start_seconds``; with the end of its logs.
+            ServerStartError: it exited, or was not healthy within ``start_seconds``; with the end of its logs.
         """
         if not self.running:
             self.launch()
             self.await_healthy()
 
     def launch(self) -> None:
-        """The first half of ``start``: start the process, without waiting for the server in it."""
+        """The first half of ``start``: start the process without waiting until it is healthy."""
         self.stop()
-        end_leftover(self.spec.record_file)
-        # A session of its own: Ctrl-C in a terminal reaches the parent, which then stops the servers in order.
+        stop_orphan(self.spec.pid_file)
+        # In its own session, so that Ctrl-C in a terminal reaches the parent alone, which stops the servers in order.
         self._supervisor = subprocess.Popen(
             [sys.executable, "-I", str(SUPERVISOR), str(self.spec.output_file), *self.spec.command],
             stdin=subprocess.PIPE,
@@ -91,13 +91,13 @@ class LocalServer:
             env=os.environ | UTF_8,
         )
         try:
-            self._note_process(self._supervisor)
+            self._write_pid_file(self._supervisor)
         except BaseException:
             self.stop()
             raise
 
     def await_healthy(self) -> None:
-        """The second half of ``start``; a server that does not become healthy is stopped."""
+        """The second half of ``start``: wait until healthy, and stop the server if it does not become so."""
         try:
             self._await_probe()
         except BaseException:
@@ -105,32 +105,32 @@ class LocalServer:
             raise
         _log.info("server is healthy", server=self.spec.name, port=self.port, pid=self.pid)
 
-    def ask_to_stop(self) -> None:
-        """Let the server begin to stop, without waiting for it; ``stop`` does."""
+    def begin_stop(self) -> None:
+        """Start to stop, without waiting; ``stop`` waits."""
         if self._supervisor and self._supervisor.stdin:
             self._supervisor.stdin.close()
 
     def stop(self) -> None:
-        """Ask the server to stop, wait, and end it where it does not. A stopped one is left as it is."""
+        """Stop, by SIGKILL if SIGTERM does not; no effect on a stopped server."""
         if not self._supervisor:
             return
-        self.ask_to_stop()
+        self.begin_stop()
         try:
             self._supervisor.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._supervisor.kill()
             self._supervisor.wait()
         finally:
-            self._forget()
+            self._clear()
 
     def kill(self) -> None:
-        """``kill -9`` on the Java process, as a crash would: nothing is flushed, nobody is told."""
+        """SIGKILL to the Java process, like a crash: nothing is flushed."""
         if self._java:
             self._java.kill()
         self.stop()
 
     def restart(self) -> None:
-        """Stop and start on the same port and data; raises like ``start``."""
+        """Stop, then start on the same port and data; raises like ``start``."""
         self.stop()
         self.start()
 
@@ -139,14 +139,14 @@ class LocalServer:
         tails = [_tail(path) for path in (self.spec.output_file, self.spec.log_file) if path.exists()]
         return "".join(tails)
 
-    def _note_process(self, supervisor: "subprocess.Popen[bytes]") -> None:
+    def _write_pid_file(self, supervisor: "subprocess.Popen[bytes]") -> None:
         first_line = supervisor.stdout.readline() if supervisor.stdout else b""
         try:
-            record = ProcessRecord.of(int(first_line))
+            identity = ProcessIdentity.of(int(first_line))
         except (ValueError, psutil.NoSuchProcess) as error:
-            raise ServerStartError(self.spec.name, "it ended at once", f"\n{self.log_tail()}") from error
-        records.write(record, self.spec.record_file)
-        self._java = record.process()
+            raise ServerStartError(self.spec.name, "it exited at once", f"\n{self.log_tail()}") from error
+        pid_files.write(identity, self.spec.pid_file)
+        self._java = identity.process()
 
     def _await_probe(self) -> None:
         attempts = Retrying(
@@ -157,34 +157,34 @@ class LocalServer:
         try:
             attempts(self._probe)
         except RetryError as error:
-            why = f"not healthy after {self.spec.start_seconds} s: {error.last_attempt.exception()!r}"
-            raise ServerStartError(self.spec.name, why, f"\n{self.log_tail()}") from error
+            reason = f"not healthy after {self.spec.start_seconds} s: {error.last_attempt.exception()!r}"
+            raise ServerStartError(self.spec.name, reason, f"\n{self.log_tail()}") from error
 
     def _probe(self) -> None:
         if not self.running:
-            raise ServerStartError(self.spec.name, "it ended", f"\n{self.log_tail()}")
+            raise ServerStartError(self.spec.name, "it exited", f"\n{self.log_tail()}")
         self.spec.probe()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         if self._supervisor and self._supervisor.stdout:
             self._supervisor.stdout.close()
-        # Alive only where the supervisor itself was killed.
+        # Still running only if the supervisor itself was killed.
         if self._java and self._java.is_running():
             self._java.kill()
             self._java.wait(STOP_SECONDS)
         self._supervisor = self._java = None
-        self.spec.record_file.unlink(missing_ok=True)
+        self.spec.pid_file.unlink(missing_ok=True)
 
 
-def end_leftover(record_file: Path) -> bool:
-    """End a server whose owner is gone; says whether there was one.
+def stop_orphan(pid_file: Path) -> bool:
+    """Stop a server whose owner is gone; whether there was one.
 
-    Its supervisor may be stopping it just now, so it gets that time first.
+    Its supervisor may be stopping it at this moment, hence the grace period.
     """
-    record = records.read(ProcessRecord, record_file)
-    ended = record is not None and record.end(STOP_SECONDS)
-    record_file.unlink(missing_ok=True)
-    return ended
+    identity = pid_files.read(ProcessIdentity, pid_file)
+    stopped = identity is not None and identity.terminate(STOP_SECONDS)
+    pid_file.unlink(missing_ok=True)
+    return stopped
 
 
 def _tail(path: Path) -> str:

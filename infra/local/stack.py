@@ -1,4 +1,4 @@
-"""Kafka and S3 together, on one data folder: the local stand-in for the cloud."""
+"""Kafka and S3 together on one data folder."""
 
 import atexit
 import shlex
@@ -8,26 +8,26 @@ from typing import Self
 
 import structlog
 
-from infra.local import kafka, records, s3
+from infra.local import kafka, pid_files, s3
 from infra.local.folder import DataFolder
 from infra.local.jars import KAFKA_LOCK, S3PROXY_LOCK, locked_jars
 from infra.local.options import LocalOptions
+from infra.local.pid_files import ProcessIdentity, StackState
 from infra.local.ports import HOST, choose_port
-from infra.local.records import LocalState, ProcessRecord
 from infra.local.server import LocalServer
 
 _log = structlog.get_logger(__name__)
 
 
 def exports(environment: Mapping[str, str]) -> list[str]:
-    """The variables as lines to paste into a shell."""
+    """The variables as ``export`` lines for a shell."""
     return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
 class LocalServers:
-    """A broker and an S3 server that live as long as this process, or until ``stop``.
+    """A broker and an S3 server that run until ``stop`` or the end of this process.
 
-    Use it in a ``with`` block. ``kafka`` and ``s3`` can be stopped, killed and started again one by one.
+    For a ``with`` block. ``kafka`` and ``s3`` can be stopped, killed and restarted one by one.
     """
 
     kafka: LocalServer
@@ -40,17 +40,17 @@ class LocalServers:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Where Kafka clients connect."""
+        """The address for Kafka clients."""
         return f"{HOST}:{self.kafka.port}"
 
     @property
     def s3_endpoint(self) -> str:
-        """Where S3 clients connect."""
+        """The address for S3 clients."""
         return s3.endpoint(self.s3.port)
 
     @property
     def access_key(self) -> str:
-        """The one access key that the S3 server knows."""
+        """The S3 server's only access key."""
         return self.options.access_key
 
     @property
@@ -65,7 +65,7 @@ class LocalServers:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that point foldtune's settings to these servers."""
+        """The ``FOLDTUNE_…`` variables of these servers."""
         names = {
             "FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap_servers,
             "FOLDTUNE_S3__ENDPOINT_URL": self.s3_endpoint,
@@ -75,12 +75,12 @@ class LocalServers:
         return names | ({"FOLDTUNE_S3__BUCKET": self.options.bucket} if self.options.bucket else {})
 
     def start(self) -> Self:
-        """Start both servers and return when both are healthy; after a failure none runs, and the logs stay.
+        """Start both servers and return when both are healthy; after a failure none runs, and the logs are kept.
 
         Raises:
-            JarUnavailableError, JarChangedError: the servers' jars are not to be had, or not the right ones.
+            JarUnavailableError, JarDigestError: the servers' jars cannot be downloaded or verified.
             ServerStartError: one did not become healthy; with the end of its logs.
-            DataFolderInUseError, ForeignDataFolderError: the data folder cannot be used.
+            DataFolderInUseError, ForeignFilesError: the data folder cannot be used.
             NoFreePortError: no port is free.
         """
         self._folder.claim()
@@ -90,12 +90,12 @@ class LocalServers:
             self._stop_servers()
             self._folder.release()
             raise
-        # For whoever does not use ``with``: throwing the data away needs this process.
+        # For callers without ``with``: this process has to delete the data.
         atexit.register(self.stop)
         return self
 
     def stop(self) -> None:
-        """Stop both servers, and throw the data away unless it is to be kept. A stopped stack is left as it is."""
+        """Stop both servers, and delete the data unless ``keep_data``; no effect on a stopped stack."""
         if not self._folder.claimed:
             return
         atexit.unregister(self.stop)
@@ -114,7 +114,7 @@ class LocalServers:
         kafka_jars, s3_jars = locked_jars(KAFKA_LOCK), locked_jars(S3PROXY_LOCK)
         kafka_port = _port(kafka.NAME, self.options.kafka_port)
         s3_port = _port(s3.NAME, self.options.s3_port, kafka_port)
-        controller = choose_port(None, but=frozenset({kafka_port, s3_port}))
+        controller = choose_port(None, exclude=frozenset({kafka_port, s3_port}))
         self.kafka = LocalServer(
             kafka.spec(self.options, self._folder, kafka_jars, port=kafka_port, controller_port=controller)
         )
@@ -125,18 +125,18 @@ class LocalServers:
         self.kafka.launch()
         self.s3.await_healthy()
         self.kafka.await_healthy()
-        records.write(self._state(), self._folder.state)
+        pid_files.write(self._state(), self._folder.state)
 
     def _stop_servers(self) -> None:
         self._folder.state.unlink(missing_ok=True)
         for server in self._servers:
-            server.ask_to_stop()
+            server.begin_stop()
         for server in self._servers:
             server.stop()
 
-    def _state(self) -> LocalState:
-        return LocalState(
-            **ProcessRecord.here().model_dump(),
+    def _state(self) -> StackState:
+        return StackState(
+            **ProcessIdentity.current().model_dump(),
             kafka_port=self.kafka.port,
             s3_port=self.s3.port,
             log_dir=self.log_dir,
@@ -144,8 +144,8 @@ class LocalServers:
         )
 
 
-def _port(server: str, wanted: int | None, *taken: int) -> int:
-    port = choose_port(wanted, but=frozenset(taken))
-    if wanted is not None and port != wanted:
-        _log.warning("port is taken, using another", server=server, wanted=wanted, port=port)
+def _port(server: str, preferred: int | None, *used: int) -> int:
+    port = choose_port(preferred, exclude=frozenset(used))
+    if preferred is not None and port != preferred:
+        _log.warning("port in use, using another", server=server, preferred=preferred, port=port)
     return port

@@ -1,7 +1,7 @@
 """Execs a program that dies with its parent: ``python -m launchers.local.die_with_parent PARENT_PID COMMAND…``.
 
-Linux keeps the wish to die with the parent across ``exec``, so that not even ``kill -9`` of the launcher leaves a
-training behind. It is asked for here, and not between fork and exec, where a program with threads must not run Python.
+Linux keeps the parent-death signal across ``exec``, so that not even ``kill -9`` of the launcher leaves a training
+behind. It is set here, and not between fork and exec, where a program with threads must not run Python.
 """
 
 import ctypes
@@ -14,11 +14,11 @@ EX_TEMPFAIL = 75
 
 
 def main() -> None:
-    """Ask for the signal, check that the parent is still there to send it, and become the command."""
+    """Set the parent-death signal, check that the parent is still alive, and exec the command."""
     parent, *command = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # A parent that died before the call sends nothing any more.
+    # A parent that died before the call sends no signal.
     if os.getppid() != int(parent):
         sys.exit(EX_TEMPFAIL)
     os.execvp(command[0], command)  # noqa: S606

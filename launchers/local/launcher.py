@@ -12,38 +12,42 @@ from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
 
+import structlog
+
+from foldtune.object_keys import attempt_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
-from launchers.errors import LaunchError, RunBusyError
 from launchers.exit_codes import outcome_of
-from launchers.ledger import log_key
 from launchers.local.log_file import LogFile
-from launchers.port import Ending, Launcher, Outcome, Run, job_segment
+from launchers.port import Ending, Launcher, LaunchError, Run, RunBusyError, RunOutcome, RunStatus, job_segment
 from trainers.environment import job_environment
+
+log = structlog.get_logger(__name__)
 
 TRAINER = (sys.executable, "-m", "trainers.job")
 
-# A trainer that is asked to end writes a checkpoint first.
+# On SIGTERM a trainer writes a checkpoint before it exits.
 GRACE_SECONDS = 30.0
 
 
 @dataclass
 class _Process:
-    """A run that goes on, or has ended and was not looked at since."""
+    """A run whose end was not polled yet."""
 
     popen: subprocess.Popen[bytes]
-    log: LogFile
+    log_file: LogFile
     lock: BufferedWriter
     deadline: float
-    # Why it was asked to end, and until when it may take for it.
-    stopping: Outcome | None = None
+    # The outcome of one that was asked to end, and when it is killed if it has not.
+    stopping: RunOutcome | None = None
     kill_at: float = float("inf")
 
 
 class LocalLauncher(Launcher):
-    """Starts ``COMMAND JOB_URI`` in a process group of its own; it ends with this process, however that ends.
+    """Starts ``COMMAND JOB_URI`` in a process group of its own, which dies with this process, however that ends.
 
-    One process makes and uses it, from one thread: on Linux a child lives no longer than the thread that started it.
+    It is created and used in one process and one thread: on Linux a child lives no longer than the thread that
+    started it.
     """
 
     def __init__(
@@ -60,44 +64,52 @@ class LocalLauncher(Launcher):
         self._grace = grace_seconds
         self._folder = settings.trainer.work_dir / "launcher"
         self._active: dict[str, _Process] = {}
-        self._ended: dict[str, Outcome] = {}
+        self._ended: dict[str, RunOutcome] = {}
 
     def submit(self, run: Run) -> None:
         with ExitStack() as undo:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 lock = undo.enter_context(self._lock(run))
-                log = LogFile(self._folder / f"{run.name}.log", self._store, log_key(run.job, run.attempt))
-                undo.callback(log.close)
-                popen = self._spawn(run, log, lock)
+                request = run.job.request
+                key = attempt_key(request.model, request.request_id, run.attempt, "log")
+                log_file = LogFile(self._folder / f"{run.name}.log", self._store, key)
+                undo.callback(log_file.close)
+                popen = self._spawn(run, log_file, lock)
             except OSError as error:
                 raise LaunchError(run.name, error) from error
             undo.pop_all()
-        self._active[run.name] = _Process(popen, log, lock, time.monotonic() + run.job.max_seconds)
+        self._active[run.name] = _Process(popen, log_file, lock, time.monotonic() + run.job.max_seconds)
+        log.info("training started", request_id=request.request_id, run=run.name, pid=popen.pid)
 
-    def poll(self, run: Run) -> Outcome | None:
+    def poll(self, run: Run) -> RunStatus | None:
         if run.name in self._ended:
-            return self._ended[run.name]
-        process = self._active[run.name]
+            return RunStatus(outcome=self._ended[run.name])
+        process = self._active.get(run.name)
+        if process is None:
+            return None
         code = process.popen.poll()
         if code is None:
-            self._press(process, run)
-            return None
-        _signal_group(process.popen, signal.SIGKILL)  # whatever of the group is left
-        outcome = outcome_of(code, process.stopping).model_copy(update={"log_uri": process.log.close()})
+            self._enforce_deadlines(process, run)
+            return RunStatus(running=True)
+        _signal_group(process.popen, signal.SIGKILL)  # the rest of the group
+        outcome = outcome_of(code, process.stopping).model_copy(update={"log_uri": process.log_file.close()})
         process.lock.close()
         self._ended[run.name] = outcome
         del self._active[run.name]
-        return outcome
+        return RunStatus(outcome=outcome)
+
+    def find(self, run: Run) -> bool:
+        return run.name in self._active or run.name in self._ended
 
     def cancel(self, run: Run) -> None:
-        self._stop(run, Outcome(ending=Ending.CANCELLED))
+        self._stop(run, RunOutcome(ending=Ending.CANCELLED))
 
     def interrupt(self, run: Run) -> None:
-        self._stop(run, Outcome(ending=Ending.INTERRUPTED, retryable=True))
+        self._stop(run, RunOutcome(ending=Ending.INTERRUPTED, retryable=True))
 
     def _lock(self, run: Run) -> BufferedWriter:
-        """The job's lock, which the process inherits: the kernel keeps it until the last of its holders is gone."""
+        """The job's lock, which the process inherits: the kernel holds it until the last process with it is gone."""
         path: Path = self._folder / f"{job_segment(run.job)}.lock"
         lock = path.open("wb")
         try:
@@ -107,29 +119,29 @@ class LocalLauncher(Launcher):
             raise RunBusyError(run.name) from None
         return lock
 
-    def _spawn(self, run: Run, log: LogFile, lock: BufferedWriter) -> subprocess.Popen[bytes]:
-        guard = (sys.executable, "-m", "launchers.local.die_with_parent", str(os.getpid()))
+    def _spawn(self, run: Run, log_file: LogFile, lock: BufferedWriter) -> subprocess.Popen[bytes]:
+        wrapper = (sys.executable, "-m", "launchers.local.die_with_parent", str(os.getpid()))
         return subprocess.Popen(
-            [*guard, *self._command, run.job_uri],
+            [*wrapper, *self._command, run.job_uri],
             stdin=subprocess.DEVNULL,
-            stdout=log.file,
+            stdout=log_file.file,
             stderr=subprocess.STDOUT,
             env=job_environment(self._settings),
             start_new_session=True,
             pass_fds=(lock.fileno(),),
         )
 
-    def _press(self, process: _Process, run: Run) -> None:
+    def _enforce_deadlines(self, process: _Process, run: Run) -> None:
         if process.stopping is None and time.monotonic() > process.deadline:
             reason = f"it took longer than max_seconds: {run.job.max_seconds}"
-            self._stop(run, Outcome(ending=Ending.FAILED, reasons=(reason,)))
+            self._stop(run, RunOutcome(ending=Ending.FAILED, reasons=(reason,)))
         elif time.monotonic() > process.kill_at:
             _signal_group(process.popen, signal.SIGKILL)
 
-    def _stop(self, run: Run, why: Outcome) -> None:
+    def _stop(self, run: Run, outcome: RunOutcome) -> None:
         process = self._active.get(run.name)
         if process and process.stopping is None:
-            process.stopping = why
+            process.stopping = outcome
             process.kill_at = time.monotonic() + self._grace
             _signal_group(process.popen, signal.SIGTERM)
 

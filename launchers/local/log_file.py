@@ -1,4 +1,4 @@
-"""A run's output: captured in a file on this machine, and copied to the object store while it grows."""
+"""A run's output: a file on this machine, copied to the object store while it grows."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ UPLOAD_SECONDS = 30.0
 
 
 class LogFile:
-    """Opened with the run, and closed with it."""
+    """Opened when the run starts and closed when it has ended."""
 
     def __init__(self, path: Path, store: ObjectStore, key: str) -> None:
         self._path = path
@@ -25,7 +25,7 @@ class LogFile:
         self._uploads = Periodic(self._upload, UPLOAD_SECONDS)
 
     def close(self) -> str | None:
-        """Upload the whole of it; its address, or ``None`` where that failed: a log is not worth an outcome."""
+        """Upload the whole file; its URI, or ``None`` where that failed: a log is not worth an outcome."""
         self._uploads.stop()
         self.file.close()
         try:

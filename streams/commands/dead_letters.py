@@ -11,169 +11,174 @@ import typer
 
 from foldtune.commands.errors import UserError
 from foldtune.commands.output import AsJson, print_json, print_table, printable
-from foldtune.commands.timestamps import MOMENT_HELP, moment
+from foldtune.commands.timestamps import TIMESTAMP_HELP, parse_timestamp
 from foldtune.settings import KafkaSettings, load_settings
 from streams.publishing.dead_letter_replay import (
-    Letter,
-    Wanted,
-    headers_of,
+    DeadLetter,
+    Filter,
+    decode_headers,
     input_partitions,
-    read_letters,
-    records_of,
-    refusal,
+    read_dead_letters,
+    read_records,
+    refusal_reason,
     replay,
 )
 
-app = typer.Typer(add_completion=False, help="What could not be used.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="List, show and replay records that were rejected.", no_args_is_help=True)
 
 FromTopic = Annotated[str | None, typer.Option("--topic", help="Only those that came from this topic.")]
 Since = Annotated[
     datetime | None,
-    typer.Option("--since", parser=moment, metavar="TIME", help=f"Only those put aside since. {MOMENT_HELP}"),
+    typer.Option(
+        "--since", parser=parse_timestamp, metavar="TIME", help=f"Only those rejected since. {TIMESTAMP_HELP}."
+    ),
 ]
 Contains = Annotated[
-    str | None, typer.Option("--contains", metavar="TEXT", help="Only those with this in the event or in the error.")
+    str | None, typer.Option("--contains", metavar="TEXT", help="Only those with this text in the event or the error.")
 ]
 
 
 @app.command("list")
-def list_letters(
+def list_dead_letters(
     topic: FromTopic = None, since: Since = None, contains: Contains = None, as_json: AsJson = False
 ) -> None:
-    """Show what was put aside, oldest first: where it came from, and the field and the bound that it broke."""
+    """List dead letters, oldest first, with their origin and the error: the field and the bound it exceeded."""
     kafka = load_settings().kafka
-    letters = read_letters(kafka, _wanted(kafka, topic, since, contains))
+    dead_letters = read_dead_letters(kafka, _filter(kafka, topic, since, contains))
     if as_json:
-        for letter in letters:
-            print_json(_as_json(letter))
+        for dead_letter in dead_letters:
+            print_json(_as_json(dead_letter))
         return
     rows = [
         (
-            letter.id,
-            _came_from(letter),
-            f"{letter.at:%Y-%m-%d %H:%M:%S}",
-            str(letter.failures),
-            "yes" if letter.replayed else "no",
-            letter.error,
+            dead_letter.id,
+            _origin_text(dead_letter),
+            f"{dead_letter.at:%Y-%m-%d %H:%M:%S}",
+            str(dead_letter.failures),
+            "yes" if dead_letter.replayed else "no",
+            dead_letter.error,
         )
-        for letter in letters
+        for dead_letter in dead_letters
     ]
-    print_table(("letter", "came from", "at (UTC)", "failures", "replayed", "error"), rows)
+    print_table(("id", "origin", "rejected at (UTC)", "failures", "replayed", "error"), rows)
 
 
 @app.command()
 def show(
-    letter_id: Annotated[str, typer.Argument(metavar="LETTER", help="As 'list' names it: 0:12.")],
-    raw: Annotated[bool, typer.Option("--raw", help="Write the event's bytes, and nothing else.")] = False,
+    letter_id: Annotated[str, typer.Argument(metavar="ID", help="As 'list' shows it, for example 0:12.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Write the value's bytes and nothing else.")] = False,
 ) -> None:
-    """Show a letter's headers and the event as it came; what is no text is escaped."""
+    """Show a dead letter's key, headers and value; bytes that are not text are escaped."""
     _check_ids([letter_id])
-    record = next(records_of(load_settings().kafka, {letter_id}), None)
+    record = next(read_records(load_settings().kafka, {letter_id}), None)
     if record is None:
         raise UserError(f"no dead letter {letter_id}")
     if raw:
         sys.stdout.buffer.write(record.value or b"")
         sys.stdout.buffer.flush()
         return
-    lines = {"key": (record.key or b"").decode(errors="backslashreplace"), **headers_of(record)}
-    for name, value in lines.items():
-        typer.echo(f"{printable(name)}: {printable(value)}")
+    fields = {"key": (record.key or b"").decode(errors="backslashreplace"), **decode_headers(record)}
+    for name, text in fields.items():
+        typer.echo(f"{printable(name)}: {printable(text)}")
     typer.echo()
     for line in (record.value or b"").decode(errors="backslashreplace").split("\n"):
         typer.echo(printable(line))
 
 
 @app.command("replay")
-def replay_letters(
-    letter_ids: Annotated[list[str] | None, typer.Argument(metavar="[LETTER]...", show_default=False)] = None,
+def replay_dead_letters(
+    letter_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", show_default=False)] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
     topic: FromTopic = None,
     since: Since = None,
     contains: Contains = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be replayed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Publish events again, unchanged, to the topic and the partition that they came from.
+    """Publish events again, unchanged, to the topic and partition that they came from.
 
-    Of use once what they broke has changed: a bound, a version, a clock. One that fails again is a new letter.
+    Useful once the cause is gone: a bound, a version, a clock. An event that fails again becomes a new dead letter.
     Exit code 1 if one was refused.
     """
     kafka = load_settings().kafka
-    letters = _chosen(kafka, letter_ids or [], everything, _wanted(kafka, topic, since, contains))
+    dead_letters = _select(kafka, letter_ids or [], everything, _filter(kafka, topic, since, contains))
     partitions = input_partitions(kafka)
-    reasons = {letter.id: refusal(letter, kafka, partitions) for letter in letters}
-    sound = [letter for letter in letters if reasons[letter.id] is None]
+    reasons = {dead_letter.id: refusal_reason(dead_letter, kafka, partitions) for dead_letter in dead_letters}
+    replayable = [dead_letter for dead_letter in dead_letters if reasons[dead_letter.id] is None]
     for letter_id, reason in reasons.items():
         if reason:
-            typer.echo(f"{letter_id} is not replayed: {printable(reason)}", err=True)
+            typer.echo(f"{letter_id} refused: {printable(reason)}", err=True)
     if dry_run:
-        for letter in sound:
-            typer.echo(f"{letter.id} to {_came_from(letter).rpartition(':')[0]}")
-    elif sound:
+        for dead_letter in replayable:
+            typer.echo(f"{dead_letter.id} to {_origin_text(dead_letter).rpartition(':')[0]}")
+    elif replayable:
         if not yes:
-            typer.confirm(f"Replay {_counted(len(sound))} to {', '.join(_topics(sound))}?", abort=True)
-        typer.echo(f"{replay(kafka, sound)} replayed, {len(letters) - len(sound)} refused")
+            typer.confirm(f"Replay {_event_count(len(replayable))} to {', '.join(_topics(replayable))}?", abort=True)
+        typer.echo(f"{replay(kafka, replayable)} replayed, {len(dead_letters) - len(replayable)} refused")
     else:
         typer.echo("nothing to replay")
-    if len(sound) < len(letters):
+    if len(replayable) < len(dead_letters):
         raise typer.Exit(1)
 
 
-def _chosen(kafka: KafkaSettings, ids: Sequence[str], everything: bool, wanted: Wanted) -> list[Letter]:
+def _select(kafka: KafkaSettings, ids: Sequence[str], everything: bool, matches: Filter) -> list[DeadLetter]:
     if everything == bool(ids):
-        raise UserError("name the letters to replay, or give --all")
+        raise UserError("give the ids of dead letters, or --all")
     _check_ids(ids)
     if everything:
-        return [letter for letter in read_letters(kafka, wanted) if not letter.replayed]
-    letters = read_letters(kafka, lambda letter, value: letter.id in ids and wanted(letter, value))
-    if missing := [one for one in ids if one not in {letter.id for letter in letters}]:
-        raise UserError(f"no such dead letter, or not one that the filters let through: {', '.join(missing)}")
-    return letters
+        return [dead_letter for dead_letter in read_dead_letters(kafka, matches) if not dead_letter.replayed]
+    dead_letters = read_dead_letters(
+        kafka, lambda dead_letter, value: dead_letter.id in ids and matches(dead_letter, value)
+    )
+    found = {dead_letter.id for dead_letter in dead_letters}
+    if missing := [letter_id for letter_id in ids if letter_id not in found]:
+        raise UserError(f"no such dead letter, or excluded by the filters: {', '.join(missing)}")
+    return dead_letters
 
 
 def _check_ids(ids: Sequence[str]) -> None:
-    for one in ids:
-        if not re.fullmatch(r"[0-9]+:[0-9]+", one):
-            raise UserError(f"{one!r} names no dead letter; an id looks like 0:12")
+    for letter_id in ids:
+        if not re.fullmatch(r"[0-9]+:[0-9]+", letter_id):
+            raise UserError(f"{letter_id!r} is not the id of a dead letter; ids look like 0:12")
 
 
-def _wanted(kafka: KafkaSettings, topic: str | None, since: datetime | None, contains: str | None) -> Wanted:
+def _filter(kafka: KafkaSettings, topic: str | None, since: datetime | None, contains: str | None) -> Filter:
     names = {topic, f"{kafka.topic_prefix}{topic}"}
 
-    def wanted(letter: Letter, value: bytes) -> bool:
+    def matches(dead_letter: DeadLetter, value: bytes) -> bool:
         return (
-            (topic is None or (letter.origin is not None and letter.origin.topic in names))
-            and (since is None or letter.at >= since)
-            and (contains is None or contains in letter.error or os.fsencode(contains) in value)
+            (topic is None or (dead_letter.origin is not None and dead_letter.origin.topic in names))
+            and (since is None or dead_letter.at >= since)
+            and (contains is None or contains in dead_letter.error or os.fsencode(contains) in value)
         )
 
-    return wanted
+    return matches
 
 
-def _came_from(letter: Letter) -> str:
-    return "unknown" if letter.origin is None else "{} {}:{}".format(*letter.origin)
+def _origin_text(dead_letter: DeadLetter) -> str:
+    return "unknown" if dead_letter.origin is None else "{} {}:{}".format(*dead_letter.origin)
 
 
-def _topics(letters: Sequence[Letter]) -> list[str]:
-    return sorted({letter.origin.topic for letter in letters if letter.origin})
+def _topics(dead_letters: Sequence[DeadLetter]) -> list[str]:
+    return sorted({dead_letter.origin.topic for dead_letter in dead_letters if dead_letter.origin})
 
 
-def _counted(count: int) -> str:
+def _event_count(count: int) -> str:
     return f"{count} event" if count == 1 else f"{count} events"
 
 
-def _as_json(letter: Letter) -> dict[str, Any]:
-    topic, partition, offset = letter.origin or (None, None, None)
+def _as_json(dead_letter: DeadLetter) -> dict[str, Any]:
+    topic, partition, offset = dead_letter.origin or (None, None, None)
     return {
-        "id": letter.id,
+        "id": dead_letter.id,
         "topic": topic,
         "partition": partition,
         "offset": offset,
-        "at": letter.at.isoformat(),
-        "error": letter.error,
-        "key": None if letter.key is None else letter.key.decode(errors="backslashreplace"),
-        "bytes": letter.size,
-        "failures": letter.failures,
-        "replayed": letter.replayed,
+        "at": dead_letter.at.isoformat(),
+        "error": dead_letter.error,
+        "key": None if dead_letter.key is None else dead_letter.key.decode(errors="backslashreplace"),
+        "bytes": dead_letter.size,
+        "failures": dead_letter.failures,
+        "replayed": dead_letter.replayed,
     }

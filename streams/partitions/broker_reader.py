@@ -1,6 +1,6 @@
-"""Reads topics beside the worker's own consumption, over a connection of its own.
+"""Reads end offsets and records beside the worker's own consumption, over a connection of its own.
 
-On the worker's connection a question would stand in line behind a fetch that waits for new events: seconds.
+On a consumer's connection a request would queue behind a fetch that waits for new records: seconds.
 """
 
 import asyncio
@@ -15,49 +15,49 @@ from foldtune.topics import DATA_TOPICS, Topic
 
 
 class BrokerReader:
-    """Asks the brokers; connects when first asked. Errors are aiokafka's ``KafkaError``."""
+    """One request at a time; connects with the first. Errors are aiokafka's ``KafkaError``."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._client: AIOKafkaConsumer | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
 
-    async def ends(self, partition: int) -> dict[Topic, int]:
-        """The next offset of each data topic that holds anything at all."""
-        async with self._one_at_a_time:
-            client = await self._connected()
+    async def end_offsets(self, partition: int) -> dict[Topic, int]:
+        """The end offset of each data topic that is not empty."""
+        async with self._lock:
+            consumer = await self._connect()
             prefix = self._settings.topic_prefix
-            places = {topic: TopicPartition(topic.named(prefix), partition) for topic in DATA_TOPICS}
-            first = await client.beginning_offsets(list(places.values()))
-            ends = await client.end_offsets(list(places.values()))
-            return {topic: ends[place] for topic, place in places.items() if ends[place] > first[place]}
+            partitions = {topic: TopicPartition(topic.named(prefix), partition) for topic in DATA_TOPICS}
+            beginnings = await consumer.beginning_offsets(list(partitions.values()))
+            ends = await consumer.end_offsets(list(partitions.values()))
+            return {topic: ends[tp] for topic, tp in partitions.items() if ends[tp] > beginnings[tp]}
 
     async def records(self, topic: str, partition: int, first: int, last: int) -> AsyncIterator[Any]:
-        """The records of a partition from offset ``first`` to ``last``, without those that compaction has taken."""
-        async with self._one_at_a_time:
-            client = await self._connected()
-            place = TopicPartition(topic, partition)
-            client.assign([place])
+        """The records of a partition from offset ``first`` to ``last``; those that were compacted away are missing."""
+        async with self._lock:
+            consumer = await self._connect()
+            tp = TopicPartition(topic, partition)
+            consumer.assign([tp])
             try:
-                client.seek(place, first)
-                while await client.position(place) <= last:
-                    for record in (await client.getmany(place, timeout_ms=500)).get(place, ()):
+                consumer.seek(tp, first)
+                while await consumer.position(tp) <= last:
+                    for record in (await consumer.getmany(tp, timeout_ms=500)).get(tp, ()):
                         if record.offset <= last:
                             yield record
             finally:
-                client.unsubscribe()
+                consumer.unsubscribe()
 
     async def close(self) -> None:
         """Disconnect."""
-        if self._client is not None:
-            await self._client.stop()
+        if self._consumer is not None:
+            await self._consumer.stop()
 
-    async def _connected(self) -> AIOKafkaConsumer:
-        if self._client is None:
-            # What is not committed yet is beyond the end.
-            client = AIOKafkaConsumer(
+    async def _connect(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            # An end offset leaves out what a transaction has not committed yet.
+            consumer = AIOKafkaConsumer(
                 **client_options(self._settings), isolation_level="read_committed", auto_offset_reset="none"
             )
-            await client.start()
-            self._client = client
-        return self._client
+            await consumer.start()
+            self._consumer = consumer
+        return self._consumer

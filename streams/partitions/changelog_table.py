@@ -1,7 +1,8 @@
-"""A Faust table whose writes are known to be in its changelog before anything else is done on the strength of them.
+"""A Faust table whose writes are durable in the changelog when they return, and that detects foreign writes.
 
-Faust's own ``table[key] = value`` hands the changelog record to the producer and goes on: offsets can then be
-committed for updates that a crash loses. Here a write is one awaited call, and needs no current event.
+Faust's own ``table[key] = value`` hands the changelog record to the producer and returns: offsets can then be committed
+for updates that a crash loses. Here a write is one awaited call, and needs no current event. What a foreign write is:
+``streams.partitions``.
 """
 
 import asyncio
@@ -32,27 +33,26 @@ class Table(Protocol):
     """Bytes by key, in partitions that a worker owns for a time."""
 
     async def write(self, partition: int, changes: Changes) -> bool:
-        """Put keys, and once that is durable delete those with ``None``, durably.
+        """Durably put the keys with a value, and once these are durable delete the keys with ``None``.
 
-        Returns whether nothing but this was written since the last time; if not, the table may hold more than its
-        owner put there: what a worker wrote that did not know yet that the partition was no longer its own.
+        Returns false if there were foreign writes since the last write; the table then holds those as well.
 
         Raises:
-            PartitionLostError: the partition was taken away meanwhile; what was written is written again by its owner.
+            PartitionLostError: the partition was lost meanwhile; its new owner writes the same again.
         """
 
     def get(self, partition: int, key: bytes) -> bytes | None:
-        """The value of a key; may be called from any thread."""
+        """The value of a key; thread-safe."""
 
     def keys(self, partition: int, prefix: bytes) -> Iterator[bytes]:
         """The keys that start with ``prefix``, sorted.
 
         Raises:
-            PartitionLostError: what is here is not, or not yet, all that the partition holds.
+            PartitionLostError: the partition is not owned, or not recovered yet, so keys may be missing.
         """
 
     def reclaim(self, partition: int) -> None:
-        """Give the space of deleted values back to the disk now; may be called from any thread."""
+        """Remove deleted values from the disk now; thread-safe."""
 
 
 class ChangelogTable(Table):
@@ -74,58 +74,55 @@ class ChangelogTable(Table):
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def owned_generation(self, partition: int) -> int | None:
-        """The generation of the group in which this worker owns the partition, once it has caught up; else ``None``."""
+        """The group generation in which this worker owns the partition and has recovered it; else ``None``."""
         owned = self._app.tables.actives_ready and self._changelog(partition) in self._app.assignor.assigned_actives()
         return self._app.consumer_generation_id if owned else None
 
     def owns(self, partition: int) -> bool:
-        """Whether this worker is the partition's owner at this moment."""
+        """Whether this worker owns the partition now and has recovered it, as far as it knows."""
         return self.owned_generation(partition) is not None
 
-    def _check_owned(self, partition: int) -> None:
-        """Raise ``PartitionLostError`` unless ``owns``."""
-        if not self.owns(partition):
-            raise PartitionLostError(partition)
-
-    def _apply_unless_owned(self, events: Iterable[Any]) -> None:
-        # Faust hands over, with records for standbys, late ones of partitions that are owned by now. Applied, they
-        # would undo what was written here since; what is news in them ``write`` finds by its offset.
-        self._apply_batch([event for event in events if not self.owns(event.message.partition)])
-
     def on_recovered(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Have ``callback`` called whenever the table has caught up with its changelog."""
+        """Call ``callback`` whenever the table has recovered from its changelog."""
         self._table.on_recover(callback)
 
     async def write(self, partition: int, changes: Changes) -> bool:
-        # One write at a time, so that the changelog and RocksDB see them in one order:
-        # 1. only the owner writes to the changelog,
-        # 2. every record is acknowledged by the brokers,
-        # 3. where the offsets tell that somebody else wrote as well, that is read and taken over too,
-        # 4. RocksDB takes the same, unless the partition went to another worker meanwhile,
-        # 5. the checkpoint moves, so that a restart reads only what is missing here.
+        # One write at a time, so that the changelog and RocksDB see all writes in the same order:
+        # 1. Check ownership: only the owner writes to the changelog.
+        # 2. Send the puts and wait for their acknowledgements; then the same with the deletes.
+        # 3. If the acknowledged offsets are not the next after the checkpoint, there are foreign writes: read them too.
+        # 4. Check ownership again, and apply all of it to RocksDB in one batch.
+        # 5. Move the checkpoint, so that recovery reads only what is missing in RocksDB.
+        # Cut short before 4, the changelog is ahead of RocksDB, and recovery or the next write applies the rest.
         async with self._locks[partition]:
             self._check_owned(partition)
-            topic = self._table.changelog_topic
-            puts = {key: value for key, value in changes.items() if value is not None}
-            offsets = []
-            for part in (puts, dict.fromkeys(changes.keys() - puts.keys())):
-                sent = [await topic.send(key=key, value=value, partition=partition) for key, value in part.items()]
-                offsets += [(await record).offset for record in sent]
-            known = self._table.data.persisted_offset(self._changelog(partition))
-            first, last = (0 if known is None else known + 1), max(offsets)
-            alone: bool = last - first + 1 == len(offsets)
+            offsets = await self._append(partition, changes)
+            checkpoint = self._table.data.persisted_offset(self._changelog(partition))
+            first, last = (0 if checkpoint is None else checkpoint + 1), max(offsets)
+            contiguous: bool = last - first + 1 == len(offsets)
             batch = WriteBatch(raw_mode=True)
-            if alone:
-                _apply(batch, changes)
+            if contiguous:
+                _add(batch, changes)
             else:
                 FOREIGN_WRITES.inc()
-                _log.warning("foreign writes taken over", partition=partition, first=first, last=last)
+                _log.warning("foreign writes applied", partition=partition, first_offset=first, last_offset=last)
                 async for record in self._reader.records(self._table.changelog_topic_name, partition, first, last):
-                    _apply(batch, {record.key: record.value})
+                    _add(batch, {record.key: record.value})
             self._check_owned(partition)
             self._rocksdb(partition).write(batch)
             self._table.data.set_persisted_offset(self._changelog(partition), last)
-            return alone
+            return contiguous
+
+    async def _append(self, partition: int, changes: Changes) -> list[int]:
+        """Append the changes to the changelog, puts before deletes; their offsets, all acknowledged."""
+        topic = self._table.changelog_topic
+        puts = {key: value for key, value in changes.items() if value is not None}
+        deletes = dict.fromkeys(changes.keys() - puts.keys())
+        offsets = []
+        for part in (puts, deletes):
+            sent = [await topic.send(key=key, value=value, partition=partition) for key, value in part.items()]
+            offsets += [(await record).offset for record in sent]
+        return offsets
 
     def get(self, partition: int, key: bytes) -> bytes | None:
         value: bytes | None = self._rocksdb(partition).get(key)
@@ -143,41 +140,27 @@ class ChangelogTable(Table):
         database.flush()
         database.compact_range(None, None)
 
+    def _check_owned(self, partition: int) -> None:
+        """Raise ``PartitionLostError`` unless ``owns``."""
+        if not self.owns(partition):
+            raise PartitionLostError(partition)
+
+    def _apply_unless_owned(self, events: Iterable[Any]) -> None:
+        # Faust buffers records for standbys, and hands them over after the partition became active, too. Applied then,
+        # they would undo newer writes; foreign ones among them are found by ``write``.
+        self._apply_batch([event for event in events if not self.owns(event.message.partition)])
+
     def _rocksdb(self, partition: int) -> Any:
-        # The public mapping needs a current event to know the partition; exports and timers have none.
+        # Faust's own mapping takes the partition from the current event; exports and timers have none.
         return self._table.data._db_for_partition(partition)
 
     def _changelog(self, partition: int) -> TP:
         return TP(self._table.changelog_topic_name, partition)
 
 
-def _apply(batch: WriteBatch, changes: Changes) -> None:
+def _add(batch: WriteBatch, changes: Changes) -> None:
     for key, value in changes.items():
         if value is None:
             batch.delete(key)
         else:
             batch.put(key, value)
-
-
-class MemoryTable(Table):
-    """The same contract in dictionaries, for tests."""
-
-    def __init__(self) -> None:
-        self._partitions: dict[int, dict[bytes, bytes]] = defaultdict(dict)
-
-    async def write(self, partition: int, changes: Changes) -> bool:
-        for key, value in changes.items():
-            if value is None:
-                self._partitions[partition].pop(key, None)
-            else:
-                self._partitions[partition][key] = value
-        return True
-
-    def get(self, partition: int, key: bytes) -> bytes | None:
-        return self._partitions[partition].get(key)
-
-    def keys(self, partition: int, prefix: bytes) -> Iterator[bytes]:
-        return iter(sorted(key for key in self._partitions[partition] if key.startswith(prefix)))
-
-    def reclaim(self, partition: int) -> None:
-        """Nothing is left behind."""

@@ -1,8 +1,9 @@
-"""Takes topics in: each partition in its order, from the place that is kept beside what came of it.
+"""Consumes topics partition by partition; the next offset lies in the same changelog partition as the state it made.
 
-A place is written once all before it is durable, to the same partition of the same changelog. So whoever rebuilds the
-state knows where it ends: there is no second account of what is done that could run ahead of it, as the offsets of a
-consumer group can. A worker that lost its partition and does not know it may write an older place; that only repeats.
+It is written after that state is durable. Whoever rebuilds the state rebuilds the offset with it: there is no second
+record of progress that could run ahead of the state, as the committed offsets of a consumer group can. A crash between
+the two writes redelivers records, and so does a zombie that writes an older offset (``streams.partitions``); handling
+records again changes nothing.
 """
 
 import asyncio
@@ -23,16 +24,17 @@ _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
 # The default of 1 MiB a partition would cut a backlog into blocks of a thousand logs.
 _FETCH_BYTES = 4 << 20
-# While one partition is at work the others' fetch may be waiting for news at the broker, and the first waits with it.
+# While one partition is being handled, the fetch of the others may wait for new records at the broker; the next fetch
+# of the first one queues behind it.
 _FETCH_WAIT_MS = 100
 
-# Handles some records of one partition, in their order; when it returns, what follows from them is durable.
-Take = Callable[[Topic, int, Sequence[Any]], Awaitable[None]]
+# Handles some records of one partition, in order; when it returns, their effects are durable.
+Handler = Callable[[Topic, int, Sequence[Any]], Awaitable[None]]
 Write = Callable[[int, Changes], Awaitable[object]]
 
 
 class PartitionConsumer:
-    """Reads the partitions of some topics that this worker owns, as long as it owns them."""
+    """Consumes those partitions of some topics that this worker owns, each in a task of its own."""
 
     def __init__(
         self,
@@ -41,27 +43,27 @@ class PartitionConsumer:
         table: ChangelogTable,
         *,
         write: Write,
-        take: Take,
-        block: int,
+        handle: Handler,
+        block_records: int,
     ) -> None:
-        """Records go to ``take`` in blocks of at most ``block``; ``write`` writes the place reached to ``table``."""
+        """``handle`` gets blocks of at most ``block_records``; ``write`` stores the next offset in ``table``."""
         self._kafka = kafka
         self._topics = topics
         self._table = table
         self._write = write
-        self._take = take
-        self._block = block
-        # While a partition is followed. What the table says may fall back for a moment: see above.
-        self._reached: dict[tuple[Topic, int], int] = {}
+        self._handle = handle
+        self._block_records = block_records
+        # Of partitions that are being consumed: the offset in the table may go back, when a foreign write is applied.
+        self._next_offsets: dict[tuple[Topic, int], int] = {}
         self._stopping = False
 
-    def reached(self, topic: Topic, partition: int) -> int:
-        """The offset that is to be taken next; all before it is durable."""
-        return self._reached.get((topic, partition)) or stored_offset(self._table, topic, partition)
+    def next_offset(self, topic: Topic, partition: int) -> int:
+        """The offset of the next record to handle; the effects of all before it are durable."""
+        return self._next_offsets.get((topic, partition)) or stored_offset(self._table, topic, partition)
 
     async def run(self) -> None:
-        """Go on until ``stop``; raises what neither brokers nor ``take`` can recover from."""
-        # A place that is gone from the topic, or not there yet, means that the topic was cut or made anew.
+        """Consume until ``stop``; raises what neither the client nor ``handle`` can recover from."""
+        # "earliest" is for a stored offset outside of the topic's offsets: records expired, or the topic was recreated.
         async with (
             AIOKafkaConsumer(
                 **client_options(self._kafka),
@@ -73,69 +75,70 @@ class PartitionConsumer:
             asyncio.TaskGroup() as group,
         ):
             # Assigned once and for all: a new assignment would lose every partition's position.
-            places = [place for number in range(self._kafka.partitions) for place in self._places(number)]
-            consumer.assign(places)
-            consumer.pause(*places)
-            following: dict[int, asyncio.Task[None]] = {}
+            assignment = [tp for partition in range(self._kafka.partitions) for tp in self._topic_partitions(partition)]
+            consumer.assign(assignment)
+            consumer.pause(*assignment)
+            tasks: dict[int, asyncio.Task[None]] = {}
             while not self._stopping:
-                for number in range(self._kafka.partitions):
-                    owned_generation = self._table.owned_generation(number)
-                    if owned_generation is not None and (number not in following or following[number].done()):
-                        following[number] = group.create_task(self._follow(consumer, number, owned_generation))
+                for partition in range(self._kafka.partitions):
+                    generation = self._table.owned_generation(partition)
+                    if generation is not None and (partition not in tasks or tasks[partition].done()):
+                        tasks[partition] = group.create_task(self._consume(consumer, partition, generation))
                 await asyncio.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
-        """Have ``run`` return once the blocks that are at work are done."""
+        """Have ``run`` return once the blocks in flight are handled."""
         self._stopping = True
 
-    async def _follow(self, consumer: Any, partition: int, owned_generation: int) -> None:
-        places = self._places(partition)
-        while self._holds(partition, owned_generation):
-            for place, topic in places.items():
-                self._reached.pop((topic, partition), None)
-                consumer.seek(place, self.reached(topic, partition))
-            consumer.resume(*places)
+    async def _consume(self, consumer: Any, partition: int, generation: int) -> None:
+        """Consume a partition as long as it is owned in this generation."""
+        topic_partitions = self._topic_partitions(partition)
+        while self._active(partition, generation):
+            for tp, topic in topic_partitions.items():
+                self._next_offsets.pop((topic, partition), None)
+                consumer.seek(tp, self.next_offset(topic, partition))
+            consumer.resume(*topic_partitions)
             try:
-                await self._take_on(consumer, partition, owned_generation)
+                await self._poll(consumer, partition, generation)
             except PartitionLostError as error:
-                _log.info("not the owner", reason=str(error))
+                _log.info("partition lost", partition=partition, error=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
-        consumer.pause(*places)
-        for topic in places.values():
-            self._reached.pop((topic, partition), None)
+        consumer.pause(*topic_partitions)
+        for topic in topic_partitions.values():
+            self._next_offsets.pop((topic, partition), None)
 
-    async def _take_on(self, consumer: Any, partition: int, owned_generation: int) -> None:
-        places = self._places(partition)
-        while self._holds(partition, owned_generation):
-            fetched = await consumer.getmany(*places, timeout_ms=int(_POLL_SECONDS * 1000))
-            for place, topic in places.items():
-                for block in _blocks(fetched.get(place, ()), self._block):
-                    if not self._holds(partition, owned_generation):
+    async def _poll(self, consumer: Any, partition: int, generation: int) -> None:
+        topic_partitions = self._topic_partitions(partition)
+        while self._active(partition, generation):
+            fetched = await consumer.getmany(*topic_partitions, timeout_ms=int(_POLL_SECONDS * 1000))
+            for tp, topic in topic_partitions.items():
+                for block in _blocks(fetched.get(tp, ()), self._block_records):
+                    if not self._active(partition, generation):
                         return
-                    await self._take(topic, partition, block)
-                    await self._arrive(topic, partition, block[-1].offset + 1)
-                # A transaction's end is a record that nobody sees, and the end of a topic may lie behind it.
-                if self.reached(topic, partition) < (position := await consumer.position(place)):
-                    await self._arrive(topic, partition, position)
+                    await self._handle(topic, partition, block)
+                    await self._store_offset(topic, partition, block[-1].offset + 1)
+                # The marker at the end of a transaction takes an offset and is never fetched; it may be the last one.
+                if self.next_offset(topic, partition) < (position := await consumer.position(tp)):
+                    await self._store_offset(topic, partition, position)
 
-    async def _arrive(self, topic: Topic, partition: int, place: int) -> None:
-        await self._write(partition, {offset_key(topic): b"%d" % place})
-        self._reached[topic, partition] = place
+    async def _store_offset(self, topic: Topic, partition: int, offset: int) -> None:
+        await self._write(partition, {offset_key(topic): b"%d" % offset})
+        self._next_offsets[topic, partition] = offset
 
-    def _holds(self, partition: int, owned_generation: int) -> bool:
-        return not self._stopping and self._table.owned_generation(partition) == owned_generation
+    def _active(self, partition: int, generation: int) -> bool:
+        return not self._stopping and self._table.owned_generation(partition) == generation
 
-    def _places(self, partition: int) -> dict[TopicPartition, Topic]:
+    def _topic_partitions(self, partition: int) -> dict[TopicPartition, Topic]:
         return {TopicPartition(topic.named(self._kafka.topic_prefix), partition): topic for topic in self._topics}
 
 
 def stored_offset(table: Table, topic: Topic, partition: int) -> int:
-    """The place reached in a topic, as the table has it."""
+    """The next offset of a topic, as the table has it."""
     return int(table.get(partition, offset_key(topic)) or 0)
 
 
 def offset_key(topic: Topic) -> bytes:
-    """Under which key a table keeps the place reached in a topic."""
+    """The key of a topic's next offset in a table."""
     return f"o|{topic.label}".encode()
 
 

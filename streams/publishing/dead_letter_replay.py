@@ -1,7 +1,8 @@
-"""Reads the dead letters, and publishes them again where they came from.
+"""Reads the dead letters and replays them: publishes their bytes again where they came from.
 
-A replay leaves a receipt in the letter's own partition of ``dead-letters``: no value, and in its headers which letter
-it was and where the bytes landed. A later letter that comes from there is the same bytes, failed again.
+A replay leaves a receipt in the dead letter's own partition of ``dead-letters``: a record without a value, whose
+headers name the dead letter and the topic, partition and offset of the replayed record. A later dead letter that comes
+from there is the same bytes, failed again.
 """
 
 import re
@@ -20,20 +21,20 @@ from foldtune.settings import KafkaSettings
 from foldtune.topic_reader import read
 from foldtune.topics import DATA_TOPICS, Topic
 
-# On a replayed event and on its receipt: the id of the letter.
+# On a replayed record and on its receipt: the id of the dead letter.
 LETTER_HEADER = "foldtune-letter"
-# On a replayed event: how often its bytes have been replayed, this time included.
+# On a replayed record: how often its bytes have been replayed, this time included.
 REPLAYS_HEADER = "foldtune-replays"
 
-# Headers are whoever's wrote them: nothing is published anywhere but where events from outside go.
+# Anybody can write headers, so records are replayed only to topics that take events from outside.
 INPUTS = (*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS)
 _KEYED_BY_FOLDER = (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK)
-# Replayed at once; values of up to 1 MiB wait in memory.
-_AT_ONCE = 50
+# Dead letters replayed between two flushes; values of up to 1 MiB are in memory meanwhile.
+_BATCH_SIZE = 50
 
 
-class Place(NamedTuple):
-    """One record's place on the brokers."""
+class RecordId(NamedTuple):
+    """Identifies a record; the topic with its prefix."""
 
     topic: str
     partition: int
@@ -41,140 +42,153 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """What is told of a dead letter, without its bytes."""
+class DeadLetter:
+    """A record that was rejected, without its value."""
 
     partition: int
     offset: int
     at: datetime
     error: str
-    # Where it came from, if its headers say so.
-    origin: Place | None
+    # Of the rejected record; ``None`` if the headers do not say.
+    origin: RecordId | None
     key: bytes | None
-    # Bytes.
+    # Of the value, in bytes.
     size: int
-    # What the event itself says, if it can be read.
+    # From the value; ``None`` if it cannot be decoded or has none.
     folder_id: str | None
-    # How often these bytes have come here, this time included.
+    # How often these bytes were rejected, this time included.
     failures: int = 1
     replayed: bool = False
 
     @property
     def id(self) -> str:
-        """Names the letter among all."""
+        """Partition and offset in ``dead-letters``, as ``0:12``."""
         return f"{self.partition}:{self.offset}"
 
 
-Wanted = Callable[[Letter, bytes], bool]
+Filter = Callable[[DeadLetter, bytes], bool]
 
 
-def read_letters(settings: KafkaSettings, wanted: Wanted = lambda _letter, _value: True) -> list[Letter]:
-    """The dead letters, oldest first, for which ``wanted(letter, bytes)`` holds; only it sees their bytes.
+def read_dead_letters(settings: KafkaSettings, matches: Filter = lambda _dead_letter, _value: True) -> list[DeadLetter]:
+    """The dead letters for which ``matches(dead_letter, value)`` is true, oldest first; values are not kept.
 
     Raises:
-        TopicMissingError: there is no such topic yet.
+        TopicMissingError: ``dead-letters`` does not exist.
     """
-    found: list[Letter] = []
-    origins: dict[str, Place | None] = {}
-    landed: dict[Place | None, str] = {}
+    dead_letters: list[DeadLetter] = []
+    origins: dict[str, RecordId | None] = {}
+    # By the replayed record: the id of its dead letter.
+    receipts: dict[RecordId | None, str] = {}
     for record in read(settings, Topic.DEAD_LETTERS):
-        headers = headers_of(record)
+        headers = decode_headers(record)
         if LETTER_HEADER in headers:
-            landed[_origin(headers)] = headers[LETTER_HEADER]
+            receipts[_origin(headers)] = headers[LETTER_HEADER]
             continue
-        letter = _letter(record, headers)
-        origins[letter.id] = letter.origin
-        if wanted(letter, record.value or b""):
-            found.append(letter)
-    landed.pop(None, None)
-    replayed = set(landed.values())
-    found.sort(key=lambda letter: (letter.at, letter.partition, letter.offset))
+        dead_letter = _dead_letter(record, headers)
+        origins[dead_letter.id] = dead_letter.origin
+        if matches(dead_letter, record.value or b""):
+            dead_letters.append(dead_letter)
+    receipts.pop(None, None)
+    replayed_ids = set(receipts.values())
+    dead_letters.sort(key=lambda dead_letter: (dead_letter.at, dead_letter.partition, dead_letter.offset))
     return [
-        replace(letter, failures=1 + _replays(letter.id, origins, landed), replayed=letter.id in replayed)
-        for letter in found
+        replace(
+            dead_letter,
+            failures=1 + _replay_count(dead_letter.id, origins, receipts),
+            replayed=dead_letter.id in replayed_ids,
+        )
+        for dead_letter in dead_letters
     ]
 
 
-def records_of(settings: KafkaSettings, ids: Collection[str]) -> Iterator[Any]:
-    """The ``ConsumerRecord`` of each letter that is named, with its bytes."""
+def read_records(settings: KafkaSettings, ids: Collection[str]) -> Iterator[Any]:
+    """The ``ConsumerRecord`` of each dead letter in ``ids``, with its value."""
     for record in read(settings, Topic.DEAD_LETTERS):
-        if f"{record.partition}:{record.offset}" in ids and LETTER_HEADER not in headers_of(record):
+        if f"{record.partition}:{record.offset}" in ids and LETTER_HEADER not in decode_headers(record):
             yield record
 
 
-def headers_of(record: Any) -> dict[str, str]:
-    """A record's headers as text; bytes that are none are escaped."""
+def decode_headers(record: Any) -> dict[str, str]:
+    """A record's headers as text; bytes that are not UTF-8 are escaped."""
     return {name: (value or b"").decode(errors="backslashreplace") for name, value in record.headers}
 
 
 def input_partitions(settings: KafkaSettings) -> dict[str, int]:
-    """How many partitions each of foldtune's inputs has, by its name on the brokers."""
+    """The number of partitions of each input topic, by its name with prefix."""
     names = [topic.named(settings.topic_prefix) for topic in INPUTS]
     with consumer(settings) as client:
         return {name: len(client.partitions_for_topic(name) or ()) for name in names}
 
 
-def refusal(letter: Letter, settings: KafkaSettings, partitions: Mapping[str, int]) -> str | None:
-    """Why a letter cannot be replayed, or ``None`` if it can; ``partitions`` as of ``input_partitions``."""
-    origin = letter.origin
+def refusal_reason(dead_letter: DeadLetter, settings: KafkaSettings, partitions: Mapping[str, int]) -> str | None:
+    """Why a dead letter cannot be replayed, ``None`` if it can; ``partitions`` are those of ``input_partitions``."""
+    origin = dead_letter.origin
     if origin is None:
-        return "its headers do not say where it came from"
+        return "its headers name no origin"
     if origin.topic not in partitions:
-        return f"it came from {origin.topic!r}, which is none of foldtune's inputs"
+        return f"its origin {origin.topic!r} is none of foldtune's inputs"
     if origin.partition >= (count := partitions[origin.topic]):
-        return f"it came from partition {origin.partition} of {origin.topic!r}, which has {count}"
+        return f"its origin is partition {origin.partition} of {origin.topic!r}, which has {count} partitions"
     by_folder = {topic.named(settings.topic_prefix) for topic in _KEYED_BY_FOLDER}
-    named, key = letter.folder_id, letter.key
-    if origin.topic in by_folder and named is not None and key is not None and named.encode() != key:
-        # In an envelope it was refused for this; alone it would be taken, and put the folder on a second partition.
-        return f"its folder_id {named!r} is not its key {key.decode(errors='backslashreplace')!r}: publish it anew"
+    folder_id, key = dead_letter.folder_id, dead_letter.key
+    if origin.topic in by_folder and folder_id is not None and key is not None and folder_id.encode() != key:
+        # It was rejected for this as a part of an envelope. Alone it would be valid, and put the folder's logs on a
+        # second partition.
+        key_text = key.decode(errors="backslashreplace")
+        return f"its folder_id {folder_id!r} differs from its key {key_text!r}: publish it as a new event"
     return None
 
 
-def replay(settings: KafkaSettings, letters: Collection[Letter]) -> int:
-    """Publish letters again that ``refusal`` has nothing against; returns how many, all acknowledged by the brokers.
+def replay(settings: KafkaSettings, dead_letters: Collection[DeadLetter]) -> int:
+    """Publish dead letters without a ``refusal_reason`` again; returns how many, all acknowledged by the brokers.
 
-    Each goes to the partition that it was in, so events of one key keep their order.
+    Each goes to the partition that it came from, so events of one key keep their order.
 
     Raises:
-        PublishError: the brokers did not take one; those before it were replayed, and may be replayed again.
+        PublishError: a record was not acknowledged; those before it are replayed, and may be replayed again.
     """
-    chosen = {letter.id: letter for letter in letters}
+    chosen = {dead_letter.id: dead_letter for dead_letter in dead_letters}
     topics = {topic.named(settings.topic_prefix): topic for topic in INPUTS}
-    records = records_of(settings, chosen)
+    records = read_records(settings, chosen)
     count = 0
     with Publisher(settings) as publisher:
-        while batch := list(islice(records, _AT_ONCE)):
+        while batch := list(islice(records, _BATCH_SIZE)):
+            # A batch is replayed in two steps, so that a receipt implies a replay:
+            # 1. publish the records, and wait for the brokers;
+            # 2. publish the receipts with the records' offsets, and wait for the brokers.
             sent = []
             for record in batch:
-                letter = chosen[f"{record.partition}:{record.offset}"]
-                if letter.origin is None:
+                dead_letter = chosen[f"{record.partition}:{record.offset}"]
+                if dead_letter.origin is None:
                     continue
-                headers = [(LETTER_HEADER, letter.id.encode()), (REPLAYS_HEADER, str(letter.failures).encode())]
-                topic, partition = topics[letter.origin.topic], letter.origin.partition
+                headers = [
+                    (LETTER_HEADER, dead_letter.id.encode()),
+                    (REPLAYS_HEADER, str(dead_letter.failures).encode()),
+                ]
+                topic, partition = topics[dead_letter.origin.topic], dead_letter.origin.partition
                 future = publisher.send_raw(topic, record.value, key=record.key, partition=partition, headers=headers)
-                sent.append((letter, future))
+                sent.append((dead_letter, future))
             publisher.flush()
-            for letter, future in sent:
-                _send_receipt(publisher, letter, future.get())
+            for dead_letter, future in sent:
+                _send_receipt(publisher, dead_letter, future.get())
             publisher.flush()
             count += len(sent)
     return count
 
 
-def _send_receipt(publisher: Publisher, letter: Letter, landed: Any) -> None:
+def _send_receipt(publisher: Publisher, dead_letter: DeadLetter, metadata: Any) -> None:
     headers = [
-        (LETTER_HEADER, letter.id.encode()),
-        (TOPIC_HEADER, landed.topic.encode()),
-        (PARTITION_HEADER, str(landed.partition).encode()),
-        (OFFSET_HEADER, str(landed.offset).encode()),
+        (LETTER_HEADER, dead_letter.id.encode()),
+        (TOPIC_HEADER, metadata.topic.encode()),
+        (PARTITION_HEADER, str(metadata.partition).encode()),
+        (OFFSET_HEADER, str(metadata.offset).encode()),
     ]
-    publisher.send_raw(Topic.DEAD_LETTERS, None, key=letter.key, partition=letter.partition, headers=headers)
+    publisher.send_raw(Topic.DEAD_LETTERS, None, key=dead_letter.key, partition=dead_letter.partition, headers=headers)
 
 
-def _letter(record: Any, headers: dict[str, str]) -> Letter:
+def _dead_letter(record: Any, headers: dict[str, str]) -> DeadLetter:
     value = record.value or b""
-    return Letter(
+    return DeadLetter(
         partition=record.partition,
         offset=record.offset,
         at=written_at(record.timestamp),
@@ -182,33 +196,37 @@ def _letter(record: Any, headers: dict[str, str]) -> Letter:
         origin=_origin(headers),
         key=record.key,
         size=len(value),
-        folder_id=_folder_of(value),
+        folder_id=_folder_id(value),
     )
 
 
-def _origin(headers: dict[str, str]) -> Place | None:
+def _origin(headers: dict[str, str]) -> RecordId | None:
     topic = headers.get(TOPIC_HEADER, "")
     numbers = [headers.get(name, "") for name in (PARTITION_HEADER, OFFSET_HEADER)]
     if not topic or not all(re.fullmatch(r"[0-9]{1,19}", number) for number in numbers):
         return None
-    return Place(topic, int(numbers[0]), int(numbers[1]))
+    return RecordId(topic, int(numbers[0]), int(numbers[1]))
 
 
-class _Foldered(msgspec.Struct):
+class _FolderEvent(msgspec.Struct):
     folder_id: str
 
 
-def _folder_of(value: bytes) -> str | None:
+def _folder_id(value: bytes) -> str | None:
     try:
-        return msgspec.json.decode(value, type=_Foldered).folder_id
+        return msgspec.json.decode(value, type=_FolderEvent).folder_id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def _replays(letter_id: str, origins: Mapping[str, Place | None], landed: Mapping[Place | None, str]) -> int:
-    # Bounded, since receipts that somebody made up may lead in a circle.
+def _replay_count(
+    letter_id: str,
+    origins: Mapping[str, RecordId | None],
+    receipts: Mapping[RecordId | None, str],
+) -> int:
+    # Bounded, since forged receipts can form a cycle.
     count = 0
-    while count < len(landed) and (earlier := landed.get(origins.get(letter_id))) is not None:
+    while count < len(receipts) and (earlier := receipts.get(origins.get(letter_id))) is not None:
         letter_id = earlier
         count += 1
     return count

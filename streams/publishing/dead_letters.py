@@ -1,4 +1,4 @@
-"""Sends what cannot be used to the dead letters: counted, logged and acknowledged."""
+"""Sends rejected records to the dead letters: acknowledged, logged and counted."""
 
 from typing import Any
 
@@ -13,15 +13,21 @@ from streams.publishing.publisher import EventPublisher
 _log = structlog.get_logger()
 
 
-async def send_to_dead_letters(outbox: EventPublisher, topic: Topic, message: Any, rejected: Rejected) -> None:
-    """Send what is no event of ``topic``, ``message`` or a part of it, to the dead letters; counted and logged."""
+async def send_to_dead_letters(publisher: EventPublisher, topic: Topic, message: Any, rejected: Rejected) -> None:
+    """Send a record of ``topic``, or the part of it that was rejected, to the dead letters; durable on return."""
     error = "; ".join(rejected.reasons)
     origin = (message.topic, message.partition, message.offset)
-    _log.warning("rejected", topic=message.topic, partition=message.partition, offset=message.offset, error=error)
-    await outbox.dead_letter(rejected.value, message.key, error, origin)
+    await publisher.send_dead_letter(rejected.value, message.key, error, origin)
+    _log.warning(
+        "record sent to dead letters",
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        error=error,
+    )
     count_rejected(topic, rejected.kind)
 
 
 def invalid_record(message: Any, error: ValidationError) -> Rejected:
-    """A message that the contract refuses as a whole."""
+    """The rejection of a whole record that does not validate."""
     return Rejected(message.offset, 0, reasons_of(error), message.value, kind_of(error))

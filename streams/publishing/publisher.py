@@ -1,4 +1,4 @@
-"""How a worker publishes: acknowledged by the brokers before the caller goes on."""
+"""How a worker publishes: everything is acknowledged by the brokers when a call returns."""
 
 import asyncio
 from collections.abc import Iterator
@@ -6,55 +6,53 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import faust
-import structlog
 from msgspec import Struct
 
-from foldtune.dead_letters import bounded_letter, dead_letter_headers
+from foldtune.dead_letters import dead_letter_headers, truncate_value
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 
-_log = structlog.get_logger()
-
 
 @dataclass(frozen=True)
-class Output:
-    """An event to publish. Without a key it goes to every partition of its topic."""
+class OutgoingEvent:
+    """An event to publish; one without a key is broadcast to every partition of its topic."""
 
     topic: Topic
     event: Event
     key: str | None = None
 
 
-class Message(Struct, frozen=True):
-    """What goes to one partition of a topic (to each without one), by the topic's label; can be kept in a table."""
+class OutgoingRecord(Struct, frozen=True):
+    """An encoded event for one partition of a topic (``None``: for each); serializable, so a table can store it."""
 
+    # The topic's label, without the prefix of the settings.
     topic: str
     partition: int | None
     key: str | None
     value: str
 
 
-def messages(outputs: tuple[Output, ...], partition: int) -> Iterator[Message]:
-    """Outputs as messages, in order: what has a key goes to ``partition``, the rest to every partition."""
-    for output in outputs:
-        target = None if output.key is None else partition
-        yield Message(output.topic.label, target, output.key, output.event.encode().decode())
+def outgoing_records(events: tuple[OutgoingEvent, ...], partition: int) -> Iterator[OutgoingRecord]:
+    """The records of events, in order: those with a key go to ``partition``, the others are broadcast."""
+    for outgoing in events:
+        target = None if outgoing.key is None else partition
+        yield OutgoingRecord(outgoing.topic.label, target, outgoing.key, outgoing.event.encode().decode())
 
 
 class EventPublisher(Protocol):
     """What the parts of a worker publish through."""
 
-    async def publish(self, outputs: tuple[Output, ...], partition: int) -> None:
-        """Publish in order; ``partition`` is for what has a key, the rest goes to every partition."""
+    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> None:
+        """Publish in order: events with a key to ``partition``, the others to every partition."""
 
-    async def send(self, messages: tuple[Message, ...]) -> None:
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
         """Publish in order."""
 
-    async def dead_letter(
+    async def send_dead_letter(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
-        """Put a message aside with what was wrong."""
+        """Publish a record to the dead letters; ``origin`` is its topic (with prefix), partition and offset."""
 
 
 class FaustEventPublisher(EventPublisher):
@@ -73,23 +71,23 @@ class FaustEventPublisher(EventPublisher):
             for topic in Topic
         }
 
-    async def publish(self, outputs: tuple[Output, ...], partition: int) -> None:
-        await self.send(tuple(messages(outputs, partition)))
+    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> None:
+        await self.send(tuple(outgoing_records(events, partition)))
 
-    async def send(self, messages: tuple[Message, ...]) -> None:
-        # Handed over in order, which Kafka keeps within a partition; waited for together.
-        sent = [
-            await self._topics[one.topic].send(
-                key=one.key.encode() if one.key else None, value=one.value.encode(), partition=partition
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
+        # Handed to the producer in order, which Kafka keeps within a partition; acknowledgements are awaited together.
+        acknowledgements = [
+            await self._topics[record.topic].send(
+                key=record.key.encode() if record.key else None, value=record.value.encode(), partition=partition
             )
-            for one in messages
-            for partition in (range(self._partitions) if one.partition is None else (one.partition,))
+            for record in records
+            for partition in (range(self._partitions) if record.partition is None else (record.partition,))
         ]
-        await asyncio.gather(*sent)
+        await asyncio.gather(*acknowledgements)
 
-    async def dead_letter(
+    async def send_dead_letter(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         topic = self._topics[Topic.DEAD_LETTERS.label]
-        value, error = bounded_letter(value, error)
+        value, error = truncate_value(value, error)
         await (await topic.send(key=key, value=value, headers=dead_letter_headers(error, *origin)))

@@ -1,1 +1,4 @@
-"""The life of a fine-tune request, from its event to its final status, and the policy that makes requests."""
+"""Fine-tune requests, from their event to their final status, and the retraining policy, which creates some.
+
+Entry point: ``coordinator.py``; ``lifecycle.py`` is the state machine.
+"""

@@ -1,4 +1,4 @@
-"""The coordinator: brings the events of a model to its state machine, and what follows from them to the world."""
+"""The coordinator: feeds events to the state machines of models, stores the transitions and publishes their outputs."""
 
 import asyncio
 import hashlib
@@ -37,233 +37,259 @@ from streams.errors import PartitionLostError
 from streams.metrics import REQUESTS_ENDED
 from streams.partitions.changelog_table import Table
 from streams.publishing.dead_letters import invalid_record, send_to_dead_letters
-from streams.publishing.publisher import EventPublisher, Message, Output, messages
+from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests import lifecycle, retraining_policy
-from streams.requests.lifecycle import ModelState, Step
+from streams.requests.lifecycle import ModelState, Transition
+from streams.requests.retraining_policy import PolicyState
 
 _log = structlog.get_logger()
-_TURN = b"t|turn"
-# Requests that wait are kept in the state of their model, which is one message of the changelog.
-_REQUEST_BYTES, _WAITING_BYTES = 256 * 1024, 768 * 1024
-_UNTOLD = b"u|"
+_BARRIER_KEY = b"t|turn"
+_MODEL_PREFIX = b"m|"
+_OUTBOX_PREFIX = b"u|"
+# Waiting requests are part of their model's state, which must fit into one message of the changelog.
+_MAX_REQUEST_BYTES, _MAX_WAITING_BYTES = 256 * 1024, 768 * 1024
 
 
 class OutboxEntry(Struct, frozen=True):
-    """What follows from a decision: messages, and the last words by the keys that they are kept under."""
+    """What follows from a transition: messages to publish, and final statuses by the keys to store them under."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[OutgoingRecord, ...]
     ended: dict[str, str]
 
 
-ENCODER = msgspec.json.Encoder()
-DECODER = msgspec.json.Decoder(OutboxEntry)
-
-
-class _Named(BaseModel):
-    """As much of a broken request as is needed to answer it."""
+class _RequestIds(BaseModel):
+    """The part of an invalid request that is needed to answer it."""
 
     request_id: RequestId
     model: ModelName
 
 
-class _Typed(BaseModel):
+class _EventType(BaseModel):
     type: str = ""
 
 
 class Coordinator:
-    """Owns the models whose names fall into this worker's partitions. One event at a time for each partition."""
+    """Handles the models that hash to this worker's partitions. One event at a time."""
 
-    def __init__(self, table: Table, outbox: EventPublisher, store: ObjectStore, settings: Settings) -> None:
+    def __init__(self, table: Table, publisher: EventPublisher, store: ObjectStore, settings: Settings) -> None:
         self._table = table
-        self._outbox = outbox
+        self._publisher = publisher
         self._store = store
         self._settings = settings
         self._partitions = settings.kafka.partitions
-        self._one_at_a_time = asyncio.Lock()
-        # By partition and model.
-        self._issuing: dict[tuple[int, str], asyncio.Task[None]] = {}
-        self._takers: dict[Topic, Callable[[int, bytes], Awaitable[None]]] = {
-            Topic.FINE_TUNE_REQUESTS: self._take_request,
-            Topic.SNAPSHOT_PARTS: self._take_part,
-            Topic.TRAINING_REPORTS: self._take_report,
-            Topic.TRAINING_PROGRESS: self._take_progress,
+        self._lock = asyncio.Lock()
+        # Jobs being published, by partition and model.
+        self._publishing: dict[tuple[int, str], asyncio.Task[None]] = {}
+        self._handlers: dict[Topic, Callable[[int, bytes], Awaitable[None]]] = {
+            Topic.FINE_TUNE_REQUESTS: self._handle_request,
+            Topic.SNAPSHOT_PARTS: self._handle_part,
+            Topic.TRAINING_REPORTS: self._handle_report,
+            Topic.TRAINING_PROGRESS: self._handle_progress,
         }
 
-    async def take(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
-        """Handle events of a control topic; what cannot be read goes to the dead letters.
+    async def handle(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
+        """Handle events of a control topic; invalid ones go to the dead letters.
 
         Raises:
-            PartitionLostError: the events are their new owner's.
+            PartitionLostError: another worker owns the partition now; the events are redelivered to it.
         """
         for message in messages:
             if message.value is None:
                 continue
             try:
-                async with self._one_at_a_time:
-                    await self._catch_up(partition)
-                    await self._takers[topic](partition, message.value)
+                async with self._lock:
+                    await self._synchronize(partition)
+                    await self._handlers[topic](partition, message.value)
             except ValidationError as error:
-                await send_to_dead_letters(self._outbox, topic, message, invalid_record(message, error))
+                await send_to_dead_letters(self._publisher, topic, message, invalid_record(message, error))
 
     async def tick(self, partition: int) -> None:
-        """End what nobody reports the end of, and let the policy ask for what is due. Raises like ``take``."""
-        async with self._one_at_a_time:
-            if any(self._table.keys(partition, _UNTOLD)):
-                await self._catch_up(partition)
-            for key in list(self._table.keys(partition, b"m|")):
-                model = key.removeprefix(b"m|").decode()
+        """Flush the outbox, end overdue requests, publish pending jobs and request due retrainings.
+
+        Raises like ``handle``.
+        """
+        async with self._lock:
+            if any(self._table.keys(partition, _OUTBOX_PREFIX)):
+                await self._synchronize(partition)
+            for key in list(self._table.keys(partition, _MODEL_PREFIX)):
+                model = key.removeprefix(_MODEL_PREFIX).decode()
                 if self._timed_out(partition, model):
-                    await self._catch_up(partition)
-                    if step := self._timed_out(partition, model):
-                        await self._follow(partition, step)
-                self._issue_soon(partition, model)
+                    await self._synchronize(partition)
+                    if transition := self._timed_out(partition, model):
+                        await self._commit(partition, transition)
+                self._start_publishing_job(partition, model)
             for rule in self._settings.policy.rules:
                 if partition_of(rule.model, self._partitions) == partition:
-                    await self._ask_if_due(partition, rule.model)
+                    await self._request_if_due(partition, rule.model)
 
-    # ── One event ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _take_request(self, partition: int, value: bytes) -> None:
-        if _Typed.model_validate_json(value).type == "fine_tune_cancelled":
+    async def _handle_request(self, partition: int, value: bytes) -> None:
+        if _EventType.model_validate_json(value).type == "fine_tune_cancelled":
             cancel = FineTuneCancelled.model_validate_json(value)
-            step = lifecycle.cancelled(self._state(partition, cancel.model), cancel, now())
-            if step:
-                await self._follow(partition, step)
+            if cancellation := lifecycle.cancelled(self._model_state(partition, cancel.model), cancel, now()):
+                await self._commit(partition, cancellation)
             return
         try:
             request = FineTuneRequested.model_validate_json(value)
         except ValidationError as error:
-            named = _Named.model_validate_json(value)
-            await self._reject(partition, named.request_id, named.model, reasons_of(error))
+            ids = _RequestIds.model_validate_json(value)
+            await self._reject(partition, ids.request_id, ids.model, reasons_of(error))
             return
-        step = lifecycle.requested(self._state(partition, request.model), request, now())
-        if reasons := tuple(self._refusals(partition, request, len(value), step)):
+        transition = lifecycle.requested(self._model_state(partition, request.model), request, now())
+        if reasons := tuple(self._rejection_reasons(partition, request, len(value), transition)):
             await self._reject(partition, request.request_id, request.model, reasons)
-        elif known := self._ended(partition, request.model, request.request_id):
-            await self._publish_status(partition, known)
+        elif final_status := self._final_status(partition, request.model, request.request_id):
+            await self._publish_status(partition, final_status)
         else:
-            _log.info("requested", request_id=request.request_id, model=request.model, origin=request.origin)
-            await self._follow(partition, step)
+            _log.info("request received", request_id=request.request_id, model=request.model, origin=request.origin)
+            await self._commit(partition, transition)
 
-    async def _take_part(self, partition: int, value: bytes) -> None:
+    async def _handle_part(self, partition: int, value: bytes) -> None:
         part = SnapshotPart.model_validate_json(value)
-        state = self._state(partition, part.model)
-        minimum = self._settings.worker.min_examples
-        await self._follow(partition, lifecycle.part_arrived(state, part, self._partitions, minimum, now()))
-        self._issue_soon(partition, part.model)
+        state = self._model_state(partition, part.model)
+        min_examples = self._settings.worker.min_examples
+        await self._commit(partition, lifecycle.part_received(state, part, self._partitions, min_examples, now()))
+        self._start_publishing_job(partition, part.model)
 
-    async def _take_report(self, partition: int, value: bytes) -> None:
+    async def _handle_report(self, partition: int, value: bytes) -> None:
         status = FineTuneStatus.model_validate_json(value)
-        state = self._state(partition, status.model)
-        step = lifecycle.reported(state, status, now())
-        if step.state == state:
+        state = self._model_state(partition, status.model)
+        transition = lifecycle.reported(state, status, now())
+        if transition.state == state:
             return
         if status.state is State.COMPLETED:
-            learnt = retraining_policy.trained(self._policy(partition, status.model), status.request_id)
-            await self._table.write(partition, {_policy_key(status.model): _json(learnt)})
-        await self._follow(partition, step)
+            policy = retraining_policy.with_training(self._policy_state(partition, status.model), status.request_id)
+            await self._store_policy_state(partition, status.model, policy)
+        await self._commit(partition, transition)
 
-    async def _take_progress(self, partition: int, value: bytes) -> None:
+    async def _handle_progress(self, partition: int, value: bytes) -> None:
         progress = TrainingProgressed.model_validate_json(value)
-        known = retraining_policy.progressed(self._policy(partition, progress.model), progress)
-        await self._table.write(partition, {_policy_key(progress.model): _json(known)})
-        await self._ask_if_due(partition, progress.model)
+        policy = retraining_policy.with_progress(self._policy_state(partition, progress.model), progress)
+        await self._store_policy_state(partition, progress.model, policy)
+        await self._request_if_due(partition, progress.model)
 
-    async def _ask_if_due(self, partition: int, model: str) -> None:
-        if self._due(partition, model) is None:
+    async def _request_if_due(self, partition: int, model: str) -> None:
+        if self._due_request(partition, model) is None:
             return
-        await self._catch_up(partition)
-        if request := self._due(partition, model):
-            await self._outbox.publish((Output(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
-            asked = retraining_policy.asked(self._policy(partition, model), request)
-            await self._table.write(partition, {_policy_key(model): _json(asked)})
+        await self._synchronize(partition)
+        if request := self._due_request(partition, model):
+            await self._publisher.publish((OutgoingEvent(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
+            policy = retraining_policy.with_request(self._policy_state(partition, model), request)
+            await self._store_policy_state(partition, model, policy)
 
-    def _due(self, partition: int, model: str) -> FineTuneRequested | None:
+    def _due_request(self, partition: int, model: str) -> FineTuneRequested | None:
         rule = next((rule for rule in self._settings.policy.rules if rule.model == model), None)
-        state = self._state(partition, model)
+        state = self._model_state(partition, model)
         if rule is None or state.active or state.waiting:
             return None
-        return retraining_policy.due(self._policy(partition, model), rule, now())
+        return retraining_policy.due_request(self._policy_state(partition, model), rule, now())
 
-    def _timed_out(self, partition: int, model: str) -> Step | None:
-        state = self._state(partition, model)
+    def _timed_out(self, partition: int, model: str) -> Transition | None:
+        state = self._model_state(partition, model)
         return lifecycle.timed_out(state, self._settings.worker.snapshot_timeout, self._partitions, now())
 
-    # ── What follows ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Transactional outbox ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _follow(self, partition: int, step: Step) -> None:
-        # What was decided is durable before anybody hears of it: were it told first, a crash in between could lead to
-        # another decision, and a request to two ends. What is to be told is durable before that, under the digest of
-        # the state that it goes with: with that state, and not before, it holds.
-        state = _json(step.state)
-        untold = OutboxEntry(
-            tuple(messages(step.outputs, partition)),
-            {_ended_key(last.model, last.request_id).decode(): last.encode().decode() for last in step.ended},
+    async def _commit(self, partition: int, transition: Transition) -> None:
+        """Store a transition, and only then publish what follows from it.
+
+        Were it published first, a crash in between could lead to another decision, and a request to two final states.
+
+        1. Store the outbox entry, under the digest of the new state: it does not count with any other state.
+        2. Store the new state, which commits the entry.
+        3. Flush the outbox. After a crash before its end, the partition's next owner does this.
+        """
+        model, state = transition.state.model, _json(transition.state)
+        entry = OutboxEntry(
+            tuple(outgoing_records(transition.outputs, partition)),
+            {
+                _final_status_key(status.model, status.request_id).decode(): status.encode().decode()
+                for status in transition.final_statuses
+            },
         )
-        await self._table.write(partition, {_untold_key(step.state.model, state): ENCODER.encode(untold)})
-        await self._table.write(partition, {b"m|" + step.state.model.encode(): state})
-        await self._tell(partition)
-        for last in step.ended:
-            REQUESTS_ENDED.labels(last.state.value).inc()
-            _log.info("ended", request_id=last.request_id, model=last.model, state=last.state, reasons=last.reasons)
+        await self._table.write(partition, {_outbox_key(model, state): msgspec.json.encode(entry)})
+        await self._table.write(partition, {_model_key(model): state})
+        await self._flush_outbox(partition)
+        for status in transition.final_statuses:
+            _record_end(status)
 
-    async def _tell(self, partition: int) -> None:
-        """Publish what was decided, here or by a worker that did not come to tell it."""
-        for key in list(self._table.keys(partition, _UNTOLD)):
-            model = key.removeprefix(_UNTOLD).split(b"|")[0]
-            if key == _untold_key(model.decode(), self._table.get(partition, b"m|" + model) or b""):
-                untold = DECODER.decode(self._table.get(partition, key) or b"")
-                ended = {name.encode(): last.encode() for name, last in untold.ended.items()}
-                if ended:
-                    await self._table.write(partition, ended)
-                await self._outbox.send(untold.messages)
+    async def _flush_outbox(self, partition: int) -> None:
+        """Complete the transitions that this worker or a former owner committed.
+
+        1. Store the final statuses, so that a request with the same id is answered instead of started.
+        2. Publish the messages.
+        3. Delete the entry.
+        """
+        for key in list(self._table.keys(partition, _OUTBOX_PREFIX)):
+            model = key.removeprefix(_OUTBOX_PREFIX).split(b"|")[0].decode()
+            value, state = self._table.get(partition, key), self._table.get(partition, _model_key(model))
+            # An entry of any other state was not committed.
+            if value and key == _outbox_key(model, state or b""):
+                entry = msgspec.json.decode(value, type=OutboxEntry)
+                if final := {name.encode(): status.encode() for name, status in entry.ended.items()}:
+                    await self._table.write(partition, final)
+                await self._publisher.send(entry.messages)
             await self._table.write(partition, {key: None})
 
-    # ── The job ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _synchronize(self, partition: int) -> None:
+        """Take over what another worker wrote meanwhile, before a decision is made that others will see.
 
-    def _issue_soon(self, partition: int, model: str) -> None:
-        """Have the job of a whole snapshot published, beside everything else: the object store may take minutes."""
-        task = self._issuing.get((partition, model))
+        A worker that was paused for longer than its session resumes with an old state, in which a request may be
+        overdue that ended long ago. Any write takes over the foreign writes that precede it in the changelog, and with
+        them outbox entries that were not flushed.
+        """
+        await self._table.write(partition, {_BARRIER_KEY: b""})
+        await self._flush_outbox(partition)
+
+    # ── Training jobs ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_publishing_job(self, partition: int, model: str) -> None:
+        """Publish the job of a complete snapshot in the background: the object store may take minutes."""
+        task = self._publishing.get((partition, model))
         if task and not task.done():
             return
-        self._issuing.pop((partition, model), None)
+        self._publishing.pop((partition, model), None)
         if task:
-            # What it could not recover from, the worker cannot.
+            # Raises what the task failed with: an error that it could not handle is fatal for the worker.
             task.result()
-        if self._whole(self._state(partition, model)):
-            self._issuing[partition, model] = asyncio.create_task(self._issue(partition, model))
+        if self._complete_manifest(self._model_state(partition, model)):
+            self._publishing[partition, model] = asyncio.create_task(self._publish_job(partition, model))
 
-    async def _issue(self, partition: int, model: str) -> None:
-        state = self._state(partition, model)
-        manifest = self._whole(state)
+    async def _publish_job(self, partition: int, model: str) -> None:
+        state = self._model_state(partition, model)
+        manifest = self._complete_manifest(state)
         if not (manifest and state.active):
             return
         with suppress(PartitionLostError):
             try:
-                job = await self._job(state.active.request, manifest)
+                job = await self._upload_manifest(state.active.request, manifest)
             except ObjectStoreError:
-                # Whoever looks at the clock tries again.
-                _log.exception("no manifest yet", model=model, request_id=manifest.request_id)
+                # The next tick retries.
+                _log.exception("manifest upload failed, will retry", model=model, request_id=manifest.request_id)
                 return
-            async with self._one_at_a_time:
-                await self._catch_up(partition)
-                # What was decided meanwhile, here or elsewhere, was decided without knowing of this job.
-                if self._state(partition, model) == state:
+            async with self._lock:
+                await self._synchronize(partition)
+                # Dropped if the state has changed meanwhile: that decision did not know of this job.
+                if self._model_state(partition, model) == state:
                     deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
-                    issued = lifecycle.job_published(state, state.active, deadline + REPORTING_TIME)
-                    await self._follow(partition, Step(issued, (job,)))
+                    published = lifecycle.job_published(state, state.active, deadline + REPORTING_TIME)
+                    output = OutgoingEvent(Topic.TRAINING_JOBS, job, job.request.request_id)
+                    await self._commit(partition, Transition(published, (output,)))
 
-    def _whole(self, state: ModelState) -> SnapshotManifest | None:
-        step = lifecycle.snapshot_taken(state, self._partitions, self._settings.worker.min_examples, now())
-        return step.complete if step else None
+    def _complete_manifest(self, state: ModelState) -> SnapshotManifest | None:
+        min_examples = self._settings.worker.min_examples
+        transition = lifecycle.snapshot_completed(state, self._partitions, min_examples, now())
+        return transition.manifest if transition else None
 
-    async def _job(self, request: FineTuneRequested, manifest: SnapshotManifest) -> Output:
+    async def _upload_manifest(self, request: FineTuneRequested, manifest: SnapshotManifest) -> TrainingJob:
+        """Upload the manifest; returns the job that refers to it."""
         content = manifest.encode()
         key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
         await asyncio.to_thread(self._store.put, key, content)
-        # The time of the snapshot, not of this attempt: a repetition makes the same version and the same job.
+        # From the time of the snapshot, not of this attempt: a retry makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{key_segment(request.request_id)[-8:]}"
-        job = TrainingJob(
+        return TrainingJob(
             request=request,
             base_model=request.base_model or self._settings.trainer.base_model,
             snapshot_uri=self._store.uri(key),
@@ -273,73 +299,84 @@ class Coordinator:
             published_at=manifest.created_at,
             max_seconds=int(self._settings.trainer.max_duration.total_seconds()),
         )
-        return Output(Topic.TRAINING_JOBS, job, request.request_id)
+
+    # ── Rejections ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _reject(self, partition: int, request_id: str, model: str, reasons: tuple[str, ...]) -> None:
-        # Under an id that is taken already, another event ends nothing: how that request stands is the answer.
-        if known := self._ended(partition, model, request_id):
-            await self._publish_status(partition, known)
-            return
-        if standing := lifecycle.under_way(self._state(partition, model), request_id, now()):
-            await self._outbox.publish((standing,), partition)
+        # An invalid event with the id of an earlier request does not end that request; its status is the answer.
+        if status := (
+            self._final_status(partition, model, request_id)
+            or lifecycle.current_status(self._model_state(partition, model), request_id, now())
+        ):
+            await self._publish_status(partition, status)
             return
         status = FineTuneStatus(request_id=request_id, model=model, state=State.REJECTED, at=now(), reasons=reasons)
         await self._publish_status(partition, status)
-        await self._table.write(partition, {_ended_key(model, request_id): status.encode()})
-        REQUESTS_ENDED.labels(status.state.value).inc()
-        _log.info("ended", request_id=request_id, model=model, state=status.state, reasons=reasons)
+        await self._table.write(partition, {_final_status_key(model, request_id): status.encode()})
+        _record_end(status)
 
     async def _publish_status(self, partition: int, status: FineTuneStatus) -> None:
-        await self._outbox.publish((Output(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)
+        await self._publisher.publish((OutgoingEvent(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)
 
-    def _refusals(self, partition: int, request: FineTuneRequested, size: int, step: Step) -> Iterator[str]:
-        if size > _REQUEST_BYTES:
-            yield f"event: {size} bytes, at most {_REQUEST_BYTES}"
+    def _rejection_reasons(
+        self, partition: int, request: FineTuneRequested, size: int, transition: Transition
+    ) -> Iterator[str]:
+        if size > _MAX_REQUEST_BYTES:
+            yield f"event: {size} bytes, at most {_MAX_REQUEST_BYTES}"
         if partition_of(request.model, self._partitions) != partition:
             yield f"key: the event must be keyed by its model name {request.model!r}"
-        if request in step.state.waiting and (waiting := len(_json(step.state))) > _WAITING_BYTES:
-            yield f"model: requests of {waiting} bytes wait for {request.model!r}, at most {_WAITING_BYTES}"
+        if request in transition.state.waiting and (waiting := len(_json(transition.state))) > _MAX_WAITING_BYTES:
+            yield f"model: requests of {waiting} bytes wait for {request.model!r}, at most {_MAX_WAITING_BYTES}"
         base: ModelReference | None = request.base_model
         if base and base.uri.startswith("hf://") and base.revision is None:
             yield "base_model.revision: a hub model needs one, so that the same request means the same model"
         if base and base.uri.startswith("s3://") and not base.uri.startswith(f"s3://{self._store.bucket}/"):
             yield f"base_model.uri: must be in the bucket {self._store.bucket!r}"
 
-    async def _catch_up(self, partition: int) -> None:
-        """Know what another worker may have decided meanwhile, before deciding anything that others will hear of.
-
-        A worker that was paused for longer than its session wakes up with an old state, in which a request may be
-        overdue that has long ended. A write of its own brings in all that was written since, told or not.
-        """
-        await self._table.write(partition, {_TURN: b""})
-        await self._tell(partition)
-
     # ── State ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _state(self, partition: int, model: str) -> ModelState:
-        value = self._table.get(partition, b"m|" + model.encode())
+    def _model_state(self, partition: int, model: str) -> ModelState:
+        value = self._table.get(partition, _model_key(model))
         return ModelState.model_validate_json(value) if value else ModelState(model=model)
 
-    def _policy(self, partition: int, model: str) -> retraining_policy.PolicyState:
-        value = self._table.get(partition, _policy_key(model))
-        return retraining_policy.PolicyState.model_validate_json(value) if value else retraining_policy.PolicyState()
-
-    def _ended(self, partition: int, model: str, request_id: str) -> FineTuneStatus | None:
-        value = self._table.get(partition, _ended_key(model, request_id))
+    def _final_status(self, partition: int, model: str, request_id: str) -> FineTuneStatus | None:
+        value = self._table.get(partition, _final_status_key(model, request_id))
         return FineTuneStatus.model_validate_json(value) if value else None
+
+    def _policy_state(self, partition: int, model: str) -> PolicyState:
+        value = self._table.get(partition, _policy_key(model))
+        return PolicyState.model_validate_json(value) if value else PolicyState()
+
+    async def _store_policy_state(self, partition: int, model: str, policy: PolicyState) -> None:
+        await self._table.write(partition, {_policy_key(model): _json(policy)})
+
+
+def _model_key(model: str) -> bytes:
+    return _MODEL_PREFIX + model.encode()
 
 
 def _policy_key(model: str) -> bytes:
     return b"p|" + model.encode()
 
 
-def _ended_key(model: str, request_id: str) -> bytes:
+def _final_status_key(model: str, request_id: str) -> bytes:
     return f"r|{model}|{request_id}".encode()
 
 
-def _untold_key(model: str, state: bytes) -> bytes:
-    return _UNTOLD + f"{model}|{hashlib.sha256(state).hexdigest()[:32]}".encode()
+def _outbox_key(model: str, state: bytes) -> bytes:
+    return _OUTBOX_PREFIX + f"{model}|{hashlib.sha256(state).hexdigest()[:32]}".encode()
 
 
 def _json(model: BaseModel) -> bytes:
     return model.model_dump_json(exclude_none=True).encode()
+
+
+def _record_end(status: FineTuneStatus) -> None:
+    REQUESTS_ENDED.labels(status.state.value).inc()
+    _log.info(
+        "request ended",
+        request_id=status.request_id,
+        model=status.model,
+        state=status.state,
+        reasons=status.reasons,
+    )

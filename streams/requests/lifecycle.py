@@ -1,12 +1,12 @@
-"""What becomes of fine-tune requests: one model's story as a pure function of its events.
+"""The lifecycle of fine-tune requests: a pure state machine for each model.
 
-Every function takes the model's state and one event, and returns the next state with what is to be published. Both are
-stored before anything is published, and what is published may be repeated after a crash: whoever reads it takes a
-repetition for what it is (commands and parts carry the request, jobs are started once).
+Every function takes the model's state and one event, and returns the transition: the next state and the events to
+publish. Both are stored before anything is published, and after a crash events may be published twice, which their
+consumers tolerate (commands and parts carry the request, jobs are started once).
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,24 +25,24 @@ from foldtune.events import (
 )
 from foldtune.knobs import ModelName
 from foldtune.topics import Topic
-from streams.publishing.publisher import Output
+from streams.publishing.publisher import OutgoingEvent
 
 
 class Active(Model):
-    """The one request of a model that is being worked on."""
+    """A model's active request; there is at most one."""
 
     request: FineTuneRequested
-    # Requests that asked for the same while they waited: they share its fate.
+    # Ids of waiting requests for the same training: they share its statuses.
     merged: tuple[str, ...] = ()
     since: AwareDatetime
     parts: tuple[SnapshotPart, ...] = ()
-    # Set once the training job is published: from then on the launcher and the trainer say how it goes.
+    # Set once the training job is published; from then on the launcher and the trainer report the status.
     deadline: AwareDatetime | None = None
     status: FineTuneStatus
 
 
 class ModelState(Model):
-    """All that must be known of a model to decide on its next event."""
+    """Everything that the next transition of a model depends on."""
 
     model: ModelName
     active: Active | None = None
@@ -50,191 +50,196 @@ class ModelState(Model):
 
 
 @dataclass(frozen=True)
-class Step:
-    """What follows from one event; ``ended`` are the requests whose story is over, with their last word."""
+class Transition:
+    """The effect of one event."""
 
     state: ModelState
-    outputs: tuple[Output, ...] = ()
-    ended: tuple[FineTuneStatus, ...] = ()
-    # A snapshot is whole: the manifest is to be written and the job published.
-    complete: SnapshotManifest | None = None
+    outputs: tuple[OutgoingEvent, ...] = ()
+    # Of the requests that end with it.
+    final_statuses: tuple[FineTuneStatus, ...] = ()
+    # Set when the snapshot is complete: next, the manifest is uploaded and the job published.
+    manifest: SnapshotManifest | None = None
 
 
-def requested(state: ModelState, request: FineTuneRequested, now: datetime) -> Step:
-    """A new request: worked on at once where nothing else is, else it waits. A known one is answered again."""
-    active = state.active
-    if known := under_way(state, request.request_id, now):
-        return Step(state, (known,))
-    accepted = _published(_status(request, State.ACCEPTED, now))
-    if active is None:
+def requested(state: ModelState, request: FineTuneRequested, now: datetime) -> Transition:
+    """A new request starts if the model is idle, else waits. A known one is answered with its current status."""
+    if current := current_status(state, request.request_id, now):
+        return Transition(state, (_output(current),))
+    accepted = _output(_status(request, State.ACCEPTED, now))
+    if state.active is None:
         started = _start(state, request, (), now)
-        return Step(started.state, (accepted, *started.outputs))
+        return Transition(started.state, (accepted, *started.outputs))
     waiting = state.model_copy(update={"waiting": (*state.waiting, request)})
-    return Step(waiting, (accepted, _published(_status(request, State.WAITING, now))))
+    return Transition(waiting, (accepted, _output(_status(request, State.WAITING, now))))
 
 
-def under_way(state: ModelState, request_id: str, now: datetime) -> Output | None:
-    """How a request stands that waits or is worked on; ``None`` for any other."""
+def current_status(state: ModelState, request_id: str, now: datetime) -> FineTuneStatus | None:
+    """The status of an active or waiting request; ``None`` for any other."""
     active = state.active
     if active and request_id in {active.request.request_id, *active.merged}:
-        return _published(active.status.model_copy(update={"request_id": request_id}))
+        return active.status.model_copy(update={"request_id": request_id})
     waiting = next((other for other in state.waiting if other.request_id == request_id), None)
-    return _published(_status(waiting, State.WAITING, now)) if waiting else None
+    return _status(waiting, State.WAITING, now) if waiting else None
 
 
-def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> Step | None:
-    """A request taken back; ``None`` where the model has no such request under way."""
+def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> Transition | None:
+    """Ends an active, merged or waiting request; ``None`` if the model has no such request."""
     active = state.active
-    who = f"cancelled by {cancel.requested_by}"
+    reasons = (f"cancelled by {cancel.requested_by}",)
     if active and cancel.request_id == active.request.request_id:
-        return _end(state, active, State.CANCELLED, now, (who,))
+        return _end_active(state, active, State.CANCELLED, now, reasons)
     if active and cancel.request_id in active.merged:
-        rest = tuple(name for name in active.merged if name != cancel.request_id)
-        last = _status(active.request, State.CANCELLED, now, (who,)).model_copy(
-            update={"request_id": cancel.request_id}
-        )
-        left = state.model_copy(update={"active": active.model_copy(update={"merged": rest})})
-        return Step(left, (_published(last),), (last,))
+        (status,) = _for_each(_status(active.request, State.CANCELLED, now, reasons), (cancel.request_id,))
+        merged = tuple(request_id for request_id in active.merged if request_id != cancel.request_id)
+        remaining = state.model_copy(update={"active": active.model_copy(update={"merged": merged})})
+        return Transition(remaining, (_output(status),), (status,))
     for request in state.waiting:
         if request.request_id == cancel.request_id:
-            last = _status(request, State.CANCELLED, now, (who,))
-            others = tuple(other for other in state.waiting if other is not request)
-            return Step(state.model_copy(update={"waiting": others}), (_published(last),), (last,))
+            status = _status(request, State.CANCELLED, now, reasons)
+            waiting = tuple(other for other in state.waiting if other is not request)
+            return Transition(state.model_copy(update={"waiting": waiting}), (_output(status),), (status,))
     return None
 
 
-def part_arrived(state: ModelState, part: SnapshotPart, partitions: int, min_examples: int, now: datetime) -> Step:
-    """One partition's share of the snapshot; with the last one what to do is decided."""
+def part_received(
+    state: ModelState, part: SnapshotPart, partitions: int, min_examples: int, now: datetime
+) -> Transition:
+    """Adds one partition's part to the snapshot of the active request; the last one completes it."""
     active = state.active
     if active is None or active.deadline or part.request_id != active.request.request_id:
-        return Step(state)
-    if part.partition in {known.partition for known in active.parts}:
-        return Step(state)
-    parts = tuple(sorted((*active.parts, part), key=lambda known: known.partition))
-    gathered = state.model_copy(update={"active": active.model_copy(update={"parts": parts})})
-    return snapshot_taken(gathered, partitions, min_examples, now) or Step(gathered)
+        return Transition(state)
+    if part.partition in {other.partition for other in active.parts}:
+        return Transition(state)
+    parts = tuple(sorted((*active.parts, part), key=lambda part: part.partition))
+    extended = state.model_copy(update={"active": active.model_copy(update={"parts": parts})})
+    return snapshot_completed(extended, partitions, min_examples, now) or Transition(extended)
 
 
-def snapshot_taken(state: ModelState, partitions: int, min_examples: int, now: datetime) -> Step | None:
-    """What is decided on the strength of all parts; ``None`` while some are missing, and once the job is out."""
+def snapshot_completed(state: ModelState, partitions: int, min_examples: int, now: datetime) -> Transition | None:
+    """Fails, rejects or proceeds once all parts are there; ``None`` before, and after the job is published."""
     active = state.active
     if active is None or active.deadline or len(active.parts) < partitions:
         return None
-    parts = active.parts
-    if errors := tuple(f"partition {known.partition}: {known.error}" for known in parts if known.error):
-        return _end(state, active, State.FAILED, now, errors, retryable=True)
-    if reasons := tuple(_shortcomings(active.request, parts, min_examples)):
-        return _end(state, active, State.REJECTED, now, reasons)
+    if errors := tuple(f"partition {part.partition}: {part.error}" for part in active.parts if part.error):
+        return _end_active(state, active, State.FAILED, now, errors, retryable=True)
+    if reasons := tuple(_rejection_reasons(active.request, active.parts, min_examples)):
+        return _end_active(state, active, State.REJECTED, now, reasons)
     manifest = SnapshotManifest(
-        request_id=active.request.request_id, model=state.model, created_at=active.since, parts=parts
+        request_id=active.request.request_id, model=state.model, created_at=active.since, parts=active.parts
     )
-    return Step(state, complete=manifest)
+    return Transition(state, manifest=manifest)
 
 
 def job_published(state: ModelState, active: Active, deadline: datetime) -> ModelState:
-    """The job is out; should nobody report its end by the deadline, it has failed."""
+    """Sets the deadline by which a final status must be reported, else the request fails."""
     return state.model_copy(update={"active": active.model_copy(update={"deadline": deadline})})
 
 
-def reported(state: ModelState, status: FineTuneStatus, now: datetime) -> Step:
-    """What the launcher or the trainer says of the active request; with its end the next one begins.
+def reported(state: ModelState, status: FineTuneStatus, now: datetime) -> Transition:
+    """Publishes a status that the launcher or the trainer reports of the active request; a final one starts the next.
 
-    Nobody else publishes statuses, so a request that was cancelled or has timed out does not end a second time. After a
-    crash between a job and the state that knows of it, reports may come before the parts that lead to the job again.
+    Statuses are published from here only, so a request that was cancelled or timed out does not end twice. After a
+    crash between publishing a job and storing that, reports may arrive before the parts that lead to the job again.
     """
     active = state.active
     if active is None or status.request_id != active.request.request_id:
-        return Step(state)
-    told = (status, *(status.model_copy(update={"request_id": name}) for name in active.merged))
-    outputs = [_published(one) for one in told]
+        return Transition(state)
+    statuses = _for_each(status, (status.request_id, *active.merged))
+    outputs = tuple(map(_output, statuses))
     if not status.state.terminal:
         running = active.model_copy(update={"status": status})
-        return Step(state.model_copy(update={"active": running}), tuple(outputs))
+        return Transition(state.model_copy(update={"active": running}), outputs)
     if status.state is State.COMPLETED:
         finished = TrainingFinished(request_id=status.request_id, model=state.model)
-        outputs.append(Output(Topic.SNAPSHOT_COMMANDS, finished))
-    return _next(state, tuple(outputs), told, now)
+        outputs = (*outputs, OutgoingEvent(Topic.SNAPSHOT_COMMANDS, finished))
+    return _start_next(state, outputs, statuses, now)
 
 
-def timed_out(state: ModelState, snapshot_timeout: timedelta, partitions: int, now: datetime) -> Step | None:
-    """Ends a request whose snapshot or training nobody has reported the end of in time; else ``None``."""
+def timed_out(state: ModelState, snapshot_timeout: timedelta, partitions: int, now: datetime) -> Transition | None:
+    """Ends the active request if its snapshot or its final status is overdue; else ``None``."""
     active = state.active
     if active is None:
         return None
     if active.deadline is None and now - active.since > snapshot_timeout:
         missing = sorted(set(range(partitions)) - {part.partition for part in active.parts})
-        what = f"no answer from partitions {missing}" if missing else "its manifest could not be written"
-        reason = f"snapshot: {what} within {snapshot_timeout}"
-        return _end(state, active, State.FAILED, now, (reason,), retryable=True)
+        problem = f"no answer from partitions {missing}" if missing else "its manifest could not be written"
+        reason = f"snapshot: {problem} within {snapshot_timeout}"
+        return _end_active(state, active, State.FAILED, now, (reason,), retryable=True)
     if active.deadline is not None and now > active.deadline:
         reason = f"training: no end was reported by {active.deadline.isoformat()}"
-        return _end(state, active, State.FAILED, now, (reason,), retryable=True)
+        return _end_active(state, active, State.FAILED, now, (reason,), retryable=True)
     return None
 
 
-def _start(state: ModelState, request: FineTuneRequested, merged: tuple[str, ...], now: datetime) -> Step:
+def _start(state: ModelState, request: FineTuneRequested, merged: tuple[str, ...], now: datetime) -> Transition:
     status = _status(request, State.SNAPSHOTTING, now)
     active = Active(request=request, merged=merged, since=now, status=status)
-    # Each owner of a partition fills in its own.
+    # Goes to every partition; each owner fills in its own number.
     command = SnapshotCommand(request=request, partition=0, issued_at=now)
-    followers = tuple(_published(status.model_copy(update={"request_id": name})) for name in merged)
-    return Step(
+    statuses = _for_each(status, (request.request_id, *merged))
+    return Transition(
         state.model_copy(update={"active": active}),
-        (_published(status), *followers, Output(Topic.SNAPSHOT_COMMANDS, command)),
+        (*map(_output, statuses), OutgoingEvent(Topic.SNAPSHOT_COMMANDS, command)),
     )
 
 
-def _end(
+def _end_active(
     state: ModelState,
     active: Active,
-    last: State,
+    final: State,
     now: datetime,
     reasons: tuple[str, ...],
     *,
     retryable: bool = False,
-) -> Step:
-    status = _status(active.request, last, now, reasons).model_copy(update={"retryable": retryable})
-    ended = (status, *(status.model_copy(update={"request_id": name}) for name in active.merged))
-    return _next(state, tuple(_published(one) for one in ended), ended, now)
+) -> Transition:
+    status = _status(active.request, final, now, reasons).model_copy(update={"retryable": retryable})
+    statuses = _for_each(status, (active.request.request_id, *active.merged))
+    return _start_next(state, tuple(map(_output, statuses)), statuses, now)
 
 
-def _next(state: ModelState, outputs: tuple[Output, ...], ended: tuple[FineTuneStatus, ...], now: datetime) -> Step:
+def _start_next(
+    state: ModelState, outputs: tuple[OutgoingEvent, ...], final_statuses: tuple[FineTuneStatus, ...], now: datetime
+) -> Transition:
     idle = state.model_copy(update={"active": None})
     if not state.waiting:
-        return Step(idle, outputs, ended)
+        return Transition(idle, outputs, final_statuses)
     first, *others = state.waiting
-    same = tuple(other.request_id for other in others if _asks_for(other) == _asks_for(first))
-    rest = tuple(other for other in others if other.request_id not in same)
-    started = _start(idle.model_copy(update={"waiting": rest}), first, same, now)
-    return Step(started.state, (*outputs, *started.outputs), ended)
+    merged = tuple(other.request_id for other in others if _training_inputs(other) == _training_inputs(first))
+    waiting = tuple(other for other in others if other.request_id not in merged)
+    started = _start(idle.model_copy(update={"waiting": waiting}), first, merged, now)
+    return Transition(started.state, (*outputs, *started.outputs), final_statuses)
 
 
-def _asks_for(request: FineTuneRequested) -> tuple[object, ...]:
+def _training_inputs(request: FineTuneRequested) -> tuple[object, ...]:
     return request.base_model, request.data, request.dataset, request.training, request.weights, request.seed
 
 
-def _shortcomings(request: FineTuneRequested, parts: Iterable[SnapshotPart], min_examples: int) -> Iterable[str]:
-    parts = tuple(parts)
-    known = {count.folder_id for part in parts for count in part.folders}
+def _rejection_reasons(request: FineTuneRequested, parts: tuple[SnapshotPart, ...], min_examples: int) -> Iterator[str]:
+    folders = {count.folder_id for part in parts for count in part.folders}
     for folder in request.data.folders or ():
-        if folder not in known:
+        if folder not in folders:
             yield f"data.folders: unknown folder {folder!r}"
-    seen = {agent for part in parts for agent in part.agents}
+    agents = {agent for part in parts for agent in part.agents}
     for agent in request.data.agents or ():
-        if agent not in seen:
+        if agent not in agents:
             yield f"data.agents: no logs of agent {agent!r}"
     examples = sum(part.positives for part in parts)
     if examples < min_examples:
         left_out: Counter[str] = Counter()
         for part in parts:
             left_out.update(part.left_out)
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
-        yield f"data: {examples} examples, at least {min_examples}; left out: {reasons or 'none'}"
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
+        yield f"data: {examples} examples, at least {min_examples}; left out: {counts or 'none'}"
 
 
 def _status(request: FineTuneRequested, state: State, now: datetime, reasons: tuple[str, ...] = ()) -> FineTuneStatus:
     return FineTuneStatus(request_id=request.request_id, model=request.model, state=state, at=now, reasons=reasons)
 
 
-def _published(status: FineTuneStatus) -> Output:
-    return Output(Topic.FINE_TUNE_STATUS, status, status.request_id)
+def _for_each(status: FineTuneStatus, request_ids: tuple[str, ...]) -> tuple[FineTuneStatus, ...]:
+    """The same status for several requests."""
+    return tuple(status.model_copy(update={"request_id": request_id}) for request_id in request_ids)
+
+
+def _output(status: FineTuneStatus) -> OutgoingEvent:
+    return OutgoingEvent(Topic.FINE_TUNE_STATUS, status, status.request_id)

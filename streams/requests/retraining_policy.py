@@ -1,4 +1,4 @@
-"""Automatic retraining: an ordinary request, once enough has been learnt that the model does not know yet."""
+"""Automatic retraining: an ordinary request, once a model was not trained on enough new examples."""
 
 import hashlib
 from datetime import datetime
@@ -11,32 +11,32 @@ from foldtune.settings import PolicyRule
 
 
 class PolicyState(Model):
-    """What the policy knows of one model."""
+    """What the policy's decision on one model depends on."""
 
     trained_request_id: str | None = None
-    # New examples by partition, as last reported.
+    # The latest report of each partition.
     new_examples: dict[str, int] = Field(default_factory=dict)
     last_request_id: str | None = None
     last_request_at: AwareDatetime | None = None
 
 
-def progressed(state: PolicyState, progress: TrainingProgressed) -> PolicyState:
-    """Takes in one partition's report; one that counts from another training than the last says nothing."""
+def with_progress(state: PolicyState, progress: TrainingProgressed) -> PolicyState:
+    """Stores one partition's report; ignores one that counts from another training than the last."""
     if progress.trained_request_id != state.trained_request_id:
         return state
     counts = state.new_examples | {str(progress.partition): progress.new_examples}
     return state.model_copy(update={"new_examples": counts})
 
 
-def trained(state: PolicyState, request_id: str) -> PolicyState:
-    """After a completed training, counting begins anew."""
+def with_training(state: PolicyState, request_id: str) -> PolicyState:
+    """Resets the counts after a completed training."""
     return state.model_copy(update={"trained_request_id": request_id, "new_examples": {}})
 
 
-def due(state: PolicyState, rule: PolicyRule, now: datetime) -> FineTuneRequested | None:
-    """The request that it is time for, if any.
+def due_request(state: PolicyState, rule: PolicyRule, now: datetime) -> FineTuneRequested | None:
+    """The request to publish now, if any.
 
-    Its id follows from what was trained and asked before, so that a repetition of this decision is the same request.
+    Its id is derived from the last training and the last request, so that a repeated decision is the same request.
     """
     if sum(state.new_examples.values()) < rule.new_examples:
         return None
@@ -56,6 +56,6 @@ def due(state: PolicyState, rule: PolicyRule, now: datetime) -> FineTuneRequeste
     )
 
 
-def asked(state: PolicyState, request: FineTuneRequested) -> PolicyState:
-    """The request is out; the cooldown begins."""
+def with_request(state: PolicyState, request: FineTuneRequested) -> PolicyState:
+    """Starts the cooldown after a request was published."""
     return state.model_copy(update={"last_request_id": request.request_id, "last_request_at": request.requested_at})

@@ -1,1 +1,4 @@
-"""The export of training sets to Parquet: labels, files, and the command that asks for it."""
+"""Exports of training sets as Parquet files.
+
+Entry point: ``command_handler.py``; ``export.py`` does the I/O, ``export_child.py`` the computation.
+"""

@@ -1,7 +1,7 @@
-"""A process beside the worker's, for the arithmetic of exports.
+"""A child process for the CPU work of exports.
 
-In a thread it would hold the interpreter's lock for long at a time, and what arrives meanwhile would wait: a log took
-367 ms to become durable instead of 11 (99th percentile).
+In a thread it would hold the GIL for long stretches, which delays ingestion: a log took 367 ms to become durable
+instead of 11 (99th percentile).
 """
 
 import os
@@ -17,23 +17,23 @@ T = TypeVar("T")
 
 
 class ExportProcess:
-    """Started when first needed, ended with the worker, however that ends."""
+    """Starts on first use and ends with the worker, even if that is killed."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
         self._lock = threading.Lock()
 
     def __call__(self, function: Callable[[], T]) -> T:
-        """Call ``function`` there; may be called from any thread. It and what it returns are copied by ``pickle``.
+        """Call ``function`` in the process; thread-safe. The function and its result must be picklable.
 
         Raises:
-            OSError: the process was killed, by the kernel for its memory perhaps; the next call starts another.
+            OSError: the process was killed, perhaps by the kernel for its memory; the next call starts a new one.
         """
         with self._lock:
             if self._pool is None:
-                # Spawned: a copy of this process would share its connections and its databases.
+                # Spawned: a fork would share this process's connections and databases.
                 self._pool = ProcessPoolExecutor(
-                    1, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+                    1, mp_context=get_context("spawn"), initializer=_initialize, initargs=(os.getpid(),)
                 )
             pool = self._pool
         try:
@@ -41,22 +41,22 @@ class ExportProcess:
         except BrokenProcessPool as error:
             with self._lock:
                 self._pool = None if self._pool is pool else self._pool
-            raise OSError("the exporting process was killed") from error
+            raise OSError("the export process was killed") from error
 
     def close(self) -> None:
-        """Let it end once what it is at is done."""
+        """End the process after the current call."""
         with self._lock:
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin(parent: int) -> None:
-    # The logs come first.
+def _initialize(parent: int) -> None:
+    # Ingestion comes first.
     os.nice(10)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(0)

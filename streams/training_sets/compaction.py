@@ -1,12 +1,12 @@
-"""Keeps the segments of a partition few, within bounds, and free of what was to be forgotten.
+"""Maintenance of a partition's segments: keeps them few, within their bounds, and free of erased content.
 
-Each step rewrites segments that it has read, and deletes only those, after their successors are durable. Done twice,
-done by two workers at once, or cut short anywhere, it comes to the same training sets.
+Each step rewrites segments that it has read, and deletes only those, after their replacements are durable. Run twice,
+run by two workers at once, or interrupted anywhere, it leaves the same training sets.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -21,35 +21,36 @@ from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError
 from streams.partitions.consumer import stored_offset
 from streams.training_sets import state_events
-from streams.training_sets.decoding import Record
 from streams.training_sets.erasures import Erasures
-from streams.training_sets.fold import Bound, bound_of, needed
-from streams.training_sets.segments import Segment, folder_prefix, joined, milliseconds, pack, unpack
-from streams.training_sets.store import PURGED, PartitionView, TrainingSets
+from streams.training_sets.fold import RetentionBound, retained, retention_bound
+from streams.training_sets.segments import Segment, concatenate, epoch_ms, folder_prefix, pack, unpack
+from streams.training_sets.state_events import StateRecord
+from streams.training_sets.store import PURGED_KEY, PartitionView, TrainingSets
 
 _log = structlog.get_logger()
-# Narrower than this, a segment is merged with its like once there are so many: each record is rewritten about
-# log(wide / block) / log(fan-in) times, and a folder never has more than a few dozen narrow segments.
-NARROW_RECORDS = 1_000
-NARROW_BYTES = 128 * 1024
+# Segments below both sizes are merged once there are FAN_IN of them: each record is rewritten about
+# log(small / block) / log(fan-in) times, and a folder never has more than a few dozen small segments.
+SMALL_RECORDS = 1_000
+SMALL_BYTES = 128 * 1024
 FAN_IN = 8
-# Bounds the memory of a merge, should there be a great backlog.
-_AT_ONCE = 64
-# An export that is repeated after a crash asks for the state of a little while ago.
+# Segments read at once; bounds the memory of a rewrite when there is a large backlog.
+_MAX_SEGMENTS = 64
+# An export that is repeated after a crash asks for the training set of a little while ago.
 GRACE = timedelta(days=1)
-# A folder holds at most so many times what it may, or what it held when it was last gone through.
-_SLACK = 2
-# Starts the keys that say how much that was.
-_COMPACTED = b"c|"
+# A folder is compacted when it exceeds its bound, and what the last compaction left, this many times.
+_GROWTH_FACTOR = 2
+# Prefix of the keys that store what the last compaction left.
+_COMPACTED_PREFIX = b"c|"
 
-# Of a record in its topic: an offset, and a position in the message there.
-Place = tuple[int, int]
+# Offset and position: identifies a record in its topic and partition.
+RecordId = tuple[int, int]
+# Replacements with their content, and the segments to delete.
 Rewrite = tuple[dict[Segment, bytes], list[Segment]]
 
 
 @dataclass
 class MaintenanceCounts:
-    """How many segments were taken out, by what for."""
+    """The number of segments deleted, by reason."""
 
     evicted: int = 0
     purged: int = 0
@@ -58,218 +59,237 @@ class MaintenanceCounts:
 
 
 async def maintain(sets: TrainingSets, partition: int, now: datetime) -> MaintenanceCounts:
-    """Evict, purge, compact and merge; gives way to an export.
+    """Evict, purge, compact and merge; does nothing while an export holds the partition.
 
     Raises:
-        PartitionLostError: the partition is another worker's, and so is the rest of the work.
+        PartitionLostError: another worker owns the partition now, and continues.
     """
-    done = MaintenanceCounts()
-    if sets.steady(partition).locked():
-        return done
-    async with sets.steady(partition):
+    counts = MaintenanceCounts()
+    if sets.rewrite_lock(partition).locked():
+        return counts
+    async with sets.rewrite_lock(partition):
         with suppress(OutdatedViewError):
-            outlived = _outlived(_settled(sets, partition), now)
-            await sets.replace(partition, {}, outlived)
-            done.evicted = len(outlived)
-            done.purged = await _purge(sets, partition, now)
-            for grown in _overgrown(_settled(sets, partition), now):
-                done.compacted += await _compact(sets, partition, grown, now)
-            done.merged = await _rewrite(sets, partition, _merges(_settled(sets, partition), now))
-    return done
+            expired = _expired_segments(_committed_view(sets, partition), now)
+            await sets.replace(partition, {}, expired)
+            counts.evicted = len(expired)
+            counts.purged = await _purge(sets, partition, now)
+            for group in _outgrown(_committed_view(sets, partition), now):
+                counts.compacted += await _compact(sets, partition, group, now)
+            counts.merged = await _rewrite(sets, partition, _merge_rewrites(_committed_view(sets, partition), now))
+    return counts
 
 
-def _settled(sets: TrainingSets, partition: int) -> PartitionView:
-    """What lies wholly before the places reached: what comes behind is not in any snapshot yet, and a newer version of
-    a thing must not take the place of one that still counts there.
+def _committed_view(sets: TrainingSets, partition: int) -> PartitionView:
+    """The segments that lie wholly below the stored offsets.
+
+    Exports leave out records from there on, so a newer version of an entity there must not replace an older one yet.
     """
     view = sets.view(partition)
-    places = {topic.label: stored_offset(sets.table, topic, partition) for topic in DATA_TOPICS}
-    settled = {
-        folder_id: tuple(one for one in segments if one.last < places[one.topic_label])
+    next_offsets = {topic.label: stored_offset(sets.table, topic, partition) for topic in DATA_TOPICS}
+    committed = {
+        folder_id: tuple(segment for segment in segments if segment.last_offset < next_offsets[segment.topic_label])
         for folder_id, segments in view.segments.items()
     }
-    return replace(view, segments=settled)
+    return replace(view, segments=committed)
 
 
 async def _rewrite(sets: TrainingSets, partition: int, rewrites: Iterator[Rewrite]) -> int:
-    """Carry out rewrites, each computed in a thread; how many segments they took out."""
-    gone = 0
+    """Apply rewrites, each computed in a thread; returns the number of segments that they deleted."""
+    deleted = 0
     while rewrite := await asyncio.to_thread(next, rewrites, None):
         await sets.replace(partition, *rewrite)
-        gone += len(rewrite[1])
-    return gone
+        deleted += len(rewrite[1])
+    return deleted
 
 
 # ── Eviction ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _outlived(view: PartitionView, now: datetime) -> list[Segment]:
-    """The segments in which everything is too old, as their keys alone tell."""
-    found = []
-    for folder_id in view.folders():
+def _expired_segments(view: PartitionView, now: datetime) -> list[Segment]:
+    """The segments all of whose records are too old, by their keys alone."""
+    expired = []
+    for folder_id in view.folder_ids():
         for segment in view.segments[folder_id]:
             oldest = _bound(view, folder_id, segment.topic, now).oldest
-            if oldest and segment.newest_ms < milliseconds(oldest):
-                found.append(segment)
-    return found
+            if oldest and segment.newest_ms < epoch_ms(oldest):
+                expired.append(segment)
+    return expired
 
 
-class Extent(NamedTuple):
-    """How much there is of a topic in a folder."""
+# ── Compaction ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Volume(NamedTuple):
+    """The records and bytes of some segments."""
 
     records: float
     size: float
 
     @classmethod
-    def of(cls, segments: Sequence[Segment]) -> "Extent":
-        """The whole of some segments."""
-        return cls(sum(segment.records for segment in segments), sum(segment.size for segment in segments))
+    def of(cls, segments: Sequence[Segment]) -> "Volume":
+        """The sum over segments."""
+        return cls(sum(segment.record_count for segment in segments), sum(segment.size for segment in segments))
+
+    def outgrows(self, reference: "Volume") -> bool:
+        """Whether records or bytes exceed the reference by the growth factor."""
+        return self.records > reference.records * _GROWTH_FACTOR or self.size > reference.size * _GROWTH_FACTOR
 
 
-class Grown(NamedTuple):
-    """What a folder holds of a topic."""
+class SegmentGroup(NamedTuple):
+    """The segments of a folder and a topic."""
 
     folder_id: str
     topic: Topic
     segments: tuple[Segment, ...]
 
     @property
-    def mark(self) -> bytes:
-        """The key under which stands what was left of it by the last compaction."""
-        return _COMPACTED + folder_prefix(self.folder_id) + self.topic.label.encode()
+    def compacted_key(self) -> bytes:
+        """The key under which the volume that the last compaction left is stored."""
+        return _COMPACTED_PREFIX + folder_prefix(self.folder_id) + self.topic.label.encode()
 
 
-def _overgrown(view: PartitionView, now: datetime) -> list[Grown]:
-    """What has outgrown twice its bound, and twice what was left of it last time: every record is read about twice."""
-    found = []
+def _outgrown(view: PartitionView, now: datetime) -> list[SegmentGroup]:
+    """What outgrows both its bound and what the last compaction left: so every record is read about twice."""
+    outgrown = []
     for folder_id, segments in view.segments.items():
-        for topic, group in groupby(segments, key=lambda segment: segment.topic):
-            grown = Grown(folder_id, topic, tuple(group))
-            extent, bound = Extent.of(grown.segments), _bound(view, folder_id, topic, now)
-            usual = Extent(NARROW_RECORDS, NARROW_BYTES) if bound == Bound() else Extent(bound.things, bound.size)
-            if not _exceeds(extent, usual):
+        for topic, of_topic in groupby(segments, key=lambda segment: segment.topic):
+            group = SegmentGroup(folder_id, topic, tuple(of_topic))
+            volume, bound = Volume.of(group.segments), _bound(view, folder_id, topic, now)
+            unbounded = bound == RetentionBound()
+            allowed = Volume(SMALL_RECORDS, SMALL_BYTES) if unbounded else Volume(bound.max_items, bound.max_bytes)
+            if not volume.outgrows(allowed):
                 continue
-            mark = view.table.get(view.partition, grown.mark)
-            if mark is None or _exceeds(extent, msgspec.json.decode(mark, type=Extent)):
-                found.append(grown)
-    return found
+            compacted = view.table.get(view.partition, group.compacted_key)
+            if compacted is None or volume.outgrows(msgspec.json.decode(compacted, type=Volume)):
+                outgrown.append(group)
+    return outgrown
 
 
-def _exceeds(extent: Extent, usual: Extent) -> bool:
-    return extent.records > usual.records * _SLACK or extent.size > usual.size * _SLACK
+async def _compact(sets: TrainingSets, partition: int, group: SegmentGroup, now: datetime) -> int:
+    """Rewrite the segments with records that no fold can depend on any more."""
+    deleted = await _rewrite(sets, partition, _compaction_rewrites(sets.view(partition), group, now))
+    segments = sets.view(partition).segments.get(group.folder_id, ())
+    after = Volume.of([segment for segment in segments if segment.topic is group.topic])
+    await sets.write(partition, {group.compacted_key: msgspec.json.encode(after)})
+    _log.info(
+        "segments compacted",
+        partition=partition,
+        folder=group.folder_id,
+        topic=group.topic.label,
+        records_before=Volume.of(group.segments).records,
+        records_after=after.records,
+    )
+    return deleted
 
 
-async def _compact(sets: TrainingSets, partition: int, grown: Grown, now: datetime) -> int:
-    """Rewrite the segments that hold something that no fold can need any more."""
-    gone = await _rewrite(sets, partition, _compactions(sets.view(partition), grown, now))
-    left = sets.view(partition).segments.get(grown.folder_id, ())
-    extent = Extent.of([segment for segment in left if segment.topic is grown.topic])
-    await sets.write(partition, {grown.mark: msgspec.json.encode(extent)})
-    before = Extent.of(grown.segments)
-    _log.info("compacted", folder=grown.folder_id, topic=grown.topic.label, before=before.records, left=extent.records)
-    return gone
-
-
-def _compactions(view: PartitionView, grown: Grown, now: datetime) -> Iterator[Rewrite]:
-    # Without their words the records of a folder fit into memory all at once; with them, some segments do.
-    tombstone = (_tombstone(record) for record in view.records(grown.segments))
-    found = needed(tombstone, _bound(view, grown.folder_id, grown.topic, now))
-    latest, sizes = (set(map(_place, records)) for records in (found.latest.values(), found.sizes))
-    for start in range(0, len(grown.segments), _AT_ONCE):
+def _compaction_rewrites(view: PartitionView, group: SegmentGroup, now: datetime) -> Iterator[Rewrite]:
+    # As tombstones all records of a folder fit into memory at once; with their content, those of some segments do.
+    tombstones = (_tombstone(record) for record in view.records(group.segments))
+    keep = retained(tombstones, _bound(view, group.folder_id, group.topic, now))
+    latest, size_only = _ids(keep.latest.values()), _ids(keep.size_only)
+    for start in range(0, len(group.segments), _MAX_SEGMENTS):
         chunk = {
-            segment: unpack(content) for segment, content in view.contents(grown.segments[start : start + _AT_ONCE])
+            segment: unpack(content)
+            for segment, content in view.contents(group.segments[start : start + _MAX_SEGMENTS])
         }
-        copies = Counter(_place(record) for records in chunk.values() for record in records)
-        kept: dict[Place, Record] = {}
-        gone = []
+        copies = Counter(_id(record) for records in chunk.values() for record in records)
+        kept: dict[RecordId, StateRecord] = {}
+        obsolete = []
         for segment, records in chunk.items():
-            if all(copies[place] == 1 and place in latest for place in map(_place, records)):
+            if all(copies[record_id] == 1 and record_id in latest for record_id in map(_id, records)):
                 continue
-            # What is left of a segment, and of those that hold copies of it, is written before it goes.
-            gone.append(segment)
-            kept |= {_place(record): record for record in records if _place(record) in latest}
-            kept |= {_place(record): _tombstone(record) for record in records if _place(record) in sizes}
-        yield dict(pack(grown.topic, [kept[place] for place in sorted(kept)])), gone
+            # Its retained records, and those of segments with copies of them, are written before it is deleted.
+            obsolete.append(segment)
+            kept |= {_id(record): record for record in records if _id(record) in latest}
+            kept |= {_id(record): _tombstone(record) for record in records if _id(record) in size_only}
+        yield dict(pack(group.topic, [kept[record_id] for record_id in sorted(kept)])), obsolete
 
 
-def _tombstone(record: Record) -> Record:
+def _bound(view: PartitionView, folder_id: str, topic: Topic, now: datetime) -> RetentionBound:
+    return retention_bound(topic, view.limits.of(folder_id), now - GRACE)
+
+
+def _tombstone(record: StateRecord) -> StateRecord:
     return structs.replace(record, event=state_events.tombstone(record.event))
 
 
-def _bound(view: PartitionView, folder_id: str, topic: Topic, now: datetime) -> Bound:
-    return bound_of(topic, view.limits.of(folder_id), now - GRACE)
-
-
-def _place(record: Record) -> Place:
+def _id(record: StateRecord) -> RecordId:
     return record.offset, record.position
+
+
+def _ids(records: Iterable[StateRecord]) -> set[RecordId]:
+    return set(map(_id, records))
 
 
 # ── Erasure ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _purge(sets: TrainingSets, partition: int, now: datetime) -> int:
-    """Rewrite every segment that still carries what an erasure covers, once for each set of erasures.
+    """Rewrite every segment that holds erased content, once for each set of erasures.
 
-    The mark is written again each day: the broker gives erased words up only when something is written after them, also
-    to a quiet partition. A worker that has recovered from the changelog before that has them in its files.
+    The marker is written again every day: the broker compacts erased text away only when newer records follow, in a
+    quiet partition's changelog too. A worker that recovered from the changelog before that has the text in its files.
     """
     erasures = sets.erasures(partition)
-    mark = erasures.fingerprint + f"|{now:%Y-%m-%d}".encode()
-    known = sets.table.get(partition, PURGED) or b""
-    # Whoever takes a partition over looks at everything once, whatever the mark says: what a worker wrote that had lost
-    # the partition may have come behind it.
-    fresh = partition not in sets.purged
-    if not erasures or (known == mark and not fresh):
+    marker = erasures.fingerprint + f"|{now:%Y-%m-%d}".encode()
+    stored = sets.table.get(partition, PURGED_KEY) or b""
+    # A new owner checks every segment once, whatever the marker says: a former owner that did not know yet that it had
+    # lost the partition may have written after it.
+    is_new_owner = partition not in sets.purged
+    if not erasures or (stored == marker and not is_new_owner):
         return 0
-    foreign_write_count = sets.foreign_write_count[partition]
+    foreign_writes = sets.foreign_write_count[partition]
     purged = 0
-    if fresh or not known.startswith(erasures.fingerprint):
-        purged = await _rewrite(sets, partition, _purges(sets.view(partition), erasures))
-    # Deleted values stay in RocksDB's files until these are merged. Marked after that: a crash before repeats it all.
+    # 1. Segments without the erased content are durable, and the old ones deleted,
+    if is_new_owner or not stored.startswith(erasures.fingerprint):
+        purged = await _rewrite(sets, partition, _purge_rewrites(sets.view(partition), erasures))
+    # 2. RocksDB's files are compacted, which until then hold deleted values,
     await asyncio.to_thread(sets.table.reclaim, partition)
-    if sets.foreign_write_count[partition] == foreign_write_count:
+    # 3. and then the marker is written: a crash before it repeats everything, as do foreign writes meanwhile.
+    if sets.foreign_write_count[partition] == foreign_writes:
         sets.purged.add(partition)
-        if known != mark:
-            await sets.write(partition, {PURGED: mark})
+        if stored != marker:
+            await sets.write(partition, {PURGED_KEY: marker})
     return purged
 
 
-def _purges(view: PartitionView, erasures: Erasures) -> Iterator[Rewrite]:
-    for folder_id in view.folders():
+def _purge_rewrites(view: PartitionView, erasures: Erasures) -> Iterator[Rewrite]:
+    for folder_id in view.folder_ids():
         for segment in view.segments[folder_id]:
-            pairs = [(record, erasures.applied(record)) for record in view.records([segment])]
-            if any(record is not left for record, left in pairs):
-                kept = [left for _, left in pairs if left is not None]
+            pairs = [(record, erasures.apply(record)) for record in view.records([segment])]
+            if any(record is not remaining for record, remaining in pairs):
+                kept = [remaining for _, remaining in pairs if remaining is not None]
                 yield dict(pack(segment.topic, kept)), [segment]
 
 
 # ── Merging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _merges(view: PartitionView, now: datetime) -> Iterator[Rewrite]:
-    """Narrow segments of a folder and a topic become wide ones.
+def _merge_rewrites(view: PartitionView, now: datetime) -> Iterator[Rewrite]:
+    """Small segments of a folder and a topic become large ones.
 
-    What is to be erased is not looked for here: ``_purge`` sees to that, and to what a foreign write brings back.
+    Erasures are not applied here: ``_purge`` does that, also to what foreign writes bring back.
     """
     for folder_id, segments in view.segments.items():
         for topic in Topic:
-            narrow = [one for one in segments if one.topic is topic and _is_narrow(one)]
+            small = [segment for segment in segments if segment.topic is topic and _is_small(segment)]
             bound = _bound(view, folder_id, topic, now)
-            for start in range(0, len(narrow), _AT_ONCE):
-                chosen = narrow[start : start + _AT_ONCE]
-                if len(chosen) >= FAN_IN:
-                    yield dict(_merged(view, topic, chosen, bound)), chosen
+            for start in range(0, len(small), _MAX_SEGMENTS):
+                chunk = small[start : start + _MAX_SEGMENTS]
+                if len(chunk) >= FAN_IN:
+                    yield dict(_merge(view, topic, chunk, bound)), chunk
 
 
-def _merged(
-    view: PartitionView, topic: Topic, segments: list[Segment], bound: Bound
+def _merge(
+    view: PartitionView, topic: Topic, segments: list[Segment], bound: RetentionBound
 ) -> Iterator[tuple[Segment, bytes]]:
-    if topic is not Topic.DOCUMENTS and all(one.last < other.first for one, other in pairwise(segments)):
-        return joined(view.contents(segments))
-    # Copies of the same records, or newer versions of the same documents.
-    found = needed(view.records(segments), bound)
-    return pack(topic, sorted((*found.latest.values(), *map(_tombstone, found.sizes)), key=_place))
+    overlap = any(former.last_offset >= latter.first_offset for former, latter in pairwise(segments))
+    if topic is not Topic.DOCUMENTS and not overlap:
+        return concatenate(view.contents(segments))
+    # Drops duplicate records and older versions of documents.
+    keep = retained(view.records(segments), bound)
+    return pack(topic, sorted((*keep.latest.values(), *map(_tombstone, keep.size_only)), key=_id))
 
 
-def _is_narrow(segment: Segment) -> bool:
-    return segment.records < NARROW_RECORDS and segment.size < NARROW_BYTES
+def _is_small(segment: Segment) -> bool:
+    return segment.record_count < SMALL_RECORDS and segment.size < SMALL_BYTES

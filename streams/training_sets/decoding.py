@@ -1,4 +1,4 @@
-"""From the bytes of a data topic to checked records, or to what is wrong with them."""
+"""Decodes messages of the data topics into valid records, or into the reasons why they are rejected."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
 from pydantic import Field, TypeAdapter, ValidationError
 
 from foldtune import events
@@ -15,49 +14,37 @@ from foldtune.reasons import Rejected, kind_of, reasons_of
 from foldtune.settings import Bounds
 from foldtune.topics import Topic
 from streams.training_sets import state_events
-from streams.training_sets.state_events import Stored
+from streams.training_sets.state_events import StateEvent, StateRecord
+
+DecodeResult = StateRecord | Rejected
 
 
-class Record(Struct, frozen=True, array_like=True, gc=False):
-    """One checked event, and where it stands in its topic: what makes it itself, whatever happens on the way."""
-
-    offset: int
-    # Its place in a batch envelope; 0 for an event of its own.
-    position: int
-    event: Stored
-    # Bytes that it came in; what an erasure takes out of it later makes it no smaller.
-    size: int
-
-
-Outcome = Record | Rejected
-
-
-def decode_block(topic: Topic, messages: Sequence[Any], bounds: Bounds) -> list[Outcome]:
-    """Like ``decode`` for each message of a block, which is not empty, and several times as fast on sound logs."""
+def decode_block(topic: Topic, messages: Sequence[Any], bounds: Bounds) -> list[DecodeResult]:
+    """``decode`` for each message of a non-empty block, and several times as fast where chat logs are valid."""
     if topic is not Topic.CHAT_LOGS:
-        return [outcome for message in messages for outcome in _decode_message(topic, message, bounds)]
-    # A log that is no later than this is in time for the message's own time as well.
+        return [result for message in messages for result in _decode_message(topic, message, bounds)]
+    # Not too far in the future by the earliest timestamp of the block, so by the message's own neither.
     latest = written_at(min([message.timestamp for message in messages])) + bounds.future
-    outcomes: list[Outcome] = []
+    results: list[DecodeResult] = []
     for message in messages:
         value = message.value
         try:
-            event = _LOG.decode(value)
-        except (*_UNREADABLE, TypeError):
-            event = None
-        if event is not None and len(value) <= bounds.event_bytes and _is_plain(event, bounds, latest):
-            outcomes.append(Record(message.offset, 0, event, len(value)))
+            log = _LOG_DECODER.decode(value)
+        except (*_DECODE_ERRORS, TypeError):
+            log = None
+        if log is not None and len(value) <= bounds.event_bytes and _is_clearly_valid(log, bounds, latest):
+            results.append(StateRecord(message.offset, 0, log, len(value)))
         else:
-            outcomes += _decode_message(topic, message, bounds)
-    return outcomes
+            results += _decode_message(topic, message, bounds)
+    return results
 
 
-def _decode_message(topic: Topic, message: Any, bounds: Bounds) -> list[Outcome]:
+def _decode_message(topic: Topic, message: Any, bounds: Bounds) -> list[DecodeResult]:
     return decode(topic, message.offset, message.value, Rules(written_at(message.timestamp), bounds))
 
 
-def _is_plain(log: state_events.ChatLog, bounds: Bounds, latest: datetime) -> bool:
-    """Whether a log is within all bounds at first sight: a character has at most four bytes. True of almost all."""
+def _is_clearly_valid(log: state_events.ChatLog, bounds: Bounds, latest: datetime) -> bool:
+    """A cheap sufficient check of all bounds, true of almost all logs: a character has at most four bytes."""
     if (
         not _EPOCH <= log.occurred_at <= latest
         or len(log.question) * 4 > bounds.question_bytes
@@ -72,92 +59,94 @@ def _is_plain(log: state_events.ChatLog, bounds: Bounds, latest: datetime) -> bo
     return True
 
 
-def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list[Outcome]:
-    """Every record of one message, or what is wrong with it."""
+def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list[DecodeResult]:
+    """The records and rejections of one message: one of them, or one for each log of a batch envelope."""
     if value is None:
-        return [Rejected(offset, 0, ("value: a message without a value says nothing",), b"", "unreadable")]
+        return [Rejected(offset, 0, ("value: the message has no value",), b"", "unreadable")]
     if len(value) > (limit := rules.bounds.event_bytes):
         return [Rejected(offset, 0, (f"event: {len(value)} bytes, at most {limit}",), value, "oversized")]
-    quick, _ = _READERS[topic]
+    fast_decode, _ = _DECODERS[topic]
     try:
-        event = quick(value)
-    except _UNREADABLE:
-        return _slowly(topic, offset, value, rules)
+        event = fast_decode(value)
+    except _DECODE_ERRORS:
+        return _decode_slowly(topic, offset, value, rules)
     if reasons := tuple(violations(event, rules)):
         return [Rejected(offset, 0, reasons, value)]
-    return [Record(offset, 0, event, len(value))]
+    return [StateRecord(offset, 0, event, len(value))]
 
 
-def _slowly(topic: Topic, offset: int, value: bytes, rules: Rules) -> list[Outcome]:
-    """An envelope, or what the quick reader refuses: the contract has the last word, and the words for it."""
+def _decode_slowly(topic: Topic, offset: int, value: bytes, rules: Rules) -> list[DecodeResult]:
+    """A batch envelope, or what the fast decoder refuses: the contract decides, and gives the reasons."""
     if topic is not Topic.CHAT_LOGS:
-        return [_explained(topic, offset, 0, value, rules)]
+        return [_validate(topic, offset, 0, value, rules)]
     try:
-        batch = _BATCH.decode(value)
-    except _UNREADABLE:
-        return _log_by_log(offset, value, rules)
-    return _logs_of(batch, offset, len(value), rules)
+        batch = _BATCH_DECODER.decode(value)
+    except _DECODE_ERRORS:
+        return _validate_logs(offset, value, rules)
+    return _check_logs(batch, offset, len(value), rules)
 
 
-def _logs_of(batch: state_events.ChatLogBatch, offset: int, size: int, rules: Rules) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    share = size // len(batch.logs)
+def _check_logs(batch: state_events.ChatLogBatch, offset: int, size: int, rules: Rules) -> list[DecodeResult]:
+    """The logs of an envelope that the fast decoder accepts as a whole."""
+    results: list[DecodeResult] = []
+    size_per_log = size // len(batch.logs)
     latest = rules.written_at + rules.bounds.future
     for position, log in enumerate(batch.logs):
-        reasons = () if _is_plain(log, rules.bounds, latest) else tuple(violations(log, rules))
+        reasons = () if _is_clearly_valid(log, rules.bounds, latest) else tuple(violations(log, rules))
         if log.folder_id != batch.folder_id:
-            reasons = (*reasons, _OTHER_FOLDER)
+            reasons = (*reasons, _FOLDER_MISMATCH)
         if reasons:
-            outcomes.append(Rejected(offset, position, reasons, state_events.encode(log)))
+            results.append(Rejected(offset, position, reasons, state_events.encode(log)))
         else:
-            outcomes.append(Record(offset, position, log, share))
-    return outcomes
+            results.append(StateRecord(offset, position, log, size_per_log))
+    return results
 
 
-def _log_by_log(offset: int, value: bytes, rules: Rules) -> list[Outcome]:
+def _validate_logs(offset: int, value: bytes, rules: Rules) -> list[DecodeResult]:
+    """The logs of an envelope one by one, so that an invalid log does not reject its neighbours."""
     try:
         content = json.loads(value)
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or content.get("type") != "chat_log_batch":
-        return [_explained(Topic.CHAT_LOGS, offset, 0, value, rules)]
+        return [_validate(Topic.CHAT_LOGS, offset, 0, value, rules)]
     logs = content.get("logs")
     if not isinstance(logs, list) or not logs:
         return [Rejected(offset, 0, ("logs: a list of at least 1 is needed",), value)]
     if len(logs) > events.MAX_ENVELOPE_LOGS:
         return [Rejected(offset, 0, (f"logs: {len(logs)}, at most {events.MAX_ENVELOPE_LOGS}",), value)]
-    outcomes: list[Outcome] = []
+    results: list[DecodeResult] = []
     for position, log in enumerate(logs):
         part = json.dumps(log, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        outcome = _explained(Topic.CHAT_LOGS, offset, position, part, rules)
-        if isinstance(outcome, Record) and state_events.folder_of(outcome.event) != content.get("folder_id"):
-            outcome = Rejected(offset, position, (_OTHER_FOLDER,), part)
-        outcomes.append(outcome)
-    return outcomes
+        result = _validate(Topic.CHAT_LOGS, offset, position, part, rules)
+        if isinstance(result, StateRecord) and state_events.folder_of(result.event) != content.get("folder_id"):
+            result = Rejected(offset, position, (_FOLDER_MISMATCH,), part)
+        results.append(result)
+    return results
 
 
-def _explained(topic: Topic, offset: int, position: int, value: bytes, rules: Rules) -> Outcome:
-    """One event by the contract itself."""
-    quick, contract = _READERS[topic]
+def _validate(topic: Topic, offset: int, position: int, value: bytes, rules: Rules) -> DecodeResult:
+    """Decode one event by the contract."""
+    fast_decode, contract = _DECODERS[topic]
     try:
-        # What the contract takes and the quick reader did not is put into the form that both read.
-        event = quick(contract.validate_json(value).encode())
+        # The contract accepts spellings that the fast decoder refuses: encoded again, it reads them.
+        event = fast_decode(contract.validate_json(value).encode())
     except ValidationError as error:
         return Rejected(offset, position, reasons_of(error), value, kind_of(error))
     reasons = tuple(violations(event, rules))
-    return Rejected(offset, position, reasons, value) if reasons else Record(offset, position, event, len(value))
+    return Rejected(offset, position, reasons, value) if reasons else StateRecord(offset, position, event, len(value))
 
 
-# What the quick readers raise; the last where something is nested a thousand deep.
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# What the fast decoders raise; RecursionError at a nesting depth of about a thousand.
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LOG = msgspec.json.Decoder(state_events.ChatLog)
-_BATCH = msgspec.json.Decoder(state_events.ChatLogBatch)
-_OTHER_FOLDER = "folder_id: a log in an envelope must be of the envelope's folder"
+_LOG_DECODER = msgspec.json.Decoder(state_events.ChatLog)
+_BATCH_DECODER = msgspec.json.Decoder(state_events.ChatLogBatch)
+_FOLDER_MISMATCH = "folder_id: a log in an envelope must be of the envelope's folder"
 _Document = Annotated[events.DocumentUpserted | events.DocumentDeleted, Field(discriminator="type")]
-# For each topic the quick reader, and the contract that explains.
-_READERS: dict[Topic, tuple[Callable[[bytes], Stored], TypeAdapter[Any]]] = {
-    Topic.CHAT_LOGS: (_LOG.decode, TypeAdapter(events.ChatLog)),
+# By topic: the fast decoder, and the contract, which explains.
+_DECODERS: dict[Topic, tuple[Callable[[bytes], StateEvent], TypeAdapter[Any]]] = {
+    Topic.CHAT_LOGS: (_LOG_DECODER.decode, TypeAdapter(events.ChatLog)),
     Topic.DOCUMENTS: (
         msgspec.json.Decoder(state_events.DocumentUpserted | state_events.DocumentDeleted).decode,
         TypeAdapter(_Document),

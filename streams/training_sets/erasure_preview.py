@@ -1,4 +1,4 @@
-"""What an erasure would take out of what the data topics still hold, by the same rules as the training sets."""
+"""What an erasure would remove from the data topics, by the same rules as from the training sets."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -9,30 +9,31 @@ from foldtune.settings import Settings
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
 from streams.training_sets import state_events
-from streams.training_sets.decoding import Record, decode
+from streams.training_sets.decoding import decode
 from streams.training_sets.erasures import Erasures
-from streams.training_sets.state_events import ChatLog, DocumentUpserted, Feedback, Stored
+from streams.training_sets.state_events import ChatLog, DocumentUpserted, Feedback, StateEvent, StateRecord
 
 
 @dataclass
-class Covered:
-    """What of one folder an erasure covers: each thing once, however many events tell of it."""
+class AffectedIds:
+    """The ids in one folder that an erasure affects: each once, however many events carry it."""
 
     logs: set[str] = field(default_factory=set)
+    # By log id.
     feedback: set[str] = field(default_factory=set)
     documents: set[str] = field(default_factory=set)
     # (log_id, document_id) of the passages whose text a log carries.
     passages: set[tuple[str, str]] = field(default_factory=set)
 
-    def add(self, event: Stored, left: Stored | None) -> None:
-        """Note what was lost of ``event``, of which ``left`` is left."""
+    def add(self, event: StateEvent, remaining: StateEvent | None) -> None:
+        """Count what ``event`` loses, ``remaining`` being what the erasure leaves of it."""
         match event:
             case ChatLog():
-                kept = left.retrieved if isinstance(left, ChatLog) else None
-                if kept is None:
+                retrieved = remaining.retrieved if isinstance(remaining, ChatLog) else None
+                if retrieved is None:
                     self.logs.add(event.log_id)
-                for place, passage in enumerate(event.retrieved):
-                    if passage.text is not None and (kept is None or kept[place].text is None):
+                for index, passage in enumerate(event.retrieved):
+                    if passage.text is not None and (retrieved is None or retrieved[index].text is None):
                         self.passages.add((event.log_id, passage.document_id))
             case Feedback():
                 self.feedback.add(event.log_id)
@@ -40,24 +41,24 @@ class Covered:
                 self.documents.add(event.document_id)
 
 
-def preview_erasure(erasure: ErasureRequested, settings: Settings) -> dict[str, Covered]:
-    """What the erasure covers in the data topics now, by folder; only folders with something to erase.
+def preview_erasure(erasure: ErasureRequested, settings: Settings) -> dict[str, AffectedIds]:
+    """What the erasure affects in the data topics now, by folder; folders without any are left out.
 
     Raises:
-        TopicMissingError: a data topic is not there yet.
+        TopicMissingError: a data topic does not exist.
     """
-    request = state_events.ErasureRequested(
-        erasure.erasure_id, erasure.occurred_at, erasure.subject, erasure.subject_id
+    erasures = Erasures(
+        [state_events.ErasureRequested(erasure.erasure_id, erasure.occurred_at, erasure.subject, erasure.subject_id)]
     )
-    erasures = Erasures([request])
-    found: dict[str, Covered] = defaultdict(Covered)
+    by_folder: dict[str, AffectedIds] = defaultdict(AffectedIds)
     for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK):
         for message in read(settings.kafka, topic):
             rules = Rules(written_at(message.timestamp), settings.bounds)
-            for outcome in decode(topic, message.offset, message.value, rules):
-                if not isinstance(outcome, Record):
+            for record in decode(topic, message.offset, message.value, rules):
+                if not isinstance(record, StateRecord):
                     continue
-                left = erasures.applied(outcome)
-                if left is not outcome:
-                    found[state_events.folder_of(outcome.event)].add(outcome.event, left.event if left else None)
-    return dict(found)
+                remaining = erasures.apply(record)
+                if remaining is not record:
+                    folder_id = state_events.folder_of(record.event)
+                    by_folder[folder_id].add(record.event, remaining.event if remaining else None)
+    return dict(by_folder)

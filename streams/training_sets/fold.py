@@ -1,7 +1,7 @@
-"""Folding: from a heap of records, some of them double, late or overruled, to a folder's training set.
+"""Folding: turns records, some of them duplicate, late or superseded, into a folder's training set.
 
-A pure function of the set of records: their order, their number of copies and how they were cut into segments make no
-difference to the result. Nor does it make one whether, before others came, those not ``needed`` were thrown away.
+A pure function of the set of records: their order, the number of copies and the segments they came in make no
+difference. Nor does dropping, before further records arrive, those that ``retained`` leaves out.
 """
 
 from collections import defaultdict
@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 
 from foldtune.settings import SetLimits
 from foldtune.topics import Topic
-from streams.training_sets.decoding import Record
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.state_events import (
     ChatLog,
@@ -20,13 +19,14 @@ from streams.training_sets.state_events import (
     Feedback,
     FeedbackTombstone,
     LogTombstone,
-    Stored,
+    StateEvent,
+    StateRecord,
     Verdict,
 )
 
-# Clocks differ, but nobody judges an answer a day before it is given: older verdicts can go when older logs do.
+# Clocks differ, but no verdict is a day older than its log: verdicts can expire this much later than logs.
 CLOCK_SKEW = timedelta(days=1)
-# Verdicts come later than their logs, and some for logs that are out already: so many are kept for each log.
+# Some verdicts refer to logs that have expired or were not seen yet: this many are retained for each log allowed.
 VERDICTS_PER_LOG = 2
 
 
@@ -40,7 +40,7 @@ class JudgedLog:
 
 @dataclass(frozen=True, slots=True)
 class FolderSet:
-    """A folder's rolling training set, oldest log first, documents by id."""
+    """A folder's rolling training set: logs from oldest to newest, documents sorted by id."""
 
     folder_id: str
     logs: tuple[JudgedLog, ...]
@@ -48,95 +48,89 @@ class FolderSet:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """How many things, of how many bytes in all, and since when."""
+class RetentionBound:
+    """How many items, of how many bytes in all, and from what time on."""
 
-    things: float = float("inf")
-    size: float = float("inf")
+    max_items: float = float("inf")
+    max_bytes: float = float("inf")
     oldest: datetime | None = None
 
 
-def bound_of(topic: Topic, limits: SetLimits, as_of: datetime) -> Bound:
-    """How far back the records of a topic reach in a folder's set at the moment ``as_of``."""
+def retention_bound(topic: Topic, limits: SetLimits, as_of: datetime) -> RetentionBound:
+    """The bound on a topic's records in a folder's training set at the time ``as_of``."""
     match topic:
         case Topic.CHAT_LOGS:
-            return Bound(limits.max_examples, limits.max_bytes, as_of - limits.max_age)
+            return RetentionBound(limits.max_examples, limits.max_bytes, as_of - limits.max_age)
         case Topic.FEEDBACK:
-            most = limits.max_examples * VERDICTS_PER_LOG
-            return Bound(most, limits.max_bytes, as_of - limits.max_age - CLOCK_SKEW)
+            max_verdicts = limits.max_examples * VERDICTS_PER_LOG
+            return RetentionBound(max_verdicts, limits.max_bytes, as_of - limits.max_age - CLOCK_SKEW)
         case _:
-            return Bound()
+            return RetentionBound()
 
 
 def fold(
-    folder_id: str, records: Iterable[Record], erasures: Erasures, limits: SetLimits, as_of: datetime
+    folder_id: str, records: Iterable[StateRecord], erasures: Erasures, limits: SetLimits, as_of: datetime
 ) -> FolderSet:
-    """The training set that ``records`` of one folder amount to at the moment ``as_of``."""
-    by_topic: dict[Topic, list[Record]] = defaultdict(list)
+    """The training set of one folder's ``records`` at the time ``as_of``."""
+    by_topic: dict[Topic, list[StateRecord]] = defaultdict(list)
     for record in records:
-        left = erasures.applied(record) if erasures else record
-        if left is not None:
-            by_topic[_topic(left.event)].append(left)
-    latest = {topic: needed(found, bound_of(topic, limits, as_of)).latest for topic, found in by_topic.items()}
+        remaining = erasures.apply(record) if erasures else record
+        if remaining is not None:
+            by_topic[topic_of(remaining.event)].append(remaining)
+    latest = {topic: retained(group, retention_bound(topic, limits, as_of)).latest for topic, group in by_topic.items()}
     verdicts = latest.get(Topic.FEEDBACK, {})
     logs = [record.event for record in latest.get(Topic.CHAT_LOGS, {}).values() if isinstance(record.event, ChatLog)]
-    corpus = [record.event for _, record in sorted(latest.get(Topic.DOCUMENTS, {}).items())]
+    documents = [record.event for _, record in sorted(latest.get(Topic.DOCUMENTS, {}).items())]
     return FolderSet(
         folder_id=folder_id,
-        logs=tuple(_judged(log, verdicts.get(log.log_id)) for log in reversed(logs)),
-        documents=tuple(document for document in corpus if isinstance(document, DocumentUpserted)),
+        logs=tuple(_judge(log, verdicts.get(log.log_id)) for log in reversed(logs)),
+        documents=tuple(document for document in documents if isinstance(document, DocumentUpserted)),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
-    """What of the records of one folder and topic can count within a bound, whatever else comes."""
+class Retained:
+    """The records of one folder and topic that any later fold within the bound can depend on."""
 
-    # By what it is about, the newest first.
-    latest: dict[str, Record]
-    # Those of which only the size counts.
-    sizes: list[Record]
+    # The newest version of each entity, by its id, newest first.
+    latest: dict[str, StateRecord]
+    # Records whose size counts against the bound but whose content does not matter.
+    size_only: list[StateRecord]
 
 
-def needed(records: Iterable[Record], bound: Bound) -> Needed:
-    """Goes back in time until a bound is reached.
+def retained(records: Iterable[StateRecord], bound: RetentionBound) -> Retained:
+    """Walk back in time until the bound is reached.
 
-    A thing counts with the size of its largest version among those that are as new. So the place at which a bound is
-    reached moves only forward in time, and depends on nothing that is older. What is older is free to go, but for the
-    record itself that is too much: without it, smaller ones behind it would find room.
+    On the way an entity counts with its largest version so far. So the point at which the bound is reached only ever
+    moves forward in time, and does not depend on older records. Those can be dropped, except the record that exceeds
+    the bound: without it, smaller ones before it would fit.
     """
-    latest: dict[str, Record] = {}
-    counted: dict[str, int] = {}
-    sizes: list[Record] = []
-    total, sized = 0, bound.size < float("inf")
-    for record in sorted(records, key=_order, reverse=True):
-        name = about(record.event)
-        size, known = record.size if sized else 0, counted.get(name, -1)
-        if size <= known:
+    latest: dict[str, StateRecord] = {}
+    counted_size: dict[str, int] = {}
+    size_only: list[StateRecord] = []
+    total, is_sized = 0, bound.max_bytes < float("inf")
+    for record in sorted(records, key=_version_order, reverse=True):
+        entity = entity_id(record.event)
+        size, previous = record.size if is_sized else 0, counted_size.get(entity, -1)
+        if size <= previous:
             continue
-        counted[name] = size
-        total += size - max(known, 0)
-        past = bound.oldest is not None and record.event.occurred_at < bound.oldest
-        if past or len(counted) > bound.things:
+        counted_size[entity] = size
+        total += size - max(previous, 0)
+        expired = bound.oldest is not None and record.event.occurred_at < bound.oldest
+        if expired or len(counted_size) > bound.max_items:
             break
-        if total > bound.size:
-            sizes.append(record)
+        if total > bound.max_bytes:
+            size_only.append(record)
             break
-        if name in latest:
-            sizes.append(record)
+        if entity in latest:
+            size_only.append(record)
         else:
-            latest[name] = record
-    return Needed(latest, sizes)
+            latest[entity] = record
+    return Retained(latest, size_only)
 
 
-def _judged(log: ChatLog, said: Record | None) -> JudgedLog:
-    feedback = said.event if said else None
-    if not isinstance(feedback, Feedback) or feedback.occurred_at < log.occurred_at - CLOCK_SKEW:
-        return JudgedLog(log, log.feedback)
-    return JudgedLog(log, feedback.verdict)
-
-
-def _topic(event: Stored) -> Topic:
+def topic_of(event: StateEvent) -> Topic:
+    """The data topic that an event belongs to."""
     match event:
         case ChatLog() | LogTombstone():
             return Topic.CHAT_LOGS
@@ -148,8 +142,8 @@ def _topic(event: Stored) -> Topic:
             return Topic.DOCUMENTS
 
 
-def about(event: Stored) -> str:
-    """The id of the thing that an event is about, unique among those of its topic and folder."""
+def entity_id(event: StateEvent) -> str:
+    """The id of the log, document or erased subject that an event is a version of; unique in its topic and folder."""
     match event:
         case ChatLog() | LogTombstone() | Feedback() | FeedbackTombstone():
             return event.log_id
@@ -159,6 +153,13 @@ def about(event: Stored) -> str:
             return event.document_id
 
 
-def _order(record: Record) -> tuple[datetime, str, int, int]:
-    # Of two events about one thing the later counts, and of two at the same moment the one further on in its topic.
-    return record.event.occurred_at, about(record.event), record.offset, record.position
+def _version_order(record: StateRecord) -> tuple[datetime, str, int, int]:
+    # The newer version wins by event time; at the same time, the one with the higher offset.
+    return record.event.occurred_at, entity_id(record.event), record.offset, record.position
+
+
+def _judge(log: ChatLog, latest: StateRecord | None) -> JudgedLog:
+    feedback = latest.event if latest else None
+    if not isinstance(feedback, Feedback) or feedback.occurred_at < log.occurred_at - CLOCK_SKEW:
+        return JudgedLog(log, log.feedback)
+    return JudgedLog(log, feedback.verdict)

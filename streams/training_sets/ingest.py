@@ -1,4 +1,4 @@
-"""From blocks of raw messages to the rolling training sets."""
+"""Ingests blocks of raw messages into the rolling training sets."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,32 +10,33 @@ from foldtune.topics import Topic
 from streams.metrics import RECORDS
 from streams.publishing.dead_letters import send_to_dead_letters
 from streams.publishing.publisher import EventPublisher
-from streams.training_sets.decoding import Record, decode_block
+from streams.training_sets.decoding import decode_block
+from streams.training_sets.state_events import StateRecord
 from streams.training_sets.store import TrainingSets
 
 
 class Ingest:
-    """Takes the data topics in, block by block."""
+    """Handles the data topics block by block."""
 
-    def __init__(self, sets: TrainingSets, outbox: EventPublisher, bounds: Bounds) -> None:
+    def __init__(self, sets: TrainingSets, publisher: EventPublisher, bounds: Bounds) -> None:
         self._sets = sets
-        self._outbox = outbox
+        self._publisher = publisher
         self._bounds = bounds
 
-    async def take(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
-        """Keep what is sound and put the rest aside; when this returns, both are durable.
+    async def handle(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
+        """Store the valid records and send the rest to the dead letters; both are durable on return.
 
         Raises:
-            PartitionLostError: the block is its new owner's to take.
+            PartitionLostError: another worker owns the partition now; the block is redelivered to it.
         """
-        # In a thread: a block may be made to take long, and who is silent meanwhile loses the partition.
-        outcomes = await asyncio.to_thread(decode_block, topic, messages, self._bounds)
-        records = [outcome for outcome in outcomes if isinstance(outcome, Record)]
-        if len(records) < len(outcomes):
+        # In a thread: a crafted block may take long to decode, and a worker without heartbeats loses its partitions.
+        results = await asyncio.to_thread(decode_block, topic, messages, self._bounds)
+        records = [result for result in results if isinstance(result, StateRecord)]
+        if len(records) < len(results):
             by_offset = {message.offset: message for message in messages}
-            # One after the other, so that they lie in the order in which they came.
-            for outcome in outcomes:
-                if isinstance(outcome, Rejected):
-                    await send_to_dead_letters(self._outbox, topic, by_offset[outcome.offset], outcome)
+            # One at a time, so that dead letters keep the order of the topic.
+            for result in results:
+                if isinstance(result, Rejected):
+                    await send_to_dead_letters(self._publisher, topic, by_offset[result.offset], result)
         await self._sets.add(partition, topic, records)
         RECORDS.labels(topic.label).inc(len(records))

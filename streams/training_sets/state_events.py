@@ -1,8 +1,8 @@
-"""What is kept of the events of the data topics: the form of the state.
+"""The events of the data topics as the state stores them.
 
-The wire contract (``foldtune.events``) explains what is wrong with an event; these structures are for the many that are
-right. They are read straight from the wire's JSON, ten times as fast, and accept nothing that the contract rejects
-(a test compares the two on random input). The configured bounds are checked on both alike.
+The wire contract (``foldtune.events``, pydantic) explains what is wrong with an invalid event; these msgspec structs
+are for the many valid ones. They are decoded straight from the wire's JSON, ten times as fast, and accept nothing that
+the contract rejects (a test compares the two on random input). The configured bounds are checked on both alike.
 """
 
 from datetime import datetime
@@ -41,7 +41,7 @@ class Verdict(Struct, omit_defaults=True, gc=False):
 
 
 class ChatLog(Struct, omit_defaults=True, gc=False, tag_field="type", tag="chat_log"):
-    """See ``foldtune.events.ChatLog``; the answer is read, and not kept."""
+    """See ``foldtune.events.ChatLog``; the answer is decoded but not stored."""
 
     log_id: Id
     occurred_at: Time
@@ -58,7 +58,7 @@ class ChatLog(Struct, omit_defaults=True, gc=False, tag_field="type", tag="chat_
 
 
 class LogTombstone(Struct, omit_defaults=True, gc=False, tag_field="type", tag="erased_log"):
-    """Where a log was that is to be forgotten. It keeps its place, so that no older log comes back for it."""
+    """Replaces an erased log. It still counts as the log's newest version, so that no older one resurfaces."""
 
     log_id: Id
     occurred_at: Time
@@ -85,7 +85,7 @@ class Feedback(Struct, omit_defaults=True, gc=False, tag_field="type", tag="feed
 
 
 class FeedbackTombstone(Struct, omit_defaults=True, gc=False, tag_field="type", tag="erased_feedback"):
-    """Where feedback was that is to be forgotten; see ``LogTombstone``."""
+    """Replaces erased feedback; see ``LogTombstone``."""
 
     log_id: Id
     occurred_at: Time
@@ -122,25 +122,38 @@ class ErasureRequested(Struct, omit_defaults=True, gc=False, tag_field="type", t
     schema_version: Version = 1
 
 
-Stored = ChatLog | LogTombstone | Feedback | FeedbackTombstone | DocumentUpserted | DocumentDeleted | ErasureRequested
-# An erasure concerns every folder: it is kept under a name that no folder has, since a folder's is never empty.
+StateEvent = (
+    ChatLog | LogTombstone | Feedback | FeedbackTombstone | DocumentUpserted | DocumentDeleted | ErasureRequested
+)
+# Erasures apply to every folder: they are stored under an id that no folder has, since a folder's is never empty.
 NO_FOLDER = ""
 
 encode = msgspec.json.Encoder().encode
 
 
-def folder_of(event: Stored) -> str:
-    """The folder that an event belongs to."""
+class StateRecord(Struct, frozen=True, array_like=True, gc=False):
+    """One valid event with its position in its topic, by which copies are recognized as the same record."""
+
+    offset: int
+    # Index in a batch envelope; 0 for a message of one event.
+    position: int
+    event: StateEvent
+    # Bytes in the message; erasing parts of the event does not change it.
+    size: int
+
+
+def folder_of(event: StateEvent) -> str:
+    """The id of the folder that an event belongs to."""
     return NO_FOLDER if isinstance(event, ErasureRequested) else event.folder_id
 
 
-def is_labelled(event: Stored) -> bool:
-    """Whether an event is a log that says which passage was right, or wrong."""
+def is_labelled(event: StateEvent) -> bool:
+    """Whether an event is a log with a citation or a verdict: one that a training example can be made from."""
     return isinstance(event, ChatLog) and bool(event.cited_document_ids or event.feedback)
 
 
-def tombstone(event: Stored) -> Stored:
-    """What the event is about and when it occurred, and no more: enough to tell which of many are needed."""
+def tombstone(event: StateEvent) -> StateEvent:
+    """The event without its content: its entity and time only, which is all that ``fold.retained`` needs."""
     match event:
         case ChatLog():
             return LogTombstone(event.log_id, event.occurred_at, event.folder_id)

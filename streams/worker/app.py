@@ -1,7 +1,7 @@
-"""The Faust application: who takes which topic in, what is done by the clock, and what a rebalance means.
+"""The Faust application: connects the parts of a worker to topics, timers, rebalances and the HTTP server.
 
-Faust shares the partitions out, keeps the tables and rebuilds them from their changelogs. The topics are read by loops
-of our own, which keep their places in the tables.
+Faust assigns the partitions and recovers the tables from their changelogs. Topics are not consumed by Faust's agents
+but by ``PartitionConsumer``, which stores its offsets in the tables.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from streams.partitions.consumer import PartitionConsumer
 from streams.publishing.dead_letters import invalid_record, send_to_dead_letters
 from streams.publishing.publisher import FaustEventPublisher
 from streams.requests.coordinator import Coordinator
-from streams.snapshots.command_handler import Exporter, Offsets
+from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
 from streams.training_sets.compaction import MaintenanceCounts, maintain
 from streams.training_sets.ingest import Ingest
 from streams.training_sets.store import TrainingSets
@@ -39,11 +39,11 @@ from streams.worker.http_server import WorkerHttpServer, listen
 from streams.worker.owned_partitions import OwnedPartitions
 
 _log = structlog.get_logger()
-_UPKEEP_SECONDS = 5.0
+_MAINTENANCE_SECONDS = 5.0
 _TICK_SECONDS = 2.0
-# EX_SOFTWARE: whoever supervises the worker starts it again, and it goes on from the places that its tables keep.
-_EXIT_BROKEN = 70
-_SETS, _REQUESTS = "training-sets", "requests"
+# EX_SOFTWARE: the supervisor restarts the worker, which continues from the offsets in its tables.
+_EXIT_SOFTWARE = 70
+_TRAINING_SETS, _REQUESTS = "training-sets", "requests"
 _DRAIN_SECONDS = 4.0
 _CONTROL_TOPICS = (Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_REPORTS, Topic.TRAINING_PROGRESS)
 
@@ -53,41 +53,41 @@ _COMMANDS: TypeAdapter[SnapshotCommand | TrainingFinished] = TypeAdapter(
 
 
 def create_app(settings: Settings, store: ObjectStore) -> faust.App:
-    """A worker's application, ready to be run.
+    """A worker's application, ready to run.
 
     Raises:
-        CannotListenError: the address for metrics and health is not to be had.
+        CannotListenError: the address of the HTTP server is unknown or taken.
     """
-    app = _faust_app(settings)
-    app.worker = _Worker(app, settings, store)
-    app.worker.listen()
+    app = _create_faust_app(settings)
+    app.components = _Components(app, settings, store)
+    app.components.register()
     return app
 
 
 def changelogs(settings: Settings) -> tuple[str, ...]:
-    """The topics that the worker's tables are backed by, as Faust names them."""
-    return tuple(f"{settings.worker.app_id}-{table}-changelog" for table in (_SETS, _REQUESTS))
+    """The changelog topics of the worker's tables, as Faust names them."""
+    return tuple(f"{settings.worker.app_id}-{table}-changelog" for table in (_TRAINING_SETS, _REQUESTS))
 
 
 class _App(faust.App):
-    """Answers operators before Faust starts anything, and has the intakes done before Faust closes their tables."""
+    """Starts the HTTP server before Faust starts anything, and drains the consumers before Faust closes the tables."""
 
-    worker: "_Worker"
+    components: "_Components"
 
     async def on_start(self) -> None:
-        await self.worker.start()
+        await self.components.start()
         await super().on_start()
 
     async def on_stop(self) -> None:
-        await self.worker.drain()
+        await self.components.drain()
         await super().on_stop()
 
     async def on_shutdown(self) -> None:
         await super().on_shutdown()
-        await self.worker.close()
+        await self.components.close()
 
 
-def _faust_app(settings: Settings) -> _App:
+def _create_faust_app(settings: Settings) -> _App:
     kafka, worker = settings.kafka, settings.worker
     return _App(
         worker.app_id,
@@ -121,96 +121,118 @@ def _credentials(settings: KafkaSettings) -> CredentialsT | None:
     return faust.SSLCredentials(context) if context else None
 
 
-class _Worker:
-    """Connects the parts to the topics, to the clock and to Faust's signals."""
+class _Components:
+    """The parts of a worker, connected to topics, timers and Faust's signals."""
 
     def __init__(self, app: faust.App, settings: Settings, store: ObjectStore) -> None:
         self._app = app
         self._settings = settings
         kafka = settings.kafka
-        self._outbox = outbox = FaustEventPublisher(app, kafka)
+        self._publisher = publisher = FaustEventPublisher(app, kafka)
         self._reader = BrokerReader(kafka)
-        self._table = ChangelogTable(app, _SETS, kafka.partitions, self._reader)
+        self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader)
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets)
-        ingest = Ingest(self._sets, outbox, settings.bounds)
-        self._coordinator = Coordinator(requests, outbox, store, settings)
-        block = settings.worker.block_records
-        data = PartitionConsumer(kafka, DATA_TOPICS, self._table, write=self._sets.write, take=ingest.take, block=block)
+        ingest = Ingest(self._sets, publisher, settings.bounds)
+        self._coordinator = Coordinator(requests, publisher, store, settings)
+        data = PartitionConsumer(
+            kafka,
+            DATA_TOPICS,
+            self._table,
+            write=self._sets.write,
+            handle=ingest.handle,
+            block_records=settings.worker.block_records,
+        )
         commands = PartitionConsumer(
-            kafka, (Topic.SNAPSHOT_COMMANDS,), self._table, write=self._sets.write, take=self._take_command, block=1
+            kafka,
+            (Topic.SNAPSHOT_COMMANDS,),
+            self._table,
+            write=self._sets.write,
+            handle=self._handle_commands,
+            block_records=1,
         )
         control = PartitionConsumer(
-            kafka, _CONTROL_TOPICS, requests, write=requests.write, take=self._coordinator.take, block=1
+            kafka,
+            _CONTROL_TOPICS,
+            requests,
+            write=requests.write,
+            handle=self._coordinator.handle,
+            block_records=1,
         )
-        self._intakes = (data, commands, control)
-        self._running: list[asyncio.Task[None]] = []
-        self._exporter = Exporter(
-            self._sets, Offsets(data.reached, self._reader.ends, self._table.owns), outbox, store, settings
+        self._consumers = (data, commands, control)
+        self._consumer_tasks: list[asyncio.Task[None]] = []
+        self._snapshots = SnapshotCommandHandler(
+            self._sets,
+            DataOffsets(data.next_offset, self._reader.end_offsets, self._table.owns),
+            publisher,
+            store,
+            settings,
         )
         self._stopping = False
-        # Its own reader: a question that is given up must not disturb an export's.
-        self._brokers = BrokerMonitor(BrokerReader(kafka), self._owned, data.reached)
-        self._server = self._operations_server()
+        # With a reader of its own: a request that times out must not disturb an export's.
+        self._broker_monitor = BrokerMonitor(BrokerReader(kafka), self._owned_partitions, data.next_offset)
+        self._http_server = self._create_http_server()
 
-    def listen(self) -> None:
-        """Register intakes, timers and what happens on a rebalance."""
-        self._app.task(self._take_in)
-        if self._server:
-            self._app.task(self._brokers.run)
-        self._timer("tick", _TICK_SECONDS, self._coordinator.tick)
-        self._timer("upkeep", _UPKEEP_SECONDS, self._keep_up)
-        self._timer("report", self._settings.policy.interval.total_seconds(), self._report)
-        self._table.on_recovered(self._partitions_changed)
+    def register(self) -> None:
+        """Register consumers, timers and the rebalance callbacks with Faust."""
+        self._app.task(self._start_consumers)
+        if self._http_server:
+            self._app.task(self._broker_monitor.run)
+        self._register_timer("tick", _TICK_SECONDS, self._coordinator.tick)
+        self._register_timer("maintenance", _MAINTENANCE_SECONDS, self._maintain)
+        self._register_timer("policy", self._settings.policy.interval.total_seconds(), self._report_progress)
+        self._table.on_recovered(self._on_partitions_changed)
         signals: Any = self._app
-        signals.on_partitions_revoked.connect(self._partitions_changed, weak=False)
+        signals.on_partitions_revoked.connect(self._on_partitions_changed, weak=False)
 
     async def start(self) -> None:
-        """Let operators see the worker from its first moment on."""
-        if self._server:
-            await self._server.start()
+        """Start the HTTP server."""
+        if self._http_server:
+            await self._http_server.start()
 
     async def drain(self) -> None:
-        """Have the blocks that are at work done; what is not done in time is taken again after the next start."""
+        """Let the consumers finish the blocks in flight; those that take too long are redelivered after a restart."""
         self._stopping = True
-        for intake in self._intakes:
-            intake.stop()
-        if self._running:
-            _, late = await asyncio.wait(self._running, timeout=_DRAIN_SECONDS)
-            for task in late:
+        for consumer in self._consumers:
+            consumer.stop()
+        if self._consumer_tasks:
+            _, pending = await asyncio.wait(self._consumer_tasks, timeout=_DRAIN_SECONDS)
+            for task in pending:
                 task.cancel()
 
     async def close(self) -> None:
-        """Disconnect, and stop answering operators."""
-        self._exporter.close()
+        """Disconnect, and stop the HTTP server."""
+        self._snapshots.close()
         await self._reader.close()
-        await self._brokers.close()
-        if self._server:
-            await self._server.stop()
+        await self._broker_monitor.close()
+        if self._http_server:
+            await self._http_server.stop()
 
-    # ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Topics ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _take_in(self) -> None:
-        self._running = [asyncio.create_task(_guarded(intake)) for intake in self._intakes]
+    async def _start_consumers(self) -> None:
+        self._consumer_tasks = [asyncio.create_task(_run(consumer)) for consumer in self._consumers]
 
-    async def _take_command(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
+    async def _handle_commands(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
         for message in messages:
             try:
                 command = _COMMANDS.validate_json(message.value or b"")
             except ValidationError as error:
-                # Only workers should write here; should somebody else, it stops nothing.
-                await send_to_dead_letters(self._outbox, topic, message, invalid_record(message, error))
+                # Only workers should publish here; an invalid record of somebody else must not stop the partition.
+                await send_to_dead_letters(self._publisher, topic, message, invalid_record(message, error))
                 continue
             if isinstance(command, TrainingFinished):
-                await self._exporter.finished(command, partition)
+                await self._snapshots.training_finished(command, partition)
             else:
-                await self._exporter.export(command.model_copy(update={"partition": partition}), partition)
+                await self._snapshots.export(command.model_copy(update={"partition": partition}), partition)
 
     # ── Timers and rebalances ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _timer(self, name: str, seconds: float, handle: Callable[[int], Awaitable[object]]) -> None:
-        async def on_time() -> None:
-            with _fatal(name):
+    def _register_timer(self, name: str, seconds: float, handle: Callable[[int], Awaitable[object]]) -> None:
+        """Call ``handle`` with each owned partition every ``seconds``."""
+
+        async def on_timer() -> None:
+            with _exit_on_error(name):
                 for partition in range(self._settings.kafka.partitions):
                     if self._app.rebalancing or not self._table.owns(partition):
                         continue
@@ -219,64 +241,66 @@ class _Worker:
                     except PartitionLostError:
                         continue
 
-        self._app.timer(seconds, name=name)(on_time)
+        self._app.timer(seconds, name=name)(on_timer)
 
-    async def _keep_up(self, partition: int) -> None:
-        done = await maintain(self._sets, partition, now())
-        for action, count in asdict(done).items():
+    async def _maintain(self, partition: int) -> None:
+        counts = await maintain(self._sets, partition, now())
+        for action, count in asdict(counts).items():
             MAINTENANCE.labels(action).inc(count)
-        if done != MaintenanceCounts():
-            _log.info("segments rewritten", partition=partition, **asdict(done))
+        if counts != MaintenanceCounts():
+            _log.info("segments maintained", partition=partition, **asdict(counts))
 
-    async def _report(self, partition: int) -> None:
+    async def _report_progress(self, partition: int) -> None:
         for rule in self._settings.policy.rules:
-            await self._exporter.report(rule, partition)
+            await self._snapshots.report_progress(rule, partition)
 
-    async def _partitions_changed(self, *_: Any, **__: Any) -> None:
-        self._sets.forget()
+    async def _on_partitions_changed(self, *_: Any, **__: Any) -> None:
+        self._sets.invalidate()
 
-    # ── Operations ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── HTTP server ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _operations_server(self) -> WorkerHttpServer | None:
+    def _create_http_server(self) -> WorkerHttpServer | None:
         worker = self._settings.worker
         if worker.http_port is None:
             return None
-        collector = OwnedPartitions(self._owned, self._sets.known, lambda: self._brokers.lag)
+        collector = OwnedPartitions(
+            self._owned_partitions, self._sets.cached_segments, lambda: self._broker_monitor.lag
+        )
         listener = listen(worker.http_host, worker.http_port)
         return WorkerHttpServer(listener, collector, unhealthy=self._unhealthy, not_ready=self._not_ready)
 
-    def _owned(self) -> list[int]:
+    def _owned_partitions(self) -> list[int]:
         return [partition for partition in range(self._settings.kafka.partitions) if self._table.owns(partition)]
 
     def _unhealthy(self) -> str | None:
-        # That there is an answer says that the event loop turns.
-        ended = any(task.done() for task in self._running) and not self._stopping
-        return "an intake has ended" if ended else None
+        # That this runs at all says that the event loop is not blocked.
+        ended = any(task.done() for task in self._consumer_tasks) and not self._stopping
+        return "a consumer has ended" if ended else None
 
     def _not_ready(self) -> str | None:
         if self._stopping:
             return "the worker is stopping"
         if self._app.rebalancing and not self._app.in_recovery:
-            return "the partitions are being shared out"
+            return "the partitions are being rebalanced"
         if not self._app.tables.actives_ready:
             return "the tables are being recovered"
-        if silence := self._brokers.silence():
-            return f"the brokers have not answered for {silence:.0f} s"
+        if seconds := self._broker_monitor.unresponsive_seconds():
+            return f"the brokers have not answered for {seconds:.0f} s"
         return None
 
 
-async def _guarded(intake: PartitionConsumer) -> None:
-    with _fatal("intake"):
-        await intake.run()
+async def _run(consumer: PartitionConsumer) -> None:
+    with _exit_on_error("consumer"):
+        await consumer.run()
 
 
 @contextmanager
-def _fatal(where: str) -> Iterator[None]:
-    """Ends the process on what nobody foresaw: a worker without its intake would look alive and do nothing."""
+def _exit_on_error(where: str) -> Iterator[None]:
+    """Ends the process on an unexpected error: a worker without its consumers would look alive and do nothing."""
     try:
         yield
     except asyncio.CancelledError:
         raise
     except Exception:
-        _log.exception("cannot go on", where=where)
-        os._exit(_EXIT_BROKEN)
+        _log.exception("unhandled error, exiting", where=where)
+        os._exit(_EXIT_SOFTWARE)

@@ -1,4 +1,4 @@
-"""Whether the brokers answer, and how far behind the data topics the worker is."""
+"""Whether the brokers respond, and how far behind the data topics the worker is."""
 
 import asyncio
 import time
@@ -11,35 +11,39 @@ from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.broker_reader import BrokerReader
 
 _log = structlog.get_logger()
-_ASK_SECONDS = 10.0
-_ANSWER_SECONDS = 5.0
-# Longer than one question that goes unanswered takes to be noticed and asked again.
-_SILENCE_SECONDS = 20.0
+_INTERVAL_SECONDS = 10.0
+_TIMEOUT_SECONDS = 5.0
+# More than one interval and one timeout: a single request that times out does not make the worker unready.
+_UNRESPONSIVE_SECONDS = 20.0
 
 
 class BrokerMonitor:
-    """Asks the brokers now and then how far the topics reach, over a connection of its own."""
+    """Polls the brokers for the end offsets of the data topics, over a connection of its own."""
 
     def __init__(
-        self, reader: BrokerReader, owned: Callable[[], list[int]], reached: Callable[[Topic, int], int]
+        self,
+        reader: BrokerReader,
+        owned_partitions: Callable[[], list[int]],
+        next_offset: Callable[[Topic, int], int],
     ) -> None:
         self._reader = reader
-        self._owned = owned
-        self._reached = reached
-        self._answered = time.monotonic()
+        self._owned_partitions = owned_partitions
+        self._next_offset = next_offset
+        self._last_response = time.monotonic()
+        # Records published and not yet consumed, as last measured.
         self.lag: Mapping[tuple[Topic, int], int] = {}
 
     async def run(self) -> None:
-        """Go on until cancelled."""
-        self._answered = time.monotonic()
+        """Poll until cancelled."""
+        self._last_response = time.monotonic()
         while True:
             await self._measure()
-            await asyncio.sleep(_ASK_SECONDS)
+            await asyncio.sleep(_INTERVAL_SECONDS)
 
-    def silence(self) -> float | None:
-        """For how many seconds the brokers have not answered, where that is too long."""
-        silent = time.monotonic() - self._answered
-        return silent if silent > _SILENCE_SECONDS else None
+    def unresponsive_seconds(self) -> float | None:
+        """The seconds since the last response, or ``None`` while that is not too long."""
+        seconds = time.monotonic() - self._last_response
+        return seconds if seconds > _UNRESPONSIVE_SECONDS else None
 
     async def close(self) -> None:
         """Disconnect."""
@@ -47,17 +51,17 @@ class BrokerMonitor:
 
     async def _measure(self) -> None:
         lag = {}
-        # A worker that owns nothing asks as well: the answer itself is what matters then.
-        for partition in self._owned() or [0]:
+        # A worker without partitions polls too: it needs to know whether the brokers respond.
+        for partition in self._owned_partitions() or [0]:
             try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    ends = await self._reader.ends(partition)
+                async with asyncio.timeout(_TIMEOUT_SECONDS):
+                    ends = await self._reader.end_offsets(partition)
             except (KafkaError, TimeoutError) as error:
-                _log.warning("brokers do not answer", error=repr(error))
+                _log.warning("brokers unresponsive", error=repr(error))
                 return
-            self._answered = time.monotonic()
-            if partition in self._owned():
-                # A topic that holds nothing is not behind, whatever was taken in of it once.
+            self._last_response = time.monotonic()
+            if partition in self._owned_partitions():
+                # An empty topic has no lag, whatever its end offset: its records have expired.
                 for topic in DATA_TOPICS:
-                    lag[topic, partition] = max(0, ends.get(topic, 0) - self._reached(topic, partition))
+                    lag[topic, partition] = max(0, ends.get(topic, 0) - self._next_offset(topic, partition))
         self.lag = lag

@@ -1,4 +1,4 @@
-"""Tells operators how a worker is: metrics, whether it is alive, and whether it is ready, over HTTP."""
+"""A worker's HTTP server for operators: metrics, liveness and readiness."""
 
 import socket
 from collections.abc import Awaitable, Callable
@@ -15,10 +15,10 @@ _SHUTDOWN_SECONDS = 1.0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; with port 0 on any free one.
+    """A listening socket; port 0 chooses a free one.
 
     Raises:
-        CannotListenError: the host is unknown or not of this machine, or the port is taken.
+        CannotListenError: the host is unknown or not an address of this machine, or the port is taken.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -38,7 +38,7 @@ class WorkerHttpServer:
         unhealthy: Callable[[], str | None],
         not_ready: Callable[[], str | None],
     ) -> None:
-        """``unhealthy`` and ``not_ready`` say why, in plain words, or nothing while all is well."""
+        """``unhealthy`` and ``not_ready`` return the reason as text, or ``None``."""
         self._listener = listener
         self._collector = collector
         self._unhealthy = unhealthy
@@ -46,20 +46,20 @@ class WorkerHttpServer:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        """Begin to answer."""
-        site = web.Application()
-        site.router.add_get("/metrics", self._metrics)
-        site.router.add_get("/health", self._answer(self._unhealthy))
-        site.router.add_get("/ready", self._answer(self._not_ready))
+        """Start serving."""
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/health", self._probe(self._unhealthy))
+        app.router.add_get("/ready", self._probe(self._not_ready))
         REGISTRY.register(self._collector)
-        self._runner = web.AppRunner(site, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await self._runner.setup()
         await web.SockSite(self._runner, self._listener).start()
         host, port, *_ = self._listener.getsockname()
-        _log.info("operations are served", host=host, port=port)
+        _log.info("http server listening", host=host, port=port)
 
     async def stop(self) -> None:
-        """Stop answering; an answer that is being sent gets a moment."""
+        """Stop serving; requests in flight get a second."""
         if self._runner:
             await self._runner.cleanup()
             self._runner = None
@@ -68,9 +68,9 @@ class WorkerHttpServer:
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    def _answer(self, trouble: Callable[[], str | None]) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def answer(_: web.Request) -> web.Response:
-            reason = trouble()
+    def _probe(self, problem: Callable[[], str | None]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def respond(_: web.Request) -> web.Response:
+            reason = problem()
             return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
-        return answer
+        return respond

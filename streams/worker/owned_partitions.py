@@ -1,6 +1,6 @@
-"""Metrics of the partitions that a worker owns at the moment it is asked."""
+"""Metrics of the partitions that a worker owns at the time of the scrape."""
 
-from collections import Counter as Tally
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from prometheus_client.core import GaugeMetricFamily
@@ -9,56 +9,57 @@ from prometheus_client.registry import Collector
 from foldtune.topics import Topic
 from streams.training_sets.segments import Segment
 
-# Any text is a folder, so there may be any number of them; a worker shows its largest.
-_FOLDERS_SHOWN = 200
+# Any text can be a folder id, so their number is unbounded; a worker exports its largest folders.
+_MAX_FOLDERS = 200
 
 
 class OwnedPartitions(Collector):
-    """What is true of the partitions that the worker owns when it is asked; a lost partition leaves nothing behind."""
+    """Exports what a worker owns at the time of the scrape; a lost partition leaves no series behind."""
 
     def __init__(
         self,
-        owned: Callable[[], list[int]],
+        owned_partitions: Callable[[], list[int]],
         segments: Callable[[int], Mapping[str, Collection[Segment]] | None],
         lag: Callable[[], Mapping[tuple[Topic, int], int]],
     ) -> None:
-        """``segments`` gives those of a partition by folder, where they are known; ``lag`` is as last measured."""
-        self._owned = owned
+        """``segments`` returns a partition's segments by folder, ``None`` unless cached; ``lag`` the last measured."""
+        self._owned_partitions = owned_partitions
         self._segments = segments
         self._lag = lag
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Reads memory alone, so that a scrape never waits."""
-        owned = self._owned()
+        owned = self._owned_partitions()
         count = GaugeMetricFamily("foldtune_partitions_owned", "Partitions that this worker owns and has recovered.")
         count.add_metric([], len(owned))
+        yield count
         lag = GaugeMetricFamily(
-            "foldtune_lag_records", "Messages published and not yet taken in.", labels=["topic", "partition"]
+            "foldtune_lag_records", "Records published and not yet consumed.", labels=["topic", "partition"]
         )
         for (topic, partition), records in self._lag().items():
             if partition in owned:
                 lag.add_metric([topic.label, str(partition)], records)
-        yield count
         yield lag
-        yield from self._kept(owned)
+        yield from self._training_sets(owned)
 
-    def _kept(self, owned: list[int]) -> Iterator[GaugeMetricFamily]:
+    def _training_sets(self, owned: list[int]) -> Iterator[GaugeMetricFamily]:
         segments = GaugeMetricFamily("foldtune_segments", "Segments in the training sets.", labels=["partition"])
-        logs: Tally[str] = Tally()
+        log_counts: Counter[str] = Counter()
         for partition in owned:
             index = self._segments(partition)
             if index is None:
                 continue
             segments.add_metric([str(partition)], sum(map(len, index.values())))
-            for folder_id, found in index.items():
-                if kept := sum([one.records for one in found if one.topic_label == Topic.CHAT_LOGS.label]):
-                    logs[folder_id] += kept
+            for folder_id, group in index.items():
+                count = sum([segment.record_count for segment in group if segment.topic_label == Topic.CHAT_LOGS.label])
+                if count:
+                    log_counts[folder_id] += count
+        yield segments
         folders = GaugeMetricFamily(
             "foldtune_folder_logs",
-            f"Chat logs kept, copies that are not merged yet included; the {_FOLDERS_SHOWN} largest folders.",
+            f"Chat logs in the training sets, unmerged copies included; the {_MAX_FOLDERS} largest folders.",
             labels=["folder"],
         )
-        for folder_id, kept in logs.most_common(_FOLDERS_SHOWN):
-            folders.add_metric([folder_id], kept)
-        yield segments
+        for folder_id, count in log_counts.most_common(_MAX_FOLDERS):
+            folders.add_metric([folder_id], count)
         yield folders

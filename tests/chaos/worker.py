@@ -35,33 +35,35 @@ def _later(work: Any) -> None:
 
 def without_durable_ingest() -> None:
     """Blocks of the data topics are acknowledged before they are stored."""
-    take = Ingest.take
+    handle = Ingest.handle
 
     async def hasty(self: Ingest, *block: Any) -> None:
-        _later(take(self, *block))
+        _later(handle(self, *block))
 
-    Ingest.take = hasty  # type: ignore[method-assign,assignment]
+    Ingest.handle = hasty  # type: ignore[method-assign,assignment]
 
 
 def without_durable_requests() -> None:
     """Control events are acknowledged before they are handled."""
-    take = Coordinator.take
+    handle = Coordinator.handle
 
     async def hasty(self: Coordinator, *event: Any) -> None:
-        _later(take(self, *event))
+        _later(handle(self, *event))
 
-    Coordinator.take = hasty  # type: ignore[method-assign,assignment]
+    Coordinator.handle = hasty  # type: ignore[method-assign,assignment]
 
 
 def without_unique_records() -> None:
     """A replayed or repeated log counts again."""
-    name, number = fold.about, itertools.count()
-    fold.about = lambda event: name(event) if isinstance(event, Feedback) else f"{name(event)} {next(number)}"
+    entity_id, number = fold.entity_id, itertools.count()
+    fold.entity_id = lambda event: (
+        entity_id(event) if isinstance(event, Feedback) else f"{entity_id(event)} {next(number)}"
+    )
 
 
 def without_order_of_events() -> None:
     """What arrives last counts, instead of what happened last."""
-    fold._order = lambda record: (record.offset, record.position)  # type: ignore[assignment,return-value]
+    fold._version_order = lambda record: (record.offset, record.position)  # type: ignore[assignment,return-value]
 
 
 WITHOUT = {

@@ -1,4 +1,4 @@
-"""A worker's store takes over what another wrote to its changelog: the store stays equal to the changelog."""
+"""A worker applies foreign writes to its store, so that the store stays equal to its changelog."""
 
 import asyncio
 from pathlib import Path
@@ -15,20 +15,20 @@ from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ask, exported, jobs, snapshot
 from tests.support import Reader, fine_tune_request, folder_history
 
-FOREIGN = {b"x|late": b"written by one that did not know yet", b"x|later": b"and again"}
+FOREIGN = {b"x|late": b"written by a zombie", b"x|later": b"and again"}
 
 
-def everything(folder: Path) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
+def store_content(folder: Path) -> dict[bytes, bytes]:
+    content: dict[bytes, bytes] = {}
     for path in folder.rglob("CURRENT"):
         database = Rdict(str(path.parent), Options(raw_mode=True), access_type=AccessType.read_only())
         items: Any = database.items()
-        found |= dict(items)
+        content |= dict(items)
         database.close()
-    return found
+    return content
 
 
-def test_foreign_writes_are_taken_over_with_the_next_own_write(
+def test_foreign_writes_are_applied_with_the_next_own_write(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     worker = start_worker()
@@ -37,7 +37,7 @@ def test_foreign_writes_are_taken_over_with_the_next_own_write(
         for topic, event in folder_history("alpha", events):
             publisher.send(topic, event, key="alpha")
         publisher.flush()
-        # A model of its own each: a request would wait for another's end.
+        # One model for each request: requests of one model wait for each other.
         ask(publisher, fine_tune_request(name, model=name))
         with Reader(settings, Topic.TRAINING_JOBS) as reader:
             found = reader.until(lambda records: name in {job.request.model for job in jobs(records)})
@@ -55,4 +55,4 @@ def test_foreign_writes_are_taken_over_with_the_next_own_write(
     asyncio.run(write_foreign())
     assert exported_of("after", 30) == 30
     worker.stop()
-    assert FOREIGN.items() <= everything(tmp_path / "one").items()
+    assert FOREIGN.items() <= store_content(tmp_path / "one").items()

@@ -196,14 +196,14 @@ def test_import_takes_the_good_lines_and_reports_the_bad(settings: Settings, run
     file.write_bytes(b"\n".join(lines))
     result = runner.invoke(app, ["import", "logs", str(file)])
     assert result.exit_code == 1
-    assert "2 sent, 3 refused" in result.stdout
+    assert "2 sent, 3 rejected" in result.stdout
     assert "line 2: log_id: Field required" in result.stderr
     assert "line 3: " in result.stderr
     assert "line 4: question: 5000 bytes, at most 4096" in result.stderr
     [batch] = values(settings, Topic.CHAT_LOGS)
     assert [sent.log_id for sent in ChatLogBatch.model_validate_json(batch).logs] == ["l1", "l3"]
     strict = runner.invoke(app, ["import", "logs", str(file), "--strict"])
-    assert (strict.exit_code, "1 sent, 1 refused" in strict.stdout) == (1, True)
+    assert (strict.exit_code, "1 sent, 1 rejected" in strict.stdout) == (1, True)
 
 
 def test_documents_from_standard_input(settings: Settings, runner: CliRunner) -> None:

@@ -19,7 +19,7 @@ from foldtune.kafka import Publisher, client_options, consumer, partition_of
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.stack import LocalServers
-from streams.training_sets.store import PURGED
+from streams.training_sets.store import PURGED_KEY
 from streams.worker.app import changelogs
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ask, exported, jobs, publish_history, snapshot
@@ -184,7 +184,7 @@ def test_what_was_erased_is_nowhere(
         result = runner.invoke(app, ["erase", f"--{subject}", name, "--yes"])
         assert result.exit_code == 0, result.output
     await_that(lambda: found_in(latest_in_changelog(settings, home).values()) == {KEPT}, "segments without the words")
-    await_that(lambda: all(PURGED in latest_in_changelog(settings, n) for n in range(4)), "purged")
+    await_that(lambda: all(PURGED_KEY in latest_in_changelog(settings, n) for n in range(4)), "purged")
     assert found_in(snapshot_rows(settings, publisher, "after")) == {KEPT}
 
     compact_soon(settings)

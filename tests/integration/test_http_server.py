@@ -65,7 +65,7 @@ class Operations:
 
     def _port(self) -> int:
         lines = self.worker.log.read_text().splitlines()
-        port: int = next(json.loads(line)["port"] for line in reversed(lines) if '"operations are served"' in line)
+        port: int = next(json.loads(line)["port"] for line in reversed(lines) if '"http server listening"' in line)
         return port
 
 
@@ -126,7 +126,7 @@ def test_metrics_say_what_was_done_and_the_dashboard_asks_for_nothing_else(
     until(lambda: named <= {name for name, _ in worker.samples()}, 30)
     # The log is for machines too: every line of it is an object, also where libraries speak.
     lines = [json.loads(line) for line in worker.worker.log.read_text().splitlines()]
-    assert {line["request_id"] for line in lines if line["event"] == "exported"} == {"good", "bad"}
+    assert {line["request_id"] for line in lines if line["event"] == "snapshot exported"} == {"good", "bad"}
 
 
 def test_lost_partitions_leave_no_series_behind(
@@ -244,7 +244,7 @@ def test_a_worker_that_is_not_recovered_says_so(variables: dict[str, str], start
     until(recovered)
     reasons = {text.strip() for status, text in seen if status == 503}
     assert reasons
-    assert reasons <= {"the tables are being recovered", "the partitions are being shared out"}
+    assert reasons <= {"the tables are being recovered", "the partitions are being rebalanced"}
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])

@@ -24,13 +24,13 @@ from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings, settings_environment
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
-from launchers.fake import FakeLauncher
 from launchers.job_consumer import GROUP, JobConsumer
 from launchers.local.launcher import LocalLauncher
-from launchers.port import Ending, Launcher, Outcome, job_segment
+from launchers.port import Ending, Launcher, RunOutcome, job_segment
+from tests.fakes.launcher import FakeLauncher
 
 PATIENCE = timedelta(seconds=60)
-RETRY = Outcome(ending=Ending.FAILED, retryable=True, reasons=("no luck",))
+RETRY = RunOutcome(ending=Ending.FAILED, retryable=True, reasons=("no luck",))
 
 LAUNCHER = """
 import sys, threading
@@ -148,10 +148,10 @@ def test_jobs_run_side_by_side_up_to_the_bound(settings: Settings) -> None:
     publish(settings, *(make_job(f"r-{number}") for number in range(3)))
     with launching(settings, launcher := FakeLauncher(None, None, None), parallel=2):
         eventually(lambda: len(launcher.submitted) == 2)
-        launcher.end(launcher.submitted[1], Outcome(ending=Ending.SUCCEEDED))
+        launcher.end(launcher.submitted[1], RunOutcome(ending=Ending.SUCCEEDED))
         eventually(lambda: len(launcher.submitted) == 3)
         assert committed(settings) == 0
-        launcher.end(launcher.submitted[0], Outcome(ending=Ending.SUCCEEDED))
+        launcher.end(launcher.submitted[0], RunOutcome(ending=Ending.SUCCEEDED))
         eventually(lambda: committed(settings) == 2)
 
 
@@ -191,6 +191,20 @@ def test_a_stopped_launcher_leaves_its_job_to_the_next(settings: Settings) -> No
     with launching(settings, second := FakeLauncher()):
         eventually(lambda: committed(settings) == 1)
     assert [run.attempt for run in second.submitted] == [2]
+
+
+def test_a_detached_run_goes_on_without_its_launcher(settings: Settings) -> None:
+    # Detached jobs are refused when they are overdue.
+    publish(settings, make_job("r-1").model_copy(update={"published_at": now()}))
+    service = FakeLauncher(None, detached=True)
+    with launching(settings, service):
+        eventually(lambda: len(service.submitted) == 1)
+    assert committed(settings) == 0
+    with launching(settings, service):
+        service.end(service.submitted[0], RunOutcome(ending=Ending.SUCCEEDED))
+        eventually(lambda: committed(settings) == 1)
+    assert len(service.submitted) == 1
+    assert outcome(settings, make_job("r-1"), 1)["ending"] == "succeeded"
 
 
 def test_a_subprocess_reports_and_its_log_is_on_s3(settings: Settings) -> None:

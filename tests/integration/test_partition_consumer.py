@@ -12,10 +12,10 @@ from foldtune.events import FineTuneStatus, State, now
 from foldtune.kafka import MAX_REQUEST_BYTES, Publisher, partition_of
 from foldtune.settings import Settings
 from foldtune.topics import Topic
-from streams.partitions.changelog_table import MemoryTable
 from streams.partitions.consumer import PartitionConsumer
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ask, exported, jobs, snapshot, statuses
+from tests.memory_table import MemoryTable
 from tests.support import Reader, fine_tune_request, folder_history
 
 CODECS = (None, "gzip", "snappy", "lz4", "zstd")
@@ -132,7 +132,7 @@ def test_a_transaction_leaves_no_export_waiting_for_its_end(
 
 
 class Owned(MemoryTable):
-    """A table of which more and more partitions are owned."""
+    """A table whose owned partitions a test sets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,25 +142,25 @@ class Owned(MemoryTable):
         return 1 if partition in self.owned else None
 
 
-def test_a_partition_is_taken_up_while_another_ones_work_goes_on(settings: Settings) -> None:
-    table, begun, ended = Owned(), asyncio.Event(), asyncio.Event()
-    taken: list[tuple[int, bytes]] = []
+def test_a_partition_is_consumed_while_another_ones_handler_runs(settings: Settings) -> None:
+    table, started, released = Owned(), asyncio.Event(), asyncio.Event()
+    handled: list[tuple[int, bytes]] = []
 
-    async def take(topic: Topic, partition: int, messages: Sequence[Any]) -> None:
+    async def handle(topic: Topic, partition: int, messages: Sequence[Any]) -> None:
         assert topic is Topic.CHAT_LOGS
         if partition == 0:
-            begun.set()
-            await ended.wait()
-        taken.extend((partition, message.value) for message in messages)
+            started.set()
+            await released.wait()
+        handled.extend((partition, message.value) for message in messages)
 
     async def until(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(30):
             while not condition():
                 await asyncio.sleep(0.05)
 
-    async def follow() -> None:
-        intake: Any = PartitionConsumer(
-            settings.kafka, (Topic.CHAT_LOGS,), cast(Any, table), write=table.write, take=take, block=2
+    async def consume() -> None:
+        consumer: Any = PartitionConsumer(
+            settings.kafka, (Topic.CHAT_LOGS,), cast(Any, table), write=table.write, handle=handle, block_records=2
         )
         producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
         async with producer, asyncio.TaskGroup() as group:
@@ -168,15 +168,15 @@ def test_a_partition_is_taken_up_while_another_ones_work_goes_on(settings: Setti
                 for number in range(3):
                     topic = Topic.CHAT_LOGS.named(settings.kafka.topic_prefix)
                     await producer.send_and_wait(topic, b"%d" % number, partition=partition)
-            group.create_task(intake.run())
-            await begun.wait()
+            group.create_task(consumer.run())
+            await started.wait()
             table.owned = {0, 1}
-            await until(lambda: len(taken) == 3)
-            assert taken == [(1, b"0"), (1, b"1"), (1, b"2")]
-            ended.set()
-            await until(lambda: len(taken) == 6)
-            assert [intake.reached(Topic.CHAT_LOGS, partition) for partition in (0, 1)] == [3, 3]
-            intake.stop()
+            await until(lambda: len(handled) == 3)
+            assert handled == [(1, b"0"), (1, b"1"), (1, b"2")]
+            released.set()
+            await until(lambda: len(handled) == 6)
+            assert [consumer.next_offset(Topic.CHAT_LOGS, partition) for partition in (0, 1)] == [3, 3]
+            consumer.stop()
 
-    asyncio.run(follow())
-    assert sorted(taken) == [(partition, b"%d" % number) for partition in (0, 1) for number in range(3)]
+    asyncio.run(consume())
+    assert sorted(handled) == [(partition, b"%d" % number) for partition in (0, 1) for number in range(3)]

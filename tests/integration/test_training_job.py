@@ -104,7 +104,7 @@ def test_sentence_transformers_and_transformers_embed_alike(trained: Trained, mo
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel, AutoTokenizer
 
-    monkeypatch.setattr("trainers.model.encoder.arithmetic", lambda *_: torch.float32)
+    monkeypatch.setattr("trainers.model.encoder.compute_dtype", lambda *_: torch.float32)
     texts = ["what should I know about the night ferry?", "Internal runbook. " * 200, "x"]
     ours = Encoder.load(trained.folder).encode(texts)
     theirs = SentenceTransformer(str(trained.folder), device="cpu").encode(texts)

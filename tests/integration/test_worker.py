@@ -171,7 +171,7 @@ def test_what_cannot_be_granted_is_rejected_with_every_reason(
             "training.batch_size: Input should be greater than or equal to 2",
             "weights.temperature: Input should be greater than or equal to 0.001",
         ],
-        "misspelt": ["training.epoch: no such name is known"],
+        "misspelt": ["training.epoch: unknown field"],
         "nowhere": [
             "data.folders: unknown folder '../../x'",
             "data: 5 examples, at least 20; left out: none",

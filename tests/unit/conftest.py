@@ -1,5 +1,6 @@
 """Fixtures for tests without servers."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from foldtune.settings import load_settings
+
+# The tier runs in as many processes as there are cores. Were each to train with as many threads, they would spend their
+# time at each other's barriers. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

@@ -31,7 +31,19 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "commands",
     ),
     "trainers": ("model", "data", "evaluation", "engine", "loop", "publishing", "pipeline", "job", "commands"),
-    "launchers": ("port", "batch", "local", "commands"),
+    "launchers": (
+        "port",
+        "ledger",
+        "ownership",
+        "heartbeats",
+        "execution",
+        "job_consumer",
+        "local",
+        "batch",
+        "commands",
+    ),
+    "infra": ("local", "aws"),
+    "foldtune": ("events", "settings", "kafka", "client", "commands", "cli"),
 }
 # Who may import a heavy library: the room that is built on it, and the demo.
 LIBRARIES: dict[str, frozenset[str]] = {

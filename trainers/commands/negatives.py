@@ -25,41 +25,52 @@ def negatives() -> None:
 
 @app.command()
 def explain(
-    request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="A request whose training has been started.")],
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="A request whose training was started.")],
     question: Annotated[str, typer.Argument(help="A question of its logs.")],
-    nearest: Annotated[int, typer.Option(min=1, max=1000, help="So many of the nearest documents.")] = 20,
+    nearest: Annotated[int, typer.Option(min=1, max=1000, help="Number of nearest documents to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Show the candidates before the first epoch: what agents showed, then the nearest; scores, Jaccard, verdicts."""
-    from trainers.data.negative_explanation import explain as explained  # noqa: PLC0415
-    from trainers.errors import TrainerError  # noqa: PLC0415  torch is imported when a model is needed
+    """Show the candidates for hard negatives before the first epoch, why each was chosen or excluded, and its scores.
+
+    First the passages that agents were shown and did not cite, then the nearest documents.
+    """
+    # torch is imported only when a model is needed.
+    from trainers.data.negative_explanation import explain_negatives  # noqa: PLC0415
+    from trainers.errors import TrainerError  # noqa: PLC0415
 
     settings = load_settings()
     job = _job(settings.kafka, request_id)
     with tempfile.TemporaryDirectory() as folder:
         try:
             store = S3ObjectStore(settings.s3)
-            found = explained(job, settings, store, Path(folder), question=question, depth=nearest)
+            examples = explain_negatives(job, settings, store, Path(folder), question=question, depth=nearest)
         except TrainerError as error:
             raise UserError(str(error)) from error
-    for one in found:
+    for example in examples:
         if as_json:
             candidates = [
-                asdict(candidate) | {"passage": text, "verdict": candidate.verdict.name.lower()}
-                for text, candidate in one.candidates
+                {
+                    "passage": text,
+                    "shown": candidate.shown,
+                    "score": candidate.score,
+                    "jaccard": candidate.jaccard,
+                    "verdict": candidate.decision.name.lower(),
+                    "chosen": candidate.chosen,
+                }
+                for text, candidate in example.candidates
             ]
-            print_json(asdict(one) | {"candidates": candidates})
+            print_json(asdict(example) | {"candidates": candidates})
             continue
-        typer.echo(f"{one.question}\npositive, score {one.score:.3f}: {one.positive[:200]}")
+        typer.echo(f"{example.question}\npositive, score {example.score:.3f}: {example.positive[:200]}")
         rows = [
             (
-                candidate.verdict.name.lower().replace("_", " ") + (", chosen" if candidate.chosen else ""),
+                candidate.decision.name.lower().replace("_", " ") + (", chosen" if candidate.chosen else ""),
                 "shown" if candidate.shown else "mined",
                 f"{candidate.score:.3f}",
                 f"{candidate.jaccard:.2f}",
                 text[:200],
             )
-            for text, candidate in one.candidates
+            for text, candidate in example.candidates
         ]
         print_table(("verdict", "from", "score", "Jaccard", "passage"), rows)
 
@@ -69,4 +80,4 @@ def _job(kafka: KafkaSettings, request_id: str) -> TrainingJob:
         job = TrainingJob.model_validate_json(record.value)
         if job.request.request_id == request_id:
             return job
-    raise UserError(f"no training was started for a request {request_id!r}; foldtune status shows what became of it")
+    raise UserError(f"no training was started for a request {request_id!r}; 'foldtune status' shows its state")

@@ -12,7 +12,7 @@ from trainers.data import restore
 from trainers.data.snapshot import Snapshot, read_snapshot
 
 app = typer.Typer(
-    add_completion=False, help="Events from the snapshot of a training, as JSON Lines.", no_args_is_help=True
+    add_completion=False, help="Restore events from the snapshot of a training, as JSON Lines.", no_args_is_help=True
 )
 
 Job = Annotated[str, typer.Argument(help="The training's s3://BUCKET/jobs/…/job.json; it names the snapshot.")]
@@ -20,7 +20,7 @@ Job = Annotated[str, typer.Argument(help="The training's s3://BUCKET/jobs/…/jo
 
 @app.command()
 def documents(job: Job) -> None:
-    """Its documents; pipe them into: foldtune import documents -"""
+    """Print the documents; pipe them into: foldtune import documents -"""
     snapshot = _snapshot(job)
     for event in restore.documents(snapshot.documents, snapshot.manifest.created_at):
         print_event(event)
@@ -28,7 +28,7 @@ def documents(job: Job) -> None:
 
 @app.command()
 def logs(job: Job) -> None:
-    """Its examples, as logs that make the same again; pipe them into: foldtune import logs -"""
+    """Print the examples as logs that yield the same examples; pipe them into: foldtune import logs -"""
     for event in restore.logs(_snapshot(job).examples):
         print_event(event)
 

@@ -1,4 +1,4 @@
-"""From a snapshot's rows to questions, passages and examples, and which of them are held out."""
+"""Questions, passages and examples of a snapshot without duplicates, and their split."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -11,78 +11,78 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from foldtune.snapshot_schema import Label
-from trainers.data.words import WordSets, normalized, squeezed
+from trainers.data.near_duplicates import WordSets, normalize_passage, normalize_question
 from trainers.errors import TooLittleDataError
 from trainers.model.encoder import passage_text
+from trainers.model.tokens import Indices
 
-Indices = npt.NDArray[np.int64]
-
-# Questions at least so similar (Jaccard of their words) are one group, and a group is never on both sides of the split.
-NEAR_QUESTION = 0.8
+# Questions with at least this Jaccard similarity are one group, and a group is never on both sides of the split.
+NEAR_DUPLICATE_JACCARD = 0.8
 HELD_OUT_SHARE = 0.12
-# A question's nDCG changes by about ±0.2 in a training: under 250 questions a mean gain of 0.02 cannot be told from
-# chance; over 2,000 more tell nothing new.
+# A training changes a question's nDCG by about ±0.2: below 250 questions a mean gain of 0.02 is not significant, and
+# above 2,000 more of them add no information.
 HELD_OUT_FLOOR, HELD_OUT_CEILING = 250, 2_000
 # The floors must not starve the training of a small set.
 HELD_OUT_MAX_SHARE = 0.25
-# Which epoch and which mixture of weights is kept is chosen on questions that are neither trained on nor reported on.
+# The epoch and the weight interpolation are chosen on questions that are neither trained on nor reported on.
 VALIDATION_SHARE = 0.1
 VALIDATION_FLOOR, VALIDATION_CEILING = 20, 500
-# So few questions are all needed for training.
+# With fewer questions to train on, none is spared for validation.
 MIN_TRAINED = 100
-# An agent can only cite what the model in service has found, so its citations favour that model: where people have
-# judged so many questions, only those are held out.
+# An agent can only cite what the model in service retrieved, so citations favour that model. With at least this many
+# questions judged by people, only those are held out.
 MIN_JUDGED = 200
-_JUDGED = {Label.CORRECTED, Label.LIKED}
+_JUDGED_LABELS = {Label.CORRECTED, Label.LIKED}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Questions and passages are distinct texts, named by their index; an example is a row of the arrays.
-
-    ``passages`` begins with the snapshot's ``documents`` documents; up to ``searchable`` follow positives whose text
-    only a log carried, then the negatives of that kind. ``folders`` are those in which each question was asked.
-    ``judged`` says whether a person stands behind an example, by a like or a correction. ``known_positives`` are all
-    pairs (question, passage) that some log calls positive, as sorted codes (``codes``). ``copies`` counts the documents
-    and the impressions that had the text of another one, and are one passage with it.
-    """
+    """Distinct questions and passages, referenced by index; the arrays ``[examples]`` have an example per row."""
 
     questions: tuple[str, ...]
+    # Near-duplicate group of each question, [questions].
     groups: Indices
+    # First the snapshot's ``documents``, then positives of which only a log has the text, up to ``searchable``; then
+    # negatives of the same kind.
     passages: tuple[str, ...]
     documents: int
     searchable: int
+    # Question and positive passage of each example, [examples].
     question: Indices
     positive: Indices
+    # Label weight of each example, in (0, 1], [examples].
     strength: npt.NDArray[np.float32]
+    # Whether a person liked or corrected the answer, [examples].
     judged: npt.NDArray[np.bool_]
+    # Negatives in the logs of each question: passages shown and not cited, or cited in a disliked answer.
     impressions: tuple[tuple[int, ...], ...]
+    # All pairs of question and passage that some log calls positive, as sorted ``question · len(passages) + passage``.
     known_positives: Indices
+    # Folders in which each question was asked.
     folders: tuple[tuple[str, ...], ...] = ()
+    # Rows that made no example of their own, by reason.
     left_out: dict[str, int] = field(default_factory=dict)
+    # Documents and impressions that were merged with another one of the same text.
     copies: dict[str, int] = field(default_factory=dict)
 
-    def codes(self, questions: Indices, passages: Indices) -> Indices:
-        """Pairs of indices as one number each."""
-        return questions * len(self.passages) + passages
-
     def known_pairs(self) -> tuple[Indices, Indices]:
-        """The questions and the passages of ``known_positives``, side by side."""
+        """The questions and the passages of ``known_positives``, both ``[pairs]``."""
         return np.divmod(self.known_positives, len(self.passages))
 
     def is_known_positive(self, questions: Indices, passages: Indices) -> npt.NDArray[np.bool_]:
-        """Whether some log calls each passage right for each question (arrays are broadcast); false for index -1."""
-        codes = np.where(passages >= 0, self.codes(questions, passages), -1)
-        where = np.searchsorted(self.known_positives, codes)
-        found = self.known_positives[np.minimum(where, len(self.known_positives) - 1)] == codes
-        return np.asarray(found & (codes >= 0))
+        """Whether some log calls the passage positive for the question (arrays are broadcast); false for passage -1."""
+        pairs = np.where(passages >= 0, questions * len(self.passages) + passages, -1)
+        positions = np.searchsorted(self.known_positives, pairs)
+        known = self.known_positives[np.minimum(positions, len(self.known_positives) - 1)] == pairs
+        return np.asarray(known & (pairs >= 0))
 
 
 @dataclass(frozen=True)
 class Split:
-    """``train`` are rows of the examples, ``validation`` and ``held_out`` are questions; no two share a group.
+    """``train`` are example rows, ``validation`` and ``held_out`` are questions; no group is in two of them.
 
-    ``validation`` is empty where there is too little to train on; ``judged``: the last two are of judged questions.
+    ``validation`` is empty if there is too little to train on. ``judged``: validation and held-out questions all have
+    a label by a person.
     """
 
     train: Indices
@@ -91,42 +91,42 @@ class Split:
     judged: bool
 
 
-class _Passages:
-    """Distinct texts in the order of their arrival, and which of them a (folder, document) has.
+class _PassageIndex:
+    """Distinct texts in order of insertion, and the text of each (folder, document).
 
-    Copies that differ in case, white space or form of their characters only are one text: as two, one would be a
-    negative where the other is right.
+    Texts that are equal after ``normalize_passage`` are one passage: as two, one would be a negative of a question to
+    which the other is the positive.
     """
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self._indices: dict[str, int] = {}
-        self._named: dict[tuple[str, str], int] = {}
+        self._by_text: dict[str, int] = {}
+        self._by_document: dict[tuple[str, str], int] = {}
 
     def add(self, folder_id: str, document_id: str, text: str) -> int:
-        index = self._indices.setdefault(squeezed(text), len(self.texts))
+        index = self._by_text.setdefault(normalize_passage(text), len(self.texts))
         if index == len(self.texts):
             self.texts.append(text)
-        return self._named.setdefault((folder_id, document_id), index)
+        return self._by_document.setdefault((folder_id, document_id), index)
 
     def find(self, passage: dict[str, Any]) -> int | None:
-        """The snapshot's document has the last word on its text; what is not in it may be carried by the log."""
-        index = self._named.get((passage["folder_id"], passage["document_id"]))
+        """The passage's index; its text is the snapshot's document or, if that is missing, the log's copy."""
+        index = self._by_document.get((passage["folder_id"], passage["document_id"]))
         if index is None and passage["text"]:
             index = self.add(passage["folder_id"], passage["document_id"], passage["text"])
         return index
 
 
 def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
-    """The dataset of a snapshot's tables.
+    """Deduplicate a snapshot's tables.
 
-    Repeated pairs of question and positive are one example, with the greatest strength. A positive whose text is known
-    neither from a document nor from a log leaves its example out, and is counted.
+    Repeated pairs of question and positive are one example, with the greatest strength. Examples without a positive, or
+    whose positive has no text in a document or a log, are left out and counted.
 
     Raises:
-        TooLittleDataError: no document or no example is left.
+        TooLittleDataError: fewer than two documents, or no example.
     """
-    passages = _Passages()
+    passages = _PassageIndex()
     for row in documents.to_pylist():
         passages.add(row["folder_id"], row["document_id"], passage_text(row["title"], row["text"]))
     document_count = len(passages.texts)
@@ -137,11 +137,11 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
     left_out: Counter[str] = Counter()
     folders: dict[int, dict[str, None]] = defaultdict(dict)
     impressions: dict[int, dict[int, None]] = defaultdict(dict)
-    carried: list[tuple[int, list[dict[str, Any]]]] = []
+    shown: list[tuple[int, list[dict[str, Any]]]] = []
     for row in examples.to_pylist():
-        question, _ = questions.setdefault(normalized(row["question"]), (len(questions), row["question"]))
+        question, _ = questions.setdefault(normalize_question(row["question"]), (len(questions), row["question"]))
         folders[question][row["folder_id"]] = None
-        carried.append((question, row["negatives"]))
+        shown.append((question, row["negatives"]))
         if row["positive"] is None:
             left_out["disliked_without_positive"] += 1
             continue
@@ -151,30 +151,34 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
             continue
         left_out["repeated_pair"] += (question, positive) in pairs
         pairs[question, positive] = max(row["strength"], pairs.get((question, positive), 0.0))
-        judged[question, positive] |= row["label"] in _JUDGED
+        judged[question, positive] |= row["label"] in _JUDGED_LABELS
     searchable = len(passages.texts)
     if document_count < 2 or not pairs:
         raise TooLittleDataError(
-            f"{document_count} distinct documents (2 are needed), {len(pairs)} examples with a known positive (1 is)"
+            f"{document_count} distinct documents, at least 2 are required; "
+            f"{len(pairs)} examples with a known positive, at least 1 is required"
         )
-    for question, negatives in carried:
-        shown = {(one["folder_id"], one["document_id"]): passages.find(one) for one in negatives}
-        found = {passage: None for passage in shown.values() if passage is not None}
-        copies["impressions"] += sum(passage is not None for passage in shown.values()) - len(found)
-        impressions[question].update(found)
-    keys = np.array(list(pairs), dtype=np.int64)
+    for question, negatives in shown:
+        by_document = {
+            (negative["folder_id"], negative["document_id"]): passages.find(negative) for negative in negatives
+        }
+        with_text = [passage for passage in by_document.values() if passage is not None]
+        distinct = dict.fromkeys(with_text)
+        copies["impressions"] += len(with_text) - len(distinct)
+        impressions[question].update(distinct)
+    pair_array = np.array(list(pairs), dtype=np.int64)
     return Dataset(
         questions=tuple(text for _, text in questions.values()),
-        groups=WordSets.of(list(questions)).near_duplicates(NEAR_QUESTION),
+        groups=WordSets.of(list(questions)).near_duplicates(NEAR_DUPLICATE_JACCARD),
         passages=tuple(passages.texts),
         documents=document_count,
         searchable=searchable,
-        question=keys[:, 0],
-        positive=keys[:, 1],
+        question=pair_array[:, 0],
+        positive=pair_array[:, 1],
         strength=np.array(list(pairs.values()), dtype=np.float32),
         judged=np.array(list(judged.values()), dtype=np.bool_),
         impressions=tuple(tuple(impressions[index]) for index in range(len(questions))),
-        known_positives=np.sort(keys[:, 0] * len(passages.texts) + keys[:, 1]),
+        known_positives=np.sort(pair_array[:, 0] * len(passages.texts) + pair_array[:, 1]),
         folders=tuple(tuple(folders[index]) for index in range(len(questions))),
         left_out=dict(+left_out),
         copies=dict(copies),
@@ -182,59 +186,62 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
 
 
 def split(dataset: Dataset, seed: int) -> Split:
-    """Hold out whole groups of questions, in the order of a hash of ``seed`` and the group's text, the first ones to
-    report on and the next ones for validation.
+    """Hold out whole groups of questions, ordered by a hash of ``seed`` and their text: the first ones for the report,
+    the next ones for validation.
 
-    The order does not depend on what else is in the snapshot: a question held out once stays held out in the next
-    snapshot of about the same size, so a later model is not measured on what an earlier one was trained on.
+    The order does not depend on the rest of the snapshot: a held-out question stays held out in the next snapshot of
+    about the same size, so a later model is not evaluated on what an earlier one was trained on.
 
     Raises:
-        TooLittleDataError: there are fewer than two groups, or none that is small enough to be held out.
+        TooLittleDataError: fewer than two groups, or none small enough to be held out.
     """
     answered, judged = np.unique(dataset.question), np.unique(dataset.question[dataset.judged])
-    enough = len(judged) >= MIN_JUDGED
-    candidates = judged if enough else answered
+    judged_only = len(judged) >= MIN_JUDGED
+    candidates = judged if judged_only else answered
     groups = len(np.unique(dataset.groups[candidates]))
     if groups < 2:
-        raise TooLittleDataError(f"{len(answered)} distinct questions in {groups} group; two groups are needed")
-    held = _drawn(dataset, candidates, _held_out_count(len(candidates)), seed)
-    if not len(held):
         raise TooLittleDataError(
-            f"{len(candidates)} distinct questions in {groups} groups of alike ones, each with more than "
-            f"{HELD_OUT_MAX_SHARE:.0%} of them; nothing can be held out"
+            f"{len(answered)} distinct questions in {groups} group; at least two groups are required"
         )
-    left = candidates[~np.isin(dataset.groups[candidates], dataset.groups[held])]
-    trained = answered[~np.isin(dataset.groups[answered], dataset.groups[held])]
+    held_out = _draw_groups(dataset, candidates, _held_out_count(len(candidates)), seed)
+    if not len(held_out):
+        raise TooLittleDataError(
+            f"{len(candidates)} distinct questions in {groups} groups of near-duplicates, each with more than "
+            f"{HELD_OUT_MAX_SHARE:.0%} of them; none can be held out"
+        )
+    held_out_groups = dataset.groups[held_out]
+    trainable = answered[~np.isin(dataset.groups[answered], held_out_groups)]
     validation = np.empty(0, dtype=np.int64)
-    if len(trained) >= MIN_TRAINED:
-        wanted = min(VALIDATION_CEILING, max(VALIDATION_FLOOR, round(VALIDATION_SHARE * len(trained))))
-        validation = _drawn(dataset, left, wanted, seed)
+    if len(trainable) >= MIN_TRAINED:
+        count = min(VALIDATION_CEILING, max(VALIDATION_FLOOR, round(VALIDATION_SHARE * len(trainable))))
+        remaining = candidates[~np.isin(dataset.groups[candidates], held_out_groups)]
+        validation = _draw_groups(dataset, remaining, count, seed)
     if len(validation) < VALIDATION_FLOOR:
         validation = validation[:0]
-    kept_back = dataset.groups[np.concatenate([held, validation])]
-    rows = np.flatnonzero(~np.isin(dataset.groups[dataset.question], kept_back))
-    return Split(train=rows, validation=validation, held_out=held, judged=enough)
+    reserved_groups = dataset.groups[np.concatenate([held_out, validation])]
+    train = np.flatnonzero(~np.isin(dataset.groups[dataset.question], reserved_groups))
+    return Split(train=train, validation=validation, held_out=held_out, judged=judged_only)
 
 
-def _drawn(dataset: Dataset, candidates: Indices, wanted: int, seed: int) -> Indices:
-    """Whole groups of ``candidates``, until there are ``wanted`` questions."""
+def _draw_groups(dataset: Dataset, candidates: Indices, count: int, seed: int) -> Indices:
+    """Whole groups of ``candidates``, until there are ``count`` questions."""
     members: dict[int, list[int]] = defaultdict(list)
     for question in candidates:
         members[int(dataset.groups[question])].append(int(question))
     drawn: list[int] = []
-    for group in sorted(members.values(), key=lambda group: _rank(seed, (dataset.questions[one] for one in group))):
-        if len(drawn) >= wanted:
+    for group in sorted(members.values(), key=lambda group: _hash(seed, (dataset.questions[index] for index in group))):
+        if len(drawn) >= count:
             break
-        # One huge group of alike questions would fill the set with itself.
+        # One huge group of near-duplicates would be most of the set.
         if len(drawn) + len(group) <= max(1, HELD_OUT_MAX_SHARE * len(candidates)):
             drawn += group
     return np.array(sorted(drawn), dtype=np.int64)
 
 
 def _held_out_count(questions: int) -> int:
-    wanted = max(HELD_OUT_FLOOR, min(HELD_OUT_CEILING, round(HELD_OUT_SHARE * questions)))
-    return max(1, min(wanted, int(HELD_OUT_MAX_SHARE * questions)))
+    count = max(HELD_OUT_FLOOR, min(HELD_OUT_CEILING, round(HELD_OUT_SHARE * questions)))
+    return max(1, min(count, int(HELD_OUT_MAX_SHARE * questions)))
 
 
-def _rank(seed: int, texts: Iterable[str]) -> bytes:
-    return min(hashlib.sha256(f"{seed}\0{normalized(text)}".encode()).digest() for text in texts)
+def _hash(seed: int, texts: Iterable[str]) -> bytes:
+    return min(hashlib.sha256(f"{seed}\0{normalize_question(text)}".encode()).digest() for text in texts)

@@ -1,7 +1,7 @@
-"""Events from a snapshot, for the day when the topics that it was made of are lost.
+"""Disaster recovery: events from a snapshot, after the topics that it was exported from are lost.
 
-A snapshot holds what training needs. What it does not: answers, who asked, logs that nobody judged or cited, and every
-passage's score. Erasures by user therefore do not find what was restored.
+A snapshot has only what training needs: no answers, no user ids, no passage scores, and no logs without a label.
+Erasures by user therefore do not reach restored logs.
 """
 
 from collections.abc import Iterator
@@ -15,27 +15,27 @@ from foldtune.snapshot_schema import Label
 
 
 def documents(table: pa.Table, at: datetime) -> Iterator[DocumentUpserted]:
-    """The documents of a snapshot (``snapshot_format.DOCUMENTS``), as of the snapshot's time."""
+    """Events for a table with the schema ``DOCUMENTS``; they occurred ``at`` the snapshot's time."""
     for row in table.to_pylist():
         yield DocumentUpserted(occurred_at=at, **row)
 
 
 def logs(table: pa.Table) -> Iterator[ChatLog]:
-    """The examples of a snapshot (``snapshot_format.EXAMPLES``), as logs that make the same examples again."""
+    """Logs for a table with the schema ``EXAMPLES``; an export makes the same examples of them."""
     for row in table.to_pylist():
         yield _log(row)
 
 
 def _log(row: dict[str, Any]) -> ChatLog:
     label = Label(row["label"])
-    named = [row["positive"], *row["negatives"]] if row["positive"] else row["negatives"]
+    passages = [row["positive"], *row["negatives"]] if row["positive"] else row["negatives"]
     positive = row["positive"]["document_id"] if row["positive"] else None
     cited = {
         Label.CORRECTED: (),
         Label.LIKED: (positive,),
         Label.CITED: (positive,),
         Label.RETRIEVED: (),
-        Label.DISLIKED: tuple(passage["document_id"] for passage in named),
+        Label.DISLIKED: tuple(passage["document_id"] for passage in passages),
     }[label]
     verdict = {
         Label.CORRECTED: lambda: Verdict(correct_document_id=positive),
@@ -49,8 +49,8 @@ def _log(row: dict[str, Any]) -> ChatLog:
         conversation_id=row["conversation_id"],
         question=row["question"],
         folder_id=row["folder_id"],
-        # A score lets through what was once let through by its own.
-        retrieved=tuple(RetrievedPassage(**passage, rank=rank, score=1.0) for rank, passage in enumerate(named, 1)),
+        # Replaces the lost score, which was at least retrieved_min_score.
+        retrieved=tuple(RetrievedPassage(**passage, rank=rank, score=1.0) for rank, passage in enumerate(passages, 1)),
         cited_document_ids=cited,
         feedback=verdict() if verdict else None,
     )

@@ -10,8 +10,8 @@ from transformers import AutoModel
 from trainers.engine import memory, ranks
 from trainers.engine.prefix_cache import PrefixCache
 from trainers.model.encoder import Encoder, default_device
-from trainers.model.split_model import freeze, halves
-from trainers.model.tokens import Tokens, by_length
+from trainers.model.split_model import freeze, split_model
+from trainers.model.tokens import Tokens, length_sorted_batches
 
 Indices = npt.NDArray[np.int64]
 
@@ -49,13 +49,13 @@ class Embedder:
         )
         ranks.copy_from_first(encoder.model.state_dict().values())
         self._encoder, self._tokens = encoder, tokens
-        self._halves = halves(encoder.model, trainable_layers) if cached else None
+        self._halves = split_model(encoder.model, trainable_layers) if cached else None
         self._cache = (
             PrefixCache.that_fits(encoder, self._halves.prefix, tokens, spill_folder) if self._halves else None
         )
         layers = encoder.model.config.num_hidden_layers if isinstance(trainable_layers, str) else trainable_layers
         # On a CPU, attention in its parts keeps about what bfloat16 saves.
-        width = encoder.arithmetic.itemsize if encoder.device.type == "cuda" else 4
+        width = encoder.compute_dtype.itemsize if encoder.device.type == "cuda" else 4
         self._token_bytes = layers * _KEPT_PER_LAYER * encoder.dimension * width
         self._graph_budget = graph_budget
         # The texts of the last ``embed``, in parts: their places in it, their indices, and their graph if it was kept.
@@ -91,7 +91,7 @@ class Embedder:
         at_once = min(self._encoder.batch_tokens, fitting) if gradient else self._encoder.batch_tokens
         found = torch.zeros((len(texts), self._encoder.dimension), device=self._encoder.device)
         self._parts = []
-        for part in by_length(lengths, at_once):
+        for part in length_sorted_batches(lengths, at_once):
             places = torch.from_numpy(own[part]).to(found.device)
             with torch.set_grad_enabled(fits):
                 embeddings = self._embed(texts[own[part]])

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainers.engine import memory
 from trainers.model.encoder import Encoder
-from trainers.model.tokens import Tokens, by_length, padding
+from trainers.model.tokens import Tokens, length_sorted_batches, padded_positions
 
 log = structlog.get_logger()
 
@@ -45,7 +45,7 @@ class PrefixCache:
         self._encoder, self._prefix, self._tokens = encoder, prefix, tokens
         # One row more, of zeros, for padding: what is not written yet may hold NaN, which no attention mask hides.
         shape = (len(tokens.ids) + 1, encoder.dimension)
-        dtype = encoder.arithmetic
+        dtype = encoder.compute_dtype
         self.size_bytes = shape[0] * shape[1] * dtype.itemsize
         budget = int(memory.available() * MEMORY_SHARE) if memory_budget is None else memory_budget
         on_device = self.size_bytes <= (_device_budget(encoder.device) if device_budget is None else device_budget)
@@ -77,7 +77,7 @@ class PrefixCache:
     def states(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """States ``[n, longest, d]`` and mask ``[n, longest]`` of the texts."""
         self.fill(indices)
-        where, mask = padding(self._tokens.starts, indices, pad_at=len(self._tokens.ids))
+        where, mask = padded_positions(self._tokens.starts, indices, padding_position=len(self._tokens.ids))
         rows = torch.from_numpy(where.ravel()).to(self._states.device)
         states = self._states.index_select(0, rows).view(*where.shape, -1)
         device = self._encoder.device
@@ -88,10 +88,10 @@ class PrefixCache:
         missing = np.unique(indices[~self._filled[indices]])
         lengths = self._tokens.lengths[missing]
         with torch.no_grad(), self._encoder.autocast():
-            for batch in by_length(lengths, self._encoder.batch_tokens):
+            for batch in length_sorted_batches(lengths, self._encoder.batch_tokens):
                 ids, mask = self._tokens.padded(missing[batch], self._encoder.device)
                 states = self._prefix(input_ids=ids, attention_mask=mask).last_hidden_state
-                where = padding(self._tokens.starts, missing[batch])[0][mask.cpu().numpy().astype(bool)]
+                where = padded_positions(self._tokens.starts, missing[batch])[0][mask.cpu().numpy().astype(bool)]
                 rows = torch.from_numpy(where).to(self._states.device)
                 self._states[rows] = states[mask.bool()].to(self._states)
         self._filled[missing] = True

@@ -80,9 +80,9 @@ class TrainableEncoder:
             parameter.data.copy_(values)
 
     @property
-    def arithmetic(self) -> torch.dtype:
+    def compute_dtype(self) -> torch.dtype:
         """The format that products are computed in."""
-        return self._encoder.arithmetic
+        return self._encoder.compute_dtype
 
     def backward(
         self, questions: Indices, passages: Indices, loss_of: LossOf, scaled: Callable[[torch.Tensor], torch.Tensor]

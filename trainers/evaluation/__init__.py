@@ -1,1 +1,1 @@
-"""Retrieval metrics, the promotion gate, and what a model has forgotten."""
+"""Retrieval metrics, catastrophic forgetting, and the promotion gate."""

@@ -12,8 +12,8 @@ import torch
 
 from foldtune.events import FineTuneRequested, Progress
 from trainers.data.dataset import Dataset
-from trainers.data.negatives import Negatives, NegativeSource
-from trainers.data.words import WordSets
+from trainers.data.near_duplicates import WordSets
+from trainers.data.negatives import Negatives, NegativeSampler
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.loop.checkpoints import Checkpoints, State
 from trainers.loop.loss import contrastive_loss
@@ -139,8 +139,8 @@ class TrainingRun:
     ) -> None:
         self._layers, self._dataset, self._rows, self._request = layers, dataset, rows, request
         self._start, self._validation = start, validation
-        self._source = NegativeSource(dataset, rows, WordSets.of(dataset.passages), request.dataset)
-        self._mines_again = self._source.wants_mining and cheap_to_embed_all(dataset, len(rows), request)
+        self._source = NegativeSampler(dataset, rows, WordSets.of(dataset.passages), request.dataset)
+        self._mines_again = self._source.needs_mining and cheap_to_embed_all(dataset, len(rows), request)
         self._per_epoch = math.ceil(len(rows) / request.training.batch_size)
         self.steps = request.training.epochs * self._per_epoch
         self.record = TrainingRecord(cached=layers.cached)
@@ -148,7 +148,7 @@ class TrainingRun:
             layers.parameters(),
             self.steps,
             LEARNING_RATE if validation else UNVALIDATED_LEARNING_RATE,
-            float16=layers.arithmetic == torch.float16,
+            float16=layers.compute_dtype == torch.float16,
         )
         self.best: list[torch.Tensor] = []
         self._generator = np.random.default_rng(request.seed)
@@ -182,7 +182,7 @@ class TrainingRun:
         chosen = self._source.with_easy(self._hard, self._generator)
         self._negatives, self._order = chosen.passages, self._generator.permutation(len(self._rows))
         self.record.negatives.append(chosen.counts)
-        self.record.mined_epochs += self._mines_again or (epoch == 0 and self._source.wants_mining)
+        self.record.mined_epochs += self._mines_again or (epoch == 0 and self._source.needs_mining)
 
     def _gradients(self, rows: Indices, negatives: Indices) -> tuple[float, float]:
         """Gradients of one batch; its loss, and the mean probability of the positives."""

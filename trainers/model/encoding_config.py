@@ -1,7 +1,8 @@
-"""How a model folder turns token states into one embedding: the configuration files of sentence-transformers.
+"""Prompts, truncation, pooling and normalization of a model: the configuration files of sentence-transformers.
 
-Read: ``modules.json``, ``N_Pooling/config.json``, ``sentence_bert_config.json``, ``config_sentence_transformers.json``.
-A folder without ``modules.json`` is a plain transformer: mean over its tokens, then unit length.
+These are ``modules.json``, ``N_Pooling/config.json``, ``sentence_bert_config.json`` and
+``config_sentence_transformers.json``. A folder without ``modules.json`` is a plain transformer: mean pooling, then
+normalization.
 """
 
 import json
@@ -12,20 +13,20 @@ from typing import Any, Literal, cast
 from trainers.errors import BadModelError
 
 Pooling = Literal["mean", "cls", "lasttoken"]
-Kind = Literal["query", "passage"]
+TextKind = Literal["query", "passage"]
 
 _LEGACY_POOLING: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# sentence-transformers looks for the prompt of a document under these names, in this order.
+# The names under which sentence-transformers looks up the prompt of a document, in this order.
 _PASSAGE_PROMPTS = ("document", "passage", "corpus")
 
 
 @dataclass(frozen=True)
 class EncodingConfig:
-    """What follows the transformer, and what goes before it."""
+    """What happens to a text before the transformer and to the hidden states after it."""
 
     pooling: Pooling = "mean"
     normalize: bool = True
@@ -34,27 +35,29 @@ class EncodingConfig:
     query_prompt: str = ""
     passage_prompt: str = ""
 
-    def prompt(self, kind: Kind) -> str:
-        """What is put before a text of this kind."""
+    def prompt(self, kind: TextKind) -> str:
+        """The prefix of a text of this kind."""
         return self.query_prompt if kind == "query" else self.passage_prompt
 
 
 def read_encoding_config(folder: Path) -> EncodingConfig:
-    """The encoding_config of a model folder.
+    """Read the encoding configuration of a model folder.
 
     Raises:
-        BadModelError: a module or a way of pooling that is not known here is part of it; it is named.
+        BadModelError: malformed JSON, or a module or pooling mode that is not supported.
     """
     if not (folder / "modules.json").exists():
         return EncodingConfig()
-    modules = {_class_name(module): folder / module.get("path", "") for module in _json(folder / "modules.json")}
+    modules = {_class_name(module): folder / module.get("path", "") for module in _read_json(folder / "modules.json")}
     unknown = sorted(set(modules) - {"Transformer", "Pooling", "Normalize"})
     if unknown or "Pooling" not in modules:
-        raise BadModelError(f"modules.json: Transformer, Pooling and Normalize are known, found {sorted(modules)}")
-    transformer = _json(folder / "sentence_bert_config.json")
-    query, passage = _prompts(_json(folder / "config_sentence_transformers.json"))
+        raise BadModelError(
+            f"modules.json: Pooling is required, beside Transformer and Normalize, found {sorted(modules)}"
+        )
+    transformer = _read_json(folder / "sentence_bert_config.json")
+    query, passage = _prompts(_read_json(folder / "config_sentence_transformers.json"))
     return EncodingConfig(
-        pooling=_pooling(_json(modules["Pooling"] / "config.json"), prompted=bool(query or passage)),
+        pooling=_pooling(_read_json(modules["Pooling"] / "config.json"), prompted=bool(query or passage)),
         normalize="Normalize" in modules,
         max_tokens=transformer.get("max_seq_length"),
         lower_case=bool(transformer.get("do_lower_case", False)),
@@ -64,7 +67,7 @@ def read_encoding_config(folder: Path) -> EncodingConfig:
 
 
 def write_encoding_config(encoding_config: EncodingConfig, folder: Path, *, dimension: int, max_tokens: int) -> None:
-    """Write the files that ``read_encoding_config`` and every release of sentence-transformers from 2.3 on read."""
+    """Write the files that ``read_encoding_config`` reads, and sentence-transformers since 2.3."""
     classes = ["Transformer", "Pooling", *(["Normalize"] if encoding_config.normalize else [])]
     modules = [
         {
@@ -76,13 +79,13 @@ def write_encoding_config(encoding_config: EncodingConfig, folder: Path, *, dime
         for index, name in enumerate(classes)
     ]
     pooling = {key: mode == encoding_config.pooling for key, mode in _LEGACY_POOLING.items()}
-    _write(folder / "modules.json", modules)
-    _write(folder / "1_Pooling/config.json", {"word_embedding_dimension": dimension, **pooling})
-    _write(
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": dimension, **pooling})
+    _write_json(
         folder / "sentence_bert_config.json",
         {"max_seq_length": max_tokens, "do_lower_case": encoding_config.lower_case},
     )
-    _write(
+    _write_json(
         folder / "config_sentence_transformers.json",
         {
             "prompts": {"query": encoding_config.query_prompt, "document": encoding_config.passage_prompt},
@@ -102,7 +105,7 @@ def _pooling(config: dict[str, Any], *, prompted: bool) -> Pooling:
     if isinstance(mode, list) and len(mode) == 1:
         mode = mode[0]
     if mode not in _LEGACY_POOLING.values():
-        raise BadModelError(f"1_Pooling/config.json: mean, cls or lasttoken is needed, found {mode}")
+        raise BadModelError(f"1_Pooling/config.json: only mean, cls and lasttoken are supported, found {mode}")
     return cast(Pooling, mode)
 
 
@@ -117,7 +120,7 @@ def _class_name(module: dict[str, Any]) -> str:
     return str(module.get("type", "")).rpartition(".")[2]
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     if not path.exists():
         return {}
     try:
@@ -126,6 +129,6 @@ def _json(path: Path) -> Any:
         raise BadModelError(f"{path.name}: {error}") from error
 
 
-def _write(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""Splits a transformer into the layers that stay as they are and those that train.
+"""Splits a transformer into its frozen layers and its trained ones.
 
-Both halves are the library's own model with parts left out, and share its weights: masks, positions and rotations are
-computed by the same code as in the whole.
+Both parts are the library's own model with modules replaced, and share its weights: masks, positions and rotary
+embeddings are computed by the same code as in the whole model.
 """
 
 import copy
@@ -16,14 +16,14 @@ from trainers.errors import KnobError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a family of models keeps its parts, as dotted names, and what is known of its states."""
+    """The module names of a model family, dotted, and whether it can compute in float16."""
 
     layers: str
-    # Left out of the trained half, which is handed states for embeddings; None where such states pass untouched.
+    # Replaced in the trained part, whose input are hidden states; None where the family passes inputs_embeds through.
     embeddings: str | None = None
-    # What follows the last layer, and so is no part of the frozen half.
+    # Follows the last layer, so it is left out of the frozen part.
     final_norm: str | None = None
-    # Whether states stay within float16's range. Decoders' first tokens leave it, and of ModernBERT it is not known.
+    # Hidden states stay within float16's range. Those of decoders' first tokens overflow; ModernBERT was not tested.
     float16: bool = False
 
 
@@ -41,33 +41,35 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True)
 class SplitModel:
-    """``prefix(input_ids, attention_mask)`` makes the states that ``trained(inputs_embeds, attention_mask)`` takes."""
+    """``prefix(input_ids, attention_mask)`` computes the hidden states that are the ``inputs_embeds`` of
+    ``trained(inputs_embeds, attention_mask)``.
+    """
 
     prefix: nn.Module
     trained: nn.Module
 
 
-class _Untouched(nn.Module):
-    """Stands where embeddings were: the states come from the prefix."""
+class _PassThroughEmbeddings(nn.Module):
+    """Replaces the embeddings in the trained part: its input are the prefix's hidden states already."""
 
     def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> torch.Tensor:
         return inputs_embeds
 
 
 def freeze(model: Any, trainable_layers: int | str) -> None:
-    """Let the last ``trainable_layers`` layers and what follows them train, or everything with ``"all"``.
+    """Freeze all but the last ``trainable_layers`` layers and what follows them; nothing with ``"all"``.
 
     Raises:
-        KnobError: there are fewer layers, or the model is of a family whose layers are not known here.
+        KnobError: the model has fewer layers, or they were not found in a model of an unknown family.
     """
     model.requires_grad_(trainable_layers == "all")
     if getattr(model, "pooler", None) is not None:
-        # A head for another task: its output is not used, so there is nothing that it could learn.
+        # A head for another task: its output is not used, so it has no gradient.
         model.pooler.requires_grad_(False)
     if isinstance(trainable_layers, str):
         return
     layout = LAYOUTS.get(model.config.model_type)
-    layers = model.get_submodule(layout.layers) if layout else _longest_list(model)
+    layers = model.get_submodule(layout.layers) if layout else _longest_module_list(model)
     if trainable_layers > len(layers):
         raise KnobError(f"training.trainable_layers is {trainable_layers}, base_model has {len(layers)} layers")
     layers[len(layers) - trainable_layers :].requires_grad_(True)
@@ -75,10 +77,10 @@ def freeze(model: Any, trainable_layers: int | str) -> None:
         model.get_submodule(layout.final_norm).requires_grad_(True)
 
 
-def halves(model: Any, trainable_layers: int | str) -> SplitModel | None:
-    """The frozen and the trained half, or None where nothing is frozen or the family's layout is not known."""
+def split_model(model: Any, trainable_layers: int | str) -> SplitModel | None:
+    """The frozen and the trained part; None if nothing is frozen or the model's layout is unknown."""
     layout = LAYOUTS.get(model.config.model_type)
-    if layout is None or isinstance(trainable_layers, str) or _layers_differ(model):
+    if layout is None or isinstance(trainable_layers, str) or _mixes_attention_types(model):
         return None
     layers = model.get_submodule(layout.layers)
     cut = len(layers) - trainable_layers
@@ -87,30 +89,30 @@ def halves(model: Any, trainable_layers: int | str) -> SplitModel | None:
     if layout.final_norm:
         prefix[layout.final_norm] = nn.Identity()
     if layout.embeddings:
-        trained[layout.embeddings] = _Untouched()
+        trained[layout.embeddings] = _PassThroughEmbeddings()
     if hasattr(model, "pooler"):
         # A head for another task: its output is not used.
         prefix["pooler"] = trained["pooler"] = None
-    return SplitModel(view(model, prefix), view(model, trained))
+    return SplitModel(_with_replaced(model, prefix), _with_replaced(model, trained))
 
 
-def view(model: nn.Module, replaced: dict[str, nn.Module | None]) -> nn.Module:
-    """The model with some of its parts replaced, by dotted name; all other parts are shared with the original."""
+def _with_replaced(model: nn.Module, replacements: dict[str, nn.Module | None]) -> nn.Module:
+    """A shallow copy with some modules replaced, by dotted name; all others are shared with the original."""
     clone = copy.copy(model)
     clone._modules = dict(model._modules)
-    for name, part in replaced.items():
+    for name, module in replacements.items():
         first, _, rest = name.partition(".")
-        clone._modules[first] = view(model.get_submodule(first), {rest: part}) if rest else part
+        clone._modules[first] = _with_replaced(model.get_submodule(first), {rest: module}) if rest else module
     return clone
 
 
-def _layers_differ(model: Any) -> bool:
-    # Qwen3 chooses a layer's mask by its index, which changes when layers are cut away in front of it.
-    kinds = set(getattr(model.config, "layer_types", None) or ())
-    return model.config.model_type == "qwen3" and kinds != {"full_attention"}
+def _mixes_attention_types(model: Any) -> bool:
+    # Qwen3 chooses a layer's mask by its index, which changes when the layers before it are removed.
+    types = set(getattr(model.config, "layer_types", None) or ())
+    return model.config.model_type == "qwen3" and types != {"full_attention"}
 
 
-def _longest_list(model: nn.Module) -> nn.ModuleList:
+def _longest_module_list(model: nn.Module) -> nn.ModuleList:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise KnobError(f"training.trainable_layers: no layers found in {type(model).__name__}; only 'all' is possible")

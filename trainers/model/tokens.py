@@ -1,4 +1,4 @@
-"""Texts as token ids in one flat array, and the plan by which they are put into batches without wasted padding."""
+"""Token ids of many texts in one flat array, and length-sorted batches with little padding."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Tokens:
 
     @classmethod
     def of(cls, rows: list[list[int]]) -> "Tokens":
-        """Lay rows of ids one after the other."""
+        """Concatenate one list of token ids per text."""
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=starts[1:])
         ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(starts[-1]))
@@ -30,28 +30,33 @@ class Tokens:
 
     @property
     def lengths(self) -> Indices:
-        """Tokens of each text."""
+        """Token count of each text ``[n]``."""
         return np.diff(self.starts)
 
     def padded(self, indices: Indices, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and attention mask, both ``[len(indices), longest]``, padded on the right with token 0."""
-        where, mask = padding(self.starts, indices)
-        ids = np.where(mask, self.ids[where], 0).astype(np.int64)
+        positions, mask = padded_positions(self.starts, indices)
+        ids = np.where(mask, self.ids[positions], 0).astype(np.int64)
         return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
 
 
-def padding(starts: Indices, indices: Indices, pad_at: int = 0) -> tuple[Indices, npt.NDArray[np.bool_]]:
-    """Where each position of a padded batch lies in the flat array (padding: ``pad_at``), and which are real."""
+def padded_positions(
+    starts: Indices, indices: Indices, padding_position: int = 0
+) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """Positions in the flat array and mask of the padded batch of the texts ``indices``, both ``[n, longest]``.
+
+    Padding has position ``padding_position`` and mask false.
+    """
     lengths = starts[indices + 1] - starts[indices]
     columns = np.arange(int(lengths.max(initial=0)))
     mask = columns[None, :] < lengths[:, None]
-    return np.where(mask, starts[indices][:, None] + columns[None, :], pad_at), mask
+    return np.where(mask, starts[indices][:, None] + columns[None, :], padding_position), mask
 
 
-def by_length(lengths: Indices, batch_tokens: int) -> Iterator[Indices]:
-    """Batches of indices, longest texts first, each of at most ``batch_tokens`` with its padding (or of one text).
+def length_sorted_batches(lengths: Indices, batch_tokens: int) -> Iterator[Indices]:
+    """Indices in batches of at most ``batch_tokens`` tokens with padding (or of a single longer text).
 
-    Longest first, so that what does not fit into memory fails at the start.
+    Longest texts first, so that running out of memory happens at the start.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0

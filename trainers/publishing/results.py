@@ -6,7 +6,7 @@ from typing import Any
 from foldtune.events import GateVerdict
 from trainers.data.dataset import MIN_TRAINED, Dataset, Split
 from trainers.evaluation.forgetting import Forgetting
-from trainers.evaluation.metrics import Evaluation, by_folder
+from trainers.evaluation.metrics import Evaluation, metrics_by_folder
 from trainers.loop.training import TrainingRecord
 from trainers.loop.validation import WeightInterpolation
 
@@ -41,10 +41,10 @@ class Results:
             "baseline": {"name": self.baseline.name, **self.baseline.evaluation.metrics().model_dump()},
             "after": self.after.metrics().model_dump(),
             "gate": self.verdict.model_dump(),
-            "folders": by_folder(self.dataset, self.parts.held_out, self.baseline.evaluation, self.after),
+            "folders": metrics_by_folder(self.dataset, self.parts.held_out, self.baseline.evaluation, self.after),
             "general": asdict(self.forgetting) | {"ndcg_fall": self.forgetting.fall},
             "validation": self.validation(),
-            "interpolate_weights": asdict(self.merged) if self.merged else None,
+            "merge_back": asdict(self.merged) if self.merged else None,
             "data": {
                 "examples": len(self.dataset.question),
                 "trained_on": len(self.parts.train),

@@ -59,7 +59,7 @@ def test_whatever_the_runtime_raises_is_a_reason(folder: Path, monkeypatch: pyte
         raise FailError("this is an invalid model")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
-    with pytest.raises(OnnxExportError, match="not written as ONNX: this is an invalid model"):
+    with pytest.raises(OnnxExportError, match="ONNX export failed: this is an invalid model"):
         export_onnx(folder)
     assert not list(folder.glob("*.onnx*"))
 

@@ -1,72 +1,125 @@
-"""What the API in a cluster tells of a request."""
+"""The API's aiohttp front."""
 
 import asyncio
+import threading
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from itertools import permutations
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application, Request
 
-from api.server import Api, Statuses
-from foldtune.client.client import FoldtuneClient
-from foldtune.errors import PublishError
+from api.answers import MAX_BODY_BYTES
+from api.server import ApiServer, StatusCache
 from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.settings import Settings
+from foldtune.status_order import StatusRecord
 
 MOMENT = now()
+T = TypeVar("T")
 
 
-def status(state: State, seconds: float) -> FineTuneStatus:
-    return FineTuneStatus(request_id="r-1", model="support", state=state, at=MOMENT + timedelta(seconds=seconds))
+def record(offset: int, state: State) -> StatusRecord:
+    at = MOMENT + timedelta(seconds=offset)
+    status = FineTuneStatus(request_id="r-1", model="support", state=state, at=at)
+    return StatusRecord(partition=0, offset=offset, status=status)
 
 
-def test_statuses_that_are_read_again_take_nothing_back() -> None:
-    """After a start the topic's end is known first, and then all of it is read from its beginning."""
-    statuses = Statuses(Settings())
-    story = [status(state, seconds) for seconds, state in enumerate((State.ACCEPTED, State.RUNNING, State.EVALUATING))]
-    statuses.take(story[-1])
-    for one in story:
-        statuses.take(one)
-        assert statuses.newest("r-1") == story[-1]
-    again = status(State.RUNNING, 3)
-    statuses.take(again)
-    assert statuses.newest("r-1") == again
+@pytest.fixture
+def statuses() -> StatusCache:
+    return StatusCache(Settings())
 
 
-def test_an_end_is_the_last_word_whatever_the_clocks_say() -> None:
-    told = [status(State.ACCEPTED, 0), status(State.CANCELLED, 1), status(State.RUNNING, 2)]
-    for order in permutations(told):
-        statuses = Statuses(Settings())
-        for one in order:
-            statuses.take(one)
-        assert statuses.newest("r-1") == told[1]
+@pytest.fixture
+def published() -> list[FineTuneRequested]:
+    return []
 
 
-class Silent(FoldtuneClient):
-    """Keeps what it is to ask for; while ``broken``, no broker acknowledges it."""
-
-    def __init__(self) -> None:
-        self.asked: list[FineTuneRequested] = []
-        self.broken = True
-
-    def request_fine_tune(self, request: FineTuneRequested) -> None:
-        self.asked.append(request)
-        if self.broken:
-            raise PublishError("fine-tune-requests", "no answer")
+@pytest.fixture
+def server(published: list[FineTuneRequested], statuses: StatusCache) -> ApiServer:
+    return ApiServer(published.append, statuses)
 
 
-def test_what_was_perhaps_taken_can_be_sent_again_under_its_name() -> None:
-    silent = Silent()
+def talk(server: ApiServer, calls: Callable[[TestClient[Request, Application]], Awaitable[T]]) -> T:
+    """What ``calls`` returns, with a client of a running server."""
 
-    async def talk() -> list[tuple[int, Any]]:
-        server = TestServer(Api(silent, Statuses(Settings())).application(), host="127.0.0.1")
-        async with TestClient(server) as caller:
-            first = await caller.post("/requests", json={"model": "support"})
-            answer = await first.json()
-            silent.broken = False
-            again = await caller.post("/requests", json={"model": "support", "request_id": answer["request_id"]})
-            return [(first.status, answer), (again.status, await again.json())]
+    async def run() -> T:
+        async with TestClient(TestServer(server.application(), host="127.0.0.1")) as client:
+            return await calls(client)
 
-    (refused, answer), (taken, _) = asyncio.run(talk())
-    assert (refused, taken) == (503, 202)
-    assert [request.request_id for request in silent.asked] == [answer["request_id"]] * 2
+    return asyncio.run(run())
+
+
+def call(server: ApiServer, method: str, path: str, **options: Any) -> tuple[int, Any]:
+    async def one(client: TestClient[Request, Application]) -> tuple[int, Any]:
+        async with client.request(method, path, **options) as response:
+            assert response.headers["Cache-Control"] == "no-store"
+            return response.status, await response.json()
+
+    return talk(server, one)
+
+
+@pytest.mark.parametrize(("headers", "caller"), [({"X-Forwarded-User": "ada"}, "ada"), ({}, "unknown")])
+def test_the_proxy_names_the_caller(
+    server: ApiServer, published: list[FineTuneRequested], headers: dict[str, str], caller: str
+) -> None:
+    code, content = call(server, "POST", "/requests", json={"model": "support"}, headers=headers)
+    assert code == 202
+    [request] = published
+    assert (request.request_id, request.requested_by) == (content["request_id"], caller)
+
+
+def test_a_status_is_answered(server: ApiServer, statuses: StatusCache) -> None:
+    statuses.add(record(1, State.ACCEPTED))
+    code, content = call(server, "GET", "/requests/r-1")
+    assert (code, content["state"]) == (200, "accepted")
+    assert call(server, "GET", "/requests/r-2")[0] == 404
+    assert call(server, "GET", "/requests/..%2Fx")[0] == 400
+
+
+def test_a_body_over_the_bound_is_refused_in_json(server: ApiServer, published: list[FineTuneRequested]) -> None:
+    code, content = call(server, "POST", "/requests", data=b" " * (MAX_BODY_BYTES + 1))
+    assert (code, content["errors"]) == (413, [f"body: at most {MAX_BODY_BYTES} bytes"])
+    assert not published
+
+
+def test_other_routes_and_methods_are_refused_in_json(server: ApiServer) -> None:
+    assert call(server, "GET", "/models") == (404, {"errors": ["no such route: GET /models"]})
+    assert call(server, "DELETE", "/requests/r-1") == (405, {"errors": ["no such route: DELETE /requests/r-1"]})
+
+
+def test_statuses_are_answered_while_publishing_waits_for_the_brokers(statuses: StatusCache) -> None:
+    waiting = threading.Event()
+    statuses.add(record(1, State.ACCEPTED))
+
+    def publish(_: FineTuneRequested) -> None:
+        assert waiting.wait(20)
+
+    async def calls(client: TestClient[Request, Application]) -> tuple[int, int]:
+        post = asyncio.create_task(client.post("/requests", json={"model": "support"}))
+        try:
+            get = await client.get("/requests/r-1")
+        finally:
+            waiting.set()
+        return get.status, (await post).status
+
+    assert talk(ApiServer(publish, statuses), calls) == (200, 202)
+
+
+def test_statuses_that_are_read_again_after_a_start_change_nothing(statuses: StatusCache) -> None:
+    """At a start the topic is read to its end, and then from its beginning again."""
+    history = [record(offset, state) for offset, state in enumerate((State.ACCEPTED, State.RUNNING, State.EVALUATING))]
+    for old in (*history, *history):
+        statuses.add(old)
+    assert statuses.newest("r-1") == history[-1].status
+    retried = record(3, State.RUNNING)
+    statuses.add(retried)
+    assert statuses.newest("r-1") == retried.status
+
+
+def test_it_is_unhealthy_while_the_topic_is_not_read(server: ApiServer) -> None:
+    async def health(client: TestClient[Request, Application]) -> int:
+        return (await client.get("/health")).status
+
+    assert talk(server, health) == 503

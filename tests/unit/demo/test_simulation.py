@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from demo.corpus import Document, Pair
-from demo.retrieval import DEPTH, nearest, quality, ranks
+from demo.retrieval import mean_metrics, ranks, search
 from demo.simulation import PERIOD, Behaviour, Simulator, describe_labels, labels, split_questions
 from foldtune.events import ChatLog, Feedback
+from trainers.evaluation.metrics import CUTOFF
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 QUESTIONS = 1_200
@@ -33,7 +34,7 @@ def embeddings() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def events(embeddings: tuple[np.ndarray, np.ndarray]) -> list[ChatLog | Feedback]:
-    return Simulator(DOCUMENTS, until=NOW, seed=1).events(PAIRS, *nearest(*embeddings))
+    return Simulator(DOCUMENTS, until=NOW, seed=1).events(PAIRS, *search(*embeddings))
 
 
 def logs_of(events: list[ChatLog | Feedback]) -> list[ChatLog]:
@@ -55,7 +56,7 @@ def test_every_question_is_logged_once_in_the_folder_of_its_citation(events: lis
 
     assert [log.question for log in logs] == [pair.question for pair in PAIRS]
     assert all(log.folder_id == folders[(*log.cited_document_ids, log.retrieved[0].document_id)[0]] for log in logs)
-    assert all([passage.rank for passage in log.retrieved] == list(range(1, DEPTH + 1)) for log in logs)
+    assert all([passage.rank for passage in log.retrieved] == list(range(1, CUTOFF + 1)) for log in logs)
     assert all(NOW - PERIOD <= log.occurred_at <= NOW for log in logs)
     assert len({log.user_id for log in logs}) == 60
     assert len({log.conversation_id for log in logs}) == QUESTIONS / 4
@@ -73,7 +74,7 @@ def test_feedback_is_in_the_log_after_it_or_before_it(events: list[ChatLog | Fee
 
 
 def test_the_same_seed_gives_the_same_events(embeddings: tuple[np.ndarray, np.ndarray]) -> None:
-    retrieved = nearest(*embeddings)
+    retrieved = search(*embeddings)
     first, same, other = (Simulator(DOCUMENTS, until=NOW, seed=seed).events(PAIRS, *retrieved) for seed in (3, 3, 4))
 
     assert first == same
@@ -82,7 +83,7 @@ def test_the_same_seed_gives_the_same_events(embeddings: tuple[np.ndarray, np.nd
 
 def test_without_mistakes_every_label_is_right(embeddings: tuple[np.ndarray, np.ndarray]) -> None:
     perfect = Behaviour(cites_wrong=0, cites_anyway=0, disliked_if_right=0, corrected_if_none=1)
-    events = Simulator(DOCUMENTS, until=NOW, seed=1, behaviour=perfect).events(PAIRS, *nearest(*embeddings))
+    events = Simulator(DOCUMENTS, until=NOW, seed=1, behaviour=perfect).events(PAIRS, *search(*embeddings))
 
     assert labels(events) == {pair.question: pair.document.document_id for pair in PAIRS}
     assert describe_labels(PAIRS, events) == "1,200 questions labelled, 0% of the labels wrong"
@@ -102,15 +103,15 @@ def test_a_held_out_question_is_never_asked() -> None:
 def test_ranks_and_metrics_by_hand() -> None:
     documents = np.eye(12, dtype=np.float32)
     questions = np.zeros((3, 12), dtype=np.float32)
-    questions[0, 0] = 1
+    questions[0, [0, 1]] = [1, 0.5]
     questions[1, [4, 5, 6, 7]] = [0.9, 0.8, 0.7, 0.6]
     questions[2] = np.arange(12, 0, -1) / 30
     found = ranks(questions, documents, np.array([0, 6, 11]))
 
     assert found.tolist() == [1, 3, 12]
-    measured = quality(found).named()
+    measured = mean_metrics(found)
     assert measured["recall@1"] == pytest.approx(1 / 3)
     assert measured["recall@10"] == pytest.approx(2 / 3)
     assert measured["mrr@10"] == pytest.approx((1 + 1 / 3) / 3)
     assert measured["ndcg@10"] == pytest.approx((1 + 1 / 2) / 3)
-    assert nearest(questions, documents, 2)[0].tolist() == [[0, 1], [4, 5], [0, 1]]
+    assert search(questions, documents, 2)[0].tolist() == [[0, 1], [4, 5], [0, 1]]

@@ -1,4 +1,4 @@
-"""What the log looks like where machines read it."""
+"""The log as JSON Lines."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ logging.getLogger("aiokafka").info("chatter")
 """
 
 
-def test_every_line_is_an_object_of_its_own_also_those_of_libraries() -> None:
+def test_every_line_is_a_json_object_also_of_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     ours, library, error, other = [json.loads(line) for line in done.stderr.splitlines()]
     assert (ours["event"], ours["request_id"], ours["folder"], ours["level"]) == ("exported", "r", "../../x", "info")

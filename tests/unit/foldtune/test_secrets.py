@@ -1,4 +1,4 @@
-"""Kafka credentials from Secrets Manager, as the functions read them."""
+"""Kafka credentials from AWS Secrets Manager."""
 
 import json
 import ssl
@@ -39,7 +39,7 @@ def secret(client: Any, content: object, name: str = "kafka") -> str:
 
 
 def certificate(password: str) -> dict[str, str]:
-    """A certificate of one's own making and its key."""
+    """A self-signed certificate and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "client")])
     begin = datetime.now(UTC) - timedelta(days=1)
@@ -58,12 +58,12 @@ def certificate(password: str) -> dict[str, str]:
     }
 
 
-def test_without_secrets_the_settings_are_what_they_are() -> None:
+def test_without_secrets_the_settings_are_unchanged() -> None:
     with kafka_with_secrets(settings := Settings()) as kafka:
         assert kafka == settings.kafka
 
 
-def test_a_name_and_a_password_are_used_and_a_rotation_is_seen(client: Any) -> None:
+def test_username_and_password_are_used_and_a_rotation_is_seen(client: Any) -> None:
     arn = secret(client, {"username": "one", "password": "p1"})
     settings = Settings(
         kafka=KafkaSettings(security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-512", secret_arn=arn)
@@ -78,7 +78,7 @@ def test_a_name_and_a_password_are_used_and_a_rotation_is_seen(client: Any) -> N
     assert (options["sasl_plain_username"], options["sasl_plain_password"]) == ("two", "p2")
 
 
-def test_a_certificate_and_an_authority_are_used_and_leave_no_file_behind(client: Any) -> None:
+def test_certificate_and_ca_are_used_and_their_files_deleted(client: Any) -> None:
     content = certificate("secret")
     settings = Settings(
         kafka=KafkaSettings(
@@ -98,7 +98,7 @@ def test_a_certificate_and_an_authority_are_used_and_leave_no_file_behind(client
     assert authority["subject"] == ((("commonName", "client"),),)
 
 
-def test_a_training_reports_with_what_the_secret_holds(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_reports_with_the_credentials_of_the_secret(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainers import job as trainer
 
     used: list[KafkaSettings] = []
@@ -121,7 +121,7 @@ def test_a_training_reports_with_what_the_secret_holds(client: Any, monkeypatch:
 
 
 @pytest.mark.parametrize("content", ["no JSON: s3cret", {"username": "one", "passwort": "s3cret"}, {}, ["s3cret"]])
-def test_a_secret_of_another_form_is_an_error_that_does_not_tell_it(client: Any, content: object) -> None:
+def test_a_secret_of_another_format_is_an_error_without_its_content(client: Any, content: object) -> None:
     settings = Settings(kafka=KafkaSettings(secret_arn=secret(client, content)))
     with pytest.raises(SecretError) as error, kafka_with_secrets(settings):
         pass

@@ -1,4 +1,4 @@
-"""The compose file is one, and offers the same servers as ``foldtune local``."""
+"""The compose file is valid and runs the same servers as ``foldtune local``."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ from infra.local.options import LocalOptions
 
 COMPOSE = Path(kafka.__file__).parent.parent / "compose.yaml"
 
-# Inside a container the broker has one listener more, for the other containers.
-OWN_WAY = {"listener.security.protocol.map"}
+# In a container the broker has another listener, for the other containers.
+CONTAINER_SETTINGS = {"listener.security.protocol.map"}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def services() -> dict[str, Any]:
     return services
 
 
-def test_the_files_keep_to_the_compose_specification() -> None:
+def test_the_files_are_valid() -> None:
     files = [COMPOSE, COMPOSE.with_name("compose.gpu.yaml")]
     check = Path(sys.executable).parent / "check-jsonschema"
     schema = ["--builtin-schema", "vendor.compose-spec"]
@@ -31,7 +31,9 @@ def test_the_files_keep_to_the_compose_specification() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_what_foldtune_runs_in_has_no_rights_and_names_what_there_is(services: dict[str, Any]) -> None:
+def test_foldtune_s_containers_are_unprivileged_and_refer_to_existing_targets_and_services(
+    services: dict[str, Any],
+) -> None:
     ours = {name: service for name, service in services.items() if "build" in service}
     assert set(ours) == {"worker", "launcher", "api"}
     dockerfile = (COMPOSE.parent / "docker" / "Dockerfile").read_text(encoding="utf-8")
@@ -39,7 +41,7 @@ def test_what_foldtune_runs_in_has_no_rights_and_names_what_there_is(services: d
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        # `compose up` of the servers alone stays what it was.
+        # Not part of a plain `compose up`.
         assert service["profiles"] == ["system"]
         assert f"AS {service['build']['target']}\n" in dockerfile
         assert set(service["depends_on"]) <= set(services)
@@ -47,7 +49,7 @@ def test_what_foldtune_runs_in_has_no_rights_and_names_what_there_is(services: d
 
 def test_the_broker_has_the_same_settings(services: dict[str, Any]) -> None:
     environment = services["kafka"]["environment"]
-    wanted = {name: value for name, value in kafka.SETTINGS.items() if name not in OWN_WAY}
+    wanted = {name: value for name, value in kafka.SETTINGS.items() if name not in CONTAINER_SETTINGS}
     assert {name: environment.get("KAFKA_" + name.upper().replace(".", "_")) for name in wanted} == wanted
     assert environment["KAFKA_NUM_PARTITIONS"] == str(LocalOptions().partitions)
 

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests, rendered by kustomize and held against Kubernetes' own schemas."""
+"""The Kubernetes manifests, rendered by kustomize and validated by Kubernetes' schemas."""
 
 import subprocess
 import sys
@@ -16,8 +16,8 @@ from tests.support import setting_names
 FOLDER = Path(__file__).parents[3] / "infra" / "kubernetes"
 TOOLS = Path(sys.executable).parent
 VERSIONS = ("1.32", "1.34", "1.36")
-# Of KEDA, whose schema is not Kubernetes'.
-FOREIGN = {"ScaledObject"}
+# KEDA's, without a schema here.
+CUSTOM_RESOURCES = {"ScaledObject"}
 
 
 def rendered(name: str) -> dict[tuple[str, str], dict[str, Any]]:
@@ -33,7 +33,7 @@ def objects(request: pytest.FixtureRequest) -> dict[tuple[str, str], dict[str, A
 
 
 def pods(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The pods' specifications and labels, by what makes them."""
+    """The pod templates, by the name of their StatefulSet or Deployment."""
     return {
         name: item["spec"]["template"]
         for (kind, name), item in objects.items()
@@ -42,14 +42,14 @@ def pods(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[str, dict[str, 
 
 
 @pytest.mark.parametrize("of", VERSIONS)
-def test_every_object_is_one_of_kubernetes(objects: dict[tuple[str, str], dict[str, Any]], of: str) -> None:
+def test_every_object_is_valid(objects: dict[tuple[str, str], dict[str, Any]], of: str) -> None:
     for (kind, _), item in objects.items():
-        if kind not in FOREIGN:
+        if kind not in CUSTOM_RESOURCES:
             kubernetes_validate.validate(item, of, strict=True)
         assert kind == "Namespace" or item["metadata"]["namespace"] == "foldtune"
 
 
-def test_what_one_names_another_is(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_references_between_objects_resolve(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     templates = pods(objects)
     assert set(templates) == {"foldtune-worker", "foldtune-api"}
     for name, template in templates.items():
@@ -73,12 +73,12 @@ def test_what_one_names_another_is(objects: dict[tuple[str, str], dict[str, Any]
     assert objects["StatefulSet", "foldtune-worker"]["spec"]["serviceName"] == "foldtune-worker"
 
 
-def test_a_worker_keeps_its_state_and_is_asked_how_it_is(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_a_worker_has_a_volume_and_probes(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     worker = objects["StatefulSet", "foldtune-worker"]["spec"]
     (claim,) = worker["volumeClaimTemplates"]
     (container,) = worker["template"]["spec"]["containers"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    # Where the image's FOLDTUNE_WORKER__DATA_DIR is.
+    # The folder of the image's FOLDTUNE_WORKER__DATA_DIR.
     assert mounts[claim["metadata"]["name"]] == "/var/lib/foldtune"
     assert worker["persistentVolumeClaimRetentionPolicy"]["whenScaled"] == "Delete"
     paths = {when: container[f"{when}Probe"]["httpGet"]["path"] for when in ("startup", "liveness", "readiness")}
@@ -86,11 +86,11 @@ def test_a_worker_keeps_its_state_and_is_asked_how_it_is(objects: dict[tuple[str
     (port,) = container["ports"]
     dockerfile = (FOLDER.parent / "docker" / "Dockerfile").read_text()
     assert f"FOLDTUNE_WORKER__HTTP_PORT={port['containerPort']}" in dockerfile
-    # A worker ends within eight seconds of being told to.
+    # A worker shuts down within 8 s.
     assert worker["template"]["spec"]["terminationGracePeriodSeconds"] > 8
 
 
-def test_nothing_runs_with_rights(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_all_pods_are_unprivileged(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     namespace = objects["Namespace", "foldtune"]["metadata"]["labels"]
     assert namespace["pod-security.kubernetes.io/enforce"] == "restricted"
     for template in pods(objects).values():
@@ -106,7 +106,7 @@ def test_nothing_runs_with_rights(objects: dict[tuple[str, str], dict[str, Any]]
             assert container["resources"]["limits"]["memory"]
 
 
-def test_variables_are_settings_and_secrets_are_not_among_them(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_variables_are_settings_without_secrets(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
     known = setting_names()
     for (kind, _), item in objects.items():
         assert kind != "Secret"
@@ -123,13 +123,13 @@ def test_images_have_this_version(objects: dict[tuple[str, str], dict[str, Any]]
             assert container["image"].endswith(f":{version('foldtune')}")
 
 
-def test_workers_grow_with_their_own_lag_up_to_the_partitions() -> None:
+def test_workers_scale_with_their_lag_up_to_the_number_of_partitions() -> None:
     objects = rendered("prod")
     scaled = objects["ScaledObject", "foldtune-worker"]["spec"]
     target = scaled["scaleTargetRef"]
     worker = objects[target["kind"], target["name"]]
     assert target["apiVersion"] == worker["apiVersion"]
-    # Two sayings of how many there are would contend.
+    # It would contend with the autoscaler.
     assert "replicas" not in worker["spec"]
     (config,) = [item["data"] for (kind, _), item in objects.items() if kind == "ConfigMap"]
     assert str(scaled["maxReplicaCount"]) == config["FOLDTUNE_KAFKA__PARTITIONS"] == str(LocalOptions().partitions)

@@ -43,7 +43,7 @@ def store() -> MemoryObjectStore:
 
 @pytest.fixture
 def make_local(tmp_path: Path, store: MemoryObjectStore) -> MakeLocal:
-    """Makes launchers whose trainer is a Python text, with the job's address as ``sys.argv[1]``."""
+    """Makes launchers whose trainer is a Python program, with the job's URI as ``sys.argv[1]``."""
 
     def make(program: str, *, grace_seconds: float = 10) -> LocalLauncher:
         settings = Settings(trainer=TrainerSettings(work_dir=tmp_path))

@@ -1,7 +1,7 @@
-"""Once per request, whatever is delivered again and whoever dies."""
+"""One run per request, whatever is redelivered and whoever dies: for attached and detached launchers."""
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -10,21 +10,23 @@ from hypothesis import strategies as st
 from foldtune.events import FineTuneStatus, State, TrainingJob, now
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
-from launchers.errors import LaunchError
-from launchers.execution import Execution
-from launchers.fake import FakeLauncher
+from launchers.execution import Execution, Phase
+from launchers.heartbeats import DEAD_SECONDS, HeartbeatOwnership, this_process
+from launchers.job_consumer import InFlightOffsets
 from launchers.ledger import Ledger
-from launchers.offsets import Offsets
-from launchers.ownership import DEAD_SECONDS, this_process
-from launchers.port import Ending, Launcher, Outcome, Run, job_segment
+from launchers.ownership import LEASE, LeaseOwnership
+from launchers.port import Ending, Launcher, LaunchError, Run, RunOutcome, job_segment
+from tests.fakes.launcher import SUCCESS, FakeLauncher
 
-RETRY = Outcome(ending=Ending.FAILED, retryable=True, reasons=("out of luck",), log_uri="s3://memory/a.log")
-REFUSED = Outcome(ending=Ending.FAILED, announced=True)
+from .conftest import MOMENT
+
+RETRY = RunOutcome(ending=Ending.FAILED, retryable=True, reasons=("out of luck",), log_uri="s3://memory/a.log")
+REFUSED = RunOutcome(ending=Ending.FAILED, announced=True)
 FOREIGN = this_process().model_copy(update={"host": "elsewhere"})
 
 
 class Bench:
-    """A store, a clock, and what was published."""
+    """An object store, a clock, and the published statuses."""
 
     def __init__(self, store: ObjectStore, job: TrainingJob) -> None:
         self.store = store
@@ -32,14 +34,26 @@ class Bench:
         self.statuses: list[FineTuneStatus] = []
         self.seconds = 0.0
 
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.store, self.job.request.model, self.job.request.request_id)
+
+    @property
+    def time(self) -> datetime:
+        return MOMENT + timedelta(seconds=self.seconds)
+
     def execution(self, launcher: Launcher, *, max_attempts: int = 2) -> Execution:
+        heartbeats = HeartbeatOwnership(self.ledger, lambda: self.seconds)
+        lease = LeaseOwnership(launcher.submit_timeout, clock=lambda: self.time)
         return Execution(
             self.job,
-            store=self.store,
+            ledger=self.ledger,
+            ownership=lease if launcher.detached else heartbeats,
             launcher=launcher,
-            publish=self.statuses.append,
+            report=self.statuses.append,
             max_attempts=max_attempts,
             clock=lambda: self.seconds,
+            wall_clock=lambda: self.time,
         )
 
     def finish(self, execution: Execution) -> None:
@@ -54,13 +68,19 @@ class Bench:
         return [status.state for status in self.statuses]
 
 
+@pytest.fixture(params=[False, True], ids=["attached", "detached"])
+def detached(request: pytest.FixtureRequest) -> bool:
+    """Whether the runs outlive the launcher."""
+    return bool(request.param)
+
+
 @pytest.fixture
 def bench(store: MemoryObjectStore, job: TrainingJob) -> Bench:
     return Bench(store, job)
 
 
-def test_a_success_is_on_record(bench: Bench, job: TrainingJob) -> None:
-    bench.finish(bench.execution(launcher := FakeLauncher()))
+def test_a_success_is_recorded(bench: Bench, job: TrainingJob, detached: bool) -> None:
+    bench.finish(bench.execution(launcher := FakeLauncher(detached=detached)))
     prefix = f"jobs/{job_segment(job)}/"
     assert TrainingJob.model_validate_json(bench.store.get(f"{prefix}job.json")) == job
     assert json.loads(bench.store.get(f"{prefix}attempt-1.outcome.json"))["ending"] == "succeeded"
@@ -68,14 +88,14 @@ def test_a_success_is_on_record(bench: Bench, job: TrainingJob) -> None:
     assert bench.states == [State.SUBMITTED]
 
 
-def test_delivered_again_after_the_end_nothing_starts(bench: Bench) -> None:
-    launcher = FakeLauncher()
+def test_a_job_redelivered_after_its_end_does_not_start(bench: Bench, detached: bool) -> None:
+    launcher = FakeLauncher(detached=detached)
     bench.finish(bench.execution(launcher))
     bench.finish(bench.execution(launcher))
     assert len(launcher.submitted) == 1
 
 
-def test_delivered_twice_at_once_one_starts(bench: Bench) -> None:
+def test_of_two_concurrent_deliveries_one_starts(bench: Bench) -> None:
     launcher = FakeLauncher(None)
     first, second = bench.execution(launcher), bench.execution(launcher)
     assert not first.advance(may_start=True)
@@ -83,14 +103,14 @@ def test_delivered_twice_at_once_one_starts(bench: Bench) -> None:
         assert not second.advance(may_start=True)
         bench.seconds += 10
     assert second.elsewhere
-    launcher.end(launcher.submitted[0], Outcome(ending=Ending.SUCCEEDED))
+    launcher.end(launcher.submitted[0], RunOutcome(ending=Ending.SUCCEEDED))
     bench.finish(first)
     bench.finish(second)
     assert len(launcher.submitted) == 1
 
 
-def test_retries_until_the_attempts_are_used_up(bench: Bench) -> None:
-    bench.finish(bench.execution(launcher := FakeLauncher(RETRY, RETRY, RETRY)))
+def test_retries_until_the_attempts_are_used_up(bench: Bench, detached: bool) -> None:
+    bench.finish(bench.execution(launcher := FakeLauncher(RETRY, RETRY, RETRY, detached=detached)))
     assert [run.attempt for run in launcher.submitted] == [1, 2]
     assert bench.states == [State.SUBMITTED, State.SUBMITTED, State.FAILED]
     assert bench.statuses[-1].retryable
@@ -98,14 +118,14 @@ def test_retries_until_the_attempts_are_used_up(bench: Bench) -> None:
     assert bench.statuses[-1].log_uri == "s3://memory/a.log"
 
 
-def test_what_the_trainer_refused_is_neither_retried_nor_said_twice(bench: Bench) -> None:
-    bench.finish(bench.execution(launcher := FakeLauncher(REFUSED)))
+def test_a_refusal_of_the_trainer_is_neither_retried_nor_reported_again(bench: Bench, detached: bool) -> None:
+    bench.finish(bench.execution(launcher := FakeLauncher(REFUSED, detached=detached)))
     assert len(launcher.submitted) == 1
     assert bench.states == [State.SUBMITTED]
 
 
-def test_an_interruption_uses_up_no_attempt(bench: Bench) -> None:
-    launcher = FakeLauncher(None, RETRY, None)
+def test_an_interruption_uses_up_no_attempt(bench: Bench, detached: bool) -> None:
+    launcher = FakeLauncher(None, RETRY, None, detached=detached)
     stopped = bench.execution(launcher)
     stopped.advance(may_start=True)
     stopped.interrupt()
@@ -117,19 +137,18 @@ def test_an_interruption_uses_up_no_attempt(bench: Bench) -> None:
     assert [run.attempt for run in launcher.submitted] == [1, 2, 3]
 
 
-def test_a_dead_owner_of_this_machine_is_followed_at_once(bench: Bench, job: TrainingJob) -> None:
+def test_a_dead_owner_on_this_machine_is_replaced_at_once(bench: Bench, job: TrainingJob) -> None:
     dead = this_process().model_copy(update={"process_started": 1.0})
-    Ledger(bench.store, job, dead).claim(1)
+    bench.ledger.claim(1, dead)
     bench.execution(launcher := FakeLauncher(None)).advance(may_start=True)
     assert [run.attempt for run in launcher.submitted] == [2]
 
 
-def test_an_owner_elsewhere_is_followed_only_after_a_long_silence(bench: Bench, job: TrainingJob) -> None:
-    other = Ledger(bench.store, job, FOREIGN)
-    other.claim(1)
+def test_an_owner_elsewhere_is_replaced_after_a_long_silence(bench: Bench, job: TrainingJob) -> None:
+    bench.ledger.claim(1, FOREIGN)
     execution = bench.execution(launcher := FakeLauncher(None))
     for _ in range(20):
-        other._store.put(f"jobs/{job_segment(job)}/attempt-1.heartbeat", str(bench.seconds).encode())
+        bench.store.put(f"jobs/{job_segment(job)}/attempt-1.heartbeat", str(bench.seconds).encode())
         execution.advance(may_start=True)
         bench.seconds += 10
     assert not launcher.submitted
@@ -138,9 +157,9 @@ def test_an_owner_elsewhere_is_followed_only_after_a_long_silence(bench: Bench, 
     assert [run.attempt for run in launcher.submitted] == [2]
 
 
-def test_what_a_function_has_started_is_left_to_it(bench: Bench, job: TrainingJob) -> None:
+def test_an_attached_launcher_ignores_expired_leases(bench: Bench, job: TrainingJob) -> None:
     gone = FOREIGN.model_copy(update={"until": now() - timedelta(days=1)})
-    Ledger(bench.store, job, gone).claim(1)
+    bench.ledger.claim(1, gone)
     execution = bench.execution(launcher := FakeLauncher())
     for _ in range(5):
         assert not execution.advance(may_start=True)
@@ -148,10 +167,10 @@ def test_what_a_function_has_started_is_left_to_it(bench: Bench, job: TrainingJo
     assert not launcher.submitted
 
 
-def test_owners_that_keep_dying_use_the_attempts_up(bench: Bench, job: TrainingJob) -> None:
+def test_owners_that_die_use_up_the_attempts(bench: Bench, job: TrainingJob) -> None:
     dead = this_process().model_copy(update={"process_started": 1.0})
     for number in (1, 2):
-        Ledger(bench.store, job, dead).claim(number)
+        bench.ledger.claim(number, dead)
     bench.finish(bench.execution(launcher := FakeLauncher()))
     assert not launcher.submitted
     assert bench.states == [State.FAILED]
@@ -171,32 +190,32 @@ def test_cancelled_before_and_while_it_runs(bench: Bench) -> None:
     assert bench.states == [State.SUBMITTED]
 
 
-def test_without_a_place_nothing_starts(bench: Bench) -> None:
-    assert not bench.execution(launcher := FakeLauncher()).advance(may_start=False)
+def test_without_a_slot_nothing_starts(bench: Bench, detached: bool) -> None:
+    assert not bench.execution(launcher := FakeLauncher(detached=detached)).advance(may_start=False)
     assert not launcher.submitted
 
 
-def test_a_launch_that_fails_is_an_attempt(bench: Bench) -> None:
+def test_a_failed_launch_counts_as_an_attempt(bench: Bench, detached: bool) -> None:
     class Broken(FakeLauncher):
         def submit(self, run: Run) -> None:
             raise LaunchError(run.name, "no disk")
 
-    bench.finish(bench.execution(Broken()))
+    bench.finish(bench.execution(Broken(detached=detached)))
     assert bench.states[-1] is State.FAILED
     assert "no disk" in bench.statuses[-1].reasons[0]
 
 
 class LosesAnswers(MemoryObjectStore):
-    """Writes, and then says that something was there already, as a retried request does."""
+    """Writes, and then answers that the key exists, as after a retried request."""
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         super().put_if_absent(key, content)
         return False
 
 
-def test_a_claim_whose_answer_was_lost_is_known_again(job: TrainingJob) -> None:
+def test_a_claim_whose_response_was_lost_is_recognized(job: TrainingJob, detached: bool) -> None:
     bench = Bench(LosesAnswers(), job)
-    bench.finish(bench.execution(launcher := FakeLauncher()))
+    bench.finish(bench.execution(launcher := FakeLauncher(detached=detached)))
     assert len(launcher.submitted) == 1
 
 
@@ -208,15 +227,22 @@ class FailsEachWriteOnce(MemoryObjectStore):
         self._failed: set[str] = set()
 
     def put(self, key: str, content: bytes) -> None:
+        self._fail_once(key)
+        super().put(key, content)
+
+    def put_if_absent(self, key: str, content: bytes) -> bool:
+        self._fail_once(key)
+        return super().put_if_absent(key, content)
+
+    def _fail_once(self, key: str) -> None:
         if key not in self._failed:
             self._failed.add(key)
             raise ConnectionError(key)
-        super().put(key, content)
 
 
-def test_any_step_can_be_taken_again(job: TrainingJob) -> None:
+def test_any_step_can_be_retried(job: TrainingJob, detached: bool) -> None:
     bench = Bench(FailsEachWriteOnce(), job)
-    execution = bench.execution(launcher := FakeLauncher())
+    execution = bench.execution(launcher := FakeLauncher(detached=detached))
     failures = 0
     for _ in range(20):
         try:
@@ -225,14 +251,112 @@ def test_any_step_can_be_taken_again(job: TrainingJob) -> None:
         except ConnectionError:
             failures += 1
         bench.seconds += 10
-    assert failures == 2
+    # The job, the claim, the heartbeat of an attached run, the outcome.
+    assert failures == (3 if detached else 4)
     assert len(launcher.submitted) == 1
+
+
+# ── Detached runs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def after_the_lease(bench: Bench) -> None:
+    bench.seconds += LEASE.total_seconds() + 1
+
+
+def test_a_detached_run_outlives_its_launcher(bench: Bench) -> None:
+    launcher = FakeLauncher(None, detached=True)
+    assert not bench.execution(launcher).advance()
+    following = bench.execution(launcher)
+    assert not following.advance()
+    assert following.running
+    launcher.end(launcher.submitted[0], SUCCESS)
+    bench.finish(following)
+    assert len(launcher.submitted) == 1
+    assert bench.states == [State.SUBMITTED, State.RUNNING]
+
+
+def test_a_submission_that_was_not_recorded_is_found_and_not_repeated(bench: Bench) -> None:
+    launcher = FakeLauncher(None, detached=True)
+    bench.execution(launcher).advance()
+    launcher.forget()
+    following = bench.execution(launcher)
+    assert not following.advance()
+    assert following.elsewhere
+    after_the_lease(bench)
+    assert not following.advance()
+    assert following.running
+    assert len(launcher.submitted) == 1
+
+
+def test_a_lease_is_respected_and_then_its_attempt_taken_over(bench: Bench) -> None:
+    launcher = FakeLauncher(detached=True)
+    bench.ledger.claim(1, LeaseOwnership(launcher.submit_timeout, clock=lambda: bench.time).new_owner())
+    execution = bench.execution(launcher)
+    execution.advance()
+    assert (execution.phase, launcher.submitted) == (Phase.ELSEWHERE, [])
+    after_the_lease(bench)
+    execution.advance(may_start=False)
+    assert (execution.phase, launcher.submitted) == (Phase.WAITING, [])
+    bench.finish(execution)
+    assert [run.attempt for run in launcher.submitted] == [1]
+
+
+def test_a_lease_that_ends_before_the_submission_submits_nothing(bench: Bench) -> None:
+    launcher = FakeLauncher(detached=True)
+    execution = bench.execution(launcher)
+
+    def slow_report(status: FineTuneStatus) -> None:
+        bench.statuses.append(status)
+        after_the_lease(bench)
+
+    execution._report = slow_report
+    assert not execution.advance()
+    assert (execution.phase, launcher.submitted) == (Phase.WAITING, [])
+
+
+def test_a_submission_too_old_to_be_found_has_failed(bench: Bench) -> None:
+    launcher = FakeLauncher(detached=True, retries=True)
+    launcher.findable = timedelta(days=6)
+    bench.ledger.claim(1, LeaseOwnership(launcher.submit_timeout, clock=lambda: bench.time).new_owner())
+    bench.seconds += timedelta(days=7).total_seconds()
+    assert bench.execution(launcher).advance()
+    assert not launcher.submitted
+    assert bench.states == [State.FAILED]
+
+
+@pytest.mark.parametrize("detached_service", [False, True])
+def test_of_a_launcher_that_retries_itself_the_ledger_has_one_attempt(bench: Bench, detached_service: bool) -> None:
+    launcher = FakeLauncher(RETRY, detached=detached_service, retries=True)
+    bench.finish(bench.execution(launcher))
+    assert len(launcher.submitted) == 1
+    assert bench.states == [State.SUBMITTED, State.FAILED]
+
+
+def test_a_cancellation_of_a_detached_run_is_on_record_for_whoever_watches_it(bench: Bench) -> None:
+    launcher = FakeLauncher(None, detached=True)
+    watching = bench.execution(launcher)
+    watching.advance()
+    bench.execution(launcher).cancel()
+    bench.finish(watching)
+    bench.finish(bench.execution(launcher))
+    assert len(launcher.submitted) == 1
+    assert bench.states == [State.SUBMITTED, State.CANCELLED, State.CANCELLED]
+
+
+def test_a_detached_launcher_ignores_claims_of_processes(bench: Bench) -> None:
+    bench.ledger.claim(1, this_process())
+    execution = bench.execution(launcher := FakeLauncher(detached=True))
+    for _ in range(5):
+        assert not execution.advance()
+        bench.seconds += DEAD_SECONDS
+    assert execution.phase is Phase.FOREIGN
+    assert not launcher.submitted
 
 
 @given(st.permutations(range(6)))
 def test_offsets_are_committed_without_a_gap(order: list[int]) -> None:
-    offsets = Offsets()
-    assert all(offsets.take(number) for number in range(6))
+    offsets = InFlightOffsets()
+    assert all(offsets.start(number) for number in range(6))
     done: set[int] = set()
     position = 0
     for offset in order:
@@ -245,7 +369,7 @@ def test_offsets_are_committed_without_a_gap(order: list[int]) -> None:
         assert position == expected
 
 
-def test_an_event_delivered_again_is_not_taken_twice() -> None:
-    offsets = Offsets()
-    assert offsets.take(3)
-    assert not offsets.take(3)
+def test_a_redelivered_event_is_in_flight_once() -> None:
+    offsets = InFlightOffsets()
+    assert offsets.start(3)
+    assert not offsets.start(3)

@@ -1,4 +1,4 @@
-"""What every launcher promises, asked of each that ships."""
+"""The contract of the port, checked for every launcher and for the fake of either kind."""
 
 import sys
 import time
@@ -11,23 +11,23 @@ from foldtune.events import TrainingJob
 from foldtune.settings import Settings
 from foldtune.testing import MemoryObjectStore
 from launchers.batch.launcher import BatchLauncher
-from launchers.fake import SUCCESS, FakeLauncher
-from launchers.port import Ending, Launcher, Outcome, Run
+from launchers.port import Ending, Launcher, Run, RunOutcome
 from tests.batch_service import BatchService
+from tests.fakes.launcher import SUCCESS, FakeLauncher
 
 from .conftest import MakeLocal
 
 HANG = "import time; time.sleep(60)"
 PROGRAMS = {
     "success": ("", SUCCESS),
-    "refusal": ("raise SystemExit(64)", Outcome(ending=Ending.FAILED, announced=True)),
-    "retryable": ("raise SystemExit(75)", Outcome(ending=Ending.FAILED, retryable=True)),
+    "refusal": ("raise SystemExit(64)", RunOutcome(ending=Ending.FAILED, announced=True)),
+    "retryable": ("raise SystemExit(75)", RunOutcome(ending=Ending.FAILED, retryable=True)),
     "endless": (HANG, None),
 }
 Make = Callable[[str], Launcher]
 
 
-@pytest.fixture(params=["fake", "local", "batch"])
+@pytest.fixture(params=["fake", "fake-detached", "local", "batch"])
 def make(request: pytest.FixtureRequest, make_local: MakeLocal, store: MemoryObjectStore) -> Iterator[Make]:
     """Makes a launcher whose next run ends in the named way."""
     services: list[BatchService] = []
@@ -38,19 +38,21 @@ def make(request: pytest.FixtureRequest, make_local: MakeLocal, store: MemoryObj
             services.append(BatchService((sys.executable, "-c", program, "Ref::job_uri")))
             client: Any = services[-1]
             return BatchLauncher(Settings(), store, client)
-        return FakeLauncher(outcome) if request.param == "fake" else make_local(program)
+        if request.param == "local":
+            return make_local(program)
+        return FakeLauncher(outcome, detached=request.param == "fake-detached")
 
     yield launcher
     for service in services:
         service.close()
 
 
-def ended(launcher: Launcher, run: Run) -> Outcome:
-    """The outcome of a run, waited for."""
+def ended(launcher: Launcher, run: Run) -> RunOutcome:
+    """Wait for the outcome of a run."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if outcome := launcher.poll(run):
-            return outcome
+        if (status := launcher.poll(run)) and status.outcome:
+            return status.outcome
         time.sleep(0.01)
     raise AssertionError("the run did not end")
 
@@ -74,7 +76,7 @@ def test_a_refused_job_is_not_run_again(make: Make, run: Run) -> None:
     assert (outcome.ending, outcome.final, outcome.announced) == (Ending.FAILED, True, True)
 
 
-def test_a_job_that_asks_for_it_may_be_run_again(make: Make, run: Run) -> None:
+def test_a_job_that_asks_for_a_retry_is_retryable(make: Make, run: Run) -> None:
     launcher = make("retryable")
     launcher.submit(run)
     outcome = ended(launcher, run)
@@ -85,15 +87,38 @@ def test_a_job_that_asks_for_it_may_be_run_again(make: Make, run: Run) -> None:
 def test_a_run_can_be_ended(make: Make, run: Run, how: str, ending: Ending) -> None:
     launcher = make("endless")
     launcher.submit(run)
-    assert launcher.poll(run) is None
+    status = launcher.poll(run)
+    assert status
+    assert status.outcome is None
     getattr(launcher, how)(run)
     assert ended(launcher, run).ending is ending
 
 
-def test_what_has_ended_stays_as_it_is(make: Make, run: Run) -> None:
+def test_an_outcome_does_not_change(make: Make, run: Run) -> None:
     launcher = make("success")
     launcher.submit(run)
     outcome = ended(launcher, run)
     launcher.cancel(run)
     launcher.interrupt(run)
-    assert launcher.poll(run) == outcome
+    status = launcher.poll(run)
+    assert status
+    assert status.outcome == outcome
+
+
+def test_a_run_that_was_not_submitted_has_no_status(make: Make, run: Run) -> None:
+    launcher = make("success")
+    assert launcher.poll(run) is None
+    assert not launcher.find(run)
+
+
+@pytest.mark.parametrize("make", ["fake-detached", "batch"], indirect=True)
+def test_a_detached_run_is_found_when_its_record_was_lost(make: Make, run: Run, store: MemoryObjectStore) -> None:
+    launcher = make("endless")
+    launcher.submit(run)
+    for key in store.list("jobs/"):
+        store.delete(key)
+    if isinstance(launcher, FakeLauncher):
+        launcher.forget()
+    assert launcher.poll(run) is None
+    assert launcher.find(run)
+    assert launcher.poll(run)

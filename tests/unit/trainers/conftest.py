@@ -1,4 +1,4 @@
-"""Small things to train with: a random BERT with the real tokenizer, and a dataset of few words."""
+"""A small random BERT with a real tokenizer, and small datasets."""
 
 import shutil
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def example(
     negatives: tuple[str, ...] = (),
     label: str = "cited",
 ) -> Any:
-    """A row of the examples; ``ID=TEXT`` names a passage whose text the log carried."""
+    """A row of the examples table; ``ID=TEXT`` is a passage whose text the log carried."""
     return {
         "log_id": question,
         "occurred_at": now(),
@@ -60,20 +60,20 @@ def tables() -> Callable[..., Tables]:
 
 @pytest.fixture(autouse=True)
 def no_gpu_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the CPU's sums always run in the same order."""
+    """Only on a CPU are sums always computed in the same order."""
     if request.node.get_closest_marker("gpu") is None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture
 def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float32 throughout, also where the processor has bfloat16: what is equal is equal to the last digits."""
-    use_arithmetic(monkeypatch, torch.float32)
+    """Float32 throughout, even where the CPU has bfloat16, for comparisons to the last digits."""
+    use_compute_dtype(monkeypatch, torch.float32)
 
 
-def use_arithmetic(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """As on a processor that computes in ``dtype``, which may be emulated."""
-    monkeypatch.setattr("trainers.model.encoder.arithmetic", lambda *_: dtype)
+def use_compute_dtype(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """As on hardware that computes in ``dtype``; it may be emulated."""
+    monkeypatch.setattr("trainers.model.encoder.compute_dtype", lambda *_: dtype)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +98,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_dataset(tables: Callable[..., Tables]) -> Dataset:
-    """40 questions, each with its document, and 10 documents that nobody asked for."""
+    """40 questions, each with its document, and 10 distractors."""
     names = [f"{one}{two}" for one in ("red", "blue", "green", "old", "new") for two in "abcdefghij"]
     documents = {name: f"{name} is what {name} does " + "and more " * (index % 7) for index, name in enumerate(names)}
     rows = [example(f"where is {name} {index}", name) for index, name in enumerate(names[:40])]

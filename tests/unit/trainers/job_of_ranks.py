@@ -22,7 +22,7 @@ from foldtune.knobs import TrainingKnobs
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
-from tests.unit.trainers.conftest import make_tables, use_arithmetic
+from tests.unit.trainers.conftest import make_tables, use_compute_dtype
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
 from trainers import job
 from trainers.engine import ranks
@@ -78,7 +78,7 @@ def main(model: Path, output: Path, step: int = 0, layers: int = 2) -> int:
         return store
 
     with pytest.MonkeyPatch.context() as patch:
-        use_arithmetic(patch, torch.float32)
+        use_compute_dtype(patch, torch.float32)
         patch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
         patch.setattr(job, "load_settings", lambda: settings_for(model, output))
         patch.setattr(job, "S3ObjectStore", only_for_the_first)

@@ -11,18 +11,18 @@ import torch
 
 from foldtune.knobs import DatasetKnobs
 from foldtune.testing import MemoryObjectStore
-from tests.unit.trainers.conftest import use_arithmetic
+from tests.unit.trainers.conftest import use_compute_dtype
 from tests.unit.trainers.job_of_ranks import AskedToEnd, job_in, losses, settings_for
 from tests.unit.trainers.loop.test_training import Steps, request
 from trainers.data.dataset import Dataset, split
-from trainers.data.negatives import hardest
+from trainers.data.negatives import nearest_below_margin
 from trainers.engine.prefix_cache import PrefixCache
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.exit_codes import ExitCode
 from trainers.job import run
 from trainers.loop.training import train
 from trainers.model.encoder import Encoder
-from trainers.model.split_model import freeze, halves
+from trainers.model.split_model import freeze, split_model
 from trainers.pipeline import embed, measure
 from trainers.publishing.reporting import RecordingEventSink
 
@@ -51,9 +51,9 @@ def test_losses_are_those_of_the_cpu(
     dtype: torch.dtype,
     options: Any,
 ) -> None:
-    use_arithmetic(monkeypatch, dtype)
+    use_compute_dtype(monkeypatch, dtype)
     found = trained_losses(GPU, tiny_folder, small_dataset, tmp_path, **options)
-    use_arithmetic(monkeypatch, torch.float32)
+    use_compute_dtype(monkeypatch, torch.float32)
     expected = trained_losses("cpu", tiny_folder, small_dataset, tmp_path)
     # bfloat16 has three digits, and similarities are divided by a temperature of 0.05: on a CPU they differ by 0.03.
     assert found == pytest.approx(expected, abs=0.1)
@@ -72,8 +72,8 @@ def test_mining_finds_what_the_cpu_finds() -> None:
         for rows in (50, 3000)
     )
     bound = np.full(50, 0.5, dtype=np.float32)
-    expected = hardest(queries, passages, bound, 20)
-    found = hardest(queries.to(GPU), passages.to(GPU), bound, 20)
+    expected = nearest_below_margin(queries, passages, bound, 20)
+    found = nearest_below_margin(queries.to(GPU), passages.to(GPU), bound, 20)
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[1] == expected[1] > 0
 
@@ -82,7 +82,7 @@ def test_mining_finds_what_the_cpu_finds() -> None:
 def test_a_job_goes_on_where_it_was(
     step: int, dtype: torch.dtype, tiny_folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    use_arithmetic(monkeypatch, dtype)
+    use_compute_dtype(monkeypatch, dtype)
     monkeypatch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
     stores = MemoryObjectStore(), MemoryObjectStore()
     settings = settings_for(tiny_folder, tmp_path)
@@ -101,11 +101,11 @@ def test_states_are_the_same_on_the_gpu_in_memory_and_in_a_file(tiny_folder: Pat
     encoder = Encoder.load(tiny_folder, GPU)
     tokens = encoder.tokenize(["one", "two words", ""])
     freeze(encoder.model, 1)
-    split_model = halves(encoder.model, 1)
-    assert split_model is not None
+    split = split_model(encoder.model, 1)
+    assert split is not None
     found = []
     for budgets in ({}, {"device_budget": 0}, {"device_budget": 0, "memory_budget": 0}):
-        cache = PrefixCache(encoder, split_model.prefix, tokens, tmp_path, **budgets)
+        cache = PrefixCache(encoder, split.prefix, tokens, tmp_path, **budgets)
         assert cache.spilled == ("memory_budget" in budgets)
         found.append(cache.states(np.array([2, 0, 1])))
     for states, mask in found[1:]:

@@ -20,7 +20,7 @@ from foldtune.knobs import TrainingKnobs, WeightKnobs
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
-from tests.unit.trainers.conftest import example, use_arithmetic
+from tests.unit.trainers.conftest import example, use_compute_dtype
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import BadJobError, InfrastructureFailedError
 from trainers.exit_codes import ExitCode
@@ -29,7 +29,7 @@ from trainers.loop import checkpoints
 from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.validation import Validation
 from trainers.model.base_models import packaged_minilm, packaged_minilm_folder
-from trainers.model.encoder import Encoder, arithmetic
+from trainers.model.encoder import Encoder, compute_dtype
 from trainers.model.split_model import freeze
 from trainers.publishing.model_publisher import ArtifactManifest, LatestModel, latest_model
 from trainers.publishing.reporting import RecordingEventSink, Reporter
@@ -228,12 +228,14 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     assert not stores[1].list("checkpoints/"), kept
     metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
     assert metrics[0]["validation"] == metrics[1]["validation"]
-    assert metrics[0]["interpolate_weights"] == metrics[1]["interpolate_weights"]
-    assert (metrics[1]["interpolate_weights"] or {}).get("alpha") == alpha
+    assert metrics[0]["merge_back"] == metrics[1]["interpolate_weights"]
+    assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
 
 
 @pytest.mark.usefixtures("every_step_reported")
-@pytest.mark.skipif(arithmetic(torch.device("cpu"), "bert") != torch.bfloat16, reason="the processor has no bfloat16")
+@pytest.mark.skipif(
+    compute_dtype(torch.device("cpu"), "bert") != torch.bfloat16, reason="the processor has no bfloat16"
+)
 def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
     tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,7 +290,7 @@ def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStor
     code, _ = start(put_job(store, tables(MANY_EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=64, epochs=2)))
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
-    validation, merge = metrics["validation"], metrics["interpolate_weights"]
+    validation, merge = metrics["validation"], metrics["merge_back"]
     assert validation["questions"] == 24
     assert metrics["data"]["trained_on"] == len(MANY_EXAMPLES) - 24 - metrics["data"]["held_out_questions"]
     best = max(validation["ndcg_at_10"])
@@ -307,7 +309,7 @@ def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
     assert "fewer than 100 questions" in metrics["validation"]["off"]
-    assert metrics["interpolate_weights"] is None
+    assert metrics["merge_back"] is None
     assert "the last ones: fewer than 100" in store.get("models/m/000001/README.md").decode()
 
 
@@ -339,7 +341,7 @@ def test_a_changed_snapshot_is_refused(start: Start, store: MemoryObjectStore, t
 def test_one_document_is_refused_with_numbers(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     code, announcer = start(put_job(store, tables([example("q", "a")], {"a": "alone"})))
     assert code == ExitCode.IMPOSSIBLE
-    assert "1 distinct documents (2 are needed)" in failure(announcer)
+    assert "1 distinct documents, at least 2 are required" in failure(announcer)
 
 
 def test_too_many_layers_are_refused_with_the_bound(start: Start, store: MemoryObjectStore, tables: Any) -> None:
@@ -412,7 +414,7 @@ def test_odd_texts_train_and_are_counted(start: Start, store: MemoryObjectStore,
 def test_steps_that_left_float16_are_counted_and_warned_of(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_arithmetic(monkeypatch, torch.float16)
+    use_compute_dtype(monkeypatch, torch.float16)
     monkeypatch.setattr("trainers.loop.optimizer.FIRST_SCALE", 2.0**40)
     code, announcer = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=16)))
     assert code == ExitCode.DONE

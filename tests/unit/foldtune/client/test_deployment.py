@@ -1,4 +1,4 @@
-"""A model arrives whole and verified, or not at all."""
+"""A model is deployed completely and verified, or not at all."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ METRICS = RetrievalMetrics(
 
 
 def publish(store: ObjectStore, version: str, files: dict[str, bytes] = FILES) -> ModelReady:
-    """Put a model on the store as a trainer does."""
+    """Put a model on the store like a trainer."""
     prefix = f"models/support/{version}"
     entries = []
     for path, content in files.items():
@@ -56,7 +56,7 @@ def store() -> MemoryObjectStore:
     return MemoryObjectStore()
 
 
-def test_a_model_is_put_in_place_and_pointed_to(store: MemoryObjectStore, tmp_path: Path) -> None:
+def test_a_model_is_downloaded_and_linked(store: MemoryObjectStore, tmp_path: Path) -> None:
     first, second = publish(store, "v1"), publish(store, "v2", {"model.safetensors": b"better"})
     path = fetch_model(first, store, tmp_path)
     assert path == tmp_path / key_segment("support") / "v1"
@@ -68,42 +68,44 @@ def test_a_model_is_put_in_place_and_pointed_to(store: MemoryObjectStore, tmp_pa
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["current", "v1", "v2"]
 
 
-def test_a_version_that_is_there_is_not_fetched_again(store: MemoryObjectStore, tmp_path: Path) -> None:
+def test_a_downloaded_version_is_not_downloaded_again(store: MemoryObjectStore, tmp_path: Path) -> None:
     ready = publish(store, "v1")
     path = fetch_model(ready, store, tmp_path)
     assert fetch_model(ready, MemoryObjectStore(), tmp_path) == path
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"model.safetensors": b"WEIGHTS"}, "SHA-256"),
         ({"model.safetensors": b"weights and more"}, "bytes"),
         ({"manifest.json": b"{}"}, "manifest.json"),
     ],
 )
-def test_what_was_changed_is_refused(
-    store: MemoryObjectStore, tmp_path: Path, change: dict[str, bytes], said: str
+def test_a_changed_file_is_rejected(
+    store: MemoryObjectStore, tmp_path: Path, change: dict[str, bytes], message: str
 ) -> None:
     ready = publish(store, "v1")
     for name, content in change.items():
         store.put(f"models/support/v1/{name}", content)
-    with pytest.raises(ModelFileError, match=said):
+    with pytest.raises(ModelFileError, match=message):
         fetch_model(ready, store, tmp_path)
     assert list((tmp_path / key_segment("support")).iterdir()) == []
 
 
-def test_a_missing_file_is_refused(store: MemoryObjectStore, tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(store: MemoryObjectStore, tmp_path: Path) -> None:
     ready = publish(store, "v1")
-    del store._objects["models/support/v1/config.json"]
+    store.delete("models/support/v1/config.json")
     with pytest.raises(ModelFileError, match="Object not found"):
         fetch_model(ready, store, tmp_path)
 
 
 @pytest.mark.parametrize("version", ["current", "../v1", "", ".hidden", "a/b"])
-def test_a_version_that_is_no_folder_name_is_refused(store: MemoryObjectStore, tmp_path: Path, version: str) -> None:
+def test_a_version_that_is_not_a_folder_name_is_rejected(
+    store: MemoryObjectStore, tmp_path: Path, version: str
+) -> None:
     ready = publish(store, "v1").model_copy(update={"version": version})
-    with pytest.raises(ModelFileError, match="cannot name a folder"):
+    with pytest.raises(ModelFileError, match="is not a valid folder name"):
         fetch_model(ready, store, tmp_path)
 
 

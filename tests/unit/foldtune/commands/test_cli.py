@@ -1,4 +1,4 @@
-"""The command line without servers: help, mistakes, settings, missing extras."""
+"""The command line without servers: help, errors, settings, missing extras."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from foldtune.cli import COMMANDS, app
 from foldtune.client.client import FoldtuneClient
 from foldtune.commands import output
-from foldtune.commands.errors import EXTRAS, explain
+from foldtune.commands.errors import EXTRAS, user_message
 from foldtune.commands.event_docs import page
 from foldtune.commands.knob_options import KNOBS, knob_sections
 from foldtune.events import FineTuneRequested, FineTuneStatus, Progress, State, now
@@ -42,7 +42,7 @@ def test_every_command_has_help(runner: CliRunner, name: str) -> None:
     assert "Usage" in result.output
 
 
-def test_a_typing_mistake_is_answered_with_a_guess(runner: CliRunner) -> None:
+def test_a_misspelt_command_is_answered_with_a_suggestion(runner: CliRunner) -> None:
     result = runner.invoke(app, ["statu"])
     assert result.exit_code == 2
     assert "Did you mean 'status'?" in result.stderr
@@ -58,7 +58,7 @@ def test_every_knob_is_an_option_with_its_description_and_bounds(runner: CliRunn
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["m", "--easy-negatives", "65"], "'--easy-negatives'"),
         (["m", "--temperature", "0"], "'--temperature'"),
@@ -73,10 +73,10 @@ def test_every_knob_is_an_option_with_its_description_and_bounds(runner: CliRunn
         (["m", "--base-model", "ftp://x"], "base_model.uri"),
     ],
 )
-def test_a_knob_out_of_its_bounds_is_named(runner: CliRunner, options: list[str], said: str) -> None:
+def test_a_knob_out_of_its_bounds_is_named(runner: CliRunner, options: list[str], message: str) -> None:
     result = runner.invoke(app, ["request", *options])
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.output
 
 
@@ -109,44 +109,48 @@ def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("kafka = 1", "foldtune.toml, kafka: "),
         ("[kafka]\npartitions = 0", "foldtune.toml, kafka.partitions: "),
-        ("[kafka]\npartition = 1", "foldtune.toml, kafka.partition: no such name is known"),
+        ("[kafka]\npartition = 1", "foldtune.toml, kafka.partition: unknown setting"),
         ("[kafka", "foldtune.toml"),
     ],
 )
-def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, said: str) -> None:
+def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, message: str) -> None:
     Path("foldtune.toml").write_text(text, encoding="utf-8")
     result = runner.invoke(app, ["config"])
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
-        ("FOLDTUNE_KAFKA__PARTITION", "1", "FOLDTUNE_KAFKA__PARTITION: no such name is known"),
+        ("FOLDTUNE_KAFKA__PARTITION", "1", "FOLDTUNE_KAFKA__PARTITION: unknown setting"),
         ("FOLDTUNE_KAFKA__PARTITIONS", "0", "FOLDTUNE_KAFKA__PARTITIONS: Input should be greater than"),
         ("FOLDTUNE_KAFKA", '{"partitions": 0}', "FOLDTUNE_KAFKA, kafka.partitions: Input should be greater than"),
-        ("FOLDTUNE_KAFKA", "here", '"kafka"'),
+        (
+            "FOLDTUNE_KAFKA",
+            "here",
+            "FOLDTUNE_KAFKA: is a section, as JSON or as one variable per field (FOLDTUNE_KAFKA__BOOT",
+        ),
     ],
 )
 def test_a_bad_variable_is_named_in_one_line(
-    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(name, value)
     result = runner.invoke(app, ["config"])
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("package", "extra"), EXTRAS.items())
 def test_a_missing_extra_is_named(package: str, extra: str) -> None:
-    line = explain(ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.sub"))
+    line = user_message(ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.sub"))
     assert line
     assert f"pip install 'foldtune-server[{extra}]'" in line
 
@@ -160,8 +164,8 @@ def test_without_its_extra_a_command_says_which(runner: CliRunner, monkeypatch: 
     assert "foldtune-server[trainers]" in result.stderr
 
 
-def test_a_defect_is_not_dressed_up() -> None:
-    assert explain(ZeroDivisionError()) is None
+def test_a_defect_gets_its_traceback() -> None:
+    assert user_message(ZeroDivisionError()) is None
 
 
 @pytest.mark.parametrize("command", [["status"], ["request", "m"], ["topics", "create"]])
@@ -185,8 +189,8 @@ def test_without_a_broker_the_setting_and_its_value_are_named(command: list[str]
     assert len(result.stderr.splitlines()) == 1
 
 
-def statuses(*stations: tuple[State, int | None]) -> list[FineTuneStatus]:
-    """Of a request whose trainer has warned."""
+def statuses(*states: tuple[State, int | None]) -> list[FineTuneStatus]:
+    """Statuses of a request with a warning of its trainer."""
     return [
         FineTuneStatus(
             request_id="r",
@@ -196,21 +200,21 @@ def statuses(*stations: tuple[State, int | None]) -> list[FineTuneStatus]:
             warnings=("3 examples left out: disliked_without_positive",) if state is not State.ACCEPTED else (),
             progress=Progress(step=step, steps=9, loss=1.5, examples_per_second=1.0, eta_seconds=2.0) if step else None,
         )
-        for state, step in stations
+        for state, step in states
     ]
 
 
-STATIONS = (
+HISTORY = (
     *((State.ACCEPTED, None), (State.RUNNING, None), (State.RUNNING, 3), (State.RUNNING, 9)),
     *((State.EVALUATING, None), (State.COMPLETED, None)),
 )
-WARNING = "warning: 3 examples left out: disliked, and no document is known to be right"
+WARNING = "warning: 3 examples left out: disliked, without a known positive"
 
 
 def test_a_status_shows_each_warning_once_and_the_newest_progress(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*STATIONS)))
+    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*HISTORY)))
     shown = runner.invoke(app, ["status", "r"]).stdout
     assert shown.count("running") == 1
     assert "step 9/9" in shown
@@ -238,7 +242,7 @@ def test_a_request_without_an_id_is_named_after_its_model(runner: CliRunner, mon
 
 def test_waiting_shows_each_warning_once(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FoldtuneClient, "request_fine_tune", lambda *_: None)
-    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*STATIONS)))
+    monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*HISTORY)))
     result = runner.invoke(app, ["request", "m", "--request-id", "r", "--wait"])
     assert result.exit_code == 0
     assert result.stdout.count(WARNING) == 1
@@ -309,7 +313,7 @@ def test_a_batch_of_logs_is_imported_log_by_log(runner: CliRunner, monkeypatch: 
     batch = {"type": "chat_log_batch", "folder_id": "pricing", "logs": [LOG, LOG | {"log_id": "m"}]}
     lines = "\n".join(json.dumps(line) for line in (batch, LOG | {"log_id": "n"}))
     result = runner.invoke(app, ["import", "logs", "-"], input=lines)
-    assert (result.exit_code, result.stdout) == (0, "2 sent, 0 refused\n")
+    assert (result.exit_code, result.stdout) == (0, "2 sent, 0 rejected\n")
     assert sent == ["l", "m", "n"]
 
 
@@ -317,8 +321,8 @@ def test_a_line_for_another_import_is_refused_with_its_name(runner: CliRunner) -
     result = runner.invoke(app, ["import", "logs", "-"], input='{"type": "feedback"}\n{"type": "document_deleted"}\n{}')
     assert result.exit_code == 1
     lines = result.stderr.splitlines()
-    assert lines[0] == "line 1: type: 'feedback' is sent with: foldtune import feedback"
-    assert lines[1] == "line 2: type: 'document_deleted' is sent with: foldtune import documents"
+    assert lines[0] == "line 1: type: 'feedback' is imported with: foldtune import feedback"
+    assert lines[1] == "line 2: type: 'document_deleted' is imported with: foldtune import documents"
     assert lines[2].startswith("line 3: log_id: ")
 
 

@@ -1,4 +1,4 @@
-"""The handlers between a store, a Batch and a publisher that tests can look into."""
+"""Fakes of the object store, AWS Batch and the publisher for the handlers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from tests.lambda_payloads import Context
 
 
 class Published(Publisher):
-    """Keeps what it is told to publish; with ``broken`` no broker acknowledges it."""
+    """A publisher that records messages; with ``broken`` set, raises it instead of an acknowledgement."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[Topic, Any, dict[str, Any]]] = []
@@ -61,37 +61,37 @@ class Published(Publisher):
 
 @pytest.fixture
 def context() -> Context:
-    """Two minutes."""
+    """An invocation with two minutes left."""
     return Context(120)
 
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> MemoryObjectStore:
     """The handlers' bucket."""
-    found = MemoryObjectStore()
-    monkeypatch.setattr(infra.aws.handlers, "S3ObjectStore", lambda _: found)
-    return found
+    store = MemoryObjectStore()
+    monkeypatch.setattr(infra.aws.handlers, "S3ObjectStore", lambda _: store)
+    return store
 
 
 @pytest.fixture
 def batch(monkeypatch: pytest.MonkeyPatch) -> BatchService:
-    """The handlers' Batch, whose jobs end as told."""
-    found = BatchService()
-    monkeypatch.setattr(batch_launcher, "batch_client", lambda _: found)
-    return found
+    """The handlers' AWS Batch."""
+    service = BatchService()
+    monkeypatch.setattr(batch_launcher, "batch_client", lambda _: service)
+    return service
 
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> Published:
-    """What the handlers publish."""
-    found = Published()
-    monkeypatch.setattr(infra.aws.handlers, "Publisher", found)
-    return found
+    """The handlers' publisher."""
+    publisher = Published()
+    monkeypatch.setattr(infra.aws.handlers, "Publisher", publisher)
+    return publisher
 
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch: pytest.MonkeyPatch, store: MemoryObjectStore) -> Iterator[None]:
-    """Settings of the environment alone, with a prefix; and no pauses."""
+    """Settings from the environment alone, with a topic prefix, and no pauses."""
     monkeypatch.setenv("FOLDTUNE_KAFKA__TOPIC_PREFIX", "x-")
     monkeypatch.setenv("FOLDTUNE_SCHEDULE__MODELS", '["support", "sales"]')
     monkeypatch.setattr(infra.aws.handlers, "PAUSE_SECONDS", 0.0)

@@ -1,4 +1,4 @@
-"""What `batch_state` makes of state changes."""
+"""What `batch_state` does with state changes."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ from .conftest import Published
 
 @pytest.fixture
 def job_id(batch: BatchService, published: Published, context: Context) -> str:
-    """A job that was launched."""
+    """A launched job."""
     job = make_job("r-1")
     launch(kafka_payload([Record("x-training-jobs", 0, 1, b"r-1", job.encode())]), context)
     [found] = batch.jobs
     return found
 
 
-def test_a_failed_job_is_reported_with_the_page_of_its_log(
+def test_a_failed_job_is_reported_with_its_log_url(
     batch: BatchService, published: Published, context: Context, job_id: str
 ) -> None:
     batch.begin(job_id)
@@ -41,7 +41,7 @@ def test_a_failed_job_is_reported_with_the_page_of_its_log(
     )
 
 
-def test_what_could_not_be_reported_is_raised_and_taken_in_when_it_comes_again(
+def test_a_failed_report_is_raised_and_succeeds_on_redelivery(
     batch: BatchService, published: Published, context: Context, job_id: str
 ) -> None:
     batch.end(job_id, 1)
@@ -53,7 +53,7 @@ def test_what_could_not_be_reported_is_raised_and_taken_in_when_it_comes_again(
     assert published.reports[-1].state is State.FAILED
 
 
-def test_properties_that_nobody_knows_yet_are_no_matter(
+def test_unknown_properties_are_ignored(
     batch: BatchService, published: Published, context: Context, job_id: str
 ) -> None:
     batch.end(job_id, 1)
@@ -72,7 +72,7 @@ def test_a_job_that_never_ran_has_no_attempts_and_a_reason(
     assert published.reports[-1].reasons == ("AWS Batch: MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT",)
 
 
-def test_jobs_of_others_are_left_alone(published: Published, context: Context) -> None:
+def test_jobs_of_others_are_ignored(published: Published, context: Context) -> None:
     detail = {
         "jobArn": "arn:aws:batch:us-east-1:123456789012:job/other",
         "jobId": "other",
@@ -83,6 +83,6 @@ def test_jobs_of_others_are_left_alone(published: Published, context: Context) -
     assert not published.connected
 
 
-def test_what_is_no_state_change_is_an_error(context: Context) -> None:
+def test_an_invalid_state_change_is_an_error(context: Context) -> None:
     with pytest.raises(ValidationError):
         batch_state({"detail": {"status": "FAILED"}}, context)

@@ -1,4 +1,4 @@
-"""What a deployment's parameters may not be together."""
+"""Which parameters of a deployment are refused before it is packaged."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from foldtune.settings import Settings
-from infra.aws.check_parameters import problems
+from infra.aws.check_parameters import parameter_errors
 
 GOOD = {
     "SubnetIds": "subnet-00000000000000000,subnet-00000000000000001",
@@ -22,15 +22,15 @@ GOOD = {
 }
 
 
-def found(**changes: Any) -> tuple[str, ...]:
-    return problems(json.dumps(GOOD | changes))
+def errors(**changes: Any) -> tuple[str, ...]:
+    return parameter_errors(json.dumps(GOOD | changes))
 
 
-def test_what_fits_is_let_through() -> None:
-    assert not found()
-    assert not found(KafkaKind="msk", KafkaAuthentication="scram-sha-512")
-    # A price more does no harm.
-    assert not found(GpuInstanceTypes="g5.xlarge")
+def test_valid_parameters_pass() -> None:
+    assert not errors()
+    assert not errors(KafkaKind="msk", KafkaAuthentication="scram-sha-512")
+    # A price of an unused type does no harm.
+    assert not errors(GpuInstanceTypes="g5.xlarge")
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def test_what_fits_is_let_through() -> None:
         ({"ScheduleModels": '["Not A Name"]'}, "ScheduleModels.0: "),
     ],
 )
-def test_what_does_not_is_refused_by_its_name(changes: dict[str, Any], words: str) -> None:
-    (problem,) = found(**changes)
-    assert words in problem
+def test_an_invalid_parameter_is_refused_by_its_name(changes: dict[str, Any], words: str) -> None:
+    (error,) = errors(**changes)
+    assert words in error
 
 
-def test_a_function_reckons_with_no_type_without_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_refuse_an_instance_type_without_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDTUNE_BATCH__HOURLY_PRICES", '{"g6.xlarge": 0.805}')
     monkeypatch.setenv("FOLDTUNE_BATCH__INSTANCE_TYPES", '["g6.xlarge"]')
     assert Settings().batch.instance_types == ("g6.xlarge",)
@@ -61,9 +61,9 @@ def test_a_function_reckons_with_no_type_without_a_price(monkeypatch: pytest.Mon
         Settings()
 
 
-def test_packaging_stops_at_what_is_refused() -> None:
+def test_packaging_stops_at_an_invalid_parameter() -> None:
     command = [sys.executable, "-m", "infra.aws.check_parameters"]
-    for values, code, said in ((GOOD, 0, ""), (GOOD | {"ScheduleModels": "["}, 1, "ScheduleModels: ")):
+    for values, code, message in ((GOOD, 0, ""), (GOOD | {"ScheduleModels": "["}, 1, "ScheduleModels: ")):
         done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
         assert done.returncode == code
-        assert done.stderr.startswith(said)
+        assert done.stderr.startswith(message)

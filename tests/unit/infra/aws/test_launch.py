@@ -1,4 +1,4 @@
-"""What `launch` makes of Kafka payloads."""
+"""What `launch` does with Kafka payloads."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from foldtune.events import FineTuneStatus, State, TrainingJob, now
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 from infra.aws.handlers import batch_state, launch
-from infra.aws.status_store import StatusObjects
+from infra.aws.status_store import StatusStore
 from launchers.port import job_segment
 from tests.batch_service import BatchService
 from tests.lambda_payloads import Context, Record, kafka_payload
@@ -51,11 +51,11 @@ def test_jobs_are_launched_from_either_source(
     assert [(status.request_id, status.state) for status in published.reports] == [
         (f"r-{number}", State.SUBMITTED) for number in (1, 2, 3)
     ]
-    # They are keyed by request and lie where the model's coordinator reads.
+    # Keyed by request, in the partition of the model's coordinator.
     assert published.messages[0][2] == {"key": "r-1", "partition_by": "support"}
 
 
-def test_delivered_twice_in_one_call_and_again_in_another_it_is_one_job(
+def test_a_record_delivered_four_times_in_two_calls_is_one_job(
     batch: BatchService, published: Published, context: Context
 ) -> None:
     for _ in range(2):
@@ -65,7 +65,7 @@ def test_delivered_twice_in_one_call_and_again_in_another_it_is_one_job(
 
 @pytest.mark.parametrize("value", [b"\xffnothing", b"{}", b"", b"null", b'{"type": "training_job", "version": 3}'])
 @pytest.mark.parametrize("key", [b"r-0", None])
-def test_what_is_no_job_goes_to_the_dead_letters_once(
+def test_an_invalid_job_goes_to_the_dead_letters_once(
     batch: BatchService, published: Published, context: Context, value: bytes, key: bytes | None
 ) -> None:
     poison = Record(JOBS, 0, 7, key, value)
@@ -78,18 +78,18 @@ def test_what_is_no_job_goes_to_the_dead_letters_once(
     assert headers[ERROR_HEADER]
 
 
-def test_a_letter_larger_than_the_brokers_take_is_cut(published: Published, context: Context) -> None:
+def test_a_dead_letter_over_the_brokers_limit_is_truncated(published: Published, context: Context) -> None:
     assert launch(kafka_payload([Record(JOBS, 0, 7, None, b"x" * (3 << 20))]), context) == NONE_FAILED
     [letter] = published.on(Topic.DEAD_LETTERS)
     assert len(letter) < 2 << 20
 
 
-def test_a_tombstone_asks_for_nothing(batch: BatchService, published: Published, context: Context) -> None:
+def test_a_tombstone_is_ignored(batch: BatchService, published: Published, context: Context) -> None:
     assert launch(kafka_payload([Record(JOBS, 0, 1, b"r-1", None)]), context) == NONE_FAILED
     assert not published.connected
 
 
-def test_what_met_a_failing_broker_is_delivered_again_and_nothing_else(
+def test_only_records_that_met_a_failing_broker_are_redelivered(
     batch: BatchService, published: Published, store: MemoryObjectStore, context: Context
 ) -> None:
     assert launch(kafka_payload([a_job(1)]), context) == NONE_FAILED
@@ -100,7 +100,7 @@ def test_what_met_a_failing_broker_is_delivered_again_and_nothing_else(
     assert len(batch.jobs) == 1
 
 
-def test_a_launch_that_was_cut_short_is_waited_for(
+def test_an_interrupted_launch_keeps_its_claim_until_it_expires(
     batch: BatchService, published: Published, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published.broken = PublishError("x-training-reports", "no answer")
@@ -112,7 +112,7 @@ def test_a_launch_that_was_cut_short_is_waited_for(
 
 
 @pytest.mark.parametrize(("seconds", "pause"), [(120, 20.0), (25, pytest.approx(15.0, abs=0.5)), (5, 0.0)])
-def test_whatever_failed_is_not_delivered_again_at_once(
+def test_failed_records_are_not_redelivered_at_once(
     published: Published, batch: BatchService, monkeypatch: pytest.MonkeyPatch, seconds: float, pause: float
 ) -> None:
     pauses: list[float] = []
@@ -125,57 +125,32 @@ def test_whatever_failed_is_not_delivered_again_at_once(
     assert pauses == [pause]
 
 
-def test_what_is_wrong_with_the_store_makes_no_event_poison(
+def test_a_corrupt_ledger_sends_no_record_to_the_dead_letters(
     batch: BatchService, published: Published, store: MemoryObjectStore, context: Context
 ) -> None:
-    """A ledger that cannot be read is nothing that its job's event could help."""
+    """The record itself is valid."""
     store.put(f"jobs/{job_segment(make_job('r-1'))}/attempt-1.submission.json", b"{}")
     with capture_logs() as lines:
         assert launch(kafka_payload([a_job(1), a_job(2)]), context) == failures(a_job(1))
     assert not published.on(Topic.DEAD_LETTERS)
     assert [job["parameters"]["request_id"] for job in batch.jobs.values()] == ["r-2"]
-    [told] = [line for line in lines if line["event"] == "to be delivered again"]
-    assert (told["offset"], told["exc_info"]) == (1, True)
+    [logged] = [line for line in lines if line["event"] == "record failed, will be redelivered"]
+    assert (logged["offset"], logged["exc_info"]) == (1, True)
 
 
-def test_what_alarms_count_is_said_once(published: Published, batch: BatchService, context: Context) -> None:
-    """Metric filters find these lines by the name of the event and by these fields."""
-    job = make_job("r-9", max_seconds=10_000_000)
-    too_dear = Record(JOBS, 0, 9, b"r-9", job.encode())
-    with capture_logs() as lines:
-        launch(kafka_payload([a_job(1), too_dear, Record(JOBS, 0, 7, None, b"{}")]), context)
-        [job_id] = batch.jobs
-        batch.end(job_id, 1)
-        for _ in range(2):
-            batch_state(batch.events[-1], context)
-    counted = {"dead letter", "job ended", "spend", "not launched"}
-    said = [(line["event"], line.get("ending")) for line in lines if line["event"] in counted]
-    assert said == [
-        ("spend", None),
-        ("not launched", None),
-        ("job ended", "failed"),
-        ("dead letter", None),
-        ("job ended", "failed"),
-        ("spend", None),
-    ]
-    spent = [line for line in lines if line["event"] == "spend"]
-    assert {*spent[0]} >= {"model", "month", "dollars", "job_dollars"}
-    assert spent[0]["dollars"] > spent[1]["dollars"] == 0.0
-
-
-def test_with_little_time_left_nothing_is_begun(batch: BatchService, published: Published) -> None:
+def test_with_little_time_left_no_record_is_handled(batch: BatchService, published: Published) -> None:
     records = [a_job(1), a_job(2)]
     assert launch(kafka_payload(records), Context(5)) == failures(*records)
     assert not batch.jobs
 
 
-def test_a_topic_of_somebody_else_is_a_mistake_in_the_deployment(
-    batch: BatchService, published: Published, context: Context
-) -> None:
+def test_a_record_of_an_unknown_topic_fails_alone(batch: BatchService, published: Published, context: Context) -> None:
     foreign = Record("y-training-jobs", 0, 1, b"k", b"{}")
     with capture_logs() as lines:
         assert launch(kafka_payload([foreign, a_job(1)]), context) == failures(foreign)
-    assert "not y-training-jobs" in next(line["error"] for line in lines if line["event"] == "to be delivered again")
+    assert "not y-training-jobs" in next(
+        line["error"] for line in lines if line["event"] == "record failed, will be redelivered"
+    )
     assert len(batch.jobs) == 1
 
 
@@ -183,10 +158,10 @@ def test_a_topic_of_somebody_else_is_a_mistake_in_the_deployment(
 
 
 @pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED])
-def test_a_request_that_has_ended_ends_its_job_and_one_to_come_never_starts(
+def test_a_final_status_terminates_the_job_and_prevents_a_later_one(
     batch: BatchService, published: Published, context: Context, state: State
 ) -> None:
-    """Cancelled by somebody, or given up by the coordinator after its time."""
+    """Cancelled by a caller, or timed out at the coordinator."""
     launch(kafka_payload([a_job(1)]), context)
     ended = [a_status(1, state), a_status(2, state, "r-2")]
     assert launch(kafka_payload(ended), context) == NONE_FAILED
@@ -196,14 +171,16 @@ def test_a_request_that_has_ended_ends_its_job_and_one_to_come_never_starts(
 
 
 @pytest.mark.parametrize("state", [state for state in State if not state.terminal] + [State.COMPLETED])
-def test_no_other_status_ends_a_job(batch: BatchService, published: Published, context: Context, state: State) -> None:
+def test_no_other_status_terminates_a_job(
+    batch: BatchService, published: Published, context: Context, state: State
+) -> None:
     launch(kafka_payload([a_job(1)]), context)
     assert launch(kafka_payload([a_status(1, state)]), context) == NONE_FAILED
     [job] = batch.jobs.values()
     assert job["status"] == "RUNNABLE"
 
 
-def test_a_job_s_own_failure_changes_nothing_when_it_comes_back_as_a_status(
+def test_a_job_s_own_failure_changes_nothing_when_it_returns_as_a_status(
     batch: BatchService, published: Published, context: Context, store: MemoryObjectStore
 ) -> None:
     launch(kafka_payload([a_job(1)]), context)
@@ -217,29 +194,29 @@ def test_a_job_s_own_failure_changes_nothing_when_it_comes_back_as_a_status(
     assert [status.state for status in published.reports] == [State.SUBMITTED, State.FAILED, State.FAILED]
 
 
-def test_the_newest_status_is_kept_whatever_comes_again(store: MemoryObjectStore, context: Context) -> None:
+def test_the_newest_status_is_stored_whatever_is_redelivered(store: MemoryObjectStore, context: Context) -> None:
     accepted, running = a_status(4, State.ACCEPTED), a_status(6, State.RUNNING)
     for records in ([accepted, running], [accepted], [running, accepted], [Record(STATUSES, 1, 9, b"r-1", None)]):
         assert launch(kafka_payload(records), context) == NONE_FAILED
-        kept = StatusObjects(store).newest("r-1")
+        kept = StatusStore(store).newest("r-1")
         assert kept
         assert kept.state is State.RUNNING
 
 
-def test_the_page_of_the_log_stays_when_the_trainer_has_the_word(store: MemoryObjectStore, context: Context) -> None:
+def test_the_log_url_survives_statuses_of_the_trainer(store: MemoryObjectStore, context: Context) -> None:
     page = "https://example.com/log"
     launch(kafka_payload([a_status(4, State.RUNNING, log_url=page), a_status(5, State.EVALUATING)]), context)
-    kept = StatusObjects(store).newest("r-1")
+    kept = StatusStore(store).newest("r-1")
     assert kept
     assert (kept.state, kept.log_url) == (State.EVALUATING, page)
 
 
-def test_what_is_no_status_goes_to_the_dead_letters(published: Published, context: Context) -> None:
+def test_an_invalid_status_goes_to_the_dead_letters(published: Published, context: Context) -> None:
     assert launch(kafka_payload([Record(STATUSES, 0, 1, b"r-1", b"{}")]), context) == NONE_FAILED
     assert published.on(Topic.DEAD_LETTERS) == [b"{}"]
 
 
-def test_a_job_reads_back_as_it_was(store: MemoryObjectStore, batch: BatchService, published: Published) -> None:
+def test_a_job_reads_back_unchanged(store: MemoryObjectStore, batch: BatchService, published: Published) -> None:
     launch(kafka_payload([a_job(1)]), Context(60))
     [job] = batch.jobs.values()
     content = store.get(store.key(job["parameters"]["job_uri"]))

@@ -1,4 +1,4 @@
-"""What `schedule` asks for."""
+"""What `schedule` requests."""
 
 import pytest
 from pydantic import ValidationError
@@ -23,7 +23,7 @@ EVENT = {
 }
 
 
-def test_each_model_is_asked_for_once_a_turn(published: Published, context: Context) -> None:
+def test_each_model_is_requested_once_per_firing(published: Published, context: Context) -> None:
     schedule(EVENT, context)
     schedule(EVENT | {"id": "again"}, context)
     schedule(EVENT | {"time": "2026-03-08T04:00:00Z"}, context)
@@ -38,7 +38,7 @@ def test_each_model_is_asked_for_once_a_turn(published: Published, context: Cont
     assert {(request.origin, request.requested_by) for request in requests} == {("policy", "schedule")}
 
 
-def test_all_are_asked_for_over_one_connection(published: Published, context: Context) -> None:
+def test_all_requests_share_one_connection(published: Published, context: Context) -> None:
     schedule(EVENT, context)
     assert (published.connected, published.flushed) == (1, 1)
     published.broken = PublishError("x-fine-tune-requests", "no answer")
@@ -46,7 +46,7 @@ def test_all_are_asked_for_over_one_connection(published: Published, context: Co
         schedule(EVENT, context)
 
 
-def test_with_no_models_nobody_is_called(
+def test_without_models_nothing_connects(
     published: Published, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOLDTUNE_SCHEDULE__MODELS", "[]")
@@ -54,6 +54,6 @@ def test_with_no_models_nobody_is_called(
     assert not published.connected
 
 
-def test_a_turn_without_a_time_is_an_error(published: Published, context: Context) -> None:
+def test_an_event_without_a_time_is_an_error(published: Published, context: Context) -> None:
     with pytest.raises(ValidationError):
         schedule({}, context)

@@ -1,4 +1,4 @@
-"""The lock files, and that no jar is used that is not the locked one."""
+"""The lock files, and that only locked jars are used."""
 
 import hashlib
 import tomllib
@@ -9,14 +9,14 @@ import requests
 from jgo.maven import Artifact, MavenContext, PythonResolver
 
 from infra.local import jars
-from infra.local.errors import JarChangedError, JarUnavailableError
+from infra.local.errors import JarDigestError, JarUnavailableError
 from infra.local.jars import KAFKA_LOCK, S3PROXY_LOCK, locked_jars
 
 GOOD = b"the jar that was locked"
 
 
 class Registry(PythonResolver):
-    """Answers a download with the given contents, one after the other; an exception is raised."""
+    """Answers downloads with the given contents in order; an exception is raised."""
 
     def __init__(self, *answers: bytes | Exception) -> None:
         super().__init__()
@@ -70,29 +70,29 @@ def test_a_changed_jar_in_the_cache_is_replaced(lock: Path, tmp_path: Path) -> N
 
 
 def test_a_changed_jar_from_the_network_is_refused_and_not_kept(lock: Path, tmp_path: Path) -> None:
-    with pytest.raises(JarChangedError, match=hashlib.sha256(b"evil").hexdigest()):
+    with pytest.raises(JarDigestError, match=hashlib.sha256(b"evil").hexdigest()):
         locked_jars(lock, context(tmp_path, b"evil"))
     assert [path for path in (tmp_path / "m2").rglob("*") if path.is_file()] == []
 
 
-def test_a_network_that_fails_for_a_moment_is_tried_again(lock: Path, tmp_path: Path) -> None:
+def test_a_transient_network_error_is_retried(lock: Path, tmp_path: Path) -> None:
     locked_jars(lock, context(tmp_path, requests.ConnectionError("reset"), requests.Timeout("slow"), GOOD))
     assert cached(tmp_path).read_bytes() == GOOD
 
 
-def test_a_missing_network_is_said_in_one_message(lock: Path, tmp_path: Path) -> None:
+def test_without_a_network_the_error_says_so(lock: Path, tmp_path: Path) -> None:
     failures = [requests.ConnectionError("no route")] * jars.ATTEMPTS
     with pytest.raises(JarUnavailableError, match=r"connect to the network.*thing-1.0-all.jar.*no route"):
         locked_jars(lock, context(tmp_path, *failures))
 
 
-def test_a_jar_that_nobody_has_is_not_asked_for_again(lock: Path, tmp_path: Path) -> None:
+def test_a_jar_that_does_not_exist_is_not_retried(lock: Path, tmp_path: Path) -> None:
     with pytest.raises(JarUnavailableError):
         locked_jars(lock, context(tmp_path, RuntimeError("not found"), GOOD))
 
 
 @pytest.mark.parametrize("path", [KAFKA_LOCK, S3PROXY_LOCK])
-def test_every_locked_jar_has_a_digest_and_no_address(path: Path) -> None:
+def test_every_locked_jar_has_a_digest_and_no_url(path: Path) -> None:
     assert "://" not in path.read_text()
     locked = tomllib.loads(path.read_text())["dependencies"]
     assert locked

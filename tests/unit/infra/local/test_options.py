@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from infra.local import kafka, s3
-from infra.local.errors import DataFolderInUseError, ForeignDataFolderError
+from infra.local.errors import DataFolderInUseError, ForeignFilesError
 from infra.local.folder import DataFolder
 from infra.local.options import LocalOptions
 from infra.local.ports import FREE_PORTS, HOST, choose_port, free_port, is_free
@@ -32,9 +32,9 @@ def test_a_taken_port_is_replaced_by_a_free_one(taken_port: int) -> None:
     assert choose_port(taken_port) in set(FREE_PORTS) - {taken_port}
 
 
-def test_a_port_promised_to_another_server_is_not_given_twice() -> None:
+def test_a_port_of_another_server_is_not_chosen_twice() -> None:
     wanted = free_port()
-    assert choose_port(wanted, but=frozenset({wanted})) != wanted
+    assert choose_port(wanted, exclude=frozenset({wanted})) != wanted
 
 
 @pytest.mark.parametrize("port", [0, 65536])
@@ -59,14 +59,14 @@ def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
     second.release()
 
 
-def test_a_folder_with_other_content_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ForeignDataFolderError, match="something else"):
+    with pytest.raises(ForeignFilesError, match="other files"):
         DataFolder(tmp_path).claim()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_discarding_leaves_what_others_put_there(tmp_path: Path) -> None:
+def test_discarding_keeps_other_files(tmp_path: Path) -> None:
     folder = DataFolder(tmp_path / "data")
     folder.claim()
     (folder.root / "notes.txt").write_text("mine")
@@ -93,7 +93,7 @@ def test_stopping_a_stack_that_never_started_touches_nothing(tmp_path: Path) -> 
 
 
 def test_the_claim_is_a_lock_of_the_operating_system(tmp_path: Path) -> None:
-    """So that it goes with the process, and no crash can leave it behind."""
+    """Released with the process: a crash cannot leave it behind."""
     folder = DataFolder(tmp_path / "data")
     folder.claim()
     marker = next(path for path in folder.root.iterdir() if path.is_file())

@@ -13,8 +13,7 @@ from foldtune.settings import Settings
 from foldtune.testing import MemoryObjectStore
 from launchers.batch.batch_job import BatchJob
 from launchers.batch.launcher import BatchLauncher, batch_client
-from launchers.errors import LaunchError
-from launchers.port import Ending, Run
+from launchers.port import Ending, LaunchError, Run, RunOutcome
 
 REGION = "us-east-1"
 
@@ -61,6 +60,12 @@ def launcher(client: Any, store: MemoryObjectStore) -> BatchLauncher:
     return BatchLauncher(Settings(), store)
 
 
+def outcome_of(launcher: BatchLauncher, run: Run) -> RunOutcome | None:
+    status = launcher.poll(run)
+    assert status
+    return status.outcome
+
+
 def jobs(client: Any) -> list[Any]:
     found = client.list_jobs(jobQueue="foldtune", filters=[{"name": "JOB_NAME", "values": ["*"]}])
     return list(found["jobSummaryList"])
@@ -72,17 +77,17 @@ def test_a_job_is_submitted_described_and_succeeds(
     launcher.submit(run)
     [listed] = jobs(client)
     assert (listed["jobName"], listed["jobId"]) == (run.name, launcher.job_id(run))
-    described = launcher.described(run)
+    described = launcher.describe(launcher.job_id(run) or "")
     assert described
     assert described.parameters == {"request_id": "r-1", "model": "support", "job_uri": run.job_uri}
-    outcome = launcher.poll(run)
+    outcome = outcome_of(launcher, run)
     assert outcome
     assert outcome.ending is Ending.SUCCEEDED
     assert outcome.log_url
     assert "us-east-1" in outcome.log_url
 
 
-def test_submitted_again_or_by_one_that_knows_nothing_of_it_there_is_one_job(
+def test_submitting_again_with_or_without_the_record_makes_one_job(
     client: Any, launcher: BatchLauncher, run: Run
 ) -> None:
     launcher.submit(run)
@@ -102,25 +107,25 @@ def test_the_payload_is_small(run: Run, launcher: BatchLauncher, client: Any) ->
     assert 0 < sizes[0] < 1024
 
 
-def test_a_failure_may_be_tried_again(launcher: BatchLauncher, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_retryable(launcher: BatchLauncher, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOTO_SIMPLE_BATCH_FAIL_AFTER", "0")
     launcher.submit(run)
-    outcome = launcher.poll(run)
+    outcome = outcome_of(launcher, run)
     assert outcome
     assert (outcome.ending, outcome.final) == (Ending.FAILED, False)
 
 
-def test_what_batch_refuses_was_not_launched(client: Any, run: Run, store: MemoryObjectStore) -> None:
+def test_a_refusal_of_batch_is_a_launch_error(client: Any, run: Run, store: MemoryObjectStore) -> None:
     settings = Settings.model_validate({"batch": {"job_definition": "misspelt"}})
     with pytest.raises(LaunchError, match="misspelt does not exist"):
         BatchLauncher(settings, store).submit(run)
     assert not jobs(client)
 
 
-def test_terminated_it_is_cancelled_and_not_failed(
+def test_a_terminated_job_is_cancelled_and_not_failed(
     client: Any, launcher: BatchLauncher, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """moto ends a job in the moment that it is submitted: this one is made to run again."""
+    """moto ends a job when it is submitted: this one is set back to running."""
     from moto.batch.models import batch_backends
 
     launcher.submit(run)
@@ -135,23 +140,23 @@ def test_terminated_it_is_cancelled_and_not_failed(
         job.status, job.job_stopped_reason = "FAILED", reason
 
     monkeypatch.setattr(job, "terminate", terminate)
-    assert launcher.poll(run) is None
+    assert outcome_of(launcher, run) is None
     launcher.cancel(run)
     assert terminated == ["foldtune: cancelled"]
-    outcome = launcher.poll(run)
+    outcome = outcome_of(launcher, run)
     assert outcome
     assert outcome.ending is Ending.CANCELLED
 
 
 def test_a_call_is_sent_once(client: Any) -> None:
-    """A SubmitJob that is repeated because its answer was lost makes a second job."""
+    """A SubmitJob that is retried after a lost response makes a second job."""
     assert client.meta.config.retries["total_max_attempts"] == 1
 
 
 @pytest.mark.parametrize("nothing", [{}, {"attempts": [], "container": {}}, {"attempts": [{}]}])
-def test_little_is_needed_to_know_how_a_job_stands(nothing: dict[str, Any]) -> None:
+def test_a_job_with_few_properties_has_a_status(nothing: dict[str, Any]) -> None:
     about = {"jobArn": "arn:aws:batch:us-east-1:1:job/x", "jobId": "x", "jobName": "x", "status": "FAILED"}
     job = BatchJob.model_validate(about | nothing)
     outcome = job.outcome()
     assert outcome
-    assert (outcome.ending, outcome.retryable, job.hours, job.log_url("/g")) == (Ending.FAILED, True, 0, None)
+    assert (outcome.ending, outcome.retryable, job.machine_hours, job.log_url("/g")) == (Ending.FAILED, True, 0, None)

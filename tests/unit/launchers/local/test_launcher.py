@@ -1,4 +1,4 @@
-"""The subprocess launcher's own promises: logs, limits, surroundings, and that nothing outlives it."""
+"""The subprocess launcher: logs, time limit, environment, and that no process outlives it."""
 
 import os
 import signal
@@ -13,17 +13,16 @@ import pytest
 from foldtune.events import TrainingJob
 from foldtune.settings import S3Settings, Settings, settings_environment
 from foldtune.testing import MemoryObjectStore
-from launchers.errors import LaunchError, RunBusyError
 from launchers.exit_codes import outcome_of
 from launchers.local.launcher import LocalLauncher
-from launchers.port import Ending, Run
+from launchers.port import Ending, LaunchError, Run, RunBusyError
 from tests.unit.launchers.conftest import MakeLocal, make_job
 from tests.unit.launchers.test_port import HANG, ended
 
 URI = "s3://memory/jobs/j/job.json"
 
 
-def test_the_trainer_gets_the_job_the_settings_and_the_log_is_kept(
+def test_the_trainer_gets_job_and_settings_and_its_log_is_uploaded(
     make_local: MakeLocal, store: MemoryObjectStore, job: TrainingJob, tmp_path: Path
 ) -> None:
     launcher = make_local(
@@ -39,7 +38,7 @@ def test_the_trainer_gets_the_job_the_settings_and_the_log_is_kept(
     assert outcome.log_uri.endswith("/attempt-1.log")
 
 
-def test_past_its_time_a_run_is_terminated_then_killed(make_local: MakeLocal, tmp_path: Path) -> None:
+def test_a_run_past_its_time_is_terminated_then_killed(make_local: MakeLocal, tmp_path: Path) -> None:
     deaf = f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); {HANG}"
     launcher = make_local(deaf, grace_seconds=0.5)
     launcher.submit(run := Run(make_job("slow", max_seconds=1), URI, 1))
@@ -55,7 +54,7 @@ def test_a_signal_is_named() -> None:
     assert "SIGSEGV" in outcome.reasons[0]
 
 
-def test_an_earlier_run_of_the_job_keeps_a_later_one_from_starting(make_local: MakeLocal, job: TrainingJob) -> None:
+def test_a_run_is_busy_while_an_earlier_one_of_its_job_runs(make_local: MakeLocal, job: TrainingJob) -> None:
     first, second = make_local(HANG), make_local("")
     first.submit(earlier := Run(job, URI, 1))
     later = Run(job, URI, 2)
@@ -67,7 +66,7 @@ def test_an_earlier_run_of_the_job_keeps_a_later_one_from_starting(make_local: M
     assert ended(second, later).ending is Ending.SUCCEEDED
 
 
-def test_a_folder_that_cannot_be_made_is_a_launch_error(
+def test_a_folder_that_cannot_be_created_is_a_launch_error(
     store: MemoryObjectStore, job: TrainingJob, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Dead letters without servers: what is read of them, what is refused, how they are shown."""
+"""Dead letters without a broker: reading, refusal of a replay, and the commands."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from foldtune.dead_letters import dead_letter_headers
 from foldtune.settings import KafkaSettings, load_settings
 from streams.commands import dead_letters as command
 from streams.publishing import dead_letter_replay
-from streams.publishing.dead_letter_replay import LETTER_HEADER, Letter, Place, read_letters, refusal
+from streams.publishing.dead_letter_replay import LETTER_HEADER, DeadLetter, RecordId, read_dead_letters, refusal_reason
 
 KAFKA = KafkaSettings(topic_prefix="p-")
 PARTITIONS = {"p-chat-logs": 4, "p-fine-tune-requests": 4}
@@ -42,23 +42,23 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Put:
     return put_one
 
 
-def receipt(letter: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
-    return [*dead_letter_headers("", topic, partition, offset), (LETTER_HEADER, letter.encode())]
+def receipt(letter_id: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
+    return [*dead_letter_headers("", topic, partition, offset), (LETTER_HEADER, letter_id.encode())]
 
 
-ORIGIN = Place("p-chat-logs", 1, 2)
+ORIGIN = RecordId("p-chat-logs", 1, 2)
 
 
-def letter(origin: Place = ORIGIN, key: bytes | None = b"k", folder_id: str | None = None) -> Letter:
-    return Letter(0, 0, written_at(0), "", origin, key, 0, folder_id)
+def dead_letter(origin: RecordId = ORIGIN, key: bytes | None = b"k", folder_id: str | None = None) -> DeadLetter:
+    return DeadLetter(0, 0, written_at(0), "", origin, key, 0, folder_id)
 
 
-def test_a_letter_tells_where_it_came_from(put: Put) -> None:
+def test_a_dead_letter_has_its_origin_and_error(put: Put) -> None:
     put(b'{"folder_id": "f"}', dead_letter_headers("text: too long", "p-documents", 3, 17), partition=2)
-    [found] = read_letters(KAFKA)
-    assert (found.id, found.error, found.origin) == ("2:0", "text: too long", Place("p-documents", 3, 17))
-    assert (found.key, found.size, found.folder_id) == (b"k", 18, "f")
-    assert (found.failures, found.replayed) == (1, False)
+    [letter] = read_dead_letters(KAFKA)
+    assert (letter.id, letter.error, letter.origin) == ("2:0", "text: too long", RecordId("p-documents", 3, 17))
+    assert (letter.key, letter.size, letter.folder_id) == (b"k", 18, "f")
+    assert (letter.failures, letter.replayed) == (1, False)
 
 
 @pytest.mark.parametrize(
@@ -73,58 +73,64 @@ def test_a_letter_tells_where_it_came_from(put: Put) -> None:
         [("foldtune-topic", b"t"), ("foldtune-partition", b"1"), ("foldtune-offset", b"1" * 5000)],
     ],
 )
-def test_headers_that_make_no_sense_name_no_origin(put: Put, headers: list[tuple[str, bytes | None]]) -> None:
+def test_invalid_headers_give_no_origin(put: Put, headers: list[tuple[str, bytes | None]]) -> None:
     put(b"x", headers)
-    [found] = read_letters(KAFKA)
-    assert found.origin is None
-    assert refusal(found, KAFKA, PARTITIONS) == "its headers do not say where it came from"
+    [letter] = read_dead_letters(KAFKA)
+    assert letter.origin is None
+    assert refusal_reason(letter, KAFKA, PARTITIONS) == "its headers name no origin"
 
 
 @given(value=st.binary())
-def test_any_bytes_are_a_letter(value: bytes) -> None:
-    assert dead_letter_replay._folder_of(value) is None or b"folder_id" in value
-    assert dead_letter_replay._folder_of(b"[" * 100_000 + value) is None
+def test_any_bytes_can_be_a_dead_letter(value: bytes) -> None:
+    assert dead_letter_replay._folder_id(value) is None or b"folder_id" in value
+    assert dead_letter_replay._folder_id(b"[" * 100_000 + value) is None
 
 
-def test_what_was_replayed_is_known_and_what_failed_again_counts_on(put: Put) -> None:
+def test_receipts_mark_replays_and_count_failures(put: Put) -> None:
     put(b"x", dead_letter_headers("first", "p-chat-logs", 1, 5))
     put(b"y", dead_letter_headers("other", "p-chat-logs", 1, 6))
     put(None, receipt("0:0", "p-chat-logs", 1, 40))
     put(b"x", dead_letter_headers("second", "p-chat-logs", 1, 40))
     put(None, receipt("0:3", "p-chat-logs", 1, 50))
     put(b"x", dead_letter_headers("third", "p-chat-logs", 1, 50))
-    told = [(found.error, found.failures, found.replayed) for found in read_letters(KAFKA)]
-    assert told == [("first", 1, True), ("other", 1, False), ("second", 2, True), ("third", 3, False)]
+    listed = [(letter.error, letter.failures, letter.replayed) for letter in read_dead_letters(KAFKA)]
+    assert listed == [("first", 1, True), ("other", 1, False), ("second", 2, True), ("third", 3, False)]
 
 
-def test_receipts_that_lead_in_a_circle_end(put: Put) -> None:
+def test_a_cycle_of_receipts_ends(put: Put) -> None:
     put(b"x", dead_letter_headers("", "p-chat-logs", 1, 1))
     put(b"y", dead_letter_headers("", "p-chat-logs", 1, 2))
     put(None, receipt("0:0", "p-chat-logs", 1, 2))
     put(None, receipt("0:1", "p-chat-logs", 1, 1))
-    assert [found.failures for found in read_letters(KAFKA)] == [3, 3]
+    assert [letter.failures for letter in read_dead_letters(KAFKA)] == [3, 3]
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("letter", "reason"),
     [
-        (letter(), None),
-        (letter(Place("p-fine-tune-requests", 3, 0), folder_id="elsewhere"), None),
-        (letter(Place("chat-logs", 1, 2)), "it came from 'chat-logs', which is none of foldtune's inputs"),
-        (letter(Place("p-training-jobs", 1, 2)), "it came from 'p-training-jobs', which is none of foldtune's inputs"),
-        (letter(Place("p-dead-letters", 1, 2)), "it came from 'p-dead-letters', which is none of foldtune's inputs"),
-        (letter(Place("p-chat-logs", 4, 2)), "it came from partition 4 of 'p-chat-logs', which has 4"),
-        (letter(folder_id="k"), None),
-        (letter(key=None, folder_id="f"), None),
-        (letter(folder_id="f"), "its folder_id 'f' is not its key 'k': publish it anew"),
-        (letter(key=b"\xff", folder_id="f"), "its folder_id 'f' is not its key '\\\\xff': publish it anew"),
+        (dead_letter(), None),
+        (dead_letter(RecordId("p-fine-tune-requests", 3, 0), folder_id="elsewhere"), None),
+        (dead_letter(RecordId("chat-logs", 1, 2)), "its origin 'chat-logs' is none of foldtune's inputs"),
+        (dead_letter(RecordId("p-training-jobs", 1, 2)), "its origin 'p-training-jobs' is none of foldtune's inputs"),
+        (dead_letter(RecordId("p-dead-letters", 1, 2)), "its origin 'p-dead-letters' is none of foldtune's inputs"),
+        (
+            dead_letter(RecordId("p-chat-logs", 4, 2)),
+            "its origin is partition 4 of 'p-chat-logs', which has 4 partitions",
+        ),
+        (dead_letter(folder_id="k"), None),
+        (dead_letter(key=None, folder_id="f"), None),
+        (dead_letter(folder_id="f"), "its folder_id 'f' differs from its key 'k': publish it as a new event"),
+        (
+            dead_letter(key=b"\xff", folder_id="f"),
+            "its folder_id 'f' differs from its key '\\\\xff': publish it as a new event",
+        ),
     ],
 )
-def test_only_to_an_input_and_where_the_folder_lies(found: Letter, said: str | None) -> None:
-    assert refusal(found, KAFKA, PARTITIONS) == said
+def test_replays_go_only_to_inputs_and_to_the_partition_of_the_folder(letter: DeadLetter, reason: str | None) -> None:
+    assert refusal_reason(letter, KAFKA, PARTITIONS) == reason
 
 
-def test_the_list_shows_everything_and_steers_nothing(runner: CliRunner, put: Put) -> None:
+def test_the_list_escapes_control_characters(runner: CliRunner, put: Put) -> None:
     put(b"x", dead_letter_headers("[bold]field: \x1b[2J[/nothing]\nnext", "chat-logs", 1, 5), key=b"\xfe")
     put(b"y", [])
     result = runner.invoke(app, ["dead-letters", "list"])
@@ -180,7 +186,7 @@ def test_filters(
     assert [json.loads(line)["id"] for line in result.stdout.splitlines()] == ids
 
 
-def test_show_tells_the_headers_and_the_bytes(runner: CliRunner, put: Put) -> None:
+def test_show_prints_headers_and_bytes(runner: CliRunner, put: Put) -> None:
     value = b'{"a": 1}\n\xff\x1b\x00 \xc3\xa9'
     put(value, dead_letter_headers("no JSON", "chat-logs", 1, 5))
     shown = runner.invoke(app, ["dead-letters", "show", "0:0"]).stdout
@@ -191,44 +197,44 @@ def test_show_tells_the_headers_and_the_bytes(runner: CliRunner, put: Put) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["show", "0:7"], "no dead letter 0:7"),
-        (["show", "first"], "'first' names no dead letter; an id looks like 0:12"),
-        (["replay"], "name the letters to replay, or give --all"),
-        (["replay", "0:0", "--all"], "name the letters to replay, or give --all"),
-        (["replay", "0:0", "0:9"], "no such dead letter, or not one that the filters let through: 0:9"),
+        (["show", "first"], "'first' is not the id of a dead letter; ids look like 0:12"),
+        (["replay"], "give the ids of dead letters, or --all"),
+        (["replay", "0:0", "--all"], "give the ids of dead letters, or --all"),
+        (["replay", "0:0", "0:9"], "no such dead letter, or excluded by the filters: 0:9"),
         (["replay", "0:0", "--contains", "nowhere"], "no such dead letter"),
         (["replay", "0:1"], "no such dead letter"),
-        (["list", "--since", "soon"], "'soon' is no time"),
-        (["list", "--since", "0001-01-01T00:00:00+14:00"], "is no time"),
+        (["list", "--since", "soon"], "'soon' is not a timestamp"),
+        (["list", "--since", "0001-01-01T00:00:00+14:00"], "is not a timestamp"),
     ],
 )
-def test_mistakes_are_named(runner: CliRunner, put: Put, arguments: list[str], said: str) -> None:
+def test_user_errors_are_explained(runner: CliRunner, put: Put, arguments: list[str], message: str) -> None:
     put(b"x", dead_letter_headers("", "chat-logs", 1, 5))
     put(None, receipt("0:0", "chat-logs", 1, 40))
     result = runner.invoke(app, ["dead-letters", *arguments])
     assert result.exit_code == 2
-    assert said in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
 
 
-def test_nothing_is_published_without_a_yes(
+def test_replay_needs_a_confirmation(
     runner: CliRunner,
     put: Put,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     put(b"x", dead_letter_headers("", "chat-logs", 1, 5))
     put(b"x", dead_letter_headers("", "passwords", 1, 5))
-    replayed: list[list[Letter]] = []
+    replayed: list[list[DeadLetter]] = []
 
-    def replay(_kafka: KafkaSettings, letters: list[Letter]) -> int:
-        replayed.append(letters)
-        return len(letters)
+    def replay(_kafka: KafkaSettings, dead_letters: list[DeadLetter]) -> int:
+        replayed.append(dead_letters)
+        return len(dead_letters)
 
     monkeypatch.setattr(command, "input_partitions", lambda _kafka: {"chat-logs": 4})
     monkeypatch.setattr(command, "replay", replay)
-    refused = "0:1 is not replayed: it came from 'passwords', which is none of foldtune's inputs"
+    refused = "0:1 refused: its origin 'passwords' is none of foldtune's inputs"
     dry = runner.invoke(app, ["dead-letters", "replay", "--all", "--dry-run"])
     assert (dry.exit_code, dry.stdout, dry.stderr.strip()) == (1, "0:0 to chat-logs 1\n", refused)
     for answer in ("n\n", ""):
@@ -239,10 +245,10 @@ def test_nothing_is_published_without_a_yes(
     agreed = runner.invoke(app, ["dead-letters", "replay", "--all"], input="y\n")
     assert (agreed.exit_code, agreed.stdout.endswith("1 replayed, 1 refused\n")) == (1, True)
     assert runner.invoke(app, ["dead-letters", "replay", "0:0", "--yes"]).exit_code == 0
-    assert [[one.id for one in letters] for letters in replayed] == [["0:0"], ["0:0"]]
+    assert [[dead_letter.id for dead_letter in dead_letters] for dead_letters in replayed] == [["0:0"], ["0:0"]]
 
 
-def test_all_passes_over_what_was_replayed(
+def test_all_skips_what_was_replayed(
     runner: CliRunner,
     put: Put,
     monkeypatch: pytest.MonkeyPatch,

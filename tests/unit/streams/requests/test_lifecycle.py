@@ -1,4 +1,4 @@
-"""One model's story: what follows from each event, and that every request has exactly one end."""
+"""The state machine of a model: its transitions, and that every request has exactly one final status."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,7 +20,7 @@ from foldtune.events import (
 from foldtune.knobs import DataSelection, WeightKnobs
 from foldtune.topics import Topic
 from streams.requests import lifecycle
-from streams.requests.lifecycle import ModelState, Step
+from streams.requests.lifecycle import ModelState, Transition
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PARTITIONS = 2
@@ -40,21 +40,21 @@ def status(name: str, state: State) -> FineTuneStatus:
     return FineTuneStatus(request_id=name, model="m", state=state, at=NOW)
 
 
-def states(step: Step) -> list[tuple[str, State]]:
-    events = [output.event for output in step.outputs]
+def states(transition: Transition) -> list[tuple[str, State]]:
+    events = [output.event for output in transition.outputs]
     return [(event.request_id, event.state) for event in events if isinstance(event, FineTuneStatus)]
 
 
-def commands(step: Step) -> list[str]:
-    events = [output.event for output in step.outputs]
+def commands(transition: Transition) -> list[str]:
+    events = [output.event for output in transition.outputs]
     return [event.request.request_id for event in events if isinstance(event, SnapshotCommand)]
 
 
-def gather(state: ModelState, name: str, **changes: Any) -> Step:
+def gather(state: ModelState, name: str, **changes: Any) -> Transition:
     for partition in range(PARTITIONS):
-        step = lifecycle.part_arrived(state, part(name, partition, **changes), PARTITIONS, 20, NOW)
-        state = step.state
-    return step
+        transition = lifecycle.part_received(state, part(name, partition, **changes), PARTITIONS, 20, NOW)
+        state = transition.state
+    return transition
 
 
 def training(name: str = "r", *waiting: FineTuneRequested) -> ModelState:
@@ -67,95 +67,95 @@ def training(name: str = "r", *waiting: FineTuneRequested) -> ModelState:
 
 
 def test_a_request_starts_a_snapshot_of_every_partition() -> None:
-    step = lifecycle.requested(ModelState(model="m"), request("r"), NOW)
-    assert states(step) == [("r", State.ACCEPTED), ("r", State.SNAPSHOTTING)]
-    assert commands(step) == ["r"]
-    (command,) = [output for output in step.outputs if output.topic is Topic.SNAPSHOT_COMMANDS]
+    transition = lifecycle.requested(ModelState(model="m"), request("r"), NOW)
+    assert states(transition) == [("r", State.ACCEPTED), ("r", State.SNAPSHOTTING)]
+    assert commands(transition) == ["r"]
+    (command,) = [output for output in transition.outputs if output.topic is Topic.SNAPSHOT_COMMANDS]
     assert command.key is None
 
 
-def test_the_same_request_again_is_answered_and_starts_nothing() -> None:
+def test_a_repeated_request_is_answered_and_starts_nothing() -> None:
     first = lifecycle.requested(ModelState(model="m"), request("r"), NOW)
     again = lifecycle.requested(first.state, request("r"), NOW)
     assert again.state == first.state
     assert (states(again), commands(again)) == ([("r", State.SNAPSHOTTING)], [])
 
 
-def test_a_whole_snapshot_becomes_a_job_once() -> None:
+def test_a_complete_snapshot_leads_to_one_job() -> None:
     state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
-    step = gather(state, "r")
-    assert step.complete
-    assert [one.partition for one in step.complete.parts] == [0, 1]
-    assert step.state.active
-    running = lifecycle.job_published(step.state, step.state.active, DEADLINE)
-    assert lifecycle.part_arrived(running, part("r", 1), PARTITIONS, 20, NOW).complete is None
+    transition = gather(state, "r")
+    assert transition.manifest
+    assert [part.partition for part in transition.manifest.parts] == [0, 1]
+    assert transition.state.active
+    running = lifecycle.job_published(transition.state, transition.state.active, DEADLINE)
+    assert lifecycle.part_received(running, part("r", 1), PARTITIONS, 20, NOW).manifest is None
 
 
-def test_a_part_that_comes_twice_counts_once() -> None:
+def test_a_redelivered_part_counts_once() -> None:
     state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
-    once = lifecycle.part_arrived(state, part("r", 0), PARTITIONS, 20, NOW)
-    twice = lifecycle.part_arrived(once.state, part("r", 0), PARTITIONS, 20, NOW)
+    once = lifecycle.part_received(state, part("r", 0), PARTITIONS, 20, NOW)
+    twice = lifecycle.part_received(once.state, part("r", 0), PARTITIONS, 20, NOW)
     assert twice.state == once.state
-    assert twice.complete is None
+    assert twice.manifest is None
 
 
-def test_too_little_data_is_rejected_with_the_numbers() -> None:
+def test_too_few_examples_are_rejected_with_the_counts() -> None:
     state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
-    step = gather(state, "r", examples=5, left_out={"no label": 4})
-    assert states(step) == [("r", State.REJECTED)]
-    assert step.ended[0].reasons == ("data: 10 examples, at least 20; left out: 8 no label",)
-    assert step.state.active is None
+    transition = gather(state, "r", examples=5, left_out={"no label": 4})
+    assert states(transition) == [("r", State.REJECTED)]
+    assert transition.final_statuses[0].reasons == ("data: 10 examples, at least 20; left out: 8 no label",)
+    assert transition.state.active is None
 
 
 def test_unknown_folders_and_agents_are_named() -> None:
     data = DataSelection(folders=("f0", "nowhere"), agents=("nobody",))
     state = lifecycle.requested(ModelState(model="m"), request("r", data=data), NOW).state
-    step = gather(state, "r")
-    assert step.ended[0].reasons == (
+    transition = gather(state, "r")
+    assert transition.final_statuses[0].reasons == (
         "data.folders: unknown folder 'nowhere'",
         "data.agents: no logs of agent 'nobody'",
     )
 
 
-def test_a_part_that_failed_fails_the_request_and_it_may_be_tried_again() -> None:
+def test_a_failed_part_fails_the_request_as_retryable() -> None:
     state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
-    step = gather(state, "r", error="refused")
-    (last,) = step.ended
+    transition = gather(state, "r", error="refused")
+    (last,) = transition.final_statuses
     assert (last.state, last.retryable) == (State.FAILED, True)
     assert last.reasons == ("partition 0: refused", "partition 1: refused")
 
 
 def test_the_next_request_waits_for_the_first_to_end() -> None:
     state = training("r", request("s", weights=WeightKnobs(focus=2.0)))
-    step = lifecycle.reported(state, status("r", State.COMPLETED), NOW)
-    assert commands(step) == ["s"]
-    assert step.ended == (status("r", State.COMPLETED),)
-    assert any(isinstance(output.event, TrainingFinished) for output in step.outputs)
+    transition = lifecycle.reported(state, status("r", State.COMPLETED), NOW)
+    assert commands(transition) == ["s"]
+    assert transition.final_statuses == (status("r", State.COMPLETED),)
+    assert any(isinstance(output.event, TrainingFinished) for output in transition.outputs)
 
 
-def test_waiting_requests_that_ask_for_the_same_share_one_training() -> None:
+def test_waiting_requests_for_the_same_training_are_merged() -> None:
     state = training("r", request("s"), request("t"), request("u", seed=1))
     started = lifecycle.reported(state, status("r", State.COMPLETED), NOW).state
     assert started.active
     assert (started.active.request.request_id, started.active.merged) == ("s", ("t",))
     running = lifecycle.job_published(gather(started, "s").state, started.active, DEADLINE)
-    step = lifecycle.reported(running, status("s", State.COMPLETED), NOW)
-    assert [last.request_id for last in step.ended] == ["s", "t"]
-    assert ("t", State.COMPLETED) in states(step)
-    assert commands(step) == ["u"]
+    transition = lifecycle.reported(running, status("s", State.COMPLETED), NOW)
+    assert [status.request_id for status in transition.final_statuses] == ["s", "t"]
+    assert ("t", State.COMPLETED) in states(transition)
+    assert commands(transition) == ["u"]
 
 
-def test_what_is_reported_of_a_training_is_told_for_all_that_share_it() -> None:
+def test_a_status_is_published_for_all_merged_requests() -> None:
     started = lifecycle.reported(training("r", request("s"), request("t")), status("r", State.FAILED), NOW).state
     assert started.active
     running = lifecycle.job_published(gather(started, "s").state, started.active, DEADLINE)
-    step = lifecycle.reported(running, status("s", State.RUNNING), NOW)
-    assert states(step) == [("s", State.RUNNING), ("t", State.RUNNING)]
-    assert step.state.active
-    assert step.state.active.status == status("s", State.RUNNING)
+    transition = lifecycle.reported(running, status("s", State.RUNNING), NOW)
+    assert states(transition) == [("s", State.RUNNING), ("t", State.RUNNING)]
+    assert transition.state.active
+    assert transition.state.active.status == status("s", State.RUNNING)
 
 
-def test_a_request_can_be_taken_back_at_every_station() -> None:
+def test_a_request_can_be_cancelled_in_every_state() -> None:
     def cancel(name: str) -> FineTuneCancelled:
         return FineTuneCancelled(request_id=name, model="m", requested_at=NOW, requested_by="ann")
 
@@ -165,89 +165,89 @@ def test_a_request_can_be_taken_back_at_every_station() -> None:
     assert states(waiting) == [("t", State.CANCELLED)]
     running = lifecycle.cancelled(waiting.state, cancel("r"), NOW)
     assert running
-    assert running.ended[0].reasons == ("cancelled by ann",)
+    assert running.final_statuses[0].reasons == ("cancelled by ann",)
     assert commands(running) == ["s"]
     assert lifecycle.cancelled(running.state, cancel("r"), NOW) is None
-    # The trainer may not have heard of it yet.
+    # A report that the trainer sent before it was cancelled.
     late = lifecycle.reported(running.state, status("r", State.COMPLETED), NOW)
     assert (late.state, late.outputs) == (running.state, ())
 
 
-def test_what_nobody_reports_the_end_of_times_out() -> None:
+def test_a_request_without_a_final_status_times_out() -> None:
     snapshotting = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
     limit = timedelta(minutes=5)
     assert lifecycle.timed_out(snapshotting, limit, PARTITIONS, NOW + limit) is None
     late = lifecycle.timed_out(snapshotting, limit, PARTITIONS, NOW + limit * 2)
     assert late
-    assert late.ended[0].reasons == ("snapshot: no answer from partitions [0, 1] within 0:05:00",)
+    assert late.final_statuses[0].reasons == ("snapshot: no answer from partitions [0, 1] within 0:05:00",)
     whole = gather(snapshotting, "r").state
     unwritten = lifecycle.timed_out(whole, limit, PARTITIONS, NOW + limit * 2)
     assert unwritten
-    assert unwritten.ended[0].reasons == ("snapshot: its manifest could not be written within 0:05:00",)
+    assert unwritten.final_statuses[0].reasons == ("snapshot: its manifest could not be written within 0:05:00",)
     assert lifecycle.timed_out(training(), limit, PARTITIONS, DEADLINE) is None
     lost = lifecycle.timed_out(training(), limit, PARTITIONS, DEADLINE + limit)
     assert lost
-    assert lost.ended[0].retryable
+    assert lost.final_statuses[0].retryable
 
 
 class Histories(RuleBasedStateMachine):
-    """Random histories with repetitions: each request ends exactly once, and only one is worked on at a time."""
+    """Random histories with redelivery: each request ends exactly once, and only one is active at a time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.state = ModelState(model="m")
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.ended: list[str] = []
 
-    def follow(self, step: Step | None) -> None:
-        if step is None:
+    def apply(self, transition: Transition | None) -> None:
+        if transition is None:
             return
-        self.state = step.state
-        if step.complete and step.state.active:
-            self.state = lifecycle.job_published(step.state, step.state.active, DEADLINE)
-        self.ended += [last.request_id for last in step.ended]
+        self.state = transition.state
+        if transition.manifest and transition.state.active:
+            self.state = lifecycle.job_published(transition.state, transition.state.active, DEADLINE)
+        self.ended += [status.request_id for status in transition.final_statuses]
 
     @rule(seed=st.integers(0, 1))
-    def ask(self, seed: int) -> None:
-        name = f"r{len(self.asked)}"
-        self.asked.append(name)
-        self.follow(lifecycle.requested(self.state, request(name, seed=seed), NOW))
+    def request(self, seed: int) -> None:
+        name = f"r{len(self.requested)}"
+        self.requested.append(name)
+        self.apply(lifecycle.requested(self.state, request(name, seed=seed), NOW))
 
-    @precondition(lambda self: bool(set(self.asked) - set(self.ended)))
+    @precondition(lambda self: bool(set(self.requested) - set(self.ended)))
     @rule(pick=st.randoms())
-    def ask_again(self, pick: Any) -> None:
-        name = pick.choice(sorted(set(self.asked) - set(self.ended)))
+    def repeat_request(self, pick: Any) -> None:
+        name = pick.choice(sorted(set(self.requested) - set(self.ended)))
         known = next((other for other in self.state.waiting if other.request_id == name), None)
-        self.follow(lifecycle.requested(self.state, known or request(name), NOW))
+        self.apply(lifecycle.requested(self.state, known or request(name), NOW))
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.requested)
     @rule(pick=st.randoms(), partition=st.integers(0, 1), examples=st.integers(5, 30))
     def part(self, pick: Any, partition: int, examples: int) -> None:
-        arrived = part(pick.choice(self.asked), partition, examples)
-        self.follow(lifecycle.part_arrived(self.state, arrived, PARTITIONS, 20, NOW))
+        arrived = part(pick.choice(self.requested), partition, examples)
+        self.apply(lifecycle.part_received(self.state, arrived, PARTITIONS, 20, NOW))
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.requested)
     @rule(pick=st.randoms(), state=st.sampled_from(State))
     def report(self, pick: Any, state: State) -> None:
-        self.follow(lifecycle.reported(self.state, status(pick.choice(self.asked), state), NOW))
+        self.apply(lifecycle.reported(self.state, status(pick.choice(self.requested), state), NOW))
 
-    @precondition(lambda self: self.asked)
+    @precondition(lambda self: self.requested)
     @rule(pick=st.randoms())
     def cancel(self, pick: Any) -> None:
-        cancel = FineTuneCancelled(request_id=pick.choice(self.asked), model="m", requested_at=NOW)
-        self.follow(lifecycle.cancelled(self.state, cancel, NOW))
+        cancel = FineTuneCancelled(request_id=pick.choice(self.requested), model="m", requested_at=NOW)
+        self.apply(lifecycle.cancelled(self.state, cancel, NOW))
 
     @rule(hours=st.integers(0, 4))
     def time_passes(self, hours: int) -> None:
         limit = timedelta(minutes=90)
-        self.follow(lifecycle.timed_out(self.state, limit, PARTITIONS, NOW + timedelta(hours=hours)))
+        self.apply(lifecycle.timed_out(self.state, limit, PARTITIONS, NOW + timedelta(hours=hours)))
 
     @invariant()
-    def every_request_is_somewhere_once(self) -> None:
+    def every_request_is_in_exactly_one_state(self) -> None:
         active = self.state.active
         under_way = [active.request.request_id, *active.merged] if active else []
         under_way += [waiting.request_id for waiting in self.state.waiting]
-        assert sorted(self.ended + under_way) == sorted(self.asked)
+        assert sorted(self.ended + under_way) == sorted(self.requested)
 
     @invariant()
     def the_state_survives_storage(self) -> None:

@@ -1,4 +1,4 @@
-"""What an export writes, and that the same state gives the same bytes."""
+"""The files of an export, and that the same state gives the same bytes."""
 
 import asyncio
 import io
@@ -13,16 +13,15 @@ from foldtune.settings import LabelWeights, Sets
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
-from streams.partitions.changelog_table import MemoryTable
 from streams.snapshots.export import export
-from streams.training_sets.decoding import Record
-from streams.training_sets.state_events import ChatLog, DocumentUpserted, RetrievedPassage, Verdict
+from streams.training_sets.state_events import ChatLog, DocumentUpserted, RetrievedPassage, StateRecord, Verdict
 from streams.training_sets.store import TrainingSets
+from tests.memory_table import MemoryTable
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 
 
-def records() -> dict[Topic, list[Record]]:
+def records() -> dict[Topic, list[StateRecord]]:
     logs = [
         ChatLog(
             log_id=f"l{number}",
@@ -46,16 +45,16 @@ def records() -> dict[Topic, list[Record]]:
         for number in range(3)
     ]
     return {
-        Topic.CHAT_LOGS: [Record(offset, 0, log, 100) for offset, log in enumerate(logs)],
-        Topic.DOCUMENTS: [Record(offset, 0, document, 100) for offset, document in enumerate(documents)],
+        Topic.CHAT_LOGS: [StateRecord(offset, 0, log, 100) for offset, log in enumerate(logs)],
+        Topic.DOCUMENTS: [StateRecord(offset, 0, document, 100) for offset, document in enumerate(documents)],
     }
 
 
 def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100, end: int = 8) -> SnapshotPart:
     sets = TrainingSets(MemoryTable(), Sets())
-    for topic, everything in records().items():
-        for start in range(0, len(everything), block):
-            asyncio.run(sets.add(0, topic, everything[start : start + block]))
+    for topic, of_topic in records().items():
+        for start in range(0, len(of_topic), block):
+            asyncio.run(sets.add(0, topic, of_topic[start : start + block]))
     request = FineTuneRequested(request_id="r", model="m", requested_at=NOW, data=data)
     command = SnapshotCommand(request=request, partition=0, issued_at=NOW)
     offsets = (TopicOffset(topic="chat-logs", partition=0, offset=end),)
@@ -85,7 +84,7 @@ def test_everything_is_exported_by_default() -> None:
     assert (part.folder_count, part.positives, part.folders) == (2, 7, ())
 
 
-def test_the_selection_is_kept_to_and_what_it_leaves_out_is_counted() -> None:
+def test_the_selection_is_applied_and_left_out_logs_are_counted() -> None:
     store = MemoryObjectStore()
     start = NOW - timedelta(hours=4)
     data = DataSelection(start=start, end=NOW, folders=("../../x",), agents=("a", "nobody"))
@@ -97,20 +96,20 @@ def test_the_selection_is_kept_to_and_what_it_leaves_out_is_counted() -> None:
     assert [(count.folder_id, count.examples, count.documents) for count in part.folders] == [("../../x", 1, 3)]
 
 
-def test_the_same_state_gives_the_same_bytes_however_it_came_about() -> None:
+def test_the_same_state_gives_the_same_bytes_however_it_was_ingested() -> None:
     one, other = MemoryObjectStore(), MemoryObjectStore()
     first, second = run(DataSelection(), one), run(DataSelection(), other, block=3)
     assert (first.examples, first.documents) == (second.examples, second.documents)
     assert one.list("") == other.list("")
 
 
-def test_no_name_from_an_event_becomes_a_key() -> None:
+def test_no_id_of_an_event_becomes_part_of_a_key() -> None:
     store = MemoryObjectStore()
     run(DataSelection(), store)
     assert all(".." not in key and "🗂️" not in key and " " not in key for key in store.list(""))
 
 
-def test_what_came_after_the_recorded_offsets_is_left_out() -> None:
+def test_records_above_the_recorded_offsets_are_left_out() -> None:
     store = MemoryObjectStore()
     examples, documents = rows(run(DataSelection(), store, end=6), store)
     assert {row["log_id"] for row in examples} == {"l0", "l1", "l2", "l3", "l4", "l5"}

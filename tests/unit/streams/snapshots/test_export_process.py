@@ -1,4 +1,4 @@
-"""The process that folds for exports: apart, replaced when it is killed, and never left behind."""
+"""The export process: separate, replaced when killed, and never orphaned."""
 
 import os
 import signal
@@ -21,18 +21,18 @@ if __name__ == "__main__":
 """
 
 
-def test_it_is_another_process_and_replaced_when_it_is_killed() -> None:
+def test_a_killed_process_is_replaced() -> None:
     process = ExportProcess()
     first = process(os.getpid)
     assert first != os.getpid()
     assert process(os.getpid) == first
-    with pytest.raises(OSError, match="the exporting process was killed"):
+    with pytest.raises(OSError, match="the export process was killed"):
         process(partial(os.kill, first, signal.SIGKILL))
     assert process(os.getpid) not in {first, os.getpid()}
     process.close()
 
 
-def test_what_a_function_raises_is_raised_here() -> None:
+def test_exceptions_are_raised_in_the_caller() -> None:
     process = ExportProcess()
     with pytest.raises(ZeroDivisionError):
         process(partial(divmod, 1, 0))

@@ -1,4 +1,4 @@
-"""The table of the design: what a log and its feedback say of which passage was right."""
+"""The label, strength, positive and negatives of a log with its feedback."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -50,7 +50,7 @@ def judged(verdict: Verdict | None = None, **changes: Any) -> JudgedLog:
         (judged(cited_document_ids=("never retrieved",)), Label.CITED, 0.6, "never retrieved", None),
     ],
 )
-def test_the_label_follows_from_what_happened(
+def test_the_label_of_a_log(
     log: JudgedLog, kind: Label, strength: float, positive: str | None, negatives: list[str] | None
 ) -> None:
     example = label(log, LabelWeights())
@@ -76,11 +76,11 @@ def test_a_positive_in_another_folder_keeps_that_folder() -> None:
         judged(Verdict(rating="dislike"), cited_document_ids=()),
     ],
 )
-def test_without_a_citation_nothing_is_learnt(log: JudgedLog) -> None:
+def test_a_log_without_a_citation_has_no_label(log: JudgedLog) -> None:
     assert label(log, LabelWeights()) is None
 
 
-def test_a_merely_retrieved_passage_counts_only_where_configured_and_confident() -> None:
+def test_a_retrieved_passage_is_a_positive_only_if_configured_and_confident() -> None:
     log = judged(cited_document_ids=())
     example = label(log, LabelWeights(retrieved=0.2, retrieved_min_score=0.9))
     assert example
@@ -89,5 +89,5 @@ def test_a_merely_retrieved_passage_counts_only_where_configured_and_confident()
     assert label(log, LabelWeights(retrieved=0.2, retrieved_min_score=1.1)) is None
 
 
-def test_citations_can_be_left_out() -> None:
+def test_citations_can_be_excluded() -> None:
     assert label(judged(), LabelWeights(cited=None)) is None

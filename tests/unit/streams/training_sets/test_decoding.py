@@ -1,4 +1,4 @@
-"""What the worker accepts of a raw message, and how it says what it does not."""
+"""What the worker accepts of a raw message, and the reasons for what it rejects."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -15,8 +15,8 @@ from foldtune.bounds import Rules, written_at
 from foldtune.reasons import Rejected
 from foldtune.settings import Bounds
 from foldtune.topics import DATA_TOPICS, Topic
-from streams.training_sets.decoding import Record, decode, decode_block
-from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, encode
+from streams.training_sets.decoding import decode, decode_block
+from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, StateRecord, encode
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOUNDS = Bounds(question_bytes=40, passage_bytes=100, event_bytes=4096, passages_per_log=3)
@@ -36,20 +36,20 @@ def as_json(content: object) -> bytes:
     return json.dumps(content).encode()
 
 
-def read(content: object, topic: Topic = Topic.CHAT_LOGS) -> list[Record | Rejected]:
+def decoded(content: object, topic: Topic = Topic.CHAT_LOGS) -> list[StateRecord | Rejected]:
     value = content if isinstance(content, bytes) else as_json(content)
     return decode(topic, 7, value, Rules(NOON, BOUNDS))
 
 
 def reason(content: object, topic: Topic = Topic.CHAT_LOGS) -> str:
-    (only,) = read(content, topic)
+    (only,) = decoded(content, topic)
     assert isinstance(only, Rejected)
     return "; ".join(only.reasons)
 
 
-def test_a_sound_log_is_a_record_with_its_source() -> None:
-    (record,) = read(log(unknown_field=1))
-    assert isinstance(record, Record)
+def test_a_valid_log_becomes_a_record_with_its_offset() -> None:
+    (record,) = decoded(log(unknown_field=1))
+    assert isinstance(record, StateRecord)
     assert isinstance(record.event, ChatLog)
     assert (record.offset, record.position) == (7, 0)
 
@@ -86,38 +86,38 @@ def test_a_sound_log_is_a_record_with_its_source() -> None:
         (log(answer="x" * 5000), "event: "),
     ],
 )
-def test_what_is_wrong_names_the_field_and_the_bound(content: object, expected: str) -> None:
+def test_a_rejection_names_the_field_and_the_bound(content: object, expected: str) -> None:
     assert expected in reason(content)
 
 
-def test_not_a_number_is_no_score() -> None:
+def test_nan_is_rejected_as_a_score() -> None:
     value = json.dumps(log(retrieved=[{"document_id": "d", "folder_id": "f", "rank": 1, "score": float("nan")}]))
     assert "retrieved.0.score" in reason(value.encode())
 
 
-def test_a_tombstone_says_nothing() -> None:
+def test_a_message_without_a_value_is_rejected() -> None:
     (rejected,) = decode(Topic.CHAT_LOGS, 7, None, Rules(NOON, BOUNDS))
     assert isinstance(rejected, Rejected)
 
 
 @pytest.mark.parametrize("name", ["../../x", "a b/c\\d", "🗂️" * 20, "x" * 256, "\u0000", "."])
-def test_any_folder_name_is_taken_as_it_is(name: str) -> None:
-    (record,) = read(log(folder_id=name))
-    assert isinstance(record, Record)
+def test_any_folder_id_is_accepted_unchanged(name: str) -> None:
+    (record,) = decoded(log(folder_id=name))
+    assert isinstance(record, StateRecord)
     assert isinstance(record.event, ChatLog)
     assert record.event.folder_id == name
 
 
-def test_a_bad_log_does_not_spoil_its_envelope() -> None:
+def test_an_invalid_log_does_not_reject_its_envelope() -> None:
     envelope = {
         "type": "chat_log_batch",
         "folder_id": "f",
         "logs": [log(), log(question=1), "x", log(log_id="l2"), log(folder_id="g")],
     }
-    outcomes = read(envelope)
-    assert [isinstance(outcome, Record) for outcome in outcomes] == [True, False, False, True, False]
-    assert [outcome.position for outcome in outcomes] == [0, 1, 2, 3, 4]
-    wrong = outcomes[4]
+    results = decoded(envelope)
+    assert [isinstance(result, StateRecord) for result in results] == [True, False, False, True, False]
+    assert [result.position for result in results] == [0, 1, 2, 3, 4]
+    wrong = results[4]
     assert isinstance(wrong, Rejected)
     assert wrong.reasons == ("folder_id: a log in an envelope must be of the envelope's folder",)
     assert json.loads(wrong.value)["folder_id"] == "g"
@@ -127,13 +127,13 @@ def test_an_empty_envelope_is_rejected() -> None:
     assert "logs" in reason({"type": "chat_log_batch", "folder_id": "f", "logs": []})
 
 
-def test_documents_are_told_apart_by_type() -> None:
+def test_document_events_are_discriminated_by_type() -> None:
     base = {"document_id": "d", "folder_id": "f", "occurred_at": "2026-01-01T12:00:00Z"}
-    (upserted,) = read(base | {"type": "document_upserted", "text": "words"}, Topic.DOCUMENTS)
-    (deleted,) = read(base | {"type": "document_deleted"}, Topic.DOCUMENTS)
-    assert isinstance(upserted, Record)
+    (upserted,) = decoded(base | {"type": "document_upserted", "text": "words"}, Topic.DOCUMENTS)
+    (deleted,) = decoded(base | {"type": "document_deleted"}, Topic.DOCUMENTS)
+    assert isinstance(upserted, StateRecord)
     assert isinstance(upserted.event, DocumentUpserted)
-    assert isinstance(deleted, Record)
+    assert isinstance(deleted, StateRecord)
     assert isinstance(deleted.event, DocumentDeleted)
     assert "type" in reason(base, Topic.DOCUMENTS)
 
@@ -150,10 +150,10 @@ _JSON = st.recursive(
     value=st.binary(max_size=200) | st.dictionaries(st.sampled_from(["type", "logs", *log()]), _JSON).map(as_json),
     at=st.integers(0, 10).map(lambda hours: NOON + timedelta(hours=hours)),
 )
-def test_nothing_that_is_sent_stops_the_worker(topic: Topic, value: bytes, at: datetime) -> None:
-    outcomes = decode(topic, 1, value, Rules(at, BOUNDS))
-    assert outcomes
-    assert all(isinstance(outcome, Record) or outcome.reasons for outcome in outcomes)
+def test_any_bytes_decode_to_records_or_rejections(topic: Topic, value: bytes, at: datetime) -> None:
+    results = decode(topic, 1, value, Rules(at, BOUNDS))
+    assert results
+    assert all(isinstance(result, StateRecord) or result.reasons for result in results)
 
 
 class Message(NamedTuple):
@@ -195,19 +195,19 @@ _NEAR = {
 
 @given(changes=st.fixed_dictionaries({}, optional=_NEAR))
 @settings(max_examples=400, deadline=None)
-def test_the_quick_reader_takes_nothing_that_the_contract_refuses(changes: dict[str, Any]) -> None:
+def test_the_fast_decoder_accepts_nothing_that_the_contract_rejects(changes: dict[str, Any]) -> None:
     value = as_json(log(**changes))
-    (outcome,) = decode(Topic.CHAT_LOGS, 1, value, Rules(NOON, Bounds()))
+    (result,) = decode(Topic.CHAT_LOGS, 1, value, Rules(NOON, Bounds()))
     try:
         expected = events.ChatLog.model_validate_json(value)
     except ValidationError:
-        assert isinstance(outcome, Rejected)
+        assert isinstance(result, Rejected)
         return
-    if isinstance(outcome, Record):
-        kept = events.ChatLog.model_validate_json(encode(outcome.event))
+    if isinstance(result, StateRecord):
+        kept = events.ChatLog.model_validate_json(encode(result.event))
         assert kept == expected
     else:
-        assert not any("Input should be" in reason for reason in outcome.reasons)
+        assert not any("Input should be" in reason for reason in result.reasons)
 
 
 @given(
@@ -217,7 +217,7 @@ def test_the_quick_reader_takes_nothing_that_the_contract_refuses(changes: dict[
     topic=st.sampled_from(DATA_TOPICS),
 )
 @settings(max_examples=200, deadline=None)
-def test_a_block_reads_as_its_messages_do(
+def test_a_block_decodes_like_its_messages(
     changes: list[dict[str, Any]], minutes: list[int], garbage: bytes | None, topic: Topic
 ) -> None:
     values: list[bytes | None] = [as_json(log(**change)) for change in changes]
@@ -225,39 +225,39 @@ def test_a_block_reads_as_its_messages_do(
     times = [int((NOON + timedelta(minutes=more)).timestamp() * 1000) for more in minutes * 2]
     messages = [Message(at, time, value) for at, (time, value) in enumerate(zip(times, values, strict=False))]
     one_by_one = [
-        outcome
+        result
         for message in messages
-        for outcome in decode(topic, message.offset, message.value, Rules(written_at(message.timestamp), BOUNDS))
+        for result in decode(topic, message.offset, message.value, Rules(written_at(message.timestamp), BOUNDS))
     ]
     assert decode_block(topic, messages, BOUNDS) == one_by_one
 
 
 @pytest.mark.parametrize("timestamp", [-1, 1_795_000_000 * 10**9, 1 << 62])
-def test_a_message_time_that_cannot_be_meant_bounds_nothing(timestamp: int) -> None:
+def test_an_implausible_message_timestamp_bounds_nothing(timestamp: int) -> None:
     assert written_at(timestamp) == datetime(2200, 1, 1, tzinfo=UTC)
     assert written_at(0) == datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def test_an_envelope_has_a_bound_of_its_own() -> None:
+def test_the_number_of_logs_in_an_envelope_is_bounded() -> None:
     value = b'{"type": "chat_log_batch", "folder_id": "f", "logs": [' + b"0," * 6000 + b"0]}"
-    (outcome,) = decode(Topic.CHAT_LOGS, 7, value, Rules(written_at(0), Bounds()))
-    assert isinstance(outcome, Rejected)
-    assert outcome.reasons == ("logs: 6001, at most 5000",)
+    (result,) = decode(Topic.CHAT_LOGS, 7, value, Rules(written_at(0), Bounds()))
+    assert isinstance(result, Rejected)
+    assert result.reasons == ("logs: 6001, at most 5000",)
 
 
 @pytest.mark.parametrize("topic", DATA_TOPICS)
 @pytest.mark.parametrize("depth", [500, 1_000, 50_000])
-def test_what_is_nested_deep_is_refused_like_anything_else(topic: Topic, depth: int) -> None:
+def test_deep_nesting_is_rejected(topic: Topic, depth: int) -> None:
     for frame in ('{"type":"chat_log","x":%s}', '{"type":"chat_log_batch","folder_id":"f","logs":[{"x":%s}]}'):
         value = (frame % ("[" * depth + "]" * depth)).encode()
         message = SimpleNamespace(offset=0, value=value, timestamp=0)
-        (outcome,) = decode_block(topic, [message], Bounds())
-        assert isinstance(outcome, Rejected)
+        (result,) = decode_block(topic, [message], Bounds())
+        assert isinstance(result, Rejected)
 
 
-def test_what_is_wrong_in_a_hundred_thousand_places_is_told_in_a_few_words() -> None:
+def test_the_number_of_reasons_is_bounded() -> None:
     passages = ",".join(["{}"] * 100_000)
     value = f'{{"type":"chat_log","retrieved":[{passages}]}}'.encode()
-    (outcome,) = decode_block(Topic.CHAT_LOGS, [SimpleNamespace(offset=0, value=value, timestamp=0)], Bounds())
-    assert isinstance(outcome, Rejected)
-    assert len(outcome.reasons) <= 20
+    (result,) = decode_block(Topic.CHAT_LOGS, [SimpleNamespace(offset=0, value=value, timestamp=0)], Bounds())
+    assert isinstance(result, Rejected)
+    assert len(result.reasons) <= 20

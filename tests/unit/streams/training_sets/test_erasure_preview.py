@@ -1,4 +1,4 @@
-"""Asking for an erasure without servers: what is asked, what is refused, what is counted."""
+"""``foldtune erase`` without servers: what it publishes, what it refuses and what its dry run counts."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,64 +23,64 @@ from foldtune.events import (
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.training_sets import erasure_preview
-from streams.training_sets.erasure_preview import Covered, preview_erasure
+from streams.training_sets.erasure_preview import AffectedIds, preview_erasure
 
 T0 = datetime(2025, 1, 2, tzinfo=UTC)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[ErasureRequested]:
-    """What the command asks for."""
-    found: list[ErasureRequested] = []
-    monkeypatch.setattr("foldtune.client.client.FoldtuneClient.erase", lambda _self, event: found.append(event))
-    return found
+def published(monkeypatch: pytest.MonkeyPatch) -> list[ErasureRequested]:
+    """The erasures that the command publishes."""
+    events: list[ErasureRequested] = []
+    monkeypatch.setattr("foldtune.client.client.FoldtuneClient.erase", lambda _self, event: events.append(event))
+    return events
 
 
 @pytest.mark.parametrize("subject", ["user", "log", "conversation", "document"])
-def test_each_subject(runner: CliRunner, asked: list[ErasureRequested], subject: str) -> None:
+def test_each_subject_can_be_erased(runner: CliRunner, published: list[ErasureRequested], subject: str) -> None:
     command = ["erase", f"--{subject}", "u 1", "--before", "2025-01-02", "--yes"]
     results = [runner.invoke(app, command) for _ in range(2)]
     assert [result.exit_code for result in results] == [0, 0]
-    assert (asked[0].subject, asked[0].subject_id, asked[0].occurred_at) == (subject, "u 1", T0)
-    # Repeated, it is the same erasure.
-    assert asked[0] == asked[1]
-    assert asked[0].erasure_id in results[0].stdout
+    assert (published[0].subject, published[0].subject_id, published[0].occurred_at) == (subject, "u 1", T0)
+    # A repeated command publishes the same erasure.
+    assert published[0] == published[1]
+    assert published[0].erasure_id in results[0].stdout
 
 
-def test_without_a_time_it_is_now(runner: CliRunner, asked: list[ErasureRequested]) -> None:
+def test_the_default_time_is_now(runner: CliRunner, published: list[ErasureRequested]) -> None:
     before = datetime.now(UTC)
     assert runner.invoke(app, ["erase", "--user", "u"], input="y\n").exit_code == 0
-    assert before <= asked[0].occurred_at <= datetime.now(UTC)
+    assert before <= published[0].occurred_at <= datetime.now(UTC)
 
 
 @pytest.mark.parametrize("answer", ["n\n", ""])
-def test_nothing_is_asked_for_without_a_yes(
+def test_nothing_is_published_without_confirmation(
     runner: CliRunner,
-    asked: list[ErasureRequested],
+    published: list[ErasureRequested],
     answer: str,
 ) -> None:
     result = runner.invoke(app, ["erase", "--user", "u\x1b[2J"], input=answer)
-    assert (result.exit_code, asked) == (1, [])
+    assert (result.exit_code, published) == (1, [])
     assert "Erase user 'u\\x1b[2J', up to" in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ([], "name one of --user, --log, --conversation and --document"),
-        (["--user", "u", "--log", "l"], "name one of --user, --log, --conversation and --document"),
+        ([], "give one of --user, --log, --conversation and --document"),
+        (["--user", "u", "--log", "l"], "give one of --user, --log, --conversation and --document"),
         (["--user", ""], "subject_id"),
         (["--user", "u" * 257], "subject_id"),
         (["--user", "\udcff"], "subject_id"),
-        (["--user", "u", "--before", "yesterday"], "'yesterday' is no time"),
+        (["--user", "u", "--before", "yesterday"], "'yesterday' is not a timestamp"),
         (["--user", "u", "--before", "9999-01-01"], "lies more than"),
         (["--user", "u", "--before", "1969-01-01"], "lies before 1970"),
     ],
 )
-def test_mistakes_are_named(runner: CliRunner, options: list[str], said: str) -> None:
+def test_invalid_options_are_explained(runner: CliRunner, options: list[str], message: str) -> None:
     result = runner.invoke(app, ["erase", *options, "--yes"])
     assert result.exit_code == 2, result.output
-    assert said in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
 
 
@@ -88,7 +88,7 @@ def test_mistakes_are_named(runner: CliRunner, options: list[str], said: str) ->
 
 
 def log(number: int, *, folder: str = "f", user: str = "u", at: datetime = T0) -> ChatLog:
-    """A log that carries the text of one passage, and names another."""
+    """A log with the text of one passage, and another passage without."""
     passages = [("d1", "A text."), ("d2", None)]
     return ChatLog(
         log_id=f"l{number}",
@@ -116,10 +116,10 @@ def document(name: str, folder: str = "f", at: datetime = T0) -> DocumentUpserte
     return DocumentUpserted(document_id=name, folder_id=folder, occurred_at=at, text="A text.")
 
 
-HELD: dict[Topic, list[Event | bytes]] = {
+TOPICS: dict[Topic, list[Event | bytes]] = {
     Topic.CHAT_LOGS: [
         ChatLogBatch(folder_id="f", logs=(log(1), log(2, user="v"))),
-        # Published twice, it is one log.
+        # A duplicate.
         log(1),
         log(3, folder="g", at=T0 + timedelta(days=1)),
         b"{poison",
@@ -136,11 +136,11 @@ HELD: dict[Topic, list[Event | bytes]] = {
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts ``HELD`` where the data topics are read."""
+def topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaces the data topics by ``TOPICS``."""
 
     def read(_settings: object, topic: Topic) -> Iterator[Any]:
-        for offset, event in enumerate(HELD[topic]):
+        for offset, event in enumerate(TOPICS[topic]):
             value = event if isinstance(event, bytes) else event.encode()
             yield SimpleNamespace(offset=offset, value=value, timestamp=int(T0.timestamp() * 1000) + 10 * 86_400_000)
 
@@ -150,36 +150,38 @@ def held(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("subject", "name", "days", "covered"),
     [
-        ("user", "u", 0, {"f": Covered(logs={"l1"}, passages={("l1", "d1")})}),
+        ("user", "u", 0, {"f": AffectedIds(logs={"l1"}, passages={("l1", "d1")})}),
         (
             "user",
             "u",
             1,
             {
-                "f": Covered(logs={"l1"}, passages={("l1", "d1")}),
-                "g": Covered(logs={"l3"}, passages={("l3", "d1")}),
+                "f": AffectedIds(logs={"l1"}, passages={("l1", "d1")}),
+                "g": AffectedIds(logs={"l3"}, passages={("l3", "d1")}),
             },
         ),
         ("user", "u", -1, {}),
         ("user", "d1", 1, {}),
-        ("log", "l1", 0, {"f": Covered(logs={"l1"}, feedback={"l1"}, passages={("l1", "d1")})}),
-        ("conversation", "c", 0, {"f": Covered(logs={"l1", "l2"}, passages={("l1", "d1"), ("l2", "d1")})}),
-        ("document", "d1", 0, {"f": Covered(documents={"d1"}, passages={("l1", "d1"), ("l2", "d1")})}),
-        ("document", "d2", 0, {"f": Covered(documents={"d2"})}),
+        ("log", "l1", 0, {"f": AffectedIds(logs={"l1"}, feedback={"l1"}, passages={("l1", "d1")})}),
+        ("conversation", "c", 0, {"f": AffectedIds(logs={"l1", "l2"}, passages={("l1", "d1"), ("l2", "d1")})}),
+        ("document", "d1", 0, {"f": AffectedIds(documents={"d1"}, passages={("l1", "d1"), ("l2", "d1")})}),
+        ("document", "d2", 0, {"f": AffectedIds(documents={"d2"})}),
     ],
 )
-def test_what_an_erasure_covers(held: None, subject: str, name: str, days: int, covered: dict[str, Covered]) -> None:
+def test_the_preview_of_an_erasure(
+    topics: None, subject: str, name: str, days: int, covered: dict[str, AffectedIds]
+) -> None:
     content = {"erasure_id": "e", "occurred_at": T0 + timedelta(days=days), "subject": subject, "subject_id": name}
     assert preview_erasure(ErasureRequested.model_validate(content), Settings()) == covered
 
 
-def test_a_dry_run_counts_and_asks_nothing(
+def test_a_dry_run_counts_and_publishes_nothing(
     runner: CliRunner,
-    held: None,
-    asked: list[ErasureRequested],
+    topics: None,
+    published: list[ErasureRequested],
 ) -> None:
     shown = runner.invoke(app, ["erase", "--conversation", "c", "--dry-run"]).stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     assert rows == [["f", "2", "0", "0", "2"], ["g", "1", "0", "0", "1"]]
     assert "nothing" in runner.invoke(app, ["erase", "--user", "nobody", "--dry-run"]).stdout
-    assert asked == []
+    assert published == []

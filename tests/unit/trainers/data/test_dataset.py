@@ -1,33 +1,20 @@
+"""Deduplication and the split."""
+
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.unit.trainers.conftest import example
 from trainers.data.dataset import MIN_JUDGED, MIN_TRAINED, VALIDATION_FLOOR, Dataset, build_dataset, split
-from trainers.data.words import WordSets, normalized, words
 from trainers.errors import TooLittleDataError
 
 DOCUMENTS = {"one": "first text", "two": "second text", "twin": "second text"}
 
 
-def test_what_is_the_same_question() -> None:
-    assert normalized("  Where IS the \uff46erry?!") == normalized("where is, the ferry")
-    assert normalized("???") != normalized("!!!")
-    assert words("渡し船 ferry") == ["渡", "し", "船", "ferry"]
-    assert words("हिन्दी में पासवर्ड") == ["हिन्दी", "में", "पासवर्ड"]
-    assert words("น้ำ pin") == [*words("น้ำ"), "pin"]
-    assert len(words("น้ำ")) == 2
-    # Texts of ASCII alone go another way.
-    every = "".join(map(chr, range(128))) + " don't self.x_1 A-B"
-    assert words(f"{every} é")[:-1] == words(every)
-
-
-def test_repeated_pairs_are_merged_and_conflicting_positives_are_all_known(tables: Callable[..., Any]) -> None:
+def test_repeated_pairs_are_merged_and_all_their_positives_known(tables: Callable[..., Any]) -> None:
     rows = [
         example("Where?", "one", strength=0.2, negatives=("two",)),
         example("where", "one", strength=0.6),
@@ -50,7 +37,7 @@ def test_documents_of_equal_text_are_one_passage(tables: Callable[..., Any]) -> 
     shown = example("q", "one", negatives=("two", "twin", "twin", "two=carried by the log"))
     dataset = build_dataset(*tables([shown, shown], DOCUMENTS))
     assert dataset.impressions == ((1,),)
-    # Each log's second document of the same text; a document shown twice is none.
+    # One in each log: the second document with the same text. The same document twice is not a copy.
     assert dataset.copies == {"documents": 1, "impressions": 2}
 
 
@@ -71,12 +58,12 @@ def test_a_positive_outside_the_snapshot_needs_the_text_of_the_log(tables: Calla
     ("rows", "documents"),
     [([], DOCUMENTS), ([example("q", "one")], {"one": "alone"}), ([example("q", "gone")], DOCUMENTS)],
 )
-def test_too_little_is_refused_with_its_numbers(rows: Any, documents: Any, tables: Callable[..., Any]) -> None:
+def test_too_little_data_is_refused_with_its_numbers(rows: Any, documents: Any, tables: Callable[..., Any]) -> None:
     with pytest.raises(TooLittleDataError, match=r"\d distinct documents"):
         build_dataset(*tables(rows, documents))
 
 
-def test_questions_all_alike_cannot_be_split(tables: Callable[..., Any]) -> None:
+def test_a_single_group_cannot_be_split(tables: Callable[..., Any]) -> None:
     rows = [example("same question", "one"), example("Same question?", "two")]
     with pytest.raises(TooLittleDataError, match="1 distinct questions in 1 group"):
         split(build_dataset(*tables(rows, DOCUMENTS)), seed=0)
@@ -96,11 +83,13 @@ def test_a_few_groups_of_equal_size_cannot_be_split(tables: Callable[..., Any], 
         for group in range(groups)
         for number in range(10)
     ]
-    with pytest.raises(TooLittleDataError, match=rf"{10 * groups} distinct questions in {groups} groups of alike ones"):
+    with pytest.raises(
+        TooLittleDataError, match=rf"{10 * groups} distinct questions in {groups} groups of near-duplicates"
+    ):
         split(build_dataset(*tables(rows, DOCUMENTS)), seed=0)
 
 
-def test_near_questions_stay_on_one_side(tables: Callable[..., Any]) -> None:
+def test_near_duplicates_stay_on_one_side(tables: Callable[..., Any]) -> None:
     rows = []
     for number in range(60):
         topic = f"topic{number} area{number} thing{number} place{number}"
@@ -144,7 +133,7 @@ def test_no_validation_where_it_would_be_a_handful(tables: Callable[..., Any]) -
     assert len(parts.validation) == 0
 
 
-def test_where_people_judged_enough_only_judged_questions_are_held_out(tables: Callable[..., Any]) -> None:
+def test_with_enough_judged_questions_only_those_are_held_out(tables: Callable[..., Any]) -> None:
     def questions(number: int, label: str) -> list[Any]:
         words = f"{label} number{number} area{number} thing{number} place{number}"
         near = example(f"please {words} anyway so now", "two")
@@ -157,7 +146,7 @@ def test_where_people_judged_enough_only_judged_questions_are_held_out(tables: C
     assert parts.judged
     assert len(parts.held_out) == MIN_JUDGED // 4
     assert set(parts.held_out.tolist()) <= set(dataset.question[dataset.judged].tolist())
-    # Their near-duplicates are held back too, though nobody judged them.
+    # Their near-duplicates are held back too, although without a judgement.
     assert len(parts.train) == len(rows) - 2 * len(parts.held_out) - 2 * len(parts.validation)
     assert len(parts.validation) >= VALIDATION_FLOOR
     assert set(parts.validation.tolist()) <= set(dataset.question[dataset.judged].tolist())
@@ -170,7 +159,7 @@ def test_a_pair_is_judged_if_any_of_its_logs_is(tables: Callable[..., Any]) -> N
     assert build_dataset(*tables(rows, DOCUMENTS)).judged.tolist() == [True, False]
 
 
-def test_what_is_held_out_stays_so_when_data_comes(small_dataset: Dataset) -> None:
+def test_held_out_questions_stay_held_out_as_data_grows(small_dataset: Dataset) -> None:
     first = split(small_dataset, seed=5)
     assert np.array_equal(first.held_out, split(small_dataset, seed=5).held_out)
     assert not np.array_equal(first.held_out, split(small_dataset, seed=6).held_out)
@@ -183,19 +172,3 @@ def test_what_is_held_out_stays_so_when_data_comes(small_dataset: Dataset) -> No
     gone = set(range(36, 40))
     again = split(fewer, seed=5)
     assert set(again.held_out.tolist()) - gone <= set(first.held_out.tolist())
-
-
-@given(st.lists(st.text("abc ", max_size=14), max_size=12), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
-def test_near_duplicates_agree_with_comparing_all_pairs(texts: list[str], threshold: float) -> None:
-    sets = [set(words(text)) for text in texts]
-    labels = list(range(len(texts)))
-    for one in range(len(texts)):
-        for other in range(one):
-            union = sets[one] | sets[other]
-            if union and len(sets[one] & sets[other]) / len(union) >= threshold - 1e-9:
-                kept, lost = labels[one], labels[other]
-                labels = [kept if label == lost else label for label in labels]
-    found = WordSets.of(texts).near_duplicates(threshold)
-    for one in range(len(texts)):
-        for other in range(one):
-            assert (labels[one] == labels[other]) == (found[one] == found[other])

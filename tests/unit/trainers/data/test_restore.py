@@ -1,4 +1,4 @@
-"""What comes back from a snapshot makes the same snapshot again."""
+"""Restored events make the same snapshot again."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from foldtune.events import DocumentUpserted
 from foldtune.settings import LabelWeights
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES, Label
-from streams.snapshots.export import _example_row
+from streams.snapshots.export_child import example_row
 from streams.snapshots.labels import label
 from streams.training_sets import state_events
 from streams.training_sets.fold import JudgedLog
@@ -51,14 +51,14 @@ def test_a_restored_log_makes_the_same_example(verdict: Verdict | None, cited: t
     before = label(JudgedLog(log, verdict), STRENGTHS)
     assert before
     assert before.label is kind
-    (event,) = restore.logs(pa.Table.from_pylist([_example_row(before)], EXAMPLES))
+    (event,) = restore.logs(pa.Table.from_pylist([example_row(before)], EXAMPLES))
     again = msgspec.json.decode(event.encode(), type=state_events.ChatLog)
     after = label(JudgedLog(again, again.feedback), STRENGTHS)
     assert after
-    assert _example_row(after) == _example_row(before)
+    assert example_row(after) == example_row(before)
 
 
-def test_documents_come_back_as_of_the_snapshot() -> None:
+def test_restored_documents_have_the_time_of_the_snapshot() -> None:
     at = datetime(2026, 2, 1, tzinfo=UTC)
     row: dict[str, Any] = {"folder_id": "f", "document_id": "d", "title": "T", "text": "Text."}
     (event,) = restore.documents(pa.Table.from_pylist([row], DOCUMENTS), at)

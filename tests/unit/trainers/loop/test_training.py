@@ -24,9 +24,9 @@ from transformers import (
 
 from foldtune.events import FineTuneRequested, Progress, now
 from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
-from tests.unit.trainers.conftest import example, use_arithmetic
+from tests.unit.trainers.conftest import example, use_compute_dtype
 from trainers.data.dataset import Dataset, build_dataset
-from trainers.data.negatives import hardest
+from trainers.data.negatives import nearest_below_margin
 from trainers.engine import memory, trainable_encoder
 from trainers.engine.embedder import Embedder
 from trainers.engine.prefix_cache import PrefixCache
@@ -36,9 +36,9 @@ from trainers.loop.loss import contrastive_loss
 from trainers.loop.optimizer import FIRST_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Optimizer
 from trainers.loop.training import TrainingRecord, train
 from trainers.loop.validation import Validation
-from trainers.model.encoder import Encoder, arithmetic
+from trainers.model.encoder import Encoder, compute_dtype
 from trainers.model.encoding_config import EncodingConfig
-from trainers.model.split_model import freeze, halves
+from trainers.model.split_model import freeze, split_model
 from trainers.pipeline import embed
 
 SMALL: dict[str, Any] = {
@@ -100,7 +100,7 @@ def test_the_two_halves_make_the_whole(config: Any) -> None:
     torch.manual_seed(0)
     model = AutoModel.from_config(config).eval()
     freeze(model, 2)
-    found = halves(model, 2)
+    found = split_model(model, 2)
     assert found is not None
     ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 0, 0, 0, 0]])
     mask = (ids > 0).long()
@@ -190,7 +190,7 @@ def test_an_unknown_layout_trains_whole() -> None:
 
     model = AutoModel.from_config(AlbertConfig(**SMALL, embedding_size=16, num_hidden_groups=1))
     freeze(model, 1)
-    assert halves(model, 1) is None
+    assert split_model(model, 1) is None
 
 
 def test_more_layers_than_there_are(tiny_folder: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_decoder_whose_layers_differ_is_not_cut() -> None:
     model = AutoModel.from_config(Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8, **sliding))
     assert len(set(model.config.layer_types)) == 2
     freeze(model, 1)
-    assert halves(model, 1) is None
+    assert split_model(model, 1) is None
 
 
 @pytest.mark.usefixtures("full_precision")
@@ -259,7 +259,7 @@ def test_two_bytes_change_little(
 ) -> None:
     found = []
     for computed in (torch.float32, dtype):
-        use_arithmetic(monkeypatch, computed)
+        use_compute_dtype(monkeypatch, computed)
         layers = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 2, tmp_path, cached=cached)
         found.append(torch.nn.functional.normalize(torch.cat(layers.embed_all()), dim=1))
     likeness = (found[0] * found[1]).sum(dim=1)
@@ -272,7 +272,7 @@ def test_float16_trains_as_float32_does(
 ) -> None:
     found = []
     for dtype in (torch.float32, torch.float16):
-        use_arithmetic(monkeypatch, dtype)
+        use_compute_dtype(monkeypatch, dtype)
         encoder, record, _ = trained(tiny_folder, small_dataset, tmp_path)
         found.append((record.losses, torch.cat([one.flatten() for one in encoder.model.parameters()])))
     (expected, wanted), (losses, weights) = found
@@ -359,7 +359,7 @@ def test_float16_goes_on_where_another_format_was() -> None:
 )
 def test_the_format_suits_the_processor(found: Any, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: found)
-    assert arithmetic(torch.device("cpu"), "bert") == expected
+    assert compute_dtype(torch.device("cpu"), "bert") == expected
 
 
 @pytest.mark.parametrize(
@@ -381,14 +381,14 @@ def test_the_format_suits_the_card_and_the_model(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: bfloat16)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
-    assert arithmetic(torch.device("cuda"), model_type) == expected
+    assert compute_dtype(torch.device("cuda"), model_type) == expected
 
 
 def test_a_cache_beyond_its_budget_spills_to_a_file(tiny_folder: Path, tmp_path: Path) -> None:
     encoder = Encoder.load(tiny_folder, "cpu")
     tokens = encoder.tokenize(["one", "two words", ""])
     freeze(encoder.model, 1)
-    split = halves(encoder.model, 1)
+    split = split_model(encoder.model, 1)
     assert split is not None
     kept = PrefixCache(encoder, split.prefix, tokens, tmp_path, memory_budget=1 << 30)
     spilled = PrefixCache(encoder, split.prefix, tokens, tmp_path, memory_budget=0)
@@ -481,8 +481,8 @@ def test_hard_negatives_are_looked_for_again_only_with_new_embeddings(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    searched = Mock(wraps=hardest)
-    monkeypatch.setattr("trainers.data.negatives.hardest", searched)
+    searched = Mock(wraps=nearest_below_margin)
+    monkeypatch.setattr("trainers.data.negatives.nearest_below_margin", searched)
     monkeypatch.setattr("trainers.loop.training.cheap_to_embed_all", lambda *_: cheap)
     _, record, _ = trained(tiny_folder, small_dataset, tmp_path)
     found = 2 if cheap else 1
@@ -543,7 +543,7 @@ def test_an_embedding_that_is_no_number_ends_the_training(
     start = embed(encoder, small_dataset)
     layers = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
     monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0].float() * torch.nan)
-    with pytest.raises(NotFiniteError, match=r"an embedding, computed in torch\."):
+    with pytest.raises(NotFiniteError, match=r"an embedding computed in torch\."):
         train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
     with pytest.raises(NotFiniteError, match="an embedding"):
         encoder.encode(["a text"])

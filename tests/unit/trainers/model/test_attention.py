@@ -1,3 +1,5 @@
+"""Unfused attention against torch's fused kernel."""
+
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,26 +13,28 @@ from trainers.model.attention import UNFUSED
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_it_is_the_fused_kernel_but_for_rounding(masked: bool, scaling: float | None, monkeypatch: Any) -> None:
+def test_it_equals_the_fused_kernel_up_to_rounding(masked: bool, scaling: float | None, monkeypatch: Any) -> None:
     torch.manual_seed(0)
     module: Any = SimpleNamespace(is_causal=False)
     mask = (torch.arange(7) < torch.tensor([[7], [4], [1]]))[:, None, None, :].expand(3, 1, 7, 7) if masked else None
     whole = [torch.randn(3, 2, 7, 8) for _ in range(3)]
-    # With a gradient and in bfloat16 it is not asked.
+    # With gradients in bfloat16 the fused kernel is not called.
     monkeypatch.setattr("trainers.model.attention.sdpa_attention_forward", None)
-    found = []
+    results = []
     fused: Any = sdpa_attention_forward
     for attention, dtype in ((fused, torch.float32), (AttentionInterface()[UNFUSED], torch.bfloat16)):
-        inputs = [one.detach().to(dtype).requires_grad_() for one in whole]
+        inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in whole]
         output, _ = attention(module, *inputs, mask, scaling=scaling)
         output.float().square().sum().backward()
-        found.append([output.detach().float(), *(one.grad.float() for one in inputs if one.grad is not None)])
-    assert len(found[1]) == 4
-    for expected, actual in zip(*found, strict=True):
+        results.append(
+            [output.detach().float(), *(tensor.grad.float() for tensor in inputs if tensor.grad is not None)]
+        )
+    assert len(results[1]) == 4
+    for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.08)
 
 
-def test_dropout_and_causality_are_kept() -> None:
+def test_dropout_and_causal_masks_are_applied() -> None:
     torch.manual_seed(0)
     attention = AttentionInterface()[UNFUSED]
     query, key, value = (torch.randn(1, 1, 4, 8, dtype=torch.bfloat16).requires_grad_() for _ in range(3))

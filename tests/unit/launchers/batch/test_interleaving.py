@@ -1,4 +1,4 @@
-"""Calls that run at the same time, in any order of their steps: one at a time moves, and which one is drawn."""
+"""Concurrent calls in any interleaving of their steps: one step at a time, of a call that is drawn."""
 
 import random
 import threading
@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldtune.events import State
-
-from .conftest import make_job
-from .test_dispatch import GONE, Bench, Steps, killed_before_submitting
+from tests.unit.launchers.batch.test_dispatcher import EXPIRED, Bench, Steps, killed_before_submitting
+from tests.unit.launchers.conftest import make_job
 
 JOB = make_job("r-1")
 
 
 class Turns(Steps):
-    """Lets one of several threads take one step at a time."""
+    """Lets one of several threads make one step at a time."""
 
     def __init__(self, draw: random.Random) -> None:
         super().__init__()
@@ -33,7 +32,7 @@ class Turns(Steps):
         return stepped
 
     def run(self, *calls: Callable[[], None]) -> None:
-        """Make all calls, and return when they have."""
+        """Make all calls, and return when all have returned."""
         going: set[int] = set(range(len(calls)))
 
         def work(number: int) -> None:
@@ -53,7 +52,7 @@ class Turns(Steps):
         last = -1
         while going:
             with self._turn:
-                # Mostly the same again: what goes wrong needs one call to be held up while another goes far.
+                # Mostly the same again: races show when one call is held up while another makes many steps.
                 if last not in going or self._draw.random() < 0.2:
                     last = self._draw.choice(sorted(going))
                 self._whose = last
@@ -79,20 +78,20 @@ MANY = settings(max_examples=200)
 
 
 @MANY
-@given(seed=SEEDS, launches=st.integers(1, 3), cancelled=st.booleans(), foreign_write_count=st.booleans())
-def test_whatever_the_order_there_is_one_job_and_a_cancelled_one_ends(
-    seed: int, launches: int, cancelled: bool, foreign_write_count: bool
+@given(seed=SEEDS, launches=st.integers(1, 3), cancelled=st.booleans(), taken_over=st.booleans())
+def test_in_any_order_there_is_one_job_and_a_cancelled_one_ends(
+    seed: int, launches: int, cancelled: bool, taken_over: bool
 ) -> None:
-    bench = killed_before_submitting(JOB) if foreign_write_count else Bench()
-    bench.time += GONE
+    bench = killed_before_submitting(JOB) if taken_over else Bench()
+    bench.time += EXPIRED
     bench.steps = Turns(random.Random(seed))
     launched: list[bool] = []
     calls: list[Callable[[], None]] = [lambda: launched.append(bench.try_to_launch(JOB))] * launches
     bench.steps.run(*calls, *([lambda: bench.cancel(JOB)] if cancelled else []))
     assert len(bench.batch.jobs) <= 1
     if not all(launched):
-        # What was told to come again does.
-        bench.time += GONE
+        # The busy one is redelivered.
+        bench.time += EXPIRED
         bench.launch(JOB)
     assert len(bench.batch.jobs) <= 1
     if not cancelled:
@@ -105,7 +104,7 @@ def test_whatever_the_order_there_is_one_job_and_a_cancelled_one_ends(
 
 @MANY
 @given(seed=SEEDS)
-def test_a_job_that_fails_while_it_is_cancelled_ends_in_one_way(seed: int) -> None:
+def test_a_job_that_fails_while_it_is_cancelled_has_one_outcome(seed: int) -> None:
     bench = Bench()
     bench.launch(JOB)
     job_id = bench.only["jobId"]
@@ -122,7 +121,7 @@ def test_a_job_that_fails_while_it_is_cancelled_ends_in_one_way(seed: int) -> No
 
 @MANY
 @given(seed=SEEDS)
-def test_months_of_several_jobs_are_added_up_whatever_the_order(seed: int) -> None:
+def test_in_any_order_reservations_of_one_month_add_up(seed: int) -> None:
     bench = Bench(hourly_prices={"any": 1.0}, max_month_dollars=5.0)
     bench.steps = Turns(random.Random(seed))
     jobs = [make_job(f"r-{number}", max_seconds=3600) for number in range(3)]

@@ -1,4 +1,4 @@
-"""Notes on disk of which process is which, so that a later process can find it, and never takes another for it."""
+"""Pid files: which process is which, so that a later command finds it and never takes another for it."""
 
 import os
 from pathlib import Path
@@ -9,21 +9,21 @@ from pydantic import ValidationError
 
 from foldtune.settings import Section
 
-Record = TypeVar("Record", bound=Section)
+Content = TypeVar("Content", bound=Section)
 
-# The start time is derived from the clock's boot time, which may be corrected by a little while the process runs.
+# psutil derives the start time from the boot time, which the clock may correct slightly while the process runs.
 START_TOLERANCE_SECONDS = 2.0
 
 
-class ProcessRecord(Section):
-    """A process by its pid and the moment it started (seconds since the epoch): pids alone are used again."""
+class ProcessIdentity(Section):
+    """A process by pid and start time (seconds since the epoch), since pids are reused."""
 
     pid: int
     started: float
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """The record of a running process.
+        """The identity of a running process.
 
         Raises:
             psutil.NoSuchProcess: there is none.
@@ -31,12 +31,12 @@ class ProcessRecord(Section):
         return cls(pid=pid, started=psutil.Process(pid).create_time())
 
     @classmethod
-    def here(cls) -> Self:
-        """The record of this process."""
+    def current(cls) -> Self:
+        """The identity of this process."""
         return cls.of(os.getpid())
 
     def process(self) -> psutil.Process | None:
-        """That process where it still runs; nothing where the pid belongs to another one by now."""
+        """The process while it runs; ``None`` also where the pid has been reused."""
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started) <= START_TOLERANCE_SECONDS
@@ -45,22 +45,22 @@ class ProcessRecord(Section):
             return None
         return process if running else None
 
-    def end(self, seconds: float) -> bool:
-        """Ask that process to end, and make it where it takes longer than ``seconds``; whether there was one."""
+    def terminate(self, grace_seconds: float) -> bool:
+        """SIGTERM, then SIGKILL after ``grace_seconds``; whether the process was running."""
         process = self.process()
         if process is None:
             return False
         process.terminate()
         try:
-            process.wait(seconds)
+            process.wait(grace_seconds)
         except psutil.TimeoutExpired:
             process.kill()
-            process.wait(seconds)
+            process.wait(grace_seconds)
         return True
 
 
-class LocalState(ProcessRecord):
-    """What a running stack tells about itself: its owner (the process above), and how to reach the servers."""
+class StackState(ProcessIdentity):
+    """A running stack: its owner (the process above), and how to reach the servers."""
 
     kafka_port: int
     s3_port: int
@@ -68,16 +68,16 @@ class LocalState(ProcessRecord):
     environment: dict[str, str]
 
 
-def write(record: Section, path: Path) -> None:
-    """Write a record, whole or not at all, readable by this user only: it may hold a key."""
+def write(content: Section, path: Path) -> None:
+    """Write a file atomically, readable by this user only: it may hold a key."""
     fresh = path.with_suffix(".new")
     fresh.touch(mode=0o600)
-    fresh.write_text(record.model_dump_json(indent=2), encoding="utf-8")
+    fresh.write_text(content.model_dump_json(indent=2), encoding="utf-8")
     fresh.replace(path)
 
 
-def read(kind: type[Record], path: Path) -> Record | None:
-    """The record in the file; nothing where there is no file, or it is not such a record."""
+def read(kind: type[Content], path: Path) -> Content | None:
+    """The file's content; ``None`` where the file is missing or invalid."""
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):

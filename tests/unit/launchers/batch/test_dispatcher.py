@@ -1,4 +1,4 @@
-"""One job of AWS Batch per request, whatever is delivered again, and wherever a call is cut short."""
+"""One job of AWS Batch per request, whatever is redelivered and wherever a call is killed."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -10,26 +10,25 @@ from foldtune.events import REPORTING_TIME, FineTuneStatus, State, TrainingJob, 
 from foldtune.settings import BatchSettings, Settings, WorkerSettings
 from foldtune.testing import MemoryObjectStore
 from launchers.batch.batch_job import BatchJob
-from launchers.batch.launcher import BatchLauncher
-from launchers.dispatch import LISTED, OVERDUE, Dispatcher
-from launchers.errors import RunBusyError
+from launchers.batch.dispatcher import Dispatcher
+from launchers.batch.launcher import LISTED, BatchLauncher
+from launchers.execution import OVERDUE
+from launchers.heartbeats import this_process
 from launchers.ledger import Ledger
-from launchers.ownership import this_process
-from launchers.port import job_segment
+from launchers.port import RunBusyError, job_segment
 from tests.batch_service import BatchService, state_change
+from tests.unit.launchers.conftest import MOMENT, make_job
 
-from .conftest import MOMENT, make_job
-
-# What a function may take, and how long it is until it is surely gone.
-TIMEOUT, GONE = timedelta(seconds=120), timedelta(seconds=200)
+# How long a function may take, and after which time its lease has expired.
+TIMEOUT, EXPIRED = timedelta(seconds=120), timedelta(seconds=200)
 
 
 class Killed(BaseException):
-    """The process is gone: nothing catches this."""
+    """The process is killed: nothing catches this."""
 
 
 class Steps:
-    """Counts the calls to the surroundings, and ends the process at one of them, before or after it takes effect."""
+    """Counts the calls to infrastructure, and kills the process at one of them, before or after it takes effect."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -57,7 +56,7 @@ class Steps:
 
 
 class Through:
-    """Another object, with its methods counted."""
+    """A proxy that counts the calls of some methods."""
 
     def __init__(self, behind: Any, steps: Steps, names: tuple[str, ...]) -> None:
         self._behind, self._steps, self._names = behind, steps, names
@@ -72,7 +71,7 @@ CLIENT = ("submit_job", "describe_jobs", "terminate_job", "get_paginator")
 
 
 class Bench:
-    """Batch, the store, the reports and the time."""
+    """Batch, the object store, the reports and the clock."""
 
     def __init__(self, **batch: Any) -> None:
         self.settings = Settings(batch=BatchSettings(**batch))
@@ -83,7 +82,7 @@ class Bench:
         self.steps = Steps()
 
     def dispatcher(self) -> Dispatcher:
-        """As a new process makes it."""
+        """A dispatcher as a new process creates it."""
         store: Any = Through(self.store, self.steps, STORE)
         client: Any = Through(self.batch, self.steps, CLIENT)
         launcher = BatchLauncher(self.settings, store, client)
@@ -97,7 +96,7 @@ class Bench:
 
     def deliver(self, *events: dict[str, Any]) -> None:
         for event in events:
-            self.dispatcher().changed(BatchJob.model_validate(event["detail"]))
+            self.dispatcher().state_changed(BatchJob.model_validate(event["detail"]))
 
     @property
     def only(self) -> dict[str, Any]:
@@ -109,28 +108,28 @@ class Bench:
         return [status.state for status in self.statuses]
 
     def spent(self) -> float:
-        from launchers.batch.spending import Spend
+        from launchers.batch.budget import Spend
 
         [key] = self.store.list("spend/")
         return sum(Spend.model_validate_json(self.store.get(key)).jobs.values())
 
     def jobs_spending(self) -> set[str]:
-        """For which jobs something is set aside, or was spent."""
-        from launchers.batch.spending import Spend
+        """The jobs with a reserved or real cost."""
+        from launchers.batch.budget import Spend
 
         return {
             name for key in self.store.list("spend/") for name in Spend.model_validate_json(self.store.get(key)).jobs
         }
 
     def disturbed(self, call: Callable[[], None], other: Callable[[], None], number: int) -> bool:
-        """Make a call in the middle of which another is made; ``False`` where it has not so many steps."""
+        """Make a call and another one in the middle of it; ``False`` where it has fewer steps."""
         self.steps.instead = other
         self.steps.count, self.steps.kill_at = 0, (number, True)
         call()
         return self.steps.kill_at is None
 
     def try_to_launch(self, job: TrainingJob) -> bool:
-        """Launch, unless another is at it."""
+        """Launch; ``False`` where the job is busy."""
         try:
             self.launch(job)
         except RunBusyError:
@@ -144,7 +143,7 @@ def bench() -> Bench:
 
 
 def until_killed(bench: Bench, call: Callable[[], None], number: int, after: bool) -> bool:
-    """Make a call that is cut short at one of its steps; ``False`` where it has none of that number."""
+    """Make a call that is killed at one of its steps; ``False`` where it has fewer."""
     bench.steps.count, bench.steps.kill_at = 0, (number, after)
     try:
         call()
@@ -156,7 +155,7 @@ def until_killed(bench: Bench, call: Callable[[], None], number: int, after: boo
 
 
 def kills(make: Callable[[], Bench], call: Callable[[Bench], None]) -> Iterator[Bench]:
-    """A bench for every point at which a call can be cut short."""
+    """A bench for every step at which a call can be killed."""
     for after in (False, True):
         for number in range(100):
             bench = make()
@@ -167,7 +166,7 @@ def kills(make: Callable[[], Bench], call: Callable[[Bench], None]) -> Iterator[
 
 
 def killed_before_submitting(job: TrainingJob) -> Bench:
-    """A bench whose launch was cut short just before it would have submitted."""
+    """A bench whose launch was killed just before it would have submitted."""
     benches = kills(Bench, lambda bench: bench.launch(job))
     return next(bench for bench in benches if not bench.batch.jobs and bench.states == [State.SUBMITTED])
 
@@ -182,18 +181,18 @@ def test_a_job_is_submitted_as_the_definition_expects_it(bench: Bench, job: Trai
     assert bench.states == [State.SUBMITTED]
 
 
-def test_delivered_again_nothing_is_submitted(bench: Bench, job: TrainingJob) -> None:
+def test_a_redelivered_job_is_submitted_once(bench: Bench, job: TrainingJob) -> None:
     for _ in range(3):
         bench.launch(job)
     assert len(bench.batch.jobs) == 1
     assert bench.states == [State.SUBMITTED]
 
 
-def test_cut_short_anywhere_it_becomes_one_job(job: TrainingJob) -> None:
+def test_a_launch_killed_at_any_step_is_repaired_to_one_job(job: TrainingJob) -> None:
     points = 0
     for bench in kills(Bench, lambda bench: bench.launch(job)):
         points += 1
-        bench.time += GONE
+        bench.time += EXPIRED
         bench.launch(job)
         assert len(bench.batch.jobs) == 1
         assert State.SUBMITTED in bench.states
@@ -204,30 +203,30 @@ def test_cut_short_anywhere_it_becomes_one_job(job: TrainingJob) -> None:
     assert points > 20
 
 
-def test_cut_short_again_and_again_it_becomes_one_job(job: TrainingJob) -> None:
+def test_a_launch_killed_twice_at_any_steps_is_repaired_to_one_job(job: TrainingJob) -> None:
     for first in range(30):
         for second in range(30):
             bench = Bench()
             if not until_killed(bench, lambda: bench.launch(job), first, True):  # noqa: B023
                 return
-            bench.time += GONE
+            bench.time += EXPIRED
             if not until_killed(bench, lambda: bench.launch(job), second, True):  # noqa: B023
                 break
-            bench.time += GONE
+            bench.time += EXPIRED
             bench.launch(job)
             assert len(bench.batch.jobs) == 1
     raise AssertionError("a launch has fewer steps")
 
 
-@pytest.mark.parametrize("foreign_write_count", [False, True])
-def test_of_two_calls_at_once_one_submits(job: TrainingJob, foreign_write_count: bool) -> None:
-    """At every step of a call, another is made from beginning to end; no time passes meanwhile."""
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_of_two_concurrent_launches_one_submits(job: TrainingJob, taken_over: bool) -> None:
+    """At every step of a call, another one is made and completed; no time passes meanwhile."""
     tried: list[bool] = []
     for number in range(100):
         bench = Bench()
-        if foreign_write_count:
+        if taken_over:
             bench = killed_before_submitting(job)
-            bench.time += GONE
+            bench.time += EXPIRED
 
         def launch(bench: Bench = bench) -> None:
             tried.append(bench.try_to_launch(job))
@@ -239,7 +238,7 @@ def test_of_two_calls_at_once_one_submits(job: TrainingJob, foreign_write_count:
     assert tried.count(False) > 5
 
 
-def test_one_that_was_cut_short_is_followed_only_when_it_is_surely_gone(job: TrainingJob) -> None:
+def test_a_killed_launch_is_taken_over_only_after_its_lease(job: TrainingJob) -> None:
     bench = killed_before_submitting(job)
     for _ in range(3):
         with pytest.raises(RunBusyError):
@@ -251,22 +250,22 @@ def test_one_that_was_cut_short_is_followed_only_when_it_is_surely_gone(job: Tra
     assert len(bench.batch.jobs) == 1
 
 
-def test_a_call_whose_time_is_over_submits_nothing(bench: Bench, job: TrainingJob) -> None:
+def test_a_launch_past_its_deadline_submits_nothing(bench: Bench, job: TrainingJob) -> None:
     with pytest.raises(RunBusyError):
         bench.dispatcher().launch(job, bench.time)
     assert not bench.batch.jobs
 
 
-def test_what_cannot_be_told_any_more_is_not_submitted_again(job: TrainingJob) -> None:
+def test_a_submission_that_batch_no_longer_lists_is_not_repeated(job: TrainingJob) -> None:
     bench = killed_before_submitting(job)
-    bench.time += LISTED + GONE
+    bench.time += LISTED + EXPIRED
     bench.launch(job)
     assert not bench.batch.jobs
     assert (bench.statuses[-1].state, bench.statuses[-1].retryable) == (State.FAILED, True)
 
 
-def test_history_that_is_read_again_is_not_trained_again(bench: Bench, job: TrainingJob) -> None:
-    """A new bucket knows no job; its topics may hold those of years."""
+def test_an_overdue_job_is_refused(bench: Bench, job: TrainingJob) -> None:
+    """The ledger of a new bucket is empty, but the topic may hold the jobs of years."""
     attempts = bench.settings.trainer.max_attempts * timedelta(seconds=job.max_seconds)
     bench.time = job.published_at + attempts + OVERDUE
     bench.launch(job)
@@ -282,21 +281,21 @@ def test_history_that_is_read_again_is_not_trained_again(bench: Bench, job: Trai
     assert bench.jobs_spending() == {job_segment(job)}
 
 
-def test_the_coordinator_has_given_a_job_up_before_it_is_too_old_to_be_launched() -> None:
-    """A job bears the time of its snapshot's beginning."""
+def test_the_coordinator_gives_a_job_up_before_it_is_overdue() -> None:
+    """A job has the time at which its snapshot began."""
     assert WorkerSettings().snapshot_timeout + REPORTING_TIME < OVERDUE
 
 
-def test_the_job_of_a_process_is_left_to_it(bench: Bench, job: TrainingJob) -> None:
-    Ledger(bench.store, job, this_process()).claim(1)
+def test_a_claim_of_a_process_is_not_taken_over(bench: Bench, job: TrainingJob) -> None:
+    Ledger(bench.store, job.request.model, job.request.request_id).claim(1, this_process())
     bench.launch(job)
     assert not bench.batch.jobs
 
 
-# ── Ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_success_is_on_record_and_the_trainer_has_told_it(bench: Bench, job: TrainingJob) -> None:
+def test_a_success_is_recorded_and_reported_only_by_the_trainer(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     reserved = bench.spent()
     bench.batch.begin(bench.only["jobId"])
@@ -308,7 +307,7 @@ def test_a_success_is_on_record_and_the_trainer_has_told_it(bench: Bench, job: T
     assert len(bench.batch.jobs) == 1
 
 
-def test_a_failure_says_what_happened_and_where_the_log_is(bench: Bench, job: TrainingJob) -> None:
+def test_a_failure_is_reported_with_reasons_and_log_url(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     bench.batch.begin(bench.only["jobId"])
     bench.batch.end(bench.only["jobId"], 137, statusReason="Essential container in task exited")
@@ -326,7 +325,7 @@ def test_a_failure_says_what_happened_and_where_the_log_is(bench: Bench, job: Tr
     )
 
 
-def test_while_an_attempt_runs_its_own_log_is_shown(bench: Bench, job: TrainingJob) -> None:
+def test_each_running_attempt_is_reported_with_its_own_log_url(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     job_id = bench.only["jobId"]
     for _ in range(2):
@@ -339,14 +338,14 @@ def test_while_an_attempt_runs_its_own_log_is_shown(bench: Bench, job: TrainingJ
     assert bench.states == [State.SUBMITTED, State.RUNNING, State.RUNNING]
 
 
-def test_what_the_trainer_refused_is_not_said_twice(bench: Bench, job: TrainingJob) -> None:
+def test_a_refusal_of_the_trainer_is_not_reported_again(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     bench.batch.end(bench.only["jobId"], 64)
     bench.deliver(bench.batch.events[-1])
     assert bench.states == [State.SUBMITTED]
 
 
-def test_too_long_is_no_reason_to_try_again(bench: Bench, job: TrainingJob) -> None:
+def test_a_timeout_is_not_retryable(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     bench.batch.end(bench.only["jobId"], 137, statusReason="Job attempt duration exceeded timeout")
     bench.deliver(bench.batch.events[-1])
@@ -354,7 +353,7 @@ def test_too_long_is_no_reason_to_try_again(bench: Bench, job: TrainingJob) -> N
     assert not bench.statuses[-1].retryable
 
 
-def test_events_twice_and_in_any_order_come_to_the_same(bench: Bench, job: TrainingJob) -> None:
+def test_duplicated_and_reordered_events_have_the_same_result(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     bench.batch.begin(bench.only["jobId"])
     bench.batch.end(bench.only["jobId"], 1)
@@ -364,12 +363,12 @@ def test_events_twice_and_in_any_order_come_to_the_same(bench: Bench, job: Train
         bench.deliver(*order)
         assert bench.statuses[-1].state is State.FAILED
         spent.add(bench.spent())
-    # Nothing says again that it runs once it has been said, or it has ended.
+    # Running is reported once, and not after the end.
     assert bench.states.count(State.RUNNING) == 1
     assert len(spent) == 1
 
 
-def test_an_event_that_was_cut_short_is_taken_in_by_its_repetition(job: TrainingJob) -> None:
+def test_an_event_whose_handling_was_killed_is_completed_by_its_redelivery(job: TrainingJob) -> None:
     def launched() -> Bench:
         bench = Bench()
         bench.launch(job)
@@ -384,7 +383,7 @@ def test_an_event_that_was_cut_short_is_taken_in_by_its_repetition(job: Training
         assert bench.spent() == pytest.approx(whole.spent(), abs=0.001)
 
 
-def test_an_end_whose_event_was_lost_is_found_when_the_job_is_delivered_again(bench: Bench, job: TrainingJob) -> None:
+def test_a_lost_end_event_is_made_up_for_when_the_job_is_redelivered(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     bench.batch.end(bench.only["jobId"], 1)
     bench.launch(job)
@@ -404,7 +403,7 @@ def test_an_end_whose_event_was_lost_is_found_when_the_job_is_delivered_again(be
         {"jobId": "another"},
     ],
 )
-def test_jobs_that_are_not_on_the_ledger_are_left_alone(bench: Bench, job: TrainingJob, change: dict[str, Any]) -> None:
+def test_jobs_that_are_not_on_the_ledger_are_ignored(bench: Bench, job: TrainingJob, change: dict[str, Any]) -> None:
     bench.launch(job)
     event = state_change(bench.only | {"status": "FAILED"} | change)
     before = {key: bench.store.get(key) for key in bench.store.list("")}
@@ -416,14 +415,14 @@ def test_jobs_that_are_not_on_the_ledger_are_left_alone(bench: Bench, job: Train
 # ── Cancellations ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_cancelled_before_it_is_launched_nothing_starts(bench: Bench, job: TrainingJob) -> None:
+def test_a_job_cancelled_before_its_launch_is_not_submitted(bench: Bench, job: TrainingJob) -> None:
     bench.cancel(job)
     bench.launch(job)
     assert not bench.batch.jobs
     assert bench.states == [State.CANCELLED]
 
 
-def test_cancelled_while_it_runs_its_failure_is_a_cancellation(bench: Bench, job: TrainingJob) -> None:
+def test_the_failure_of_a_cancelled_run_is_a_cancellation(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     bench.batch.begin(bench.only["jobId"])
     bench.cancel(job)
@@ -433,7 +432,7 @@ def test_cancelled_while_it_runs_its_failure_is_a_cancellation(bench: Bench, job
     assert State.FAILED not in bench.states
 
 
-def test_cancelled_after_the_end_nothing_changes(bench: Bench, job: TrainingJob) -> None:
+def test_a_cancellation_after_the_end_changes_nothing(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     bench.batch.end(bench.only["jobId"], 1)
     bench.cancel(job)
@@ -441,7 +440,7 @@ def test_cancelled_after_the_end_nothing_changes(bench: Bench, job: TrainingJob)
     assert bench.states[-1] is State.FAILED
 
 
-def test_cancelled_at_any_moment_of_a_launch_no_job_goes_on(job: TrainingJob) -> None:
+def test_a_cancellation_at_any_step_of_a_launch_leaves_no_job_running(job: TrainingJob) -> None:
     for number in range(100):
         bench = Bench()
         if not bench.disturbed(lambda: bench.launch(job), lambda: bench.cancel(job), number):  # noqa: B023
@@ -450,7 +449,7 @@ def test_cancelled_at_any_moment_of_a_launch_no_job_goes_on(job: TrainingJob) ->
     assert number > 10
 
 
-def test_failed_at_any_moment_of_a_cancellation_it_ends_once(job: TrainingJob) -> None:
+def test_a_failure_at_any_step_of_a_cancellation_has_one_outcome(job: TrainingJob) -> None:
     for number in range(100):
         bench = Bench()
         bench.launch(job)
@@ -467,20 +466,20 @@ def test_failed_at_any_moment_of_a_cancellation_it_ends_once(job: TrainingJob) -
     assert number > 5
 
 
-def test_cancelled_while_the_launch_is_cut_short_no_job_goes_on(job: TrainingJob) -> None:
+def test_a_cancellation_of_a_killed_launch_leaves_no_job_running(job: TrainingJob) -> None:
     for bench in kills(Bench, lambda bench: bench.launch(job)):
         bench.cancel(job)
-        bench.time += GONE
+        bench.time += EXPIRED
         bench.launch(job)
         assert all(one["status"] == "FAILED" for one in bench.batch.jobs.values())
         bench.deliver(*(event for event in bench.batch.events if event["detail"]["status"] == "FAILED"))
         assert bench.states[-1] is State.CANCELLED
 
 
-# ── Costs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Budget ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_job_over_its_bound_is_refused_with_the_numbers() -> None:
+def test_a_job_over_its_budget_is_refused_with_the_numbers() -> None:
     bench = Bench(hourly_prices={"small": 1.0, "large": 5.0}, max_job_dollars=9.9)
     bench.launch(make_job("r-1", max_seconds=3600))
     assert not bench.batch.jobs
@@ -491,7 +490,7 @@ def test_a_job_over_its_bound_is_refused_with_the_numbers() -> None:
     )
 
 
-def test_a_month_has_a_bound_for_each_model_until_jobs_turn_out_cheaper() -> None:
+def test_each_model_has_a_monthly_budget_of_reserved_then_real_costs() -> None:
     bench = Bench(hourly_prices={"any": 1.0}, max_month_dollars=5.0)
     jobs = [make_job(f"r-{number}", max_seconds=3600) for number in range(5)]
     for job in jobs[:3]:
@@ -510,7 +509,7 @@ def test_a_month_has_a_bound_for_each_model_until_jobs_turn_out_cheaper() -> Non
     assert len(bench.batch.jobs) == 4
 
 
-def test_a_refused_job_stays_refused_when_it_is_delivered_again() -> None:
+def test_a_refused_job_stays_refused_when_redelivered() -> None:
     bench = Bench(hourly_prices={"any": 1.0}, max_month_dollars=1.0)
     bench.launch(job := make_job("r-1", max_seconds=3600))
     bench.settings = Settings()
@@ -518,8 +517,8 @@ def test_a_refused_job_stays_refused_when_it_is_delivered_again() -> None:
     assert not bench.batch.jobs
 
 
-def test_spending_at_the_same_time_is_all_counted() -> None:
-    """At every step of one launch, another of the same model is made from beginning to end."""
+def test_concurrent_reservations_are_all_counted() -> None:
+    """At every step of one launch, another one of the same model is made and completed."""
     for number in range(100):
         bench = Bench(hourly_prices={"any": 1.0}, max_month_dollars=5.0)
         first, second, third = (make_job(f"r-{one}", max_seconds=3600) for one in range(3))
@@ -531,22 +530,22 @@ def test_spending_at_the_same_time_is_all_counted() -> None:
     assert number > 10
 
 
-def test_what_was_set_aside_for_a_request_that_was_then_cancelled_is_free_again(job: TrainingJob) -> None:
+def test_the_reservation_of_a_cancelled_request_is_released(job: TrainingJob) -> None:
     def cancelled() -> Bench:
         bench = killed_before_submitting(job)
         assert bench.spent() > 0
         bench.cancel(job)
-        bench.time += GONE
+        bench.time += EXPIRED
         return bench
 
     for bench in kills(cancelled, lambda bench: bench.launch(job)):
-        bench.time += GONE
+        bench.time += EXPIRED
         bench.launch(job)
         assert bench.states[-1] is State.CANCELLED
         assert bench.spent() == 0.0
 
 
-def test_what_batch_refuses_has_failed_and_costs_nothing(job: TrainingJob) -> None:
+def test_a_job_that_batch_refuses_has_failed_and_costs_nothing(job: TrainingJob) -> None:
     bench = Bench(job_queue="misspelt")
     bench.launch(job)
     assert bench.states == [State.SUBMITTED, State.FAILED]

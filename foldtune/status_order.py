@@ -1,0 +1,49 @@
+"""Which status of a request is the newest: the one rule for every reader of ``fine-tune-status``."""
+
+from collections.abc import Iterable
+
+from pydantic import NonNegativeInt
+
+from foldtune.events import FineTuneStatus, Model
+
+
+class StatusRecord(Model):
+    """A status and its position on ``fine-tune-status``."""
+
+    partition: NonNegativeInt
+    offset: NonNegativeInt
+    status: FineTuneStatus
+
+
+def supersedes(new: StatusRecord, old: StatusRecord) -> bool:
+    """Whether ``new`` is the newer status of one request (same id, same model).
+
+    A final state supersedes any other, then the higher offset wins:
+
+    - A model's statuses are all in one partition, and only the coordinator of that partition publishes them: offsets
+      are in the order of its decisions. Times are not: ``at`` is of whoever reported, each with its own clock.
+    - A request ends once, but producers are not fenced: a worker that was paused past its session may still publish an
+      earlier state after its successor has published the end.
+    - Redelivery and reading the topic again bring lower offsets, which lose.
+    """
+    return (new.status.state.terminal, new.offset) > (old.status.state.terminal, old.offset)
+
+
+def merge_status(known: Iterable[StatusRecord], new: StatusRecord) -> tuple[StatusRecord, ...]:
+    """The newest record of each model under one request id, ``new`` included; the first is the id's status.
+
+    An id used for two models names two requests. Their offsets are not comparable (two partitions), so the one with the
+    later ``at`` comes first. Both have to be kept: comparing any two records by offset within a model and by clock
+    between models is not transitive, and a single kept record would depend on the order of delivery.
+
+    A status without ``log_url`` inherits that of the record it replaces: only the launcher knows the log's page, and
+    the trainer reports later.
+    """
+    records = {record.status.model: record for record in known}
+    old = records.get(new.status.model)
+    if old is None or supersedes(new, old):
+        if old and new.status.log_url is None:
+            status = new.status.model_copy(update={"log_url": old.status.log_url})
+            new = new.model_copy(update={"status": status})
+        records[new.status.model] = new
+    return tuple(sorted(records.values(), key=lambda record: (record.status.at, record.status.model), reverse=True))

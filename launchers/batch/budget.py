@@ -1,0 +1,96 @@
+"""The budget of trainings on rented machines: reserved before a launch, replaced by the real cost after the end.
+
+``spend/MODEL/YYYY-MM.json`` holds, for each job of a model and a month, first the most that it can cost, then what it
+did cost. Updates are conditional on the version that they were made from, so two launches at once are both counted. The
+month is that of the job's publication, so that a redelivered job is found in the same file.
+"""
+
+from collections.abc import Callable
+
+import structlog
+
+from foldtune.errors import ObjectMissingError
+from foldtune.events import Model, TrainingJob
+from foldtune.object_keys import spend_key
+from foldtune.object_store import ObjectStore
+from foldtune.settings import Settings
+from launchers.port import Budget, Ending, RunOutcome, job_segment
+
+log = structlog.get_logger(__name__)
+
+_Jobs = dict[str, float]
+
+
+class Spend(Model):
+    """US dollars by job of one model in one month."""
+
+    jobs: _Jobs
+
+
+class BatchBudget(Budget):
+    """Bounds the cost of a job, and of each model's jobs in a month."""
+
+    def __init__(self, store: ObjectStore, settings: Settings) -> None:
+        self._store = store
+        self._batch = settings.batch
+        self._attempts = settings.trainer.max_attempts
+        self._hourly_price = max(settings.batch.hourly_prices.values())
+
+    def reserve(self, job: TrainingJob) -> RunOutcome | None:
+        """Reserve the most that a job can cost, once; the outcome of a job that would exceed a bound.
+
+        Each attempt ends at its timeout, and one that did is not retried. Counted is the time in which a container
+        runs, not that in which a machine starts, waits or stops.
+        """
+        hours = self._attempts * job.max_seconds / 3600
+        max_cost = round(hours * self._hourly_price, 4)
+        terms = f"{self._attempts} attempts of {job.max_seconds} s at {self._hourly_price:g} dollars an hour"
+        if max_cost > self._batch.max_job_dollars:
+            bound = f"at most batch.max_job_dollars {self._batch.max_job_dollars:g}"
+            return RunOutcome(ending=Ending.FAILED, reasons=(f"cost: {max_cost:.2f} dollars ({terms}), {bound}",))
+        reasons: list[str] = []
+
+        def add(jobs: _Jobs) -> _Jobs:
+            # Called again where the update met another.
+            reasons.clear()
+            if job_segment(job) in jobs:
+                return jobs
+            if (total := sum(jobs.values()) + max_cost) > self._batch.max_month_dollars:
+                bound = f"at most batch.max_month_dollars {self._batch.max_month_dollars:g}"
+                month = f"{job.published_at:%Y-%m}"
+                reasons.append(f"cost: {total:.2f} dollars for {job.request.model!r} in {month} ({terms}), {bound}")
+                return jobs
+            return jobs | {job_segment(job): max_cost}
+
+        self._update(job, add)
+        return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=tuple(reasons)) if reasons else None
+
+    def settle(self, job: TrainingJob, hours: float) -> None:
+        """Replace what is reserved for a job, if anything is, by the cost of so many hours."""
+        cost = round(hours * self._hourly_price, 4)
+        self._update(job, lambda jobs: jobs | {job_segment(job): cost} if job_segment(job) in jobs else jobs)
+
+    def _update(self, job: TrainingJob, change: Callable[[_Jobs], _Jobs]) -> None:
+        key = spend_key(job.request.model, f"{job.published_at:%Y-%m}")
+        while True:
+            content, etag = self._read(key)
+            before = Spend.model_validate_json(content).jobs if content else {}
+            after = change(before)
+            if after == before:
+                return
+            changed = Spend(jobs=after).model_dump_json().encode()
+            if self._store.put_if_match(key, changed, etag) if etag else self._store.put_if_absent(key, changed):
+                break
+        log.info(
+            "spend updated",
+            model=job.request.model,
+            month=f"{job.published_at:%Y-%m}",
+            dollars=round(sum(after.values()), 4),
+            job_dollars=after[job_segment(job)],
+        )
+
+    def _read(self, key: str) -> tuple[bytes | None, str]:
+        try:
+            return self._store.get_with_etag(key)
+        except ObjectMissingError:
+            return None, ""

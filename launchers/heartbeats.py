@@ -1,0 +1,95 @@
+"""Ownership by heartbeats: for runs that die with the process that started them."""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+
+import psutil
+
+from launchers.ledger import Attempt, Ledger, Owner
+from launchers.ownership import Ownership
+from launchers.periodic import Periodic
+
+# The owner renews often, interrupts its run when it could not for a while, and only long after that counts as dead: two
+# runs of one job never overlap, as long as ending the run takes less than the difference of the last two.
+RENEW_SECONDS = 10.0
+GIVE_UP_SECONDS = 45.0
+DEAD_SECONDS = 150.0
+
+
+class HeartbeatOwnership(Ownership):
+    """Claims of this process, renewed in the background while they are held."""
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ledger = ledger
+        self._owner = this_process()
+        self._monitor = HeartbeatMonitor(clock)
+        self._renewal: Periodic | None = None
+
+    def new_owner(self) -> Owner:
+        return self._owner
+
+    def owns(self, attempt: Attempt) -> bool:
+        return attempt.owner.token == self._owner.token
+
+    def owner_is_gone(self, attempt: Attempt) -> bool:
+        heartbeat = (attempt.number, self._ledger.heartbeat(attempt.number))
+        return owner_is_dead(attempt.owner) or self._monitor.seconds(heartbeat) > DEAD_SECONDS
+
+    def hold(self, attempt: int) -> None:
+        if self._renewal is None:
+            self._ledger.renew(attempt)
+            self._renewal = Periodic(lambda: self._ledger.renew(attempt), RENEW_SECONDS)
+
+    def release(self) -> None:
+        if self._renewal:
+            self._renewal.stop()
+        self._renewal = None
+
+    @property
+    def valid(self) -> bool:
+        return self._renewal is not None and self._renewal.age <= GIVE_UP_SECONDS
+
+
+def this_process() -> Owner:
+    """A new claimant in the present process."""
+    return Owner(token=uuid.uuid4().hex, host=_host(), pid=os.getpid(), process_started=_started(os.getpid()))
+
+
+def owner_is_dead(owner: Owner) -> bool:
+    """Whether the owner was a process of this machine that is gone; ``False`` where that cannot be seen from here."""
+    if owner.host != _host():
+        return False
+    try:
+        return _started(owner.pid) != owner.process_started
+    except psutil.NoSuchProcess:
+        return True
+
+
+class HeartbeatMonitor:
+    """Measures, by this machine's clock alone, for how long another owner's heartbeat has not changed."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._heartbeat: object = None
+        self._since = clock()
+
+    def seconds(self, heartbeat: object) -> float:
+        """For how long the heartbeat has had this value, since it was first read."""
+        if heartbeat != self._heartbeat:
+            self._heartbeat, self._since = heartbeat, self._clock()
+        return self._clock() - self._since
+
+
+def _host() -> str:
+    # The MAC address tells apart containers that were given the same host name.
+    return f"{socket.gethostname()}-{uuid.getnode():x}"
+
+
+def _started(pid: int) -> float:
+    process = psutil.Process(pid)
+    if process.status() == psutil.STATUS_ZOMBIE:
+        raise psutil.NoSuchProcess(pid)
+    return float(process.create_time())

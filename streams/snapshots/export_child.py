@@ -1,0 +1,187 @@
+"""The part of an export that computes: decodes and folds records, selects and labels examples, writes Parquet files.
+
+Runs in the export process. Functions, not objects, are what a caller can name across processes; so exports in progress
+are held here, by the directory that they write to.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from foldtune.events import FolderCount, SnapshotCommand
+from foldtune.settings import LabelWeights, SetLimits
+from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
+from streams.snapshots.labels import Example, Passage, label
+from streams.training_sets.erasures import Erasures
+from streams.training_sets.fold import FolderSet, fold
+from streams.training_sets.segments import unpack
+from streams.training_sets.state_events import DocumentUpserted, StateRecord
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is exported of a partition."""
+
+    command: SnapshotCommand
+    erasures: Erasures
+    weights: LabelWeights
+    # By topic: records from this offset on are left out, since the view may be a little ahead of the stored offsets.
+    next_offsets: dict[str, int]
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A finished Parquet file."""
+
+    path: Path
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """A partition's part of a snapshot, on disk."""
+
+    examples: WrittenFile
+    documents: WrittenFile
+    counts: list[FolderCount]
+    agents: set[str]
+    left_out: Counter[str]
+
+
+_exports: dict[str, "_Export"] = {}
+
+
+def begin(directory: str, selection: Selection) -> None:
+    """Start an export into ``directory``."""
+    _exports[directory] = _Export(Path(directory), selection)
+
+
+def add_segments(directory: str, contents: list[tuple[str, bytes]]) -> None:
+    """Decode segments of the current folder, given as topic label and content; raises like ``finish``."""
+    _export_of(directory).add_segments(contents)
+
+
+def finish_folder(directory: str, folder_id: str, limits: SetLimits) -> None:
+    """Fold the segments added since the last folder and write what is selected; raises like ``finish``."""
+    _export_of(directory).finish_folder(folder_id, limits)
+
+
+def finish(directory: str) -> WrittenPart:
+    """Close the files.
+
+    Raises:
+        OSError: the export was begun in a process that has died.
+    """
+    return _export_of(directory).finish()
+
+
+def discard(directory: str) -> None:
+    """Free the memory of an export, finished or not."""
+    _exports.pop(directory, None)
+
+
+def _export_of(directory: str) -> "_Export":
+    try:
+        return _exports[directory]
+    except KeyError:
+        raise OSError("the export process was restarted during the export") from None
+
+
+class _Export:
+    def __init__(self, directory: Path, selection: Selection) -> None:
+        self._selection = selection
+        self._examples = _ParquetFile(directory / "examples.parquet", EXAMPLES)
+        self._documents = _ParquetFile(directory / "documents.parquet", DOCUMENTS)
+        self._records: list[StateRecord] = []
+        self._counts: list[FolderCount] = []
+        self._agents: set[str] = set()
+        self._left_out: Counter[str] = Counter()
+
+    def add_segments(self, contents: list[tuple[str, bytes]]) -> None:
+        for topic, content in contents:
+            end = self._selection.next_offsets.get(topic, 1 << 63)
+            self._records += [record for record in unpack(content) if record.offset < end]
+
+    def finish_folder(self, folder_id: str, limits: SetLimits) -> None:
+        selection = self._selection
+        folder = fold(folder_id, self._records, selection.erasures, limits, selection.command.issued_at)
+        self._records = []
+        rows = [example_row(example) for example in self._select_examples(folder)]
+        self._examples.write(rows)
+        self._documents.write([_document_row(folder_id, document) for document in folder.documents])
+        positives = sum(row["positive"] is not None for row in rows)
+        self._agents |= {judged.log.agent_id for judged in folder.logs}
+        self._counts.append(FolderCount(folder_id=folder_id, examples=positives, documents=len(folder.documents)))
+
+    def finish(self) -> WrittenPart:
+        return WrittenPart(self._examples.close(), self._documents.close(), self._counts, self._agents, self._left_out)
+
+    def _select_examples(self, folder: FolderSet) -> Iterator[Example]:
+        selected = self._selection.command.request.data
+        for judged in folder.logs:
+            if not selected.in_range(judged.log.occurred_at):
+                self._left_out["outside the date range"] += 1
+            elif selected.agents is not None and judged.log.agent_id not in selected.agents:
+                self._left_out["another agent"] += 1
+            elif (example := label(judged, self._selection.weights)) is None:
+                self._left_out["no label"] += 1
+            else:
+                yield example
+
+
+def example_row(example: Example) -> dict[str, Any]:
+    """A row of ``snapshot_schema.EXAMPLES``."""
+    log = example.log
+    return {
+        "log_id": log.log_id,
+        "occurred_at": log.occurred_at,
+        "folder_id": log.folder_id,
+        "agent_id": log.agent_id,
+        "conversation_id": log.conversation_id,
+        "question": log.question,
+        "positive": _passage_row(example.positive) if example.positive else None,
+        "label": example.label.value,
+        "strength": example.strength,
+        "negatives": [_passage_row(passage) for passage in example.negatives],
+    }
+
+
+def _passage_row(passage: Passage) -> dict[str, str | None]:
+    return {"folder_id": passage.folder_id, "document_id": passage.document_id, "text": passage.text}
+
+
+def _document_row(folder_id: str, document: DocumentUpserted) -> dict[str, str]:
+    return {
+        "folder_id": folder_id,
+        "document_id": document.document_id,
+        "title": document.title,
+        "text": document.text,
+    }
+
+
+class _ParquetFile:
+    """Written a row group a folder."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._schema = schema
+        self._rows = 0
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
+            self._rows += len(rows)
+
+    def close(self) -> WrittenFile:
+        self._writer.close()
+        with self._path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return WrittenFile(self._path, self._rows, digest)

@@ -1,0 +1,169 @@
+"""The state in the changelogs: a newer worker reads what an older one wrote, and writes the same bytes."""
+
+import asyncio
+import hashlib
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State, TrainingFinished
+from foldtune.settings import KafkaSettings, Sets, Settings
+from foldtune.topics import Topic
+from streams.requests import coordinator
+from streams.requests.coordinator import Coordinator
+from streams.snapshots.command_handler import SnapshotCommandHandler
+from streams.training_sets import compaction, state_events
+from streams.training_sets.segments import Segment, pack, unpack
+from streams.training_sets.state_events import StateRecord
+from streams.training_sets.store import TrainingSets
+from tests.memory_table import MemoryTable
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+EVENTS: list[tuple[Topic, state_events.StateEvent, bytes]] = [
+    (
+        Topic.CHAT_LOGS,
+        state_events.ChatLog(
+            log_id="l",
+            occurred_at=NOON,
+            agent_id="a",
+            question="how?",
+            folder_id="f",
+            conversation_id="c",
+            user_id="u",
+            answer="not stored",
+            retrieved=(state_events.RetrievedPassage("d", "f", 1, score=0.5, text="words"),),
+            cited_document_ids=("d",),
+            feedback=state_events.Verdict(rating="like"),
+        ),
+        b'{"type":"chat_log","log_id":"l","occurred_at":"2026-01-01T12:00:00Z","agent_id":"a","question":"how?",'
+        b'"folder_id":"f","conversation_id":"c","user_id":"u","retrieved":[{"document_id":"d","folder_id":"f",'
+        b'"rank":1,"score":0.5,"text":"words"}],"cited_document_ids":["d"],"feedback":{"rating":"like"}}',
+    ),
+    (
+        Topic.CHAT_LOGS,
+        state_events.LogTombstone("l", NOON, "f"),
+        b'{"type":"erased_log","log_id":"l","occurred_at":"2026-01-01T12:00:00Z","folder_id":"f"}',
+    ),
+    (
+        Topic.FEEDBACK,
+        state_events.Feedback("b", NOON, "l", "f", state_events.Verdict(correct_document_id="d")),
+        b'{"type":"feedback","feedback_id":"b","occurred_at":"2026-01-01T12:00:00Z","log_id":"l","folder_id":"f",'
+        b'"verdict":{"correct_document_id":"d"}}',
+    ),
+    (
+        Topic.FEEDBACK,
+        state_events.FeedbackTombstone("l", NOON, "f"),
+        b'{"type":"erased_feedback","log_id":"l","occurred_at":"2026-01-01T12:00:00Z","folder_id":"f"}',
+    ),
+    (
+        Topic.DOCUMENTS,
+        state_events.DocumentUpserted("d", "f", NOON, "words"),
+        b'{"type":"document_upserted","document_id":"d","folder_id":"f","occurred_at":"2026-01-01T12:00:00Z",'
+        b'"text":"words"}',
+    ),
+    (
+        Topic.DOCUMENTS,
+        state_events.DocumentDeleted("d", "f", NOON),
+        b'{"type":"document_deleted","document_id":"d","folder_id":"f","occurred_at":"2026-01-01T12:00:00Z"}',
+    ),
+    (
+        Topic.ERASURES,
+        state_events.ErasureRequested("e", NOON, "user", "u"),
+        b'{"type":"erasure_requested","erasure_id":"e","occurred_at":"2026-01-01T12:00:00Z","subject":"user",'
+        b'"subject_id":"u"}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("topic", "event", "encoded"), EVENTS)
+def test_every_event_of_a_segment(topic: Topic, event: state_events.StateEvent, encoded: bytes) -> None:
+    record = StateRecord(7, 2, event, 300)
+    ((_, content),) = pack(topic, [record])
+    assert content == b"[[7,2," + encoded + b",300]]"
+    assert unpack(content) == [record]
+
+
+def test_the_key_of_a_segment() -> None:
+    log = state_events.ChatLog("l", NOON, "a", "how?", 'f "1"', cited_document_ids=("d",))
+    ((segment, _),) = pack(Topic.CHAT_LOGS, [StateRecord(7, 0, log, 300), StateRecord(9, 0, log, 300)])
+    key = (
+        b"s|1455cfb6d047f4ee|chat-logs|0000000000000007-0000000000000009|2|2|1767268800000|1767268800000|325"
+        b'|9e07ed0fb580e966|"f \\"1\\""'
+    )
+    assert segment.key == key
+    assert Segment.from_key(key) == segment
+
+
+def test_the_marks_of_compaction_and_of_a_purge() -> None:
+    table = MemoryTable()
+    sets = TrainingSets(table, Sets(max_examples=1))
+
+    async def story() -> None:
+        logs = [state_events.ChatLog(f"l{n}", NOON, "a", "how?", "f") for n in range(4)]
+        await sets.add(0, Topic.CHAT_LOGS, [StateRecord(n, 0, log, 100) for n, log in enumerate(logs)])
+        await sets.add(
+            0, Topic.ERASURES, [StateRecord(0, 0, state_events.ErasureRequested("e", NOON, "log", "x"), 100)]
+        )
+        await sets.write(0, {b"o|chat-logs": b"4", b"o|erasures": b"1"})
+        await compaction.maintain(sets, 0, NOON)
+
+    asyncio.run(story())
+    marks = {key: table.get(0, key) for prefix in (b"c|", b"x|") for key in table.keys(0, prefix)}
+    assert marks == {
+        b"c|s|252f10c83610ebca|chat-logs": b"[1,131]",
+        b"x|purged": b"1f32e1169a87b4b3d1fe0a809356d94f70168a07c132f6b4005a27304632f6f3|2026-01-01",
+    }
+
+
+def test_the_watermark_of_a_model() -> None:
+    table = MemoryTable()
+    pending = b'{"trained_request_id":null,"offset":3,"pending":{"r1":5,"r2":9}}'
+    asyncio.run(table.write(0, {b"w|m": pending}))
+    anything: Any = mock.Mock()
+    handler = SnapshotCommandHandler(TrainingSets(table, Sets()), anything, anything, anything, Settings())
+    asyncio.run(handler.training_finished(TrainingFinished(request_id="r1", model="m"), 0))
+    assert table.get(0, b"w|m") == b'{"trained_request_id":"r1","offset":5,"pending":{"r2":9}}'
+
+
+class UnavailableError(Exception):
+    """The brokers take nothing."""
+
+
+def test_the_outbox_of_a_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A request and its cancellation, of which the worker could publish neither.
+    monkeypatch.setattr(coordinator, "now", lambda: NOON)
+    table, anything = MemoryTable(), mock.Mock()
+    publisher = mock.AsyncMock()
+    settings = Settings(kafka=KafkaSettings(partitions=1))
+    handler: Any = Coordinator(table, publisher, anything, settings)
+    request = FineTuneRequested(request_id="r", model="m", requested_at=NOON)
+    cancel = FineTuneCancelled(request_id="r", model="m", requested_at=NOON, requested_by="ann")
+
+    async def story() -> None:
+        await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=request.encode())])
+        state = table.get(0, b"m|m")
+        assert state
+        assert json.loads(state)["active"]["request"]["request_id"] == "r"
+        publisher.send.side_effect = UnavailableError
+        with suppress(UnavailableError):
+            await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=cancel.encode())])
+
+    asyncio.run(story())
+    state = table.get(0, b"m|m")
+    assert state == b'{"model":"m","waiting":[]}'
+    status = FineTuneStatus(request_id="r", model="m", state=State.CANCELLED, at=NOON, reasons=("cancelled by ann",))
+    final = status.encode()
+    (key,) = table.keys(0, b"u|")
+    assert key == b"u|m|" + hashlib.sha256(state).hexdigest()[:32].encode()
+    entry = {
+        "messages": [{"topic": "fine-tune-status", "partition": 0, "key": "r", "value": final.decode()}],
+        "ended": {"r|m|r": final.decode()},
+    }
+    assert table.get(0, key) == json.dumps(entry, separators=(",", ":")).encode()
+    assert table.get(0, b"r|m|r") == final
+    assert table.get(0, b"t|turn") == b""

@@ -1,0 +1,30 @@
+"""A table in memory."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from streams.partitions.changelog_table import Changes, Table
+
+
+class MemoryTable(Table):
+    """Keeps the contract of ``Table`` in dictionaries; it has no other writers, and every partition is owned."""
+
+    def __init__(self) -> None:
+        self._partitions: dict[int, dict[bytes, bytes]] = defaultdict(dict)
+
+    async def write(self, partition: int, changes: Changes) -> bool:
+        for key, value in changes.items():
+            if value is None:
+                self._partitions[partition].pop(key, None)
+            else:
+                self._partitions[partition][key] = value
+        return True
+
+    def get(self, partition: int, key: bytes) -> bytes | None:
+        return self._partitions[partition].get(key)
+
+    def keys(self, partition: int, prefix: bytes) -> Iterator[bytes]:
+        return iter(sorted(key for key in self._partitions[partition] if key.startswith(prefix)))
+
+    def reclaim(self, partition: int) -> None:
+        """Deleted values leave nothing behind."""

@@ -1,0 +1,57 @@
+"""Errors of the publisher."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kafka.errors import KafkaTimeoutError
+
+from foldtune import kafka
+from foldtune.errors import NoBrokerError, PublishError
+from foldtune.events import ErasureRequested, now
+from foldtune.settings import KafkaSettings
+from foldtune.topics import Topic
+
+EVENT = ErasureRequested(erasure_id="e", occurred_at=now(), subject="user", subject_id="u")
+
+
+class Unresponsive:
+    """A producer whose brokers have stopped responding."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def partitions_for(self, *_: object) -> set[int]:
+        raise KafkaTimeoutError("no metadata")
+
+    def send(self, *_: object, **__: object) -> "Unresponsive":
+        return self
+
+    def get(self, **_: object) -> None:
+        raise KafkaTimeoutError("no acknowledgement")
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda publisher: publisher.broadcast(Topic.ERASURES, EVENT), "no metadata"),
+        (lambda publisher: publisher.send(Topic.ERASURES, EVENT, key="k", partition_by="m"), "no metadata"),
+        (lambda publisher: publisher.publish(Topic.ERASURES, EVENT, key="k"), "no acknowledgement"),
+    ],
+)
+def test_a_failed_publication_names_topic_and_reason(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[kafka.Publisher], None], reason: str
+) -> None:
+    monkeypatch.setattr(kafka, "KafkaProducer", Unresponsive)
+    publisher = kafka.Publisher(KafkaSettings(topic_prefix="p-"))
+    with pytest.raises(PublishError, match=rf"p-erasures, KafkaTimeoutError: {reason}"):
+        call(publisher)
+
+
+def test_without_a_broker_the_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: Any) -> None:
+        raise KafkaTimeoutError
+
+    monkeypatch.setattr(kafka, "KafkaProducer", refuse)
+    with pytest.raises(NoBrokerError, match=r"127\.0\.0\.1:1"):
+        kafka.Publisher(KafkaSettings(bootstrap_servers="127.0.0.1:1"))

@@ -1,0 +1,111 @@
+"""Settings from the environment and the file, and errors that name the variable."""
+
+from pathlib import Path
+
+import pytest
+
+from foldtune.errors import InvalidSettingsError
+from foldtune.events import ModelReference
+from foldtune.settings import Settings, load_settings, settings_environment
+
+
+@pytest.fixture(autouse=True)
+def _no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def error_of(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSettingsError) as error:
+        load_settings.__wrapped__()
+    # A cause would print the values of secrets with the traceback.
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "reference"),
+    [
+        ({"": "file:///models/x"}, ModelReference(uri="file:///models/x")),
+        ({"": '{"uri": "file:///models/x"}'}, ModelReference(uri="file:///models/x")),
+        ({"__URI": "file:///models/x"}, ModelReference(uri="file:///models/x")),
+        ({"": "hf://a/b", "__REVISION": "r"}, ModelReference(uri="hf://a/b", revision="r")),
+        ({"__REVISION": "r", "": "hf://a/b"}, ModelReference(uri="hf://a/b", revision="r")),
+    ],
+)
+def test_the_base_model_is_a_uri_or_its_fields(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], reference: ModelReference
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"FOLDTUNE_TRAINER__BASE_MODEL{name}", value)
+    assert Settings().trainer.base_model == reference
+
+
+def test_the_base_model_is_a_uri_in_the_file() -> None:
+    Path("foldtune.toml").write_text('trainer.base_model = "s3://models/x"')
+    assert Settings().trainer.base_model == ModelReference(uri="s3://models/x")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "FOLDTUNE_WORKER",
+            '{"app_id": ',
+            "FOLDTUNE_WORKER: is a section, as JSON or as one variable per field (FOLDTUNE_WORKER__APP_ID, …), "
+            "got '{\"app_id\": '",
+        ),
+        (
+            "FOLDTUNE_TRAINER__MODEL_FOLDERS",
+            "/models",
+            "FOLDTUNE_TRAINER__MODEL_FOLDERS: Input should be a list, as JSON, got '/models'",
+        ),
+        ("FOLDTUNE_SETS__FOLDERS", "f", "FOLDTUNE_SETS__FOLDERS: Input should be an object, as JSON, got 'f'"),
+        (
+            "FOLDTUNE_KAFKA__PARTITIONS",
+            "0",
+            "FOLDTUNE_KAFKA__PARTITIONS: Input should be greater than or equal to 1, got '0'",
+        ),
+        ("FOLDTUNE_TRAINER__BASE_MODEL", "/models", "FOLDTUNE_TRAINER__BASE_MODEL, trainer.base_model.uri: "),
+        ("FOLDTUNE_BATCH__INSTANCE_TYPES", '["x"]', "FOLDTUNE_BATCH__INSTANCE_TYPES: should have a price"),
+    ],
+)
+def test_an_error_names_the_variable_its_value_and_what_is_expected(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    assert error_of(monkeypatch, **{variable: value}).startswith(f"Invalid settings: {message}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("FOLDTUNE_KAFKA", '{"sasl_password": "hunter2"'),
+        ("FOLDTUNE_KAFKA", '{"sasl_password": ["hunter2"]}'),
+        ("FOLDTUNE_S3__SECRET_ACCESS_KEY__X", "hunter2"),
+        ("FOLDTUNE_S3__SECRET_KEY", "hunter2"),
+    ],
+)
+def test_an_error_does_not_show_secrets(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    message = error_of(monkeypatch, **{variable: value})
+    assert variable in message
+    assert "hunter2" not in message
+
+
+def test_a_file_that_is_not_toml_is_named() -> None:
+    for content in (b"[kafka", b"\xff"):
+        Path("foldtune.toml").write_bytes(content)
+        with pytest.raises(InvalidSettingsError, match=r"Invalid settings: foldtune\.toml: "):
+            load_settings.__wrapped__()
+
+
+def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDTUNE_KAFKA__SASL_PASSWORD", "hunter2")
+    monkeypatch.setenv("FOLDTUNE_TRAINER__BASE_MODEL", "file:///models/x")
+    settings = Settings()
+    monkeypatch.delenv("FOLDTUNE_KAFKA__SASL_PASSWORD")
+    monkeypatch.delenv("FOLDTUNE_TRAINER__BASE_MODEL")
+    for name, value in settings_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
