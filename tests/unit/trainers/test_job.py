@@ -228,7 +228,7 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
     assert not stores[1].list("checkpoints/"), kept
     metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
     assert metrics[0]["validation"] == metrics[1]["validation"]
-    assert metrics[0]["merge_back"] == metrics[1]["interpolate_weights"]
+    assert metrics[0]["merge_back"] == metrics[1]["merge_back"]
     assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
 
 
