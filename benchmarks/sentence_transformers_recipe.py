@@ -40,7 +40,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class EncodingConfig:
+class TrainingConfig:
     """``layers``: how many of the last ones train, all without; ``two_bytes``: autocast, as the processor has it;
     ``no_duplicates``: no text twice in a batch, which is better for the model, but leaves some rows out of an epoch.
     """
@@ -77,18 +77,18 @@ def mined(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) ->
         )
 
 
-def train(base: Path, rows: Any, recipe: EncodingConfig, folder: Path) -> Trained:
+def train(base: Path, rows: Any, config: TrainingConfig, folder: Path) -> Trained:
     """Train a copy of ``base`` on ``rows`` into ``folder``."""
     began = time.perf_counter()
     model = loaded(base)
     transformer: Any = model[0]
     # A head for another task, whose output is not used.
     transformer.auto_model.pooler.requires_grad_(False)
-    if recipe.layers is not None:
+    if config.layers is not None:
         transformer.auto_model.requires_grad_(False)
-        transformer.auto_model.encoder.layer[-recipe.layers :].requires_grad_(True)
+        transformer.auto_model.encoder.layer[-config.layers :].requires_grad_(True)
     device = default_device()
-    computed_in = arithmetic(device, "bert") if recipe.two_bytes else torch.float32
+    computed_in = arithmetic(device, "bert") if config.two_bytes else torch.float32
     loss = MultipleNegativesRankingLoss(model)
     sizes: list[int] = []
     loss.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0][0]["input_ids"])))
@@ -96,15 +96,15 @@ def train(base: Path, rows: Any, recipe: EncodingConfig, folder: Path) -> Traine
         model=model,
         args=SentenceTransformerTrainingArguments(
             output_dir=str(folder / "checkpoints"),
-            num_train_epochs=recipe.epochs,
-            per_device_train_batch_size=recipe.batch_size,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
             learning_rate=LEARNING_RATE,
             warmup_steps=WARM_UP,
-            batch_sampler=BatchSamplers.NO_DUPLICATES if recipe.no_duplicates else BatchSamplers.BATCH_SAMPLER,
+            batch_sampler=BatchSamplers.NO_DUPLICATES if config.no_duplicates else BatchSamplers.BATCH_SAMPLER,
             bf16=computed_in == torch.bfloat16,
             fp16=computed_in == torch.float16,
             use_cpu=device.type == "cpu",
-            seed=recipe.seed,
+            seed=config.seed,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

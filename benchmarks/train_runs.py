@@ -23,9 +23,9 @@ import torch
 import typer
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.foldtune_recipe import Silent, request_of
+from benchmarks.foldtune_recipe import SilentListener, request_of
 from benchmarks.retrieval import Sample, lines, load
-from benchmarks.sentence_transformers_recipe import HARD_NEGATIVES, EncodingConfig, loaded, mined
+from benchmarks.sentence_transformers_recipe import HARD_NEGATIVES, TrainingConfig, loaded, mined
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import Progress
 from foldtune.knobs import DatasetKnobs
@@ -36,7 +36,7 @@ from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.loop.training import train
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
-from trainers.model.tokens import by_length
+from trainers.model.tokens import Indices, by_length
 from trainers.publishing.artifacts import write_model
 
 EPOCHS = 3
@@ -68,10 +68,10 @@ def main(
 def _theirs(rows: Path, layers: int | None, *, two_bytes: bool) -> dict[str, float]:
     content = datasets.Dataset.from_json(str(rows))
     # Both sides are to see the same number of rows.
-    recipe = EncodingConfig(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, two_bytes=two_bytes, no_duplicates=False)
+    config = TrainingConfig(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, two_bytes=two_bytes, no_duplicates=False)
     with tempfile.TemporaryDirectory() as folder:
         before = _cpu_seconds()
-        trained = train_theirs(packaged_minilm_folder(), content, recipe, Path(folder))
+        trained = train_theirs(packaged_minilm_folder(), content, config, Path(folder))
     return {
         "seconds": trained.seconds,
         "cpu_seconds": _cpu_seconds() - before,
@@ -100,7 +100,7 @@ def _ours(path: Path, layers: int | None) -> dict[str, float]:
         encoder = Encoder.load(packaged_minilm_folder())
         trained = _Measured(encoder, dataset, request.training.trainable_layers, Path(folder))
         watch = _Watch(trained)
-        record = train(trained, dataset, rows, request, start=nothing, observer=watch)
+        record = train(trained, dataset, rows, request, start=nothing, listener=watch)
         write_model(encoder, packaged_minilm_folder(), Path(folder) / "model")
         seconds = time.perf_counter() - began - watch.spent
     # In the first epoch, the frozen layers run as well.
@@ -159,7 +159,7 @@ class _Measured(TrainableEncoder):
     began, flops = 0.0, 0.0
     parts: tuple[int, ...] = ()
 
-    def backward(self, questions: Any, passages: Any, *how: Any) -> tuple[float, float]:
+    def embed_batch(self, questions: Indices, passages: Indices) -> torch.Tensor:
         self.began = time.perf_counter()
         lengths = self._tokens.lengths[np.concatenate([questions, passages + self._questions])]
         config = self._encoder.model.config
@@ -172,7 +172,7 @@ class _Measured(TrainableEncoder):
         self.parts = tuple(
             len(part) * int(lengths[part].max()) for part in by_length(lengths, self._encoder.batch_tokens)
         )
-        return super().backward(questions, passages, *how)
+        return super().embed_batch(questions, passages)
 
     def _trained_names(self) -> list[str]:
         return [name for name, one in self._encoder.model.named_parameters() if one.requires_grad]
@@ -201,7 +201,7 @@ class _Measured(TrainableEncoder):
         return sum(2.0 * len(one) * other.numel() for one, other in products) / seconds
 
 
-class _Watch(Silent):
+class _Watch(SilentListener):
     """Puts a plain product after each step, so that a noisy machine disturbs both alike, and takes its time off."""
 
     def __init__(self, trained: _Measured) -> None:
@@ -211,7 +211,7 @@ class _Watch(Silent):
         self.plain_rates: list[float] = []
         self.spent = self.spent_cpu = 0.0
 
-    def stepped(self, _: Progress) -> None:
+    def on_step(self, _: Progress) -> None:
         ended, cpu = time.perf_counter(), _cpu_seconds()
         self.seconds.append(ended - self._trained.began)
         self.rates.append(self._trained.flops / self.seconds[-1])

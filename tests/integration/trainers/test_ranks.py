@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from foldtune.testing import MemoryObjectStore
 from infra.local.ports import free_port
+from tests.jobs import RecordingEventSink
 from tests.unit.trainers.job_of_ranks import MODEL, job_in, losses, settings_for
 from trainers.engine import ranks
 from trainers.exit_codes import ExitCode
 from trainers.job import main, run
-from trainers.publishing.reporting import RecordingEventSink
 
 ROOT = Path(__file__).parents[3]
 # Each rank has one thread, as torchrun would have it; the sums of a product then run in another order.
@@ -113,7 +113,7 @@ def test_variables_that_do_not_fit_together(
         monkeypatch.setenv(name, value)
     assert main(["s3://memory/job.json"]) == ExitCode.TRY_AGAIN
     assert message in capsys.readouterr().out
-    assert (ranks.rank(), ranks.size()) == (0, 1)
+    assert (ranks.rank(), ranks.world_size()) == (0, 1)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -127,7 +127,7 @@ def test_a_lost_rank_ends_the_other(lost: int, tiny_folder: Path, tmp_path: Path
         started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True))
     try:
         assert started[0].stdout
-        assert any("step=" in line for line in started[0].stdout)
+        assert any("training step" in line for line in started[0].stdout)
         started[lost].kill()
         rest = started[1 - lost].communicate(timeout=120)[0]
         assert started[1 - lost].returncode == ExitCode.TRY_AGAIN
