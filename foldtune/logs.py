@@ -27,7 +27,7 @@ def configure_logs(settings: Settings) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler])
-    for chatty in ("boto3", "botocore", "faust", "mode", "urllib3"):
+    for chatty in ("boto3", "botocore", "faust", "httpx", "mode", "onnx_ir", "onnxscript", "urllib3"):
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
     # The Kafka clients warn of what they then mend, and whenever a thread has waited for the processor.
     for client in ("aiokafka", "kafka"):

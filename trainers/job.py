@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from foldtune.errors import TRANSIENT_ERRORS, ObjectMissingError
 from foldtune.events import State, TrainingJob
 from foldtune.kafka import Publisher
+from foldtune.logs import configure_logs
 from foldtune.object_store import ObjectStore, S3ObjectStore
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> ExitCode:
     try:
         (uri,) = arguments
         settings = load_settings()
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
+        configure_logs(settings)
         ranks.init_process_group(settings.trainer.max_duration)
         code = _run_rank_0(uri, settings) if ranks.rank() == 0 else _run_worker_rank(settings)
         ranks.write_exit_code(code)
@@ -57,6 +58,8 @@ def main(arguments: list[str]) -> ExitCode:
 def _run_rank_0(uri: str, settings: Settings) -> ExitCode:
     store = S3ObjectStore(settings.s3)
     job = read_job(store, uri)
+    # A process runs one job: from here on, every log line has its request.
+    structlog.contextvars.bind_contextvars(request_id=job.request.request_id)
     with kafka_with_secrets(settings) as kafka, Publisher(kafka) as publisher:
         return run(job, settings, store, KafkaEventSink(publisher))
 
@@ -87,7 +90,7 @@ def run(job: TrainingJob, settings: Settings, store: ObjectStore, sink: EventSin
     try:
         _run(job, settings, store, reporter)
     except TrainerError as error:
-        log.error("training failed", request_id=job.request.request_id, error=str(error), retryable=error.retryable)  # noqa: TRY400 - for people
+        log.error("training failed", error=str(error), retryable=error.retryable)  # noqa: TRY400 - for people
         if not error.retryable:
             reporter.publish_state(State.FAILED, reasons=(str(error),))
         return error.exit_code

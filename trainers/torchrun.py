@@ -9,10 +9,13 @@ import tempfile
 from pathlib import Path
 
 import structlog
+from pydantic import ValidationError
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from foldtune.logs import configure_logs
+from foldtune.settings import load_settings
 from trainers.engine.ranks import EXIT_CODE_FILE
 from trainers.exit_codes import ExitCode
 
@@ -21,6 +24,11 @@ log = structlog.get_logger()
 
 def main(arguments: list[str]) -> ExitCode:
     """Run torchrun with its own ``arguments``; TRY_AGAIN if rank 0 failed without an exit code, for example killed."""
+    try:
+        configure_logs(load_settings())
+    except ValidationError as error:
+        log.error("training not started", error=str(error))  # noqa: TRY400 - for people
+        return ExitCode.TRY_AGAIN
     with tempfile.TemporaryDirectory() as folder:
         # Not from torchrun's report, which names the process that it found ended first, and that may be another rank.
         path = Path(folder) / "exit-code"

@@ -73,11 +73,11 @@ class Reporter:
         """Log the warnings, and add them to every later status."""
         self.warnings += warnings
         for warning in warnings:
-            log.warning("training warning", request_id=self._job.request.request_id, warning=warning)
+            log.warning("training warning", warning=warning)
 
     def publish_state(self, state: State, **details: object) -> None:
         """Publish a new state; ``details`` are further fields of the status."""
-        log.info("training state changed", request_id=self._job.request.request_id, state=state.value)
+        log.info("training state changed", state=state.value)
         self._sink.publish_status(self._status(state, details))
         self._due_at = self._clock() + REPORT_SECONDS
 
@@ -88,7 +88,6 @@ class Reporter:
             return
         log.info(
             "training step",
-            request_id=self._job.request.request_id,
             step=progress.step,
             steps=progress.steps,
             loss=round(progress.loss, 4),
@@ -100,7 +99,7 @@ class Reporter:
             self._sink.publish_status(self._status(State.RUNNING, {"progress": progress}))
         except InfrastructureFailedError as error:
             # Hours of training are worth more than one progress report.
-            log.warning("progress not published", request_id=self._job.request.request_id, error=str(error))
+            log.warning("progress not published", error=str(error))
 
     def _status(self, state: State, details: dict[str, object]) -> FineTuneStatus:
         request = self._job.request
