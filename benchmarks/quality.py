@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.foldtune_recipe import SilentListener, parts_of, request_of
 from benchmarks.retrieval import Benchmark, Sample, figures, load, search
-from benchmarks.sentence_transformers_recipe import TrainingConfig, loaded, mined
+from benchmarks.sentence_transformers_recipe import TrainingConfig, load_model, mine_negatives
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import FineTuneRequested
 from trainers.engine.trainable_encoder import TrainableEncoder
@@ -76,7 +76,7 @@ def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> tuple
 
 def _theirs(base: Path, benchmark: Benchmark, seed: int) -> list[tuple[str, Evaluation, float]]:
     began = time.perf_counter()
-    rows = mined(loaded(base), benchmark.train)
+    rows = mine_negatives(load_model(base), benchmark.train)
     mining = time.perf_counter() - began
     typer.echo(f"sentence-transformers: {len(rows)} of {len(benchmark.train.question)} rows, {mining:.0f} s", err=True)
     found = []
