@@ -12,6 +12,7 @@ import structlog
 import torch
 from safetensors.torch import load_file
 
+from foldtune.events import TrainingJob
 from foldtune.testing import MemoryObjectStore
 from infra.local.ports import free_port
 from tests.jobs import RecordingEventSink
@@ -83,16 +84,20 @@ def test_ranks_come_to_the_weights_of_one_process(
     assert found == {key.removeprefix(f"{MODEL}/") for key in alone.list(f"{MODEL}/")}
 
 
-def test_ranks_that_are_asked_to_end_leave_what_one_process_goes_on_from(
-    alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path
+def test_one_process_resumes_from_the_checkpoint_of_interrupted_ranks(
+    alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert torchrun(tiny_folder, tmp_path / "ranks", "7") == ExitCode.TRY_AGAIN
     store, stored = MemoryObjectStore(), tmp_path / "ranks/store"
-    job = job_in(store, tiny_folder)
-    (kept,) = stored.glob("checkpoints/**/*.safetensors")
-    store.put_file(kept.relative_to(stored).as_posix(), kept)
+    for path in stored.rglob("*"):
+        if path.is_file():
+            store.put_file(path.relative_to(stored).as_posix(), path)
+    # The same job, not one made anew: another snapshot would be another training.
+    job = TrainingJob.model_validate_json(store.get("job.json"))
+    assert store.list("checkpoints/")
+    monkeypatch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
     assert run(job, settings_for(tiny_folder, tmp_path), store, again := RecordingEventSink()) == ExitCode.DONE
-    assert min(status.progress.step for status in again.statuses if status.progress) >= 8
+    assert [status.progress.step for status in again.statuses if status.progress] == list(range(8, 21))
     store.get_file(f"{MODEL}/model.safetensors", tmp_path / "again.safetensors")
     assert_near(tmp_path / "again.safetensors", alone, tmp_path)
 
