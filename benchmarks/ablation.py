@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.foldtune_recipe import Silent, parts_of, request_of
+from benchmarks.foldtune_recipe import SilentListener, parts_of, request_of
 from benchmarks.quality import difference, with_allocator
 from benchmarks.retrieval import Benchmark, Sample, load
 from foldtune.events import FineTuneRequested
@@ -31,6 +31,7 @@ from trainers.engine.trainable_encoder import TRAINING_TOKENS, TrainableEncoder
 from trainers.evaluation.metrics import Evaluation, evaluate
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
+from trainers.model.tokens import Indices
 from trainers.pipeline import fit
 
 Knobs = dict[str, dict[str, Any]]
@@ -58,17 +59,21 @@ class Variant:
     dropout: bool = False
 
 
-class _Layers(TrainableEncoder):
-    """Trains with the dropout of the model's own configuration, if asked to; embeds without in any case."""
+class _DropoutEncoder(TrainableEncoder):
+    """With ``dropout``, training steps use the dropout of the model's own configuration; other embeddings never do."""
 
     dropout = False
 
-    def backward(self, *batch: Any) -> tuple[float, float]:
-        with self._dropping():
-            return super().backward(*batch)
+    def embed_batch(self, questions: Indices, passages: Indices) -> torch.Tensor:
+        with self._dropout_mode():
+            return super().embed_batch(questions, passages)
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        with self._dropout_mode():
+            super().backward(gradient)
 
     @contextmanager
-    def _dropping(self) -> Iterator[None]:
+    def _dropout_mode(self) -> Iterator[None]:
         self._encoder.model.train(self.dropout)
         try:
             yield
@@ -140,19 +145,21 @@ def _run(benchmark: Benchmark, wanted: list[Variant]) -> Iterator[tuple[Variant,
         encoder = Encoder.load(packaged_minilm_folder())
         group = list(alike)
         with tempfile.TemporaryDirectory() as folder:
-            layers = _Layers(encoder, benchmark.train, group[0].request.training.trainable_layers, Path(folder))
-            start_weights = layers.weights()
-            start = start or layers.embed_all()
-            # The frozen layers' share must not be paid for by the first training alone, nor be met with dropout.
-            layers.embed_all()
+            trainable = _DropoutEncoder(
+                encoder, benchmark.train, group[0].request.training.trainable_layers, Path(folder)
+            )
+            start_weights = trainable.weights()
+            start = start or trainable.embed_all()
+            # Fills the prefix cache, so that the first training alone does not pay for it, and not with dropout.
+            trainable.embed_all()
             for variant in group:
                 began = time.perf_counter()
-                layers.put_weights(start_weights)
-                layers.dropout = variant.dropout
+                trainable.load_weights(start_weights)
+                trainable.dropout = variant.dropout
                 parts = parts_of(benchmark.train, variant.request.seed)
-                fit(layers, benchmark.train, parts, variant.request, start=start, observer=Silent())
+                fit(trainable, benchmark.train, parts, variant.request, start=start, listener=SilentListener())
                 seconds = time.perf_counter() - began
-                evaluation = _search(encoder, layers, benchmark)
+                evaluation = _search(encoder, trainable, benchmark)
                 typer.echo(f"{variant.name}: {evaluation.ndcg.mean():.4f}, {seconds:.0f} s", err=True)
                 yield variant, evaluation, seconds
 
@@ -161,10 +168,10 @@ def _layers_of(variant: Variant) -> str:
     return str(variant.request.training.trainable_layers)
 
 
-def _search(encoder: Encoder, layers: TrainableEncoder, benchmark: Benchmark) -> Evaluation:
+def _search(encoder: Encoder, trainable: TrainableEncoder, benchmark: Benchmark) -> Evaluation:
     """Both sides' documents are the same under the same indices, so what is cached for training serves here as well."""
     test = benchmark.test
-    _, passages = layers.embed(np.empty(0, dtype=np.int64), np.arange(test.searchable))
+    _, passages = trainable.embed(np.empty(0, dtype=np.int64), np.arange(test.searchable))
     queries = torch.from_numpy(encoder.encode_tokens(encoder.tokenize(test.questions, "query", TRAINING_TOKENS)))
     return evaluate(test, np.arange(len(test.questions)), queries, passages)
 

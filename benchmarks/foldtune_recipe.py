@@ -1,4 +1,4 @@
-"""What foldtune does with a request, on a benchmark's data: its own pipeline, without store and events."""
+"""foldtune's own pipeline on a benchmark's data, without object store and events."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,15 +10,15 @@ from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
 from trainers.data.dataset import Dataset, Split, split
 
 
-class Silent:
-    """An observer for whom nobody looks on."""
+class SilentListener:
+    """Ignores the progress."""
 
-    def stepped(self, _: Progress) -> None:
-        """Say nothing."""
+    def on_step(self, _: Progress) -> None:
+        pass
 
 
 def request_of(seed: int, knobs: dict[str, dict[str, Any]]) -> FineTuneRequested:
-    """A request with the defaults, but for ``knobs`` by group and name."""
+    """A request with ``knobs`` by group and name, and defaults for all others."""
     return FineTuneRequested(
         request_id="benchmark",
         model="benchmark",
@@ -31,8 +31,8 @@ def request_of(seed: int, knobs: dict[str, dict[str, Any]]) -> FineTuneRequested
 
 
 def parts_of(dataset: Dataset, seed: int) -> Split:
-    """foldtune's split, but what it would hold out to report on is trained on: that is what ``dev`` is for."""
+    """foldtune's split, but with the held-out questions in the training set: benchmarks evaluate on ``dev``."""
     parts = split(dataset, seed)
-    kept_back = dataset.groups[parts.validation]
-    rows = np.flatnonzero(~np.isin(dataset.groups[dataset.question], kept_back))
+    validation_groups = dataset.groups[parts.validation]
+    rows = np.flatnonzero(~np.isin(dataset.groups[dataset.question], validation_groups))
     return replace(parts, train=rows, held_out=np.empty(0, dtype=np.int64))

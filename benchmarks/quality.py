@@ -19,9 +19,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.foldtune_recipe import Silent, parts_of, request_of
+from benchmarks.foldtune_recipe import SilentListener, parts_of, request_of
 from benchmarks.retrieval import Benchmark, Sample, figures, load, search
-from benchmarks.sentence_transformers_recipe import EncodingConfig, loaded, mined
+from benchmarks.sentence_transformers_recipe import TrainingConfig, load_model, mine_negatives
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import FineTuneRequested
 from trainers.engine.trainable_encoder import TrainableEncoder
@@ -65,26 +65,26 @@ def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> tuple
     began = time.perf_counter()
     encoder = Encoder.load(base)
     with tempfile.TemporaryDirectory() as folder:
-        layers = TrainableEncoder(encoder, benchmark.train, request.training.trainable_layers, Path(folder))
+        trainable = TrainableEncoder(encoder, benchmark.train, request.training.trainable_layers, Path(folder))
         parts = parts_of(benchmark.train, request.seed)
-        record, merged = fit(
-            layers, benchmark.train, parts, request, start=layers.embed_full_length(), observer=Silent()
+        record, interpolation = fit(
+            trainable, benchmark.train, parts, request, start=trainable.embed_full_length(), listener=SilentListener()
         )
     seconds = time.perf_counter() - began
-    typer.echo(f"ours: {seconds:.0f} s, validation {record.validation}, {merged}", err=True)
+    typer.echo(f"ours: {seconds:.0f} s, validation {record.validation}, {interpolation}", err=True)
     return search(encoder, benchmark.test), seconds
 
 
 def _theirs(base: Path, benchmark: Benchmark, seed: int) -> list[tuple[str, Evaluation, float]]:
     began = time.perf_counter()
-    rows = mined(loaded(base), benchmark.train)
+    rows = mine_negatives(load_model(base), benchmark.train)
     mining = time.perf_counter() - began
     typer.echo(f"sentence-transformers: {len(rows)} of {len(benchmark.train.question)} rows, {mining:.0f} s", err=True)
     found = []
     for layers in THEIR_LAYERS:
         folder = Path(tempfile.mkdtemp(prefix="foldtune-bench-"))
         try:
-            trained = train_theirs(base, rows, EncodingConfig(layers, seed=seed), folder)
+            trained = train_theirs(base, rows, TrainingConfig(layers, seed=seed), folder)
             typer.echo(f"sentence-transformers, {layers or 'all'} layers: {trained}", err=True)
             evaluation = search(Encoder.load(folder), benchmark.test)
             found.append((f"st_{layers or 'all'}", evaluation, mining + trained.seconds))

@@ -61,23 +61,28 @@ def load(folder: Path, sample: Sample) -> Benchmark:
     """Read and sample a folder.
 
     Raises:
-        OSError: one of its two files is not there.
+        OSError: one of its two files is missing.
     """
     generator = np.random.default_rng(sample.seed)
     questions = lines(folder / "questions.jsonl.gz")
     chosen = {
-        split: _some([one for one in questions if one["split"] == split], most, generator)
-        for split, most in (("train", sample.train), ("dev", sample.test))
+        split: _sample([question for question in questions if question["split"] == split], limit, generator)
+        for split, limit in (("train", sample.train), ("dev", sample.test))
     }
-    chosen["train"] = _some(chosen["train"], _affordable(chosen["train"], sample.examples), generator)
-    right = {document for asked in chosen.values() for one in asked for document in one["document_ids"]}
+    chosen["train"] = _sample(chosen["train"], _affordable(chosen["train"], sample.examples), generator)
+    right = {document for part in chosen.values() for question in part for document in question["document_ids"]}
     documents = lines(folder / "documents.jsonl.gz")
-    needed = [one for one in documents if one["document_id"] in right]
-    others = [one for one in documents if one["document_id"] not in right]
-    kept = needed + _some(others, max(0, sample.documents - len(needed)), generator)
+    answers = [document for document in documents if document["document_id"] in right]
+    others = [document for document in documents if document["document_id"] not in right]
+    selected = answers + _sample(others, max(0, sample.documents - len(answers)), generator)
     rows = [
-        {"folder_id": one["folder"], "document_id": one["document_id"], "title": one["title"], "text": one["text"]}
-        for one in kept
+        {
+            "folder_id": document["folder"],
+            "document_id": document["document_id"],
+            "title": document["title"],
+            "text": document["text"],
+        }
+        for document in selected
     ]
     table = pa.Table.from_pylist(rows, DOCUMENTS)
     train, test = (
@@ -94,23 +99,23 @@ def search(encoder: Encoder, test: Dataset) -> Evaluation:
     return evaluate(test, np.arange(len(test.questions)), queries, passages)
 
 
-def figures(found: Evaluation) -> dict[str, float]:
-    """The means, rounded for people."""
-    means = found.metrics()
+def figures(evaluation: Evaluation) -> dict[str, float]:
+    """The means, rounded."""
+    means = evaluation.metrics()
     return {name: round(getattr(means, name), 4) for name in ("recall_at_1", "recall_at_10", "mrr_at_10", "ndcg_at_10")}
 
 
 def _examples(questions: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    for one in questions:
-        for document in one["document_ids"]:
+    for question in questions:
+        for document in question["document_ids"]:
             yield {
-                "log_id": one["question_id"],
+                "log_id": question["question_id"],
                 "occurred_at": now(),
-                "folder_id": one["folder"],
+                "folder_id": question["folder"],
                 "agent_id": "benchmark",
                 "conversation_id": None,
-                "question": one["question"],
-                "positive": {"folder_id": one["folder"], "document_id": document, "text": None},
+                "question": question["question"],
+                "positive": {"folder_id": question["folder"], "document_id": document, "text": None},
                 "label": "cited",
                 "strength": 1.0,
                 "negatives": [],
@@ -118,17 +123,17 @@ def _examples(questions: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 
 def _affordable(questions: list[dict[str, Any]], examples: int) -> int:
-    right = sum(len(one["document_ids"]) for one in questions)
+    right = sum(len(question["document_ids"]) for question in questions)
     return len(questions) if right <= examples else examples * len(questions) // right
 
 
-def _some(rows: list[dict[str, Any]], most: int, generator: np.random.Generator) -> list[dict[str, Any]]:
-    if len(rows) <= most:
+def _sample(rows: list[dict[str, Any]], limit: int, generator: np.random.Generator) -> list[dict[str, Any]]:
+    if len(rows) <= limit:
         return rows
-    return [rows[index] for index in sorted(generator.choice(len(rows), most, replace=False).tolist())]
+    return [rows[index] for index in sorted(generator.choice(len(rows), limit, replace=False).tolist())]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, in their order."""
+    """The objects of a gzipped JSON Lines file."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]

@@ -1,4 +1,4 @@
-"""What a user of sentence-transformers would do: mine hard negatives, then train with in-batch negatives."""
+"""The recipe of sentence-transformers' documentation: mine hard negatives, then train with in-batch negatives."""
 
 import time
 from contextlib import redirect_stderr
@@ -23,15 +23,15 @@ from trainers.model.encoder import compute_dtype, default_device
 
 TOKENS = 128
 HARD_NEGATIVES = 4
-# What its documentation trains with.
+# As in its documentation.
 LEARNING_RATE = 2e-5
 WARM_UP = 0.1
 MARGIN = 0.05
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training did: ``rows`` counts each of them in each epoch, ``parameters`` are those that trained."""
+class TrainingSummary:
+    """Figures of a training: ``rows`` is summed over the epochs, ``parameters`` counts the trainable ones."""
 
     seconds: float
     steps: int
@@ -40,28 +40,28 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class EncodingConfig:
-    """``layers``: how many of the last ones train, all without; ``two_bytes``: autocast, as the processor has it;
-    ``no_duplicates``: no text twice in a batch, which is better for the model, but leaves some rows out of an epoch.
+class TrainingConfig:
+    """``layers``: the number of trainable last layers, None for all; ``autocast``: bfloat16 or float16 where the
+    processor has it; ``no_duplicates``: no text twice in a batch, which is better for the model, but drops some rows.
     """
 
     layers: int | None
     epochs: int = 3
     batch_size: int = 32
-    two_bytes: bool = True
+    autocast: bool = True
     no_duplicates: bool = True
     seed: int = 0
 
 
-def mined(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) -> Any:
-    """Rows of anchor, positive and hard negatives; questions with too few negatives are dropped, as it does."""
+def mine_negatives(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) -> Any:
+    """Rows of anchor, positive and hard negatives; questions with too few negatives are dropped."""
     pairs = datasets.Dataset.from_dict(
         {
             "anchor": [dataset.questions[index] for index in dataset.question],
             "positive": [dataset.passages[index] for index in dataset.positive],
         }
     )
-    # Its bars of progress cannot be turned off.
+    # Its progress bars cannot be turned off.
     with redirect_stderr(StringIO()):
         return mine_hard_negatives(
             pairs,
@@ -77,34 +77,34 @@ def mined(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) ->
         )
 
 
-def train(base: Path, rows: Any, recipe: EncodingConfig, folder: Path) -> Trained:
+def train(base: Path, rows: Any, config: TrainingConfig, folder: Path) -> TrainingSummary:
     """Train a copy of ``base`` on ``rows`` into ``folder``."""
     began = time.perf_counter()
-    model = loaded(base)
+    model = load_model(base)
     transformer: Any = model[0]
-    # A head for another task, whose output is not used.
+    # A head for another task; its output is not used.
     transformer.auto_model.pooler.requires_grad_(False)
-    if recipe.layers is not None:
+    if config.layers is not None:
         transformer.auto_model.requires_grad_(False)
-        transformer.auto_model.encoder.layer[-recipe.layers :].requires_grad_(True)
+        transformer.auto_model.encoder.layer[-config.layers :].requires_grad_(True)
     device = default_device()
-    computed_in = compute_dtype(device, "bert") if recipe.two_bytes else torch.float32
+    dtype = compute_dtype(device, "bert") if config.autocast else torch.float32
     loss = MultipleNegativesRankingLoss(model)
     sizes: list[int] = []
-    loss.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0][0]["input_ids"])))
+    loss.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0][0]["input_ids"])))
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
             output_dir=str(folder / "checkpoints"),
-            num_train_epochs=recipe.epochs,
-            per_device_train_batch_size=recipe.batch_size,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
             learning_rate=LEARNING_RATE,
             warmup_steps=WARM_UP,
-            batch_sampler=BatchSamplers.NO_DUPLICATES if recipe.no_duplicates else BatchSamplers.BATCH_SAMPLER,
-            bf16=computed_in == torch.bfloat16,
-            fp16=computed_in == torch.float16,
+            batch_sampler=BatchSamplers.NO_DUPLICATES if config.no_duplicates else BatchSamplers.BATCH_SAMPLER,
+            bf16=dtype == torch.bfloat16,
+            fp16=dtype == torch.float16,
             use_cpu=device.type == "cpu",
-            seed=recipe.seed,
+            seed=config.seed,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -115,12 +115,12 @@ def train(base: Path, rows: Any, recipe: EncodingConfig, folder: Path) -> Traine
     trainer.train()
     model.save_pretrained(str(folder))
     seconds = time.perf_counter() - began
-    parameters = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    return Trained(seconds, trainer.state.global_step, sum(sizes), parameters)
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return TrainingSummary(seconds, trainer.state.global_step, sum(sizes), parameters)
 
 
-def loaded(folder: Path) -> SentenceTransformer:
-    """The model, its texts cut as ours are in training."""
+def load_model(folder: Path) -> SentenceTransformer:
+    """The model, with texts truncated as in foldtune's training."""
     model = SentenceTransformer(str(folder), device=str(default_device()), trust_remote_code=False)
     model.max_seq_length = TOKENS
     return model

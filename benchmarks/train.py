@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.retrieval import Sample, load
-from benchmarks.sentence_transformers_recipe import loaded, mined
+from benchmarks.sentence_transformers_recipe import load_model, mine_negatives
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 from trainers.model.base_models import packaged_minilm_folder
 
@@ -64,7 +64,7 @@ def main(
 
 def _speed(data: Path, folder: Path, questions: int, repeats: int) -> dict[str, Any]:
     benchmark = load(data, Sample(train=questions, examples=questions, test=1, documents=questions * 3))
-    rows = mined(loaded(packaged_minilm_folder()), benchmark.train)
+    rows = mine_negatives(load_model(packaged_minilm_folder()), benchmark.train)
     rows.to_json(folder / "rows.jsonl")
     runs = _in_turns(KINDS, repeats, str(folder / "rows.jsonl"))
     _check_alike(runs["st"] + runs["st_tuned"] + runs["ours"])

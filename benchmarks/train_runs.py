@@ -23,9 +23,9 @@ import torch
 import typer
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.foldtune_recipe import Silent, request_of
+from benchmarks.foldtune_recipe import SilentListener, request_of
 from benchmarks.retrieval import Sample, lines, load
-from benchmarks.sentence_transformers_recipe import HARD_NEGATIVES, EncodingConfig, loaded, mined
+from benchmarks.sentence_transformers_recipe import HARD_NEGATIVES, TrainingConfig, load_model, mine_negatives
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import Progress
 from foldtune.knobs import DatasetKnobs
@@ -36,7 +36,7 @@ from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.loop.training import train
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
-from trainers.model.tokens import length_sorted_batches
+from trainers.model.tokens import Indices, length_sorted_batches
 from trainers.publishing.artifacts import write_model
 
 EPOCHS = 3
@@ -61,17 +61,17 @@ def main(
         found = _mine(_large(data, passages, questions), theirs=theirs, given=True)
     else:
         layers = None if kind.endswith("_all") else 2
-        found = _theirs(data, layers, two_bytes="tuned" in kind) if theirs else _ours(data, layers)
+        found = _theirs(data, layers, autocast="tuned" in kind) if theirs else _ours(data, layers)
     sys.stdout.write(json.dumps(found) + "\n")
 
 
-def _theirs(rows: Path, layers: int | None, *, two_bytes: bool) -> dict[str, float]:
+def _theirs(rows: Path, layers: int | None, *, autocast: bool) -> dict[str, float]:
     content = datasets.Dataset.from_json(str(rows))
     # Both sides are to see the same number of rows.
-    recipe = EncodingConfig(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, two_bytes=two_bytes, no_duplicates=False)
+    config = TrainingConfig(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, autocast=autocast, no_duplicates=False)
     with tempfile.TemporaryDirectory() as folder:
         before = _cpu_seconds()
-        trained = train_theirs(packaged_minilm_folder(), content, recipe, Path(folder))
+        trained = train_theirs(packaged_minilm_folder(), content, config, Path(folder))
     return {
         "seconds": trained.seconds,
         "cpu_seconds": _cpu_seconds() - before,
@@ -84,7 +84,7 @@ def _theirs(rows: Path, layers: int | None, *, two_bytes: bool) -> dict[str, flo
 def _ours(path: Path, layers: int | None) -> dict[str, float]:
     dataset = _dataset([json.loads(line) for line in path.read_text().splitlines()])
     rows = np.arange(len(dataset.question))
-    # The logs' own negatives come first, so all four are those that the other side has.
+    # The logs' own negatives come first, so both sides train with the same four.
     request = request_of(
         0,
         {
@@ -92,27 +92,27 @@ def _ours(path: Path, layers: int | None) -> dict[str, float]:
             "training": {"trainable_layers": layers or "all", "epochs": EPOCHS, "batch_size": BATCH_SIZE},
         },
     )
-    # Nor does either side mine: what would be mined with comes after the negatives that are there.
-    nothing = torch.zeros(len(dataset.questions), 1), torch.zeros(len(dataset.passages), 1)
-    _check_negatives(dataset, _choose(dataset, request.dataset, nothing).passages)
+    # Neither side mines: mined negatives would come after the given ones.
+    no_embeddings = torch.zeros(len(dataset.questions), 1), torch.zeros(len(dataset.passages), 1)
+    _check_negatives(dataset, _choose_negatives(dataset, request.dataset, no_embeddings).passages)
     before, began = _cpu_seconds(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         encoder = Encoder.load(packaged_minilm_folder())
-        trained = _Measured(encoder, dataset, request.training.trainable_layers, Path(folder))
-        watch = _Watch(trained)
-        record = train(trained, dataset, rows, request, start=nothing, observer=watch)
+        measured = _MeasuredEncoder(encoder, dataset, request.training.trainable_layers, Path(folder))
+        timer = _StepTimer(measured)
+        record = train(measured, dataset, rows, request, start=no_embeddings, listener=timer)
         write_model(encoder, packaged_minilm_folder(), Path(folder) / "model")
-        seconds = time.perf_counter() - began - watch.spent
+        seconds = time.perf_counter() - began - timer.overhead
     # In the first epoch, the frozen layers run as well.
     warm = len(record.losses) // EPOCHS
-    rates, plain = np.array(watch.rates[warm:]), np.array(watch.plain_rates[warm:])
+    rates, plain = np.array(timer.rates[warm:]), np.array(timer.plain_rates[warm:])
     return {
         "seconds": seconds,
-        "cpu_seconds": _cpu_seconds() - before - watch.spent_cpu,
+        "cpu_seconds": _cpu_seconds() - before - timer.overhead_cpu,
         "steps": len(record.losses),
         "rows": EPOCHS * len(rows),
-        "parameters": sum(parameter.numel() for parameter in trained.parameters()),
-        "step_seconds": float(np.median(watch.seconds[warm:])),
+        "parameters": sum(parameter.numel() for parameter in measured.parameters()),
+        "step_seconds": float(np.median(timer.seconds[warm:])),
         "gemm_share": float(np.median(rates / plain)),
         "gemm_gflops": float(np.median(plain)) / 1e9,
     }
@@ -153,13 +153,13 @@ def _dataset(rows: list[dict[str, str]], others: Sequence[str] = ()) -> Dataset:
     )
 
 
-class _Measured(TrainableEncoder):
+class _MeasuredEncoder(TrainableEncoder):
     """Counts the arithmetic of the trained layers in a step: forward, and twice as much backward."""
 
     began, flops = 0.0, 0.0
     parts: tuple[int, ...] = ()
 
-    def backward(self, questions: Any, passages: Any, *how: Any) -> tuple[float, float]:
+    def embed_batch(self, questions: Indices, passages: Indices) -> torch.Tensor:
         self.began = time.perf_counter()
         lengths = self._tokens.lengths[np.concatenate([questions, passages + self._questions])]
         config = self._encoder.model.config
@@ -172,13 +172,13 @@ class _Measured(TrainableEncoder):
         self.parts = tuple(
             len(part) * int(lengths[part].max()) for part in length_sorted_batches(lengths, self._encoder.batch_tokens)
         )
-        return super().backward(questions, passages, *how)
+        return super().embed_batch(questions, passages)
 
     def _trained_names(self) -> list[str]:
-        return [name for name, one in self._encoder.model.named_parameters() if one.requires_grad]
+        return [name for name, parameter in self._encoder.model.named_parameters() if parameter.requires_grad]
 
-    def _wait(self) -> None:
-        """Until a GPU has done what it was told."""
+    def _synchronize(self) -> None:
+        """Wait until a GPU has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -192,38 +192,38 @@ class _Measured(TrainableEncoder):
             for tokens in self.parts
             for a, b in shapes
         ]
-        self._wait()
+        self._synchronize()
         began = time.perf_counter()
-        for one, other in products:
-            torch.mm(one, other)
-        self._wait()
+        for left, right in products:
+            torch.mm(left, right)
+        self._synchronize()
         seconds = time.perf_counter() - began
-        return sum(2.0 * len(one) * other.numel() for one, other in products) / seconds
+        return sum(2.0 * len(left) * right.numel() for left, right in products) / seconds
 
 
-class _Watch(Silent):
-    """Puts a plain product after each step, so that a noisy machine disturbs both alike, and takes its time off."""
+class _StepTimer(SilentListener):
+    """Times each step, and plain matrix products after it, so that a noisy machine disturbs both alike."""
 
-    def __init__(self, trained: _Measured) -> None:
-        self._trained = trained
+    def __init__(self, encoder: _MeasuredEncoder) -> None:
+        self._encoder = encoder
         self.seconds: list[float] = []
         self.rates: list[float] = []
         self.plain_rates: list[float] = []
-        self.spent = self.spent_cpu = 0.0
+        self.overhead = self.overhead_cpu = 0.0
 
-    def stepped(self, _: Progress) -> None:
+    def on_step(self, _: Progress) -> None:
         ended, cpu = time.perf_counter(), _cpu_seconds()
-        self.seconds.append(ended - self._trained.began)
-        self.rates.append(self._trained.flops / self.seconds[-1])
-        self.plain_rates.append(self._trained.plain_product())
-        self.spent += time.perf_counter() - ended
-        self.spent_cpu += _cpu_seconds() - cpu
+        self.seconds.append(ended - self._encoder.began)
+        self.rates.append(self._encoder.flops / self.seconds[-1])
+        self.plain_rates.append(self._encoder.plain_product())
+        self.overhead += time.perf_counter() - ended
+        self.overhead_cpu += _cpu_seconds() - cpu
 
 
 def _mine(dataset: Dataset, *, theirs: bool, given: bool = False) -> dict[str, float]:
     folder = packaged_minilm_folder()
-    model: Any = loaded(folder) if theirs else Encoder.load(folder)
-    memory = _Memory()
+    model: Any = load_model(folder) if theirs else Encoder.load(folder)
+    memory = _PeakMemory()
     vectors = _random_vectors(dataset) if given else None
     cpu, began = _cpu_seconds(), time.perf_counter()
     found = _mine_theirs(model, dataset, vectors) if theirs else _mine_ours(model, dataset, vectors)
@@ -243,7 +243,7 @@ def _mine_theirs(model: SentenceTransformer, dataset: Dataset, vectors: Vectors 
         stand_in: Any = model
         stand_in.encode_query = lambda texts, **_: _as_given(queries, texts, dataset.questions)
         stand_in.encode_document = lambda texts, **_: _as_given(passages, texts, dataset.passages)
-    return HARD_NEGATIVES * len(mined(model, dataset))
+    return HARD_NEGATIVES * len(mine_negatives(model, dataset))
 
 
 def _as_given(vectors: npt.NDArray[np.float32], texts: list[str], known: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -255,10 +255,10 @@ def _as_given(vectors: npt.NDArray[np.float32], texts: list[str], known: Sequenc
 def _mine_ours(encoder: Encoder, dataset: Dataset, vectors: Vectors | None) -> int:
     with tempfile.TemporaryDirectory() as spill:
         vectors = vectors or TrainableEncoder(encoder, dataset, 2, Path(spill)).embed_all()
-        return _choose(dataset, DatasetKnobs(), vectors).counts["hard_impressions_and_mined"]
+        return _choose_negatives(dataset, DatasetKnobs(), vectors).counts["hard_impressions_and_mined"]
 
 
-def _choose(dataset: Dataset, knobs: DatasetKnobs, vectors: Vectors) -> Negatives:
+def _choose_negatives(dataset: Dataset, knobs: DatasetKnobs, vectors: Vectors) -> Negatives:
     source = NegativeSampler(dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), knobs)
     return source.with_easy(source.hard(*vectors), np.random.default_rng(0))
 
@@ -289,7 +289,7 @@ def _random_vectors(dataset: Dataset) -> Vectors:
     return queries, passages
 
 
-class _Memory:
+class _PeakMemory:
     """How far this process's main memory has grown at its peak since now."""
 
     def __init__(self) -> None:

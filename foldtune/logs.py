@@ -27,7 +27,7 @@ def configure_logs(settings: Settings) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler])
-    for library in ("boto3", "botocore", "faust", "mode", "urllib3"):
+    for library in ("boto3", "botocore", "faust", "httpx", "mode", "onnx_ir", "onnxscript", "urllib3"):
         logging.getLogger(library).setLevel(max(level, logging.WARNING))
     # The Kafka clients warn about errors that they recover from, and whenever a thread was starved of CPU.
     for client in ("aiokafka", "kafka"):

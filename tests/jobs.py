@@ -1,4 +1,4 @@
-"""A training job without a worker: its snapshot on an object store, as a worker would have left it there."""
+"""A training job without a worker and without Kafka: its snapshot as a worker leaves it, and a sink for its events."""
 
 import hashlib
 import io
@@ -7,10 +7,34 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foldtune.events import FineTuneRequested, ModelReference, SnapshotFile, SnapshotManifest, SnapshotPart, TrainingJob
+from foldtune.events import (
+    FineTuneRequested,
+    FineTuneStatus,
+    ModelReady,
+    ModelReference,
+    SnapshotFile,
+    SnapshotManifest,
+    SnapshotPart,
+    TrainingJob,
+)
 from foldtune.object_store import ObjectStore
 from tests.runbooks import NOW
 from trainers.model.base_models import packaged_minilm
+from trainers.publishing.reporting import EventSink
+
+
+class RecordingEventSink(EventSink):
+    """Records the published events."""
+
+    def __init__(self) -> None:
+        self.statuses: list[FineTuneStatus] = []
+        self.ready: list[ModelReady] = []
+
+    def publish_status(self, status: FineTuneStatus) -> None:
+        self.statuses.append(status)
+
+    def publish_model_ready(self, event: ModelReady) -> None:
+        self.ready.append(event)
 
 
 def put_job(

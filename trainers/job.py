@@ -1,8 +1,8 @@
 """Runs a training job: ``python -m trainers.job s3://BUCKET/…/job.json``, on several GPUs with ``trainers.torchrun``.
 
-The exit code says how it ended (``trainers.errors.ExitCode``). A job that can never succeed is reported as failed from
-here; what may succeed when it is started again is the launcher's to report, and so is a job that cannot be read: of
-what request it is, nobody here can say.
+The exit code tells the launcher how it ended (``trainers.exit_codes``). The trainer itself reports an impossible job as
+failed. The launcher retries or reports everything else, including a job that cannot be read, whose request is unknown
+here.
 """
 
 import signal
@@ -20,52 +20,55 @@ from pydantic import ValidationError
 from foldtune.errors import TRANSIENT_ERRORS, ObjectMissingError
 from foldtune.events import State, TrainingJob
 from foldtune.kafka import Publisher
+from foldtune.logs import configure_logs
 from foldtune.object_store import ObjectStore, S3ObjectStore
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
 from trainers.engine import ranks
-from trainers.engine.embedder import follow
+from trainers.engine.embedder import run_worker_rank
 from trainers.errors import BadJobError, InfrastructureFailedError, InterruptedTrainingError, KnobError, TrainerError
 from trainers.exit_codes import ExitCode
 from trainers.loop.training import reproducible
 from trainers.pipeline import produce_model
-from trainers.publishing.model_publisher import publish_again, published
+from trainers.publishing.model_publisher import announce_model, is_published
 from trainers.publishing.reporting import EventSink, KafkaEventSink, Reporter
 
 log = structlog.get_logger()
 
 
 def main(arguments: list[str]) -> ExitCode:
-    """Run the job whose address is the only argument."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run the job whose URI is the only argument."""
+    signal.signal(signal.SIGTERM, _raise_interrupted)
     try:
         (uri,) = arguments
         settings = load_settings()
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(settings.log_level))
-        ranks.join(settings.trainer.max_duration)
-        code = _lead(uri, settings) if ranks.rank() == 0 else _follow(settings)
-        ranks.leave_word(code)
-        # After a failure nobody is waited for: the others notice that rank 0 is gone.
+        configure_logs(settings)
+        ranks.init_process_group(settings.trainer.max_duration)
+        code = _run_rank_0(uri, settings) if ranks.rank() == 0 else _run_worker_rank(settings)
+        ranks.write_exit_code(code)
+        # After a failure rank 0 does not wait for the other ranks: they notice that it is gone.
         if code is ExitCode.DONE:
-            ranks.leave()
+            ranks.destroy_process_group()
     except (TrainerError, ValueError, *TRANSIENT_ERRORS) as error:
-        log.error("the training did not begin or could not be reported", reason=str(error))  # noqa: TRY400 - for people
+        log.error("training not started or not reported", error=str(error))  # noqa: TRY400 - for people
         return ExitCode.TRY_AGAIN
     return code
 
 
-def _lead(uri: str, settings: Settings) -> ExitCode:
+def _run_rank_0(uri: str, settings: Settings) -> ExitCode:
     store = S3ObjectStore(settings.s3)
     job = read_job(store, uri)
+    # A process runs one job: from here on, every log line has its request.
+    structlog.contextvars.bind_contextvars(request_id=job.request.request_id)
     with kafka_with_secrets(settings) as kafka, Publisher(kafka) as publisher:
         return run(job, settings, store, KafkaEventSink(publisher))
 
 
-def _follow(settings: Settings) -> ExitCode:
-    # torchrun asks all ranks to end at once, but rank 0 needs the others until the step is done and kept.
+def _run_worker_rank(settings: Settings) -> ExitCode:
+    # torchrun sends SIGTERM to all ranks at once, but rank 0 needs the others until its checkpoint is saved.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with _work_dir(settings) as work_dir, reproducible(seed=0):
-        follow(work_dir)
+        run_worker_rank(work_dir)
     return ExitCode.DONE
 
 
@@ -73,7 +76,7 @@ def read_job(store: ObjectStore, uri: str) -> TrainingJob:
     """The job at ``uri``.
 
     Raises:
-        BadJobError: there is none, or it is not readable.
+        BadJobError: it does not exist, or is not a valid job.
     """
     try:
         return TrainingJob.model_validate_json(store.get(store.key(uri)))
@@ -81,23 +84,23 @@ def read_job(store: ObjectStore, uri: str) -> TrainingJob:
         raise BadJobError(uri, error) from error
 
 
-def run(job: TrainingJob, settings: Settings, store: ObjectStore, announcer: EventSink) -> ExitCode:
-    """Train, publish and report ``job``; the same job again only publishes again."""
-    reporter = Reporter(announcer, job)
+def run(job: TrainingJob, settings: Settings, store: ObjectStore, sink: EventSink) -> ExitCode:
+    """Train, publish and report ``job``; if its model is published already, only announce it again."""
+    reporter = Reporter(sink, job)
     try:
         _run(job, settings, store, reporter)
     except TrainerError as error:
-        log.error("training failed", request_id=job.request.request_id, reason=str(error), retryable=error.retryable)  # noqa: TRY400 - for people
+        log.error("training failed", error=str(error), retryable=error.retryable)  # noqa: TRY400 - for people
         if not error.retryable:
-            reporter.state(State.FAILED, reasons=(str(error),))
+            reporter.publish_state(State.FAILED, reasons=(str(error),))
         return error.exit_code
     return ExitCode.DONE
 
 
 def _run(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Reporter) -> None:
     try:
-        if published(job, store):
-            publish_again(job, store, reporter)
+        if is_published(job, store):
+            announce_model(job, store, reporter)
             return
         with _work_dir(settings) as work_dir:
             produce_model(job, settings, store, reporter, work_dir)
@@ -115,7 +118,7 @@ def _work_dir(settings: Settings) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _interrupt(number: int, _: FrameType | None) -> None:
+def _raise_interrupted(number: int, _: FrameType | None) -> None:
     raise InterruptedTrainingError(signal.Signals(number).name)
 
 

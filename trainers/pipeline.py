@@ -1,4 +1,4 @@
-"""A training from its snapshot to its published model, step by step."""
+"""The fine-tuning recipe, from the snapshot to the published model, step by step."""
 
 import time
 from contextlib import closing
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import structlog
 import torch
 
 from foldtune.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
@@ -26,18 +25,16 @@ from trainers.loop.training import ProgressListener, TrainingRecord, cheap_to_em
 from trainers.loop.validation import Validation, WeightInterpolation, interpolate_weights
 from trainers.model.base_models import fetch_base_model, licence, weights_digest
 from trainers.model.encoder import Encoder
-from trainers.publishing.artifacts import write_card, write_curve, write_metrics, write_model, write_recall
+from trainers.publishing.artifacts import write_card, write_loss_curve, write_metrics, write_model, write_recall_curve
 from trainers.publishing.model_publisher import latest_model, publish_model
 from trainers.publishing.onnx_export import export_onnx
 from trainers.publishing.reporting import Reporter
 from trainers.publishing.results import Baseline, Results
 
-log = structlog.get_logger()
-
 MIN_STEPS = 50
 MIN_TEMPERATURE = 0.01
-# A few questions have no hard negatives left in any data; of more, people should know.
-FILLED_SHARE = 0.1
+# In any data, a few questions have no hard negatives left; above this share it is worth a warning.
+MAX_FILLED_SHARE = 0.1
 _PLACEHOLDER_DIGEST = "0" * 64
 
 
@@ -48,57 +45,60 @@ def produce_model(
     reporter: Reporter,
     work_dir: Path,
 ) -> None:
-    """Train and publish the model of ``job``.
+    """Train, evaluate and publish the model of ``job``.
 
     Raises:
-        ImpossibleJobError: data, model or knobs cannot be trained with.
+        ImpossibleJobError: the data, the base model or the knobs do not allow a training.
+        InterruptedTrainingError: the process received SIGTERM; the job resumes from its checkpoint.
     """
+    # 1. Data and base model.
     began = time.monotonic()
-    reporter.state(State.RUNNING)
+    reporter.publish_state(State.RUNNING)
     snapshot = read_snapshot(store, job.snapshot_uri, job.snapshot_sha256)
     dataset = build_dataset(snapshot.examples, snapshot.documents)
     parts = split(dataset, job.request.seed)
     base_folder = fetch_base_model(job.base_model, settings.trainer, store, work_dir)
     encoder = Encoder.load(base_folder)
     reporter.warn(*knob_warnings(job.request, parts), *data_warnings(dataset, parts))
-
-    layers = TrainableEncoder(encoder, dataset, job.request.training.trainable_layers, work_dir)
-    if not layers.cached and isinstance(job.request.training.trainable_layers, int):
+    trainable = TrainableEncoder(encoder, dataset, job.request.training.trainable_layers, work_dir)
+    if not trainable.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
-    reporter.warn(*text_warnings(dataset, layers))
-    before_vectors = layers.embed_full_length()
-    base = Baseline("the base model", measure(dataset, parts, *before_vectors))
-    baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
-    general_before = measure_general(encoder, before_vectors[1][: dataset.documents], job.request.seed)
-    embedded_seconds = time.monotonic() - began
+    reporter.warn(*trainable.text_warnings())
 
+    # 2. What the new model is compared with.
+    vectors_before = trainable.embed_full_length()
+    base = Baseline("the base model", measure(dataset, parts, *vectors_before))
+    baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
+    general_before = measure_general(encoder, vectors_before[1][: dataset.documents], job.request.seed)
+    seconds_until_training = time.monotonic() - began
+
+    # 3. Training, and the choice of weights.
     checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval)
-    with closing(TensorBoardLogger(settings.trainer.tensorboard_dir, job, reporter.warn)) as board:
-        record, merged = fit(
-            layers,
+    with closing(TensorBoardLogger(settings.trainer.tensorboard_dir, job, reporter.warn)) as tensorboard:
+        record, interpolation = fit(
+            trainable,
             dataset,
             parts,
             job.request,
-            start=before_vectors,
-            observer=reporter,
+            start=vectors_before,
+            listener=reporter,
             checkpoints=checkpoints,
-            board=board,
+            tensorboard=tensorboard,
         )
-    reporter.warn(*negative_warnings(record, job.request, len(parts.train)))
-    if record.not_taken:
-        reporter.warn(f"{record.not_taken} of {len(record.losses)} steps left float16 and were not taken")
+    reporter.warn(*training_warnings(record, job.request, len(parts.train)))
 
-    reporter.state(State.EVALUATING)
-    after_vectors = layers.embed_full_length()
-    after = measure(dataset, parts, *after_vectors)
-    general_after = measure_general(encoder, after_vectors[1][: dataset.documents], job.request.seed)
+    # 4. Evaluation and gate.
+    reporter.publish_state(State.EVALUATING)
+    vectors_after = trainable.embed_full_length()
+    after = measure(dataset, parts, *vectors_after)
+    general_after = measure_general(encoder, vectors_after[1][: dataset.documents], job.request.seed)
     forgetting = Forgetting(general_before, general_after)
     reporter.warn(*forgetting.warnings)
     results = Results(
         dataset=dataset,
         parts=parts,
         record=record,
-        merged=merged,
+        interpolation=interpolation,
         base=base,
         baseline=baseline,
         after=after,
@@ -106,6 +106,7 @@ def produce_model(
         verdict=gate(baseline.evaluation, after, job.request.seed, baseline.name, forgetting.refusals),
     )
 
+    # 5. Artifacts.
     folder = work_dir / "model"
     write_model(encoder, base_folder, folder)
     if settings.trainer.onnx:
@@ -113,75 +114,78 @@ def produce_model(
             export_onnx(folder)
         except OnnxExportError as error:
             reporter.warn(str(error))
-    ready = _ready(job, snapshot, encoder=encoder, folder=folder, results=results)
-    seconds = {"until_trained": embedded_seconds, "training": record.seconds, "all": time.monotonic() - began}
+    ready = _model_ready(job, snapshot, encoder=encoder, folder=folder, results=results)
+    seconds = {"until_trained": seconds_until_training, "training": record.seconds, "all": time.monotonic() - began}
     write_metrics(folder, results.metrics() | {"seconds": seconds})
-    write_curve(folder, record.losses)
-    write_recall(folder, baseline.evaluation.recall_curve(), after.recall_curve(), baseline=baseline.name)
+    write_loss_curve(folder, record.losses)
+    write_recall_curve(folder, baseline.evaluation.recall_curve(), after.recall_curve(), baseline=baseline.name)
     write_card(
         folder,
         ready,
         job.request,
         results,
         max_tokens=encoder.max_tokens,
-        window=_window(snapshot),
+        window=_time_range(snapshot),
         licence=licence(base_folder),
         folders=sum(part.folder_count for part in snapshot.manifest.parts),
         warnings=reporter.warnings,
     )
+
+    # 6. Publication.
     publish_model(folder, ready, job, store, reporter)
     checkpoints.discard()
 
 
 def fit(
-    layers: TrainableEncoder,
+    encoder: TrainableEncoder,
     dataset: Dataset,
     parts: Split,
     request: FineTuneRequested,
     *,
     start: tuple[torch.Tensor, torch.Tensor],
-    observer: ProgressListener,
+    listener: ProgressListener,
     checkpoints: Checkpoints | None = None,
-    board: TensorBoardLogger | None = None,
+    tensorboard: TensorBoardLogger | None = None,
 ) -> tuple[TrainingRecord, WeightInterpolation | None]:
-    """Train ``layers`` in place as ``train`` does, and leave them with the weights that validation says are best."""
-    start_weights = layers.weights()
-    validation = validation_of(layers, dataset, parts, request)
+    """``train`` the encoder in place and, with validation, interpolate its weights with those before."""
+    start_weights = encoder.weights()
+    validation = create_validation(encoder, dataset, parts, request)
     record = train(
-        layers,
+        encoder,
         dataset,
         parts.train,
         request,
         start=start,
-        observer=observer,
+        listener=listener,
         validation=validation,
         checkpoints=checkpoints,
-        board=board,
+        tensorboard=tensorboard,
     )
-    merged = interpolate_weights(layers, start_weights, validation, ndcg=max(record.validation)) if validation else None
-    return record, merged
+    if validation is None:
+        return record, None
+    return record, interpolate_weights(encoder, start_weights, validation, ndcg=max(record.validation))
 
 
 def embed(encoder: Encoder, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of all questions and of all passages, up to the model's own length, on its device."""
+    """Embeddings ``[q, d]`` of all questions and ``[p, d]`` of all passages at full length, on the encoder's device."""
     return (
         torch.from_numpy(encoder.encode(dataset.questions, "query")).to(encoder.device),
         torch.from_numpy(encoder.encode(dataset.passages, "passage")).to(encoder.device),
     )
 
 
-def validation_of(
-    layers: TrainableEncoder, dataset: Dataset, parts: Split, request: FineTuneRequested
+def create_validation(
+    encoder: TrainableEncoder, dataset: Dataset, parts: Split, request: FineTuneRequested
 ) -> Validation | None:
-    """What the training is steered by; None where there is too little to train on."""
+    """The validation by which epoch and weights are chosen; None if the split has no validation questions."""
     if not len(parts.validation):
         return None
     sampled = not cheap_to_embed_all(dataset, len(parts.train), request)
-    return Validation(layers, dataset, parts.validation, sampled=sampled, seed=request.seed)
+    return Validation(encoder, dataset, parts.validation, sampled=sampled, seed=request.seed)
 
 
 def measure(dataset: Dataset, parts: Split, queries: torch.Tensor, passages: torch.Tensor) -> Evaluation:
-    """The held-out questions in all searchable passages."""
+    """Retrieval of the held-out questions among all searchable passages, given the embeddings of the whole dataset."""
     held_out = torch.from_numpy(parts.held_out).to(queries.device)
     return evaluate(dataset, parts.held_out, queries[held_out], passages[: dataset.searchable])
 
@@ -189,7 +193,7 @@ def measure(dataset: Dataset, parts: Split, queries: torch.Tensor, passages: tor
 def incumbent(
     job: TrainingJob, settings: Settings, store: ObjectStore, work_dir: Path, *, dataset: Dataset, parts: Split
 ) -> Baseline | None:
-    """The model's newest promoted version, measured on the same questions; None for a first one."""
+    """The newest promoted version of the model, measured on the same questions; None if there is none yet."""
     latest = latest_model(job, store)
     if latest is None:
         return None
@@ -200,62 +204,62 @@ def incumbent(
 
 
 def knob_warnings(request: FineTuneRequested, parts: Split) -> list[str]:
-    """Knobs that fight the data."""
+    """Warnings about knobs that do not suit the data."""
     examples, training = len(parts.train), request.training
     steps = training.epochs * -(-examples // training.batch_size)
-    found = []
+    warnings = []
     if training.batch_size > examples:
-        found.append(f"training.batch_size {training.batch_size} is larger than the {examples} examples to train on")
+        warnings.append(f"training.batch_size {training.batch_size} is larger than the {examples} training examples")
     if steps < MIN_STEPS:
-        found.append(
-            f"only {steps} steps: fewer than {MIN_STEPS} hardly change a model; more epochs or smaller batches"
+        warnings.append(
+            f"only {steps} steps: fewer than {MIN_STEPS} hardly change a model; use more epochs or smaller batches"
         )
     if request.weights.temperature < MIN_TEMPERATURE:
-        found.append(
-            f"weights.temperature {request.weights.temperature} is under {MIN_TEMPERATURE}: it often makes worse"
+        warnings.append(
+            f"weights.temperature {request.weights.temperature} is below {MIN_TEMPERATURE}, which often harms the model"
         )
-    return found
-
-
-def negative_warnings(record: TrainingRecord, request: FineTuneRequested, examples: int) -> list[str]:
-    """Negatives that were asked for and not found, in the first epoch of so many ``examples``."""
-    wanted = request.dataset.hard_negatives * examples
-    filled, missing = (record.negatives[0][count] for count in ("hard_filled_with_easy", "missing"))
-    found = []
-    if filled > FILLED_SHARE * wanted:
-        found.append(f"{filled} of {wanted} hard negatives were not found, easy ones take their place")
-    if missing:
-        found.append(f"{missing} negatives are missing: too few of the documents drawn pass the filters")
-    return found
-
-
-def text_warnings(dataset: Dataset, layers: TrainableEncoder) -> list[str]:
-    """Texts that the base model cannot read as they are meant, in numbers."""
-    texts = len(dataset.questions) + len(dataset.passages)
-    return [f"{count} of {texts} texts are {what}" for what, count in layers.text_warnings().items()]
+    return warnings
 
 
 def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
-    """What is little or odd about the data, in numbers."""
+    """Warnings about few or unusable data, with numbers."""
     groups = len(set(dataset.groups[parts.held_out].tolist()))
-    found = [f"{count} examples left out: {reason}" for reason, count in sorted(dataset.left_out.items())]
+    warnings = [f"{count} examples left out: {reason}" for reason, count in sorted(dataset.left_out.items())]
     if not parts.judged:
-        found.append(
-            f"fewer than {MIN_JUDGED} questions were judged by people: the held-out ones rest on citations as well, "
-            "and these favour the model in service"
+        warnings.append(
+            f"fewer than {MIN_JUDGED} questions have human feedback: held-out labels include citations, "
+            "which favour the model in service"
         )
     if groups < MIN_GROUPS:
-        found.append(f"{groups} held-out groups of questions; under {MIN_GROUPS} no model is promoted")
-    return found
+        warnings.append(f"{groups} held-out groups of questions; under {MIN_GROUPS} no model is promoted")
+    return warnings
 
 
-def _window(snapshot: Snapshot) -> tuple[datetime, datetime]:
-    """First and last moment of its examples, of which there are some."""
-    found: Any = pc.min_max(snapshot.examples.column("occurred_at")).as_py()
-    return found["min"], found["max"]
+def training_warnings(record: TrainingRecord, request: FineTuneRequested, examples: int) -> list[str]:
+    """Warnings about skipped steps, and about negatives that could not be found for the first epoch's ``examples``."""
+    requested = request.dataset.hard_negatives * examples
+    filled, missing = (record.negatives[0][count] for count in ("hard_filled_with_easy", "missing"))
+    warnings = []
+    if filled > MAX_FILLED_SHARE * requested:
+        warnings.append(f"{filled} of {requested} hard negatives were not found and are replaced by easy ones")
+    if missing:
+        warnings.append(f"{missing} negatives are missing: too few of the sampled documents pass the filters")
+    if record.skipped_steps:
+        steps = len(record.losses)
+        warnings.append(f"{record.skipped_steps} of {steps} steps were skipped: their gradients exceeded float16")
+    return warnings
 
 
-def _ready(job: TrainingJob, snapshot: Snapshot, *, encoder: Encoder, folder: Path, results: Results) -> ModelReady:
+def _time_range(snapshot: Snapshot) -> tuple[datetime, datetime]:
+    """Time of the first and of the last example, of which there is at least one."""
+    extremes: Any = pc.min_max(snapshot.examples.column("occurred_at")).as_py()
+    return extremes["min"], extremes["max"]
+
+
+def _model_ready(
+    job: TrainingJob, snapshot: Snapshot, *, encoder: Encoder, folder: Path, results: Results
+) -> ModelReady:
+    """The completion event, with a placeholder for the digest of the manifest that contains it."""
     request = job.request
     return ModelReady(
         request_id=request.request_id,

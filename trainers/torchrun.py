@@ -1,6 +1,6 @@
-"""torchrun that ends with rank 0's exit code: ``python -m trainers.torchrun --nproc-per-node N -m trainers.job URI``.
+"""torchrun with rank 0's exit code: ``python -m trainers.torchrun --nproc-per-node N -m trainers.job URI``.
 
-torchrun itself ends with 1 however its processes ended, and a launcher would try an impossible job again and again.
+torchrun itself exits with 1 whatever its processes' exit codes, and a launcher would retry an impossible job.
 """
 
 import os
@@ -9,10 +9,13 @@ import tempfile
 from pathlib import Path
 
 import structlog
+from pydantic import ValidationError
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from foldtune.logs import configure_logs
+from foldtune.settings import load_settings
 from trainers.engine.ranks import EXIT_CODE_FILE
 from trainers.exit_codes import ExitCode
 
@@ -20,15 +23,20 @@ log = structlog.get_logger()
 
 
 def main(arguments: list[str]) -> ExitCode:
-    """Run torchrun with its own ``arguments``; without a word of rank 0 (killed, on another machine), try again."""
+    """Run torchrun with its own ``arguments``; TRY_AGAIN if rank 0 failed without an exit code, for example killed."""
+    try:
+        configure_logs(load_settings())
+    except ValidationError as error:
+        log.error("training not started", error=str(error))  # noqa: TRY400 - for people
+        return ExitCode.TRY_AGAIN
     with tempfile.TemporaryDirectory() as folder:
-        # Not from torchrun's report: it names those that it found ended first, which may be others than rank 0.
+        # Not from torchrun's report, which names the process that it found ended first, and that may be another rank.
         path = Path(folder) / "exit-code"
         os.environ[EXIT_CODE_FILE] = str(path)
         try:
             run.run(run.parse_args(arguments))  # type: ignore[no-untyped-call]
         except (ChildFailedError, SignalException) as error:
-            log.error("not all processes ended well", reason=str(error))  # noqa: TRY400 - for people
+            log.error("a rank failed", error=str(error))  # noqa: TRY400 - for people
             return ExitCode(int(path.read_text())) if path.exists() else ExitCode.TRY_AGAIN
     return ExitCode.DONE
 

@@ -16,7 +16,7 @@ from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
 from tests.runbooks import tables
 from tests.support import settings_of
-from trainers.loop.checkpoints import Checkpoints, State
+from trainers.loop.checkpoints import Checkpoints, TrainingState
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -117,8 +117,10 @@ def test_a_trainings_state_comes_back(store: ObjectStore) -> None:
     job = put_job(MemoryObjectStore(), tables())
     checkpoints = Checkpoints(job, store, timedelta(0))
     assert checkpoints.load() is None
-    kept = State({"weights": torch.arange(2_000_000, dtype=torch.float32), "step": torch.tensor(7)}, {"losses": [0.1]})
-    checkpoints.stepped(lambda: kept)
+    kept = TrainingState(
+        {"weights": torch.arange(2_000_000, dtype=torch.float32), "step": torch.tensor(7)}, {"losses": [0.1]}
+    )
+    checkpoints.save(kept)
     found = Checkpoints(job, store, timedelta(0)).load()
     assert found is not None
     assert found.facts == kept.facts

@@ -12,7 +12,7 @@ from foldtune.events import State
 from foldtune.knobs import TrainingKnobs
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
-from tests.jobs import put_job
+from tests.jobs import RecordingEventSink, put_job
 from tests.runbooks import SUBJECTS, tables
 from trainers.data.dataset import build_dataset
 from trainers.evaluation.metrics import evaluate
@@ -21,7 +21,6 @@ from trainers.job import run
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
 from trainers.pipeline import embed
-from trainers.publishing.reporting import RecordingEventSink
 
 OUTPUT = "models/m/000001"
 
@@ -34,7 +33,7 @@ class Trained:
         folders = (packaged_minilm_folder(),)
         self.settings = Settings(trainer=TrainerSettings(model_folders=folders, work_dir=work_dir))
         self.job = put_job(self.store, data, training=TrainingKnobs(batch_size=8, epochs=4, trainable_layers=2))
-        self.announcer = RecordingEventSink()
+        self.sink = RecordingEventSink()
         self.code = self.run()
         self.folder = work_dir / "downloaded"
         for key in self.store.list(f"{OUTPUT}/"):
@@ -43,7 +42,7 @@ class Trained:
             self.store.get_file(key, path)
 
     def run(self) -> ExitCode:
-        return run(self.job, self.settings, self.store, self.announcer)
+        return run(self.job, self.settings, self.store, self.sink)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +52,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 def test_a_job_makes_a_better_model_and_announces_it(trained: Trained) -> None:
     assert trained.code == ExitCode.DONE
-    states = [status.state for status in trained.announcer.statuses]
+    states = [status.state for status in trained.sink.statuses]
     assert states[0] == State.RUNNING
     assert State.EVALUATING in states
-    last = trained.announcer.statuses[-1]
+    last = trained.sink.statuses[-1]
     assert (last.state, last.promoted, last.model_uri) == (State.COMPLETED, True, trained.job.output_uri)
-    (ready, *_) = trained.announcer.ready
+    (ready, *_) = trained.sink.ready
     assert ready.gate.promote
     assert ready.metrics_after.ndcg_at_10 > ready.metrics_before.ndcg_at_10
     assert ready.metrics_before.documents == 2 * len(SUBJECTS)
@@ -80,7 +79,7 @@ def test_one_label_in_five_is_wrong(tmp_path: Path) -> None:
     noisy = Trained(tmp_path, (pa.Table.from_pylist(rows, examples.schema), documents))
     assert noisy.code == ExitCode.DONE
     assert np.isfinite(json.loads((noisy.folder / "training.json").read_text())["loss"]).all()
-    (ready,) = noisy.announcer.ready
+    (ready,) = noisy.sink.ready
     assert ready.gate.promote
     # The held-out questions are as wrong as the others.
     assert ready.metrics_after.ndcg_at_10 < 0.95
@@ -90,7 +89,7 @@ def test_one_label_in_five_is_wrong(tmp_path: Path) -> None:
 
 def test_the_manifest_names_every_file_with_its_digest(trained: Trained) -> None:
     content = trained.store.get(f"{OUTPUT}/manifest.json")
-    assert trained.announcer.ready[0].manifest_sha256 == hashlib.sha256(content).hexdigest()
+    assert trained.sink.ready[0].manifest_sha256 == hashlib.sha256(content).hexdigest()
     files = {file["path"]: file for file in json.loads(content)["files"]}
     stored = {key.removeprefix(f"{OUTPUT}/") for key in trained.store.list(f"{OUTPUT}/")} - {"manifest.json"}
     assert set(files) == stored
@@ -129,8 +128,8 @@ def test_the_card_says_what_the_model_was_made_of(trained: Trained) -> None:
 
 def test_a_second_run_only_publishes_again(trained: Trained) -> None:
     before = {key: trained.store.get(key) for key in trained.store.list("")}
-    trained.announcer.statuses.clear()
+    trained.sink.statuses.clear()
     assert trained.run() == ExitCode.DONE
-    assert [status.state for status in trained.announcer.statuses] == [State.COMPLETED]
-    assert trained.announcer.ready[-1] == trained.announcer.ready[0]
+    assert [status.state for status in trained.sink.statuses] == [State.COMPLETED]
+    assert trained.sink.ready[-1] == trained.sink.ready[0]
     assert {key: trained.store.get(key) for key in trained.store.list("")} == before

@@ -1,21 +1,21 @@
-"""Main memory that this process may take: in a container, that is not the machine's."""
+"""Main memory that this process may use: inside a container, less than the machine has."""
 
 import sys
 from pathlib import Path
 
 import psutil
 
-# Of version 2 of control groups, then of version 1; a container sees its own group's at the root.
+# Control groups version 2, then version 1; a container sees its own group at the root.
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def total() -> int:
-    """Bytes in all."""
+    """Total memory in bytes, at most the container's limit."""
     return min(int(psutil.virtual_memory().total), _limit())
 
 
 def available() -> int:
-    """Bytes that the machine has free, within what the container may have in all."""
+    """Free memory of the machine in bytes, at most the container's limit."""
     return min(int(psutil.virtual_memory().available), _limit())
 
 
@@ -24,6 +24,6 @@ def _limit() -> int:
         try:
             return int(path.read_text())
         except (OSError, ValueError):
-            # Not there, or "max".
+            # The file is missing, or holds "max".
             continue
     return sys.maxsize

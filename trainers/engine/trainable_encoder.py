@@ -1,33 +1,28 @@
-"""Embeddings with gradients: the trained layers on top of what the frozen ones left, or the whole model."""
+"""The encoder in training: embeds the dataset's texts by index, and takes the loss's gradient back to the weights."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from trainers.data.dataset import Dataset
 from trainers.engine import ranks
 from trainers.engine.embedder import Embedder
 from trainers.model.encoder import Encoder
-from trainers.model.tokens import Tokens
+from trainers.model.tokens import Indices, Tokens
 
-Indices = npt.NDArray[np.int64]
-LossOf = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, float]]
-
-# Texts are cut for training: a step's time and the cache's size go with the tokens, and what a passage is about is
-# mostly said at its beginning. Evaluation, and whoever serves the model, read up to the model's own bound.
+# Texts are truncated for training: a step's time and the cache's size grow with the tokens, and the beginning of a
+# passage mostly says what it is about. Evaluation and serving read up to the model's own maximum.
 TRAINING_TOKENS = 128
-# A process that is asked to end has two minutes: so many texts a rank are embedded in half of one on two cores.
-_BLOCK = 2_048
+# Texts a rank embeds between two checks for SIGTERM: 30 s on two cores, of the two minutes until SIGKILL.
+_BLOCK_TEXTS = 2_048
 
 
 class TrainableEncoder:
-    """An encoder of which the last layers or all train; it embeds the dataset's texts by their index.
+    """An encoder of which the last layers or all train; it embeds the dataset's questions and passages by their index.
 
-    Questions and passages are tokenized once, those that are longer than what is trained on once more as a whole.
+    All texts are tokenized once, truncated to ``TRAINING_TOKENS``; those that reach it once more at full length.
     """
 
     def __init__(
@@ -43,22 +38,22 @@ class TrainableEncoder:
         self._encoder = encoder
         self._dataset = dataset
         self._questions = len(dataset.questions)
-        self._pause: Callable[[], None] | None = None
         self._tokens = self._tokenize(np.arange(self._questions + len(dataset.passages)), TRAINING_TOKENS)
         full = self._tokens.lengths == TRAINING_TOKENS
         self._long = np.flatnonzero(full & (encoder.max_tokens > TRAINING_TOKENS))
-        self._whole = self._tokenize(self._long, encoder.max_tokens)
+        self._long_tokens = self._tokenize(self._long, encoder.max_tokens)
         self._embedder = Embedder(
             encoder, self._tokens, trainable_layers, spill_folder, cached=cached, graph_budget=graph_budget
         )
         if self.device.type == "cpu":
-            # In bfloat16 a state depends on the other texts of its batch. ``embed_full_length`` computes all others in
-            # one order, whether a training starts or resumes; these would be computed in the order of the batches.
+            # In bfloat16 a text's states depend on its batch. ``embed_full_length`` caches all other texts in the same
+            # batches whether a training starts or resumes; without this, the long ones would be cached in batches that
+            # depend on where it resumes.
             self._embedder.fill(self._long)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self._encoder.device
 
     @property
@@ -66,109 +61,107 @@ class TrainableEncoder:
         """Whether the frozen layers run only once for each text."""
         return self._embedder.cached
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of matrix products."""
+        return self._encoder.compute_dtype
+
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What trains."""
+        """The trainable parameters."""
         return self._embedder.parameters()
 
     def weights(self) -> list[torch.Tensor]:
-        """A copy of what trains, in main memory."""
+        """A copy of the trainable parameters in main memory."""
         return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters()]
 
-    def put_weights(self, weights: Sequence[torch.Tensor]) -> None:
-        """Go on with ``weights``, in the order of ``weights()``."""
+    def load_weights(self, weights: Sequence[torch.Tensor]) -> None:
+        """Overwrite the trainable parameters, in the order of ``weights()``."""
         for parameter, values in zip(self.parameters(), weights, strict=True):
             parameter.data.copy_(values)
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The format that products are computed in."""
-        return self._encoder.compute_dtype
+    def embed_batch(self, questions: Indices, passages: Indices) -> torch.Tensor:
+        """Forward pass of a training step: embeddings ``[q + p, d]`` of the questions and then of the passages.
 
-    def backward(
-        self, questions: Indices, passages: Indices, loss_of: LossOf, scaled: Callable[[torch.Tensor], torch.Tensor]
-    ) -> tuple[float, float]:
-        """Add the gradients of ``loss_of(question embeddings, passage embeddings)`` to the parameters.
+        They are a leaf of the autograd graph: take the loss's gradient at them, and pass it to ``backward``.
 
-        The loss's gradient is taken at the embeddings, and goes backward through the model from there, as ``scaled``
-        makes it.
-
-        Returns:
-            The loss, and what ``loss_of`` returned beside it.
+        Raises:
+            NotFiniteError: an embedding is not finite.
         """
-        texts = np.concatenate([questions, passages + self._questions])
-        embeddings = self._embedder.embed(texts, gradient=True).requires_grad_()
-        loss, extra = loss_of(embeddings[: len(questions)], embeddings[len(questions) :])
-        (gradient,) = torch.autograd.grad(loss, embeddings)
-        self._embedder.backward(scaled(gradient))
-        return float(loss.detach()), extra
+        return self._embedder.embed(self._texts(questions, passages), gradient=True).requires_grad_()
+
+    def backward(self, gradient: torch.Tensor) -> None:
+        """Backward pass: accumulate the parameters' gradients, given the ``gradient`` at the last ``embed_batch``."""
+        self._embedder.backward(gradient)
 
     def embed_all(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings of all questions ``[q, d]`` and of all passages ``[p, d]`` by the model as it stands."""
-        return self.embed(np.arange(self._questions), np.arange(len(self._dataset.passages)))
+        """Embeddings of all questions ``[q, d]`` and of all passages ``[p, d]`` with the current weights, detached."""
+        return self.embed(*self.all_texts())
 
     def embed(self, questions: Indices, passages: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """Like ``embed_all``, of these questions and passages only."""
-        texts = np.concatenate([questions, passages + self._questions])
-        found = torch.empty((len(texts), self._encoder.dimension), device=self.device)
-        block = _BLOCK * ranks.size() if self._pause else max(1, len(texts))
-        for first in range(0, len(texts), block):
-            if self._pause:
-                self._pause()
-            found[first : first + block] = self._embedder.embed(texts[first : first + block])
-        return found[: len(questions)], found[len(questions) :]
+        """``embed_all`` for some of the questions and passages."""
+        embeddings = self._embedder.embed(self._texts(questions, passages))
+        return embeddings[: len(questions)], embeddings[len(questions) :]
 
-    @contextmanager
-    def pausing(self, pause: Callable[[], None]) -> Iterator[None]:
-        """Inside, an embedding calls ``pause`` from time to time, which may end it by raising."""
-        self._pause = pause
-        try:
-            yield
-        finally:
-            self._pause = None
+    def embed_blocks(self, questions: Indices, passages: Indices) -> Iterator[torch.Tensor]:
+        """The embeddings ``[q + p, d]`` block by block, each computed when it is asked for.
 
-    def text_warnings(self) -> dict[str, int]:
-        """How many texts the model cannot read as they are meant, by what is odd about them."""
-        tokenizer, bound = self._encoder.tokenizer, self._encoder.max_tokens
-        # Some tokenizers know all words, and name an end or a padding as their unknown one.
-        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.pad_token_id, None}
-        total = np.concatenate([[0], np.cumsum(np.isin(self._tokens.ids, [*unknown]))])
-        missed = np.diff(total[self._tokens.starts])
-        # Special tokens and the prompt are known to it in any case.
-        around = [self._encoder.tokenize([""], kind).lengths[0] for kind in ("query", "passage")]
-        own = self._tokens.lengths - np.repeat(around, [self._questions, len(self._dataset.passages)])
-        texts = self._dataset.questions + self._dataset.passages
-        # What is cut for training only is there twice, and reaches the bound but once.
-        lengths = np.concatenate([self._tokens.lengths, self._whole.lengths])
-        found = {
-            "without any letter or digit": sum(not any(map(str.isalnum, text)) for text in texts),
-            f"as long as the {bound} tokens that base_model reads, or longer": int((lengths >= bound).sum()),
-            "mostly of words that base_model does not know": int((2 * missed > own).sum()),
-        }
-        return {what: count for what, count in found.items() if count}
+        The caller may stop, checkpoint or raise between two blocks, but not change the weights.
+        """
+        texts, size = self._texts(questions, passages), _BLOCK_TEXTS * ranks.world_size()
+        for start in range(0, len(texts), size):
+            yield self._embedder.embed(texts[start : start + size])
 
     def embed_full_length(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Like ``embed_all``, but of texts as long as the model reads them, as whoever serves the model sees them.
+        """``embed_all`` with texts up to the model's own maximum, as in serving.
 
-        Most texts are not cut for training, and for those the frozen layers need not run again.
+        Most texts are shorter than ``TRAINING_TOKENS``, and for those the frozen layers need not run again.
         """
         short = np.setdiff1d(np.arange(len(self._tokens)), self._long)
-        cached = self._embedder.embed(short)
-        found = torch.empty((len(self._tokens), cached.shape[1]), device=cached.device)
-        found[torch.from_numpy(short).to(self.device)] = cached
-        whole = torch.from_numpy(self._encoder.encode_tokens(self._whole)).to(self.device)
-        found[torch.from_numpy(self._long).to(self.device)] = whole
-        return found[: self._questions], found[self._questions :]
+        short_embeddings = self._embedder.embed(short)
+        embeddings = torch.empty((len(self._tokens), self._encoder.dimension), device=self.device)
+        embeddings[torch.from_numpy(short).to(self.device)] = short_embeddings
+        long_embeddings = torch.from_numpy(self._encoder.encode_tokens(self._long_tokens)).to(self.device)
+        embeddings[torch.from_numpy(self._long).to(self.device)] = long_embeddings
+        return embeddings[: self._questions], embeddings[self._questions :]
+
+    def all_texts(self) -> tuple[Indices, Indices]:
+        """The indices of all questions and of all passages."""
+        return np.arange(self._questions), np.arange(len(self._dataset.passages))
+
+    def text_warnings(self) -> list[str]:
+        """Warnings about texts that the model cannot represent well, with their numbers."""
+        tokenizer, max_tokens = self._encoder.tokenizer, self._encoder.max_tokens
+        # Tokenizers without unknown words may use their end-of-sequence or padding token as the unknown one.
+        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.pad_token_id, None}
+        cumulative = np.concatenate([[0], np.cumsum(np.isin(self._tokens.ids, [*unknown]))])
+        unknown_tokens = np.diff(cumulative[self._tokens.starts])
+        # Special tokens and the prompt are always known.
+        added = [self._encoder.tokenize([""], kind).lengths[0] for kind in ("query", "passage")]
+        own_tokens = self._tokens.lengths - np.repeat(added, [self._questions, len(self._dataset.passages)])
+        texts = self._dataset.questions + self._dataset.passages
+        # A long text is in both arrays, but reaches the maximum only in the second.
+        lengths = np.concatenate([self._tokens.lengths, self._long_tokens.lengths])
+        counts = {
+            "contain no letter or digit": sum(not any(map(str.isalnum, text)) for text in texts),
+            f"reach or exceed base_model's maximum of {max_tokens} tokens": int((lengths >= max_tokens).sum()),
+            "are mostly words unknown to base_model": int((2 * unknown_tokens > own_tokens).sum()),
+        }
+        return [f"{count} of {len(texts)} texts {problem}" for problem, count in counts.items() if count]
+
+    def _texts(self, questions: Indices, passages: Indices) -> Indices:
+        """Indices in ``_tokens``, where passages come after all questions."""
+        return np.concatenate([questions, passages + self._questions])
 
     def _tokenize(self, texts: Indices, max_tokens: int) -> Tokens:
-        """``texts`` in ascending order."""
+        """Tokens of ``texts``, which are in ascending order."""
         questions = [self._dataset.questions[text] for text in texts if text < self._questions]
         passages = [self._dataset.passages[text - self._questions] for text in texts if text >= self._questions]
-        return _joined(
+        return _concatenate(
             self._encoder.tokenize(questions, "query", max_tokens),
             self._encoder.tokenize(passages, "passage", max_tokens),
         )
 
 
-def _joined(first: Tokens, second: Tokens) -> Tokens:
+def _concatenate(first: Tokens, second: Tokens) -> Tokens:
     starts = np.concatenate([first.starts, second.starts[1:] + first.starts[-1]])
     return Tokens(np.concatenate([first.ids, second.ids]), starts)

@@ -1,6 +1,6 @@
-"""A training's state between two steps, kept on the object store: a job that was taken away goes on from there.
+"""Checkpoints on the object store, from which an interrupted job resumes.
 
-Tensors as safetensors, everything else as JSON in its header; nothing is ever unpickled.
+Tensors are stored as safetensors, everything else as JSON in its header; nothing is ever unpickled.
 """
 
 import hashlib
@@ -28,21 +28,21 @@ from trainers.errors import InterruptedTrainingError
 
 log = structlog.get_logger()
 
-_STATE = "state.safetensors"
-# Raised with every change to what a training does or keeps: a state of the former way is of no use to it.
-_WAY = 5
+_FILE = "state.safetensors"
+# Raise it with every change to the training or to the form of its state: older checkpoints are then ignored.
+CHECKPOINT_VERSION = 6
 
 
 @dataclass(frozen=True)
-class State:
-    """``tensors`` by name, and ``facts`` that JSON can say."""
+class TrainingState:
+    """``tensors`` by name, and JSON-serializable ``facts``."""
 
     tensors: dict[str, torch.Tensor]
     facts: dict[str, Any]
 
 
 class Checkpoints:
-    """Of one job: kept each ``interval``, and before the process ends on SIGTERM."""
+    """The checkpoint of one job: due every ``interval``, and when the process receives SIGTERM."""
 
     def __init__(
         self,
@@ -53,63 +53,64 @@ class Checkpoints:
     ) -> None:
         self._store = store
         self._key = checkpoint_key(job.request.model, job.request.request_id, job.version)
-        # Another request, snapshot or base model under the same names is another training.
-        self._fingerprint = hashlib.sha256(f"{_WAY}{job.model_dump_json(exclude={'warnings'})}".encode()).hexdigest()
+        # A job with the same key but another request, snapshot or base model is another training.
+        version = f"{CHECKPOINT_VERSION}{job.model_dump_json(exclude={'warnings'})}"
+        self._fingerprint = hashlib.sha256(version.encode()).hexdigest()
         self._interval, self._clock = interval.total_seconds(), clock
-        self._due = clock() + self._interval
-        self._asked: str | None = None
+        self._due_at = clock() + self._interval
+        self._received_signal: str | None = None
 
-    def load(self) -> State | None:
-        """Where the job was; ``None`` for one that begins. What cannot be read counts as not there."""
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save: the interval has passed, or the process received SIGTERM."""
+        return self._received_signal is not None or self._clock() >= self._due_at
+
+    def load(self) -> TrainingState | None:
+        """The saved state; None if there is none, or it is unreadable or of another training."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / _STATE
+            path = Path(folder) / _FILE
             try:
                 self._store.get_file(self._key, path)
                 with safe_open(path, framework="pt") as file:
-                    facts = file.metadata() or {}
-                state = State(load_file(path), json.loads(facts["facts"]))
+                    header = file.metadata() or {}
+                state = TrainingState(load_file(path), json.loads(header["facts"]))
             except ObjectMissingError:
                 return None
             except (SafetensorError, ValueError, KeyError) as error:
-                log.warning("checkpoint not read", key=self._key, reason=str(error))
+                log.warning("checkpoint unreadable, ignored", key=self._key, error=str(error))
                 return None
-        if facts["fingerprint"] != self._fingerprint:
-            log.warning("checkpoint is of another training", key=self._key)
+        if header["fingerprint"] != self._fingerprint:
+            log.warning("checkpoint of another training, ignored", key=self._key)
             return None
         return state
 
-    def discard(self) -> None:
-        """The job has ended."""
-        self._store.delete(self._key)
-
-    def stepped(self, state: Callable[[], State]) -> None:
-        """Keep the state where it is time to.
+    def save(self, state: TrainingState) -> None:
+        """Replace the checkpoint.
 
         Raises:
-            InterruptedTrainingError: the process was asked to end; the state is kept.
+            InterruptedTrainingError: the process received SIGTERM; the state is saved.
         """
-        if self._asked is None and self._clock() < self._due:
-            return
-        self._keep(state())
-        self._due = self._clock() + self._interval
-        if self._asked:
-            raise InterruptedTrainingError(self._asked)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / _FILE
+            save_file(tensors, path, {"facts": json.dumps(state.facts), "fingerprint": self._fingerprint})
+            self._store.put_file(self._key, path)
+        self._due_at = self._clock() + self._interval
+        if self._received_signal:
+            raise InterruptedTrainingError(self._received_signal)
+
+    def discard(self) -> None:
+        """Delete the checkpoint of a job that is done."""
+        self._store.delete(self._key)
 
     @contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """Inside, SIGTERM waits for the end of a step."""
-        before = signal.signal(signal.SIGTERM, self._ask)
+    def sigterm_deferred(self) -> Iterator[None]:
+        """Inside, SIGTERM only makes a checkpoint due; the next ``save`` ends the training."""
+        before = signal.signal(signal.SIGTERM, self._on_signal)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def _keep(self, state: State) -> None:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / _STATE
-            save_file(tensors, path, {"facts": json.dumps(state.facts), "fingerprint": self._fingerprint})
-            self._store.put_file(self._key, path)
-
-    def _ask(self, number: int, _: object) -> None:
-        self._asked = signal.Signals(number).name
+    def _on_signal(self, number: int, _: object) -> None:
+        self._received_signal = signal.Signals(number).name

@@ -1,19 +1,19 @@
-"""The loss: InfoNCE with in-batch negatives, weighted by how hard a question is and how far its label is trusted."""
+"""The loss: InfoNCE with in-batch negatives, each question weighted by its difficulty and its label's strength."""
 
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import normalize
 
-# A question that the model has all wrong must not take the whole batch: p^(focus - 1) has no bound of its own.
+# p^(focus - 1) is unbounded: a question that the model gets all wrong must not dominate the batch.
 MAX_WEIGHT = 10.0
-# A batch that is hard throughout must not divide nothing by nothing where a high focus makes every weight vanish.
-_TINY = 1e-6
+# With a high focus, all weights of a hard batch would underflow, and their normalization would divide 0 by 0.
+_MIN_WEIGHT = 1e-6
 
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """The scalar to go down on; for each question its probability of the positive and its weight, ``[b]``, detached."""
+    """The scalar loss with its graph; for each question the probability of its positive and its weight, detached."""
 
     value: torch.Tensor
     probability: torch.Tensor
@@ -31,19 +31,19 @@ def contrastive_loss(
     focus: float = 1.0,
     minimum: float = 0.0,
 ) -> BatchLoss:
-    """The loss of ``b`` questions over the batch's ``m`` distinct passages, as the mean of ``w · -log p``.
+    """The mean of ``w · -log p`` over ``b`` questions, with the batch's ``m`` distinct passages as candidates.
 
     ``p`` is the probability of the positive: softmax of cosine similarity / temperature over all passages that are not
-    excluded. ``w`` is ``max(p^(focus - 1), minimum)``, detached and capped, times the strength, and then scaled to mean
-    1 over the batch, so that the learning rate keeps its meaning. ``focus`` < 1 weighs hard questions up, > 1 easy
-    ones; ``minimum`` lifts only the weights below it. With focus 1 and equal strengths this is InfoNCE (van den Oord et
-    al. 2018), the ``MultipleNegativesRankingLoss`` of sentence-transformers.
+    excluded. ``w`` is ``max(p^(focus - 1), minimum)``, detached and capped, times the strength, and then normalized to
+    mean 1 over the batch, so that the learning rate keeps its meaning. ``focus`` < 1 gives hard questions more weight,
+    > 1 easy ones; ``minimum`` is a lower bound of the weight. With focus 1 and equal strengths this is InfoNCE (van den
+    Oord et al. 2018, arXiv 1807.03748), the ``MultipleNegativesRankingLoss`` of sentence-transformers.
 
     Args:
         queries: ``[b, d]``.
         passages: ``[m, d]``.
         positive: ``[b]``, the index of each question's positive in ``passages``.
-        excluded: ``[b, m]``, true where a passage is no negative of a question; the positive itself always counts.
+        excluded: ``[b, m]``, true where a passage must not serve as a negative; ignored for the positive itself.
         strength: ``[b]``, in (0, 1].
     """
     logits = normalize(queries.float(), dim=1) @ normalize(passages.float(), dim=1).T / temperature
@@ -55,5 +55,5 @@ def contrastive_loss(
 
 
 def question_weights(log_p: torch.Tensor, focus: float, minimum: float) -> torch.Tensor:
-    """``max(p^(focus - 1), minimum)``, at most ``MAX_WEIGHT``, from the logarithm of ``p``: small ones keep digits."""
-    return ((focus - 1) * log_p).exp().clamp(min=max(minimum, _TINY), max=MAX_WEIGHT)
+    """``max(p^(focus - 1), minimum)``, at most ``MAX_WEIGHT``; computed from ``log p``, as a small ``p`` underflows."""
+    return ((focus - 1) * log_p).exp().clamp(min=max(minimum, _MIN_WEIGHT), max=MAX_WEIGHT)

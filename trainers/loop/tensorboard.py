@@ -1,4 +1,4 @@
-"""A training's curves for TensorBoard, while it runs."""
+"""Logs a training's metrics to TensorBoard while it runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,37 +10,37 @@ from foldtune.object_keys import request_segment
 
 
 class TensorBoardLogger:
-    """The curves of ``job`` in a folder of its own below ``folder``; without one, nothing.
+    """Writes the scalars of ``job`` to its own folder below ``folder``; a no-op without a folder.
 
-    What stands in their way is warned of once, and ends no training. A job that goes on from a checkpoint writes on in
-    the same folder.
+    A failure is reported once through ``warn`` and does not end the training. A job that resumes from a checkpoint
+    continues in the same folder.
     """
 
     def __init__(self, folder: Path | None, job: TrainingJob, warn: Callable[[str], object]) -> None:
         self._warn = warn
         self._writer: Any = None
         if folder is not None:
-            with self._harmless():
-                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra of its own
+            with self._failures_as_warnings():
+                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional extra
 
                 name = request_segment(job.request.model, job.request.request_id)
                 self._writer = SummaryWriter(folder / name / job.version)
 
-    def stepped(self, step: int, **figures: float) -> None:
-        """Write the figures of a step."""
+    def log_step(self, step: int, **scalars: float) -> None:
+        """Write the scalars of a step."""
         if self._writer is not None:
-            with self._harmless():
-                for name, value in figures.items():
+            with self._failures_as_warnings():
+                for name, value in scalars.items():
                     self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """All that was written can be read."""
+        """Flush and close the event file."""
         if self._writer is not None:
-            with self._harmless():
+            with self._failures_as_warnings():
                 self._writer.close()
 
     @contextmanager
-    def _harmless(self) -> Iterator[None]:
+    def _failures_as_warnings(self) -> Iterator[None]:
         try:
             yield
         except ImportError as error:

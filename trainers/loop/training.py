@@ -1,13 +1,13 @@
-"""The training loop: batches of questions, each distinct text encoded once a step."""
+"""The training loop: steps, epochs, validation, checkpoints."""
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from foldtune.events import FineTuneRequested, Progress
@@ -15,33 +15,33 @@ from trainers.data.dataset import Dataset
 from trainers.data.near_duplicates import WordSets
 from trainers.data.negatives import Negatives, NegativeSampler
 from trainers.engine.trainable_encoder import TrainableEncoder
-from trainers.loop.checkpoints import Checkpoints, State
+from trainers.loop.checkpoints import Checkpoints, TrainingState
 from trainers.loop.loss import contrastive_loss
 from trainers.loop.optimizer import LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Optimizer
 from trainers.loop.tensorboard import TensorBoardLogger
 from trainers.loop.validation import Validation
+from trainers.model.tokens import Indices
 
-Indices = npt.NDArray[np.int64]
-
-# All texts are embedded after an epoch, for validation and to mine negatives again, only while that costs a small part
-# of the epoch: an embedding is one pass forward, a training text is about three.
+# All texts are embedded after each epoch, for validation and to mine negatives again, only if that costs at most this
+# share of the epoch: embedding is one forward pass, training a text costs about three.
 EMBEDDING_SHARE = 0.25
-# Of nDCG on the validation questions. Their mean is uncertain by about .03, and the rate still falls: an epoch that is
-# but a little worse than the one before says nothing about the next.
+# Difference of nDCG on the validation questions. Their mean is uncertain by about .03, and the learning rate still
+# falls: an epoch that is only a little worse than the one before says nothing about the next.
 CLEARLY_WORSE = 0.02
 
 
 class ProgressListener(Protocol):
-    """Hears how the training goes, once a step."""
+    """Receives the progress of a training."""
 
-    def stepped(self, progress: Progress) -> None:
-        """One more step is done."""
+    def on_step(self, progress: Progress) -> None:
+        """Called after each step."""
 
 
 @dataclass
 class TrainingRecord:
-    """What a training did: the loss of every step, what became of the negatives in each epoch, the nDCG@10 on the
-    validation questions after it, and how many steps left float16 and were ``not_taken``.
+    """What happened in a training. By step: ``losses`` and ``probabilities`` (mean probability of the positives). By
+    epoch: counts of ``negatives`` by origin, and ``validation``, the nDCG@10 after it. In total: epochs whose hard
+    negatives were mined, and steps skipped because their gradients exceeded float16.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -50,200 +50,245 @@ class TrainingRecord:
     validation: list[float] = field(default_factory=list)
     seconds: float = 0.0
     mined_epochs: int = 0
-    not_taken: int = 0
+    skipped_steps: int = 0
     cached: bool = False
 
     @property
     def best_epoch(self) -> int | None:
-        """From 0, the one whose weights are kept; the first of equally good ones, none without validation."""
+        """From 0, the epoch with the best nDCG, the first of equal ones; None without validation."""
         return self.validation.index(max(self.validation)) if self.validation else None
 
     @property
     def stopped(self) -> bool:
-        """Whether the last epoch was clearly worse than one before."""
+        """Whether the last epoch was clearly worse than one before, which stops the training early."""
         return bool(self.validation) and self.validation[-1] < max(self.validation) - CLEARLY_WORSE
 
 
 def train(
-    layers: TrainableEncoder,
+    encoder: TrainableEncoder,
     dataset: Dataset,
     rows: Indices,
     request: FineTuneRequested,
     *,
     start: tuple[torch.Tensor, torch.Tensor],
-    observer: ProgressListener,
+    listener: ProgressListener,
     validation: Validation | None = None,
     checkpoints: Checkpoints | None = None,
-    board: TensorBoardLogger | None = None,
+    tensorboard: TensorBoardLogger | None = None,
 ) -> TrainingRecord:
-    """Train ``layers`` in place on the examples ``rows``; ``start`` are the embeddings of all questions and all
-    passages before the first step. With ``validation`` it ends after an epoch that is clearly worse than one before,
-    and the best epoch's weights are kept. With ``checkpoints`` it goes on from where the same job was, to the same end.
+    """Train ``encoder`` in place on the examples ``rows``; ``start`` are the embeddings of all questions and of all
+    passages before the first step. With ``validation``, training stops after an epoch that is clearly worse than one
+    before, and the best epoch's weights are restored. With ``checkpoints``, it resumes where the same job was
+    interrupted, with the same result.
 
     The same data, seed and number of threads give bit-identical weights on a CPU.
 
     Raises:
-        NotFiniteError: embeddings or gradients left the numbers; weights are then of no use.
-        InterruptedTrainingError: the process was asked to end, and the state is kept in ``checkpoints``.
+        NotFiniteError: embeddings or gradients are not finite; the weights are then useless.
+        InterruptedTrainingError: the process received SIGTERM; the state is saved in ``checkpoints``.
     """
     began = time.monotonic()
-    course = TrainingRun(layers, dataset, rows, request, start=start, validation=validation)
-    if saved := checkpoints.load() if checkpoints else None:
-        course.go_on(saved)
-    del saved
-    record, before = course.record, course.record.seconds
-    with (
-        reproducible(request.seed),
-        checkpoints.between_steps() if checkpoints else nullcontext(),
-        layers.pausing(lambda: checkpoints.stepped(course.state)) if checkpoints else nullcontext(),
-    ):
-        # A former process may have been asked to end in the middle of it.
-        course.validate_if_due()
-        while not course.ended:
-            course.step()
-            record.seconds = before + time.monotonic() - began
-            progress = _progress(record, course.steps, request)
-            observer.stepped(progress)
-            if board:
-                board.stepped(
+    run = TrainingRun(encoder, dataset, rows, request, start=start, validation=validation, checkpoints=checkpoints)
+    if state := checkpoints.load() if checkpoints else None:
+        run.load_state_dict(state)
+    del state
+    record, seconds_before = run.record, run.record.seconds
+    with reproducible(request.seed), checkpoints.sigterm_deferred() if checkpoints else nullcontext():
+        # The checkpoint may have been saved between an epoch and its validation.
+        run.validate_if_due()
+        while not run.finished:
+            run.step()
+            record.seconds = seconds_before + time.monotonic() - began
+            progress = _progress(record, run.steps, request)
+            listener.on_step(progress)
+            if tensorboard:
+                tensorboard.log_step(
                     progress.step,
                     loss=record.losses[-1],
                     mean_positive_probability=record.probabilities[-1],
-                    learning_rate=course.descent.rate,
+                    learning_rate=run.optimizer.learning_rate,
                     examples_per_second=progress.examples_per_second,
                 )
-            if checkpoints:
-                checkpoints.stepped(course.state)
-            course.validate_if_due()
-    if course.best:
-        layers.put_weights(course.best)
-    record.seconds = before + time.monotonic() - began
+            run.checkpoint_if_due()
+            run.validate_if_due()
+    if run.best_weights:
+        encoder.load_weights(run.best_weights)
+    record.seconds = seconds_before + time.monotonic() - began
     return record
 
 
-class TrainingRun:
-    """A training on its way; ``state`` is what a checkpoint keeps of it, at any time between two changes of weights.
+@dataclass(frozen=True)
+class Batch:
+    """The distinct texts of ``b`` examples, ``questions`` and ``passages`` by index, and the inputs of the loss:
+    ``query`` and ``positive`` ``[b]`` are positions in them, ``excluded`` is ``[b, passages]``, ``strength`` ``[b]``.
+    """
 
-    ``best`` are the best epoch's weights, where there is validation.
+    questions: Indices
+    passages: Indices
+    query: torch.Tensor
+    positive: torch.Tensor
+    excluded: torch.Tensor
+    strength: torch.Tensor
+
+
+class TrainingRun:
+    """The state of a training and its transitions: a step, and the validation after an epoch.
+
+    ``state_dict`` may be saved whenever the weights do not change, in the middle of a validation, too.
     """
 
     def __init__(
         self,
-        layers: TrainableEncoder,
+        encoder: TrainableEncoder,
         dataset: Dataset,
         rows: Indices,
         request: FineTuneRequested,
         *,
         start: tuple[torch.Tensor, torch.Tensor],
         validation: Validation | None,
+        checkpoints: Checkpoints | None,
     ) -> None:
-        self._layers, self._dataset, self._rows, self._request = layers, dataset, rows, request
-        self._start, self._validation = start, validation
+        self._encoder, self._dataset, self._rows, self._request = encoder, dataset, rows, request
+        self._start, self._validation, self._checkpoints = start, validation, checkpoints
         self._source = NegativeSampler(dataset, rows, WordSets.of(dataset.passages), request.dataset)
         self._mines_again = self._source.needs_mining and cheap_to_embed_all(dataset, len(rows), request)
-        self._per_epoch = math.ceil(len(rows) / request.training.batch_size)
-        self.steps = request.training.epochs * self._per_epoch
-        self.record = TrainingRecord(cached=layers.cached)
-        self.descent = Optimizer(
-            layers.parameters(),
+        self._steps_per_epoch = math.ceil(len(rows) / request.training.batch_size)
+        self.steps = request.training.epochs * self._steps_per_epoch
+        self.record = TrainingRecord(cached=encoder.cached)
+        self.optimizer = Optimizer(
+            encoder.parameters(),
             self.steps,
             LEARNING_RATE if validation else UNVALIDATED_LEARNING_RATE,
-            float16=layers.compute_dtype == torch.float16,
+            float16=encoder.compute_dtype == torch.float16,
         )
-        self.best: list[torch.Tensor] = []
+        self.best_weights: list[torch.Tensor] = []
         self._generator = np.random.default_rng(request.seed)
         self._negatives = self._order = np.empty(0, dtype=np.int64)
-        # Not in a checkpoint, since they can be made again.
+        # Not in the checkpoint, since they can be computed again.
         self._hard: Negatives | None = None
-        self._embedded: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._embeddings: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
-    def ended(self) -> bool:
+    def finished(self) -> bool:
         """Whether all steps are done, or the last epoch was clearly worse than one before."""
         return len(self.record.losses) == self.steps or self.record.stopped
 
     def step(self) -> None:
-        """One step, at an epoch's beginning with new negatives and a new order."""
-        epoch, batch = divmod(len(self.record.losses), self._per_epoch)
-        if batch == 0:
-            self._begin(epoch)
-        size = self._request.training.batch_size
-        picked = self._order[batch * size : (batch + 1) * size]
-        loss, probability = self._gradients(self._rows[picked], self._negatives[picked])
-        self.record.not_taken += not self.descent.step()
-        self.record.losses.append(loss)
-        self.record.probabilities.append(probability)
-
-    def _begin(self, epoch: int) -> None:
-        if self._mines_again or self._hard is None:
-            again = epoch > 0 and self._mines_again
-            self._hard = self._source.hard(*((self._embedded or self._layers.embed_all()) if again else self._start))
-            self._embedded = None
-        chosen = self._source.with_easy(self._hard, self._generator)
-        self._negatives, self._order = chosen.passages, self._generator.permutation(len(self._rows))
-        self.record.negatives.append(chosen.counts)
-        self.record.mined_epochs += self._mines_again or (epoch == 0 and self._source.needs_mining)
-
-    def _gradients(self, rows: Indices, negatives: Indices) -> tuple[float, float]:
-        """Gradients of one batch; its loss, and the mean probability of the positives."""
-        dataset, weights, device = self._dataset, self._request.weights, self._layers.device
-        questions, question_of = np.unique(dataset.question[rows], return_inverse=True)
-        positives = dataset.positive[rows]
-        passages = np.unique(np.concatenate([positives, negatives[negatives >= 0]]))
-        # Another question's passage that some log calls right for this one is no negative of it.
-        excluded = dataset.is_known_positive(dataset.question[rows][:, None], passages[None, :])
-
-        def loss_of(queries: torch.Tensor, documents: torch.Tensor) -> tuple[torch.Tensor, float]:
-            loss = contrastive_loss(
-                queries[torch.from_numpy(question_of).to(device)],
-                documents,
-                torch.from_numpy(np.searchsorted(passages, positives)).to(device),
-                torch.from_numpy(excluded).to(device),
-                torch.from_numpy(dataset.strength[rows]).to(device),
-                temperature=weights.temperature,
-                focus=weights.focus,
-                minimum=weights.minimum,
-            )
-            return loss.value, float(loss.probability.mean())
-
-        return self._layers.backward(questions, passages, loss_of, self.descent.scaled)
+        """Forward pass, loss, backward pass and optimizer step of the next batch."""
+        batch, weights = self._next_batch(), self._request.weights
+        embeddings = self._encoder.embed_batch(batch.questions, batch.passages)
+        queries, passages = embeddings[: len(batch.questions)], embeddings[len(batch.questions) :]
+        loss = contrastive_loss(
+            queries[batch.query],
+            passages,
+            batch.positive,
+            batch.excluded,
+            batch.strength,
+            temperature=weights.temperature,
+            focus=weights.focus,
+            minimum=weights.minimum,
+        )
+        # The backward pass starts at the embeddings, so that the loss sees the whole batch, also where the model's
+        # graph is rebuilt part by part or lies on other ranks.
+        (gradient,) = torch.autograd.grad(loss.value, embeddings)
+        self._encoder.backward(self.optimizer.scale(gradient))
+        self.record.skipped_steps += not self.optimizer.step()
+        self.record.losses.append(float(loss.value.detach()))
+        self.record.probabilities.append(float(loss.probability.mean()))
 
     def validate_if_due(self) -> None:
-        """After an epoch, measure it, and keep its weights if it is the best one."""
-        done = len(self.record.validation)
-        if self._validation is None or done == len(self.record.losses) // self._per_epoch:
+        """After an epoch, measure nDCG@10, and copy the weights if they are the best so far."""
+        validation, epoch = self._validation, len(self.record.validation)
+        if validation is None or epoch == len(self.record.losses) // self._steps_per_epoch:
             return
-        # The next epoch's negatives are mined with the same embeddings.
-        self._embedded = self._layers.embed_all() if self._mines_again else None
-        self.record.validation.append(self._validation.ndcg(self._embedded))
-        if self.record.best_epoch == done:
-            self.best = self._layers.weights()
+        if self._mines_again:
+            # The next epoch's negatives are mined with the same embeddings.
+            self._embeddings = self._embed(*self._encoder.all_texts())
+            embeddings = validation.select(*self._embeddings)
+        else:
+            embeddings = self._embed(validation.questions, validation.passages)
+        self.record.validation.append(validation.ndcg(embeddings))
+        if self.record.best_epoch == epoch:
+            self.best_weights = self._encoder.weights()
 
-    def state(self) -> State:
-        """All that a later ``go_on`` needs."""
+    def checkpoint_if_due(self) -> None:
+        """Save the state if the interval has passed or the process received SIGTERM.
+
+        Raises:
+            InterruptedTrainingError: it was SIGTERM; the state is saved.
+        """
+        if self._checkpoints and self._checkpoints.due:
+            self._checkpoints.save(self.state_dict())
+
+    def state_dict(self) -> TrainingState:
+        """Everything that ``load_state_dict`` needs."""
         facts = {
             "record": asdict(self.record),
             "generator": self._generator.bit_generator.state,
-            "best": len(self.best),
+            "best": len(self.best_weights),
         }
         arrays = {"negatives": torch.from_numpy(self._negatives), "order": torch.from_numpy(self._order)}
-        kept = {f"best.{number}": one for number, one in enumerate(self.best)}
-        return State(self.descent.tensors() | arrays | kept, facts)
+        best = {f"best.{index}": weights for index, weights in enumerate(self.best_weights)}
+        return TrainingState(self.optimizer.state_dict() | arrays | best, facts)
 
-    def go_on(self, saved: State) -> None:
-        """Continue from there, to the same end."""
-        self.record = TrainingRecord(**saved.facts["record"])
-        self._generator.bit_generator.state = saved.facts["generator"]
-        self._negatives, self._order = saved.tensors["negatives"].numpy(), saved.tensors["order"].numpy()
-        self.best = [saved.tensors[f"best.{number}"] for number in range(saved.facts["best"])]
-        self.descent.go_on(saved.tensors, len(self.record.losses))
+    def load_state_dict(self, state: TrainingState) -> None:
+        """Continue from ``state``, with the same result as without the interruption."""
+        self.record = TrainingRecord(**state.facts["record"])
+        self._generator.bit_generator.state = state.facts["generator"]
+        self._negatives, self._order = state.tensors["negatives"].numpy(), state.tensors["order"].numpy()
+        self.best_weights = [state.tensors[f"best.{index}"] for index in range(state.facts["best"])]
+        self.optimizer.load_state_dict(state.tensors, len(self.record.losses))
+
+    def _next_batch(self) -> Batch:
+        epoch, batch = divmod(len(self.record.losses), self._steps_per_epoch)
+        if batch == 0:
+            self._start_epoch(epoch)
+        size = self._request.training.batch_size
+        picked = self._order[batch * size : (batch + 1) * size]
+        rows, negatives = self._rows[picked], self._negatives[picked]
+        dataset, device = self._dataset, self._encoder.device
+        questions, query = np.unique(dataset.question[rows], return_inverse=True)
+        positives = dataset.positive[rows]
+        passages = np.unique(np.concatenate([positives, negatives[negatives >= 0]]))
+        # A question's known positive, of whichever example, is not a negative for it.
+        excluded = dataset.is_known_positive(dataset.question[rows][:, None], passages[None, :])
+        return Batch(
+            questions=questions,
+            passages=passages,
+            query=torch.from_numpy(query).to(device),
+            positive=torch.from_numpy(np.searchsorted(passages, positives)).to(device),
+            excluded=torch.from_numpy(excluded).to(device),
+            strength=torch.from_numpy(dataset.strength[rows]).to(device),
+        )
+
+    def _start_epoch(self, epoch: int) -> None:
+        """Mine hard negatives where the embeddings are new, draw easy ones, and shuffle the examples."""
+        if self._hard is None or self._mines_again:
+            embeddings = self._start
+            if self._mines_again and epoch > 0:
+                embeddings = self._embeddings or self._embed(*self._encoder.all_texts())
+            self._hard = self._source.hard(*embeddings)
+            self._embeddings = None
+        drawn = self._source.with_easy(self._hard, self._generator)
+        self._negatives, self._order = drawn.passages, self._generator.permutation(len(self._rows))
+        self.record.negatives.append(drawn.counts)
+        self.record.mined_epochs += self._mines_again or (epoch == 0 and self._source.needs_mining)
+
+    def _embed(self, questions: Indices, passages: Indices) -> tuple[torch.Tensor, torch.Tensor]:
+        """Their embeddings with the current weights; a checkpoint may be due between two blocks."""
+        blocks = []
+        for block in self._encoder.embed_blocks(questions, passages):
+            blocks.append(block)
+            self.checkpoint_if_due()
+        embeddings = torch.cat(blocks)
+        return embeddings[: len(questions)], embeddings[len(questions) :]
 
 
 def cheap_to_embed_all(dataset: Dataset, examples: int, request: FineTuneRequested) -> bool:
-    """Whether embedding every text costs a small part of an epoch of so many ``examples``."""
-    texts_of_epoch = examples * (2 + request.dataset.hard_negatives + request.dataset.easy_negatives)
-    texts_to_embed = len(dataset.passages) + len(dataset.questions)
-    return texts_to_embed <= EMBEDDING_SHARE * 3 * texts_of_epoch
+    """Whether embedding every text costs a small share of an epoch of ``examples`` examples."""
+    trained_texts = examples * (2 + request.dataset.hard_negatives + request.dataset.easy_negatives)
+    embedded_texts = len(dataset.passages) + len(dataset.questions)
+    return embedded_texts <= EMBEDDING_SHARE * 3 * trained_texts
 
 
 def _progress(record: TrainingRecord, steps: int, request: FineTuneRequested) -> Progress:
@@ -258,22 +303,17 @@ def _progress(record: TrainingRecord, steps: int, request: FineTuneRequested) ->
     )
 
 
-class reproducible:  # noqa: N801 - reads as a statement
-    """Fixed seeds and, on the CPU, only algorithms whose sums always run in the same order."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._before = (False, True)
-
-    def __enter__(self) -> None:
-        torch.manual_seed(self._seed)
-        memory: Any = torch.utils.deterministic
-        self._before = (torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory)
-        torch.use_deterministic_algorithms(not torch.cuda.is_available())
-        # The mode would also write over all fresh memory, only to show reads of what was never written.
-        memory.fill_uninitialized_memory = False
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self._before[0])
-        memory: Any = torch.utils.deterministic
-        memory.fill_uninitialized_memory = self._before[1]
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Inside, torch is seeded and, on the CPU, uses only algorithms that add up in the same order every time."""
+    torch.manual_seed(seed)
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    # This mode would also fill all new memory, only to expose reads of uninitialized values.
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]

@@ -1,76 +1,76 @@
-"""Which of the weights that a training passes through are kept, chosen on the validation questions."""
+"""Chooses the weights to keep, of those that a training passes through, on the validation questions."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from trainers.data.dataset import Dataset
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.evaluation.metrics import evaluate
+from trainers.model.tokens import Indices
 
-Indices = npt.NDArray[np.int64]
-
-# Where embedding all documents after each epoch would take too long, the positives are looked for among so many.
+# Where embedding all documents after each epoch would take too long, the candidates are the positives and this many
+# documents.
 SAMPLED_DOCUMENTS = 2_000
-# How far to go from the weights before the training towards those after it, the last one all the way. In between, a
-# model keeps more of what it knew than it loses of what it has learned (LM-Cocktail, arXiv 2311.13534).
+# Interpolation weights of the trained model; 1.0 is the trained model alone. In between, a model keeps more of what it
+# knew than it loses of what it has learned (WiSE-FT, arXiv 2109.01903; for embedding models LM-Cocktail, 2311.13534).
 ALPHAS = (0.4, 0.6, 0.8, 1.0)
 
 
 class Validation:
-    """The validation ``questions``, searched for among all searchable passages, or with ``sampled`` among their
-    positives and a sample of the documents. Texts are cut as in training.
+    """Retrieval of the validation ``questions`` among ``passages``: all searchable passages, or if ``sampled`` the
+    questions' positives and a sample of the documents. Texts are truncated as in training.
     """
 
     def __init__(
-        self, layers: TrainableEncoder, dataset: Dataset, questions: Indices, *, sampled: bool, seed: int
+        self, encoder: TrainableEncoder, dataset: Dataset, questions: Indices, *, sampled: bool, seed: int
     ) -> None:
-        self._layers, self._dataset, self._questions = layers, dataset, questions
+        self._encoder, self._dataset, self.questions = encoder, dataset, questions
         self.passages = np.arange(dataset.searchable)
         if sampled:
-            asked, positives = dataset.known_pairs()
+            positive_questions, positives = dataset.known_pairs()
             size = min(SAMPLED_DOCUMENTS, dataset.documents)
-            drawn = np.random.default_rng(seed).choice(dataset.documents, size=size, replace=False)
-            self.passages = np.union1d(positives[np.isin(asked, questions)], drawn)
+            sample = np.random.default_rng(seed).choice(dataset.documents, size=size, replace=False)
+            self.passages = np.union1d(positives[np.isin(positive_questions, questions)], sample)
 
-    def ndcg(self, embedded: tuple[torch.Tensor, torch.Tensor] | None = None) -> float:
-        """Mean nDCG@10 of the model as it stands; ``embedded`` are its ``embed_all``, where that is there already."""
-        if embedded is None:
-            queries, passages = self._layers.embed(self._questions, self.passages)
-        else:
-            queries, passages = (
-                whole[torch.from_numpy(part).to(whole.device)]
-                for whole, part in zip(embedded, (self._questions, self.passages), strict=True)
-            )
-        return float(evaluate(self._dataset, self._questions, queries, passages, self.passages).ndcg.mean())
+    def select(self, queries: torch.Tensor, passages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embeddings of ``questions`` and ``passages`` out of those of the whole dataset."""
+        return (
+            queries[torch.from_numpy(self.questions).to(queries.device)],
+            passages[torch.from_numpy(self.passages).to(passages.device)],
+        )
+
+    def ndcg(self, embeddings: tuple[torch.Tensor, torch.Tensor] | None = None) -> float:
+        """Mean nDCG@10 with the current weights; ``embeddings`` of ``questions`` and ``passages``, if already made."""
+        queries, passages = embeddings or self._encoder.embed(self.questions, self.passages)
+        return float(evaluate(self._dataset, self.questions, queries, passages, self.passages).ndcg.mean())
 
 
 @dataclass(frozen=True)
 class WeightInterpolation:
-    """nDCG@10 on the validation questions for each alpha, and the alpha that was chosen."""
+    """nDCG@10 on the validation questions for each alpha, and the chosen alpha."""
 
     ndcg: dict[float, float]
     alpha: float
 
 
 def interpolate_weights(
-    layers: TrainableEncoder, start: list[torch.Tensor], validation: Validation, *, ndcg: float
+    encoder: TrainableEncoder, start: list[torch.Tensor], validation: Validation, *, ndcg: float
 ) -> WeightInterpolation:
-    """Give ``layers`` the best weights ``start + alpha · (trained - start)``; of equally good ones the nearest to
-    ``start``, where less is forgotten. ``ndcg`` is what validation said of the layers as they are.
+    """Give ``encoder`` the best weights ``start + alpha · (trained - start)``, on equal nDCG those with the smallest
+    alpha, which forget least. ``ndcg`` is that of the trained weights, which ``encoder`` has when this is called.
     """
-    trained = layers.weights()
+    trained = encoder.weights()
 
-    def put(alpha: float) -> None:
-        layers.put_weights([torch.lerp(one, other, alpha) for one, other in zip(start, trained, strict=True)])
+    def load_interpolated(alpha: float) -> None:
+        encoder.load_weights([torch.lerp(first, last, alpha) for first, last in zip(start, trained, strict=True)])
 
-    found: dict[float, float] = {}
+    scores: dict[float, float] = {}
     for alpha in ALPHAS[:-1]:
-        put(alpha)
-        found[alpha] = validation.ndcg()
-    found[ALPHAS[-1]] = ndcg
-    chosen = max(ALPHAS, key=lambda alpha: (found[alpha], -alpha))
-    put(chosen)
-    return WeightInterpolation(found, chosen)
+        load_interpolated(alpha)
+        scores[alpha] = validation.ndcg()
+    scores[ALPHAS[-1]] = ndcg
+    best = max(ALPHAS, key=lambda alpha: (scores[alpha], -alpha))
+    load_interpolated(best)
+    return WeightInterpolation(scores, best)

@@ -1,4 +1,4 @@
-"""Writes a trained model's folder: weights, tokenizer, encoding_config, card, measurements and curves."""
+"""Writes a trained model's folder: weights, tokenizer, encoding config, model card, metrics and curves."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from trainers.model.encoder import Encoder
 from trainers.model.encoding_config import write_encoding_config
 from trainers.publishing.results import Results
 
-# A tokenizer is taken over as it is: written anew, it might cut texts otherwise than the base model did.
+# Copied from the base model: a tokenizer that is saved again may split texts differently.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -37,7 +37,7 @@ _SMOOTHED_STEPS = 10
 
 
 def write_model(encoder: Encoder, base: Path, folder: Path) -> None:
-    """Write what sentence-transformers and transformers load, with the same embeddings; weights as safetensors."""
+    """Write ``encoder`` for sentence-transformers and transformers; ``base`` is the folder of its base model."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _TOKENIZER_FILES:
         if (base / name).exists():
@@ -51,8 +51,8 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
 
-def write_curve(folder: Path, losses: Sequence[float]) -> None:
-    """Write the loss of every step as ``training.json`` and ``training.png``, with its running mean."""
+def write_loss_curve(folder: Path, losses: Sequence[float]) -> None:
+    """Write ``training.json`` and ``training.png``: the loss of every step and its moving average."""
     means = [
         sum(losses[max(0, step - _SMOOTHED_STEPS) : step]) / min(step, _SMOOTHED_STEPS)
         for step in range(1, len(losses) + 1)
@@ -64,8 +64,8 @@ def write_curve(folder: Path, losses: Sequence[float]) -> None:
         axes.plot(steps, means, color="tab:blue", label=f"mean of {_SMOOTHED_STEPS}")
 
 
-def write_recall(folder: Path, before: Sequence[float], after: Sequence[float], *, baseline: str) -> None:
-    """Write recall@1, recall@2 … of ``baseline`` and of the new model as ``recall.json`` and ``recall.png``."""
+def write_recall_curve(folder: Path, before: Sequence[float], after: Sequence[float], *, baseline: str) -> None:
+    """Write ``recall.json`` and ``recall.png``: recall@1, recall@2 … of ``baseline`` and of the new model."""
     ranks = list(range(1, len(after) + 1))
     curves = {"k": ranks, "before": list(before), "after": list(after)}
     (folder / "recall.json").write_text(json.dumps(curves) + "\n")
@@ -98,12 +98,10 @@ def write_card(
     licence: str | None,
     warnings: Sequence[str],
 ) -> None:
-    """Write the model card, ``README.md``; ``window`` are the first and last moment of the logs that were read,
-    ``licence`` is the base model's.
-    """
+    """Write the model card, ``README.md``; ``window`` is the examples' time range, ``licence`` the base model's."""
     template = (Path(__file__).parent / "model_card.md.jinja").read_text()
     before, after = ready.metrics_before.model_dump(), ready.metrics_after.model_dump()
-    measured = [(name, before[name], after[name]) for name in before if name not in {"questions", "documents"}]
+    metrics = [(name, before[name], after[name]) for name in before if name not in {"questions", "documents"}]
     general_before, general_after = asdict(results.forgetting.before), asdict(results.forgetting.after)
     sections = {"dataset": request.dataset, "training": request.training, "weights": request.weights}
     knobs = [(f"{section}.{name}", value) for section, group in sections.items() for name, value in group]
@@ -118,10 +116,10 @@ def write_card(
         licence=licence,
         examples=len(results.parts.train),
         validation=results.validation(),
-        merged=results.merged,
+        interpolation=results.interpolation,
         general=[(name, general_before[name], general_after[name]) for name in general_before],
         warnings=warnings,
-        rows=measured,
+        metrics=metrics,
         knobs=knobs,
     )
     (folder / "README.md").write_text(card + "\n")

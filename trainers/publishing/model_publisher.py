@@ -1,28 +1,25 @@
-"""Publishes a model: its files, then the manifest that makes them count, then the completion event."""
+"""Publishes a model: its files, then the manifest as the commit, then the completion event."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import structlog
 from pydantic import BaseModel, ConfigDict
 
 from foldtune.events import ManifestFile, ModelManifest, ModelReady, Sha256, State, TrainingJob
 from foldtune.object_store import ObjectStore
 from trainers.publishing.reporting import Reporter
 
-log = structlog.get_logger()
-
 MANIFEST = "manifest.json"
 LATEST = "latest.json"
 
 
 class ArtifactManifest(ModelManifest):
-    """What a model consists of. It is written last: a prefix without it is no model.
+    """The files of a model with their digests. Written last: without it, a prefix holds no model.
 
-    ``ready`` is the event as it is published, but for the digest of this very manifest; a trainer that comes again
-    publishes it from here.
+    ``ready`` is the ``ModelReady`` event without this manifest's own digest, from which a restarted job publishes it
+    again.
     """
 
     ready: dict[str, Any]
@@ -39,57 +36,58 @@ class LatestModel(BaseModel):
 
 
 def publish_model(folder: Path, ready: ModelReady, job: TrainingJob, store: ObjectStore, reporter: Reporter) -> None:
-    """Publish the files of ``folder`` as the model of ``job``; ``ready`` lacks only the manifest's digest."""
+    """Publish the files of ``folder`` as the model of ``job``; in ``ready``, the manifest's digest is a placeholder."""
     prefix = store.key(job.output_uri.rstrip("/"))
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    # 1. The files. Until the manifest is there nobody reads them, and a second trainer may write over them.
+    # 1. The files. Until the manifest exists they are not read, and a second trainer may overwrite them.
     for path in paths:
         store.put_file(f"{prefix}/{path.relative_to(folder).as_posix()}", path)
-    # 2. The manifest, with the digest of each file: the moment from which the model exists. Of two trainers that
-    #    come here at once, one is first, and both go on with what it wrote.
+    # 2. The manifest, with the digest of each file: the commit. Of two concurrent trainers one creates it, and both
+    #    continue with that one.
     manifest = ArtifactManifest(
         files=tuple(_file(path, folder) for path in paths),
         ready=ready.model_dump(mode="json", exclude={"manifest_sha256"}),
     )
     store.put_if_absent(f"{prefix}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
-    publish_again(job, store, reporter)
+    announce_model(job, store, reporter)
 
 
-def published(job: TrainingJob, store: ObjectStore) -> bool:
-    """Whether the job's model exists already."""
+def is_published(job: TrainingJob, store: ObjectStore) -> bool:
+    """Whether the job's model exists already, which its manifest says."""
     key = f"{store.key(job.output_uri.rstrip('/'))}/{MANIFEST}"
     return key in store.list(key)
 
 
-def publish_again(job: TrainingJob, store: ObjectStore, reporter: Reporter) -> None:
-    """Announce the model that the manifest describes. Any number of times: readers know it by its version."""
+def announce_model(job: TrainingJob, store: ObjectStore, reporter: Reporter) -> None:
+    """Publish the events of the model in the manifest. Idempotent: consumers deduplicate by version."""
     prefix = store.key(job.output_uri.rstrip("/"))
     content = store.get(f"{prefix}/{MANIFEST}")
     manifest = ArtifactManifest.model_validate_json(content)
     digest = hashlib.sha256(content).hexdigest()
     ready = ModelReady.model_validate_json(json.dumps({**manifest.ready, "manifest_sha256": digest}))
     if ready.gate.promote:
-        # 3. The pointer that the next training compares with: only ever forward.
-        _point_to(ready, prefix, store)
-        # 4. The completion event. A model that failed the gate is kept, and not announced as ready.
-        reporter.model_ready(ready)
-    # 5. The request has ended.
-    reporter.state(State.COMPLETED, model_uri=ready.model_uri, promoted=ready.gate.promote, reasons=ready.gate.reasons)
+        # 3. The pointer to the baseline of the next training; it never moves back.
+        _advance_latest(ready, prefix, store)
+        # 4. The completion event. A model that failed the gate is stored, but not announced.
+        reporter.publish_model_ready(ready)
+    # 5. The request's final state.
+    gate = ready.gate
+    reporter.publish_state(State.COMPLETED, model_uri=ready.model_uri, promoted=gate.promote, reasons=gate.reasons)
 
 
 def latest_model(job: TrainingJob, store: ObjectStore) -> LatestModel | None:
-    """The newest promoted version of the job's model before this one, if there is any."""
+    """The newest promoted version of the job's model, if there is one."""
     key = _latest_key(store.key(job.output_uri.rstrip("/")))
     if key not in store.list(key):
         return None
     return LatestModel.model_validate_json(store.get(key))
 
 
-def _point_to(ready: ModelReady, prefix: str, store: ObjectStore) -> None:
+def _advance_latest(ready: ModelReady, prefix: str, store: ObjectStore) -> None:
     key = _latest_key(prefix)
     if key in store.list(key):
-        present = LatestModel.model_validate_json(store.get(key))
-        if present.version >= ready.version:
+        current = LatestModel.model_validate_json(store.get(key))
+        if current.version >= ready.version:
             return
     latest = LatestModel(version=ready.version, model_uri=ready.model_uri, manifest_sha256=ready.manifest_sha256)
     store.put(key, latest.model_dump_json().encode())

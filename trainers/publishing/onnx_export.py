@@ -1,4 +1,4 @@
-"""Writes a finished model as ONNX: token ids and mask in, pooled embedding out, in float32."""
+"""Exports a trained model to ONNX: token ids and attention mask to pooled embeddings, in float32."""
 
 import warnings
 from pathlib import Path
@@ -15,7 +15,7 @@ OUTPUT = "sentence_embedding"
 
 TOLERANCE = 1e-4
 _TEXTS = ("", "A question?", "A passage that is a little longer than the others. " * 3)
-# Protocol buffers end at 2 GB; the weights of larger models lie in a file beside.
+# Protocol buffers are limited to 2 GB; the weights of larger models go to a separate file.
 _MAX_BYTES = 2_000_000_000
 
 
@@ -33,12 +33,12 @@ class _Embedding(torch.nn.Module):
 def export_onnx(folder: Path) -> None:
     """Write ``model.onnx`` into the model folder ``folder``, for any batch and any length up to the model's bound.
 
-    Inputs ``input_ids`` and ``attention_mask`` ``[b, t]`` int64, padded on the right; prompts are the caller's to put
-    before a text. Output ``sentence_embedding`` ``[b, d]``.
+    Inputs ``input_ids`` and ``attention_mask`` ``[b, t]`` int64, padded on the right; the caller prepends the prompts.
+    Output ``sentence_embedding`` ``[b, d]`` float32.
 
     Raises:
-        OnnxExportError: packages are missing, the exporter cannot do this model, or ONNX Runtime computes something
-            else than torch; there is then no ``model.onnx``.
+        OnnxExportError: packages are missing, the exporter does not support the model, or ONNX Runtime's embeddings
+            differ from torch's; there is then no ``model.onnx``.
     """
     try:
         difference = _export(folder)
@@ -46,23 +46,26 @@ def export_onnx(folder: Path) -> None:
         raise OnnxExportError(f"the extra 'onnx' is not installed ({error})") from error
     except TrainerError:
         raise
-    except Exception as error:  # ONNX Runtime's have no class in common, and a training is worth more than its copy.
+    except (
+        Exception
+    ) as error:  # ONNX Runtime's errors have no common class; whatever fails, the model itself is published.
         _remove(folder)
         raise OnnxExportError(str(error)) from error
     if not difference <= TOLERANCE:
         _remove(folder)
-        raise OnnxExportError(f"its embeddings differ by {difference:.1e} from torch's, at most {TOLERANCE} is allowed")
+        raise OnnxExportError(f"its embeddings differ by {difference:.1e} from torch's, the tolerance is {TOLERANCE}")
 
 
 def _export(folder: Path) -> float:
-    import onnxruntime  # noqa: PLC0415 - an extra of its own
+    """Write the file; the largest difference between an embedding of ONNX Runtime and of torch."""
+    import onnxruntime  # noqa: PLC0415 - an optional extra
 
     encoder = Encoder.load(folder, "cpu")
     module = _Embedding(encoder).eval()
     tokens = encoder.tokenize(_TEXTS)
     inputs = tokens.padded(np.arange(len(tokens)), encoder.device)
     size = sum(parameter.nbytes for parameter in module.parameters())
-    # What the exporter warns of is its own inner life; what comes out is compared below.
+    # The exporter's warnings are about its internals; its result is checked below.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -76,14 +79,14 @@ def _export(folder: Path) -> float:
             verbose=False,
         )
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
-    worst = 0.0
-    # In one batch, and each alone: another batch and another length than those that the exporter saw.
+    difference = 0.0
+    # In one batch, and each alone: batch sizes and lengths other than those of the export.
     for rows in (np.arange(len(tokens)), *np.arange(len(tokens))[:, None]):
         ids, mask = tokens.padded(rows, encoder.device)
-        (found,) = session.run([OUTPUT], dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
+        (exported,) = session.run([OUTPUT], dict(zip(INPUTS, (ids.numpy(), mask.numpy()), strict=True)))
         with torch.no_grad():
-            worst = max(worst, float((module(ids, mask) - torch.from_numpy(found)).abs().max()))
-    return worst
+            difference = max(difference, float((module(ids, mask) - torch.from_numpy(exported)).abs().max()))
+    return difference
 
 
 def _remove(folder: Path) -> None:

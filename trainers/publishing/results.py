@@ -1,4 +1,4 @@
-"""What a training came to, as ``metrics.json`` and the model card tell it."""
+"""The measured results of a training, for ``metrics.json`` and the model card."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from trainers.loop.validation import WeightInterpolation
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the new model is measured against."""
+    """A model that the new one is compared with; ``version`` is None for the base model."""
 
     name: str
     evaluation: Evaluation
@@ -22,12 +22,12 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Results:
-    """``base`` is what the training began with, ``baseline`` what has to be beaten, ``after`` the new model."""
+    """``base`` is the model before the training, ``baseline`` the one to beat, ``after`` the new model."""
 
     dataset: Dataset
     parts: Split
     record: TrainingRecord
-    merged: WeightInterpolation | None
+    interpolation: WeightInterpolation | None
     base: Baseline
     baseline: Baseline
     after: Evaluation
@@ -35,7 +35,10 @@ class Results:
     verdict: GateVerdict
 
     def metrics(self) -> dict[str, Any]:
-        """For ``metrics.json``."""
+        """The content of ``metrics.json``."""
+        training = asdict(self.record)
+        # The key under which readers of metrics.json know it.
+        training["not_taken"] = training.pop("skipped_steps")
         return {
             "base": self.base.evaluation.metrics().model_dump(),
             "baseline": {"name": self.baseline.name, **self.baseline.evaluation.metrics().model_dump()},
@@ -44,7 +47,7 @@ class Results:
             "folders": metrics_by_folder(self.dataset, self.parts.held_out, self.baseline.evaluation, self.after),
             "general": asdict(self.forgetting) | {"ndcg_fall": self.forgetting.fall},
             "validation": self.validation(),
-            "merge_back": asdict(self.merged) if self.merged else None,
+            "merge_back": asdict(self.interpolation) if self.interpolation else None,
             "data": {
                 "examples": len(self.dataset.question),
                 "trained_on": len(self.parts.train),
@@ -55,13 +58,13 @@ class Results:
                 "left_out": self.dataset.left_out,
                 "copies": self.dataset.copies,
             },
-            "training": asdict(self.record),
+            "training": training,
         }
 
     def validation(self) -> dict[str, Any]:
-        """How the epoch was chosen, or why none was."""
+        """How the best epoch was chosen, or why there was no validation."""
         if self.record.best_epoch is None:
-            return {"off": f"fewer than {MIN_TRAINED} questions to train on, or too many of them alike"}
+            return {"off": f"fewer than {MIN_TRAINED} questions to train on, or too many of them near-duplicates"}
         return {
             "questions": len(self.parts.validation),
             "ndcg_at_10": self.record.validation,

@@ -1,21 +1,25 @@
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import torch
 from safetensors.torch import load_file
 
+from foldtune.events import TrainingJob
 from foldtune.testing import MemoryObjectStore
 from infra.local.ports import free_port
+from tests.jobs import RecordingEventSink
 from tests.unit.trainers.job_of_ranks import MODEL, job_in, losses, settings_for
 from trainers.engine import ranks
 from trainers.exit_codes import ExitCode
 from trainers.job import main, run
-from trainers.publishing.reporting import RecordingEventSink
 
 ROOT = Path(__file__).parents[3]
 # Each rank has one thread, as torchrun would have it; the sums of a product then run in another order.
@@ -43,6 +47,13 @@ def alone(tiny_folder: Path, tmp_path: Path, full_precision: None) -> MemoryObje
     code = run(job_in(store, tiny_folder), settings_for(tiny_folder, tmp_path), store, RecordingEventSink())
     assert code == ExitCode.DONE
     return store
+
+
+@pytest.fixture
+def logs_restored() -> Iterator[None]:
+    """A trainer configures the logs of its process, here that of the tests."""
+    yield
+    structlog.reset_defaults()
 
 
 def assert_near(path: Path, other: MemoryObjectStore, tmp_path: Path) -> None:
@@ -73,29 +84,34 @@ def test_ranks_come_to_the_weights_of_one_process(
     assert found == {key.removeprefix(f"{MODEL}/") for key in alone.list(f"{MODEL}/")}
 
 
-def test_ranks_that_are_asked_to_end_leave_what_one_process_goes_on_from(
-    alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path
+def test_one_process_resumes_from_the_checkpoint_of_interrupted_ranks(
+    alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert torchrun(tiny_folder, tmp_path / "ranks", "7") == ExitCode.TRY_AGAIN
     store, stored = MemoryObjectStore(), tmp_path / "ranks/store"
-    job = job_in(store, tiny_folder)
-    (kept,) = stored.glob("checkpoints/**/*.safetensors")
-    store.put_file(kept.relative_to(stored).as_posix(), kept)
+    for path in stored.rglob("*"):
+        if path.is_file():
+            store.put_file(path.relative_to(stored).as_posix(), path)
+    # The same job, not one made anew: another snapshot would be another training.
+    job = TrainingJob.model_validate_json(store.get("job.json"))
+    assert store.list("checkpoints/")
+    monkeypatch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
     assert run(job, settings_for(tiny_folder, tmp_path), store, again := RecordingEventSink()) == ExitCode.DONE
-    assert min(status.progress.step for status in again.statuses if status.progress) >= 8
+    assert [status.progress.step for status in again.statuses if status.progress] == list(range(8, 21))
     store.get_file(f"{MODEL}/model.safetensors", tmp_path / "again.safetensors")
     assert_near(tmp_path / "again.safetensors", alone, tmp_path)
 
 
 def test_what_rank_0_refuses_is_not_tried_again(tiny_folder: Path, tmp_path: Path, capfd: Any) -> None:
     assert torchrun(tiny_folder, tmp_path / "ranks", "0", "99") == ExitCode.IMPOSSIBLE
-    assert "training.trainable_layers is 99" in capfd.readouterr().out
+    assert "training.trainable_layers is 99" in capfd.readouterr().err
 
 
 def test_without_a_word_of_rank_0_it_is_tried_again(tmp_path: Path) -> None:
     assert torchrun(tmp_path / "no-model", tmp_path / "ranks", "no-number") == ExitCode.TRY_AGAIN
 
 
+@pytest.mark.usefixtures("logs_restored")
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -112,8 +128,8 @@ def test_variables_that_do_not_fit_together(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert main(["s3://memory/job.json"]) == ExitCode.TRY_AGAIN
-    assert message in capsys.readouterr().out
-    assert (ranks.rank(), ranks.size()) == (0, 1)
+    assert message in json.loads(capsys.readouterr().err)["error"]
+    assert (ranks.rank(), ranks.world_size()) == (0, 1)
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -124,12 +140,12 @@ def test_a_lost_rank_ends_the_other(lost: int, tiny_folder: Path, tmp_path: Path
         environment = ENVIRONMENT | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         environment |= {"MASTER_PORT": port, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "tests.unit.trainers.job_of_ranks", str(tiny_folder), str(tmp_path)]
-        started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     try:
-        assert started[0].stdout
-        assert any("step=" in line for line in started[0].stdout)
+        assert started[0].stderr
+        assert any('"training step"' in line and json.loads(line)["request_id"] == "r" for line in started[0].stderr)
         started[lost].kill()
-        rest = started[1 - lost].communicate(timeout=120)[0]
+        rest = started[1 - lost].communicate(timeout=120)[1]
         assert started[1 - lost].returncode == ExitCode.TRY_AGAIN
         assert "Another process of this training is gone" in rest
     finally:

@@ -21,12 +21,11 @@ from foldtune.events import FineTuneStatus, ModelReference, TrainingJob
 from foldtune.knobs import TrainingKnobs
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
-from tests.jobs import put_job
+from tests.jobs import RecordingEventSink, put_job
 from tests.unit.trainers.conftest import make_tables, use_compute_dtype
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
 from trainers import job
 from trainers.engine import ranks
-from trainers.publishing.reporting import RecordingEventSink
 
 MODEL = "models/m/000001"
 
@@ -58,10 +57,10 @@ class AskedToEnd(RecordingEventSink):
         super().__init__()
         self._step = step
 
-    def status(self, status: FineTuneStatus) -> None:
-        super().status(status)
+    def publish_status(self, status: FineTuneStatus) -> None:
+        super().publish_status(status)
         if status.progress and status.progress.step == self._step:
-            others = psutil.Process(os.getppid()).children() if ranks.size() > 1 else []
+            others = psutil.Process(os.getppid()).children() if ranks.world_size() > 1 else []
             for other in others:
                 if other.pid != os.getpid():
                     other.send_signal(signal.SIGTERM)
@@ -69,7 +68,7 @@ class AskedToEnd(RecordingEventSink):
 
 
 def main(model: Path, output: Path, step: int = 0, layers: int = 2) -> int:
-    """Run ``trainers.job`` with an object store and an announcer in memory; the store is rank 0's alone."""
+    """Run ``trainers.job`` with an object store and an sink in memory; the store is rank 0's alone."""
     store = MemoryObjectStore()
 
     def only_for_the_first(_: object) -> MemoryObjectStore:
@@ -83,8 +82,8 @@ def main(model: Path, output: Path, step: int = 0, layers: int = 2) -> int:
         patch.setattr(job, "load_settings", lambda: settings_for(model, output))
         patch.setattr(job, "S3ObjectStore", only_for_the_first)
         patch.setattr(job, "Publisher", nullcontext)
-        announcer: Any = AskedToEnd(step)
-        patch.setattr(job, "KafkaEventSink", lambda _: announcer)
+        sink: Any = AskedToEnd(step)
+        patch.setattr(job, "KafkaEventSink", lambda _: sink)
         code = job.main([store.uri("job.json")])
     for key in store.list(""):
         path = output / "store" / key

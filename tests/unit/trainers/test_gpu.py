@@ -11,6 +11,7 @@ import torch
 
 from foldtune.knobs import DatasetKnobs
 from foldtune.testing import MemoryObjectStore
+from tests.jobs import RecordingEventSink
 from tests.unit.trainers.conftest import use_compute_dtype
 from tests.unit.trainers.job_of_ranks import AskedToEnd, job_in, losses, settings_for
 from tests.unit.trainers.loop.test_training import Steps, request
@@ -24,7 +25,6 @@ from trainers.loop.training import train
 from trainers.model.encoder import Encoder
 from trainers.model.split_model import freeze, split_model
 from trainers.pipeline import embed, measure
-from trainers.publishing.reporting import RecordingEventSink
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -34,10 +34,10 @@ GPU = "cuda"
 def trained_losses(device: str, folder: Path, dataset: Dataset, tmp_path: Path, **options: Any) -> list[float]:
     encoder = Encoder.load(folder, device)
     start = embed(encoder, dataset)
-    layers = TrainableEncoder(encoder, dataset, 2, tmp_path, **options)
+    trainable = TrainableEncoder(encoder, dataset, 2, tmp_path, **options)
     # Easy negatives alone are the same on every device; mined ones may change places where scores are near.
     asked = request(layers=2).model_copy(update={"dataset": DatasetKnobs(hard_negatives=0, easy_negatives=3)})
-    return train(layers, dataset, np.arange(len(dataset.question)), asked, start=start, observer=Steps()).losses
+    return train(trainable, dataset, np.arange(len(dataset.question)), asked, start=start, listener=Steps()).losses
 
 
 @pytest.mark.parametrize("options", [{}, {"cached": False}, {"graph_budget": 0}])

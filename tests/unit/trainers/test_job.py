@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,19 @@ from foldtune.events import FineTuneStatus, ModelReference, Progress, State, Tra
 from foldtune.knobs import TrainingKnobs, WeightKnobs
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
-from tests.jobs import put_job
+from tests.jobs import RecordingEventSink, put_job
 from tests.unit.trainers.conftest import example, use_compute_dtype
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import BadJobError, InfrastructureFailedError
 from trainers.exit_codes import ExitCode
 from trainers.job import main, read_job, run
-from trainers.loop import checkpoints
-from trainers.loop.checkpoints import Checkpoints
+from trainers.loop.checkpoints import Checkpoints, TrainingState
 from trainers.loop.validation import Validation
 from trainers.model.base_models import packaged_minilm, packaged_minilm_folder
 from trainers.model.encoder import Encoder, compute_dtype
 from trainers.model.split_model import freeze
 from trainers.publishing.model_publisher import ArtifactManifest, LatestModel, latest_model
-from trainers.publishing.reporting import RecordingEventSink, Reporter
+from trainers.publishing.reporting import Reporter
 
 WORDS = [f"{one}{two}" for one in ("red", "blue", "green", "old", "new", "odd", "raw", "big") for two in "abcdefghij"]
 DOCUMENTS = {word: f"all about {word} {word}s" for word in WORDS}
@@ -53,27 +52,27 @@ def start(store: MemoryObjectStore, tiny_folder: Path, tmp_path: Path) -> Start:
     """Runs a job with the tiny model as its base."""
 
     def go(job: TrainingJob, **trainer: Any) -> tuple[ExitCode, RecordingEventSink]:
-        announcer = RecordingEventSink()
+        sink = RecordingEventSink()
         settings = Settings(trainer=TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path, **trainer))
         base = ModelReference(uri=tiny_folder.as_uri())
-        return run(job.model_copy(update={"base_model": base}), settings, store, announcer), announcer
+        return run(job.model_copy(update={"base_model": base}), settings, store, sink), sink
 
     return go
 
 
-def failure(announcer: RecordingEventSink) -> str:
-    last = announcer.statuses[-1]
+def failure(sink: RecordingEventSink) -> str:
+    last = sink.statuses[-1]
     assert (last.state, last.retryable) == (State.FAILED, False)
     return last.reasons[0]
 
 
 def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     job = put_job(store, tables(EXAMPLES, DOCUMENTS), weights=WeightKnobs(focus=0.5, minimum=0.1, temperature=0.005))
-    code, announcer = start(job)
+    code, sink = start(job)
     assert code == ExitCode.DONE
-    last = announcer.statuses[-1]
+    last = sink.statuses[-1]
     assert last.state == State.COMPLETED
-    assert last.promoted == bool(announcer.ready)
+    assert last.promoted == bool(sink.ready)
     assert any("temperature 0.005" in warning for warning in last.warnings)
     assert any("steps" in warning for warning in last.warnings)
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
@@ -106,12 +105,12 @@ def test_the_next_version_is_compared_with_the_promoted_one(
     store.put("models/m/latest.json", latest.model_dump_json().encode())
     job = put_job(store, data, version="000002")
     assert latest_model(job, store) == latest
-    code, announcer = start(job)
+    code, sink = start(job)
     assert code == ExitCode.DONE
     # The same data and seed give the same model, and that is no gain over itself.
-    assert announcer.statuses[-1].promoted is False
-    assert "not better than version 000001" in announcer.statuses[-1].reasons[0]
-    assert not announcer.ready
+    assert sink.statuses[-1].promoted is False
+    assert "not better than version 000001" in sink.statuses[-1].reasons[0]
+    assert not sink.ready
 
 
 def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
@@ -119,11 +118,11 @@ def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
 ) -> None:
     monkeypatch.setattr("trainers.evaluation.forgetting.WARNING_FALL", -2)
     monkeypatch.setattr("trainers.evaluation.forgetting.REFUSAL_FALL", -2)
-    code, announcer = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
+    code, sink = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
     assert code == ExitCode.DONE
     general = json.loads(store.get("models/m/000001/metrics.json"))["general"]
     numbers = f"nDCG@10 {general['before']['ndcg_at_10']:.4f} → {general['after']['ndcg_at_10']:.4f}"
-    last = announcer.statuses[-1]
+    last = sink.statuses[-1]
     assert last.promoted is False
     assert numbers in last.reasons[-1]
     assert any(numbers in warning for warning in last.warnings)
@@ -139,8 +138,8 @@ class Unlucky(RecordingEventSink):
         super().__init__()
         self._step, self._happens = step, happens
 
-    def status(self, status: FineTuneStatus) -> None:
-        super().status(status)
+    def publish_status(self, status: FineTuneStatus) -> None:
+        super().publish_status(status)
         if status.progress and status.progress.step == self._step:
             self._happens()
 
@@ -169,8 +168,8 @@ def validate_by_distance(monkeypatch: pytest.MonkeyPatch, base: Path, sign: int)
     freeze(model, TrainingKnobs().trainable_layers)
     start = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
 
-    def ndcg(validation: Validation, embedded: object = None) -> float:
-        pairs = zip(validation._layers.weights(), start, strict=True)
+    def ndcg(validation: Validation, embeddings: object = None) -> float:
+        pairs = zip(validation._encoder.weights(), start, strict=True)
         return sign * sum(float((one - other).double().square().sum()) for one, other in pairs)
 
     monkeypatch.setattr(Validation, "ndcg", ndcg)
@@ -258,13 +257,13 @@ def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
 def test_a_validation_is_ended_at_once_and_done_again(
     tables: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed_all, asked = TrainableEncoder.embed_all, list[int]()
+    embed_blocks, calls = TrainableEncoder.embed_blocks, list[int]()
 
-    def embed_and_be_asked_to_end(layers: TrainableEncoder) -> tuple[torch.Tensor, torch.Tensor]:
-        asked.append(len(asked))
-        if len(asked) == 2:
+    def interrupted(encoder: TrainableEncoder, *texts: Any) -> Iterator[torch.Tensor]:
+        calls.append(len(calls))
+        if len(calls) == 2:
             asked_to_end()
-        return embed_all(layers)
+        return embed_blocks(encoder, *texts)
 
     settings = Settings(trainer=TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path))
     data, knobs = tables(MANY_EXAMPLES, DOCUMENTS), TrainingKnobs(batch_size=64, epochs=3)
@@ -272,7 +271,7 @@ def test_a_validation_is_ended_at_once_and_done_again(
     stores = MemoryObjectStore(), MemoryObjectStore()
     whole, taken = (put_job(store, data, base_model=base, training=knobs) for store in stores)
     assert run(whole, settings, stores[0], RecordingEventSink()) == ExitCode.DONE
-    monkeypatch.setattr("trainers.engine.trainable_encoder.TrainableEncoder.embed_all", embed_and_be_asked_to_end)
+    monkeypatch.setattr(TrainableEncoder, "embed_blocks", interrupted)
     first, second = RecordingEventSink(), RecordingEventSink()
     assert run(taken, settings, stores[1], first) == ExitCode.TRY_AGAIN
     steps = [status.progress.step for status in first.statuses if status.progress]
@@ -298,7 +297,7 @@ def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStor
     assert list(merge["ndcg"]) == ["0.4", "0.6", "0.8", "1.0"]
     assert merge["ndcg"][str(merge["alpha"])] == max(merge["ndcg"].values())
     card = store.get("models/m/000001/README.md").decode()
-    assert f"a share of {merge['alpha']}." in card
+    assert f"at alpha = {merge['alpha']} " in card
     assert f"| 0.6 | {merge['ndcg']['0.6']:.4f} |" in card
 
 
@@ -310,15 +309,15 @@ def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
     assert "fewer than 100 questions" in metrics["validation"]["off"]
     assert metrics["merge_back"] is None
-    assert "the last ones: fewer than 100" in store.get("models/m/000001/README.md").decode()
+    assert "without validation: fewer than 100" in store.get("models/m/000001/README.md").decode()
 
 
 def test_a_checkpoint_of_another_training_is_left_alone(store: MemoryObjectStore, tables: Any) -> None:
     job = put_job(store, tables(EXAMPLES, DOCUMENTS))
-    state = checkpoints.State(tensors={"order": torch.arange(3)}, facts={"record": {}})
+    state = TrainingState(tensors={"order": torch.arange(3)}, facts={"record": {}})
     mine = Checkpoints(job, store, timedelta(0))
     assert mine.load() is None
-    mine.stepped(lambda: state)
+    mine.save(state)
     found = Checkpoints(job, store, timedelta(0)).load()
     assert found is not None
     assert found.facts == state.facts
@@ -333,22 +332,22 @@ def test_a_checkpoint_of_another_training_is_left_alone(store: MemoryObjectStore
 def test_a_changed_snapshot_is_refused(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     job = put_job(store, tables(EXAMPLES, DOCUMENTS))
     store.put("snapshots/r/examples.parquet", b"something else")
-    code, announcer = start(job)
+    code, sink = start(job)
     assert code == ExitCode.IMPOSSIBLE
-    assert "s3://memory/snapshots/r/examples.parquet has the digest" in failure(announcer)
+    assert "s3://memory/snapshots/r/examples.parquet has the digest" in failure(sink)
 
 
 def test_one_document_is_refused_with_numbers(start: Start, store: MemoryObjectStore, tables: Any) -> None:
-    code, announcer = start(put_job(store, tables([example("q", "a")], {"a": "alone"})))
+    code, sink = start(put_job(store, tables([example("q", "a")], {"a": "alone"})))
     assert code == ExitCode.IMPOSSIBLE
-    assert "1 distinct documents, at least 2 are required" in failure(announcer)
+    assert "1 distinct documents, at least 2 are required" in failure(sink)
 
 
 def test_too_many_layers_are_refused_with_the_bound(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     job = put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(trainable_layers=9))
-    code, announcer = start(job)
+    code, sink = start(job)
     assert code == ExitCode.IMPOSSIBLE
-    assert "training.trainable_layers is 9, base_model has 3 layers" in failure(announcer)
+    assert "training.trainable_layers is 9, base_model has 3 layers" in failure(sink)
 
 
 def test_frozen_layers_of_an_unknown_layout_are_slower_and_that_is_said(
@@ -366,20 +365,20 @@ def test_frozen_layers_of_an_unknown_layout_are_slower_and_that_is_said(
         base_model=ModelReference(uri=folder.as_uri()),
         training=TrainingKnobs(trainable_layers=1, epochs=1),
     )
-    announcer = RecordingEventSink()
+    sink = RecordingEventSink()
     settings = Settings(trainer=TrainerSettings(model_folders=(folder,), work_dir=tmp_path))
-    assert run(job, settings, store, announcer) == ExitCode.DONE
-    assert "the frozen layers of a albert model are not cached: slower" in announcer.statuses[-1].warnings
+    assert run(job, settings, store, sink) == ExitCode.DONE
+    assert "the frozen layers of a albert model are not cached: slower" in sink.statuses[-1].warnings
 
 
 def test_twenty_examples_train_and_are_not_enough_to_promote(
     start: Start, store: MemoryObjectStore, tables: Any
 ) -> None:
-    code, announcer = start(put_job(store, tables(EXAMPLES[:20], DOCUMENTS)))
+    code, sink = start(put_job(store, tables(EXAMPLES[:20], DOCUMENTS)))
     assert code == ExitCode.DONE
-    last = announcer.statuses[-1]
+    last = sink.statuses[-1]
     assert last.promoted is False
-    assert "training.batch_size 32 is larger than the 15 examples to train on" in last.warnings
+    assert "training.batch_size 32 is larger than the 15 training examples" in last.warnings
     assert any("5 held-out groups of questions" in reason for reason in last.reasons)
 
 
@@ -396,30 +395,28 @@ def test_odd_texts_train_and_are_counted(start: Start, store: MemoryObjectStore,
         **{f"d{index}": f"text {index}" for index in range(9)},
     }
     rows = [example(f"{name} {index}" if index else "!", name, strength=0.1) for index, name in enumerate(odd)]
-    code, announcer = start(
-        put_job(store, tables(rows, odd), training=TrainingKnobs(trainable_layers=layers, epochs=1))
-    )
+    code, sink = start(put_job(store, tables(rows, odd), training=TrainingKnobs(trainable_layers=layers, epochs=1)))
     assert code == ExitCode.DONE
-    last = announcer.statuses[-1]
+    last = sink.statuses[-1]
     assert last.promoted is False
     assert any("held-out groups" in warning for warning in last.warnings)
     # The first question is a sign as well.
-    assert "3 of 32 texts are without any letter or digit" in last.warnings
-    assert "1 of 32 texts are as long as the 64 tokens that base_model reads, or longer" in last.warnings
+    assert "3 of 32 texts contain no letter or digit" in last.warnings
+    assert "1 of 32 texts reach or exceed base_model's maximum of 64 tokens" in last.warnings
     # Thai too: what has no spaces is one word to this tokenizer.
-    assert "3 of 32 texts are mostly of words that base_model does not know" in last.warnings
+    assert "3 of 32 texts are mostly words unknown to base_model" in last.warnings
     assert np.isfinite(json.loads(store.get("models/m/000001/training.json"))["loss"]).all()
 
 
-def test_steps_that_left_float16_are_counted_and_warned_of(
+def test_skipped_steps_are_counted_in_a_warning(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_compute_dtype(monkeypatch, torch.float16)
-    monkeypatch.setattr("trainers.loop.optimizer.FIRST_SCALE", 2.0**40)
-    code, announcer = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=16)))
+    monkeypatch.setattr("trainers.loop.optimizer.INITIAL_SCALE", 2.0**40)
+    code, sink = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=16)))
     assert code == ExitCode.DONE
-    assert "12 of 12 steps left float16 and were not taken" in announcer.statuses[-1].warnings
-    assert not announcer.statuses[-1].promoted
+    assert "12 of 12 steps were skipped: their gradients exceeded float16" in sink.statuses[-1].warnings
+    assert not sink.statuses[-1].promoted
 
 
 def test_a_store_that_fails_means_try_again(
@@ -431,9 +428,9 @@ def test_a_store_that_fails_means_try_again(
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(store, "get", fail)
-    code, announcer = start(job)
+    code, sink = start(job)
     assert code == ExitCode.TRY_AGAIN
-    assert announcer.statuses[-1].state == State.RUNNING
+    assert sink.statuses[-1].state == State.RUNNING
 
 
 def test_a_job_that_is_not_there(store: MemoryObjectStore) -> None:
@@ -444,16 +441,16 @@ def test_a_job_that_is_not_there(store: MemoryObjectStore) -> None:
 
 def test_progress_is_reported_seldom_and_survives_a_silent_broker(store: MemoryObjectStore, tables: Any) -> None:
     class Silent(RecordingEventSink):
-        def status(self, status: FineTuneStatus) -> None:
-            super().status(status)
+        def publish_status(self, status: FineTuneStatus) -> None:
+            super().publish_status(status)
             if status.progress:
                 raise InfrastructureFailedError(PublishError("fine-tune-status"))
 
     seconds = iter(range(100))
-    announcer = Silent()
-    reporter = Reporter(announcer, put_job(store, tables(EXAMPLES, DOCUMENTS)), clock=lambda: float(next(seconds)))
+    sink = Silent()
+    reporter = Reporter(sink, put_job(store, tables(EXAMPLES, DOCUMENTS)), clock=lambda: float(next(seconds)))
     for step in range(1, 21):
-        reporter.stepped(Progress(step=step, steps=20, loss=1.0, examples_per_second=1.0, eta_seconds=1.0))
-    assert 3 <= len(announcer.statuses) <= 6
-    assert announcer.statuses[-1].progress is not None
-    assert announcer.statuses[-1].progress.step == 20
+        reporter.on_step(Progress(step=step, steps=20, loss=1.0, examples_per_second=1.0, eta_seconds=1.0))
+    assert 3 <= len(sink.statuses) <= 6
+    assert sink.statuses[-1].progress is not None
+    assert sink.statuses[-1].progress.step == 20

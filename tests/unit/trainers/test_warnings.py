@@ -7,7 +7,7 @@ from foldtune.events import FineTuneRequested, now
 from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
 from trainers.data.dataset import Split
 from trainers.loop.training import TrainingRecord
-from trainers.pipeline import knob_warnings, negative_warnings
+from trainers.pipeline import knob_warnings, training_warnings
 
 
 def request(
@@ -30,20 +30,20 @@ def parts(examples: int) -> Split:
 def test_knobs_that_fight_the_data() -> None:
     assert knob_warnings(request(training=TrainingKnobs(batch_size=32, epochs=3)), parts(1_000)) == []
     larger, few = knob_warnings(request(training=TrainingKnobs(batch_size=64, epochs=3)), parts(20))
-    assert larger == "training.batch_size 64 is larger than the 20 examples to train on"
+    assert larger == "training.batch_size 64 is larger than the 20 training examples"
     assert few.startswith("only 3 steps: fewer than 50")
     (cold,) = knob_warnings(request(weights=WeightKnobs(temperature=0.009)), parts(1_000))
-    assert cold.startswith("weights.temperature 0.009 is under 0.01")
+    assert cold.startswith("weights.temperature 0.009 is below 0.01")
 
 
 @pytest.mark.parametrize(
     ("filled", "missing", "warned"),
     [
         (40, 0, []),
-        (41, 0, ["41 of 400 hard negatives were not found, easy ones take their place"]),
-        (0, 3, ["3 negatives are missing: too few of the documents drawn pass the filters"]),
+        (41, 0, ["41 of 400 hard negatives were not found and are replaced by easy ones"]),
+        (0, 3, ["3 negatives are missing: too few of the sampled documents pass the filters"]),
     ],
 )
 def test_negatives_that_were_not_found(filled: int, missing: int, warned: list[str]) -> None:
     record = TrainingRecord(negatives=[{"hard_filled_with_easy": filled, "missing": missing}])
-    assert negative_warnings(record, request(dataset=DatasetKnobs(hard_negatives=4)), 100) == warned
+    assert training_warnings(record, request(dataset=DatasetKnobs(hard_negatives=4)), 100) == warned

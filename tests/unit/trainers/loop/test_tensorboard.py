@@ -7,12 +7,12 @@ import pytest
 
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
+from tests.jobs import RecordingEventSink
 from tests.unit.trainers.job_of_ranks import MODEL, job_in
 from trainers.exit_codes import ExitCode
 from trainers.job import run
 from trainers.loop.optimizer import UNVALIDATED_LEARNING_RATE
 from trainers.loop.tensorboard import TensorBoardLogger
-from trainers.publishing.reporting import RecordingEventSink
 
 
 def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_what_stands_in_the_way_is_warned_of(
     else:
         folder.write_text("a file")
     board: Any = TensorBoardLogger(folder, job_in(MemoryObjectStore(), tiny_folder), warnings.append)
-    board.stepped(1, loss=1.0)
+    board.log_step(1, loss=1.0)
     board.close()
     (warning,) = warnings
     assert warning.startswith("trainer.tensorboard_dir: ")

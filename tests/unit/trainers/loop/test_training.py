@@ -33,7 +33,7 @@ from trainers.engine.prefix_cache import PrefixCache
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import KnobError, NotFiniteError
 from trainers.loop.loss import contrastive_loss
-from trainers.loop.optimizer import FIRST_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Optimizer
+from trainers.loop.optimizer import INITIAL_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Optimizer
 from trainers.loop.training import TrainingRecord, train
 from trainers.loop.validation import Validation
 from trainers.model.encoder import Encoder, compute_dtype
@@ -62,17 +62,13 @@ CONFIGS = [
 
 
 class Steps:
-    """Remembers how far the training said it was."""
+    """Records the progress."""
 
     def __init__(self) -> None:
         self.seen: list[Progress] = []
 
-    def stepped(self, progress: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         self.seen.append(progress)
-
-
-def as_it_is(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient
 
 
 def request(layers: Any = 1, **weights: Any) -> FineTuneRequested:
@@ -90,8 +86,8 @@ def trained(folder: Path, dataset: Dataset, tmp_path: Path, **weights: Any) -> t
     encoder, steps = Encoder.load(folder, "cpu"), Steps()
     start = embed(encoder, dataset)
     rows = np.arange(len(dataset.question))
-    layers = TrainableEncoder(encoder, dataset, 1, tmp_path)
-    record = train(layers, dataset, rows, request(**weights), start=start, observer=steps)
+    trainable = TrainableEncoder(encoder, dataset, 1, tmp_path)
+    record = train(trainable, dataset, rows, request(**weights), start=start, listener=steps)
     return encoder, record, steps
 
 
@@ -154,9 +150,9 @@ def test_neither_cache_nor_padding_moves_a_position(
     # Positions of RoBERTa and its family begin behind the padding id, so the longest text has two tokens less.
     assert encoder.max_tokens == (22 if config.model_type == "bert" else 20)
     expected = embedded_alone(encoder, small_dataset)
-    layers = TrainableEncoder(encoder, small_dataset, 2, tmp_path)
-    assert layers.cached
-    torch.testing.assert_close(torch.cat(layers.embed_all()), expected, rtol=1e-4, atol=1e-5)
+    trainable = TrainableEncoder(encoder, small_dataset, 2, tmp_path)
+    assert trainable.cached
+    torch.testing.assert_close(torch.cat(trainable.embed_all()), expected, rtol=1e-4, atol=1e-5)
     longest = encoder.encode(["word " * 100])
     assert np.isfinite(longest).all()
 
@@ -171,18 +167,12 @@ def test_prompts_are_part_of_what_is_trained(
     asked, read = encoder.tokenize(["x"], "query"), encoder.tokenize(["x"], "passage")
     assert encoder.tokenizer.decode(asked.ids) == "[CLS] query : x [SEP]"
     assert encoder.tokenizer.decode(read.ids) == "[CLS] passage : x [SEP]"
-    layers = TrainableEncoder(encoder, small_dataset, 2, tmp_path, cached=cached)
+    trainable = TrainableEncoder(encoder, small_dataset, 2, tmp_path, cached=cached)
     expected = embedded_alone(encoder, small_dataset)
-    seen: list[torch.Tensor] = []
-
-    def loss_of(queries: torch.Tensor, passages: torch.Tensor) -> tuple[torch.Tensor, float]:
-        seen.extend((queries.detach(), passages.detach()))
-        return (queries @ passages.T).sum(), 0.0
-
     questions, passages = np.array([3, 9]), np.array([1, 5, 17])
-    layers.backward(questions, passages, loss_of, as_it_is)
+    embeddings = trainable.embed_batch(questions, passages).detach()
     wanted = expected[np.concatenate([questions, passages + len(small_dataset.questions)])]
-    torch.testing.assert_close(torch.cat(seen), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embeddings, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_unknown_layout_trains_whole() -> None:
@@ -199,11 +189,13 @@ def test_more_layers_than_there_are(tiny_folder: Path) -> None:
 
 
 def gradients(encoder: Encoder, dataset: Dataset, tmp_path: Path, **options: Any) -> tuple[float, list[torch.Tensor]]:
-    layers = TrainableEncoder(encoder, dataset, 2, tmp_path, **options)
-    assert layers.cached == options.get("cached", True)
+    trainable = TrainableEncoder(encoder, dataset, 2, tmp_path, **options)
+    assert trainable.cached == options.get("cached", True)
     questions, passages = np.array([3, 9]), np.array([1, 5, 17, 44])
-    loss, _ = layers.backward(questions, passages, lambda q, p: ((q @ p.T).pow(2).sum(), 0.0), as_it_is)
-    return loss, [parameter.grad for parameter in layers.parameters() if parameter.grad is not None]
+    embeddings = trainable.embed_batch(questions, passages)
+    loss = (embeddings[:2] @ embeddings[2:].T).pow(2).sum()
+    trainable.backward(*torch.autograd.grad(loss, embeddings))
+    return float(loss.detach()), [parameter.grad for parameter in trainable.parameters() if parameter.grad is not None]
 
 
 @pytest.mark.usefixtures("full_precision")
@@ -260,8 +252,8 @@ def test_two_bytes_change_little(
     found = []
     for computed in (torch.float32, dtype):
         use_compute_dtype(monkeypatch, computed)
-        layers = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 2, tmp_path, cached=cached)
-        found.append(torch.nn.functional.normalize(torch.cat(layers.embed_all()), dim=1))
+        trainable = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 2, tmp_path, cached=cached)
+        found.append(torch.nn.functional.normalize(torch.cat(trainable.embed_all()), dim=1))
     likeness = (found[0] * found[1]).sum(dim=1)
     assert likeness.min() > 0.999
     assert not torch.equal(found[0], found[1])
@@ -283,22 +275,22 @@ def test_float16_trains_as_float32_does(
     assert (weights - wanted).norm() < 0.2 * (wanted - untrained).norm()
 
 
-def descent_of(weight: torch.nn.Parameter, *, float16: bool) -> Optimizer:
+def optimizer_of(weight: torch.nn.Parameter, *, float16: bool) -> Optimizer:
     return Optimizer([weight], steps=100, peak=0.1, float16=float16)
 
 
-def go_down(descent: Optimizer, weight: torch.nn.Parameter, gradient: float) -> bool:
-    """A step with the gradient that float16 has left of it."""
-    weight.grad = descent.scaled(torch.full_like(weight, gradient)).half().float()
-    return descent.step()
+def take_step(optimizer: Optimizer, weight: torch.nn.Parameter, gradient: float) -> bool:
+    """A step with ``gradient`` after a backward pass in float16."""
+    weight.grad = optimizer.scale(torch.full_like(weight, gradient)).half().float()
+    return optimizer.step()
 
 
-def test_a_step_that_leaves_float16_is_not_taken() -> None:
+def test_a_step_whose_gradients_exceed_float16_is_skipped() -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    descent = descent_of(weight, float16=True)
-    assert not go_down(descent, weight, 50.0)
+    optimizer = optimizer_of(weight, float16=True)
+    assert not take_step(optimizer, weight, 50.0)
     assert torch.equal(weight, torch.ones(2, 2))
-    assert [go_down(descent, weight, 50.0) for _ in range(3)] == [False, True, True]
+    assert [take_step(optimizer, weight, 50.0) for _ in range(3)] == [False, True, True]
     assert (weight < 1).all()
 
 
@@ -306,46 +298,46 @@ def test_a_step_that_leaves_float16_is_not_taken() -> None:
 def test_a_small_gradient_is_lost_without_the_scale(float16: bool) -> None:
     # Of one dimension, so that it does not decay.
     weight = torch.nn.Parameter(torch.ones(2))
-    go_down(descent_of(weight, float16=float16), weight, 1e-8)
+    take_step(optimizer_of(weight, float16=float16), weight, 1e-8)
     assert bool((weight < 1).all()) == float16
 
 
 @pytest.mark.parametrize("float16", [True, False])
 def test_gradients_that_never_become_numbers_end_it(float16: bool) -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    descent = descent_of(weight, float16=float16)
+    optimizer = optimizer_of(weight, float16=float16)
     # The scale is halved down to 1.
-    for _ in range(int(math.log2(FIRST_SCALE)) if float16 else 0):
-        go_down(descent, weight, torch.inf)
+    for _ in range(int(math.log2(INITIAL_SCALE)) if float16 else 0):
+        take_step(optimizer, weight, torch.inf)
     with pytest.raises(NotFiniteError, match="gradient"):
-        go_down(descent, weight, torch.inf)
+        take_step(optimizer, weight, torch.inf)
     assert torch.equal(weight, torch.ones(2, 2))
 
 
-def test_the_scale_of_float16_goes_on_where_it_was() -> None:
+def test_the_scale_of_float16_is_restored() -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    descent = descent_of(weight, float16=True)
+    optimizer = optimizer_of(weight, float16=True)
     for gradient in (50.0, 50.0, 50.0, 0.1):
-        go_down(descent, weight, gradient)
-    kept = {name: one.clone() for name, one in descent.tensors().items()}
+        take_step(optimizer, weight, gradient)
+    kept = {name: one.clone() for name, one in optimizer.state_dict().items()}
     other = torch.nn.Parameter(torch.zeros(2, 2))
-    again = descent_of(other, float16=True)
-    again.go_on(kept, 4)
-    for each, parameter in ((descent, weight), (again, other)):
-        go_down(each, parameter, 0.3)
+    again = optimizer_of(other, float16=True)
+    again.load_state_dict(kept, 4)
+    for each, parameter in ((optimizer, weight), (again, other)):
+        take_step(each, parameter, 0.3)
     assert torch.equal(weight, other)
-    assert all(torch.equal(one, again.tensors()[name]) for name, one in descent.tensors().items())
+    assert all(torch.equal(one, again.state_dict()[name]) for name, one in optimizer.state_dict().items())
 
 
-def test_float16_goes_on_where_another_format_was() -> None:
+def test_float16_resumes_from_another_dtype() -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    descent = descent_of(weight, float16=False)
-    go_down(descent, weight, 0.1)
+    optimizer = optimizer_of(weight, float16=False)
+    take_step(optimizer, weight, 0.1)
     other = torch.nn.Parameter(torch.zeros(2, 2))
-    again = descent_of(other, float16=True)
-    again.go_on(descent.tensors(), 1)
+    again = optimizer_of(other, float16=True)
+    again.load_state_dict(optimizer.state_dict(), 1)
     assert torch.equal(weight, other)
-    go_down(again, other, 0.1)
+    take_step(again, other, 0.1)
     assert (other < weight).all()
 
 
@@ -462,9 +454,9 @@ def test_a_text_is_tokenized_once_and_embedded_once_a_step(
 
     monkeypatch.setattr(Encoder, "tokenize", counted)
     monkeypatch.setattr(Embedder, "embed", watched)
-    layers = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
-    start = layers.embed_all()
-    train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
+    trainable = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+    start = trainable.embed_all()
+    train(trainable, small_dataset, np.arange(40), request(), start=start, listener=Steps())
     assert set(tokenized) == {*small_dataset.questions, *small_dataset.passages}
     assert set(tokenized.values()) == {1}
     assert len(batches) == 10
@@ -474,7 +466,7 @@ def test_a_text_is_tokenized_once_and_embedded_once_a_step(
 
 
 @pytest.mark.parametrize("cheap", [True, False])
-def test_hard_negatives_are_looked_for_again_only_with_new_embeddings(
+def test_hard_negatives_are_mined_again_only_with_new_embeddings(
     cheap: bool,
     tiny_folder: Path,
     small_dataset: Dataset,
@@ -495,22 +487,22 @@ def test_no_text_meets_the_frozen_layers_for_the_first_time_in_a_batch(
 ) -> None:
     monkeypatch.setattr("trainers.engine.trainable_encoder.TRAINING_TOKENS", 10)
     encoder = Encoder.load(tiny_folder, "cpu")
-    layers = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
-    queries, passages = layers.embed_full_length()
+    trainable = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
+    queries, passages = trainable.embed_full_length()
     expected = embed(encoder, small_dataset)
     torch.testing.assert_close(queries, expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(passages, expected[1], rtol=1e-4, atol=1e-5)
     frozen = Mock(side_effect=AssertionError)
-    cache = layers._embedder._cache
+    cache = trainable._embedder._cache
     assert cache is not None
     cache._prefix.forward = frozen
-    _, cut = layers.embed_all()
+    _, cut = trainable.embed_all()
     frozen.assert_not_called()
     assert not torch.allclose(cut, passages, atol=1e-3)
 
 
 @pytest.mark.parametrize(("validated", "rate"), [(True, LEARNING_RATE), (False, UNVALIDATED_LEARNING_RATE)])
-def test_what_nothing_checks_is_trained_more_slowly(
+def test_without_validation_the_learning_rate_is_lower(
     tiny_folder: Path,
     small_dataset: Dataset,
     tmp_path: Path,
@@ -519,13 +511,13 @@ def test_what_nothing_checks_is_trained_more_slowly(
     validated: bool,
     rate: float,
 ) -> None:
-    descent = Mock(wraps=Optimizer)
-    monkeypatch.setattr("trainers.loop.training.Optimizer", descent)
-    layers = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
-    validation = Validation(layers, small_dataset, np.arange(5), sampled=False, seed=0) if validated else None
-    start = layers.embed_all()
-    train(layers, small_dataset, np.arange(8, 40), request(), start=start, observer=Steps(), validation=validation)
-    assert descent.call_args.args[2] == rate
+    optimizer = Mock(wraps=Optimizer)
+    monkeypatch.setattr("trainers.loop.training.Optimizer", optimizer)
+    trainable = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+    validation = Validation(trainable, small_dataset, np.arange(5), sampled=False, seed=0) if validated else None
+    start = trainable.embed_all()
+    train(trainable, small_dataset, np.arange(8, 40), request(), start=start, listener=Steps(), validation=validation)
+    assert optimizer.call_args.args[2] == rate
 
 
 def test_only_the_last_layers_move(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
@@ -536,15 +528,15 @@ def test_only_the_last_layers_move(tiny_folder: Path, small_dataset: Dataset, tm
     assert all(name.startswith("encoder.layer.2.") for name in moved)
 
 
-def test_an_embedding_that_is_no_number_ends_the_training(
+def test_an_embedding_that_is_not_finite_ends_the_training(
     tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = Encoder.load(tiny_folder, "cpu")
     start = embed(encoder, small_dataset)
-    layers = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
+    trainable = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
     monkeypatch.setattr(Encoder, "pool", lambda *given: given[1][:, 0].float() * torch.nan)
     with pytest.raises(NotFiniteError, match=r"an embedding computed in torch\."):
-        train(layers, small_dataset, np.arange(40), request(), start=start, observer=Steps())
+        train(trainable, small_dataset, np.arange(40), request(), start=start, listener=Steps())
     with pytest.raises(NotFiniteError, match="an embedding"):
         encoder.encode(["a text"])
 
@@ -556,10 +548,10 @@ def test_a_batch_does_not_hold_against_a_question_what_is_right_for_it(
     dataset = build_dataset(*tables(rows, {"a": "one", "b": "two", "c": "three", "d": "four"}))
     seen = Mock(wraps=contrastive_loss)
     monkeypatch.setattr("trainers.loop.training.contrastive_loss", seen)
-    layers = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), dataset, 1, tmp_path)
+    trainable = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), dataset, 1, tmp_path)
     # In-batch negatives alone, so the passages of a batch are its positives.
     asked = request().model_copy(update={"dataset": DatasetKnobs(hard_negatives=0, easy_negatives=0)})
-    record = train(layers, dataset, np.arange(4), asked, start=layers.embed_all(), observer=Steps())
+    record = train(trainable, dataset, np.arange(4), asked, start=trainable.embed_all(), listener=Steps())
     assert len(record.losses) == 2
     assert all(0 < loss < 20 for loss in record.losses)
     _, _, positive, excluded, _ = seen.call_args.args
