@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import ValidationError
 
-from api.answers import (
+from api.routes import (
     BODY_TOO_LARGE,
     HEADERS,
     MAX_BODY_BYTES,

@@ -1,12 +1,26 @@
-"""Checks events against the configured bounds: in the client before publishing, in the worker on consumption."""
+"""The bounds of an event, and their check: in the client before publishing, in the worker on consumption."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, NamedTuple
 
-from foldtune.settings import Bounds
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from foldtune.events import MAX_PASSAGES
 
 _UNBOUNDED_MS = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp() * 1000)
+
+
+class Bounds(BaseModel):
+    """Limits of events; one that exceeds any goes to the dead letters, with the field and the bound named."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    question_bytes: PositiveInt = 4 * 1024
+    passage_bytes: PositiveInt = 64 * 1024
+    event_bytes: Annotated[int, Field(ge=1024, le=512 * 1024)] = 512 * 1024
+    passages_per_log: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] = 100
+    future: timedelta = timedelta(minutes=10)
 
 
 class Rules(NamedTuple):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from foldtune.kafka import MAX_REQUEST_BYTES, Publisher
-from foldtune.topics import Topic
+from foldtune.kafka import Publisher
+from foldtune.topics import MAX_RECORD_BYTES, Topic
 
 ERROR_HEADER = "foldtune-error"
 TOPIC_HEADER = "foldtune-topic"
@@ -13,7 +13,7 @@ OFFSET_HEADER = "foldtune-offset"
 # An error may quote a large event, and must not push the dead letter over the broker's limit.
 MAX_ERROR_BYTES = 4 * 1024
 # The remainder of the limit is for key and headers.
-_MAX_VALUE_BYTES = MAX_REQUEST_BYTES - 64 * 1024
+_MAX_VALUE_BYTES = MAX_RECORD_BYTES - 64 * 1024
 
 
 def dead_letter_headers(error: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:

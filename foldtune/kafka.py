@@ -14,19 +14,9 @@ from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 from foldtune.errors import NoBrokerError, PartitionCountError, PublishError
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
-from foldtune.topics import Topic
+from foldtune.topics import CHANGELOG_CONFIG, MAX_RECORD_BYTES, Topic
 
-# Above the brokers' default of 1 MiB: a dead letter is an event of up to that size plus its errors.
-MAX_REQUEST_BYTES = 2 * 1024 * 1024
 DELIVERY_SECONDS = 30
-# Erased text must not stay in a changelog for weeks, as by default where little is written. The active segment, which
-# brokers never compact, is bounded for the same reason (default: 1 GiB).
-_CHANGELOG_CONFIG = {
-    "cleanup.policy": "compact",
-    "max.compaction.lag.ms": str(24 * 3600 * 1000),
-    "segment.bytes": str(64 << 20),
-    "max.message.bytes": str(MAX_REQUEST_BYTES),
-}
 # A wrong address is a common mistake, which should not take kafka-python's half minute to be reported.
 BOOTSTRAP_SECONDS = 8
 
@@ -95,7 +85,7 @@ class Publisher:
             settings,
             acks="all",
             linger_ms=5,
-            max_request_size=MAX_REQUEST_BYTES,
+            max_request_size=MAX_RECORD_BYTES,
             delivery_timeout_ms=delivery_seconds * 1000,
             max_block_ms=delivery_seconds * 1000,
             request_timeout_ms=10_000,
@@ -215,7 +205,7 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs
         PartitionCountError: a topic has another number of partitions.
     """
     configs = {topic.named(settings.topic_prefix): topic.config for topic in topics}
-    configs |= dict.fromkeys(changelogs, _CHANGELOG_CONFIG)
+    configs |= dict.fromkeys(changelogs, CHANGELOG_CONFIG)
     admin = _connect(KafkaAdminClient, settings)
     try:
         for name, config in configs.items():

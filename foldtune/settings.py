@@ -32,8 +32,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from foldtune.bounds import Bounds
 from foldtune.errors import InvalidSettingsError
-from foldtune.events import MAX_PASSAGES, ModelReference
+from foldtune.events import ModelReference
 from foldtune.knobs import DatasetKnobs, ModelName, TrainingKnobs, WeightKnobs
 from foldtune.reasons import Location, field_of, invalid_fields
 
@@ -76,16 +77,6 @@ class S3Settings(Section):
     region: str = "us-east-1"
     access_key_id: str | None = None
     secret_access_key: SecretStr | None = None
-
-
-class Bounds(Section):
-    """Limits of events; one that exceeds any goes to the dead letters, with the field and the bound named."""
-
-    question_bytes: PositiveInt = 4 * 1024
-    passage_bytes: PositiveInt = 64 * 1024
-    event_bytes: Annotated[int, Field(ge=1024, le=512 * 1024)] = 512 * 1024
-    passages_per_log: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] = 100
-    future: timedelta = timedelta(minutes=10)
 
 
 class SetLimits(Section):

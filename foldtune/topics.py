@@ -2,6 +2,8 @@
 
 from enum import Enum
 
+# Above the brokers' default of 1 MiB: a dead letter is an event of up to that size plus its errors.
+MAX_RECORD_BYTES = 2 * 1024 * 1024
 _COMPACTED = {"cleanup.policy": "compact"}
 # The brokers' retention.
 _DEFAULT: dict[str, str] = {}
@@ -29,7 +31,7 @@ class Topic(Enum):
     FINE_TUNE_STATUS = ("fine-tune-status", _COMPACTED)
     TRAINING_JOBS = ("training-jobs", _UNLIMITED)
     # Keyed like the rejected record.
-    DEAD_LETTERS = ("dead-letters", {"max.message.bytes": str(2 * 1024 * 1024), "retention.ms": "-1"})
+    DEAD_LETTERS = ("dead-letters", {"max.message.bytes": str(MAX_RECORD_BYTES), "retention.ms": "-1"})
 
     def __init__(self, label: str, config: dict[str, str]) -> None:
         self.label = label
@@ -42,3 +44,12 @@ class Topic(Enum):
 
 # The inputs of the training sets, co-partitioned by folder.
 DATA_TOPICS = (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK, Topic.ERASURES)
+
+# Erased text must not stay in a changelog for weeks, as by default where little is written. The active segment, which
+# brokers never compact, is bounded for the same reason (default: 1 GiB).
+CHANGELOG_CONFIG = {
+    "cleanup.policy": "compact",
+    "max.compaction.lag.ms": str(24 * 3600 * 1000),
+    "segment.bytes": str(64 << 20),
+    "max.message.bytes": str(MAX_RECORD_BYTES),
+}

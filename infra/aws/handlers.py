@@ -31,7 +31,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from api.answers import HEADERS, Answer, refusal, request_status, submit_request
+from api.routes import HEADERS, Answer, refusal, request_status, submit_request
 from foldtune.dead_letters import send_dead_letter
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import Event, FineTuneRequested, FineTuneStatus, State, TrainingJob, now
@@ -155,7 +155,7 @@ def batch_state(event: dict[str, Any], context: Context) -> None:
 
 
 def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Answer one call of the HTTP API (``api.answers``)."""
+    """Answer one call of the HTTP API (``api.routes``)."""
     call = HttpRequest.model_validate(event)
     if call.caller is None:
         return _http_response(refusal(HTTPStatus.UNAUTHORIZED, "a token is needed"))

@@ -9,9 +9,8 @@ import msgspec
 from pydantic import Field, TypeAdapter, ValidationError
 
 from foldtune import events
-from foldtune.bounds import Rules, violations, written_at
+from foldtune.bounds import Bounds, Rules, violations, written_at
 from foldtune.reasons import Rejected, kind_of, reasons_of
-from foldtune.settings import Bounds
 from foldtune.topics import Topic
 from streams.training_sets import state_events
 from streams.training_sets.state_events import StateEvent, StateRecord

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from foldtune.bounds import Bounds
 from foldtune.reasons import Rejected
-from foldtune.settings import Bounds
 from foldtune.topics import Topic
 from streams.metrics import RECORDS
 from streams.publishing.dead_letters import send_to_dead_letters

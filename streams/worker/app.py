@@ -18,10 +18,10 @@ from faust.types.auth import CredentialsT
 from pydantic import Field, TypeAdapter, ValidationError
 
 from foldtune.events import SnapshotCommand, TrainingFinished, now
-from foldtune.kafka import MAX_REQUEST_BYTES, client_options
+from foldtune.kafka import client_options
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings
-from foldtune.topics import DATA_TOPICS, Topic
+from foldtune.topics import DATA_TOPICS, MAX_RECORD_BYTES, Topic
 from streams.errors import PartitionLostError
 from streams.metrics import MAINTENANCE
 from streams.partitions.broker_reader import BrokerReader
@@ -96,7 +96,7 @@ def _create_faust_app(settings: Settings) -> _App:
         broker_session_timeout=worker.session_timeout.total_seconds(),
         broker_heartbeat_interval=worker.session_timeout.total_seconds() / 10,
         consumer_group_instance_id=worker.instance_id or "",
-        producer_max_request_size=MAX_REQUEST_BYTES,
+        producer_max_request_size=MAX_RECORD_BYTES,
         producer_acks=-1,
         store="rocksdb://",
         datadir=str(Path(worker.data_dir).absolute()),

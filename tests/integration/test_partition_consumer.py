@@ -9,9 +9,9 @@ from aiokafka import AIOKafkaProducer
 
 from foldtune.dead_letters import ERROR_HEADER
 from foldtune.events import FineTuneStatus, State, now
-from foldtune.kafka import MAX_REQUEST_BYTES, Publisher, partition_of
+from foldtune.kafka import Publisher, partition_of
 from foldtune.settings import Settings
-from foldtune.topics import Topic
+from foldtune.topics import MAX_RECORD_BYTES, Topic
 from streams.partitions.consumer import PartitionConsumer
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ask, exported, jobs, snapshot, statuses
@@ -68,7 +68,7 @@ def test_of_what_is_larger_than_a_letter_the_beginning_is_kept(
     asyncio.run(publish_large())
     with Reader(settings, Topic.DEAD_LETTERS) as reader:
         (letter,) = reader.until(bool)
-    assert letter.value == b"x" * (MAX_REQUEST_BYTES - 64 * 1024)
+    assert letter.value == b"x" * (MAX_RECORD_BYTES - 64 * 1024)
     assert b"of 3000000 bytes the first" in dict(letter.headers)[ERROR_HEADER]
 
 

@@ -10,7 +10,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from api.answers import MAX_BODY_BYTES
+from api.routes import MAX_BODY_BYTES
 from api.server import ApiServer, StatusCache
 from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.settings import Settings

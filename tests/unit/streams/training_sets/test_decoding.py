@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from foldtune import events
-from foldtune.bounds import Rules, written_at
+from foldtune.bounds import Bounds, Rules, written_at
 from foldtune.reasons import Rejected
-from foldtune.settings import Bounds
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.training_sets.decoding import decode, decode_block
 from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, StateRecord, encode

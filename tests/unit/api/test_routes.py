@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from api.answers import MAX_BODY_BYTES, Answer, request_status, submit_request
+from api.routes import MAX_BODY_BYTES, Answer, request_status, submit_request
 from foldtune.errors import ObjectStoreError, OutOfBoundsError, PublishError
 from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 
