@@ -26,7 +26,7 @@ from infra.local.ports import free_port
 ROOT = lambda_archive.ROOT
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 COMPOSE = ROOT / "infra" / "compose.yaml"
-ROOMS = ("api", "demo", "foldtune", "infra", "launchers", "server", "streams", "trainers")
+PACKAGES = ("api", "demo", "foldtune", "infra", "launchers", "server", "streams", "trainers")
 IMAGES = ("worker", "trainer", "api")
 TOOLS = Path(sys.executable).parent
 
@@ -112,7 +112,7 @@ def allowed() -> list[str]:
 
 def test_the_images_are_built_from_the_code_alone() -> None:
     files = {"pyproject.toml", "requirements.lock", "README.md", "LICENSE"}
-    assert {pattern.partition("/")[0] for pattern in allowed()} == set(ROOMS) | files
+    assert {pattern.partition("/")[0] for pattern in allowed()} == set(PACKAGES) | files
 
 
 # faust-streaming has no wheel for Linux on ARM.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Of each room: the rooms, or modules, that it may import beside itself.
-ROOMS: dict[str, frozenset[str]] = {
+# Of each package: the packages, or modules, that it may import beside itself.
+PACKAGES: dict[str, frozenset[str]] = {
     "foldtune": frozenset(),
     "streams": frozenset({"foldtune"}),
     "trainers": frozenset({"foldtune"}),
@@ -18,7 +18,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "infra": frozenset({"foldtune", "streams", "launchers", "api"}),
     "demo": frozenset({"foldtune", "streams", "trainers", "launchers", "infra", "api"}),
 }
-# Inside a room each folder may import those before it, and the room's own modules beside the folders.
+# Inside a package each folder may import those before it, and the package's own modules beside the folders.
 LAYERS: dict[str, tuple[str, ...]] = {
     "streams": (
         "metrics",
@@ -45,7 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "infra": ("local", "aws"),
     "foldtune": ("events", "settings", "kafka", "client", "commands", "cli"),
 }
-# Who may import a heavy library: the room that is built on it, and the demo.
+# Who may import a heavy library: the package that is built on it, and the demo.
 LIBRARIES: dict[str, frozenset[str]] = {
     "torch": frozenset({"trainers", "demo"}),
     "transformers": frozenset({"trainers", "demo"}),
@@ -67,8 +67,8 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def modules(room: str) -> list[Path]:
-    return sorted((ROOT / room).rglob("*.py"))
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
 
 
 def within(module: str, allowed: str) -> bool:
@@ -80,51 +80,51 @@ def is_module(name: str) -> bool:
     return path.with_suffix(".py").exists() or path.is_dir()
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
-    for path in modules(room):
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_what_the_table_allows(package: str) -> None:
+    for path in modules(package):
         for module in imports(path):
             target = module.partition(".")[0]
-            if target not in ROOMS or target == room or not is_module(module):
+            if target not in PACKAGES or target == package or not is_module(module):
                 continue
-            allowed = ROOMS[room]
+            allowed = PACKAGES[package]
             # "trainers" itself is named by what imports "trainers.exit_codes" from it.
             parts = any(within(module, other) or within(other, module) for other in allowed)
             assert parts, f"{path.relative_to(ROOT)} imports {module}"
 
 
-@pytest.mark.parametrize("room", LAYERS)
-def test_the_folders_of_a_room_import_only_those_below(room: str) -> None:
-    order = LAYERS[room]
-    for path in modules(room):
-        layer = path.relative_to(ROOT / room).with_suffix("").parts[0]
+@pytest.mark.parametrize("package", LAYERS)
+def test_the_folders_of_a_package_import_only_those_below(package: str) -> None:
+    order = LAYERS[package]
+    for path in modules(package):
+        layer = path.relative_to(ROOT / package).with_suffix("").parts[0]
         if layer not in order:
             continue
         for module in imports(path):
             head, _, rest = module.partition(".")
             target = rest.partition(".")[0]
-            if head == room and target in order:
+            if head == package and target in order:
                 assert order.index(target) <= order.index(layer), f"{path.relative_to(ROOT)} imports {module}"
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_heavy_library_is_imported_in_its_room_alone(library: str) -> None:
-    for room in ROOMS:
-        if room in LIBRARIES[library]:
+def test_a_heavy_library_is_imported_in_its_package_alone(library: str) -> None:
+    for package in PACKAGES:
+        if package in LIBRARIES[library]:
             continue
-        for path in modules(room):
+        for path in modules(package):
             assert not any(within(module, library) for module in imports(path)), path.relative_to(ROOT)
 
 
 def test_every_package_says_what_it_is_for() -> None:
-    for room in ROOMS:
-        for path in (ROOT / room).rglob("__init__.py"):
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("__init__.py"):
             assert ast.get_docstring(ast.parse(path.read_text())), path.relative_to(ROOT)
 
 
 def test_the_page_shows_the_same_table() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)/` \| (.+?) \|$", page, re.MULTILINE))
-    assert set(rows) == set(ROOMS)
-    for room, allowed in ROOMS.items():
-        assert set(re.findall(r"`([\w.]+)`", rows[room])) == allowed, room
+    assert set(rows) == set(PACKAGES)
+    for package, allowed in PACKAGES.items():
+        assert set(re.findall(r"`([\w.]+)`", rows[package])) == allowed, package
