@@ -69,7 +69,7 @@ def test_of_what_is_larger_than_a_letter_the_beginning_is_kept(
     with Reader(settings, Topic.DEAD_LETTERS) as reader:
         (letter,) = reader.until(bool)
     assert letter.value == b"x" * (MAX_RECORD_BYTES - 64 * 1024)
-    assert b"of 3000000 bytes the first" in dict(letter.headers)[ERROR_HEADER]
+    assert b"truncated from 3000000 bytes" in dict(letter.headers)[ERROR_HEADER]
 
 
 def test_an_id_that_is_taken_ends_nothing_when_it_comes_again_with_a_mistake(

@@ -147,7 +147,7 @@ def test_a_lost_rank_ends_the_other(lost: int, tiny_folder: Path, tmp_path: Path
         started[lost].kill()
         rest = started[1 - lost].communicate(timeout=120)[1]
         assert started[1 - lost].returncode == ExitCode.TRY_AGAIN
-        assert "Another process of this training is gone" in rest
+        assert "Another rank of this training ended" in rest
     finally:
         for process in started:
             process.kill()
