@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldtune.events import State
+from tests.examples import examples
 from tests.unit.launchers.batch.test_dispatcher import EXPIRED, Bench, Steps, killed_before_submitting
 from tests.unit.launchers.conftest import make_job
 
@@ -74,7 +75,7 @@ class Turns(Steps):
 
 # Whole schedules of a hundred steps: drawn step by step, hypothesis would hardly ever leave the first call.
 SEEDS = st.integers(0, 2**32)
-MANY = settings(max_examples=200)
+MANY = settings(max_examples=examples(60))
 
 
 @MANY

@@ -21,6 +21,7 @@ from foldtune.knobs import DataSelection, WeightKnobs
 from foldtune.topics import Topic
 from streams.requests import lifecycle
 from streams.requests.lifecycle import ModelState, Transition
+from tests.examples import examples
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PARTITIONS = 2
@@ -255,5 +256,5 @@ class Histories(RuleBasedStateMachine):
         assert ModelState.model_validate_json(stored) == self.state
 
 
-Histories.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Histories.TestCase.settings = settings(max_examples=examples(30), stateful_step_count=30, deadline=None)
 TestHistories = Histories.TestCase

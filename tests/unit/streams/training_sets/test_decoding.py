@@ -16,6 +16,7 @@ from foldtune.reasons import Rejected
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.training_sets.decoding import decode, decode_block
 from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, StateRecord, encode
+from tests.examples import examples
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOUNDS = Bounds(question_bytes=40, passage_bytes=100, event_bytes=4096, passages_per_log=3)
@@ -193,7 +194,7 @@ _NEAR = {
 
 
 @given(changes=st.fixed_dictionaries({}, optional=_NEAR))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_the_fast_decoder_accepts_nothing_that_the_contract_rejects(changes: dict[str, Any]) -> None:
     value = as_json(log(**changes))
     (result,) = decode(Topic.CHAT_LOGS, 1, value, Rules(NOON, Bounds()))
@@ -215,7 +216,7 @@ def test_the_fast_decoder_accepts_nothing_that_the_contract_rejects(changes: dic
     garbage=st.none() | st.binary(max_size=3),
     topic=st.sampled_from(DATA_TOPICS),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_a_block_decodes_like_its_messages(
     changes: list[dict[str, Any]], minutes: list[int], garbage: bytes | None, topic: Topic
 ) -> None:

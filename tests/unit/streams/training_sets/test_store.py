@@ -35,6 +35,7 @@ from streams.training_sets.state_events import (
     encode,
 )
 from streams.training_sets.store import TrainingSets
+from tests.examples import examples
 from tests.memory_table import MemoryTable
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -371,7 +372,7 @@ class Disturbances(RuleBasedStateMachine):
             assert self.owner.sets.view(0).folder_set(folder_id, END) == expected
 
 
-Disturbances.TestCase.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+Disturbances.TestCase.settings = settings(max_examples=examples(20), stateful_step_count=25, deadline=None)
 TestDisturbances = Disturbances.TestCase
 
 
