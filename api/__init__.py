@@ -1,4 +1,4 @@
-"""The HTTP API: ``answers.py`` says what each route answers, without a web framework.
+"""The HTTP API: ``routes.py`` says what each route answers, without a web framework.
 
 The way in is ``server.py``, which serves it in a cluster; ``infra.aws.handlers`` serves the same from Lambda.
 """

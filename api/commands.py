@@ -18,5 +18,5 @@ def api(
     from foldtune.settings import load_settings  # noqa: PLC0415
 
     settings = load_settings()
-    configure_logs(settings)
+    configure_logs(settings.log_level)
     serve(settings, host, port)

@@ -43,10 +43,9 @@ def demo(
     from demo.console import DemoConsole  # noqa: PLC0415
     from demo.pipeline import DemoOptions  # noqa: PLC0415
     from foldtune.logs import configure_logs  # noqa: PLC0415
-    from foldtune.settings import Settings  # noqa: PLC0415
 
     # The stages show the progress; of the libraries, only warnings matter.
-    configure_logs(Settings.model_construct(log_level="WARNING"))
+    configure_logs("WARNING")
     # Like Ctrl-C: raises, so that every "finally" runs.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = DemoOptions(folders, documents, questions, held_out, wrong_labels, epochs, seed)

@@ -42,8 +42,9 @@ class SecretError(InfrastructureError):
     """A secret could not be read or lacks a field (secret, reason):"""
 
 
-# The one definition of "retry": infrastructure fails and recovers, so work that raised one of these is retried or
-# redelivered. boto3's own exceptions are not among them, since the object store and the launchers wrap them.
+# The one definition of "retry": whatever met one of these is retried or redelivered, within bounds. Of infrastructure
+# all errors count, also a missing object or secret: what an operator mends meanwhile succeeds then. boto3's exceptions
+# never get here (the object store, the secrets and AWS Batch wrap them), and aiokafka's are its callers' to handle.
 TRANSIENT_ERRORS = (InfrastructureError, KafkaError, ConnectionError, TimeoutError)
 
 

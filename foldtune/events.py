@@ -32,6 +32,8 @@ MAX_ENVELOPE_LOGS = 5_000
 MAX_PASSAGES = 1_000
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+MODEL_URI = r"^(hf|file|s3)://.+$"
+BUCKET = r"^[a-z0-9][a-z0-9.-]{2,62}$"
 REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 RequestId = Annotated[str, StringConstraints(pattern=REQUEST_ID)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -180,7 +182,7 @@ class ErasureRequested(Event):
 class ModelReference(Model):
     """A base model: ``hf://ORG/NAME`` (with ``revision``), ``file:///FOLDER`` or ``s3://BUCKET/PREFIX``."""
 
-    uri: Annotated[str, StringConstraints(pattern=r"^(hf|file|s3)://.+$", max_length=1200)]
+    uri: Annotated[str, StringConstraints(pattern=MODEL_URI, max_length=1200)]
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
     weights_sha256: Sha256 | None = Field(None, description="Digest that model.safetensors must have")
 

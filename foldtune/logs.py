@@ -5,12 +5,12 @@ import sys
 
 import structlog
 
-from foldtune.settings import Settings
+from foldtune.settings import LogLevel
 
 
-def configure_logs(settings: Settings) -> None:
-    """Send the logs of foldtune and of libraries to stderr, at the configured level."""
-    level = logging.getLevelNamesMapping()[settings.log_level]
+def configure_logs(log_level: LogLevel = "INFO") -> None:
+    """Send the logs of foldtune and of libraries to stderr; called again, the last level counts."""
+    level = logging.getLevelNamesMapping()[log_level]
     common: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -26,7 +26,7 @@ def configure_logs(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     for library in ("boto3", "botocore", "faust", "httpx", "mode", "onnx_ir", "onnxscript", "urllib3"):
         logging.getLogger(library).setLevel(max(level, logging.WARNING))
     # The Kafka clients warn about errors that they recover from, and whenever a thread was starved of CPU.

@@ -11,7 +11,7 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from foldtune.errors import ObjectMissingError, ObjectStoreError
+from foldtune.errors import InvalidSettingsError, ObjectMissingError, ObjectStoreError
 from foldtune.object_keys import split_uri
 from foldtune.settings import S3Settings
 
@@ -92,20 +92,25 @@ class S3ObjectStore(ObjectStore):
     def __init__(self, settings: S3Settings) -> None:
         self.bucket = settings.bucket
         secret = settings.secret_access_key
-        self._client: S3Client = boto3.client(
-            "s3",
-            endpoint_url=settings.endpoint_url,
-            region_name=settings.region,
-            aws_access_key_id=settings.access_key_id,
-            aws_secret_access_key=secret.get_secret_value() if secret else None,
-            config=Config(
-                retries={"mode": "standard", "max_attempts": 5},
-                connect_timeout=5,
-                read_timeout=60,
-                # A self-hosted server has one host name for all buckets.
-                s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
-            ),
+        config = Config(
+            retries={"mode": "standard", "max_attempts": 5},
+            connect_timeout=5,
+            read_timeout=60,
+            # A self-hosted server has one host name for all buckets.
+            s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
         )
+        try:
+            self._client: S3Client = boto3.client(
+                "s3",
+                endpoint_url=settings.endpoint_url,
+                region_name=settings.region,
+                aws_access_key_id=settings.access_key_id,
+                aws_secret_access_key=secret.get_secret_value() if secret else None,
+                config=config,
+            )
+        except (*AWS_ERRORS, ValueError) as error:
+            # An unknown AWS_PROFILE, or an endpoint that is not a URL.
+            raise InvalidSettingsError(f"s3 or AWS_…: {error}") from error
 
     def put(self, key: str, content: bytes) -> None:
         with self._wrapped_errors(key):

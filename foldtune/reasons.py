@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from foldtune.events import REQUEST_ID
+from foldtune.events import BUCKET, MODEL_URI, REQUEST_ID
 from foldtune.knobs import MODEL_NAME
 
 # An event may have many thousand errors; only the first ones are reported.
@@ -18,6 +18,8 @@ _SHOULD = "Input should be "
 _PATTERNS = {
     MODEL_NAME: "1 to 64 lower-case letters, digits and any of . _ -, with a letter or digit at both ends",
     REQUEST_ID: "1 to 128 letters, digits and any of . _ -, with a letter or digit in front",
+    MODEL_URI: "hf://ORG/NAME, file:///FOLDER or s3://BUCKET/PREFIX",
+    BUCKET: "3 to 63 lower-case letters, digits, dots and hyphens",
 }
 
 
@@ -67,6 +69,8 @@ def invalid_fields(error: ValidationError) -> Iterator[tuple[Location, str, Any]
 def _reason(details: Any) -> str:
     if details["type"] == "extra_forbidden":
         return "unknown field"
+    if details["type"] == "time_delta_parsing":
+        return f"{_SHOULD}an ISO 8601 duration, for example PT30S"
     if details["type"] == "string_pattern_mismatch" and (words := _PATTERNS.get(details["ctx"]["pattern"])):
         return f"{_SHOULD}{words}"
     return str(details["msg"]).removeprefix("Value error, ")

@@ -34,12 +34,13 @@ from pydantic_settings import (
 
 from foldtune.bounds import Bounds
 from foldtune.errors import InvalidSettingsError
-from foldtune.events import ModelReference
+from foldtune.events import BUCKET, ModelReference
 from foldtune.knobs import DatasetKnobs, ModelName, TrainingKnobs, WeightKnobs
 from foldtune.reasons import Location, field_of, invalid_fields
 
 ENV_PREFIX = "FOLDTUNE_"
 SETTINGS_FILE = "foldtune.toml"
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -72,7 +73,7 @@ class KafkaSettings(Section):
 class S3Settings(Section):
     """The bucket. Without keys, boto3's default credential chain (role, profile, environment) applies."""
 
-    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$")] = "foldtune"
+    bucket: Annotated[str, Field(pattern=BUCKET)] = "foldtune"
     endpoint_url: str | None = None
     region: str = "us-east-1"
     access_key_id: str | None = None
@@ -221,7 +222,7 @@ class Settings(BaseSettings):
     trainer: TrainerSettings = TrainerSettings()
     batch: BatchSettings = BatchSettings()
     schedule: ScheduleSettings = ScheduleSettings()
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: LogLevel = "INFO"
 
     @classmethod
     def settings_customise_sources(
@@ -275,7 +276,7 @@ def _explanations(error: ValidationError) -> Iterator[str]:
                 expected = "unknown setting"
             case "model_type" if kind is not None:
                 first = _variable((*location, next(iter(kind.model_fields))))
-                expected = f"is a section, as JSON or as one variable per field ({first}, …)"
+                expected = f"Input should be a section, as JSON or as one variable per field ({first}, …)"
             case "tuple_type":
                 expected = "Input should be a list, as JSON"
             case "dict_type":

@@ -24,7 +24,7 @@ def launcher(
 ) -> None:
     """Run training jobs on this machine until SIGINT or SIGTERM; the next launcher runs interrupted jobs again."""
     settings = load_settings()
-    configure_logs(settings)
+    configure_logs(settings.log_level)
     stop = threading.Event()
     received: list[int] = []
 

@@ -39,10 +39,11 @@ log = structlog.get_logger()
 def main(arguments: list[str]) -> ExitCode:
     """Run the job whose URI is the only argument."""
     signal.signal(signal.SIGTERM, _raise_interrupted)
+    configure_logs()
     try:
         (uri,) = arguments
         settings = load_settings()
-        configure_logs(settings)
+        configure_logs(settings.log_level)
         ranks.init_process_group(settings.trainer.max_duration)
         code = _run_rank_0(uri, settings) if ranks.rank() == 0 else _run_worker_rank(settings)
         ranks.write_exit_code(code)
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> ExitCode:
         if code is ExitCode.DONE:
             ranks.destroy_process_group()
     except (TrainerError, ValueError, *TRANSIENT_ERRORS) as error:
-        log.error("training not started or not reported", error=str(error))  # noqa: TRY400 - for people
+        log.error("training not started or not reported", arguments=arguments, error=str(error))  # noqa: TRY400 - for people
         return ExitCode.TRY_AGAIN
     return code
 

@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 import structlog
-from pydantic import ValidationError
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from foldtune.errors import InvalidSettingsError
 from foldtune.logs import configure_logs
 from foldtune.settings import load_settings
 from trainers.engine.ranks import EXIT_CODE_FILE
@@ -24,9 +24,10 @@ log = structlog.get_logger()
 
 def main(arguments: list[str]) -> ExitCode:
     """Run torchrun with its own ``arguments``; TRY_AGAIN if rank 0 failed without an exit code, for example killed."""
+    configure_logs()
     try:
-        configure_logs(load_settings())
-    except ValidationError as error:
+        configure_logs(load_settings().log_level)
+    except InvalidSettingsError as error:
         log.error("training not started", error=str(error))  # noqa: TRY400 - for people
         return ExitCode.TRY_AGAIN
     with tempfile.TemporaryDirectory() as folder:

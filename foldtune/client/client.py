@@ -6,6 +6,7 @@ with FoldtuneClient(load_settings()) as client:
     status = client.wait(request_id, timeout=timedelta(hours=1))
 """
 
+import logging
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -14,7 +15,6 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Self, TypeVar
 
-import structlog
 from pydantic import ValidationError
 
 from foldtune.bounds import Rules, violations
@@ -39,7 +39,8 @@ from foldtune.status_order import StatusRecord, merge_status
 from foldtune.topic_reader import POLL_MILLISECONDS, read
 from foldtune.topics import Topic
 
-_log = structlog.get_logger(__name__)
+# Not structlog: unconfigured, that writes to the program's stdout.
+_log = logging.getLogger(__name__)
 
 # Defaults of the batching of logs: at most so many in one message, sent after this time at the latest.
 BATCH_LOGS = 200
@@ -250,5 +251,10 @@ def _decode(record: object, kind: type[E]) -> E | None:
     try:
         return kind.model_validate_json(value)
     except ValidationError as error:
-        _log.warning("invalid event skipped", type=kind.__name__, error=str(error))
+        _log.warning(
+            "invalid event skipped: type=%s topic=%s partition=%s offset=%s errors=%d",
+            kind.__name__,
+            *(getattr(record, name, None) for name in ("topic", "partition", "offset")),
+            error.error_count(),
+        )
         return None

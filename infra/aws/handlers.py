@@ -63,7 +63,7 @@ API_DELIVERY_SECONDS = 15
 GetPublisher = Callable[[], Publisher]
 
 if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
-    configure_logs(load_settings())
+    configure_logs(load_settings().log_level)
 
 
 # ── launch ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ import boto3
 import structlog
 from botocore.config import Config
 
-from foldtune.errors import InfrastructureError, ObjectMissingError
+from foldtune.errors import InfrastructureError, InvalidSettingsError, ObjectMissingError
 from foldtune.object_keys import attempt_key
 from foldtune.object_store import AWS_ERRORS, ObjectStore
 from foldtune.settings import Settings
@@ -53,7 +53,10 @@ class BatchError(InfrastructureError):
 def batch_client(region: str) -> "BatchClient":
     """A client that sends each call once: a SubmitJob that is retried after a lost response makes a second job."""
     config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=CALL_SECONDS - 10)
-    return boto3.client("batch", region_name=region, config=config)
+    try:
+        return boto3.client("batch", region_name=region, config=config)
+    except (*AWS_ERRORS, ValueError) as error:
+        raise InvalidSettingsError(f"s3.region or AWS_…: {error}") from error
 
 
 class BatchLauncher(Launcher):

@@ -28,7 +28,7 @@ def run(settings: Settings) -> None:
         PartitionCountError: an existing topic has another number of partitions than the settings.
         SystemExit: the worker has ended, with its exit code.
     """
-    configure_logs(settings)
+    configure_logs(settings.log_level)
     # The changelogs too: the group's first assignment leaves out topics that do not exist yet.
     create_topics(settings.kafka, tuple(Topic), changelogs(settings))
     app = create_app(settings, S3ObjectStore(settings.s3))

@@ -8,9 +8,8 @@ SCRIPT = """
 import logging
 import structlog
 from foldtune.logs import configure_logs
-from foldtune.settings import Settings
 
-configure_logs(Settings())
+configure_logs()
 with structlog.contextvars.bound_contextvars(request_id="r"):
     structlog.get_logger().info("exported", folder="../../x")
     logging.getLogger("faust.app").warning("a library's\\nwords")

@@ -114,7 +114,7 @@ def test_a_training_reports_with_the_credentials_of_the_secret(client: Any, monk
     monkeypatch.setattr(trainer, "S3ObjectStore", lambda _: store)
     monkeypatch.setattr(trainer, "Publisher", no_broker)
     monkeypatch.setattr("trainers.job.signal.signal", lambda *_: None)
-    monkeypatch.setattr(trainer, "configure_logs", lambda _: None)
+    monkeypatch.setattr(trainer, "configure_logs", lambda *_: None)
     assert trainer.main([store.uri("job.json")]) == ExitCode.TRY_AGAIN
     [kafka] = used
     assert kafka.sasl_username == "one"

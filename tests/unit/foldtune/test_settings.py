@@ -54,7 +54,7 @@ def test_the_base_model_is_a_uri_in_the_file() -> None:
         (
             "FOLDTUNE_WORKER",
             '{"app_id": ',
-            "FOLDTUNE_WORKER: is a section, as JSON or as one variable per field (FOLDTUNE_WORKER__APP_ID, …), "
+            "FOLDTUNE_WORKER: Input should be a section, as JSON or as one variable per field (FOLDTUNE_WORKER__APP_ID, …), "
             "got '{\"app_id\": '",
         ),
         (

@@ -134,7 +134,7 @@ def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, messag
         (
             "FOLDTUNE_KAFKA",
             "here",
-            "FOLDTUNE_KAFKA: is a section, as JSON or as one variable per field (FOLDTUNE_KAFKA__BOOT",
+            "FOLDTUNE_KAFKA: Input should be a section, as JSON or as one variable per field (FOLDTUNE_KAFKA__BOOT",
         ),
     ],
 )
