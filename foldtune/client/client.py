@@ -41,7 +41,7 @@ from foldtune.topics import Topic
 
 _log = structlog.get_logger(__name__)
 
-# Defaults of the batching of logs: at most so many in one message, sent after this time at the latest.
+# Defaults for batching logs: the maximal number in one message, and the maximal delay before it is sent.
 BATCH_LOGS = 200
 LINGER = timedelta(milliseconds=200)
 
