@@ -46,16 +46,16 @@ acceptance: setup ## The demo, the functions of AWS, and a short run of faults
 search: setup ## Property tests with many more examples; EXAMPLES=…
 	EXAMPLES=$(or $(EXAMPLES),20) $(BIN)/pytest --numprocesses 2 --dist worksteal tests/unit/streams tests/unit/launchers tests/compatibility
 
-gpu-check: setup ## What needs a CUDA device
+gpu-check: setup ## The tests that need a CUDA device
 	$(BIN)/pytest -m gpu tests/unit
 
 chaos: setup ## Ten minutes of faults, then a comparison with a model of the system; SEED=… MINUTES=…
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),0) --minutes $(or $(MINUTES),10)
 
-bench-ingest: setup ## How fast logs become durable state, and what growth, recovery and a snapshot cost
+bench-ingest: setup ## Ingestion throughput, and the cost of growth, recovery and a snapshot
 	$(BIN)/python -m benchmarks.ingest
 
-bench-train: setup ## How fast a training is beside sentence-transformers'; DATA=… QUALITY=1
+bench-train: setup ## Training speed compared with sentence-transformers; DATA=… QUALITY=1
 	@test -n "$(DATA)" || { echo 'bench-train needs a folder of data sets: make bench-train DATA=…' >&2; exit 2; }
 	$(BIN)/python -m benchmarks.train --data "$(DATA)" $(if $(QUALITY),--quality)
 
@@ -71,16 +71,16 @@ check: setup ## Lint, formatting and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-format: setup ## Put the code into the house's format
+format: setup ## Format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-lock: setup ## Resolve the dependencies anew
+lock: setup ## Upgrade the locked dependencies
 	$(BIN)/uv pip compile pyproject.toml server/pyproject.toml --excludes server/excludes.txt --all-extras --group dev --universal --generate-hashes --no-header \
 		--no-annotate --quiet --output-file requirements.lock --upgrade
 
 schemas: setup ## Write docs/events.md and the JSON Schemas from the models
 	$(BIN)/foldtune schemas docs
 
-clean: ## Remove what the other targets made
+clean: ## Remove the outputs of all targets
 	rm -rf $(VENV) node_modules build .serverless .foldtune .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -69,7 +69,7 @@ def submit_request(body: bytes, caller: str, publish: Publish) -> Answer:
     except TRANSIENT_ERRORS as error:
         _log.warning("request not published", request_id=request.request_id, error=str(error))
         # Perhaps only the acknowledgement was lost. Sent again under the same id, the request is accepted once.
-        reason = "not available at the moment; the same request may be sent again, with this request_id"
+        reason = "not available at the moment; retry with this request_id"
         return Answer(HTTPStatus.SERVICE_UNAVAILABLE, {"errors": [reason], "request_id": request.request_id})
     return Answer(HTTPStatus.ACCEPTED, {"request_id": request.request_id, "model": request.model})
 
@@ -84,9 +84,9 @@ def request_status(request_id: str, newest_status: NewestStatus) -> Answer:
         status = newest_status(request_id)
     except TRANSIENT_ERRORS as error:
         _log.warning("status not available", request_id=request_id, error=str(error))
-        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not available at the moment; the same call may be made again")
+        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not available at the moment; retry later")
     if status is None:
-        return refusal(HTTPStatus.NOT_FOUND, f"no request {request_id!r} is known (yet)")
+        return refusal(HTTPStatus.NOT_FOUND, f"request {request_id!r} not found (yet)")
     return Answer(HTTPStatus.OK, status.model_dump(mode="json", exclude_none=True))
 
 

@@ -73,8 +73,8 @@ class StatusCache:
             try:
                 status = FineTuneStatus.model_validate_json(record.value)
             except ValidationError as error:
-                where = {"partition": record.partition, "offset": record.offset}
-                _log.warning("unreadable status", **where, error=f"{error.error_count()} errors")
+                source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+                _log.warning("unreadable status", **source, error=f"{error.error_count()} errors")
                 continue
             self.add(StatusRecord(partition=record.partition, offset=record.offset, status=status))
 
@@ -118,7 +118,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     with FoldtuneClient(settings) as client:
         statuses = StatusCache(settings)
         statuses.start()
-        _log.info("API listening", host=host, port=port)
+        _log.info("http server listening", host=host, port=port)
         application = ApiServer(client.request_fine_tune, statuses).application()
         web.run_app(application, host=host, port=port, access_log=None, print=None)
 

@@ -60,7 +60,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Baseline:
+class BaseModelSearch:
     """The base model's embeddings [documents, d] of all documents, and its results on the held-out questions."""
 
     documents: Embeddings
@@ -96,11 +96,11 @@ def read_corpus(options: DemoOptions, console: DemoConsole) -> RetrievalTask:
     return RetrievalTask(corpus, questions)
 
 
-def search_with_base_model(task: RetrievalTask, base: Encoder, console: DemoConsole) -> Baseline:
+def search_with_base_model(task: RetrievalTask, base: Encoder, console: DemoConsole) -> BaseModelSearch:
     """Embed the documents with the base model, once for the simulated agent and for the comparison."""
     with console.stage("embed", f"Embedding {len(task.documents):,} documents with the base model") as bar:
         documents = task.embed_documents(base, bar)
-        return Baseline(documents, task.search(base, documents))
+        return BaseModelSearch(documents, task.search(base, documents))
 
 
 def simulate(

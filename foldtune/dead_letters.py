@@ -34,7 +34,7 @@ def truncate_value(value: bytes | None, error: str) -> tuple[bytes | None, str]:
     return value[:_MAX_VALUE_BYTES], f"{error}; truncated from {len(value)} bytes to {_MAX_VALUE_BYTES}"
 
 
-def send_dead_letter(publisher: Publisher, record: Any, error: str) -> None:
+def send_to_dead_letters(publisher: Publisher, record: Any, error: str) -> None:
     """Enqueue a record for the dead letters; ``publisher.flush()`` waits for it.
 
     ``record`` is kafka-python's ``ConsumerRecord``, or has the same ``topic``, ``partition``, ``offset``, ``key`` and

@@ -34,8 +34,8 @@ class ObjectStore(Protocol):
     def put_if_absent(self, key: str, content: bytes) -> bool:
         """Write an object unless it exists; of concurrent callers at most one gets ``True``.
 
-        If the response to a successful write is lost, the retry returns ``False``: to tell, put a unique id into the
-        content.
+        If the response to a successful write is lost, the retry returns ``False``; a unique id in the content shows
+        whose write it was.
         """
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:

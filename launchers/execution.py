@@ -33,10 +33,10 @@ log = structlog.get_logger(__name__)
 
 Report = Callable[[FineTuneStatus], None]
 
-# Runs of others, and of a service, last minutes to hours: checking more often only costs requests.
+# Runs of other owners, and of a service, last minutes to hours: more frequent checks only cost requests.
 CHECK_SECONDS = 2.0
-# How late a job may be, beyond what its attempts may take. The coordinator has given it up by then, even if an hour
-# passed between its snapshot and its publication: it is history, read again.
+# A job's maximal delay beyond the time for its attempts. By then the coordinator has ended the request, even with an
+# hour between snapshot and publication: the event is an old one, consumed again.
 OVERDUE = REPORTING_TIME + timedelta(hours=1)
 
 
@@ -47,8 +47,8 @@ class Phase(Enum):
     WAITING = auto()
     # Another owner is about to submit the job, or runs it.
     ELSEWHERE = auto()
-    # The same, with a launcher of the other kind, whose claims this one cannot judge.
-    FOREIGN = auto()
+    # The owner is a launcher of the other kind, whose claims cannot be judged here.
+    OTHER_LAUNCHER = auto()
     # A run is pending or running.
     RUNNING = auto()
     # The end is on record and reported: the event may be committed.
@@ -95,7 +95,7 @@ class Execution:
     @property
     def elsewhere(self) -> bool:
         """Whether another owner runs the job, so that it takes no slot here."""
-        return self.phase in {Phase.ELSEWHERE, Phase.FOREIGN}
+        return self.phase in {Phase.ELSEWHERE, Phase.OTHER_LAUNCHER}
 
     def cancel(self) -> None:
         """End the run, if there is one, and start no other. The coordinator has published the cancellation itself."""
@@ -108,7 +108,7 @@ class Execution:
             self._launcher.cancel(self._run)
 
     def interrupt(self) -> None:
-        """End the run, if there is one; whoever gets the event next runs the job again."""
+        """Interrupt the run, if there is one; the event's next consumer retries the job."""
         if self._run:
             self._launcher.interrupt(self._run)
         else:
@@ -161,9 +161,9 @@ class Execution:
         """Continue an attempt without an outcome; ``None`` where it has died with its owner."""
         run = Run(self.job, self._ledger.job_uri, attempt.number)
         if attempt.owner.leased is not self._launcher.detached:
-            return self._check_later(Phase.FOREIGN)
+            return self._check_later(Phase.OTHER_LAUNCHER)
         if self._launcher.detached:
-            # Once submitted, a run needs no owner: its outcome is the same, whoever records it.
+            # A submitted run needs no owner: its outcome is the same whichever launcher records it.
             return self._watch(run) or self._take_over(attempt, run, may_start=may_start)
         if self._ownership.owns(attempt):
             return self._start(run)
@@ -182,11 +182,11 @@ class Execution:
         if not may_start:
             return self._check_later(Phase.WAITING)
         if attempt.owner.until and self._wall_clock() - attempt.owner.until > self._launcher.findable:
-            reason = "its launch was cut short too long ago to find out whether it has run"
+            reason = "its launch was interrupted too long ago to determine whether it ran"
             return self._finish(run, RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,)))
         if not self._ledger.take_over(attempt, self._ownership.new_owner()):
             return Phase.ELSEWHERE
-        # Before the cancellation is read, or the job would be settled as cancelled while its run goes on.
+        # Before the cancellation is read: otherwise the job would be settled as cancelled while its run continues.
         if self._launcher.find(run) and (phase := self._watch(run)):
             return phase
         return self._start(run)
@@ -196,7 +196,7 @@ class Execution:
         if refusal := self._refusal():
             request = self.job.request
             log.warning("launch refused", request_id=request.request_id, run=run.name, reasons=refusal.reasons)
-            # A launch that was cut short may have reserved. Before the record, after which this is not reached again.
+            # Releases what an interrupted launch reserved; before the outcome is recorded, which ends the attempt.
             self._budget.settle(self.job, 0)
             return self._finish(run, refusal)
         self._ownership.hold(run.attempt)
@@ -291,11 +291,11 @@ class Execution:
         self._ledger.record_log_url(run.attempt, log_url)
 
     def _report_end(self, outcome: RunOutcome) -> None:
-        """Report an end that nobody else has reported: of a success or a refusal, the trainer has."""
+        """Report a failure or a cancellation; successes and refusals are reported by the trainer."""
         if outcome.ending is Ending.SUCCEEDED or outcome.announced:
             return
         cancelled = outcome.ending is Ending.CANCELLED
-        # An attached run is cancelled only by what the coordinator has published: it waits for no report.
+        # The cancellation of an attached run comes from the coordinator's own final status, so it needs no report.
         if cancelled and not self._launcher.detached:
             return
         self._report_state(

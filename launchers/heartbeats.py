@@ -36,12 +36,18 @@ class HeartbeatOwnership(Ownership):
 
     def owner_is_gone(self, attempt: Attempt) -> bool:
         heartbeat = (attempt.number, self._ledger.heartbeat(attempt.number))
-        return owner_is_dead(attempt.owner) or self._monitor.seconds(heartbeat) > DEAD_SECONDS
+        return owner_is_dead(attempt.owner) or self._monitor.unchanged_seconds(heartbeat) > DEAD_SECONDS
 
     def hold(self, attempt: int) -> None:
         if self._renewal is None:
             self._ledger.renew(attempt)
-            self._renewal = Periodic(lambda: self._ledger.renew(attempt), RENEW_SECONDS)
+            self._renewal = Periodic(
+                lambda: self._ledger.renew(attempt),
+                RENEW_SECONDS,
+                name="renew heartbeat",
+                request_id=self._ledger.request_id,
+                attempt=attempt,
+            )
 
     def release(self) -> None:
         if self._renewal:
@@ -76,7 +82,7 @@ class HeartbeatMonitor:
         self._heartbeat: object = None
         self._since = clock()
 
-    def seconds(self, heartbeat: object) -> float:
+    def unchanged_seconds(self, heartbeat: object) -> float:
         """For how long the heartbeat has had this value, since it was first read."""
         if heartbeat != self._heartbeat:
             self._heartbeat, self._since = heartbeat, self._clock()

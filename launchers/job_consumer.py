@@ -17,7 +17,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 from pydantic import ValidationError
 
-from foldtune.dead_letters import send_dead_letter
+from foldtune.dead_letters import send_to_dead_letters
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import TrainingJob
 from foldtune.kafka import Publisher, consumer
@@ -132,7 +132,7 @@ class JobConsumer:
         try:
             job = TrainingJob.model_validate_json(record.value or b"")
         except ValidationError as error:
-            send_dead_letter(publisher, record, str(error))
+            send_to_dead_letters(publisher, record, str(error))
             publisher.flush()
             source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
             log.warning("record sent to dead letters", **source, error=str(error))

@@ -4,15 +4,15 @@ Neither a process nor AWS Batch recognizes a job that it has seen, and Kafka del
 
 1. ``jobs/JOB/job.json`` is written, unless it is there: all attempts run the same.
 2. ``jobs/JOB/attempt-N.submission.json`` is written *if absent*. Of all launchers and redeliveries one succeeds; it
-   owns attempt N. Whoever is refused, but finds its own token in it, had succeeded and lost the answer.
+   owns attempt N. One that is refused but finds its own token in it had succeeded, and lost the response.
 3. The run is submitted. A launcher whose runs die with it renews ``attempt-N.heartbeat`` until the end; the log is
    ``attempt-N.log``.
 4. ``attempt-N.outcome.json`` is written *if absent*: the first outcome stays. Only then is an end published.
 5. The offset of the job's event is committed.
 
-After a crash between any two steps the event is redelivered, and its reader continues where the record ends. An attempt
-without an outcome whose owner is gone (``ownership.py``) has either died with it, and attempt N + 1 may be claimed; or,
-where runs outlive their launcher, its claim is taken over. ``execution.py`` has the steps.
+After a crash between any two steps the event is redelivered, and its consumer continues after the last recorded step.
+An attempt without an outcome whose owner is gone (``ownership.py``) has either died with it, and attempt N + 1 may be
+claimed; or, where runs outlive their launcher, its claim is taken over. ``execution.py`` has the steps.
 """
 
 import json
@@ -66,7 +66,7 @@ class Ledger:
     def __init__(self, store: ObjectStore, model: str, request_id: str) -> None:
         self._store = store
         self._model = model
-        self._request_id = request_id
+        self.request_id = request_id
         self._prefix = job_prefix(model, request_id)
         self._job_key = f"{self._prefix}/job.json"
         self._cancelled_key = f"{self._prefix}/cancelled"
@@ -147,4 +147,4 @@ class Ledger:
             return None
 
     def _key(self, number: int, name: str) -> str:
-        return attempt_key(self._model, self._request_id, number, name)
+        return attempt_key(self._model, self.request_id, number, name)

@@ -1,4 +1,4 @@
-"""Who may submit an attempt, and how others know that this owner is gone.
+"""Ownership of attempts: the right to submit one, and the detection of owners that are gone.
 
 The two kinds follow from ``Launcher.detached``. This module imports no psutil: functions have none.
 """
@@ -22,7 +22,7 @@ class Ownership(Protocol):
         """The owner to claim an attempt as."""
 
     def owns(self, attempt: Attempt) -> bool:
-        """Whether this execution claimed the attempt and may go on with it."""
+        """Whether this execution claimed the attempt and may continue it."""
 
     def owner_is_gone(self, attempt: Attempt) -> bool:
         """Whether the owner will certainly not touch the attempt again; ``False`` in doubt."""
@@ -56,7 +56,7 @@ class LeaseOwnership(Ownership):
     def new_owner(self) -> Owner:
         self._deadline = self._clock() + self._lease
         until = self._deadline + self._submit_timeout
-        # No process keeps the claim; the names are those that its first users gave.
+        # A lease has no process: ``host``, ``pid`` and ``process_started`` are placeholders.
         return Owner(token=uuid.uuid4().hex, host="function", pid=0, process_started=0.0, until=until)
 
     def owns(self, attempt: Attempt) -> bool:  # noqa: ARG002

@@ -12,15 +12,17 @@ log = structlog.get_logger(__name__)
 class Periodic:
     """Runs ``action`` every ``seconds`` in a thread of its own until ``stop``.
 
-    An error of the action is logged and the action retried; ``age`` is the time since it last succeeded.
+    An error of the action is logged, with ``name`` and ``ids``, and the action retried; ``age`` is the time since its
+    last success.
     """
 
-    def __init__(self, action: Callable[[], None], seconds: float) -> None:
+    def __init__(self, action: Callable[[], None], seconds: float, *, name: str, **ids: str | int) -> None:
         self._action = action
         self._seconds = seconds
+        self._log = log.bind(action=name, **ids)
         self._stopped = threading.Event()
         self._succeeded_at = time.monotonic()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
     @property
@@ -39,7 +41,7 @@ class Periodic:
             try:
                 self._action()
             except Exception as error:  # the thread must survive whatever the store's client raises
-                log.warning("background action failed, will retry", error=str(error))
+                self._log.warning("background action failed, will retry", error=str(error))
             else:
                 # From before the action: a renewal counts from when it was sent, not from when it was answered.
                 self._succeeded_at = started

@@ -64,7 +64,7 @@ class RunOutcome(Model):
     ending: Ending
     retryable: bool = False
     reasons: tuple[str, ...] = ()
-    # The trainer refused the job and has published why; a second report would say less.
+    # The trainer refused the job and published the reasons, which a second report would lack.
     announced: bool = False
     log_uri: S3Uri | None = None
     log_url: WebAddress | None = None
@@ -113,7 +113,7 @@ class Launcher(Protocol):
     def find(self, run: Run) -> bool:
         """Search for a run whose submission was cut short before it was recorded, and record it; ``False`` if none.
 
-        Only detached launchers are asked: of others, such a run has died.
+        Called on detached launchers only: with others, such a run died with its launcher.
         """
 
     def cancel(self, run: Run) -> None:
@@ -130,7 +130,7 @@ class Budget(Protocol):
         """Reserve the most that a job can cost, once; the outcome of a job that would exceed a bound."""
 
     def settle(self, job: TrainingJob, hours: float) -> None:
-        """Replace what is reserved for a job, if anything is, by the cost of so many hours."""
+        """Replace a job's reservation, if any, with the cost of the ``hours`` that it took."""
 
 
 class NoBudget(Budget):

@@ -1,8 +1,7 @@
 """Runs a training job: ``python -m trainers.job s3://BUCKET/…/job.json``, on several GPUs with ``trainers.torchrun``.
 
-The exit code tells the launcher how it ended (``trainers.exit_codes``). The trainer itself reports an impossible job as
-failed. The launcher retries or reports everything else, including a job that cannot be read, whose request is unknown
-here.
+Exits with one of ``trainers.exit_codes``. The trainer itself reports an impossible job as failed. The launcher retries
+or reports everything else, including a job that cannot be read, since its request is unknown here.
 """
 
 import signal

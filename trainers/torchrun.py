@@ -37,8 +37,9 @@ def main(arguments: list[str]) -> ExitCode:
         try:
             run.run(run.parse_args(arguments))  # type: ignore[no-untyped-call]
         except (ChildFailedError, SignalException) as error:
-            log.error("a rank failed", error=str(error))  # noqa: TRY400 - for people
-            return ExitCode(int(path.read_text())) if path.exists() else ExitCode.TRY_AGAIN
+            exit_code = ExitCode(int(path.read_text())) if path.exists() else ExitCode.TRY_AGAIN
+            log.error("a rank failed", arguments=arguments, exit_code=exit_code, error=str(error))  # noqa: TRY400 - for people
+            return exit_code
     return ExitCode.DONE
 
 

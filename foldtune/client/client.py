@@ -42,7 +42,7 @@ from foldtune.topics import Topic
 # Not structlog: unconfigured, that writes to the program's stdout.
 _log = logging.getLogger(__name__)
 
-# Defaults of the batching of logs: at most so many in one message, sent after this time at the latest.
+# Defaults for batching logs: the maximal number in one message, and the maximal delay before it is sent.
 BATCH_LOGS = 200
 LINGER = timedelta(milliseconds=200)
 

@@ -106,7 +106,7 @@ class LogBatcher:
         logs = self._batches.pop(folder_id).logs
         self._send(folder_id, logs[0] if len(logs) == 1 else ChatLogBatch(folder_id=folder_id, logs=tuple(logs)))
 
-    # Any error of the background thread is raised at the next call, not only a transient one: the thread goes on.
+    # The background thread survives every error, not only transient ones; the next call raises it.
 
     def _send_when_due(self) -> None:
         while self._wait_and_send_due():

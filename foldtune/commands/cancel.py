@@ -24,6 +24,6 @@ def cancel(
             return
         model = model or (status.model if status else None)
         if model is None:
-            raise UserError(f"unknown request {request_id!r}; with its --model it can be cancelled all the same")
+            raise UserError(f"request {request_id!r} not found; to cancel it anyway, pass --model")
         client.cancel(request_id, model, requested_by="command line")
-    typer.echo(f"asked to cancel {request_id}")
+    typer.echo(f"cancellation of {request_id} requested")

@@ -24,7 +24,7 @@ def status(
         else:
             statuses = list(client.statuses(request_id, follow=False))
             if not statuses:
-                raise UserError(f"unknown request {request_id!r}")
+                raise UserError(f"request {request_id!r} not found")
     if as_json:
         for each in statuses:
             print_event(each)

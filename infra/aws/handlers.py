@@ -32,7 +32,7 @@ import structlog
 from pydantic import ValidationError
 
 from api.routes import HEADERS, Answer, refusal, request_status, submit_request
-from foldtune.dead_letters import send_dead_letter
+from foldtune.dead_letters import send_to_dead_letters
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import Event, FineTuneRequested, FineTuneStatus, State, TrainingJob, now
 from foldtune.kafka import DELIVERY_SECONDS, Publisher
@@ -123,7 +123,7 @@ class RecordHandler:
             event = event_type.model_validate_json(record.value)
         except ValidationError as error:
             reasons = "; ".join(reasons_of(error))
-            send_dead_letter(self._publisher(), record, reasons)
+            send_to_dead_letters(self._publisher(), record, reasons)
             self._publisher().flush()
             _log.warning("record sent to dead letters", **record.position, error=reasons)
             return

@@ -9,8 +9,8 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from launchers.exit_codes import outcome_of
 from launchers.port import Ending, RunOutcome
+from launchers.run_outcomes import outcome_of
 
 _TIMED_OUT = "Job attempt duration exceeded timeout"
 # A container that was ended by a signal exits with this plus the signal's number.
@@ -94,7 +94,7 @@ class BatchJob(_Part):
 
     def _failure(self, stopping: RunOutcome | None) -> RunOutcome:
         if self.status_reason == _TIMED_OUT and not stopping:
-            return RunOutcome(ending=Ending.FAILED, reasons=("it took longer than max_seconds",))
+            return RunOutcome(ending=Ending.FAILED, reasons=("exceeded max_seconds",))
         code = self._last.exit_code
         if code is None:
             # It never ran, or its machine was taken away.

@@ -66,7 +66,7 @@ class BatchBudget(Budget):
         return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=tuple(reasons)) if reasons else None
 
     def settle(self, job: TrainingJob, hours: float) -> None:
-        """Replace what is reserved for a job, if anything is, by the cost of so many hours."""
+        """Replace a job's reservation, if any, with the cost of the ``hours`` that it took."""
         cost = round(hours * self._hourly_price, 4)
         self._update(job, lambda jobs: jobs | {job_segment(job): cost} if job_segment(job) in jobs else jobs)
 
@@ -83,6 +83,7 @@ class BatchBudget(Budget):
                 break
         log.info(
             "spend updated",
+            request_id=job.request.request_id,
             model=job.request.model,
             month=f"{job.published_at:%Y-%m}",
             dollars=round(sum(after.values()), 4),

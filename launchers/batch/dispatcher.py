@@ -59,7 +59,7 @@ class Dispatcher:
         """
         execution = self._execution(job, self._ledger(job.request.model, job.request.request_id), deadline)
         execution.advance()
-        if execution.phase is Phase.FOREIGN:
+        if execution.phase is Phase.OTHER_LAUNCHER:
             log.warning("a launcher process runs this job", request_id=job.request.request_id)
         elif execution.phase in {Phase.ELSEWHERE, Phase.WAITING}:
             raise RunBusyError(job_segment(job))
@@ -83,12 +83,12 @@ class Dispatcher:
         job = ledger.read_job()
         run = Run(job, ledger.job_uri, ATTEMPT) if job else None
         if job is None or run is None or name != run.name or not ledger.attempts():
-            log.warning("job not on the ledger", job_id=job_id, name=name)
+            log.warning("job not on the ledger", request_id=parameters.request_id, job_id=job_id, name=name)
             return
-        # Its launch may have been cut short between submitting and recording.
+        # Its launch may have been interrupted between submitting and recording.
         self._launcher.record_submission(run, job_id)
         if self._launcher.job_id(run) != job_id:
-            log.warning("another job of the same name", job_id=job_id, name=name)
+            log.warning("another job of the same name", request_id=parameters.request_id, job_id=job_id, name=name)
             return
         self._execution(job, ledger, self._clock()).observe(run, self._launcher.status(run, batch_job))
 

@@ -81,7 +81,7 @@ class BatchLauncher(Launcher):
             return None
         if job := self.describe(job_id):
             return self.status(run, job)
-        reason = "AWS Batch has forgotten the job, as it does some days after the end"
+        reason = "AWS Batch no longer lists the job: it deletes jobs some days after their end"
         return RunStatus(outcome=RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,)))
 
     def find(self, run: Run) -> bool:

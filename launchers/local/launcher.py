@@ -14,12 +14,11 @@ from pathlib import Path
 
 import structlog
 
-from foldtune.object_keys import attempt_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
-from launchers.exit_codes import outcome_of
 from launchers.local.log_file import LogFile
 from launchers.port import Ending, Launcher, LaunchError, Run, RunBusyError, RunOutcome, RunStatus, job_segment
+from launchers.run_outcomes import outcome_of
 from trainers.environment import job_environment
 
 log = structlog.get_logger(__name__)
@@ -71,16 +70,14 @@ class LocalLauncher(Launcher):
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 lock = undo.enter_context(self._lock(run))
-                request = run.job.request
-                key = attempt_key(request.model, request.request_id, run.attempt, "log")
-                log_file = LogFile(self._folder / f"{run.name}.log", self._store, key)
+                log_file = LogFile(self._folder, self._store, run)
                 undo.callback(log_file.close)
                 popen = self._spawn(run, log_file, lock)
             except OSError as error:
                 raise LaunchError(run.name, error) from error
             undo.pop_all()
         self._active[run.name] = _Process(popen, log_file, lock, time.monotonic() + run.job.max_seconds)
-        log.info("training started", request_id=request.request_id, run=run.name, pid=popen.pid)
+        log.info("training started", request_id=run.job.request.request_id, run=run.name, pid=popen.pid)
 
     def poll(self, run: Run) -> RunStatus | None:
         if run.name in self._ended:
@@ -133,7 +130,7 @@ class LocalLauncher(Launcher):
 
     def _enforce_deadlines(self, process: _Process, run: Run) -> None:
         if process.stopping is None and time.monotonic() > process.deadline:
-            reason = f"it took longer than max_seconds: {run.job.max_seconds}"
+            reason = f"exceeded max_seconds: {run.job.max_seconds}"
             self._stop(run, RunOutcome(ending=Ending.FAILED, reasons=(reason,)))
         elif time.monotonic() > process.kill_at:
             _signal_group(process.popen, signal.SIGKILL)

@@ -5,8 +5,10 @@ from pathlib import Path
 import structlog
 
 from foldtune.errors import ObjectStoreError
+from foldtune.object_keys import attempt_key
 from foldtune.object_store import ObjectStore
 from launchers.periodic import Periodic
+from launchers.port import Run
 
 log = structlog.get_logger(__name__)
 
@@ -17,12 +19,14 @@ UPLOAD_SECONDS = 30.0
 class LogFile:
     """Opened when the run starts and closed when it has ended."""
 
-    def __init__(self, path: Path, store: ObjectStore, key: str) -> None:
-        self._path = path
+    def __init__(self, folder: Path, store: ObjectStore, run: Run) -> None:
+        request = run.job.request
+        self._ids = {"request_id": request.request_id, "run": run.name}
+        self._path = folder / f"{run.name}.log"
         self._store = store
-        self._key = key
-        self.file = path.open("ab")
-        self._uploads = Periodic(self._upload, UPLOAD_SECONDS)
+        self._key = attempt_key(request.model, request.request_id, run.attempt, "log")
+        self.file = self._path.open("ab")
+        self._uploads = Periodic(self._upload, UPLOAD_SECONDS, name="upload log", **self._ids)
 
     def close(self) -> str | None:
         """Upload the whole file; its URI, or ``None`` where that failed: a log is not worth an outcome."""
@@ -31,7 +35,7 @@ class LogFile:
         try:
             self._upload()
         except ObjectStoreError as error:
-            log.warning("log not uploaded", path=str(self._path), error=str(error))
+            log.warning("log not uploaded", **self._ids, path=str(self._path), error=str(error))
             return None
         return self._store.uri(self._key)
 

@@ -65,14 +65,14 @@ def list_dead_letters(
 
 @app.command()
 def show(
-    letter_id: Annotated[str, typer.Argument(metavar="ID", help="As 'list' shows it, for example 0:12.")],
+    dead_letter_id: Annotated[str, typer.Argument(metavar="ID", help="As 'list' shows it, for example 0:12.")],
     raw: Annotated[bool, typer.Option("--raw", help="Write the value's bytes and nothing else.")] = False,
 ) -> None:
     """Show a dead letter's key, headers and value; bytes that are not text are escaped."""
-    _check_ids([letter_id])
-    record = next(read_records(load_settings().kafka, {letter_id}), None)
+    _check_ids([dead_letter_id])
+    record = next(read_records(load_settings().kafka, {dead_letter_id}), None)
     if record is None:
-        raise UserError(f"no dead letter {letter_id}")
+        raise UserError(f"no dead letter {dead_letter_id}")
     if raw:
         sys.stdout.buffer.write(record.value or b"")
         sys.stdout.buffer.flush()
@@ -87,7 +87,7 @@ def show(
 
 @app.command("replay")
 def replay_dead_letters(
-    letter_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", show_default=False)] = None,
+    dead_letter_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", show_default=False)] = None,
     *,
     everything: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
     topic: FromTopic = None,
@@ -102,13 +102,13 @@ def replay_dead_letters(
     Exit code 1 if one was refused.
     """
     kafka = load_settings().kafka
-    dead_letters = _select(kafka, letter_ids or [], everything, _filter(kafka, topic, since, contains))
+    dead_letters = _select(kafka, dead_letter_ids or [], everything, _filter(kafka, topic, since, contains))
     partitions = input_partitions(kafka)
     reasons = {dead_letter.id: refusal_reason(dead_letter, kafka, partitions) for dead_letter in dead_letters}
     replayable = [dead_letter for dead_letter in dead_letters if reasons[dead_letter.id] is None]
-    for letter_id, reason in reasons.items():
+    for dead_letter_id, reason in reasons.items():
         if reason:
-            typer.echo(f"{letter_id} refused: {printable(reason)}", err=True)
+            typer.echo(f"{dead_letter_id} refused: {printable(reason)}", err=True)
     if dry_run:
         for dead_letter in replayable:
             typer.echo(f"{dead_letter.id} to {_origin_text(dead_letter).rpartition(':')[0]}")
@@ -131,16 +131,16 @@ def _select(kafka: KafkaSettings, ids: Sequence[str], everything: bool, matches:
     dead_letters = read_dead_letters(
         kafka, lambda dead_letter, value: dead_letter.id in ids and matches(dead_letter, value)
     )
-    found = {dead_letter.id for dead_letter in dead_letters}
-    if missing := [letter_id for letter_id in ids if letter_id not in found]:
+    matched = {dead_letter.id for dead_letter in dead_letters}
+    if missing := [dead_letter_id for dead_letter_id in ids if dead_letter_id not in matched]:
         raise UserError(f"no such dead letter, or excluded by the filters: {', '.join(missing)}")
     return dead_letters
 
 
 def _check_ids(ids: Sequence[str]) -> None:
-    for letter_id in ids:
-        if not re.fullmatch(r"[0-9]+:[0-9]+", letter_id):
-            raise UserError(f"{letter_id!r} is not the id of a dead letter; ids look like 0:12")
+    for dead_letter_id in ids:
+        if not re.fullmatch(r"[0-9]+:[0-9]+", dead_letter_id):
+            raise UserError(f"{dead_letter_id!r} is not the id of a dead letter; ids look like 0:12")
 
 
 def _filter(kafka: KafkaSettings, topic: str | None, since: datetime | None, contains: str | None) -> Filter:

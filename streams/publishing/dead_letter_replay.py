@@ -220,13 +220,13 @@ def _folder_id(value: bytes) -> str | None:
 
 
 def _replay_count(
-    letter_id: str,
+    dead_letter_id: str,
     origins: Mapping[str, RecordId | None],
     receipts: Mapping[RecordId | None, str],
 ) -> int:
     # Bounded, since forged receipts can form a cycle.
     count = 0
-    while count < len(receipts) and (earlier := receipts.get(origins.get(letter_id))) is not None:
-        letter_id = earlier
+    while count < len(receipts) and (earlier := receipts.get(origins.get(dead_letter_id))) is not None:
+        dead_letter_id = earlier
         count += 1
     return count

@@ -17,7 +17,7 @@ async def send_to_dead_letters(publisher: EventPublisher, topic: Topic, message:
     """Send a record of ``topic``, or the part of it that was rejected, to the dead letters; durable on return."""
     error = "; ".join(rejected.reasons)
     origin = (message.topic, message.partition, message.offset)
-    await publisher.send_dead_letter(rejected.value, message.key, error, origin)
+    await publisher.send_to_dead_letters(rejected.value, message.key, error, origin)
     _log.warning(
         "record sent to dead letters",
         topic=message.topic,

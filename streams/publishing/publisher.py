@@ -49,7 +49,7 @@ class EventPublisher(Protocol):
     async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
         """Publish in order."""
 
-    async def send_dead_letter(
+    async def send_to_dead_letters(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         """Publish a record to the dead letters; ``origin`` is its topic (with prefix), partition and offset."""
@@ -85,7 +85,7 @@ class FaustEventPublisher(EventPublisher):
         ]
         await asyncio.gather(*acknowledgements)
 
-    async def send_dead_letter(
+    async def send_to_dead_letters(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         topic = self._topics[Topic.DEAD_LETTERS.label]

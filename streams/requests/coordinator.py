@@ -233,11 +233,10 @@ class Coordinator:
             await self._table.write(partition, {key: None})
 
     async def _synchronize(self, partition: int) -> None:
-        """Take over what another worker wrote meanwhile, before a decision is made that others will see.
+        """Apply foreign writes (``streams.partitions``) before a decision that is published.
 
-        A worker that was paused for longer than its session resumes with an old state, in which a request may be
-        overdue that ended long ago. Any write takes over the foreign writes that precede it in the changelog, and with
-        them outbox entries that were not flushed.
+        A zombie resumes with a stale state, in which a request may be overdue that ended long ago. Any write first
+        applies the foreign writes that precede it in the changelog, with outbox entries that were not flushed.
         """
         await self._table.write(partition, {_BARRIER_KEY: b""})
         await self._flush_outbox(partition)

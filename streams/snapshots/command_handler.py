@@ -1,4 +1,4 @@
-"""Handles snapshot commands: waits for ingestion to catch up, exports, and reports what a model has not learnt yet."""
+"""Handles snapshot commands: waits for ingestion to catch up, exports, and reports the number of new examples."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,7 +1,7 @@
 """The part of an export that computes: decodes and folds records, selects and labels examples, writes Parquet files.
 
-Runs in the export process. Functions, not objects, are what a caller can name across processes; so exports in progress
-are held here, by the directory that they write to.
+Runs in the export process. Callers in other processes can refer to functions but not to objects, so exports in progress
+are held here, keyed by their output directory.
 """
 
 import hashlib

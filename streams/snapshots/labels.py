@@ -29,7 +29,7 @@ class Example:
 
 
 def label(judged: JudgedLog, weights: LabelWeights) -> Example | None:
-    """The example that a log makes, or ``None`` if no passage of it is known to be right or wrong."""
+    """The training example of a log; ``None`` without a passage that is known to be relevant or irrelevant."""
     log, verdict = judged.log, judged.verdict
     cited = _best_cited(log)
     rating = verdict.rating if verdict else None
@@ -52,7 +52,7 @@ def label(judged: JudgedLog, weights: LabelWeights) -> Example | None:
 def _positive_example(
     log: ChatLog, kind: Label, strength: float, positive: Passage, *, spare_cited: bool = True
 ) -> Example:
-    # Other cited passages may answer too, so they are no negatives; unless the user names another document instead.
+    # Other cited passages may be relevant too, so negatives exclude them, unless the user named another document.
     spared = {positive.document_id, *(log.cited_document_ids if spare_cited else ())}
     negatives = tuple(
         _passage(log, passage.document_id)

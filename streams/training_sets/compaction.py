@@ -43,7 +43,7 @@ _GROWTH_FACTOR = 2
 _COMPACTED_PREFIX = b"c|"
 
 # Offset and position: identifies a record in its topic and partition.
-RecordId = tuple[int, int]
+StateRecordId = tuple[int, int]
 # Replacements with their content, and the segments to delete.
 Rewrite = tuple[dict[Segment, bytes], list[Segment]]
 
@@ -149,7 +149,7 @@ class SegmentGroup(NamedTuple):
 
 
 def _outgrown(view: PartitionView, now: datetime) -> list[SegmentGroup]:
-    """What outgrows both its bound and what the last compaction left: so every record is read about twice."""
+    """The groups that outgrow their bound and the last compaction's result, so every record is read about twice."""
     outgrown = []
     for folder_id, segments in view.segments.items():
         for topic, of_topic in groupby(segments, key=lambda segment: segment.topic):
@@ -185,24 +185,24 @@ async def _compact(sets: TrainingSets, partition: int, group: SegmentGroup, now:
 def _compaction_rewrites(view: PartitionView, group: SegmentGroup, now: datetime) -> Iterator[Rewrite]:
     # As tombstones all records of a folder fit into memory at once; with their content, those of some segments do.
     tombstones = (_tombstone(record) for record in view.records(group.segments))
-    keep = retained(tombstones, _bound(view, group.folder_id, group.topic, now))
-    latest, size_only = _ids(keep.latest.values()), _ids(keep.size_only)
+    selection = retained(tombstones, _bound(view, group.folder_id, group.topic, now))
+    latest, size_only = _ids(selection.latest.values()), _ids(selection.size_only)
     for start in range(0, len(group.segments), _MAX_SEGMENTS):
         chunk = {
             segment: unpack(content)
             for segment, content in view.contents(group.segments[start : start + _MAX_SEGMENTS])
         }
         copies = Counter(_id(record) for records in chunk.values() for record in records)
-        kept: dict[RecordId, StateRecord] = {}
+        remaining: dict[StateRecordId, StateRecord] = {}
         obsolete = []
         for segment, records in chunk.items():
             if all(copies[record_id] == 1 and record_id in latest for record_id in map(_id, records)):
                 continue
             # Its retained records, and those of segments with copies of them, are written before it is deleted.
             obsolete.append(segment)
-            kept |= {_id(record): record for record in records if _id(record) in latest}
-            kept |= {_id(record): _tombstone(record) for record in records if _id(record) in size_only}
-        yield dict(pack(group.topic, [kept[record_id] for record_id in sorted(kept)])), obsolete
+            remaining |= {_id(record): record for record in records if _id(record) in latest}
+            remaining |= {_id(record): _tombstone(record) for record in records if _id(record) in size_only}
+        yield dict(pack(group.topic, [remaining[record_id] for record_id in sorted(remaining)])), obsolete
 
 
 def _bound(view: PartitionView, folder_id: str, topic: Topic, now: datetime) -> RetentionBound:
@@ -213,11 +213,11 @@ def _tombstone(record: StateRecord) -> StateRecord:
     return structs.replace(record, event=state_events.tombstone(record.event))
 
 
-def _id(record: StateRecord) -> RecordId:
+def _id(record: StateRecord) -> StateRecordId:
     return record.offset, record.position
 
 
-def _ids(records: Iterable[StateRecord]) -> set[RecordId]:
+def _ids(records: Iterable[StateRecord]) -> set[StateRecordId]:
     return set(map(_id, records))
 
 
@@ -233,19 +233,19 @@ async def _purge(sets: TrainingSets, partition: int, now: datetime) -> int:
     erasures = sets.erasures(partition)
     marker = erasures.fingerprint + f"|{now:%Y-%m-%d}".encode()
     stored = sets.table.get(partition, PURGED_KEY) or b""
-    # A new owner checks every segment once, whatever the marker says: a former owner that did not know yet that it had
-    # lost the partition may have written after it.
+    # A new owner checks every segment once, whatever the marker says: a zombie (``streams.partitions``) may have
+    # written after it.
     is_new_owner = partition not in sets.purged
     if not erasures or (stored == marker and not is_new_owner):
         return 0
     foreign_writes = sets.foreign_write_count[partition]
     purged = 0
-    # 1. Segments without the erased content are durable, and the old ones deleted,
+    # 1. Write the segments without the erased content, then delete the old ones.
     if is_new_owner or not stored.startswith(erasures.fingerprint):
         purged = await _rewrite(sets, partition, _purge_rewrites(sets.view(partition), erasures))
-    # 2. RocksDB's files are compacted, which until then hold deleted values,
+    # 2. Compact RocksDB's files, which hold deleted values until then.
     await asyncio.to_thread(sets.table.reclaim, partition)
-    # 3. and then the marker is written: a crash before it repeats everything, as do foreign writes meanwhile.
+    # 3. Write the marker: after a crash before it everything is repeated, as after foreign writes meanwhile.
     if sets.foreign_write_count[partition] == foreign_writes:
         sets.purged.add(partition)
         if stored != marker:
@@ -257,9 +257,9 @@ def _purge_rewrites(view: PartitionView, erasures: Erasures) -> Iterator[Rewrite
     for folder_id in view.folder_ids():
         for segment in view.segments[folder_id]:
             pairs = [(record, erasures.apply(record)) for record in view.records([segment])]
-            if any(record is not remaining for record, remaining in pairs):
-                kept = [remaining for _, remaining in pairs if remaining is not None]
-                yield dict(pack(segment.topic, kept)), [segment]
+            if any(record is not after for record, after in pairs):
+                remaining = [after for _, after in pairs if after is not None]
+                yield dict(pack(segment.topic, remaining)), [segment]
 
 
 # ── Merging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -287,8 +287,8 @@ def _merge(
     if topic is not Topic.DOCUMENTS and not overlap:
         return concatenate(view.contents(segments))
     # Drops duplicate records and older versions of documents.
-    keep = retained(view.records(segments), bound)
-    return pack(topic, sorted((*keep.latest.values(), *map(_tombstone, keep.size_only)), key=_id))
+    selection = retained(view.records(segments), bound)
+    return pack(topic, sorted((*selection.latest.values(), *map(_tombstone, selection.size_only)), key=_id))
 
 
 def _is_small(segment: Segment) -> bool:

@@ -1,8 +1,8 @@
 """Immutable segments: the form in which the rolling training sets are stored.
 
 A segment holds records of one folder and one topic from a range of offsets, and its key identifies its whole content,
-down to a digest. Segments are never modified, so a replay cut at other block borders, or the late write of a worker
-that lost its partition, adds an overlapping copy and overwrites nothing; readers deduplicate by offset and position.
+down to a digest. Segments are never modified, so a replay cut at other block borders, or a zombie's late write
+(``streams.partitions``), adds an overlapping copy and overwrites nothing; readers deduplicate by offset and position.
 The rest of the key (counts, times) follows from the content: an index of segments is rebuilt from keys alone.
 """
 

@@ -72,7 +72,7 @@ class TrainingSets:
         self.table = table
         # Partitions that this worker has purged, RocksDB's files included, since it became their owner.
         self.purged: set[int] = set()
-        # Per partition, how often writes of another worker were found in the changelog.
+        # Per partition, the number of own writes that found foreign ones before them (``streams.partitions``).
         self.foreign_write_count: Counter[int] = Counter()
         self._limits = limits
         self._index: dict[int, dict[str, set[Segment]]] = {}
@@ -87,7 +87,7 @@ class TrainingSets:
         """
         # An erased record that is redelivered or late is not even written.
         if erasures := self.erasures(partition):
-            records = [kept for record in records if (kept := erasures.apply(record)) is not None]
+            records = [remaining for record in records if (remaining := erasures.apply(record)) is not None]
         await self.replace(partition, dict(pack(topic, records)), ())
         if topic is Topic.ERASURES:
             self._erasures.pop(partition, None)

@@ -7,7 +7,7 @@ but by ``PartitionConsumer``, which stores its offsets in the tables.
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -232,14 +232,10 @@ class _Components:
         """Call ``handle`` with each owned partition every ``seconds``."""
 
         async def on_timer() -> None:
-            with _exit_on_error(name):
-                for partition in range(self._settings.kafka.partitions):
-                    if self._app.rebalancing or not self._table.owns(partition):
-                        continue
-                    try:
+            for partition in range(self._settings.kafka.partitions):
+                with _exit_on_error(name, partition=partition), suppress(PartitionLostError):
+                    if not self._app.rebalancing and self._table.owns(partition):
                         await handle(partition)
-                    except PartitionLostError:
-                        continue
 
         self._app.timer(seconds, name=name)(on_timer)
 
@@ -295,12 +291,12 @@ async def _run(consumer: PartitionConsumer) -> None:
 
 
 @contextmanager
-def _exit_on_error(where: str) -> Iterator[None]:
+def _exit_on_error(where: str, **ids: int) -> Iterator[None]:
     """Ends the process on an unexpected error: a worker without its consumers would look alive and do nothing."""
     try:
         yield
     except asyncio.CancelledError:
         raise
     except Exception:
-        _log.exception("unhandled error, exiting", where=where)
+        _log.exception("unhandled error, exiting", where=where, **ids)
         os._exit(_EXIT_SOFTWARE)

@@ -57,7 +57,7 @@ class BrokerMonitor:
                 async with asyncio.timeout(_TIMEOUT_SECONDS):
                     ends = await self._reader.end_offsets(partition)
             except (KafkaError, TimeoutError) as error:
-                _log.warning("brokers unresponsive", error=repr(error))
+                _log.warning("brokers unresponsive", partition=partition, error=repr(error))
                 return
             self._last_response = time.monotonic()
             if partition in self._owned_partitions():

@@ -226,7 +226,7 @@ def test_a_better_model_is_announced(loop: Loop) -> None:
 def test_a_killed_training_has_failed_with_its_reason(loop: Loop) -> None:
     status = loop.status(KILLED)
     assert (status["state"], status["retryable"]) == ("failed", True)
-    assert status["reasons"][0] == "the trainer was ended by SIGKILL, perhaps for want of memory"
+    assert status["reasons"][0] == "the trainer was ended by SIGKILL, possibly out of memory"
     assert "/log-events/" in status["log_url"]
 
 

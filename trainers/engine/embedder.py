@@ -16,7 +16,8 @@ from trainers.model.tokens import Indices, Tokens, length_sorted_batches
 # activation, the wide ones counted four times.
 _SAVED_PER_LAYER = 24
 # A step whose graph would exceed this share of the memory is computed with gradient caching (see ``backward``). A share
-# of the total memory, not of what is free: the two ways differ in their last bits, and a repeated run must not.
+# of the total memory, not of what is free: results with and without it differ in their last bits, and a repeated run
+# must give the same.
 _GRAPH_SHARE = 0.2
 
 
@@ -46,9 +47,9 @@ class Embedder:
         )
         ranks.broadcast_tensors(encoder.model.state_dict().values())
         self._encoder, self._tokens = encoder, tokens
-        self._halves = split_model(encoder.model, trainable_layers) if cached else None
+        self._split = split_model(encoder.model, trainable_layers) if cached else None
         self._cache = (
-            PrefixCache.create_if_space(encoder, self._halves.prefix, tokens, spill_folder) if self._halves else None
+            PrefixCache.create_if_space(encoder, self._split.prefix, tokens, spill_folder) if self._split else None
         )
         layers = encoder.model.config.num_hidden_layers if isinstance(trainable_layers, str) else trainable_layers
         # On a CPU, the unfused attention saves about as much more as bfloat16 takes less.
@@ -124,9 +125,9 @@ class Embedder:
         # A new autocast context for each part: autocast caches the converted weights until it ends, and without their
         # gradients if they were first used under no_grad.
         with self._encoder.autocast():
-            if self._cache is not None and self._halves is not None:
+            if self._cache is not None and self._split is not None:
                 states, mask = self._cache.states(texts)
-                states = self._halves.trained(inputs_embeds=states, attention_mask=mask).last_hidden_state
+                states = self._split.trained(inputs_embeds=states, attention_mask=mask).last_hidden_state
             else:
                 ids, mask = self._tokens.padded(texts, self._encoder.device)
                 states = self._encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state

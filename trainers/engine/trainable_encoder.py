@@ -12,8 +12,8 @@ from trainers.engine.embedder import Embedder
 from trainers.model.encoder import Encoder
 from trainers.model.tokens import Indices, Tokens
 
-# Texts are truncated for training: a step's time and the cache's size grow with the tokens, and the beginning of a
-# passage mostly says what it is about. Evaluation and serving read up to the model's own maximum.
+# Texts are truncated for training: a step's time and the cache's size grow with the tokens, and a passage's subject
+# mostly shows at its beginning. Evaluation and serving read up to the model's own maximum.
 TRAINING_TOKENS = 128
 # Texts a rank embeds between two checks for SIGTERM: 30 s on two cores, of the two minutes until SIGKILL.
 _BLOCK_TEXTS = 2_048

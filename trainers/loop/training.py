@@ -25,8 +25,8 @@ from trainers.model.tokens import Indices
 # All texts are embedded after each epoch, for validation and to mine negatives again, only if that costs at most this
 # share of the epoch: embedding is one forward pass, training a text costs about three.
 EMBEDDING_SHARE = 0.25
-# Difference of nDCG on the validation questions. Their mean is uncertain by about .03, and the learning rate still
-# falls: an epoch that is only a little worse than the one before says nothing about the next.
+# Difference of nDCG on the validation questions. The standard error of their mean is about .03, and the learning rate
+# still falls: a slightly worse epoch does not predict the next one.
 CLEARLY_WORSE = 0.02
 
 

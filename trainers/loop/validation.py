@@ -1,4 +1,4 @@
-"""Chooses the weights to keep, of those that a training passes through, on the validation questions."""
+"""Validation: nDCG on the validation questions, and the interpolation weight that is best by it."""
 
 from dataclasses import dataclass
 

@@ -46,9 +46,8 @@ def export_onnx(folder: Path) -> None:
         raise OnnxExportError(f"the extra 'onnx' is not installed ({error})") from error
     except TrainerError:
         raise
-    except (
-        Exception
-    ) as error:  # ONNX Runtime's errors have no common class; whatever fails, the model itself is published.
+    # ONNX Runtime's errors have no common class; whatever fails, the model itself is published.
+    except Exception as error:
         _remove(folder)
         raise OnnxExportError(str(error)) from error
     if not difference <= TOLERANCE:

@@ -349,7 +349,7 @@ def test_a_detached_launcher_ignores_claims_of_processes(bench: Bench) -> None:
     for _ in range(5):
         assert not execution.advance()
         bench.seconds += DEAD_SECONDS
-    assert execution.phase is Phase.FOREIGN
+    assert execution.phase is Phase.OTHER_LAUNCHER
     assert not launcher.submitted
 
 

@@ -294,7 +294,7 @@ def test_a_request_that_has_ended_is_not_cancelled(runner: CliRunner, monkeypatc
     assert runner.invoke(app, ["cancel", "r"]).stdout == "r has ended already: completed\n"
     assert runner.invoke(app, ["cancel", "r", "--model", "m"]).stdout == "r has ended already: completed\n"
     assert sent == []
-    assert runner.invoke(app, ["cancel", "s"]).stdout == "asked to cancel s\n"
+    assert runner.invoke(app, ["cancel", "s"]).stdout == "cancellation of s requested\n"
     assert sent == ["s"]
 
 

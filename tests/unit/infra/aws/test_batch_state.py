@@ -36,7 +36,7 @@ def test_a_failed_job_is_reported_with_its_log_url(
     assert running.log_url
     assert last.log_url == running.log_url
     assert last.reasons == (
-        "the trainer could not finish and asks to be run again",
+        "the trainer could not finish and requested a retry",
         "AWS Batch: Essential container in task exited",
     )
 

@@ -315,7 +315,7 @@ def test_a_failure_is_reported_with_reasons_and_log_url(bench: Bench, job: Train
     last = bench.statuses[-1]
     assert (last.state, last.retryable) == (State.FAILED, True)
     assert last.reasons == (
-        "the trainer was ended by SIGKILL, perhaps for want of memory",
+        "the trainer was ended by SIGKILL, possibly out of memory",
         "AWS Batch: Essential container in task exited",
     )
     stream = bench.only["container"]["logStreamName"].replace("/", "$252F")
@@ -349,7 +349,7 @@ def test_a_timeout_is_not_retryable(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     bench.batch.end(bench.only["jobId"], 137, statusReason="Job attempt duration exceeded timeout")
     bench.deliver(bench.batch.events[-1])
-    assert bench.statuses[-1].reasons[0] == "it took longer than max_seconds"
+    assert bench.statuses[-1].reasons[0] == "exceeded max_seconds"
     assert not bench.statuses[-1].retryable
 
 

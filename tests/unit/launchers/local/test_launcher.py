@@ -13,9 +13,9 @@ import pytest
 from foldtune.events import TrainingJob
 from foldtune.settings import S3Settings, Settings, settings_environment
 from foldtune.testing import MemoryObjectStore
-from launchers.exit_codes import outcome_of
 from launchers.local.launcher import LocalLauncher
 from launchers.port import Ending, LaunchError, Run, RunBusyError
+from launchers.run_outcomes import outcome_of
 from tests.unit.launchers.conftest import MakeLocal, make_job
 from tests.unit.launchers.test_port import HANG, ended
 

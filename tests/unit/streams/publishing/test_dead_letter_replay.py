@@ -42,8 +42,8 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Put:
     return put_one
 
 
-def receipt(letter_id: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
-    return [*dead_letter_headers("", topic, partition, offset), (LETTER_HEADER, letter_id.encode())]
+def receipt(dead_letter_id: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
+    return [*dead_letter_headers("", topic, partition, offset), (LETTER_HEADER, dead_letter_id.encode())]
 
 
 ORIGIN = RecordId("p-chat-logs", 1, 2)

@@ -34,7 +34,7 @@ class RecordingPublisher(EventPublisher):
     async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
         self.sent += records
 
-    async def send_dead_letter(
+    async def send_to_dead_letters(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         raise AssertionError((value, key, error, origin))

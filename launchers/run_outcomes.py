@@ -1,4 +1,4 @@
-"""What a trainer's exit code means."""
+"""Outcomes of runs from the trainer's exit codes (``trainers.exit_codes``)."""
 
 import signal
 
@@ -17,9 +17,9 @@ def outcome_of(code: int, stopping: RunOutcome | None = None) -> RunOutcome:
     if code < 0:
         reason = f"the trainer was ended by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
-            reason += ", perhaps for want of memory"
+            reason += ", possibly out of memory"
     elif code == ExitCode.TRY_AGAIN:
-        reason = "the trainer could not finish and asks to be run again"
+        reason = "the trainer could not finish and requested a retry"
     else:
         reason = f"the trainer ended with exit code {code}"
     return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
