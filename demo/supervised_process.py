@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from pathlib import Path
 
+from foldtune.settings import ENV_PREFIX
 from infra.local.server import STOP_SECONDS, SUPERVISOR
 
 LOG_TAIL_LINES = 40
@@ -56,4 +57,4 @@ def log_tail(path: Path) -> str:
 
 def _environment_without_settings() -> dict[str, str]:
     """This environment without foldtune's settings, which may point to other servers than the demo's."""
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith("FOLDTUNE_")}
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}

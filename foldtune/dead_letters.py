@@ -2,8 +2,14 @@
 
 from typing import Any
 
+import structlog
+from pydantic import ValidationError
+
 from foldtune.kafka import Publisher
+from foldtune.reasons import reasons_of
 from foldtune.topics import MAX_RECORD_BYTES, Topic
+
+_log = structlog.get_logger(__name__)
 
 ERROR_HEADER = "foldtune-error"
 TOPIC_HEADER = "foldtune-topic"
@@ -34,12 +40,18 @@ def truncate_value(value: bytes | None, error: str) -> tuple[bytes | None, str]:
     return value[:_MAX_VALUE_BYTES], f"{error}; truncated from {len(value)} bytes to {_MAX_VALUE_BYTES}"
 
 
-def send_to_dead_letters(publisher: Publisher, record: Any, error: str) -> None:
-    """Enqueue a record for the dead letters; ``publisher.flush()`` waits for it.
+def reject_record(publisher: Publisher, record: Any, error: ValidationError) -> None:
+    """Send a record that does not validate to the dead letters; durable on return.
 
     ``record`` is kafka-python's ``ConsumerRecord``, or has the same ``topic``, ``partition``, ``offset``, ``key`` and
     ``value``.
+
+    Raises:
+        PublishError: the brokers did not acknowledge it.
     """
-    value, error = truncate_value(record.value, error)
-    headers = dead_letter_headers(error, record.topic, record.partition, record.offset)
-    publisher.send_raw(Topic.DEAD_LETTERS, value, key=record.key, headers=headers)
+    reasons = "; ".join(reasons_of(error))
+    value, header = truncate_value(record.value, reasons)
+    origin = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+    publisher.send_raw(Topic.DEAD_LETTERS, value, key=record.key, headers=dead_letter_headers(header, **origin))
+    publisher.flush()
+    _log.warning("record sent to dead letters", **origin, error=reasons)

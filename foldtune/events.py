@@ -73,6 +73,12 @@ class Event(Model):
         return self.model_dump_json(exclude_none=True).encode()
 
 
+class EventType(BaseModel):
+    """Only the ``type`` of an event, from which a reader selects the model that decodes it."""
+
+    type: str = ""
+
+
 # ── Published by the agent ───────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -19,6 +19,8 @@ from foldtune.topics import CHANGELOG_CONFIG, MAX_RECORD_BYTES, Topic
 DELIVERY_SECONDS = 30
 # A wrong address is a common mistake, which should not take kafka-python's half minute to be reported.
 BOOTSTRAP_SECONDS = 8
+# The longest wait of one poll for new records.
+POLL_MILLISECONDS = 250
 
 
 def partition_of(key: str, partitions: int) -> int:

@@ -1,19 +1,34 @@
 """The layout of the bucket: every object key that foldtune reads or writes.
 
-==========================================  ==============================================================
-``snapshots/REQUEST/``                      Parquet files and ``manifest.json`` of a request's snapshot
-``jobs/REQUEST/``                           ``job.json`` and the ledger of its attempts (``launchers.ledger``)
-``checkpoints/REQUEST/VERSION/``            the checkpoint of a running training
-``models/MODEL/VERSION/``                   a trained model; ``manifest.json`` is written last
-``statuses/REQUEST_ID.json``                the newest status of a request, for readers without Kafka
-``spend/MODEL/YYYY-MM.json``                cost of the model's trainings on AWS Batch, by month
-==========================================  ==============================================================
+===================================================  =========================================================
+``snapshots/REQUEST/examples-PARTITION-X.parquet``   the examples of one partition in a request's snapshot
+``snapshots/REQUEST/documents-PARTITION-X.parquet``  their documents
+``snapshots/REQUEST/manifest.json``                  the snapshot's files
+``jobs/REQUEST/job.json``                            the job, as all of its attempts read it
+``jobs/REQUEST/cancelled``                           empty; exists if the request was cancelled
+``jobs/REQUEST/attempt-N.NAME``                      the ledger of the job's attempts (``launchers.ledger``)
+``checkpoints/REQUEST/VERSION/state.safetensors``    the checkpoint of a running training
+``models/MODEL/VERSION/``                            the files of a trained model
+``models/MODEL/VERSION/manifest.json``               its files with their digests, written last
+``models/MODEL/latest.json``                         the newest promoted version of the model
+``statuses/REQUEST_ID.json``                         the newest status of a request, for readers without Kafka
+``spend/MODEL/YYYY-MM.json``                         cost of the model's trainings on AWS Batch, by month
+===================================================  =========================================================
 
-``REQUEST`` is the ``key_segment`` of model name and request id, ``MODEL`` that of the model name.
+``REQUEST`` is the ``key_segment`` of model name and request id, ``REQUEST_ID`` that of the request id alone, and
+``MODEL`` that of the model name. ``VERSION`` is the job's version, ``PARTITION`` has five digits, and ``X`` is the
+start of the file's SHA-256. ``NAME`` is ``submission.json``, ``heartbeat``, ``outcome.json``, ``log-url`` or ``log``,
+and on AWS Batch also ``batch.json`` or ``stopping.json``.
 """
 
 import hashlib
 import re
+from typing import Literal
+
+# The files of a snapshot.
+SnapshotKind = Literal["examples", "documents"]
+MANIFEST = "manifest.json"
+CHECKPOINT = "state.safetensors"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -52,24 +67,59 @@ def snapshot_prefix(model: str, request_id: str) -> str:
     return f"snapshots/{request_segment(model, request_id)}"
 
 
+def snapshot_file_key(model: str, request_id: str, kind: SnapshotKind, partition: int, sha256: str) -> str:
+    """One partition's Parquet file in a snapshot, named by its digest."""
+    return f"{snapshot_prefix(model, request_id)}/{kind}-{partition:05d}-{sha256[:16]}.parquet"
+
+
+def snapshot_manifest_key(model: str, request_id: str) -> str:
+    """The manifest of a snapshot."""
+    return f"{snapshot_prefix(model, request_id)}/{MANIFEST}"
+
+
 def job_prefix(model: str, request_id: str) -> str:
     """The prefix of a request's job and of its ledger."""
     return f"jobs/{request_segment(model, request_id)}"
 
 
+def job_key(model: str, request_id: str) -> str:
+    """The job of a request."""
+    return f"{job_prefix(model, request_id)}/job.json"
+
+
+def cancelled_key(model: str, request_id: str) -> str:
+    """Exists if the request was cancelled."""
+    return f"{job_prefix(model, request_id)}/cancelled"
+
+
+def attempts_prefix(model: str, request_id: str) -> str:
+    """The prefix of the ledger's files of all attempts."""
+    return f"{job_prefix(model, request_id)}/attempt-"
+
+
 def attempt_key(model: str, request_id: str, attempt: int, name: str) -> str:
     """A file of an attempt in the ledger."""
-    return f"{job_prefix(model, request_id)}/attempt-{attempt}.{name}"
+    return f"{attempts_prefix(model, request_id)}{attempt}.{name}"
 
 
 def checkpoint_key(model: str, request_id: str, version: str) -> str:
     """The checkpoint of a training."""
-    return f"checkpoints/{request_segment(model, request_id)}/{version}/state.safetensors"
+    return f"checkpoints/{request_segment(model, request_id)}/{version}/{CHECKPOINT}"
 
 
 def model_prefix(model: str, version: str) -> str:
     """The prefix of a model version."""
     return f"models/{key_segment(model)}/{version}"
+
+
+def manifest_key(prefix: str) -> str:
+    """The manifest of the model version under a prefix."""
+    return f"{prefix}/{MANIFEST}"
+
+
+def latest_key(prefix: str) -> str:
+    """The pointer to the newest promoted version, beside the prefix of any version of the model."""
+    return f"{prefix.rpartition('/')[0]}/latest.json"
 
 
 def status_key(request_id: str) -> str:

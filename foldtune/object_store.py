@@ -57,6 +57,23 @@ class ObjectStore(Protocol):
             ObjectMissingError: the object does not exist.
         """
 
+    def find(self, key: str) -> bytes | None:
+        """An object's bytes; ``None`` if it does not exist."""
+        try:
+            return self.get(key)
+        except ObjectMissingError:
+            return None
+
+    def find_with_etag(self, key: str) -> tuple[bytes, str] | None:
+        """Like ``get_with_etag``; ``None`` if the object does not exist."""
+        try:
+            return self.get_with_etag(key)
+        except ObjectMissingError:
+            return None
+
+    def exists(self, key: str) -> bool:
+        """Whether an object has this key."""
+
     def get_file(self, key: str, path: Path) -> None:
         """Download an object to a file; raises like ``get``."""
 
@@ -135,6 +152,14 @@ class S3ObjectStore(ObjectStore):
 
     def get(self, key: str) -> bytes:
         return self.get_with_etag(key)[0]
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._wrapped_errors(key, may_be_missing=True):
+                self._client.head_object(Bucket=self.bucket, Key=key)
+        except ObjectMissingError:
+            return False
+        return True
 
     def get_file(self, key: str, path: Path) -> None:
         with self._wrapped_errors(key, may_be_missing=True):

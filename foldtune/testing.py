@@ -47,6 +47,9 @@ class MemoryObjectStore(ObjectStore):
         except KeyError:
             raise ObjectMissingError(self.uri(key)) from None
 
+    def exists(self, key: str) -> bool:
+        return key in self._objects
+
     def get_file(self, key: str, path: Path) -> None:
         path.write_bytes(self.get(key))
 

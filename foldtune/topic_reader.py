@@ -7,11 +7,9 @@ from typing import Any
 from kafka import TopicPartition
 
 from foldtune.errors import TopicMissingError
-from foldtune.kafka import consumer
+from foldtune.kafka import POLL_MILLISECONDS, consumer
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
-
-POLL_MILLISECONDS = 250
 
 
 def read(

@@ -17,10 +17,10 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 from pydantic import ValidationError
 
-from foldtune.dead_letters import send_to_dead_letters
+from foldtune.dead_letters import reject_record
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import TrainingJob
-from foldtune.kafka import Publisher, consumer
+from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
 from foldtune.object_store import ObjectStore
 from foldtune.reports import publish_report
 from foldtune.settings import Settings
@@ -37,7 +37,6 @@ log = structlog.get_logger(__name__)
 GROUP = "foldtune-launcher"
 # A launcher that was killed leaves the group soon; one that is alive sends heartbeats from a background thread.
 _MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
-POLL_MILLISECONDS = 250
 # Longer than a trainer's grace to write its checkpoint.
 STOP_SECONDS = 45.0
 
@@ -132,10 +131,7 @@ class JobConsumer:
         try:
             job = TrainingJob.model_validate_json(record.value or b"")
         except ValidationError as error:
-            send_to_dead_letters(publisher, record, str(error))
-            publisher.flush()
-            source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-            log.warning("record sent to dead letters", **source, error=str(error))
+            reject_record(publisher, record, error)
             self._offsets[partition].settle(record.offset)
             return
         ledger = Ledger(self._store, job.request.model, job.request.request_id)

@@ -19,9 +19,8 @@ import json
 import re
 from dataclasses import dataclass
 
-from foldtune.errors import ObjectMissingError
 from foldtune.events import Model, TrainingJob, UtcTime, now
-from foldtune.object_keys import attempt_key, job_prefix
+from foldtune.object_keys import attempt_key, attempts_prefix, cancelled_key, job_key
 from foldtune.object_store import ObjectStore
 from launchers.port import Ending, RunOutcome
 
@@ -67,9 +66,8 @@ class Ledger:
         self._store = store
         self._model = model
         self.request_id = request_id
-        self._prefix = job_prefix(model, request_id)
-        self._job_key = f"{self._prefix}/job.json"
-        self._cancelled_key = f"{self._prefix}/cancelled"
+        self._job_key = job_key(model, request_id)
+        self._cancelled_key = cancelled_key(model, request_id)
         self.job_uri = store.uri(self._job_key)
 
     def write_job(self, job: TrainingJob) -> None:
@@ -78,12 +76,12 @@ class Ledger:
 
     def read_job(self) -> TrainingJob | None:
         """The job, if one was written."""
-        content = self._get(self._job_key)
+        content = self._store.find(self._job_key)
         return TrainingJob.model_validate_json(content) if content is not None else None
 
     def attempts(self) -> list[Attempt]:
         """All attempts so far, in order."""
-        matches = (_SUBMISSION.search(key) for key in self._store.list(f"{self._prefix}/attempt-"))
+        matches = (_SUBMISSION.search(key) for key in self._store.list(attempts_prefix(self._model, self.request_id)))
         return [self._attempt(number) for number in sorted(int(match[1]) for match in matches if match)]
 
     def claim(self, number: int, owner: Owner) -> bool:
@@ -106,7 +104,7 @@ class Ledger:
 
     def heartbeat(self, number: int) -> bytes | None:
         """The owner's last heartbeat; only whether it changes means anything, clocks differ."""
-        return self._get(self._key(number, "heartbeat"))
+        return self._store.find(self._key(number, "heartbeat"))
 
     def record_outcome(self, number: int, outcome: RunOutcome) -> tuple[RunOutcome, bool]:
         """Record how an attempt ended, unless an outcome is on record; returns the recorded one and whether it is new.
@@ -123,11 +121,11 @@ class Ledger:
 
     def cancel_requested(self) -> bool:
         """Whether the request was cancelled, on record."""
-        return self._cancelled_key in self._store.list(self._cancelled_key)
+        return self._store.exists(self._cancelled_key)
 
     def reported_log_url(self, number: int) -> str | None:
         """The page that was reported as the log of the running attempt, empty for none; ``None`` before any report."""
-        content = self._get(self._key(number, "log-url"))
+        content = self._store.find(self._key(number, "log-url"))
         return content.decode() if content is not None else None
 
     def record_log_url(self, number: int, log_url: str) -> None:
@@ -136,15 +134,9 @@ class Ledger:
 
     def _attempt(self, number: int) -> Attempt:
         claim, etag = self._store.get_with_etag(self._key(number, "submission.json"))
-        outcome = self._get(self._key(number, "outcome.json"))
+        outcome = self._store.find(self._key(number, "outcome.json"))
         recorded = RunOutcome.model_validate_json(outcome) if outcome is not None else None
         return Attempt(number, Owner.model_validate_json(claim), recorded, etag)
-
-    def _get(self, key: str) -> bytes | None:
-        try:
-            return self._store.get(key)
-        except ObjectMissingError:
-            return None
 
     def _key(self, number: int, name: str) -> str:
         return attempt_key(self._model, self.request_id, number, name)

@@ -33,10 +33,10 @@ from foldtune.events import (
     ModelReady,
     now,
 )
-from foldtune.kafka import Publisher, consumer
+from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
 from foldtune.settings import Settings
 from foldtune.status_order import StatusRecord, merge_status
-from foldtune.topic_reader import POLL_MILLISECONDS, read
+from foldtune.topic_reader import read
 from foldtune.topics import Topic
 
 # Not structlog: unconfigured, that writes to the program's stdout.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from foldtune.digests import file_sha256
 from foldtune.errors import ModelFileError, ObjectMissingError
 from foldtune.events import ManifestFile, ModelManifest, ModelReady
-from foldtune.object_keys import key_segment
+from foldtune.object_keys import MANIFEST, key_segment, manifest_key
 from foldtune.object_store import ObjectStore
 
-MANIFEST = "manifest.json"
 CURRENT = "current"
 
 # The version becomes a folder's name beside the link.
@@ -46,7 +46,7 @@ def _is_downloaded(version: Path, ready: ModelReady) -> bool:
     if not version.exists():
         return False
     manifest = version / MANIFEST
-    if not manifest.is_file() or _digest(manifest) != ready.manifest_sha256:
+    if not manifest.is_file() or file_sha256(manifest) != ready.manifest_sha256:
         raise ModelFileError(f"{version} is a different model")
     return True
 
@@ -58,13 +58,13 @@ def _download(ready: ModelReady, store: ObjectStore, version: Path) -> None:
         incoming = Path(parent) / "model"
         incoming.mkdir()
         try:
-            manifest = _verified_manifest(store.get(f"{prefix}/{MANIFEST}"), ready)
+            manifest = _verified_manifest(store.get(manifest_key(prefix)), ready)
             for file in manifest.files:
                 _download_file(store, f"{prefix}/{file.path}", incoming / file.path, file)
-            store.get_file(f"{prefix}/{MANIFEST}", incoming / MANIFEST)
+            store.get_file(manifest_key(prefix), incoming / MANIFEST)
         except ObjectMissingError as error:
             raise ModelFileError(error) from error
-        if _digest(incoming / MANIFEST) != ready.manifest_sha256:
+        if file_sha256(incoming / MANIFEST) != ready.manifest_sha256:
             raise ModelFileError(f"{MANIFEST} changed during the download")
         try:
             incoming.rename(version)
@@ -89,13 +89,8 @@ def _download_file(store: ObjectStore, key: str, path: Path, file: ManifestFile)
     store.get_file(key, path)
     if (size := path.stat().st_size) != file.bytes:
         raise ModelFileError(f"{file.path} has {size} bytes, expected {file.bytes}")
-    if (digest := _digest(path)) != file.sha256:
+    if (digest := file_sha256(path)) != file.sha256:
         raise ModelFileError(f"{file.path} has SHA-256 {digest}, expected {file.sha256}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _link_current(link: Path, version: str) -> None:

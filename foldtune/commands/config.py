@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from foldtune.commands.output import AsJson, print_json, print_table
-from foldtune.settings import load_settings
+from foldtune.settings import ENV_PREFIX, load_settings
 
 app = typer.Typer(add_completion=False)
 
@@ -30,4 +30,4 @@ def _rows(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for field, setting in fields:
             path = [section, field] if field else [section]
             text = "" if setting is None else str(setting)
-            yield f"FOLDTUNE_{'__'.join(path).upper()}", text
+            yield f"{ENV_PREFIX}{'__'.join(path).upper()}", text

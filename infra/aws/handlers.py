@@ -32,13 +32,12 @@ import structlog
 from pydantic import ValidationError
 
 from api.routes import HEADERS, Answer, refusal, request_status, submit_request
-from foldtune.dead_letters import send_to_dead_letters
+from foldtune.dead_letters import reject_record
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import Event, FineTuneRequested, FineTuneStatus, State, TrainingJob, now
 from foldtune.kafka import DELIVERY_SECONDS, Publisher
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
-from foldtune.reasons import reasons_of
 from foldtune.reports import publish_report
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
@@ -122,10 +121,7 @@ class RecordHandler:
         try:
             event = event_type.model_validate_json(record.value)
         except ValidationError as error:
-            reasons = "; ".join(reasons_of(error))
-            send_to_dead_letters(self._publisher(), record, reasons)
-            self._publisher().flush()
-            _log.warning("record sent to dead letters", **record.position, error=reasons)
+            reject_record(self._publisher(), record, error)
             return
         handler(record, event)
 

@@ -1,6 +1,5 @@
 """The newest status of each request as an object, for readers that cannot consume a topic."""
 
-from foldtune.errors import ObjectMissingError
 from foldtune.events import FineTuneStatus
 from foldtune.object_keys import status_key
 from foldtune.object_store import ObjectStore
@@ -8,13 +7,13 @@ from foldtune.status_order import StatusRecord, merge_status
 
 
 class _StatusObject(StatusRecord):
-    """``statuses/REQUEST.json``: the newest record, and those of other models under the same id."""
+    """``statuses/REQUEST_ID.json``: the newest record, and those of other models under the same id."""
 
     others: tuple[StatusRecord, ...] = ()
 
 
 class StatusStore:
-    """Keeps ``statuses/REQUEST.json`` up to date with ``fine-tune-status``, in any order of delivery."""
+    """Keeps ``statuses/REQUEST_ID.json`` up to date with ``fine-tune-status``, in any order of delivery."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -37,10 +36,10 @@ class StatusStore:
         return known[0].status if known else None
 
     def _read(self, key: str) -> tuple[tuple[StatusRecord, ...], str]:
-        try:
-            content, etag = self._store.get_with_etag(key)
-        except ObjectMissingError:
+        version = self._store.find_with_etag(key)
+        if version is None:
             return (), ""
+        content, etag = version
         known = _StatusObject.model_validate_json(content)
         newest = StatusRecord(partition=known.partition, offset=known.offset, status=known.status)
         return (newest, *known.others), etag

@@ -1,6 +1,5 @@
 """The servers' jars: downloaded once into the Maven cache, verified against the lock file at every start."""
 
-import hashlib
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from jgo.env import LockFile
 from jgo.maven import Artifact, MavenContext
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from foldtune.digests import file_sha256
 from infra.local.errors import JarDigestError, JarUnavailableError
 
 KAFKA_LOCK = Path(__file__).with_name("kafka.lock.toml")
@@ -58,15 +58,9 @@ def locked_jars(lock: Path, context: MavenContext | None = None) -> list[Path]:
         return list(pool.map(lambda jar: _verified(*jar), jars))
 
 
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _verified(artifact: Artifact, digest: str) -> Path:
     path = Path(artifact.cached_path or artifact.filename)
-    if not path.is_file() or sha256(path) != digest:
+    if not path.is_file() or file_sha256(path) != digest:
         _log.info("downloading jar", jar=artifact.filename)
         try:
             _download(artifact, path, digest)
@@ -95,7 +89,7 @@ def _download(artifact: Artifact, target: Path, digest: str) -> None:
         )
         project = temporary.project(component.groupId, component.artifactId).at_version(component.version)
         fresh = project.artifact(artifact.classifier, artifact.packaging).resolve()
-        actual = sha256(fresh)
+        actual = file_sha256(fresh)
         if actual != digest:
             raise JarDigestError(artifact.filename, actual, digest)
         target.parent.mkdir(parents=True, exist_ok=True)

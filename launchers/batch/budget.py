@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import structlog
 
-from foldtune.errors import ObjectMissingError
 from foldtune.events import Model, TrainingJob
 from foldtune.object_keys import spend_key
 from foldtune.object_store import ObjectStore
@@ -73,7 +72,7 @@ class BatchBudget(Budget):
     def _update(self, job: TrainingJob, change: Callable[[_Jobs], _Jobs]) -> None:
         key = spend_key(job.request.model, f"{job.published_at:%Y-%m}")
         while True:
-            content, etag = self._read(key)
+            content, etag = self._store.find_with_etag(key) or (None, "")
             before = Spend.model_validate_json(content).jobs if content else {}
             after = change(before)
             if after == before:
@@ -89,9 +88,3 @@ class BatchBudget(Budget):
             dollars=round(sum(after.values()), 4),
             job_dollars=after[job_segment(job)],
         )
-
-    def _read(self, key: str) -> tuple[bytes | None, str]:
-        try:
-            return self._store.get_with_etag(key)
-        except ObjectMissingError:
-            return None, ""

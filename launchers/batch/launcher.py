@@ -17,7 +17,7 @@ import boto3
 import structlog
 from botocore.config import Config
 
-from foldtune.errors import InfrastructureError, InvalidSettingsError, ObjectMissingError
+from foldtune.errors import InfrastructureError, InvalidSettingsError
 from foldtune.object_keys import attempt_key
 from foldtune.object_store import AWS_ERRORS, ObjectStore
 from foldtune.settings import Settings
@@ -109,7 +109,7 @@ class BatchLauncher(Launcher):
         log_url = job.log_url(self._settings.batch.log_group)
         if not job.ended:
             return RunStatus(running=job.status == "RUNNING", log_url=log_url)
-        stopping = self._get(run, "stopping.json")
+        stopping = self._store.find(_key(run, "stopping.json"))
         outcome = job.outcome(RunOutcome.model_validate_json(stopping) if stopping else None)
         return RunStatus(
             outcome=outcome and outcome.model_copy(update={"log_url": log_url}),
@@ -119,7 +119,7 @@ class BatchLauncher(Launcher):
 
     def job_id(self, run: Run) -> str | None:
         """Batch's id of the run's job, if it is on record."""
-        record = self._get(run, "batch.json")
+        record = self._store.find(_key(run, "batch.json"))
         return str(json.loads(record)["job_id"]) if record else None
 
     def record_submission(self, run: Run, job_id: str) -> None:
@@ -167,12 +167,6 @@ class BatchLauncher(Launcher):
                 log.warning("job not terminated", request_id=request_id, run=run.name, job_id=job_id, error=str(error))
             except AWS_ERRORS as error:
                 raise BatchError(error) from error
-
-    def _get(self, run: Run, name: str) -> bytes | None:
-        try:
-            return self._store.get(_key(run, name))
-        except ObjectMissingError:
-            return None
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 
+from trainers.exit_codes import ExitCode
+
 PR_SET_PDEATHSIG = 1
-EX_TEMPFAIL = 75
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # A parent that died before the call sends no signal.
     if os.getppid() != int(parent):
-        sys.exit(EX_TEMPFAIL)
+        sys.exit(ExitCode.TRY_AGAIN)
     os.execvp(command[0], command)  # noqa: S606
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from foldtune.errors import ObjectStoreError
 from foldtune.events import (
     REPORTING_TIME,
+    EventType,
     FineTuneCancelled,
     FineTuneRequested,
     FineTuneStatus,
@@ -28,7 +29,7 @@ from foldtune.events import (
 )
 from foldtune.kafka import partition_of
 from foldtune.knobs import ModelName
-from foldtune.object_keys import key_segment, model_prefix, snapshot_prefix
+from foldtune.object_keys import key_segment, model_prefix, snapshot_manifest_key
 from foldtune.object_store import ObjectStore
 from foldtune.reasons import reasons_of
 from foldtune.settings import Settings
@@ -62,10 +63,6 @@ class _RequestIds(BaseModel):
 
     request_id: RequestId
     model: ModelName
-
-
-class _EventType(BaseModel):
-    type: str = ""
 
 
 class Coordinator:
@@ -125,7 +122,7 @@ class Coordinator:
     # ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _handle_request(self, partition: int, value: bytes) -> None:
-        if _EventType.model_validate_json(value).type == "fine_tune_cancelled":
+        if EventType.model_validate_json(value).type == "fine_tune_cancelled":
             cancel = FineTuneCancelled.model_validate_json(value)
             if cancellation := lifecycle.cancelled(self._model_state(partition, cancel.model), cancel, now()):
                 await self._commit(partition, cancellation)
@@ -284,7 +281,7 @@ class Coordinator:
     async def _upload_manifest(self, request: FineTuneRequested, manifest: SnapshotManifest) -> TrainingJob:
         """Upload the manifest; returns the job that refers to it."""
         content = manifest.encode()
-        key = f"{snapshot_prefix(request.model, request.request_id)}/manifest.json"
+        key = snapshot_manifest_key(request.model, request.request_id)
         await asyncio.to_thread(self._store.put, key, content)
         # From the time of the snapshot, not of this attempt: a retry makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{key_segment(request.request_id)[-8:]}"

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Protocol, TypeVar
 
 from foldtune.events import SnapshotCommand, SnapshotFile, SnapshotPart, TopicOffset
-from foldtune.object_keys import snapshot_prefix
+from foldtune.object_keys import SnapshotKind, snapshot_file_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import LabelWeights
 from streams.snapshots import export_child
@@ -26,11 +26,6 @@ class Call(Protocol):
         """Raises ``OSError`` if the other process is gone."""
 
 
-def call_here(function: Callable[[], T]) -> T:
-    """Call in this process."""
-    return function()
-
-
 def export(
     command: SnapshotCommand,
     view: PartitionView,
@@ -38,7 +33,7 @@ def export(
     store: ObjectStore,
     weights: LabelWeights,
     *,
-    call: Call = call_here,
+    call: Call,
 ) -> SnapshotPart:
     """Write the partition's part of a snapshot, folder by folder: memory grows with the largest folder only.
 
@@ -70,10 +65,9 @@ def export(
             part = call(partial(export_child.finish, directory))
         finally:
             call(partial(export_child.discard, directory))
-        prefix = snapshot_prefix(request.model, request.request_id)
         written = time.perf_counter()
-        examples = _upload(part.examples, store, f"{prefix}/examples-{command.partition:05d}")
-        documents = _upload(part.documents, store, f"{prefix}/documents-{command.partition:05d}")
+        examples = _upload(part.examples, store, command, "examples")
+        documents = _upload(part.documents, store, command, "documents")
         ended = time.perf_counter()
     return SnapshotPart(
         request_id=request.request_id,
@@ -93,7 +87,8 @@ def export(
     )
 
 
-def _upload(file: WrittenFile, store: ObjectStore, name: str) -> SnapshotFile:
-    key = f"{name}-{file.sha256[:16]}.parquet"
+def _upload(file: WrittenFile, store: ObjectStore, command: SnapshotCommand, kind: SnapshotKind) -> SnapshotFile:
+    request = command.request
+    key = snapshot_file_key(request.model, request.request_id, kind, command.partition, file.sha256)
     store.put_file(key, file.path)
     return SnapshotFile(uri=store.uri(key), sha256=file.sha256, rows=file.rows)

@@ -4,7 +4,6 @@ Runs in the export process. Callers in other processes can refer to functions bu
 are held here, keyed by their output directory.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from foldtune.digests import file_sha256
 from foldtune.events import FolderCount, SnapshotCommand
 from foldtune.settings import LabelWeights, SetLimits
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
@@ -182,6 +182,4 @@ class _ParquetFile:
 
     def close(self) -> WrittenFile:
         self._writer.close()
-        with self._path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return WrittenFile(self._path, self._rows, digest)
+        return WrittenFile(self._path, self._rows, file_sha256(self._path))

@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 from foldtune.settings import Sets
 from foldtune.topics import Topic
@@ -12,7 +11,6 @@ from streams.errors import OutdatedViewError
 from streams.partitions.changelog_table import Changes, Table
 from streams.training_sets import state_events
 from streams.training_sets.erasures import Erasures
-from streams.training_sets.fold import FolderSet, fold
 from streams.training_sets.segments import SEGMENT_PREFIX, Segment, pack, unpack
 from streams.training_sets.state_events import NO_FOLDER, ErasureRequested, StateRecord
 
@@ -36,11 +34,6 @@ class PartitionView:
             for folder_id in self.segments
             if folder_id != NO_FOLDER and (selected is None or folder_id in selected)
         )
-
-    def folder_set(self, folder_id: str, as_of: datetime) -> FolderSet:
-        """A folder's training set at the time ``as_of``; raises like ``contents``."""
-        records = self.records(self.segments.get(folder_id, ()))
-        return fold(folder_id, records, self.erasures(), self.limits.of(folder_id), as_of)
 
     def erasures(self) -> Erasures:
         """All erasures ever received; raises like ``contents``."""

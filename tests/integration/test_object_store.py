@@ -68,6 +68,20 @@ def test_a_missing_object_is_an_error_except_to_delete(store: ObjectStore, key: 
     assert not (tmp_path / "target").exists()
 
 
+def test_an_object_that_may_be_missing_is_found_or_not(store: ObjectStore, key: str) -> None:
+    # A key that begins with the same text is another object.
+    store.put(f"{key}.longer", b"another")
+    assert not store.exists(key)
+    assert store.find(key) is None
+    assert store.find_with_etag(key) is None
+    store.put(key, b"")
+    assert store.exists(key)
+    assert store.find(key) == b""
+    assert store.find_with_etag(key) == store.get_with_etag(key)
+    store.delete(key)
+    assert not store.exists(key)
+
+
 def test_an_address_leads_to_its_key(store: ObjectStore, key: str) -> None:
     assert store.key(store.uri(key)) == key
     with pytest.raises(ValueError, match="is not in the bucket"):

@@ -22,13 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from foldtune.errors import ObjectMissingError
 from foldtune.events import TrainingJob
-from foldtune.object_keys import checkpoint_key
+from foldtune.object_keys import CHECKPOINT, checkpoint_key
 from foldtune.object_store import ObjectStore
 from trainers.errors import InterruptedTrainingError
 
 log = structlog.get_logger()
 
-_FILE = "state.safetensors"
 # Raise it with every change to the training or to the form of its state: older checkpoints are then ignored.
 CHECKPOINT_VERSION = 6
 
@@ -68,7 +67,7 @@ class Checkpoints:
     def load(self) -> TrainingState | None:
         """The saved state; None if there is none, or it is unreadable or of another training."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / _FILE
+            path = Path(folder) / CHECKPOINT
             try:
                 self._store.get_file(self._key, path)
                 with safe_open(path, framework="pt") as file:
@@ -92,7 +91,7 @@ class Checkpoints:
         """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / _FILE
+            path = Path(folder) / CHECKPOINT
             save_file(tensors, path, {"facts": json.dumps(state.facts), "fingerprint": self._fingerprint})
             self._store.put_file(self._key, path)
         self._due_at = self._clock() + self._interval

@@ -7,12 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from foldtune.digests import file_sha256
 from foldtune.events import ManifestFile, ModelManifest, ModelReady, Sha256, State, TrainingJob
+from foldtune.object_keys import latest_key, manifest_key
 from foldtune.object_store import ObjectStore
 from trainers.publishing.reporting import Reporter
-
-MANIFEST = "manifest.json"
-LATEST = "latest.json"
 
 
 class ArtifactManifest(ModelManifest):
@@ -48,20 +47,19 @@ def publish_model(folder: Path, ready: ModelReady, job: TrainingJob, store: Obje
         files=tuple(_file(path, folder) for path in paths),
         ready=ready.model_dump(mode="json", exclude={"manifest_sha256"}),
     )
-    store.put_if_absent(f"{prefix}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
+    store.put_if_absent(manifest_key(prefix), manifest.model_dump_json(indent=2).encode())
     announce_model(job, store, reporter)
 
 
 def is_published(job: TrainingJob, store: ObjectStore) -> bool:
     """Whether the job's model exists already, which its manifest says."""
-    key = f"{store.key(job.output_uri.rstrip('/'))}/{MANIFEST}"
-    return key in store.list(key)
+    return store.exists(manifest_key(store.key(job.output_uri.rstrip("/"))))
 
 
 def announce_model(job: TrainingJob, store: ObjectStore, reporter: Reporter) -> None:
     """Publish the events of the model in the manifest. Idempotent: consumers deduplicate by version."""
     prefix = store.key(job.output_uri.rstrip("/"))
-    content = store.get(f"{prefix}/{MANIFEST}")
+    content = store.get(manifest_key(prefix))
     manifest = ArtifactManifest.model_validate_json(content)
     digest = hashlib.sha256(content).hexdigest()
     ready = ModelReady.model_validate_json(json.dumps({**manifest.ready, "manifest_sha256": digest}))
@@ -77,27 +75,22 @@ def announce_model(job: TrainingJob, store: ObjectStore, reporter: Reporter) -> 
 
 def latest_model(job: TrainingJob, store: ObjectStore) -> LatestModel | None:
     """The newest promoted version of the job's model, if there is one."""
-    key = _latest_key(store.key(job.output_uri.rstrip("/")))
-    if key not in store.list(key):
-        return None
-    return LatestModel.model_validate_json(store.get(key))
+    return _latest_model(store.key(job.output_uri.rstrip("/")), store)
 
 
 def _advance_latest(ready: ModelReady, prefix: str, store: ObjectStore) -> None:
-    key = _latest_key(prefix)
-    if key in store.list(key):
-        current = LatestModel.model_validate_json(store.get(key))
-        if current.version >= ready.version:
-            return
+    current = _latest_model(prefix, store)
+    if current and current.version >= ready.version:
+        return
     latest = LatestModel(version=ready.version, model_uri=ready.model_uri, manifest_sha256=ready.manifest_sha256)
-    store.put(key, latest.model_dump_json().encode())
+    store.put(latest_key(prefix), latest.model_dump_json().encode())
 
 
-def _latest_key(prefix: str) -> str:
-    return f"{prefix.rpartition('/')[0]}/{LATEST}"
+def _latest_model(prefix: str, store: ObjectStore) -> LatestModel | None:
+    content = store.find(latest_key(prefix))
+    return LatestModel.model_validate_json(content) if content is not None else None
 
 
 def _file(path: Path, folder: Path) -> ManifestFile:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ManifestFile(path=path.relative_to(folder).as_posix(), sha256=digest, bytes=path.stat().st_size)
+    size = path.stat().st_size
+    return ManifestFile(path=path.relative_to(folder).as_posix(), sha256=file_sha256(path), bytes=size)

@@ -66,7 +66,7 @@ class Through:
         return self._steps.through(found) if name in self._names else found
 
 
-STORE = ("get", "put", "put_if_absent", "list", "get_with_etag", "put_if_match")
+STORE = ("get", "find", "exists", "put", "put_if_absent", "list", "get_with_etag", "find_with_etag", "put_if_match")
 CLIENT = ("submit_job", "describe_jobs", "terminate_job", "get_paginator")
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import io
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
@@ -18,6 +19,7 @@ from streams.training_sets.state_events import ChatLog, DocumentUpserted, Retrie
 from streams.training_sets.store import TrainingSets
 from tests.memory_table import MemoryTable
 
+T = TypeVar("T")
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 
 
@@ -50,6 +52,11 @@ def records() -> dict[Topic, list[StateRecord]]:
     }
 
 
+def call_here(function: Callable[[], T]) -> T:
+    """Call in this process."""
+    return function()
+
+
 def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100, end: int = 8) -> SnapshotPart:
     sets = TrainingSets(MemoryTable(), Sets())
     for topic, of_topic in records().items():
@@ -58,7 +65,7 @@ def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100, end:
     request = FineTuneRequested(request_id="r", model="m", requested_at=NOW, data=data)
     command = SnapshotCommand(request=request, partition=0, issued_at=NOW)
     offsets = (TopicOffset(topic="chat-logs", partition=0, offset=end),)
-    return export(command, sets.view(0), offsets, store, LabelWeights())
+    return export(command, sets.view(0), offsets, store, LabelWeights(), call=call_here)
 
 
 def rows(part: SnapshotPart, store: MemoryObjectStore) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -34,7 +34,7 @@ from streams.training_sets.state_events import (
     Verdict,
     encode,
 )
-from streams.training_sets.store import TrainingSets
+from streams.training_sets.store import PartitionView, TrainingSets
 from tests.examples import examples
 from tests.memory_table import MemoryTable
 
@@ -164,6 +164,12 @@ def without_texts(log: ChatLog, erased: Any) -> ChatLog:
 def size_of(event: StateEvent) -> int:
     # More than what is stored, as for a log with an answer.
     return 2 * len(encode(event))
+
+
+def folder_set(view: PartitionView, folder_id: str, as_of: datetime) -> FolderSet:
+    """A folder's training set at the time ``as_of``, as an export computes it."""
+    records = view.records(view.segments.get(folder_id, ()))
+    return fold(folder_id, records, view.erasures(), view.limits.of(folder_id), as_of)
 
 
 class Changelog:
@@ -352,9 +358,9 @@ class Disturbances(RuleBasedStateMachine):
                 heir.ingest(self.history, topic, 7)
         for folder_id in FOLDERS:
             expected = reference(folder_id, self.history, self.bounds)
-            assert heir.sets.view(0).folder_set(folder_id, END) == expected
+            assert folder_set(heir.sets.view(0), folder_id, END) == expected
             heir.maintain()
-            assert heir.sets.view(0).folder_set(folder_id, END) == expected
+            assert folder_set(heir.sets.view(0), folder_id, END) == expected
         assert heir.table.content() == self.changelog.rebuilt()
         del self.changelog.records[before:]
 
@@ -369,7 +375,7 @@ class Disturbances(RuleBasedStateMachine):
         assert self.owner.table.content() == self.changelog.rebuilt()
         for folder_id in FOLDERS:
             expected = reference(folder_id, self.history, self.bounds)
-            assert self.owner.sets.view(0).folder_set(folder_id, END) == expected
+            assert folder_set(self.owner.sets.view(0), folder_id, END) == expected
 
 
 Disturbances.TestCase.settings = settings(max_examples=examples(20), stateful_step_count=25, deadline=None)
@@ -384,7 +390,7 @@ def test_merging_bounds_the_number_of_segments() -> None:
             asyncio.run(compaction.maintain(sets, 0, START))
     asyncio.run(compaction.maintain(sets, 0, START))
     assert len(sets.view(0).segments["f"]) < compaction.FAN_IN
-    assert len(sets.view(0).folder_set("f", START).logs) == 100
+    assert len(folder_set(sets.view(0), "f", START).logs) == 100
 
 
 def test_merging_drops_old_versions_of_a_document() -> None:
@@ -408,7 +414,7 @@ def test_a_corpus_published_repeatedly_stays_within_twice_its_size() -> None:
         add(sets, Topic.DOCUMENTS, [record(again * 10_000 + n, document) for n, document in enumerate(corpus)])
         asyncio.run(compaction.maintain(sets, 0, START))
         assert sum(segment.record_count for segment in sets.view(0).segments["f"]) <= 2 * len(corpus)
-    assert sets.view(0).folder_set("f", START).documents == tuple(
+    assert folder_set(sets.view(0), "f", START).documents == tuple(
         sorted(corpus, key=lambda document: document.document_id)
     )
 
@@ -430,7 +436,7 @@ def test_a_history_imported_in_any_order_stays_within_twice_its_bounds() -> None
     segments = sets.view(0).segments["f"]
     assert sum(segment.record_count for segment in segments if segment.topic is Topic.CHAT_LOGS) <= 2 * 100
     assert sum(segment.record_count for segment in segments if segment.topic is Topic.FEEDBACK) <= 2 * 200
-    logs = sets.view(0).folder_set("f", START).logs
+    logs = folder_set(sets.view(0), "f", START).logs
     assert [judged.log.log_id for judged in logs] == [str(number) for number in range(1_900, 2_000)]
     assert {judged.verdict.rating for judged in logs if judged.verdict} == {"like"}
 
@@ -445,7 +451,7 @@ def test_a_log_superseded_by_an_erased_one_does_not_come_back() -> None:
     add(sets, Topic.ERASURES, [record(0, erasure)])
     with mock.patch.object(compaction, "_GROWTH_FACTOR", 0):
         asyncio.run(compaction.maintain(sets, 0, START + 3 * day))
-    assert [judged.log.log_id for judged in sets.view(0).folder_set("f", START + 3 * day).logs] == ["3"]
+    assert [judged.log.log_id for judged in folder_set(sets.view(0), "f", START + 3 * day).logs] == ["3"]
 
 
 @pytest.mark.parametrize("maintained", [False, True])
@@ -461,7 +467,7 @@ def test_a_smaller_version_of_a_log_brings_no_older_log_back(maintained: bool) -
         # The newest, and the tombstone of the log that exceeded the bound.
         assert [segment.record_count for segment in sets.view(0).segments["f"]] == [2]
     add(sets, Topic.CHAT_LOGS, [record(3, log("1", START + 3 * day))])
-    assert [judged.log.log_id for judged in sets.view(0).folder_set("f", START).logs] == ["new", "1"]
+    assert [judged.log.log_id for judged in folder_set(sets.view(0), "f", START).logs] == ["new", "1"]
 
 
 @pytest.mark.parametrize("answer", [0, 600, 1_000, 3_000])
@@ -491,7 +497,7 @@ def test_a_compacted_segment_fits_into_a_message() -> None:
         add(sets, Topic.CHAT_LOGS, [large, *small])
     asyncio.run(compaction.maintain(sets, 0, START))
     assert max(segment.size for segment in sets.view(0).segments["f"]) < 512 * 1024
-    assert len(sets.view(0).folder_set("f", START).logs) == 20
+    assert len(folder_set(sets.view(0), "f", START).logs) == 20
 
 
 def test_a_zombies_compaction_deletes_no_record_that_it_does_not_replace() -> None:
@@ -506,7 +512,7 @@ def test_a_zombies_compaction_deletes_no_record_that_it_does_not_replace() -> No
     owner.maintain()
     zombie.maintain()
     heir = Worker(changelog, Sets())
-    assert [judged.log.log_id for judged in heir.sets.view(0).folder_set("f", END).logs] == ["0", "1", "2"]
+    assert [judged.log.log_id for judged in folder_set(heir.sets.view(0), "f", END).logs] == ["0", "1", "2"]
 
 
 def test_erased_content_that_a_zombie_writes_back_is_purged_again() -> None:
@@ -558,7 +564,7 @@ def test_reading_a_rewritten_segment_raises() -> None:
     view = sets.view(0)
     asyncio.run(compaction.maintain(sets, 0, START))
     with pytest.raises(OutdatedViewError):
-        view.folder_set("f", START)
+        folder_set(view, "f", START)
 
 
 def test_segments_above_the_stored_offset_are_not_rewritten() -> None:
@@ -581,7 +587,7 @@ def test_a_small_log_older_than_a_large_one_that_did_not_fit_is_left_out(maintai
             asyncio.run(compaction.maintain(sets, 0, START))
         assert b"xxx" not in b"".join(sets.table.get(0, key) or b"" for key in sets.table.keys(0, SEGMENT_PREFIX))
     add(sets, Topic.CHAT_LOGS, [record(2, log("late", START))])
-    assert [judged.log.log_id for judged in sets.view(0).folder_set("f", START).logs] == ["new"]
+    assert [judged.log.log_id for judged in folder_set(sets.view(0), "f", START).logs] == ["new"]
 
 
 def test_expired_segments_are_evicted() -> None:
@@ -599,7 +605,7 @@ def test_limits_can_be_set_by_folder() -> None:
     for folder_id in FOLDERS:
         records = [record(n, log(f"{folder_id}{n}", START, folder_id=folder_id)) for n in range(10)]
         add(sets, Topic.CHAT_LOGS, records)
-    assert [len(sets.view(0).folder_set(folder_id, START).logs) for folder_id in FOLDERS] == [3, 10]
+    assert [len(folder_set(sets.view(0), folder_id, START).logs) for folder_id in FOLDERS] == [3, 10]
 
 
 def test_an_erasure_leaves_no_text_in_the_table() -> None:
@@ -622,7 +628,7 @@ def test_an_erasure_leaves_no_text_in_the_table() -> None:
     # A redelivered copy is not written again.
     add(sets, Topic.CHAT_LOGS, [record(0, mine)])
     assert all(marker.encode() not in (table.get(0, key) or b"") for key in table.keys(0, b""))
-    assert [judged.log.log_id for judged in sets.view(0).folder_set("f", START).logs] == ["2", "3"]
+    assert [judged.log.log_id for judged in folder_set(sets.view(0), "f", START).logs] == ["2", "3"]
     assert asyncio.run(compaction.maintain(sets, 0, START)).purged == 0
 
 
