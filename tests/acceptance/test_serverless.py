@@ -223,20 +223,20 @@ def test_a_better_model_is_announced(loop: Loop) -> None:
     assert loop.job(TRAINED)["status"] == "SUCCEEDED"
 
 
-def test_a_killed_training_has_failed_with_its_reason(loop: Loop) -> None:
+def test_a_killed_training_fails_with_its_reason(loop: Loop) -> None:
     status = loop.status(KILLED)
     assert (status["state"], status["retryable"]) == ("failed", True)
     assert status["reasons"][0] == "the trainer was ended by SIGKILL, perhaps for want of memory"
     assert "/log-events/" in status["log_url"]
 
 
-def test_a_cancelled_training_was_ended(loop: Loop) -> None:
+def test_a_cancelled_training_is_terminated(loop: Loop) -> None:
     assert loop.status(REGRETTED)["state"] == "cancelled"
     job = loop.job(REGRETTED)
     assert (job["status"], job["statusReason"]) == ("FAILED", "foldtune: cancelled")
 
 
-def test_each_request_ended_once_and_had_one_job(loop: Loop) -> None:
+def test_each_request_has_one_job_and_one_final_status(loop: Loop) -> None:
     assert len(loop.batch.jobs) == len(MODELS)
     statuses = [
         FineTuneStatus.model_validate_json(one.value) for one in read(loop.settings.kafka, Topic.FINE_TUNE_STATUS)
@@ -244,14 +244,14 @@ def test_each_request_ended_once_and_had_one_job(loop: Loop) -> None:
     assert sorted(status.request_id for status in statuses if status.state.terminal) == sorted(MODELS)
 
 
-def test_what_is_no_job_is_put_aside_once_and_stops_nothing(loop: Loop) -> None:
+def test_an_invalid_job_is_dead_lettered_once(loop: Loop) -> None:
     [letter, again] = read(loop.settings.kafka, Topic.DEAD_LETTERS)
     assert (letter.key, letter.value) == (again.key, again.value) == (b"r-0", POISON)
     # It was on the topic twice: the story publishes again what lies there.
     assert dict(letter.headers)[OFFSET_HEADER] != dict(again.headers)[OFFSET_HEADER]
 
 
-def test_the_functions_import_only_what_their_bundle_holds() -> None:
+def test_the_functions_import_only_packages_of_their_bundle() -> None:
     """The packages of the extras stay out of the bundle; torch alone would be many times its size."""
     program = (
         "import sys, json, infra.aws.handlers; print(json.dumps([name.partition('.')[0] for name in sys.modules]))"

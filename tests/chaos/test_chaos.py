@@ -18,7 +18,7 @@ def chaos(*arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(last[0])
 
 
-def test_nothing_is_lost_doubled_or_left_without_an_end() -> None:
+def test_all_counters_are_zero_under_faults() -> None:
     status, report = chaos("--seed", "11", "--minutes", "0.75", "--fault-every", "1.5")
     assert status == 0, report
     assert report["injected"] >= 15
@@ -35,7 +35,7 @@ def test_nothing_is_lost_doubled_or_left_without_an_end() -> None:
         ("durable-requests", "kill -9", "requests_without_one_end"),
     ],
 )
-def test_the_harness_notices_a_correction_that_is_missing(without: str, kind: str, counter: str) -> None:
+def test_a_disabled_correction_raises_its_counter(without: str, kind: str, counter: str) -> None:
     arguments = ("--seed", "7", "--minutes", "0.6", "--fault-every", "2", "--patience", "40")
     status, report = chaos(*arguments, "--only", kind, "--without", without)
     assert status == 1, report

@@ -61,7 +61,7 @@ def tell(publisher: Publisher, request_id: str, *states: State) -> None:
         publisher.publish(Topic.FINE_TUNE_STATUS, status, key=request_id, partition_by="m")
 
 
-def test_logs_travel_in_envelopes_and_a_log_of_two_folders_in_two(settings: Settings) -> None:
+def test_logs_are_batched_by_folder_and_a_log_of_two_folders_is_sent_twice(settings: Settings) -> None:
     passages = tuple(RetrievedPassage(document_id=f"d{n}", folder_id=f, rank=n) for n, f in enumerate("fg", start=1))
     with FoldtuneClient(settings, linger=timedelta(minutes=1)) as client:
         for number in range(10):
@@ -75,14 +75,14 @@ def test_logs_travel_in_envelopes_and_a_log_of_two_folders_in_two(settings: Sett
     assert ChatLog.model_validate_json(one).folder_id == "g"
 
 
-def test_a_log_does_not_wait_for_others_longer_than_its_linger(settings: Settings) -> None:
+def test_a_log_is_sent_after_the_linger(settings: Settings) -> None:
     with FoldtuneClient(settings, linger=timedelta(milliseconds=20)) as client:
         client.log(log(1))
         [record] = islice(read(settings.kafka, Topic.CHAT_LOGS, follow=True), 1)
     assert ChatLog.model_validate_json(record.value).log_id == "l1"
 
 
-def test_everything_else_is_sent_once_flushed(settings: Settings) -> None:
+def test_other_events_are_sent_by_a_flush(settings: Settings) -> None:
     request = fine_tune_request("r-1", "m")
     with FoldtuneClient(settings) as client:
         client.document(DocumentUpserted(document_id="d", folder_id="f", occurred_at=now(), text="A text."))
@@ -108,7 +108,7 @@ def test_everything_else_is_sent_once_flushed(settings: Settings) -> None:
     assert FineTuneCancelled.model_validate_json(cancelled).request_id == "r-1"
 
 
-def test_out_of_bounds_is_said_with_field_and_bound_and_nothing_is_sent(settings: Settings) -> None:
+def test_an_oversized_event_is_rejected_with_field_and_bound(settings: Settings) -> None:
     with FoldtuneClient(settings) as client:
         with pytest.raises(OutOfBoundsError, match=r"question: 5000 bytes, at most 4096"):
             client.log(log(1, question="x" * 5000))
@@ -117,7 +117,7 @@ def test_out_of_bounds_is_said_with_field_and_bound_and_nothing_is_sent(settings
     assert values(settings, Topic.CHAT_LOGS) == []
 
 
-def test_closed_it_sends_nothing(settings: Settings) -> None:
+def test_a_closed_client_sends_nothing(settings: Settings) -> None:
     client = FoldtuneClient(settings)
     client.log(log(1))
     client.close()
@@ -127,7 +127,7 @@ def test_closed_it_sends_nothing(settings: Settings) -> None:
         client.request_fine_tune(fine_tune_request("r-1"))
 
 
-def test_a_request_is_followed_to_its_end(settings: Settings, publisher: Publisher) -> None:
+def test_a_request_is_followed_to_its_final_status(settings: Settings, publisher: Publisher) -> None:
     tell(publisher, "r-1", State.ACCEPTED, State.RUNNING)
     tell(publisher, "r-2", State.REJECTED)
     with FoldtuneClient(settings) as client:
@@ -151,7 +151,7 @@ def announce(settings: Settings, publisher: Publisher, version: str) -> ModelRea
     return ready
 
 
-def test_a_group_is_told_each_model_once_and_its_last_again_if_it_died(
+def test_a_group_receives_each_model_once_and_the_uncommitted_one_again(
     settings: Settings, publisher: Publisher
 ) -> None:
     first, second = announce(settings, publisher, "v1"), announce(settings, publisher, "v2")
@@ -178,7 +178,7 @@ def test_deploy_once(settings: Settings, publisher: Publisher, runner: CliRunner
     assert runner.invoke(app, ["deploy", str(tmp_path), "--once", "--model", "other"]).exit_code == 2
 
 
-def test_subscribe_writes_lines_until_it_is_interrupted(
+def test_subscribe_prints_lines_until_interrupted(
     settings: Settings, publisher: Publisher, variables: dict[str, str]
 ) -> None:
     ready = announce(settings, publisher, "v1")
@@ -190,7 +190,9 @@ def test_subscribe_writes_lines_until_it_is_interrupted(
         assert child.wait(30) == 130
 
 
-def test_import_takes_the_good_lines_and_reports_the_bad(settings: Settings, runner: CliRunner, tmp_path: Path) -> None:
+def test_import_sends_valid_lines_and_reports_invalid_ones(
+    settings: Settings, runner: CliRunner, tmp_path: Path
+) -> None:
     file = tmp_path / "logs.jsonl"
     lines = [log(1).encode(), b"{}", b"no json", log(2, question="x" * 5000).encode(), b"", log(3).encode()]
     file.write_bytes(b"\n".join(lines))
@@ -206,7 +208,7 @@ def test_import_takes_the_good_lines_and_reports_the_bad(settings: Settings, run
     assert (strict.exit_code, "1 sent, 1 rejected" in strict.stdout) == (1, True)
 
 
-def test_documents_from_standard_input(settings: Settings, runner: CliRunner) -> None:
+def test_documents_are_imported_from_standard_input(settings: Settings, runner: CliRunner) -> None:
     document = {"document_id": "d", "folder_id": "f", "occurred_at": "2025-01-02T00:00:00Z", "text": "A text."}
     gone = {"type": "document_deleted", "document_id": "d", "folder_id": "f", "occurred_at": "2025-01-03T00:00:00Z"}
     result = runner.invoke(app, ["import", "documents", "-"], input=f"{json.dumps(document)}\n{json.dumps(gone)}\n")
@@ -216,7 +218,7 @@ def test_documents_from_standard_input(settings: Settings, runner: CliRunner) ->
     assert DocumentDeleted.model_validate_json(deleted).document_id == "d"
 
 
-def test_a_request_from_the_command_line_and_what_became_of_it(
+def test_a_request_is_sent_followed_and_cancelled_from_the_command_line(
     settings: Settings, publisher: Publisher, runner: CliRunner
 ) -> None:
     options = ["--request-id", "r-1", "--folder", "a", "--folder", "b", "--start", "2025-01-02", "--epochs", "5"]

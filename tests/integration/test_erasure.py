@@ -154,7 +154,7 @@ def compact_soon(settings: Settings) -> None:
     admin.close()
 
 
-def test_what_was_erased_is_nowhere(
+def test_erased_content_is_removed_everywhere(
     *,
     settings: Settings,
     publisher: Publisher,

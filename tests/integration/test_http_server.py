@@ -91,7 +91,7 @@ def seconds_to_end(worker: ChildProcess) -> float:
 # ── Watching ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_metrics_say_what_was_done_and_the_dashboard_asks_for_nothing_else(
+def test_metrics_count_the_work_and_cover_the_dashboard(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     worker = Operations(start_worker(**SERVED))
@@ -129,7 +129,7 @@ def test_metrics_say_what_was_done_and_the_dashboard_asks_for_nothing_else(
     assert {line["request_id"] for line in lines if line["event"] == "snapshot exported"} == {"good", "bad"}
 
 
-def test_lost_partitions_leave_no_series_behind(
+def test_series_of_revoked_partitions_are_removed(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     one = Operations(start_worker("one", **SERVED))
@@ -150,7 +150,7 @@ def lagging(worker: Operations) -> set[str]:
     return {dict(labels)["partition"] for name, labels in worker.samples() if name == "foldtune_lag_records"}
 
 
-def test_a_port_that_is_taken_is_one_clear_line(variables: dict[str, str], tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(variables: dict[str, str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         worker = ChildProcess(["worker"], variables | {"FOLDTUNE_WORKER__HTTP_PORT": port}, tmp_path / "log")
@@ -211,7 +211,9 @@ def an_object_store_that_hangs() -> Iterator[tuple[str, threading.Event]]:
             connection.close()
 
 
-def test_a_silent_broker_makes_a_worker_unready_and_does_not_hold_it(own_servers: LocalServers, tmp_path: Path) -> None:
+def test_an_unresponsive_broker_makes_a_worker_unready_but_not_unstoppable(
+    own_servers: LocalServers, tmp_path: Path
+) -> None:
     variables = environment(own_servers, tmp_path)
     settings = settings_of(variables)
     create_topics(settings.kafka, tuple(Topic))
@@ -233,7 +235,7 @@ def test_a_silent_broker_makes_a_worker_unready_and_does_not_hold_it(own_servers
         process.kill()
 
 
-def test_a_worker_that_is_not_recovered_says_so(variables: dict[str, str], start_worker: StartWorker) -> None:
+def test_a_recovering_worker_is_unready_with_a_reason(variables: dict[str, str], start_worker: StartWorker) -> None:
     worker = Operations(start_worker(**SERVED))
     seen: list[tuple[int, str]] = []
 
@@ -248,7 +250,7 @@ def test_a_worker_that_is_not_recovered_says_so(variables: dict[str, str], start
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
-def test_a_worker_ends_in_the_middle_of_an_export(
+def test_a_worker_stops_during_an_export(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, again: bool
 ) -> None:
     with an_object_store_that_hangs() as (address, asked):

@@ -124,7 +124,7 @@ def outcome(settings: Settings, job: TrainingJob, attempt: int) -> dict[str, obj
     return content
 
 
-def test_a_retried_job_fails_for_good_and_its_event_is_committed(settings: Settings) -> None:
+def test_a_job_fails_after_its_last_attempt_and_its_offset_is_committed(settings: Settings) -> None:
     job = make_job("r-1")
     publish(settings, job)
     with launching(settings, FakeLauncher(RETRY, RETRY)):
@@ -144,7 +144,7 @@ def test_a_job_delivered_twice_runs_once(settings: Settings) -> None:
     assert len(launcher.submitted) == 1
 
 
-def test_jobs_run_side_by_side_up_to_the_bound(settings: Settings) -> None:
+def test_jobs_run_concurrently_up_to_the_limit(settings: Settings) -> None:
     publish(settings, *(make_job(f"r-{number}") for number in range(3)))
     with launching(settings, launcher := FakeLauncher(None, None, None), parallel=2):
         eventually(lambda: len(launcher.submitted) == 2)
@@ -155,7 +155,7 @@ def test_jobs_run_side_by_side_up_to_the_bound(settings: Settings) -> None:
         eventually(lambda: committed(settings) == 2)
 
 
-def test_a_cancelled_request_ends_its_run_and_a_waiting_one_never_starts(settings: Settings) -> None:
+def test_a_cancellation_terminates_a_run_and_prevents_a_waiting_one(settings: Settings) -> None:
     publish(settings, make_job("r-1"), make_job("r-2"))
     with launching(settings, launcher := FakeLauncher(None)), Publisher(settings.kafka) as publisher:
         eventually(lambda: len(launcher.submitted) == 1)
@@ -167,7 +167,7 @@ def test_a_cancelled_request_ends_its_run_and_a_waiting_one_never_starts(setting
     assert outcome(settings, make_job("r-1"), 1)["ending"] == "cancelled"
 
 
-def test_what_is_no_job_goes_to_the_dead_letters_untouched(settings: Settings) -> None:
+def test_an_invalid_job_is_dead_lettered_unchanged(settings: Settings) -> None:
     with Publisher(settings.kafka) as publisher:
         publisher.send_raw(Topic.TRAINING_JOBS, b"\xffnothing", key="r-0", partition_by="support")
     publish(settings, make_job("r-1"))
@@ -182,7 +182,7 @@ def test_what_is_no_job_goes_to_the_dead_letters_untouched(settings: Settings) -
     assert headers[dead_letters.ERROR_HEADER]
 
 
-def test_a_stopped_launcher_leaves_its_job_to_the_next(settings: Settings) -> None:
+def test_the_next_launcher_runs_the_job_of_a_stopped_one(settings: Settings) -> None:
     job = make_job("r-1")
     publish(settings, job)
     with launching(settings, first := FakeLauncher(None)):
@@ -193,7 +193,7 @@ def test_a_stopped_launcher_leaves_its_job_to_the_next(settings: Settings) -> No
     assert [run.attempt for run in second.submitted] == [2]
 
 
-def test_a_detached_run_goes_on_without_its_launcher(settings: Settings) -> None:
+def test_a_detached_run_continues_without_its_launcher(settings: Settings) -> None:
     # Detached jobs are refused when they are overdue.
     publish(settings, make_job("r-1").model_copy(update={"published_at": now()}))
     service = FakeLauncher(None, detached=True)
@@ -207,7 +207,7 @@ def test_a_detached_run_goes_on_without_its_launcher(settings: Settings) -> None
     assert outcome(settings, make_job("r-1"), 1)["ending"] == "succeeded"
 
 
-def test_a_subprocess_reports_and_its_log_is_on_s3(settings: Settings) -> None:
+def test_the_log_of_a_subprocess_is_uploaded(settings: Settings) -> None:
     publish(settings, make_job("r-1"))
     store = S3ObjectStore(settings.s3)
     program = "import sys; print('reading', sys.argv[1]); sys.exit(75)"
@@ -223,7 +223,7 @@ def test_a_subprocess_reports_and_its_log_is_on_s3(settings: Settings) -> None:
     assert TrainingJob.model_validate_json(store.get(store.key(job_uri))) == make_job("r-1")
 
 
-def test_after_kill_9_the_next_launcher_runs_the_job_again_and_never_two_at_once(
+def test_the_next_launcher_reruns_the_job_of_a_killed_one_without_overlap(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each run notes its begin and, if it comes to it, its end; the first begins and hangs until it is killed."""
@@ -257,9 +257,7 @@ time.sleep(600 if first else 0)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_the_command_ends_when_asked_and_its_trainer_with_it(
-    settings: Settings, number: signal.Signals, code: int
-) -> None:
+def test_a_signal_terminates_the_command_and_its_trainer(settings: Settings, number: signal.Signals, code: int) -> None:
     job = make_job(f"r-{number}")
     publish(settings, job)
     command = [sys.executable, "-m", "foldtune.cli", "launcher"]

@@ -158,7 +158,7 @@ def permissions(resources: dict[str, Any], role: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_each_function_may_do_what_its_code_calls_and_nothing_else(resources: dict[str, Any], name: str) -> None:
+def test_each_function_has_the_permissions_that_it_needs_and_no_others(resources: dict[str, Any], name: str) -> None:
     functions = of_type(resources, "AWS::Lambda::Function")
     (function,) = [value for value in functions.values() if value["FunctionName"] == f"foldtune-dev-{name}"]
     role = function["Role"]["Fn::GetAtt"][0]
@@ -170,7 +170,7 @@ def test_each_function_may_do_what_its_code_calls_and_nothing_else(resources: di
     assert [other["Role"] for other in functions.values()].count(function["Role"]) == 1
 
 
-def test_the_launch_function_alone_starts_and_ends_jobs(resources: dict[str, Any]) -> None:
+def test_only_the_launch_function_submits_and_terminates_jobs(resources: dict[str, Any]) -> None:
     able = {
         role
         for role in of_type(resources, "AWS::IAM::Role")
@@ -179,7 +179,7 @@ def test_the_launch_function_alone_starts_and_ends_jobs(resources: dict[str, Any
     assert able == {"LaunchRole"}
 
 
-def test_a_training_writes_below_its_own_prefixes_alone(resources: dict[str, Any]) -> None:
+def test_a_training_writes_only_below_its_own_prefixes(resources: dict[str, Any]) -> None:
     found = permissions(resources, "JobRole")
     assert found["s3:PutObject"] == {"Bucket/models/*", "Bucket/checkpoints/*"}
     assert found["s3:DeleteObject"] == {"Bucket/checkpoints/*"}
@@ -190,12 +190,12 @@ def test_a_training_writes_below_its_own_prefixes_alone(resources: dict[str, Any
     assert policies == {"Fn::If": ["TrainingReadsSecrets", [{"Ref": "KafkaPolicy"}], {"Ref": "AWS::NoValue"}]}
 
 
-def test_a_worker_has_the_snapshots_and_nothing_else(resources: dict[str, Any]) -> None:
+def test_a_worker_has_access_only_to_snapshots(resources: dict[str, Any]) -> None:
     found = permissions(resources, "WorkerRole")
     assert set().union(*found.values()) == {"Bucket/snapshots/*", "Bucket"}
 
 
-def test_no_role_may_do_a_thing_to_everything_where_it_can_be_bound(resources: dict[str, Any]) -> None:
+def test_wildcard_resources_are_used_only_where_unavoidable(resources: dict[str, Any]) -> None:
     for role in of_type(resources, "AWS::IAM::Role"):
         for action, on in permissions(resources, role).items():
             assert "*" not in action
@@ -204,7 +204,7 @@ def test_no_role_may_do_a_thing_to_everything_where_it_can_be_bound(resources: d
     assert "IamRoleLambdaExecution" not in resources
 
 
-def test_objects_are_listed_below_the_prefixes_that_are_read(resources: dict[str, Any]) -> None:
+def test_objects_are_listed_only_below_readable_prefixes(resources: dict[str, Any]) -> None:
     for role in of_type(resources, "AWS::IAM::Role"):
         found = permissions(resources, role)
         for statement in statements(resources, role):
@@ -213,7 +213,7 @@ def test_objects_are_listed_below_the_prefixes_that_are_read(resources: dict[str
                 assert prefixes == found["s3:GetObject"], role
 
 
-def test_events_of_kafka_are_answered_one_by_one_and_given_up_into_the_queue(resources: dict[str, Any]) -> None:
+def test_kafka_event_sources_report_item_failures_and_have_a_dead_letter_queue(resources: dict[str, Any]) -> None:
     sources = of_type(resources, "AWS::Lambda::EventSourceMapping")
     topics = {(resources[name]["Condition"], named(source["Topics"][0])) for name, source in sources.items()}
     assert topics == {
@@ -242,7 +242,7 @@ def test_events_of_kafka_are_answered_one_by_one_and_given_up_into_the_queue(res
     assert watched == set(sources)
 
 
-def test_events_of_batch_and_of_the_calendar_are_tried_again_and_then_kept(resources: dict[str, Any]) -> None:
+def test_eventbridge_targets_retry_and_have_a_dead_letter_queue(resources: dict[str, Any]) -> None:
     rules = of_type(resources, "AWS::Events::Rule")
     assert {rule["Name"] for rule in rules.values()} == {"foldtune-dev-batch-state", "foldtune-dev-schedule"}
     for rule in rules.values():
@@ -258,7 +258,7 @@ def test_events_of_batch_and_of_the_calendar_are_tried_again_and_then_kept(resou
     assert len(of_type(resources, "AWS::Lambda::EventInvokeConfig")) == 2
 
 
-def test_the_calendar_is_off_unless_asked_for(resources: dict[str, Any], tmp_path: Path) -> None:
+def test_the_schedule_is_disabled_by_default(resources: dict[str, Any], tmp_path: Path) -> None:
     def state(found: dict[str, Any]) -> str:
         (rule,) = [rule for rule in of_type(found, "AWS::Events::Rule").values() if "ScheduleExpression" in rule]
         return str(rule["State"])
@@ -267,7 +267,7 @@ def test_the_calendar_is_off_unless_asked_for(resources: dict[str, Any], tmp_pat
     assert state(packaged(tmp_path, "prod", "scheduleEnabled=true")["Resources"]) == "ENABLED"
 
 
-def test_a_job_is_tried_again_where_that_may_help(resources: dict[str, Any]) -> None:
+def test_the_job_definition_retries_like_the_launcher(resources: dict[str, Any]) -> None:
     (job,) = of_type(resources, "AWS::Batch::JobDefinition").values()
     assert job["RetryStrategy"] == {
         "Attempts": {"Ref": "JobAttempts"},
@@ -288,7 +288,7 @@ def test_a_job_is_tried_again_where_that_may_help(resources: dict[str, Any]) -> 
     assert ALLOCATOR_ENVIRONMENT.items() <= environment.items()
 
 
-def test_no_job_holds_up_the_queue_for_ever(resources: dict[str, Any]) -> None:
+def test_jobs_that_cannot_start_leave_the_queue(resources: dict[str, Any]) -> None:
     (queue,) = of_type(resources, "AWS::Batch::JobQueue").values()
     limits = {limit["Reason"]: limit["MaxTimeSeconds"] for limit in queue["JobStateTimeLimitActions"]}
     assert set(limits) == {
@@ -299,7 +299,7 @@ def test_no_job_holds_up_the_queue_for_ever(resources: dict[str, Any]) -> None:
     assert all(limit["Action"] == "CANCEL" for limit in queue["JobStateTimeLimitActions"])
 
 
-def test_trainings_run_on_spot_first_and_cost_nothing_while_there_are_none(resources: dict[str, Any]) -> None:
+def test_spot_instances_come_first_and_compute_scales_to_zero(resources: dict[str, Any]) -> None:
     environments = of_type(resources, "AWS::Batch::ComputeEnvironment")
     (queue,) = of_type(resources, "AWS::Batch::JobQueue").values()
     order = [named(item["ComputeEnvironment"]) for item in queue["ComputeEnvironmentOrder"]]
@@ -314,7 +314,7 @@ def test_trainings_run_on_spot_first_and_cost_nothing_while_there_are_none(resou
 
 
 @pytest.mark.parametrize("stage", ["dev", "prod"])
-def test_the_bounds_of_cost_let_a_job_of_the_usual_length_run(stage: str) -> None:
+def test_the_cost_limits_admit_the_longest_job(stage: str) -> None:
     params = yaml.load((ROOT / "serverless.yml").read_text(), Loader=_Loader)["params"]  # noqa: S506 - a safe loader
     values = params["default"] | params[stage]
     prices = json.loads(values["gpuHourlyPrices"])
@@ -328,7 +328,7 @@ def test_the_bounds_of_cost_let_a_job_of_the_usual_length_run(stage: str) -> Non
     assert f"FOLDTUNE_TRAINER__MAX_ATTEMPTS={values['jobAttempts']}" in settings
 
 
-def test_the_functions_know_the_instance_types_whose_prices_they_reckon_with(resources: dict[str, Any]) -> None:
+def test_the_functions_have_the_instance_types_of_their_price_list(resources: dict[str, Any]) -> None:
     functions = of_type(resources, "AWS::Lambda::Function").values()
     given = [function["Environment"]["Variables"].get("FOLDTUNE_BATCH__INSTANCE_TYPES") for function in functions]
     texts = [value["Fn::Join"] for value in given if value]
@@ -339,7 +339,7 @@ def test_the_functions_know_the_instance_types_whose_prices_they_reckon_with(res
         assert json.loads(before + between.join(["g6.xlarge", "g5.xlarge"]) + after) == ["g6.xlarge", "g5.xlarge"]
 
 
-def test_what_is_kept_is_encrypted_versioned_and_goes_over_tls_alone(resources: dict[str, Any]) -> None:
+def test_storage_is_encrypted_versioned_and_requires_tls(resources: dict[str, Any]) -> None:
     bucket = resources["Bucket"]["Properties"]
     assert resources["Bucket"]["DeletionPolicy"] == "Retain"
     encryption = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
@@ -358,7 +358,7 @@ def test_what_is_kept_is_encrypted_versioned_and_goes_over_tls_alone(resources: 
     assert repository["ImageTagMutability"] == "IMMUTABLE"
 
 
-def test_what_is_not_needed_any_more_goes(resources: dict[str, Any]) -> None:
+def test_temporary_objects_and_logs_expire(resources: dict[str, Any]) -> None:
     rules = {rule["Id"]: rule for rule in resources["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]}
     assert rules["incomplete-uploads"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
     assert rules["snapshots"]["ExpirationInDays"] == {"Ref": "SnapshotDays"}
@@ -370,7 +370,7 @@ def test_what_is_not_needed_any_more_goes(resources: dict[str, Any]) -> None:
     assert all(group["RetentionInDays"] == 14 for group in groups.values())
 
 
-def test_the_api_is_called_with_a_token_and_not_too_often(resources: dict[str, Any]) -> None:
+def test_the_api_requires_a_token_and_throttles(resources: dict[str, Any]) -> None:
     routes = of_type(resources, "AWS::ApiGatewayV2::Route")
     assert {route["RouteKey"] for route in routes.values()} == {"POST /requests", "GET /requests/{id}"}
     assert all(route["AuthorizationType"] == "JWT" for route in routes.values())
@@ -380,7 +380,7 @@ def test_the_api_is_called_with_a_token_and_not_too_often(resources: dict[str, A
     assert stage["DefaultRouteSettings"]["ThrottlingRateLimit"] == 10
 
 
-def test_every_alarm_watches_a_metric_that_there_is(resources: dict[str, Any]) -> None:
+def test_every_alarm_watches_an_existing_metric(resources: dict[str, Any]) -> None:
     own = {
         (transformation["MetricNamespace"], transformation["MetricName"])
         for one in of_type(resources, "AWS::Logs::MetricFilter").values()
@@ -398,7 +398,7 @@ def test_every_alarm_watches_a_metric_that_there_is(resources: dict[str, Any]) -
             assert len(re.findall(r"\b[a-z]+\b", expression)) == len(ids)
 
 
-def test_every_alarm_reaches_somebody_who_can_read_what_to_do(resources: dict[str, Any]) -> None:
+def test_every_alarm_notifies_and_has_a_runbook(resources: dict[str, Any]) -> None:
     alarms = of_type(resources, "AWS::CloudWatch::Alarm")
     assert all(alarm["AlarmActions"] == [{"Ref": "Alarms"}] for alarm in alarms.values())
     runbooks = set(re.findall(r"^### `([a-z-]+)`", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
@@ -432,7 +432,7 @@ def test_every_variable_is_a_setting(resources: dict[str, Any]) -> None:
     assert {"FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS", "FOLDTUNE_S3__BUCKET"} <= names
 
 
-def test_every_parameter_is_bounded_and_what_stands_there_is_within(template: dict[str, Any]) -> None:
+def test_every_parameter_has_bounds_that_its_default_satisfies(template: dict[str, Any]) -> None:
     # Of the last, CloudFormation itself knows which there are.
     free = {"JwtAudience", "VpcId", "SubnetIds"}
     for name, parameter in template["Parameters"].items():
@@ -461,7 +461,7 @@ def test_every_parameter_is_bounded_and_what_stands_there_is_within(template: di
         ("logLevel=WARNING", "LogLevel"),
     ],
 )
-def test_a_parameter_that_cannot_be_is_refused(tmp_path: Path, parameter: str, where: str) -> None:
+def test_an_invalid_parameter_is_refused(tmp_path: Path, parameter: str, where: str) -> None:
     done = package(tmp_path, "dev", parameter)
     assert done.returncode != 0
     lines = (tmp_path / "cloudformation-template-update-stack.json").read_text().splitlines()
@@ -479,20 +479,20 @@ def test_a_parameter_that_cannot_be_is_refused(tmp_path: Path, parameter: str, w
         (["subnetIds=subnet-00000000000000000"], "SubnetIds: "),
     ],
 )
-def test_parameters_that_do_not_fit_together_are_refused(tmp_path: Path, parameters: list[str], words: str) -> None:
+def test_inconsistent_parameters_are_refused(tmp_path: Path, parameters: list[str], words: str) -> None:
     done = package(tmp_path, "dev", *parameters)
     assert done.returncode != 0
     assert words in done.stdout + done.stderr
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_msk_takes_the_place_of_other_brokers_by_a_parameter(tmp_path: Path) -> None:
+def test_msk_is_selected_by_a_parameter(tmp_path: Path) -> None:
     template = packaged(tmp_path, "prod", "kafkaKind=msk", "kafkaAuthentication=mtls")
     assert template["Parameters"]["KafkaKind"]["Default"] == "msk"
     assert template["Conditions"]["Msk"] == {"Fn::Equals": [{"Ref": "KafkaKind"}, "msk"]}
 
 
-def test_the_bundle_is_small_and_holds_nothing_to_train_with(resources: dict[str, Any]) -> None:
+def test_the_bundle_is_small_and_without_training_packages(resources: dict[str, Any]) -> None:
     with zipfile.ZipFile(ARCHIVE) as archive:
         names = archive.namelist()
         unzipped = sum(item.file_size for item in archive.infolist())

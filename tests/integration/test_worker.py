@@ -65,11 +65,11 @@ def exported(settings: Settings, manifest: SnapshotManifest, kind: str) -> list[
     return rows
 
 
-def test_the_folders_lie_apart() -> None:
+def test_the_folders_are_on_different_partitions() -> None:
     assert len({partition_of(folder, 4) for folder in FOLDERS}) == 3
 
 
-def test_two_workers_and_three_folders_make_one_exact_snapshot(
+def test_two_workers_export_one_exact_snapshot_of_three_folders(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     start_worker("one")
@@ -88,7 +88,7 @@ def test_two_workers_and_three_folders_make_one_exact_snapshot(
     assert sum(one.offset for part in manifest.parts for one in part.offsets) == 200
 
 
-def test_what_was_logged_before_a_restart_is_in_and_a_killed_worker_loses_nothing(
+def test_no_log_is_lost_by_a_restart_or_a_kill(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     first = start_worker()
@@ -106,7 +106,7 @@ def test_what_was_logged_before_a_restart_is_in_and_a_killed_worker_loses_nothin
     assert len({row["log_id"] for row in examples}) == 430
 
 
-def test_a_stopped_worker_goes_quickly_and_cleanly(
+def test_a_worker_stops_quickly_and_cleanly(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     worker = start_worker()
@@ -117,7 +117,9 @@ def test_a_stopped_worker_goes_quickly_and_cleanly(
     assert worker.stop(seconds=20) == 0
 
 
-def test_poison_stops_nothing_and_is_kept(settings: Settings, publisher: Publisher, start_worker: StartWorker) -> None:
+def test_poison_is_dead_lettered_and_does_not_block(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
     start_worker()
     poison = [b"{nope", b"\xff\xfe\x00", b"[" * 5000, b'{"log_id": 1}', b"x" * 600_000]
     for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK, Topic.ERASURES):
@@ -151,7 +153,7 @@ def dead(records: list[Any]) -> list[Any]:
     return [record for record in records if "dead-letters" in record.topic]
 
 
-def test_what_cannot_be_granted_is_rejected_with_every_reason(
+def test_an_impossible_request_is_rejected_with_every_reason(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     start_worker()
@@ -191,7 +193,7 @@ def test_what_cannot_be_granted_is_rejected_with_every_reason(
 
 
 @pytest.mark.parametrize("again", ["while it runs", "after its end"])
-def test_a_request_that_comes_again_starts_nothing(
+def test_a_repeated_request_starts_nothing(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, again: str
 ) -> None:
     start_worker()
@@ -218,7 +220,9 @@ def test_a_request_that_comes_again_starts_nothing(
     assert last.state is (State.CANCELLED if again == "after its end" else State.SNAPSHOTTING)
 
 
-def test_the_policy_asks_by_itself(settings: Settings, publisher: Publisher, start_worker: StartWorker) -> None:
+def test_the_retraining_policy_publishes_a_request(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
     rules = '[{"model": "auto", "folders": ["alpha", "beta"], "new_examples": 50, "cooldown": "PT1H"}]'
     start_worker(FOLDTUNE_POLICY__RULES=rules, FOLDTUNE_POLICY__INTERVAL="PT0.5S")
     publish_history(publisher, "gamma", 60)
