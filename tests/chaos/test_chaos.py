@@ -1,4 +1,4 @@
-"""A short run that must come out right, and one for each correction switched off that must not."""
+"""A short run without violations, and one for each disabled correction, in which its counter must rise."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 def chaos(*arguments: str) -> tuple[int, dict[str, Any]]:
-    """The exit status and the report of a run: a process of its own, so that broken connections are its own affair."""
+    """The exit status and the report of a run, in a process of its own to isolate broken connections."""
     command = [sys.executable, "-m", "tests.chaos", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = done.stdout.splitlines()[-1:]
