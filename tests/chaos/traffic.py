@@ -46,7 +46,7 @@ Sent = tuple[Topic, Event, str]
 
 
 class Traffic(threading.Thread):
-    """Publishes until ``done`` is set; ``acknowledged`` and ``requested`` hold the ids of acknowledged logs and requests."""
+    """Publishes until ``done`` is set; ``acknowledged`` holds ids of stored logs, ``requested`` of requests."""
 
     def __init__(self, settings: Settings, seed: int) -> None:
         super().__init__(name="traffic", daemon=True)

@@ -14,7 +14,7 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.publishing.dead_letter_replay import LETTER_HEADER, REPLAYS_HEADER
 from tests.integration.conftest import StartWorker
-from tests.integration.test_worker import ask, exported, jobs, publish_history, snapshot
+from tests.integration.test_worker import exported, jobs, publish_history, publish_request, snapshot
 from tests.support import Reader, fine_tune_request
 
 POISON = b'{nope \xff "needle"'
@@ -90,7 +90,7 @@ def test_a_replay_succeeds_under_a_wider_bound_and_poison_fails_again(
     assert [one["replayed"] for one in listed(runner)] == [True, True, True, True, False]
     # Once more what is in already: it counts once.
     replay(runner, too_long["id"])
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     examples = exported(settings, snapshot(settings, job), "examples")

@@ -1,4 +1,4 @@
-"""The real servers: what foldtune relies on, and that they come and go as promised."""
+"""The local servers: the features that foldtune needs, and their lifecycle."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 
-# A parent that says where its servers are, and then does nothing until it is killed.
+# A parent that prints the process ids of its servers, then blocks until it is killed.
 PARENT = """
 import sys
 from pathlib import Path
@@ -76,7 +76,7 @@ def consume(servers: LocalServers, topic: str, count: int) -> list[bytes]:
 
 
 @retry(retry=retry_if_result(bool), stop=stop_after_delay(2 * STOP_SECONDS), wait=wait_fixed(0.1))
-def all_gone(*pids: int) -> list[int]:
+def wait_for_exit(*pids: int) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
@@ -88,7 +88,7 @@ def s3(local_servers: LocalServers) -> Iterator["S3Client"]:
 
 @pytest.fixture(scope="module")
 def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServers]:
-    """A second stack beside the shared one, to do harm to."""
+    """A second stack, whose servers these tests may stop and kill."""
     options = LocalOptions(data_dir=tmp_path_factory.mktemp("own"), kafka_port=None, s3_port=None, keep_data=False)
     with LocalServers(options) as servers:
         yield servers
@@ -100,7 +100,7 @@ def key() -> str:
 
 
 def test_produced_records_are_consumed(local_servers: LocalServers) -> None:
-    topic = f"made-by-asking-{uuid4()}"
+    topic = f"auto-created-{uuid4()}"
     produce(local_servers, topic, b"one", b"two")
     assert sorted(consume(local_servers, topic, 2)) == [b"one", b"two"]
 
@@ -143,8 +143,8 @@ def test_a_unicode_key_is_listed_unchanged(s3: "S3Client", key: str) -> None:
 
 
 def test_a_wrong_secret_key_is_refused(local_servers: LocalServers) -> None:
-    with closing(s3_client(local_servers, key="guessed")) as stranger:
-        assert status_of(stranger.list_buckets) == 403
+    with closing(s3_client(local_servers, key="guessed")) as client:
+        assert status_of(client.list_buckets) == 403
 
 
 def test_two_stacks_are_isolated(
@@ -203,15 +203,14 @@ def test_servers_exit_with_a_killed_parent_and_restart_on_their_data(own_servers
     )
     with parent:
         assert parent.stdout is not None
-        # Lines of the log come first.
-        found = next(line.split()[1:] for line in parent.stdout if line.startswith("pids "))
-        pids = [int(pid) for pid in found]
+        # Log lines precede the process ids.
+        pids = next([int(pid) for pid in line.split()[1:]] for line in parent.stdout if line.startswith("pids "))
         assert control.status(tmp_path).running
         parent.kill()
-    all_gone(*pids)
+    wait_for_exit(*pids)
     assert control.status(tmp_path).stale
 
-    # Its ports are taken by now: another stack runs there.
+    # The requested ports are in use by another stack.
     options = LocalOptions(
         data_dir=tmp_path, kafka_port=own_servers.kafka.port, s3_port=own_servers.s3.port, keep_data=False
     )

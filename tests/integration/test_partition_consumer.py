@@ -14,7 +14,7 @@ from foldtune.settings import Settings
 from foldtune.topics import MAX_RECORD_BYTES, Topic
 from streams.partitions.consumer import PartitionConsumer
 from tests.integration.conftest import StartWorker
-from tests.integration.test_worker import ask, exported, jobs, snapshot, statuses
+from tests.integration.test_worker import exported, jobs, publish_request, snapshot, statuses
 from tests.memory_table import MemoryTable
 from tests.support import Reader, fine_tune_request, folder_history
 
@@ -43,7 +43,7 @@ def test_every_compression_codec_is_read(settings: Settings, publisher: Publishe
     start_worker()
     for codec in CODECS:
         asyncio.run(publish(settings, f"by {codec}", codec, None))
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     rows = exported(settings, snapshot(settings, job), "examples")
@@ -79,8 +79,8 @@ def test_an_invalid_request_with_a_used_id_does_not_end_the_first(
     for topic, event in folder_history("alpha", 25):
         publisher.send(topic, event, key="alpha")
     publisher.flush()
-    ask(publisher, fine_tune_request("r"))
-    ask(publisher, fine_tune_request("waits"))
+    publish_request(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("waits"))
     broken = [fine_tune_request(name).model_dump_json().replace('"epochs":3', '"epochs":0') for name in ("r", "waits")]
 
     def answers(records: list[Any]) -> bool:
@@ -125,7 +125,7 @@ def test_transaction_markers_do_not_block_an_export(
             await producer.stop()
 
     asyncio.run(publish_in_transactions())
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records)), seconds=40))
     assert {row["folder_id"] for row in exported(settings, snapshot(settings, job), "examples")} == {"given"}

@@ -30,7 +30,7 @@ def publish_history(publisher: Publisher, folder_id: str, count: int) -> None:
     publisher.flush()
 
 
-def ask(publisher: Publisher, request: Any) -> None:
+def publish_request(publisher: Publisher, request: Any) -> None:
     publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
 
 
@@ -76,7 +76,7 @@ def test_two_workers_export_one_exact_snapshot_of_three_folders(
     start_worker("two")
     for folder in (*FOLDERS, "not asked for"):
         publish_history(publisher, folder, 25)
-    ask(publisher, fine_tune_request("r1", data=DataSelection(folders=FOLDERS)))
+    publish_request(publisher, fine_tune_request("r1", data=DataSelection(folders=FOLDERS)))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     manifest = snapshot(settings, job)
@@ -93,13 +93,13 @@ def test_no_log_is_lost_by_a_restart_or_a_kill(
 ) -> None:
     first = start_worker()
     publish_history(publisher, "alpha", 400)
-    ask(publisher, fine_tune_request("before"))
+    publish_request(publisher, fine_tune_request("before"))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
         reader.until(lambda records: len(jobs(records)) == 1)
         first.send(signal.SIGKILL)
         publish_history(publisher, "beta", 30)
         start_worker()
-        ask(publisher, fine_tune_request("after", model="other"))
+        publish_request(publisher, fine_tune_request("after", model="other"))
         _, job = jobs(reader.until(lambda records: len(jobs(records)) == 2))
     examples = exported(settings, snapshot(settings, job), "examples")
     assert Counter(row["folder_id"] for row in examples) == {"alpha": 400, "beta": 30}
@@ -111,7 +111,7 @@ def test_a_worker_stops_quickly_and_cleanly(
 ) -> None:
     worker = start_worker()
     publish_history(publisher, "alpha", 25)
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         reader.until(lambda records: bool(jobs(records)))
     assert worker.stop(seconds=20) == 0
@@ -131,7 +131,7 @@ def test_poison_is_dead_lettered_and_does_not_block(
     for command in (b"{nope", b'{"type": "training_finished"}', None):
         publisher.send_raw(Topic.SNAPSHOT_COMMANDS, command, key="any")
     publish_history(publisher, "alpha", 25)
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS) as reader:
         records = reader.until(lambda records: bool(jobs(records)) and len(dead(records)) == 28)
     letters = dead(records)
@@ -164,10 +164,10 @@ def test_an_impossible_request_is_rejected_with_every_reason(
     misspelt = good.replace("bad-knobs", "misspelt").replace('"epochs"', '"epoch"')
     publisher.send_raw(Topic.FINE_TUNE_REQUESTS, misspelt.encode(), key="model")
     publisher.flush()
-    ask(publisher, fine_tune_request("nowhere", data=DataSelection(folders=("alpha", "../../x"))))
-    ask(publisher, fine_tune_request("too-little"))
+    publish_request(publisher, fine_tune_request("nowhere", data=DataSelection(folders=("alpha", "../../x"))))
+    publish_request(publisher, fine_tune_request("too-little"))
     empty = DataSelection(start=now() - timedelta(days=9), end=now() - timedelta(days=8), agents=("nobody",))
-    ask(publisher, fine_tune_request("empty", data=empty))
+    publish_request(publisher, fine_tune_request("empty", data=empty))
     wanted = {
         "bad-knobs": [
             "training.batch_size: Input should be greater than or equal to 2",
@@ -199,21 +199,21 @@ def test_a_repeated_request_starts_nothing(
     start_worker()
     publish_history(publisher, "alpha", 25)
     request = fine_tune_request("r")
-    ask(publisher, request)
+    publish_request(publisher, request)
     with Reader(settings, Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS) as reader:
         reader.until(lambda records: bool(jobs(records)))
         if again == "after its end":
             cancel = FineTuneCancelled(request_id="r", model="model", requested_at=now(), requested_by="ann")
-            ask(publisher, cancel)
+            publish_request(publisher, cancel)
             reader.until(ended("r"))
             # The trainer did not hear of it in time.
             late = FineTuneStatus(request_id="r", model="model", state=State.COMPLETED, at=now())
             publisher.publish(Topic.TRAINING_REPORTS, late, key="r", partition_by="model")
         before = len(statuses(reader.records, "r"))
-        ask(publisher, request)
+        publish_request(publisher, request)
         records = reader.until(lambda records: len(statuses(records, "r")) > before)
         # Another model's request goes through the same worker after it: by then a second job would be there.
-        ask(publisher, fine_tune_request("next", model="other"))
+        publish_request(publisher, fine_tune_request("next", model="other"))
         records = reader.until(lambda records: len(jobs(records)) == 2)
     assert [job.request.request_id for job in jobs(records)] == ["r", "next"]
     *_, last = statuses(records, "r")
