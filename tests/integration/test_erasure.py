@@ -183,14 +183,8 @@ def test_erased_content_is_removed_everywhere(
     for subject, name in (("user", "u-1"), ("conversation", "c-1"), ("log", "by-itself"), ("document", "secret")):
         result = runner.invoke(app, ["erase", f"--{subject}", name, "--yes"])
         assert result.exit_code == 0, result.output
-    wait_until(
-        lambda: markers_in(latest_in_changelog(settings, home).values()) == {KEPT},
-        "erased segments",
-    )
-    wait_until(
-        lambda: all(PURGED_KEY in latest_in_changelog(settings, n) for n in range(4)),
-        "purge records",
-    )
+    wait_until(lambda: markers_in(latest_in_changelog(settings, home).values()) == {KEPT}, "erased segments")
+    wait_until(lambda: all(PURGED_KEY in latest_in_changelog(settings, n) for n in range(4)), "purge records")
     assert markers_in(snapshot_rows(settings, publisher, "after")) == {KEPT}
 
     compact_soon(settings)

@@ -470,10 +470,10 @@ def test_an_invalid_parameter_is_refused(tmp_path: Path, parameter: str, where: 
     assert done.returncode != 0
     lines = (tmp_path / "cloudformation-template-update-stack.json").read_text().splitlines()
     line_numbers = {int(number) for number in re.findall(r"template-update-stack\.json:(\d+):", done.stdout)}
-    parameters = {
+    reported = {
         next(line for line in reversed(lines[:number]) if re.match(r' {4}"\w+": \{', line)) for number in line_numbers
     }
-    assert f'    "{where}": {{' in parameters, done.stdout
+    assert f'    "{where}": {{' in reported, done.stdout
 
 
 @pytest.mark.parametrize(
