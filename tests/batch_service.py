@@ -1,5 +1,5 @@
-"""AWS Batch for tests: takes the calls of boto3's client, checks them against the service's own description, and runs
-the job definition's command as a subprocess, with its parameters filled in, its attempts and its state change events.
+"""A fake AWS Batch: validates the calls of boto3's client against botocore's service model, runs the job definition's
+command as a subprocess with substituted parameters and retries, and records the state change events.
 """
 
 import os
@@ -24,14 +24,14 @@ _PATTERNS = {"onExitCode": "exitCode", "onReason": "reason", "onStatusReason": "
 
 
 class RefusedError(ClientError):
-    """As boto3 makes it: the call was refused, nothing was done."""
+    """The ClientException of boto3 for a refused call."""
 
     def __init__(self, message: str, operation: str) -> None:
         super().__init__({"Error": {"Code": "ClientException", "Message": message}}, operation)
 
 
 class BatchService:
-    """One queue and one job definition. Without a command its jobs do nothing until they are told to ``end``."""
+    """One queue and one job definition. Without a command, a test moves the jobs by ``begin`` and ``end``."""
 
     exceptions = SimpleNamespace(ClientException=RefusedError)
 
@@ -49,10 +49,10 @@ class BatchService:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
 
-    # ── The calls ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── API calls ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def submit_job(self, **call: Any) -> dict[str, Any]:
-        """SubmitJob: a new job each time, whatever its name."""
+        """SubmitJob: each call creates a job, even under the same name."""
         _check("SubmitJob", call)
         if call["jobQueue"] != "foldtune":
             raise RefusedError(f"Job queue {call['jobQueue']} does not exist", "SubmitJob")
@@ -71,8 +71,8 @@ class BatchService:
             "container": {},
         }
         self.jobs[job_id] = job
-        self._become(job, "SUBMITTED")
-        self._become(job, "RUNNABLE")
+        self._set_status(job, "SUBMITTED")
+        self._set_status(job, "RUNNABLE")
         if self._command:
             self._start(job)
         return {"jobArn": job["jobArn"], "jobName": job["jobName"], "jobId": job_id}
@@ -84,19 +84,19 @@ class BatchService:
         return {"jobs": [self.jobs[job_id] for job_id in call["jobs"] if job_id in self.jobs]}
 
     def get_paginator(self, name: str) -> Any:
-        """ListJobs with a filter by name, two to a page."""
+        """ListJobs with a filter by name, two jobs a page."""
         assert name == "list_jobs"
 
         def paginate(**call: Any) -> list[dict[str, Any]]:
             _check("ListJobs", call)
             [pattern] = call["filters"][0]["values"]
-            found = [job for job in self.jobs.values() if job["jobName"].lower() == pattern.lower()]
-            return [{"jobSummaryList": found[start : start + 2]} for start in range(0, len(found) + 1, 2)]
+            jobs = [job for job in self.jobs.values() if job["jobName"].lower() == pattern.lower()]
+            return [{"jobSummaryList": jobs[start : start + 2]} for start in range(0, len(jobs) + 1, 2)]
 
         return SimpleNamespace(paginate=paginate)
 
     def terminate_job(self, **call: Any) -> dict[str, Any]:
-        """TerminateJob: without effect on what has ended."""
+        """TerminateJob: no effect on an ended job."""
         _check("TerminateJob", call)
         job = self.jobs[call["jobId"]]
         if job["status"] not in {"SUCCEEDED", "FAILED"}:
@@ -107,10 +107,10 @@ class BatchService:
                 self.end(job["jobId"], None, statusReason=call["reason"])
         return {}
 
-    # ── What happens by itself ───────────────────────────────────────────────────────────────────────────────────────
+    # ── State transitions ───────────────────────────────────────────────────────────────────────────────────────
 
     def step(self) -> None:
-        """Notice which processes have ended; repeat or end their jobs."""
+        """Poll the processes; retry or end the jobs of those that exited."""
         for job_id, process in list(self._processes.items()):
             if (code := process.poll()) is None:
                 continue
@@ -118,74 +118,74 @@ class BatchService:
             job = self.jobs[job_id]
             code = 128 - code if code < 0 else code
             attempt = {"exitCode": code, "reason": "", "statusReason": "Essential container in task exited"}
-            self._attempted(job, code)
-            again = self._action(job, attempt) == "RETRY" and len(job["attempts"]) < job["retryStrategy"]["attempts"]
-            if code and again and job_id not in self._reasons:
-                self._become(job, "RUNNABLE")
+            self._record_attempt(job, code)
+            retry = self._action(job, attempt) == "RETRY" and len(job["attempts"]) < job["retryStrategy"]["attempts"]
+            if code and retry and job_id not in self._reasons:
+                self._set_status(job, "RUNNABLE")
                 self._start(job)
                 continue
             reason = self._reasons.get(job_id, attempt["statusReason"])
-            self._become(job, "FAILED" if code else "SUCCEEDED", statusReason=reason)
+            self._set_status(job, "FAILED" if code else "SUCCEEDED", statusReason=reason)
 
     def begin(self, job_id: str) -> None:
-        """Let a job without a command run."""
+        """Move a job to RUNNING."""
         job = self.jobs[job_id]
         job["startedAt"] = _now()
         job["container"] = {"logStreamName": f"trainer/default/{uuid.uuid4().hex}"}
-        self._become(job, "RUNNING")
+        self._set_status(job, "RUNNING")
 
     def end(self, job_id: str, code: int | None, **more: Any) -> None:
-        """End a job without a command."""
+        """Move a job without a command to SUCCEEDED or FAILED; no attempt is recorded if ``code`` is None."""
         job = self.jobs[job_id]
         if code is not None:
-            self._attempted(job, code)
-        self._become(job, "SUCCEEDED" if code == 0 else "FAILED", **more)
+            self._record_attempt(job, code)
+        self._set_status(job, "SUCCEEDED" if code == 0 else "FAILED", **more)
 
     def end_attempt(self, job_id: str, code: int) -> None:
-        """End an attempt of a job without a command, and let it wait for the next one."""
-        self._attempted(self.jobs[job_id], code)
-        self._become(self.jobs[job_id], "RUNNABLE")
+        """End an attempt of a job without a command and queue the next one."""
+        self._record_attempt(self.jobs[job_id], code)
+        self._set_status(self.jobs[job_id], "RUNNABLE")
 
     def kill(self, job_id: str) -> None:
-        """End a job's process without a warning."""
+        """Send SIGKILL to a job's process group."""
         with suppress(ProcessLookupError):
             os.killpg(self._processes[job_id].pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill the running processes."""
         for job_id, process in self._processes.items():
             self.kill(job_id)
             process.wait()
 
     def _start(self, job: dict[str, Any]) -> None:
         assert self._command
-        filled = [job["parameters"].get(part.removeprefix("Ref::"), part) for part in self._command]
+        arguments = [job["parameters"].get(part.removeprefix("Ref::"), part) for part in self._command]
         with self._log.open("ab") as log:
             self._processes[job["jobId"]] = subprocess.Popen(
-                filled, env=os.environ | self._environment, stdout=log, stderr=log, start_new_session=True
+                arguments, env=os.environ | self._environment, stdout=log, stderr=log, start_new_session=True
             )
-        self._become(job, "STARTING")
+        self._set_status(job, "STARTING")
         self.begin(job["jobId"])
 
-    def _attempted(self, job: dict[str, Any], code: int) -> None:
+    def _record_attempt(self, job: dict[str, Any], code: int) -> None:
         job["container"] = job["container"] | {"exitCode": code}
         times = {"startedAt": job.get("startedAt", _now()), "stoppedAt": _now()}
         job["attempts"] = [*job["attempts"], {"container": job["container"], **times}]
 
     def _action(self, job: dict[str, Any], attempt: dict[str, Any]) -> str:
         for rule in job["retryStrategy"]["evaluateOnExit"]:
-            tests = {name: pattern for name, pattern in rule.items() if name in _PATTERNS}
-            if all(fnmatch(str(attempt[_PATTERNS[name]]), pattern) for name, pattern in tests.items()):
+            conditions = {name: pattern for name, pattern in rule.items() if name in _PATTERNS}
+            if all(fnmatch(str(attempt[_PATTERNS[name]]), pattern) for name, pattern in conditions.items()):
                 return str(rule["action"])
         return "RETRY"
 
-    def _become(self, job: dict[str, Any], status: str, **more: Any) -> None:
+    def _set_status(self, job: dict[str, Any], status: str, **more: Any) -> None:
         job |= {"status": status, **more}
         self.events.append(state_change(job))
 
 
 def state_change(job: dict[str, Any]) -> dict[str, Any]:
-    """The event of EventBridge that says how a job stands now."""
+    """The EventBridge event of a job's current state."""
     return {
         "version": "0",
         "id": str(uuid.uuid4()),

@@ -9,16 +9,16 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from infra.local.stack import LocalServers
 
-# Machines are shared: how long an example takes says nothing about it.
+# On a shared machine the duration of an example is meaningless.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
 def local_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["LocalServers"]:
-    """One real Kafka and one real S3 server for the whole run, on free ports; stopped at its end.
+    """One Kafka and one S3 server for the whole session, on free ports.
 
-    Shared: tests name their own topics and key prefixes, and start a stack of their own to do it harm.
+    Shared: tests use their own topics and key prefixes; a test that stops or kills servers starts its own.
     """
     from infra.local.options import LocalOptions
     from infra.local.stack import LocalServers

@@ -1,4 +1,4 @@
-"""What tests against real servers need again and again."""
+"""Helpers for tests against real servers."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from infra.local.stack import LocalServers
 
 
 def environment(servers: LocalServers, folder: Path, **more: str) -> dict[str, str]:
-    """Settings, as variables, for a system of one's own on shared servers."""
+    """Environment variables of an isolated system on the shared servers."""
     name = f"t{uuid4().hex[:8]}"
     return servers.environment | {
         "FOLDTUNE_KAFKA__TOPIC_PREFIX": f"{name}-",
@@ -34,7 +34,7 @@ def environment(servers: LocalServers, folder: Path, **more: str) -> dict[str, s
 
 
 def settings_of(variables: dict[str, str]) -> Settings:
-    """The settings that a process with these variables reads."""
+    """The settings of a process with these environment variables."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("FOLDTUNE_")}
     for name in kept:
         del os.environ[name]
@@ -48,17 +48,17 @@ def settings_of(variables: dict[str, str]) -> Settings:
 
 
 def setting_names(model: type[BaseModel] = Settings, prefix: str = "FOLDTUNE_") -> set[str]:
-    """The variables that settings are read from."""
-    found = set()
+    """The environment variables that settings are read from."""
+    names = set()
     for name, field in model.model_fields.items():
-        found.add(f"{prefix}{name.upper()}")
+        names.add(f"{prefix}{name.upper()}")
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= setting_names(field.annotation, f"{prefix}{name.upper()}__")
-    return found
+            names |= setting_names(field.annotation, f"{prefix}{name.upper()}__")
+    return names
 
 
 class ChildProcess:
-    """A foldtune command as a process of its own, its output in a file."""
+    """A foldtune command in a child process; its output goes to a file."""
 
     def __init__(self, arguments: list[str], variables: dict[str, str], log: Path) -> None:
         self.log = log
@@ -72,7 +72,7 @@ class ChildProcess:
         self._process.send_signal(signal_number)
 
     def stop(self, seconds: float = 30) -> int:
-        """Ask it to end, and wait; its exit status."""
+        """Send SIGTERM and wait; the exit status."""
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         return self._process.wait(seconds)
@@ -87,7 +87,7 @@ class ChildProcess:
 
 
 class Reader:
-    """Reads topics from their beginning, and keeps what it has read."""
+    """Reads topics from the beginning into ``records``."""
 
     def __init__(self, settings: Settings, *topics: Topic) -> None:
         from kafka import KafkaConsumer
@@ -99,15 +99,15 @@ class Reader:
         self.records: list[Any] = []
 
     def until(self, condition: Callable[[list[Any]], bool], seconds: float = 60) -> list[Any]:
-        """Everything read once ``condition`` holds of it."""
+        """Read until ``condition`` holds for the records; all records."""
         deadline = time.monotonic() + seconds
         while not condition(self.records):
             if time.monotonic() > deadline:
                 seen = "\n".join(f"{record.topic}: {record.value[:400]!r}" for record in self.records[-20:])
                 msg = f"not within {seconds} s; the last of {len(self.records)} records:\n{seen}"
                 raise AssertionError(msg)
-            for found in self._client.poll(timeout_ms=200).values():
-                self.records += found
+            for records in self._client.poll(timeout_ms=200).values():
+                self.records += records
         return self.records
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class Reader:
 
 
 def folder_history(folder_id: str, count: int) -> Iterator[tuple[Topic, Event]]:
-    """``count`` documents and as many logs that cite them."""
+    """``count`` documents and one citing log for each."""
     for number in range(count):
         yield (
             Topic.DOCUMENTS,

@@ -1,4 +1,4 @@
-"""The demo with a Kafka and an S3 server of its own: its result, and that no process or folder is left behind."""
+"""The demo with its own Kafka and S3 servers: its result, and the cleanup of processes and folders."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"TMPDIR": str(folder)}
 
 
-def left_behind(folder: Path) -> list[psutil.Process]:
+def remaining_processes(folder: Path) -> list[psutil.Process]:
     processes = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
@@ -37,7 +37,7 @@ def left_behind(folder: Path) -> list[psutil.Process]:
 
 @contextmanager
 def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The demo, started up to the point where its servers and processes run."""
+    """A demo whose servers and processes are running."""
     with subprocess.Popen(
         command(*SMALL), env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -69,19 +69,19 @@ def test_from_logs_to_a_better_model(tmp_path: Path) -> None:
     assert list(report["seconds"]) == [
         *("corpus", "start", "embed", "simulate", "publish", "train", "fetch", "evaluate", "total")
     ]
-    assert left_behind(tmp_path) == []
+    assert remaining_processes(tmp_path) == []
     assert not list(tmp_path.glob("foldtune-demo-*"))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_every_process_exits_with_the_demo(tmp_path: Path, number: signal.Signals, status: int) -> None:
     with running(tmp_path) as process:
-        assert len(left_behind(tmp_path)) > 5
+        assert len(remaining_processes(tmp_path)) > 5
         process.send_signal(number)
         assert process.wait(60) == status
 
     deadline = time.monotonic() + 60
-    while left_behind(tmp_path) and time.monotonic() < deadline:
+    while remaining_processes(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert left_behind(tmp_path) == []
+    assert remaining_processes(tmp_path) == []
     assert number == signal.SIGKILL or not list(tmp_path.glob("foldtune-demo-*"))

@@ -1,5 +1,5 @@
-"""The whole loop as it is in the cloud, on this machine: the functions of `infra.aws.handlers` between a real Kafka, a
-real S3 server, a stream worker and a trainer. Only Lambda's pollers and AWS Batch are played, by the test.
+"""The serverless deployment end to end on this machine: the functions of `infra.aws.handlers` with a real Kafka, a real
+S3 server, a stream worker and a trainer. Only Lambda's event sources and AWS Batch are simulated.
 """
 
 import json
@@ -44,16 +44,16 @@ from trainers.model.base_models import packaged_minilm, packaged_minilm_folder
 JOB_DEFINITION = load(str(Path(__file__).parents[2] / "infra" / "aws" / "batch.yml"))["Resources"]["JobDefinition"][
     "Properties"
 ]
-# Batch fills in the parameter.
+# Batch substitutes the parameter.
 COMMAND = tuple(JOB_DEFINITION["ContainerProperties"]["Command"])
-MODELS = TRAINED, KILLED, REGRETTED = ("runbooks", "killed", "regretted")
+MODELS = TRAINED, KILLED, CANCELLED = ("runbooks", "killed", "cancelled")
 CLAIMS = {"sub": "somebody"}
 POISON = b"\xffnothing"
 PATIENCE_SECONDS = 240.0
 
 
 class Poller:
-    """Reads topics for a function, as an event source mapping does: what failed is delivered again, with all behind."""
+    """Polls topics like an event source mapping: redelivers from the first failed record of a partition."""
 
     def __init__(self, settings: Settings, *topics: Topic) -> None:
         names = [topic.named(settings.kafka.topic_prefix) for topic in topics]
@@ -66,23 +66,25 @@ class Poller:
         )
 
     def poll(self) -> None:
-        """Hand over what is there, in one call."""
-        found = self._client.poll(timeout_ms=200, max_records=10)
+        """Invoke the function once with the next records, then commit or seek back."""
+        polled = self._client.poll(timeout_ms=200, max_records=10)
         records = [
-            Record(one.topic, one.partition, one.offset, one.key, one.value) for many in found.values() for one in many
+            Record(item.topic, item.partition, item.offset, item.key, item.value)
+            for items in polled.values()
+            for item in items
         ]
         if not records:
             return
         answer = launch(kafka_payload(records), Context(120))
         failed = [item["itemIdentifier"] for item in answer["batchItemFailures"]]
-        for partition in found:
+        for partition in polled:
             name = f"{partition.topic}-{partition.partition}"
-            again = min((item["offset"] for item in failed if item["partition"] == name), default=None)
-            if again is None:
+            first_failed = min((item["offset"] for item in failed if item["partition"] == name), default=None)
+            if first_failed is None:
                 position = self._client.position(partition)
                 self._client.commit({partition: OffsetAndMetadata(position, "", -1)})
             else:
-                self._client.seek(TopicPartition(partition.topic, partition.partition), again)
+                self._client.seek(TopicPartition(partition.topic, partition.partition), first_failed)
 
     def close(self) -> None:
         self._client.close()
@@ -90,7 +92,7 @@ class Poller:
 
 @dataclass
 class Loop:
-    """All that goes on."""
+    """The simulated services, driven step by step."""
 
     settings: Settings
     batch: BatchService
@@ -98,38 +100,38 @@ class Loop:
     delivered: int = 0
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Let things happen until a condition holds."""
+        """Drive poller and Batch until a condition holds."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
-            assert time.monotonic() < deadline, f"it did not come to be; the jobs: {self.batch.jobs}"
+            assert time.monotonic() < deadline, f"not within {PATIENCE_SECONDS} s; jobs: {self.batch.jobs}"
             self.poller.poll()
             self.batch.step()
             new = self.batch.events[self.delivered :]
             self.delivered += len(new)
-            # Twice, and first in the wrong order.
+            # EventBridge may reorder and duplicate events.
             for event in (*reversed(new), *new):
                 batch_state(event, Context(60))
 
-    def ask(self, model: str, **knobs: Any) -> None:
-        """Ask for a model over HTTP; its request has its name."""
+    def request(self, model: str, **knobs: Any) -> None:
+        """Request a training over HTTP; the request id is the model's name."""
         body = json.dumps({"request_id": model, "model": model, **knobs})
         answer = api(http_payload("POST /requests", body, CLAIMS), Context(28))
         assert answer["statusCode"] == 202, answer
 
     def status(self, request_id: str) -> dict[str, Any]:
-        """How a request stands, as told over HTTP."""
+        """The status of a request, read over HTTP."""
         call = http_payload("GET /requests/{id}", None, CLAIMS, pathParameters={"id": request_id})
         return {"state": "unknown"} | dict(json.loads(api(call, Context(28))["body"]))
 
     def job(self, request_id: str) -> dict[str, Any]:
-        """The one job of a request, empty while there is none."""
-        found = [job for job in self.batch.jobs.values() if job["parameters"]["request_id"] == request_id]
-        assert len(found) < 2
-        return found[0] if found else {"status": "none"}
+        """The only job of a request; its status is "none" before the submission."""
+        jobs = [job for job in self.batch.jobs.values() if job["parameters"]["request_id"] == request_id]
+        assert len(jobs) < 2
+        return jobs[0] if jobs else {"status": "none"}
 
 
 def publish_history(settings: Settings) -> None:
-    """The documents, and the agent's logs."""
+    """Publish the documents and the agent's logs."""
     examples, documents = (table.to_pylist() for table in tables())
     with Publisher(settings.kafka) as publisher:
         for document in documents:
@@ -144,8 +146,8 @@ def publish_history(settings: Settings) -> None:
                 question=example["question"],
                 folder_id=example["folder_id"],
                 retrieved=tuple(
-                    RetrievedPassage(document_id=one["document_id"], folder_id=one["folder_id"], rank=rank)
-                    for rank, one in enumerate(shown, start=1)
+                    RetrievedPassage(document_id=passage["document_id"], folder_id=passage["folder_id"], rank=rank)
+                    for rank, passage in enumerate(shown, start=1)
                 ),
                 cited_document_ids=(example["positive"]["document_id"],),
             )
@@ -155,7 +157,7 @@ def publish_history(settings: Settings) -> None:
 
 @pytest.fixture(scope="module")
 def loop(local_servers: LocalServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
-    """Three models were asked for: one training succeeds, one is killed, one is cancelled."""
+    """The services after three requests: one training succeeded, one was killed, one was cancelled."""
     folder: Path = tmp_path_factory.mktemp("serverless")
     variables = environment(
         local_servers,
@@ -166,7 +168,7 @@ def loop(local_servers: LocalServers, tmp_path_factory: pytest.TempPathFactory) 
     settings = settings_of(variables)
     create_topics(settings.kafka, tuple(Topic))
     publish_history(settings)
-    # "python" is this one.
+    # The job definition's command starts "python": put this interpreter first.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     batch = BatchService(COMMAND, settings_environment(settings) | {"PATH": path}, folder / "trainers.log")
     worker = ChildProcess(["worker"], variables, folder / "worker.log")
@@ -177,9 +179,9 @@ def loop(local_servers: LocalServers, tmp_path_factory: pytest.TempPathFactory) 
         patch.setattr(batch_launcher, "batch_client", lambda _: batch)
         load_settings.cache_clear()
         try:
-            found = Loop(settings, batch, poller)
-            run(found)
-            yield found
+            services = Loop(settings, batch, poller)
+            run(services)
+            yield services
         finally:
             load_settings.cache_clear()
             poller.close()
@@ -188,21 +190,21 @@ def loop(local_servers: LocalServers, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def run(loop: Loop) -> None:
-    """The story."""
+    """Request three trainings, kill one, cancel one, publish an invalid job, and redeliver all jobs at the end."""
     for model in MODELS:
-        loop.ask(model, training={"batch_size": 8, "epochs": 3, "trainable_layers": 2})
+        loop.request(model, training={"batch_size": 8, "epochs": 3, "trainable_layers": 2})
     with Publisher(loop.settings.kafka) as publisher:
         publisher.send_raw(Topic.TRAINING_JOBS, POISON, key="r-0")
         publisher.flush()
-        loop.until(lambda: loop.job(REGRETTED)["status"] == "RUNNING")
-        cancel = FineTuneCancelled(request_id=REGRETTED, model=REGRETTED, requested_at=now(), requested_by="somebody")
-        publisher.publish(Topic.FINE_TUNE_REQUESTS, cancel, key=REGRETTED)
+        loop.until(lambda: loop.job(CANCELLED)["status"] == "RUNNING")
+        cancel = FineTuneCancelled(request_id=CANCELLED, model=CANCELLED, requested_at=now(), requested_by="somebody")
+        publisher.publish(Topic.FINE_TUNE_REQUESTS, cancel, key=CANCELLED)
         loop.until(lambda: loop.job(KILLED)["status"] == "RUNNING")
         loop.batch.kill(loop.job(KILLED)["jobId"])
-        ended = {"completed", "failed", "cancelled"}
-        loop.until(lambda: all(loop.status(model)["state"] in ended for model in MODELS))
+        final = {"completed", "failed", "cancelled"}
+        loop.until(lambda: all(loop.status(model)["state"] in final for model in MODELS))
         loop.until(lambda: all(loop.job(model)["status"] in {"SUCCEEDED", "FAILED"} for model in MODELS))
-        # Kafka may deliver a job again at any time.
+        # Kafka may redeliver a job at any time.
         for record in list(read(loop.settings.kafka, Topic.TRAINING_JOBS)):
             publisher.send_raw(Topic.TRAINING_JOBS, record.value, key=record.key)
         publisher.flush()
@@ -223,36 +225,36 @@ def test_a_better_model_is_announced(loop: Loop) -> None:
     assert loop.job(TRAINED)["status"] == "SUCCEEDED"
 
 
-def test_a_killed_training_has_failed_with_its_reason(loop: Loop) -> None:
+def test_a_killed_training_fails_with_its_reason(loop: Loop) -> None:
     status = loop.status(KILLED)
     assert (status["state"], status["retryable"]) == ("failed", True)
     assert status["reasons"][0] == "the trainer was ended by SIGKILL, possibly out of memory"
     assert "/log-events/" in status["log_url"]
 
 
-def test_a_cancelled_training_was_ended(loop: Loop) -> None:
-    assert loop.status(REGRETTED)["state"] == "cancelled"
-    job = loop.job(REGRETTED)
+def test_a_cancelled_training_is_terminated(loop: Loop) -> None:
+    assert loop.status(CANCELLED)["state"] == "cancelled"
+    job = loop.job(CANCELLED)
     assert (job["status"], job["statusReason"]) == ("FAILED", "foldtune: cancelled")
 
 
-def test_each_request_ended_once_and_had_one_job(loop: Loop) -> None:
+def test_each_request_has_one_job_and_one_final_status(loop: Loop) -> None:
     assert len(loop.batch.jobs) == len(MODELS)
     statuses = [
-        FineTuneStatus.model_validate_json(one.value) for one in read(loop.settings.kafka, Topic.FINE_TUNE_STATUS)
+        FineTuneStatus.model_validate_json(record.value) for record in read(loop.settings.kafka, Topic.FINE_TUNE_STATUS)
     ]
     assert sorted(status.request_id for status in statuses if status.state.terminal) == sorted(MODELS)
 
 
-def test_what_is_no_job_is_put_aside_once_and_stops_nothing(loop: Loop) -> None:
-    [letter, again] = read(loop.settings.kafka, Topic.DEAD_LETTERS)
-    assert (letter.key, letter.value) == (again.key, again.value) == (b"r-0", POISON)
-    # It was on the topic twice: the story publishes again what lies there.
-    assert dict(letter.headers)[OFFSET_HEADER] != dict(again.headers)[OFFSET_HEADER]
+def test_an_invalid_job_is_dead_lettered_once(loop: Loop) -> None:
+    [first, second] = read(loop.settings.kafka, Topic.DEAD_LETTERS)
+    assert (first.key, first.value) == (second.key, second.value) == (b"r-0", POISON)
+    # Two records: ``run`` publishes all records of the topic a second time.
+    assert dict(first.headers)[OFFSET_HEADER] != dict(second.headers)[OFFSET_HEADER]
 
 
-def test_the_functions_import_only_what_their_bundle_holds() -> None:
-    """The packages of the extras stay out of the bundle; torch alone would be many times its size."""
+def test_the_functions_import_only_packages_of_their_bundle() -> None:
+    """The bundle excludes the packages of the extras; torch alone is many times its size."""
     program = (
         "import sys, json, infra.aws.handlers; print(json.dumps([name.partition('.')[0] for name in sys.modules]))"
     )

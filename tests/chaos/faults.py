@@ -1,4 +1,4 @@
-"""A seeded schedule of everything that goes wrong, and the workers that it happens to."""
+"""A seeded schedule of faults, and the supervised worker processes."""
 
 import os
 import random
@@ -15,13 +15,13 @@ from pathlib import Path
 from infra.local.stack import LocalServers
 from tests.chaos.traffic import Traffic
 
-# A paused worker must be missed: it wakes up as one that lost its partitions and does not know it.
+# A long pause exceeds the session timeout: the worker resumes as a zombie, whose partitions have been reassigned.
 SESSION_SECONDS = 6
 _LONG_PAUSE = (SESSION_SECONDS + 2, SESSION_SECONDS + 6)
 
 
 class Worker:
-    """One worker process on its own disk; whoever supervises it starts it again when it ends."""
+    """A worker process with its own data folder; ``keep_alive`` restarts it after an exit."""
 
     def __init__(self, number: int, folder: Path, variables: dict[str, str]) -> None:
         self.data_dir = folder / f"worker-{number}"
@@ -29,24 +29,24 @@ class Worker:
         self.exits = 0
         self._variables = variables | {
             "FOLDTUNE_WORKER__DATA_DIR": str(self.data_dir),
-            # Some keep their partitions over a quick restart; those without a name leave them to the others.
+            # Static members keep their partitions over a quick restart; worker 0 is a dynamic member.
             "FOLDTUNE_WORKER__INSTANCE_ID": f"worker-{number}" if number else "",
         }
-        self.process = self._started()
+        self.process = self._start()
 
     def keep_alive(self) -> None:
-        """Start it again if it has ended."""
+        """Restart the process if it has exited."""
         if self.process.poll() is not None:
             self.exits += 1
-            self.process = self._started()
+            self.process = self._start()
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal; an exited process is ignored."""
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def stop(self) -> int:
-        """End it as an operator would; its exit code."""
+        """Terminate the process as a deployment does, or kill it after 40 s; its exit status."""
         self.send(signal.SIGCONT)
         self.send(signal.SIGTERM)
         try:
@@ -55,7 +55,7 @@ class Worker:
             self.process.kill()
             return self.process.wait()
 
-    def _started(self) -> "subprocess.Popen[bytes]":
+    def _start(self) -> "subprocess.Popen[bytes]":
         with self.log.open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.worker"],
@@ -66,7 +66,7 @@ class Worker:
 
 
 class Faults(threading.Thread):
-    """Injects one fault after the other until it is told to stop, and then heals everything."""
+    """Injects faults until ``done`` is set, then repairs all of them and restarts the workers."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Faults(threading.Thread):
         self._random = random.Random(seed)
         self._every = every
         self._due: list[tuple[float, Callable[[], None]]] = []
-        weighed: dict[str, tuple[int, Callable[[], None]]] = {
+        weighted: dict[str, tuple[int, Callable[[], None]]] = {
             "kill -9": (30, self._kill),
             "long pause": (14, self._pause_long),
             "short pause": (10, self._pause_short),
@@ -94,15 +94,15 @@ class Faults(threading.Thread):
             "broker killed": (4, self._kill_broker),
             "S3 refused": (6, self._refuse_s3),
             "S3 slow": (8, self._slow_s3),
-            "duplicates": (12, traffic.repeat),
-            "poison": (10, traffic.poisoned),
+            "duplicates": (12, traffic.publish_duplicates),
+            "poison": (10, traffic.publish_poison),
         }
-        self._kinds = {name: one for name, one in weighed.items() if kinds is None or name in kinds}
+        self._kinds = {name: fault for name, fault in weighted.items() if kinds is None or name in kinds}
 
     def run(self) -> None:
         next_fault = time.monotonic() + self._every
         while not self.done.is_set():
-            self._heal_what_is_due()
+            self._run_due_repairs()
             for worker in self._workers:
                 worker.keep_alive()
             if time.monotonic() > next_fault:
@@ -112,20 +112,20 @@ class Faults(threading.Thread):
                 self._kinds[kind][1]()
                 self.counts[kind] += 1
             time.sleep(0.05)
-        self._heal_what_is_due(everything=True)
+        self._run_due_repairs(repair_all=True)
         for worker in self._workers:
             worker.keep_alive()
 
-    def _heal_what_is_due(self, *, everything: bool = False) -> None:
-        waiting, self._due = self._due, []
-        for moment, heal in waiting:
-            if everything or time.monotonic() > moment:
-                heal()
+    def _run_due_repairs(self, *, repair_all: bool = False) -> None:
+        pending, self._due = self._due, []
+        for due, repair in pending:
+            if repair_all or time.monotonic() > due:
+                repair()
             else:
-                self._due.append((moment, heal))
+                self._due.append((due, repair))
 
-    def _later(self, seconds: float, heal: Callable[[], None]) -> None:
-        self._due.append((time.monotonic() + seconds, heal))
+    def _schedule(self, seconds: float, repair: Callable[[], None]) -> None:
+        self._due.append((time.monotonic() + seconds, repair))
 
     def _kill(self) -> None:
         self._random.choice(self._workers).send(signal.SIGKILL)
@@ -143,8 +143,8 @@ class Faults(threading.Thread):
         process = self._random.choice(self._workers).process
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGSTOP)
-        # The same process, even if the worker has another by then.
-        self._later(seconds, lambda: _wake(process))
+        # Resumes this process, even if the worker has been restarted meanwhile.
+        self._schedule(seconds, lambda: _resume(process))
 
     def _kill_broker(self) -> None:
         self._servers.kafka.kill()
@@ -152,20 +152,20 @@ class Faults(threading.Thread):
 
     def _refuse_s3(self) -> None:
         self._servers.s3.kill()
-        self._later(self._random.uniform(1, 4), self._servers.s3.start)
+        self._schedule(self._random.uniform(1, 4), self._servers.s3.start)
 
     def _slow_s3(self) -> None:
         pid = self._servers.s3.pid
         if pid is not None:
             os.kill(pid, signal.SIGSTOP)
-            self._later(self._random.uniform(1, 6), lambda: _continue(pid))
+            self._schedule(self._random.uniform(1, 6), lambda: _resume_pid(pid))
 
 
-def _wake(process: "subprocess.Popen[bytes]") -> None:
+def _resume(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGCONT)
 
 
-def _continue(pid: int) -> None:
+def _resume_pid(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""One chaotic run: real servers, three workers, traffic and faults; afterwards, what the system made of it."""
+"""One run: real servers, three workers, traffic and faults; afterwards the comparison with the reference model."""
 
 import io
 import json
@@ -23,12 +23,12 @@ from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
 from streams.worker.app import changelogs
 from tests.chaos.faults import SESSION_SECONDS, Faults, Worker
-from tests.chaos.reference import Expected, History, Row
+from tests.chaos.reference import FolderContent, History, Row
 from tests.chaos.traffic import BOUNDED_FOLDERS, FOLDERS, MAX_EXAMPLES, Traffic, Trainer
 from tests.support import environment, settings_of
 
 WORKERS = 3
-# Faust keeps its checkpoint beside the values.
+# Faust stores its checkpoint in the same database.
 _CHECKPOINT = b"__faust"
 
 
@@ -44,20 +44,20 @@ _ZERO = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to the system; ``without`` names a correction that the workers do not have."""
+    """The parameters of a run; ``without`` names a correction to disable in the workers."""
 
     seed: int
     seconds: float
     fault_every: float = 2.5
     kinds: tuple[str, ...] | None = None
     without: str | None = None
-    # How long the system may take, once the faults are over, to come to rest.
+    # Seconds after the last fault until every request must have a final status.
     patience: float = 240.0
 
 
 @dataclass
 class Report:
-    """What happened, and the counters that must be zero."""
+    """Counts of the run, and the counters that must be 0."""
 
     seed: int
     seconds: float
@@ -73,18 +73,18 @@ class Report:
     dead_letters_missing: int = 0
 
     @property
-    def broken(self) -> dict[str, int]:
-        """The counters that should be zero and are not."""
+    def violations(self) -> dict[str, int]:
+        """The counters that must be 0 and are not."""
         counters = {name: getattr(self, name) for name in _ZERO}
         return {name: count for name, count in counters.items() if count}
 
-    def as_line(self) -> str:
+    def to_json(self) -> str:
         """One JSON object."""
         return json.dumps(asdict(self) | {"injected": sum(self.faults.values())})
 
 
 def run(plan: Plan, folder: Path) -> Report:
-    """Do it, and compare. Logs and disks stay in ``folder``."""
+    """Inject the faults and compare. The log files and data folders stay in ``folder``."""
     report = Report(plan.seed, plan.seconds)
     options = LocalOptions(data_dir=folder / "servers", kafka_port=None, s3_port=None, keep_data=False)
     with LocalServers(options) as servers:
@@ -111,7 +111,7 @@ def run(plan: Plan, folder: Path) -> Report:
                 thread.done.set()
                 thread.join()
             system = System(settings, traffic, trainer, workers, plan.patience)
-            system.settle(report, folder / "differences.json")
+            system.compare(report, folder / "differences.json")
         finally:
             trainer.done.set()
             for worker in workers:
@@ -124,7 +124,7 @@ def run(plan: Plan, folder: Path) -> Report:
 
 @dataclass(frozen=True)
 class System:
-    """What is left running once the faults are over."""
+    """The running system after the faults."""
 
     settings: Settings
     traffic: Traffic
@@ -132,63 +132,67 @@ class System:
     workers: list[Worker]
     patience: float
 
-    def settle(self, report: Report, differences: Path) -> None:
-        """Wait until the system has come to rest, and hold what it has against what it should."""
-        self.traffic.patiently().close()
-        self._await_ends()
+    def compare(self, report: Report, differences: Path) -> None:
+        """Wait for the final statuses, then compare the system with the reference model and fill in the report."""
+        self.traffic.connect().close()
+        self._await_final_states()
         history = History(self.settings)
-        expected, found = history.expected(), self._folders()
-        ends = self._ends()
-        odd = {request_id: sorted(ends[request_id]) for request_id in self.traffic.asked if len(ends[request_id]) != 1}
+        expected, found = history.expected(), self._exported_folders()
+        states = self._final_states()
+        unresolved = {
+            request_id: sorted(states[request_id])
+            for request_id in self.traffic.requested
+            if len(states[request_id]) != 1
+        }
         different: dict[str, Any] = {
             name: (expected[name], found[name]) for name in FOLDERS if expected[name] != found[name]
         }
-        differences.write_text(json.dumps({"folders": different, "requests": odd}, default=asdict, indent=1))
+        differences.write_text(json.dumps({"folders": different, "requests": unresolved}, default=asdict, indent=1))
         for name in FOLDERS:
-            wanted, got = [row[0] for row in expected[name].rows], [row[0] for row in found[name].rows]
-            report.lost += len(set(wanted) - set(got))
-            report.duplicated += len(got) - len(set(got))
+            wanted, exported = ([row[0] for row in contents[name].rows] for contents in (expected, found))
+            report.lost += len(set(wanted) - set(exported))
+            report.duplicated += len(exported) - len(set(exported))
         report.diverged_folders = len(different)
         report.logs_published = len(history.logs)
         report.lost += len(self.traffic.acknowledged - history.logs)
-        report.requests = len(self.traffic.asked)
-        report.requests_without_one_end = len(odd)
+        report.requests = len(self.traffic.requested)
+        report.requests_without_one_end = len(unresolved)
         letters = {record.value for record in read(self.settings.kafka, Topic.DEAD_LETTERS)}
         report.dead_letters_missing = len(self.traffic.poison - letters)
 
-    def _await_ends(self) -> None:
+    def _await_final_states(self) -> None:
         deadline = time.monotonic() + self.patience
-        while self.traffic.asked - self._ends().keys() and time.monotonic() < deadline:
-            self._rest()
+        while self.traffic.requested - self._final_states().keys() and time.monotonic() < deadline:
+            self._keep_workers_alive()
 
-    def _ends(self) -> dict[str, set[str]]:
-        """The terminal states of each request. One that is said again after a crash is still one."""
-        ends: dict[str, set[str]] = defaultdict(set)
+    def _final_states(self) -> dict[str, set[str]]:
+        """The final states of each request; the same state published twice after a crash counts once."""
+        states: dict[str, set[str]] = defaultdict(set)
         for record in read(self.settings.kafka, Topic.FINE_TUNE_STATUS):
             status = FineTuneStatus.model_validate_json(record.value)
             if status.state.terminal:
-                ends[status.request_id].add(status.state.value)
-        return ends
+                states[status.request_id].add(status.state.value)
+        return states
 
-    def _rest(self) -> None:
+    def _keep_workers_alive(self) -> None:
         for worker in self.workers:
             worker.keep_alive()
         time.sleep(0.5)
 
-    def _folders(self) -> dict[str, Expected]:
-        """What the product itself makes of its state: the rows of a last snapshot."""
+    def _exported_folders(self) -> dict[str, FolderContent]:
+        """The content of every folder in a last snapshot of the system."""
         job = self._last_job()
         store = S3ObjectStore(self.settings.s3)
         manifest = SnapshotManifest.model_validate_json(store.get(store.key(job.snapshot_uri)))
-        found: dict[str, Expected] = defaultdict(Expected)
+        contents: dict[str, FolderContent] = defaultdict(FolderContent)
         for part in manifest.parts:
             for row in _rows(store, part.examples):
                 positive = row["positive"]["document_id"] if row["positive"] else None
-                line: Row = (row["log_id"], row["question"], row["label"], positive)
-                found[row["folder_id"]].rows.append(line)
+                columns: Row = (row["log_id"], row["question"], row["label"], positive)
+                contents[row["folder_id"]].rows.append(columns)
             for row in _rows(store, part.documents):
-                found[row["folder_id"]].documents[row["document_id"]] = row["text"]
-        return found
+                contents[row["folder_id"]].documents[row["document_id"]] = row["text"]
+        return contents
 
     def _last_job(self) -> TrainingJob:
         with Publisher(self.settings.kafka) as publisher:
@@ -197,7 +201,7 @@ class System:
                 publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
                 deadline = time.monotonic() + max(30, self.patience / 4)
                 while time.monotonic() < deadline:
-                    self._rest()
+                    self._keep_workers_alive()
                     if job := self.trainer.jobs.get(request.request_id):
                         return job
         raise TimeoutError("no last snapshot")
@@ -209,33 +213,33 @@ def _rows(store: S3ObjectStore, file: Any) -> list[dict[str, Any]]:
 
 
 def _stores_unlike_changelog(settings: Settings, workers: list[Worker]) -> int:
-    """Partitions of which no worker's disk holds exactly what the changelog alone comes to."""
-    unlike = 0
+    """The number of partitions for which no worker's RocksDB equals the state replayed from the changelog."""
+    differing = 0
     (topic, *_) = changelogs(settings)
     with consumer(settings.kafka) as client:
         for partition in range(settings.kafka.partitions):
-            content = _compacted(client, TopicPartition(topic, partition))
+            content = _replay(client, TopicPartition(topic, partition))
             stores = [path for worker in workers for path in worker.data_dir.rglob(f"training-sets-{partition}.db")]
-            unlike += all(_content(path) != content for path in stores)
-    return unlike
+            differing += all(_rocksdb_content(path) != content for path in stores)
+    return differing
 
 
-def _compacted(client: Any, place: TopicPartition) -> dict[bytes, bytes]:
-    client.assign([place])
-    client.seek_to_beginning(place)
-    end = client.end_offsets([place])[place]
-    found: dict[bytes, bytes] = {}
-    while client.position(place) < end:
+def _replay(client: Any, partition: TopicPartition) -> dict[bytes, bytes]:
+    client.assign([partition])
+    client.seek_to_beginning(partition)
+    end = client.end_offsets([partition])[partition]
+    state: dict[bytes, bytes] = {}
+    while client.position(partition) < end:
         for records in client.poll(timeout_ms=500, max_records=5000).values():
             for record in records:
                 if record.value is None:
-                    found.pop(record.key, None)
+                    state.pop(record.key, None)
                 else:
-                    found[record.key] = record.value
-    return found
+                    state[record.key] = record.value
+    return state
 
 
-def _content(path: Path) -> dict[bytes, bytes]:
+def _rocksdb_content(path: Path) -> dict[bytes, bytes]:
     copy = path.with_suffix(".copy")
     shutil.copytree(path, copy)
     database = Rdict(str(copy), Options(raw_mode=True), access_type=AccessType.read_only())

@@ -1,4 +1,4 @@
-"""A short run that must come out right, and one for each correction switched off that must not."""
+"""A short run without violations, and one for each disabled correction, in which its counter must rise."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 def chaos(*arguments: str) -> tuple[int, dict[str, Any]]:
-    """The exit status and the report of a run: a process of its own, so that broken connections are its own affair."""
+    """The exit status and the report of a run, in a process of its own to isolate broken connections."""
     command = [sys.executable, "-m", "tests.chaos", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = done.stdout.splitlines()[-1:]
@@ -18,7 +18,7 @@ def chaos(*arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(last[0])
 
 
-def test_nothing_is_lost_doubled_or_left_without_an_end() -> None:
+def test_all_counters_are_zero_under_faults() -> None:
     status, report = chaos("--seed", "11", "--minutes", "0.75", "--fault-every", "1.5")
     assert status == 0, report
     assert report["injected"] >= 15
@@ -35,7 +35,7 @@ def test_nothing_is_lost_doubled_or_left_without_an_end() -> None:
         ("durable-requests", "kill -9", "requests_without_one_end"),
     ],
 )
-def test_the_harness_notices_a_correction_that_is_missing(without: str, kind: str, counter: str) -> None:
+def test_a_disabled_correction_raises_its_counter(without: str, kind: str, counter: str) -> None:
     arguments = ("--seed", "7", "--minutes", "0.6", "--fault-every", "2", "--patience", "40")
     status, report = chaos(*arguments, "--only", kind, "--without", without)
     assert status == 1, report

@@ -1,4 +1,4 @@
-"""What the agents, the users and the people who ask for models send, as a seeded stream that never stops."""
+"""A seeded, continuous stream of the events of agents, users and administrators, and a simulated trainer."""
 
 import random
 import threading
@@ -34,29 +34,29 @@ from foldtune.topics import Topic
 
 FOLDERS = tuple(f"folder {number}/ü" for number in range(12))
 MODELS = tuple(f"model-{number}" for number in range(5))
-# Some outgrow their limit many times over; in the others a loss at any time is seen at the end.
+# These exceed their limit many times over; in unbounded folders a loss at any time is visible at the end.
 BOUNDED_FOLDERS = FOLDERS[:3]
 MAX_EXAMPLES = 300
 POISON = (b"\xff\x00 %d", b"{ %d", b'{"type": "chat_log", "log_id": %d}', b"[%d]")
 _TICK_SECONDS = 0.1
 _REQUEST_EVERY = 15
 
-_SHARES = {"log": 55, "envelope": 2, "again": 3, "verdict": 15, "document": 15, "deleted": 3, "erased": 1}
+_SHARES = {"log": 55, "envelope": 2, "update": 3, "feedback": 15, "document": 15, "deletion": 3, "erasure": 1}
 Sent = tuple[Topic, Event, str]
 
 
 class Traffic(threading.Thread):
-    """Publishes without pause; ``acknowledged`` are the logs that the broker has, ``asked`` the requests, by id."""
+    """Publishes until ``done`` is set; ``acknowledged`` holds ids of stored logs, ``requested`` of requests."""
 
     def __init__(self, settings: Settings, seed: int) -> None:
         super().__init__(name="traffic", daemon=True)
         self.acknowledged: set[str] = set()
-        self.asked: set[str] = set()
+        self.requested: set[str] = set()
         self.poison: set[bytes] = set()
         self.done = threading.Event()
         self._settings = settings
         self._random = random.Random(seed)
-        self._known: list[Sent] = []
+        self._recent: list[Sent] = []
         self._number = 0
 
     def run(self) -> None:
@@ -65,19 +65,19 @@ class Traffic(threading.Thread):
             while not self.done.is_set():
                 self._send(publisher, [self._event() for _ in range(self._random.randrange(30))])
                 if tick % _REQUEST_EVERY == 0:
-                    self._ask(publisher)
+                    self._publish_request(publisher)
                 tick += 1
                 time.sleep(_TICK_SECONDS)
 
-    def repeat(self) -> None:
-        """A producer that did not hear the acknowledgement sends its last events again."""
-        with self.patiently() as publisher:
-            self._send(publisher, self._known[-200:])
+    def publish_duplicates(self) -> None:
+        """Publish the last 200 events again, as a producer does that missed the acknowledgement."""
+        with self.connect() as publisher:
+            self._send(publisher, self._recent[-200:])
 
-    def poisoned(self) -> None:
-        """Somebody publishes what is no event."""
+    def publish_poison(self) -> None:
+        """Publish undecodable values to three topics."""
         sent = set()
-        with self.patiently() as publisher, suppress(PublishError):
+        with self.connect() as publisher, suppress(PublishError):
             for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK):
                 for template in POISON:
                     value = template % self._random.randrange(10**9)
@@ -87,8 +87,8 @@ class Traffic(threading.Thread):
             self.poison |= sent
 
     @retry(retry=retry_if_exception_type(NoBrokerError), stop=stop_after_delay(120))
-    def patiently(self) -> Publisher:
-        """A publisher, once the broker is there."""
+    def connect(self) -> Publisher:
+        """A publisher; waits up to two minutes for the broker."""
         return Publisher(self._settings.kafka)
 
     def _send(self, publisher: Publisher, events: list[Sent]) -> None:
@@ -100,7 +100,7 @@ class Traffic(threading.Thread):
                     publisher.send(topic, event, key=key)
             publisher.flush()
         except PublishError:
-            # Whatever of it the broker has counts; the rest was never promised to anyone.
+            # Unacknowledged: the reference model counts what the broker has stored, and the rest is not expected.
             return
         for _, event, _ in events:
             match event:
@@ -108,7 +108,7 @@ class Traffic(threading.Thread):
                     self.acknowledged.add(event.log_id)
                 case ChatLogBatch():
                     self.acknowledged |= {log.log_id for log in event.logs}
-        self._known = [*self._known, *events][-1000:]
+        self._recent = [*self._recent, *events][-1000:]
 
     def _event(self) -> Sent:  # noqa: PLR0911  one for each kind
         folder = self._random.choice(FOLDERS)
@@ -121,29 +121,31 @@ class Traffic(threading.Thread):
                 self._number = numbers[-1]
                 logs = tuple(self._log(folder, f"log-{number:07}") for number in numbers)
                 return Topic.CHAT_LOGS, ChatLogBatch(folder_id=folder, logs=logs), folder
-            case "again":
-                # The same id with other content, perhaps of another time.
+            case "update":
+                # A known log id with other content and time.
                 known = f"log-{self._random.randint(max(1, self._number - 300), self._number + 1):07}"
                 return Topic.CHAT_LOGS, self._log(folder, known), folder
-            case "verdict":
+            case "feedback":
                 return Topic.FEEDBACK, self._feedback(folder), folder
             case "document":
                 name = f"d{self._random.randrange(40)}"
                 text = f"Text {self._random.randrange(10_000)} of {name}."
-                document = DocumentUpserted(document_id=name, folder_id=folder, occurred_at=self._moment(), text=text)
+                document = DocumentUpserted(
+                    document_id=name, folder_id=folder, occurred_at=self._event_time(), text=text
+                )
                 return Topic.DOCUMENTS, document, folder
-            case "deleted":
+            case "deletion":
                 name = f"d{self._random.randrange(40)}"
                 return (
                     Topic.DOCUMENTS,
-                    DocumentDeleted(document_id=name, folder_id=folder, occurred_at=self._moment()),
+                    DocumentDeleted(document_id=name, folder_id=folder, occurred_at=self._event_time()),
                     folder,
                 )
             case _:
                 name = f"u{self._random.randrange(200)}"
                 erasure = ErasureRequested(
                     erasure_id=f"e{self._random.randrange(10**9)}",
-                    occurred_at=self._moment(),
+                    occurred_at=self._event_time(),
                     subject="user",
                     subject_id=name,
                 )
@@ -153,7 +155,7 @@ class Traffic(threading.Thread):
         shown = self._random.sample(range(40), 3)
         return ChatLog(
             log_id=log_id,
-            occurred_at=self._moment(),
+            occurred_at=self._event_time(),
             agent_id="agent",
             user_id=f"u{self._random.randrange(200)}",
             question=f"Question {self._random.randrange(100_000)}?",
@@ -177,17 +179,17 @@ class Traffic(threading.Thread):
         )
         return Feedback(
             feedback_id=f"f{self._random.randrange(10**9)}",
-            occurred_at=self._moment(),
+            occurred_at=self._event_time(),
             log_id=f"log-{number:07}",
             folder_id=folder,
             verdict=verdict,
         )
 
-    def _moment(self) -> datetime:
+    def _event_time(self) -> datetime:
         return now() - timedelta(seconds=self._random.random() * 20 * 24 * 3600)
 
-    def _ask(self, publisher: Publisher) -> None:
-        request_id, model = f"r-{len(self.asked)}", self._random.choice(MODELS)
+    def _publish_request(self, publisher: Publisher) -> None:
+        request_id, model = f"r-{len(self.requested)}", self._random.choice(MODELS)
         epochs = self._random.choice((1, 2, 3))
         folders = tuple(self._random.sample((*FOLDERS, "no such folder"), self._random.randint(1, 5)))
         request = FineTuneRequested(
@@ -205,11 +207,11 @@ class Traffic(threading.Thread):
                 publisher.publish(Topic.FINE_TUNE_REQUESTS, event, key=model)
         except PublishError:
             return
-        self.asked.add(request_id)
+        self.requested.add(request_id)
 
 
 class Trainer(threading.Thread):
-    """Stands for launcher and trainer: takes every job once, and reports how it ends."""
+    """Simulates launcher and trainer: runs every job once and reports its states."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(name="trainer", daemon=True)

@@ -1,4 +1,4 @@
-"""A worker of the harness: the product's, or one with a correction switched off, to see that the harness notices.
+"""The stream worker, optionally with one correction disabled, to prove that the harness detects it.
 
 ``python -m tests.chaos.worker`` reads the name of the correction from ``CHAOS_WITHOUT``.
 """
@@ -20,41 +20,41 @@ DELAY_SECONDS = 3.0
 _running: set[asyncio.Task[None]] = set()
 
 
-def _later(work: Any) -> None:
-    """What is acknowledged before it is done."""
+def _run_later(work: Any) -> None:
+    """Run ``work`` in the background, so that its record is acknowledged before it is handled."""
 
-    async def after_a_while() -> None:
+    async def run_delayed() -> None:
         await asyncio.sleep(DELAY_SECONDS)
         with suppress(Exception):
             await work
 
-    task = asyncio.create_task(after_a_while())
+    task = asyncio.create_task(run_delayed())
     _running.add(task)
     task.add_done_callback(_running.discard)
 
 
 def without_durable_ingest() -> None:
-    """Blocks of the data topics are acknowledged before they are stored."""
+    """Acknowledge blocks of the data topics before they are stored."""
     handle = Ingest.handle
 
-    async def hasty(self: Ingest, *block: Any) -> None:
-        _later(handle(self, *block))
+    async def acknowledge_early(self: Ingest, *block: Any) -> None:
+        _run_later(handle(self, *block))
 
-    Ingest.handle = hasty  # type: ignore[method-assign,assignment]
+    Ingest.handle = acknowledge_early  # type: ignore[method-assign,assignment]
 
 
 def without_durable_requests() -> None:
-    """Control events are acknowledged before they are handled."""
+    """Acknowledge control events before they are handled."""
     handle = Coordinator.handle
 
-    async def hasty(self: Coordinator, *event: Any) -> None:
-        _later(handle(self, *event))
+    async def acknowledge_early(self: Coordinator, *event: Any) -> None:
+        _run_later(handle(self, *event))
 
-    Coordinator.handle = hasty  # type: ignore[method-assign,assignment]
+    Coordinator.handle = acknowledge_early  # type: ignore[method-assign,assignment]
 
 
 def without_unique_records() -> None:
-    """A replayed or repeated log counts again."""
+    """Count a redelivered or duplicated log again."""
     entity_id, number = fold.entity_id, itertools.count()
     fold.entity_id = lambda event: (
         entity_id(event) if isinstance(event, Feedback) else f"{entity_id(event)} {next(number)}"
@@ -62,7 +62,7 @@ def without_unique_records() -> None:
 
 
 def without_order_of_events() -> None:
-    """What arrives last counts, instead of what happened last."""
+    """Order versions by offset instead of event time."""
     fold._version_order = lambda record: (record.offset, record.position)  # type: ignore[assignment,return-value]
 
 
@@ -73,7 +73,7 @@ WITHOUT = {
     "order-of-events": without_order_of_events,
 }
 
-# Outside of the guard: the process that folds for exports imports this module as well.
+# Outside the guard: the export process, which folds too, imports this module as well.
 if correction := os.environ.get("CHAOS_WITHOUT"):
     WITHOUT[correction]()
 

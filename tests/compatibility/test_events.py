@@ -22,7 +22,7 @@ def fixture(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", BY_TYPE)
-def test_version_1_is_read_whole(name: str) -> None:
+def test_version_1_is_read_completely(name: str) -> None:
     event = BY_TYPE[name].model_validate_json(json.dumps(fixture(name)))
     assert BY_TYPE[name].model_validate_json(event.encode()) == event
     # What it says comes out again, so nothing of it was ignored.

@@ -81,14 +81,14 @@ EVENTS: list[tuple[Topic, state_events.StateEvent, bytes]] = [
 
 
 @pytest.mark.parametrize(("topic", "event", "encoded"), EVENTS)
-def test_every_event_of_a_segment(topic: Topic, event: state_events.StateEvent, encoded: bytes) -> None:
+def test_every_event_of_a_segment_is_read(topic: Topic, event: state_events.StateEvent, encoded: bytes) -> None:
     record = StateRecord(7, 2, event, 300)
     ((_, content),) = pack(topic, [record])
     assert content == b"[[7,2," + encoded + b",300]]"
     assert unpack(content) == [record]
 
 
-def test_the_key_of_a_segment() -> None:
+def test_the_key_of_a_segment_is_read() -> None:
     log = state_events.ChatLog("l", NOON, "a", "how?", 'f "1"', cited_document_ids=("d",))
     ((segment, _),) = pack(Topic.CHAT_LOGS, [StateRecord(7, 0, log, 300), StateRecord(9, 0, log, 300)])
     key = (
@@ -99,7 +99,7 @@ def test_the_key_of_a_segment() -> None:
     assert Segment.from_key(key) == segment
 
 
-def test_the_marks_of_compaction_and_of_a_purge() -> None:
+def test_the_markers_of_compaction_and_purge_are_read() -> None:
     table = MemoryTable()
     sets = TrainingSets(table, Sets(max_examples=1))
 
@@ -120,7 +120,7 @@ def test_the_marks_of_compaction_and_of_a_purge() -> None:
     }
 
 
-def test_the_watermark_of_a_model() -> None:
+def test_the_watermark_of_a_model_is_read() -> None:
     table = MemoryTable()
     pending = b'{"trained_request_id":null,"offset":3,"pending":{"r1":5,"r2":9}}'
     asyncio.run(table.write(0, {b"w|m": pending}))
@@ -134,7 +134,7 @@ class UnavailableError(Exception):
     """The brokers take nothing."""
 
 
-def test_the_outbox_of_a_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_outbox_of_a_decision_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     # A request and its cancellation, of which the worker could publish neither.
     monkeypatch.setattr(coordinator, "now", lambda: NOON)
     table, anything = MemoryTable(), mock.Mock()

@@ -1,4 +1,4 @@
-"""A foldtune of one's own on the shared servers."""
+"""An isolated foldtune on the shared servers."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

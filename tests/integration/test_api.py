@@ -56,7 +56,7 @@ def api(variables: dict[str, str], settings: Settings, tmp_path: Path) -> Iterat
     assert child.stop() == 0
 
 
-def test_a_request_is_published_and_its_status_told(api: str, settings: Settings, publisher: Publisher) -> None:
+def test_a_request_is_published_and_its_status_returned(api: str, settings: Settings, publisher: Publisher) -> None:
     code, answer = call(f"{api}/requests", {"model": "helpdesk"}, **{"X-Forwarded-User": "ada"})
     assert code == 202
     with Reader(settings, Topic.FINE_TUNE_REQUESTS) as reader:
@@ -76,7 +76,7 @@ def test_a_request_is_published_and_its_status_told(api: str, settings: Settings
     assert told[1]["state"] == "accepted"
 
 
-def test_what_is_no_request_is_answered_with_the_reason(api: str) -> None:
+def test_an_invalid_request_is_answered_with_the_reason(api: str) -> None:
     for body, words in BAD:
         code, answer = call(f"{api}/requests", body)
         assert code == 400

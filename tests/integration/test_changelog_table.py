@@ -12,7 +12,7 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.worker.app import changelogs
 from tests.integration.conftest import StartWorker
-from tests.integration.test_worker import ask, exported, jobs, snapshot
+from tests.integration.test_worker import exported, jobs, publish_request, snapshot
 from tests.support import Reader, fine_tune_request, folder_history
 
 FOREIGN = {b"x|late": b"written by a zombie", b"x|later": b"and again"}
@@ -38,7 +38,7 @@ def test_foreign_writes_are_applied_with_the_next_own_write(
             publisher.send(topic, event, key="alpha")
         publisher.flush()
         # One model for each request: requests of one model wait for each other.
-        ask(publisher, fine_tune_request(name, model=name))
+        publish_request(publisher, fine_tune_request(name, model=name))
         with Reader(settings, Topic.TRAINING_JOBS) as reader:
             found = reader.until(lambda records: name in {job.request.model for job in jobs(records)})
         job = next(job for job in jobs(found) if job.request.model == name)

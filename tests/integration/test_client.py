@@ -1,4 +1,4 @@
-"""The SDK and the command line against a real Kafka and a real S3."""
+"""The SDK and the command line with a real Kafka and a real S3 server."""
 
 import json
 import os
@@ -44,24 +44,24 @@ PATIENCE = timedelta(seconds=60)
 
 
 def log(number: int, folder: str = "f", **fields: object) -> ChatLog:
-    """A log."""
+    """A log with required fields only."""
     content = {"log_id": f"l{number}", "occurred_at": now(), "agent_id": "a", "question": "Why?", "folder_id": folder}
     return ChatLog.model_validate(content | fields)
 
 
 def values(settings: Settings, topic: Topic) -> list[bytes]:
-    """All that a topic holds."""
+    """The values of all records of a topic."""
     return [record.value for record in read(settings.kafka, topic)]
 
 
-def tell(publisher: Publisher, request_id: str, *states: State) -> None:
-    """Publish statuses as the coordinator does."""
+def publish_statuses(publisher: Publisher, request_id: str, *states: State) -> None:
+    """Publish statuses like the coordinator."""
     for state in states:
         status = FineTuneStatus(request_id=request_id, model="m", state=state, at=now())
         publisher.publish(Topic.FINE_TUNE_STATUS, status, key=request_id, partition_by="m")
 
 
-def test_logs_travel_in_envelopes_and_a_log_of_two_folders_in_two(settings: Settings) -> None:
+def test_logs_are_batched_by_folder_and_a_log_of_two_folders_is_sent_twice(settings: Settings) -> None:
     passages = tuple(RetrievedPassage(document_id=f"d{n}", folder_id=f, rank=n) for n, f in enumerate("fg", start=1))
     with FoldtuneClient(settings, linger=timedelta(minutes=1)) as client:
         for number in range(10):
@@ -69,20 +69,20 @@ def test_logs_travel_in_envelopes_and_a_log_of_two_folders_in_two(settings: Sett
         client.log(log(10, retrieved=passages, cited_document_ids=("d1", "d2")))
     records = list(read(settings.kafka, Topic.CHAT_LOGS))
     assert {record.key for record in records} == {b"f", b"g"}
-    [many] = [record.value for record in records if record.key == b"f"]
-    [one] = [record.value for record in records if record.key == b"g"]
-    assert [sent.log_id for sent in ChatLogBatch.model_validate_json(many).logs] == [f"l{n}" for n in range(11)]
-    assert ChatLog.model_validate_json(one).folder_id == "g"
+    [batch] = [record.value for record in records if record.key == b"f"]
+    [single] = [record.value for record in records if record.key == b"g"]
+    assert [sent.log_id for sent in ChatLogBatch.model_validate_json(batch).logs] == [f"l{n}" for n in range(11)]
+    assert ChatLog.model_validate_json(single).folder_id == "g"
 
 
-def test_a_log_does_not_wait_for_others_longer_than_its_linger(settings: Settings) -> None:
+def test_a_log_is_sent_after_the_linger(settings: Settings) -> None:
     with FoldtuneClient(settings, linger=timedelta(milliseconds=20)) as client:
         client.log(log(1))
         [record] = islice(read(settings.kafka, Topic.CHAT_LOGS, follow=True), 1)
     assert ChatLog.model_validate_json(record.value).log_id == "l1"
 
 
-def test_everything_else_is_sent_once_flushed(settings: Settings) -> None:
+def test_other_events_are_sent_by_a_flush(settings: Settings) -> None:
     request = fine_tune_request("r-1", "m")
     with FoldtuneClient(settings) as client:
         client.document(DocumentUpserted(document_id="d", folder_id="f", occurred_at=now(), text="A text."))
@@ -103,12 +103,12 @@ def test_everything_else_is_sent_once_flushed(settings: Settings) -> None:
     assert len(values(settings, Topic.DOCUMENTS)) == 2
     assert len(values(settings, Topic.FEEDBACK)) == 1
     assert len(values(settings, Topic.ERASURES)) == settings.kafka.partitions
-    asked, cancelled = values(settings, Topic.FINE_TUNE_REQUESTS)
-    assert FineTuneRequested.model_validate_json(asked) == request
+    requested, cancelled = values(settings, Topic.FINE_TUNE_REQUESTS)
+    assert FineTuneRequested.model_validate_json(requested) == request
     assert FineTuneCancelled.model_validate_json(cancelled).request_id == "r-1"
 
 
-def test_out_of_bounds_is_said_with_field_and_bound_and_nothing_is_sent(settings: Settings) -> None:
+def test_an_oversized_event_is_rejected_with_field_and_bound(settings: Settings) -> None:
     with FoldtuneClient(settings) as client:
         with pytest.raises(OutOfBoundsError, match=r"question: 5000 bytes, at most 4096"):
             client.log(log(1, question="x" * 5000))
@@ -117,7 +117,7 @@ def test_out_of_bounds_is_said_with_field_and_bound_and_nothing_is_sent(settings
     assert values(settings, Topic.CHAT_LOGS) == []
 
 
-def test_closed_it_sends_nothing(settings: Settings) -> None:
+def test_a_closed_client_sends_nothing(settings: Settings) -> None:
     client = FoldtuneClient(settings)
     client.log(log(1))
     client.close()
@@ -127,9 +127,9 @@ def test_closed_it_sends_nothing(settings: Settings) -> None:
         client.request_fine_tune(fine_tune_request("r-1"))
 
 
-def test_a_request_is_followed_to_its_end(settings: Settings, publisher: Publisher) -> None:
-    tell(publisher, "r-1", State.ACCEPTED, State.RUNNING)
-    tell(publisher, "r-2", State.REJECTED)
+def test_a_request_is_followed_to_its_final_status(settings: Settings, publisher: Publisher) -> None:
+    publish_statuses(publisher, "r-1", State.ACCEPTED, State.RUNNING)
+    publish_statuses(publisher, "r-2", State.REJECTED)
     with FoldtuneClient(settings) as client:
         assert [status.state for status in client.statuses("r-1", follow=False)] == [State.ACCEPTED, State.RUNNING]
         assert {name: status.state for name, status in client.requests().items()} == {
@@ -138,33 +138,33 @@ def test_a_request_is_followed_to_its_end(settings: Settings, publisher: Publish
         }
         with pytest.raises(StatusTimeoutError, match="running"):
             client.wait("r-1", timedelta(seconds=1))
-        story = client.statuses("r-1", timeout=PATIENCE)
-        assert next(story).state is State.ACCEPTED
-        tell(publisher, "r-1", State.COMPLETED, State.ACCEPTED)
-        assert [status.state for status in story] == [State.RUNNING, State.COMPLETED]
+        statuses = client.statuses("r-1", timeout=PATIENCE)
+        assert next(statuses).state is State.ACCEPTED
+        publish_statuses(publisher, "r-1", State.COMPLETED, State.ACCEPTED)
+        assert [status.state for status in statuses] == [State.RUNNING, State.COMPLETED]
 
 
 def announce(settings: Settings, publisher: Publisher, version: str) -> ModelReady:
-    """Put a model on S3 and announce it."""
+    """Upload a model and publish its event."""
     ready = publish(S3ObjectStore(settings.s3), version)
     publisher.publish(Topic.MODEL_READY, ready, key=ready.model)
     return ready
 
 
-def test_a_group_is_told_each_model_once_and_its_last_again_if_it_died(
+def test_a_group_receives_each_model_once_and_the_uncommitted_one_again(
     settings: Settings, publisher: Publisher
 ) -> None:
     first, second = announce(settings, publisher, "v1"), announce(settings, publisher, "v2")
     with FoldtuneClient(settings) as client:
         assert client.models() == {"support": second}
         assert list(islice(client.subscribe(), 2)) == [first, second]
-        died = client.subscribe("g")
-        assert next(died) == first
-        assert next(died) == second
-        died.close()
-        again = client.subscribe("g")
-        assert next(again) == second
-        again.close()
+        crashed = client.subscribe("g")
+        assert next(crashed) == first
+        assert next(crashed) == second
+        crashed.close()
+        restarted = client.subscribe("g")
+        assert next(restarted) == second
+        restarted.close()
 
 
 def test_deploy_once(settings: Settings, publisher: Publisher, runner: CliRunner, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_deploy_once(settings: Settings, publisher: Publisher, runner: CliRunner
     assert runner.invoke(app, ["deploy", str(tmp_path), "--once", "--model", "other"]).exit_code == 2
 
 
-def test_subscribe_writes_lines_until_it_is_interrupted(
+def test_subscribe_prints_lines_until_interrupted(
     settings: Settings, publisher: Publisher, variables: dict[str, str]
 ) -> None:
     ready = announce(settings, publisher, "v1")
@@ -190,7 +190,9 @@ def test_subscribe_writes_lines_until_it_is_interrupted(
         assert child.wait(30) == 130
 
 
-def test_import_takes_the_good_lines_and_reports_the_bad(settings: Settings, runner: CliRunner, tmp_path: Path) -> None:
+def test_import_sends_valid_lines_and_reports_invalid_ones(
+    settings: Settings, runner: CliRunner, tmp_path: Path
+) -> None:
     file = tmp_path / "logs.jsonl"
     lines = [log(1).encode(), b"{}", b"no json", log(2, question="x" * 5000).encode(), b"", log(3).encode()]
     file.write_bytes(b"\n".join(lines))
@@ -206,17 +208,17 @@ def test_import_takes_the_good_lines_and_reports_the_bad(settings: Settings, run
     assert (strict.exit_code, "1 sent, 1 rejected" in strict.stdout) == (1, True)
 
 
-def test_documents_from_standard_input(settings: Settings, runner: CliRunner) -> None:
+def test_documents_are_imported_from_standard_input(settings: Settings, runner: CliRunner) -> None:
     document = {"document_id": "d", "folder_id": "f", "occurred_at": "2025-01-02T00:00:00Z", "text": "A text."}
-    gone = {"type": "document_deleted", "document_id": "d", "folder_id": "f", "occurred_at": "2025-01-03T00:00:00Z"}
-    result = runner.invoke(app, ["import", "documents", "-"], input=f"{json.dumps(document)}\n{json.dumps(gone)}\n")
+    deletion = {"type": "document_deleted", "document_id": "d", "folder_id": "f", "occurred_at": "2025-01-03T00:00:00Z"}
+    result = runner.invoke(app, ["import", "documents", "-"], input=f"{json.dumps(document)}\n{json.dumps(deletion)}\n")
     assert result.exit_code == 0, result.output
     upserted, deleted = values(settings, Topic.DOCUMENTS)
     assert DocumentUpserted.model_validate_json(upserted).text == "A text."
     assert DocumentDeleted.model_validate_json(deleted).document_id == "d"
 
 
-def test_a_request_from_the_command_line_and_what_became_of_it(
+def test_a_request_is_sent_followed_and_cancelled_from_the_command_line(
     settings: Settings, publisher: Publisher, runner: CliRunner
 ) -> None:
     options = ["--request-id", "r-1", "--folder", "a", "--folder", "b", "--start", "2025-01-02", "--epochs", "5"]
@@ -226,10 +228,10 @@ def test_a_request_from_the_command_line_and_what_became_of_it(
     request = FineTuneRequested.model_validate_json(value)
     assert request.data.folders == ("a", "b")
     assert (request.training.epochs, request.training.trainable_layers, request.weights.focus) == (5, "all", 0.5)
-    tell(publisher, "r-1", State.ACCEPTED)
+    publish_statuses(publisher, "r-1", State.ACCEPTED)
     assert runner.invoke(app, ["cancel", "r-1"]).exit_code == 0
     assert FineTuneCancelled.model_validate_json(values(settings, Topic.FINE_TUNE_REQUESTS)[-1]).model == "m"
-    tell(publisher, "r-1", State.FAILED)
+    publish_statuses(publisher, "r-1", State.FAILED)
     assert runner.invoke(app, ["cancel", "r-1"]).stdout == "r-1 has ended already: failed\n"
     assert "r-1" in runner.invoke(app, ["status"]).stdout
     lines = runner.invoke(app, ["status", "r-1", "--json"]).stdout.splitlines()

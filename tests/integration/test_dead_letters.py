@@ -14,7 +14,7 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.publishing.dead_letter_replay import LETTER_HEADER, REPLAYS_HEADER
 from tests.integration.conftest import StartWorker
-from tests.integration.test_worker import ask, exported, jobs, publish_history, snapshot
+from tests.integration.test_worker import exported, jobs, publish_history, publish_request, snapshot
 from tests.support import Reader, fine_tune_request
 
 POISON = b'{nope \xff "needle"'
@@ -49,7 +49,7 @@ def long_question(folder_id: str) -> ChatLog:
     )
 
 
-def test_poison_fails_again_and_what_a_bound_kept_out_gets_in(
+def test_a_replay_succeeds_under_a_wider_bound_and_poison_fails_again(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, runner: CliRunner
 ) -> None:
     worker = start_worker()
@@ -90,14 +90,14 @@ def test_poison_fails_again_and_what_a_bound_kept_out_gets_in(
     assert [one["replayed"] for one in listed(runner)] == [True, True, True, True, False]
     # Once more what is in already: it counts once.
     replay(runner, too_long["id"])
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     examples = exported(settings, snapshot(settings, job), "examples")
     assert sorted(row["log_id"] for row in examples) == sorted(["long", *(f"alpha-{number}" for number in range(25))])
 
 
-def test_headers_choose_no_topic(settings: Settings, publisher: Publisher, runner: CliRunner) -> None:
+def test_headers_do_not_select_the_replay_topic(settings: Settings, publisher: Publisher, runner: CliRunner) -> None:
     for name in ("somebody-elses", Topic.TRAINING_JOBS.named(settings.kafka.topic_prefix)):
         publisher.send_raw(Topic.DEAD_LETTERS, b"{}", key="k", headers=dead_letter_headers("", name, 0, 0))
     sound = dead_letter_headers("", Topic.FEEDBACK.named(settings.kafka.topic_prefix), 3, 0)
@@ -114,7 +114,7 @@ def test_headers_choose_no_topic(settings: Settings, publisher: Publisher, runne
     admin.close()
 
 
-def test_without_a_topic_there_is_a_word(variables: dict[str, str], runner: CliRunner) -> None:
+def test_a_missing_topic_is_reported(variables: dict[str, str], runner: CliRunner) -> None:
     result = runner.invoke(app, ["dead-letters", "list"])
     assert result.exit_code == 2
     assert f"{variables['FOLDTUNE_KAFKA__TOPIC_PREFIX']}dead-letters" in result.stderr

@@ -1,4 +1,4 @@
-"""What is to be forgotten is gone: from RocksDB's files, from the changelog as read and on disk, from new snapshots."""
+"""Erased content is removed from RocksDB's files, the changelog (read and on disk) and new snapshots."""
 
 import json
 import secrets
@@ -22,12 +22,12 @@ from infra.local.stack import LocalServers
 from streams.training_sets.store import PURGED_KEY
 from streams.worker.app import changelogs
 from tests.integration.conftest import StartWorker
-from tests.integration.test_worker import ask, exported, jobs, publish_history, snapshot
+from tests.integration.test_worker import exported, jobs, publish_history, publish_request, snapshot
 from tests.support import Reader, fine_tune_request
 
 FOLDER = "alpha"
-# So random, and from the first character so different, that RocksDB's compression (Snappy) finds nothing to shorten
-# where one stands for the first time: it is there as it is.
+# Random, and different from the first character on: Snappy, RocksDB's compression, stores the first occurrence of each
+# verbatim, so a search of the files finds it.
 BY_USER, BY_CONVERSATION, BY_LOG, OF_DOCUMENT, KEPT = (f"{letter}{secrets.token_urlsafe(24)}" for letter in "VWXYZ")
 ERASED = (BY_USER, BY_CONVERSATION, BY_LOG, OF_DOCUMENT)
 
@@ -50,7 +50,7 @@ def log(name: str, question: str, text: str, **fields: Any) -> ChatLog:
 
 
 def publish_marked(publisher: Publisher) -> None:
-    """A user's, a conversation's and a single log, a document, and what stays beside them."""
+    """Logs and documents that contain a marker each: those to erase, by every subject, and some to keep."""
     kept = f"kept {KEPT}"
     logs = (
         log("of-user", f"q {BY_USER}", f"p {BY_USER}", user_id="u-1", answer=f"a {BY_USER}"),
@@ -58,11 +58,11 @@ def publish_marked(publisher: Publisher) -> None:
         log("by-itself", f"q {BY_LOG}", kept, user_id="u-2"),
         log("stays", kept, f"p {OF_DOCUMENT}", user_id="u-2", conversation_id="c-2"),
     )
-    for one in logs:
-        publisher.send(Topic.CHAT_LOGS, one, key=FOLDER)
-    for document_id, word in (("secret", OF_DOCUMENT), ("open", KEPT)):
+    for chat_log in logs:
+        publisher.send(Topic.CHAT_LOGS, chat_log, key=FOLDER)
+    for document_id, marker in (("secret", OF_DOCUMENT), ("open", KEPT)):
         document = DocumentUpserted(
-            document_id=document_id, folder_id=FOLDER, occurred_at=now(), title=f"t {word}", text=f"d {word}"
+            document_id=document_id, folder_id=FOLDER, occurred_at=now(), title=f"t {marker}", text=f"d {marker}"
         )
         publisher.send(Topic.DOCUMENTS, document, key=FOLDER)
     verdict = Verdict(correct_document_id=f"d-{BY_LOG}")
@@ -72,11 +72,11 @@ def publish_marked(publisher: Publisher) -> None:
     publisher.publish(Topic.FEEDBACK, feedback, key=FOLDER)
 
 
-# ── Where to look ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Places to search ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def found_in(parts: Iterable[bytes]) -> set[str]:
-    """Which of the markers there are in any of the parts."""
+def markers_in(parts: Iterable[bytes]) -> set[str]:
+    """The markers that occur in any of the parts."""
     content = b"\n".join(parts)
     return {marker for marker in (*ERASED, KEPT) if marker.encode() in content}
 
@@ -84,14 +84,14 @@ def found_in(parts: Iterable[bytes]) -> set[str]:
 def files(folder: Path, pattern: str) -> list[bytes]:
     contents = []
     for path in folder.rglob(pattern):
-        # RocksDB and the broker delete files while one looks.
+        # RocksDB and the broker delete files concurrently.
         with suppress(FileNotFoundError, IsADirectoryError):
             contents.append(path.read_bytes())
     return contents
 
 
 def rocksdb_values(folder: Path) -> list[bytes]:
-    """What a stopped worker's databases tell when asked."""
+    """All values in the databases of a stopped worker."""
     values: list[bytes] = []
     for path in folder.rglob("CURRENT"):
         database = Rdict(str(path.parent), Options(raw_mode=True), access_type=AccessType.read_only())
@@ -101,15 +101,15 @@ def rocksdb_values(folder: Path) -> list[bytes]:
 
 
 def changelog_records(settings: Settings, partition: int) -> list[Any]:
-    """The changelog of the training sets, as anyone reads it."""
-    place = TopicPartition(changelogs(settings)[0], partition)
+    """All records of the changelog of the training sets."""
+    source = TopicPartition(changelogs(settings)[0], partition)
     records: list[Any] = []
     with consumer(settings.kafka) as client:
-        client.assign([place])
-        client.seek_to_beginning(place)
-        end = client.end_offsets([place])[place]
-        while client.position(place) < end:
-            records += client.poll(timeout_ms=200).get(place, ())
+        client.assign([source])
+        client.seek_to_beginning(source)
+        end = client.end_offsets([source])[source]
+        while client.position(source) < end:
+            records += client.poll(timeout_ms=200).get(source, ())
     return records
 
 
@@ -123,8 +123,8 @@ def latest_in_changelog(settings: Settings, partition: int) -> dict[bytes, bytes
 
 
 def snapshot_rows(settings: Settings, publisher: Publisher, name: str) -> list[bytes]:
-    """Every row of a new snapshot of everything."""
-    ask(publisher, fine_tune_request(name, model=name))
+    """All rows of a new snapshot of all folders."""
+    publish_request(publisher, fine_tune_request(name, model=name))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         records = reader.until(lambda records: any(job.request.request_id == name for job in jobs(records)))
     [job] = [job for job in jobs(records) if job.request.request_id == name]
@@ -133,18 +133,18 @@ def snapshot_rows(settings: Settings, publisher: Publisher, name: str) -> list[b
     return [json.dumps(row, default=str).encode() for row in rows]
 
 
-def await_that(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.3)
 
 
-# ── What the test does to the changelog ──────────────────────────────────────────────────────────────────────────────
+# ── Compaction of the changelog ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def compact_soon(settings: Settings) -> None:
-    """The one setting that the worker's changelogs have for this, in seconds instead of a day."""
+    """Reduce the maximum compaction lag of the changelog from a day to 0.1 s."""
     name = changelogs(settings)[0]
     admin = KafkaAdminClient(**client_options(settings.kafka))
     described = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
@@ -154,7 +154,7 @@ def compact_soon(settings: Settings) -> None:
     admin.close()
 
 
-def test_what_was_erased_is_nowhere(
+def test_erased_content_is_removed_everywhere(
     *,
     settings: Settings,
     publisher: Publisher,
@@ -170,28 +170,28 @@ def test_what_was_erased_is_nowhere(
     publish_history(publisher, FOLDER, 25)
     publish_marked(publisher)
 
-    # Before: all of it is everywhere that is looked at, so the looking is worth something.
-    assert everything - {BY_LOG} <= found_in(snapshot_rows(settings, publisher, "before"))
-    assert found_in(changelog_values(settings)) == everything
-    assert found_in(files(broker_folder, "*.log")) == everything
+    # Before the erasure the search finds every marker in every place.
+    assert everything - {BY_LOG} <= markers_in(snapshot_rows(settings, publisher, "before"))
+    assert markers_in(changelog_values(settings)) == everything
+    assert markers_in(files(broker_folder, "*.log")) == everything
     assert worker.stop() == 0
-    assert found_in(rocksdb_values(worker_folder)) == everything
-    # Opened again, RocksDB moves what is in its own log into tables.
+    assert markers_in(rocksdb_values(worker_folder)) == everything
+    # On opening, RocksDB flushes its write-ahead log into tables.
     worker = start_worker()
-    await_that(lambda: found_in(files(worker_folder, "*.sst")) == everything, "words in RocksDB's tables", 20)
+    wait_until(lambda: markers_in(files(worker_folder, "*.sst")) == everything, "markers in RocksDB's tables", 20)
 
     for subject, name in (("user", "u-1"), ("conversation", "c-1"), ("log", "by-itself"), ("document", "secret")):
         result = runner.invoke(app, ["erase", f"--{subject}", name, "--yes"])
         assert result.exit_code == 0, result.output
-    await_that(lambda: found_in(latest_in_changelog(settings, home).values()) == {KEPT}, "segments without the words")
-    await_that(lambda: all(PURGED_KEY in latest_in_changelog(settings, n) for n in range(4)), "purged")
-    assert found_in(snapshot_rows(settings, publisher, "after")) == {KEPT}
+    wait_until(lambda: markers_in(latest_in_changelog(settings, home).values()) == {KEPT}, "erased segments")
+    wait_until(lambda: all(PURGED_KEY in latest_in_changelog(settings, n) for n in range(4)), "purge records")
+    assert markers_in(snapshot_rows(settings, publisher, "after")) == {KEPT}
 
     compact_soon(settings)
     publish_history(publisher, FOLDER, 5)
-    await_that(lambda: found_in(files(broker_folder, "*")) == {KEPT}, "words gone from the broker's disk")
-    assert found_in(changelog_values(settings)) == {KEPT}
+    wait_until(lambda: markers_in(files(broker_folder, "*")) == {KEPT}, "erased markers removed from the broker's disk")
+    assert markers_in(changelog_values(settings)) == {KEPT}
     assert worker.stop() == 0
-    assert found_in(rocksdb_values(worker_folder)) == {KEPT}
-    # What is kept may be there in a compressed form only.
-    assert found_in(files(worker_folder, "*")) <= {KEPT}
+    assert markers_in(rocksdb_values(worker_folder)) == {KEPT}
+    # Retained content may exist only in compressed form.
+    assert markers_in(files(worker_folder, "*")) <= {KEPT}

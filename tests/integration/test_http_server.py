@@ -1,4 +1,4 @@
-"""How a worker is watched and stopped, with real processes."""
+"""Monitoring and stopping of worker processes."""
 
 import json
 import re
@@ -24,24 +24,24 @@ from foldtune.topics import Topic
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
 from tests.integration.conftest import StartWorker
-from tests.integration.test_worker import ask, ended, exported, jobs, publish_history, snapshot
+from tests.integration.test_worker import ended, exported, jobs, publish_history, publish_request, snapshot
 from tests.support import ChildProcess, Reader, environment, fine_tune_request, settings_of
 
 DASHBOARD = Path(__file__).parents[2] / "infra/grafana/foldtune.json"
-SERVED = {"FOLDTUNE_WORKER__HTTP_PORT": "0"}
+WITH_HTTP = {"FOLDTUNE_WORKER__HTTP_PORT": "0"}
 MANY = 3_000
 
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 
-class Operations:
-    """A worker as its operators see it."""
+class MonitoredWorker:
+    """A worker process and its HTTP endpoints."""
 
     def __init__(self, worker: ChildProcess) -> None:
         self.worker = worker
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and text; 0 while nothing answers."""
+        """HTTP status and body; status 0 while the server is not reachable."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._port()}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
@@ -52,12 +52,14 @@ class Operations:
             return 0, ""
 
     def samples(self) -> dict[Sample, float]:
-        """Every sample of the metrics by name and sorted labels."""
+        """All metric samples by name and sorted labels."""
         status, text = self.get("/metrics")
         assert status in {0, 200}
         families = text_string_to_metric_families(text)
         return {
-            (one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in families
+            for sample in family.samples
         }
 
     def value(self, name: str, **labels: str) -> float | None:
@@ -70,7 +72,7 @@ class Operations:
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> float:
-    """Wait for a condition; the seconds that it took."""
+    """Wait for a condition; the elapsed seconds."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < seconds, f"not within {seconds} s"
@@ -78,29 +80,29 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> float:
     return time.monotonic() - started
 
 
-def ready(worker: Operations) -> bool:
+def ready(worker: MonitoredWorker) -> bool:
     return worker.get("/ready")[0] == 200
 
 
-def seconds_to_end(worker: ChildProcess) -> float:
+def seconds_to_stop(worker: ChildProcess) -> float:
     started = time.monotonic()
     assert worker.stop(seconds=30) == 0
     return time.monotonic() - started
 
 
-# ── Watching ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Monitoring ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_metrics_say_what_was_done_and_the_dashboard_asks_for_nothing_else(
+def test_metrics_count_the_work_and_cover_the_dashboard(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
-    worker = Operations(start_worker(**SERVED))
+    worker = MonitoredWorker(start_worker(**WITH_HTTP))
     publish_history(publisher, "../../alpha", 25)
     for value in (b"{nope", b'{"log_id": 1}', b"x" * 600_000):
         publisher.send_raw(Topic.CHAT_LOGS, value, key="alpha")
     publisher.send_raw(Topic.FINE_TUNE_REQUESTS, b"{nope", key="model")
-    ask(publisher, fine_tune_request("good"))
-    ask(publisher, fine_tune_request("bad", model="other", data=DataSelection(folders=("nowhere",))))
+    publish_request(publisher, fine_tune_request("good"))
+    publish_request(publisher, fine_tune_request("bad", model="other", data=DataSelection(folders=("nowhere",))))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
         reader.until(lambda records: bool(jobs(records)) and ended("bad")(records))
     wanted: dict[Sample, float] = {
@@ -117,46 +119,46 @@ def test_metrics_say_what_was_done_and_the_dashboard_asks_for_nothing_else(
         ("foldtune_partitions_owned", ()): 4,
         ("foldtune_foreign_writes_total", ()): 0,
     }
-    # Upkeep and the question to the brokers come round by the clock.
+    # Maintenance and the lag query run periodically.
     until(lambda: wanted.items() <= worker.samples().items(), 30)
     until(lambda: {value for (name, _), value in worker.samples().items() if name == "foldtune_lag_records"} == {0}, 30)
     expressions = re.findall(r'"expr": "(.*)"', DASHBOARD.read_text())
     named = {name for expression in expressions for name in re.findall(r"foldtune_\w+", expression)}
     assert len(named) >= 8
     until(lambda: named <= {name for name, _ in worker.samples()}, 30)
-    # The log is for machines too: every line of it is an object, also where libraries speak.
+    # Every line of the log is a JSON object, including those of libraries.
     lines = [json.loads(line) for line in worker.worker.log.read_text().splitlines()]
     assert {line["request_id"] for line in lines if line["event"] == "snapshot exported"} == {"good", "bad"}
 
 
-def test_lost_partitions_leave_no_series_behind(
+def test_series_of_revoked_partitions_are_removed(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
-    one = Operations(start_worker("one", **SERVED))
+    one = MonitoredWorker(start_worker("one", **WITH_HTTP))
     for folder in ("alpha", "beta", "epsilon", "../../etc"):
         publish_history(publisher, folder, 5)
     until(lambda: len(folders(one)) == 4)
-    two = Operations(start_worker("two", **SERVED))
+    two = MonitoredWorker(start_worker("two", **WITH_HTTP))
     until(lambda: one.value("foldtune_partitions_owned") == 2 and two.value("foldtune_partitions_owned") == 2)
     until(lambda: sorted([*folders(one), *folders(two)]) == ["../../etc", "alpha", "beta", "epsilon"])
     until(lambda: not lagging(one) & lagging(two) and len(lagging(one) | lagging(two)) == 4)
 
 
-def folders(worker: Operations) -> list[str]:
+def folders(worker: MonitoredWorker) -> list[str]:
     return [dict(labels)["folder"] for name, labels in worker.samples() if name == "foldtune_folder_logs"]
 
 
-def lagging(worker: Operations) -> set[str]:
+def lagging(worker: MonitoredWorker) -> set[str]:
     return {dict(labels)["partition"] for name, labels in worker.samples() if name == "foldtune_lag_records"}
 
 
-def test_a_port_that_is_taken_is_one_clear_line(variables: dict[str, str], tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(variables: dict[str, str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         worker = ChildProcess(["worker"], variables | {"FOLDTUNE_WORKER__HTTP_PORT": port}, tmp_path / "log")
         until(lambda: not worker.alive)
     assert worker.stop() == 2
-    (line,) = [one for one in worker.log.read_text().splitlines() if one.startswith("foldtune: ")]
+    (line,) = [text for text in worker.log.read_text().splitlines() if text.startswith("foldtune: ")]
     assert "worker.http_port" in line
     assert port in line
     assert "Traceback" not in worker.log.read_text()
@@ -167,15 +169,15 @@ def test_a_port_that_is_taken_is_one_clear_line(variables: dict[str, str], tmp_p
 
 @pytest.fixture(scope="module")
 def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServers]:
-    """Servers that may be harmed."""
+    """Servers that these tests may suspend."""
     folder = tmp_path_factory.mktemp("own-servers")
     with LocalServers(LocalOptions(data_dir=folder, kafka_port=None, s3_port=None, keep_data=False)) as servers:
         yield servers
 
 
 @contextmanager
-def silenced(servers: LocalServers) -> Iterator[None]:
-    """A broker that is there and does not answer."""
+def suspended_broker(servers: LocalServers) -> Iterator[None]:
+    """Suspend the broker: it accepts connections and does not respond."""
     broker = psutil.Process(servers.kafka.pid)
     broker.suspend()
     try:
@@ -185,56 +187,58 @@ def silenced(servers: LocalServers) -> Iterator[None]:
 
 
 @contextmanager
-def an_object_store_that_hangs() -> Iterator[tuple[str, threading.Event]]:
-    """Takes connections and never answers; its address, and whether somebody has come."""
-    asked = threading.Event()
-    kept: list[socket.socket] = []
+def hanging_object_store() -> Iterator[tuple[str, threading.Event]]:
+    """A server that accepts connections and never responds; its address, and an event for the first connection."""
+    connected = threading.Event()
+    connections: list[socket.socket] = []
     listener = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:
         try:
             while True:
-                kept.append(listener.accept()[0])
-                asked.set()
+                connections.append(listener.accept()[0])
+                connected.set()
         except OSError:
             return
 
     thread = threading.Thread(target=accept)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", connected
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
         listener.close()
-        for connection in kept:
+        for connection in connections:
             connection.close()
 
 
-def test_a_silent_broker_makes_a_worker_unready_and_does_not_hold_it(own_servers: LocalServers, tmp_path: Path) -> None:
+def test_an_unresponsive_broker_makes_a_worker_unready_but_not_unstoppable(
+    own_servers: LocalServers, tmp_path: Path
+) -> None:
     variables = environment(own_servers, tmp_path)
     settings = settings_of(variables)
     create_topics(settings.kafka, tuple(Topic))
-    # A session that outlives the silence: what makes the worker unready is the silence alone.
+    # With a longer session timeout, only the unresponsive broker can make the worker unready.
     process = ChildProcess(
-        ["worker"], variables | SERVED | {"FOLDTUNE_WORKER__SESSION_TIMEOUT": "PT60S"}, tmp_path / "l"
+        ["worker"], variables | WITH_HTTP | {"FOLDTUNE_WORKER__SESSION_TIMEOUT": "PT60S"}, tmp_path / "l"
     )
     try:
-        worker = Operations(process)
-        # Before that it says why not, and that it is alive.
+        worker = MonitoredWorker(process)
+        # Healthy before it is ready.
         until(lambda: worker.get("/health")[0] == 200)
         until(lambda: ready(worker))
-        with silenced(own_servers):
+        with suspended_broker(own_servers):
             until(lambda: "the brokers have not answered" in worker.get("/ready")[1])
             assert worker.get("/ready")[0] == 503
             assert worker.get("/health") == (200, "ok\n")
-            assert seconds_to_end(process) < 10
+            assert seconds_to_stop(process) < 10
     finally:
         process.kill()
 
 
-def test_a_worker_that_is_not_recovered_says_so(variables: dict[str, str], start_worker: StartWorker) -> None:
-    worker = Operations(start_worker(**SERVED))
+def test_a_recovering_worker_is_unready_with_a_reason(variables: dict[str, str], start_worker: StartWorker) -> None:
+    worker = MonitoredWorker(start_worker(**WITH_HTTP))
     seen: list[tuple[int, str]] = []
 
     def recovered() -> bool:
@@ -247,20 +251,20 @@ def test_a_worker_that_is_not_recovered_says_so(variables: dict[str, str], start
     assert reasons <= {"the tables are being recovered", "the partitions are being rebalanced"}
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
-def test_a_worker_ends_in_the_middle_of_an_export(
-    settings: Settings, publisher: Publisher, start_worker: StartWorker, again: bool
+@pytest.mark.parametrize("signal_twice", [False, True], ids=["once", "twice"])
+def test_a_worker_stops_during_an_export(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker, signal_twice: bool
 ) -> None:
-    with an_object_store_that_hangs() as (address, asked):
+    with hanging_object_store() as (address, connected):
         worker = start_worker(FOLDTUNE_S3__ENDPOINT_URL=address)
         publish_history(publisher, "alpha", 25)
-        ask(publisher, fine_tune_request("r"))
-        assert asked.wait(60)
-        if again:
+        publish_request(publisher, fine_tune_request("r"))
+        assert connected.wait(60)
+        if signal_twice:
             worker.send(signal.SIGTERM)
             until(lambda: '"stopping"' in worker.log.read_text())
-        assert seconds_to_end(worker) < (3 if again else 10)
-    # What was cut short is done by the next one.
+        assert seconds_to_stop(worker) < (3 if signal_twice else 10)
+    # The next worker repeats the interrupted export.
     start_worker()
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
@@ -273,8 +277,8 @@ def test_a_worker_ends_in_the_middle_of_an_export(
 def test_a_standby_takes_over_from_a_killed_worker(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    replicated = SERVED | {"FOLDTUNE_WORKER__STANDBY_REPLICAS": "1"}
-    names = {Operations(start_worker(name, **replicated)): name for name in ("one", "two")}
+    replicated = WITH_HTTP | {"FOLDTUNE_WORKER__STANDBY_REPLICAS": "1"}
+    names = {MonitoredWorker(start_worker(name, **replicated)): name for name in ("one", "two")}
     workers = list(names)
     until(lambda: all(worker.value("foldtune_partitions_owned") == 2 for worker in workers))
     publish_history(publisher, "alpha", MANY)
@@ -282,16 +286,16 @@ def test_a_standby_takes_over_from_a_killed_worker(
     until(lambda: sum(worker.value("foldtune_folder_logs", folder="alpha") or 0 for worker in workers) >= MANY)
     (active,) = [worker for worker in workers if worker.value("foldtune_folder_logs", folder="alpha")]
     (survivor,) = [worker for worker in workers if worker is not active]
-    copy = f"{names[survivor]}/**/*training-sets-{partition_of('alpha', 4)}.db/*.log"
-    until(lambda: sum(file.stat().st_size for file in tmp_path.glob(copy)) > MANY * 100)
+    wal_files = f"{names[survivor]}/**/*training-sets-{partition_of('alpha', 4)}.db/*.log"
+    until(lambda: sum(file.stat().st_size for file in tmp_path.glob(wal_files)) > MANY * 100)
     active.worker.kill()
     publish_history(publisher, "alpha-after", 25)
     until(lambda: survivor.value("foldtune_partitions_owned") == 4)
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     examples = exported(settings, snapshot(settings, job), "examples")
     assert Counter(row["folder_id"] for row in examples) == {"alpha": MANY, "beta": 25, "alpha-after": 25}
     assert len({row["log_id"] for row in examples}) == MANY + 50
-    # The survivor wrote to what it held, so nobody's writes were foreign.
+    # The survivor writes only to partitions that it owns: no foreign writes.
     assert survivor.value("foldtune_foreign_writes_total") == 0

@@ -73,12 +73,12 @@ def stages() -> dict[str, Stage]:
 STAGES = stages()
 
 
-def test_the_linter_has_no_complaint() -> None:
+def test_the_linter_reports_nothing() -> None:
     done = subprocess.run([TOOLS / "hadolint", DOCKERFILE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_what_is_not_of_this_file_is_pinned_by_version() -> None:
+def test_external_images_are_pinned_by_version() -> None:
     outside = {stage.base for stage in STAGES.values()} - set(STAGES)
     assert outside
     assert all(re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-slim-[a-z]+", image) for image in outside)
@@ -88,7 +88,7 @@ def test_what_is_not_of_this_file_is_pinned_by_version() -> None:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_runs_as_a_user_without_rights_or_secrets(name: str) -> None:
+def test_an_image_runs_unprivileged_and_contains_no_secrets(name: str) -> None:
     stage = STAGES[name]
     assert stage.last("USER") == "10001:10001"
     keywords = [keyword for keyword, _ in stage.instructions]
@@ -110,7 +110,7 @@ def allowed() -> list[str]:
     return [line[1:] for line in lines if line.startswith("!")]
 
 
-def test_the_images_are_built_from_the_code_alone() -> None:
+def test_the_build_context_contains_only_code() -> None:
     files = {"pyproject.toml", "requirements.lock", "README.md", "LICENSE"}
     assert {pattern.partition("/")[0] for pattern in allowed()} == set(PACKAGES) | files
 
@@ -198,7 +198,7 @@ class Container:
             time.sleep(0.2)
 
 
-def test_worker_launcher_and_api_run_with_what_their_images_hold(
+def test_worker_launcher_and_api_run_in_their_images(
     variables: dict[str, str], tmp_path: Path, wheels: list[Path]
 ) -> None:
     # The data folder is the image's.
@@ -221,7 +221,7 @@ def test_worker_launcher_and_api_run_with_what_their_images_hold(
             process.kill()
 
 
-def test_the_trainer_s_image_runs_launcher_and_job(
+def test_launcher_and_job_run_in_the_trainer_image(
     variables: dict[str, str], settings: Settings, tmp_path: Path, wheels: list[Path]
 ) -> None:
     variables = {key: value for key, value in variables.items() if not key.endswith("WORK_DIR")}
@@ -239,7 +239,7 @@ def test_the_trainer_s_image_runs_launcher_and_job(
         # The command of the job definition of AWS Batch; the job is not there.
         job = container.popen(["python", "-m", "trainers.job", f"s3://{settings.s3.bucket}/jobs/none/job.json"])
         assert job.wait(120) == 75, container.log.read_text()
-        assert "the training did not begin" in container.log.read_text()
+        assert "training not started or not reported" in container.log.read_text()
         launcher.terminate()
         assert launcher.wait(60) == 0
     finally:

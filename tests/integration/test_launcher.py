@@ -1,4 +1,4 @@
-"""The launcher against a real Kafka and a real S3: statuses, retries, cancellation, dead letters, crashes."""
+"""The launcher with a real Kafka and a real S3 server: statuses, retries, cancellation, dead letters, crashes."""
 
 import json
 import os
@@ -47,7 +47,7 @@ JobConsumer(settings, store, launcher).run(threading.Event())
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """A bucket of the test's own, since jobs are known by their names alone."""
+    """A bucket for each test, since all tests use the same job names."""
     s3 = settings.s3.model_copy(update={"bucket": f"b-{uuid4().hex}"})
     secret = s3.secret_access_key.get_secret_value() if s3.secret_access_key else None
     client = boto3.client(
@@ -62,7 +62,7 @@ def settings(settings: Settings) -> Settings:
 
 
 def make_job(request_id: str) -> TrainingJob:
-    """A job that no trainer reads."""
+    """A job whose contents no trainer reads."""
     moment = datetime(2025, 1, 2, tzinfo=UTC)
     return TrainingJob(
         request=FineTuneRequested(request_id=request_id, model="support", requested_at=moment),
@@ -77,18 +77,18 @@ def make_job(request_id: str) -> TrainingJob:
 
 
 def publish(settings: Settings, *jobs: TrainingJob) -> None:
-    """Publish jobs as the coordinator does."""
+    """Publish jobs like the coordinator."""
     with Publisher(settings.kafka) as publisher:
         for job in jobs:
             publisher.publish(Topic.TRAINING_JOBS, job, key=job.request.request_id, partition_by=job.request.model)
 
 
 @contextmanager
-def launching(settings: Settings, launcher: Launcher, *, parallel: int = 1) -> Iterator[None]:
-    """A launcher at work in a thread."""
+def running_launcher(settings: Settings, launcher: Launcher, *, parallel: int = 1) -> Iterator[None]:
+    """A job consumer in a thread."""
     stop = threading.Event()
-    work = JobConsumer(settings, S3ObjectStore(settings.s3), launcher, parallel=parallel)
-    thread = threading.Thread(target=work.run, args=(stop,))
+    job_consumer = JobConsumer(settings, S3ObjectStore(settings.s3), launcher, parallel=parallel)
+    thread = threading.Thread(target=job_consumer.run, args=(stop,))
     thread.start()
     try:
         yield
@@ -101,33 +101,33 @@ def eventually(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + PATIENCE.total_seconds()
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to be in time"
+        assert time.monotonic() < deadline, f"condition not met within {PATIENCE}"
         time.sleep(0.05)
 
 
 def committed(settings: Settings) -> int:
-    """How many job events the launchers have committed."""
+    """The number of job events that the launchers have committed."""
     name = Topic.TRAINING_JOBS.named(settings.kafka.topic_prefix)
     with consumer(settings.kafka, group=f"{settings.kafka.topic_prefix}{GROUP}") as client:
         return sum(client.committed(TopicPartition(name, number)) or 0 for number in range(settings.kafka.partitions))
 
 
 def reports(settings: Settings) -> list[FineTuneStatus]:
-    """What the coordinator was told."""
+    """The reports to the coordinator."""
     return [FineTuneStatus.model_validate_json(record.value) for record in read(settings.kafka, Topic.TRAINING_REPORTS)]
 
 
 def outcome(settings: Settings, job: TrainingJob, attempt: int) -> dict[str, object]:
-    """What is on record of an attempt."""
+    """The recorded outcome of an attempt."""
     store = S3ObjectStore(settings.s3)
     content: dict[str, object] = json.loads(store.get(f"jobs/{job_segment(job)}/attempt-{attempt}.outcome.json"))
     return content
 
 
-def test_a_retried_job_fails_for_good_and_its_event_is_committed(settings: Settings) -> None:
+def test_a_job_fails_after_its_last_attempt_and_its_offset_is_committed(settings: Settings) -> None:
     job = make_job("r-1")
     publish(settings, job)
-    with launching(settings, FakeLauncher(RETRY, RETRY)):
+    with running_launcher(settings, FakeLauncher(RETRY, RETRY)):
         eventually(lambda: committed(settings) == 1)
     statuses = reports(settings)
     assert statuses[-1].state is State.FAILED
@@ -139,14 +139,14 @@ def test_a_retried_job_fails_for_good_and_its_event_is_committed(settings: Setti
 def test_a_job_delivered_twice_runs_once(settings: Settings) -> None:
     job = make_job("r-1")
     publish(settings, job, job)
-    with launching(settings, launcher := FakeLauncher(), parallel=2):
+    with running_launcher(settings, launcher := FakeLauncher(), parallel=2):
         eventually(lambda: committed(settings) == 2)
     assert len(launcher.submitted) == 1
 
 
-def test_jobs_run_side_by_side_up_to_the_bound(settings: Settings) -> None:
+def test_jobs_run_concurrently_up_to_the_limit(settings: Settings) -> None:
     publish(settings, *(make_job(f"r-{number}") for number in range(3)))
-    with launching(settings, launcher := FakeLauncher(None, None, None), parallel=2):
+    with running_launcher(settings, launcher := FakeLauncher(None, None, None), parallel=2):
         eventually(lambda: len(launcher.submitted) == 2)
         launcher.end(launcher.submitted[1], RunOutcome(ending=Ending.SUCCEEDED))
         eventually(lambda: len(launcher.submitted) == 3)
@@ -155,9 +155,9 @@ def test_jobs_run_side_by_side_up_to_the_bound(settings: Settings) -> None:
         eventually(lambda: committed(settings) == 2)
 
 
-def test_a_cancelled_request_ends_its_run_and_a_waiting_one_never_starts(settings: Settings) -> None:
+def test_a_cancellation_terminates_a_run_and_prevents_a_waiting_one(settings: Settings) -> None:
     publish(settings, make_job("r-1"), make_job("r-2"))
-    with launching(settings, launcher := FakeLauncher(None)), Publisher(settings.kafka) as publisher:
+    with running_launcher(settings, launcher := FakeLauncher(None)), Publisher(settings.kafka) as publisher:
         eventually(lambda: len(launcher.submitted) == 1)
         for request_id in ("r-2", "r-1"):
             status = FineTuneStatus(request_id=request_id, model="support", state=State.CANCELLED, at=now())
@@ -167,53 +167,53 @@ def test_a_cancelled_request_ends_its_run_and_a_waiting_one_never_starts(setting
     assert outcome(settings, make_job("r-1"), 1)["ending"] == "cancelled"
 
 
-def test_what_is_no_job_goes_to_the_dead_letters_untouched(settings: Settings) -> None:
+def test_an_invalid_job_is_dead_lettered_unchanged(settings: Settings) -> None:
     with Publisher(settings.kafka) as publisher:
         publisher.send_raw(Topic.TRAINING_JOBS, b"\xffnothing", key="r-0", partition_by="support")
     publish(settings, make_job("r-1"))
-    with launching(settings, launcher := FakeLauncher()):
+    with running_launcher(settings, launcher := FakeLauncher()):
         eventually(lambda: committed(settings) == 2)
     assert len(launcher.submitted) == 1
-    [letter] = read(settings.kafka, Topic.DEAD_LETTERS)
-    headers = dict(letter.headers)
-    assert (letter.key, letter.value) == (b"r-0", b"\xffnothing")
+    [dead_letter] = read(settings.kafka, Topic.DEAD_LETTERS)
+    headers = dict(dead_letter.headers)
+    assert (dead_letter.key, dead_letter.value) == (b"r-0", b"\xffnothing")
     assert headers[dead_letters.TOPIC_HEADER].decode() == Topic.TRAINING_JOBS.named(settings.kafka.topic_prefix)
     assert headers[dead_letters.OFFSET_HEADER] == b"0"
     assert headers[dead_letters.ERROR_HEADER]
 
 
-def test_a_stopped_launcher_leaves_its_job_to_the_next(settings: Settings) -> None:
+def test_the_next_launcher_runs_the_job_of_a_stopped_one(settings: Settings) -> None:
     job = make_job("r-1")
     publish(settings, job)
-    with launching(settings, first := FakeLauncher(None)):
+    with running_launcher(settings, first := FakeLauncher(None)):
         eventually(lambda: len(first.submitted) == 1)
     assert outcome(settings, job, 1)["ending"] == "interrupted"
-    with launching(settings, second := FakeLauncher()):
+    with running_launcher(settings, second := FakeLauncher()):
         eventually(lambda: committed(settings) == 1)
     assert [run.attempt for run in second.submitted] == [2]
 
 
-def test_a_detached_run_goes_on_without_its_launcher(settings: Settings) -> None:
-    # Detached jobs are refused when they are overdue.
+def test_a_detached_run_continues_without_its_launcher(settings: Settings) -> None:
+    # An overdue detached job is refused, so this one is published now.
     publish(settings, make_job("r-1").model_copy(update={"published_at": now()}))
     service = FakeLauncher(None, detached=True)
-    with launching(settings, service):
+    with running_launcher(settings, service):
         eventually(lambda: len(service.submitted) == 1)
     assert committed(settings) == 0
-    with launching(settings, service):
+    with running_launcher(settings, service):
         service.end(service.submitted[0], RunOutcome(ending=Ending.SUCCEEDED))
         eventually(lambda: committed(settings) == 1)
     assert len(service.submitted) == 1
     assert outcome(settings, make_job("r-1"), 1)["ending"] == "succeeded"
 
 
-def test_a_subprocess_reports_and_its_log_is_on_s3(settings: Settings) -> None:
+def test_the_log_of_a_subprocess_is_uploaded(settings: Settings) -> None:
     publish(settings, make_job("r-1"))
     store = S3ObjectStore(settings.s3)
     program = "import sys; print('reading', sys.argv[1]); sys.exit(75)"
     local = LocalLauncher(settings, store, command=(sys.executable, "-c", program))
-    # The subprocess lives no longer than the thread that starts it: the launcher's.
-    with launching(settings, local):
+    # The subprocess ends with the thread that starts it: the launcher's.
+    with running_launcher(settings, local):
         eventually(lambda: committed(settings) == 1)
     *_, status = reports(settings)
     assert status.state is State.FAILED
@@ -223,10 +223,10 @@ def test_a_subprocess_reports_and_its_log_is_on_s3(settings: Settings) -> None:
     assert TrainingJob.model_validate_json(store.get(store.key(job_uri))) == make_job("r-1")
 
 
-def test_after_kill_9_the_next_launcher_runs_the_job_again_and_never_two_at_once(
+def test_the_next_launcher_reruns_the_job_of_a_killed_one_without_overlap(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each run notes its begin and, if it comes to it, its end; the first begins and hangs until it is killed."""
+    """Each run appends its process id to a journal; the first then sleeps until it is killed."""
     for name, value in settings_environment(settings).items():
         monkeypatch.setenv(name, value)
     journal = tmp_path / "journal"
@@ -257,9 +257,7 @@ time.sleep(600 if first else 0)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_the_command_ends_when_asked_and_its_trainer_with_it(
-    settings: Settings, number: signal.Signals, code: int
-) -> None:
+def test_a_signal_terminates_the_command_and_its_trainer(settings: Settings, number: signal.Signals, code: int) -> None:
     job = make_job(f"r-{number}")
     publish(settings, job)
     command = [sys.executable, "-m", "foldtune.cli", "launcher"]

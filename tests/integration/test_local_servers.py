@@ -1,4 +1,4 @@
-"""The real servers: what foldtune relies on, and that they come and go as promised."""
+"""The local servers: the features that foldtune needs, and their lifecycle."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 
-# A parent that says where its servers are, and then does nothing until it is killed.
+# A parent that prints the process ids of its servers, then blocks until it is killed.
 PARENT = """
 import sys
 from pathlib import Path
@@ -76,7 +76,7 @@ def consume(servers: LocalServers, topic: str, count: int) -> list[bytes]:
 
 
 @retry(retry=retry_if_result(bool), stop=stop_after_delay(2 * STOP_SECONDS), wait=wait_fixed(0.1))
-def all_gone(*pids: int) -> list[int]:
+def wait_for_exit(*pids: int) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
@@ -88,7 +88,7 @@ def s3(local_servers: LocalServers) -> Iterator["S3Client"]:
 
 @pytest.fixture(scope="module")
 def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServers]:
-    """A second stack beside the shared one, to do harm to."""
+    """A second stack, whose servers these tests may stop and kill."""
     options = LocalOptions(data_dir=tmp_path_factory.mktemp("own"), kafka_port=None, s3_port=None, keep_data=False)
     with LocalServers(options) as servers:
         yield servers
@@ -99,25 +99,25 @@ def key() -> str:
     return f"tests/{uuid4()}"
 
 
-def test_what_is_produced_is_consumed(local_servers: LocalServers) -> None:
-    topic = f"made-by-asking-{uuid4()}"
+def test_produced_records_are_consumed(local_servers: LocalServers) -> None:
+    topic = f"auto-created-{uuid4()}"
     produce(local_servers, topic, b"one", b"two")
     assert sorted(consume(local_servers, topic, 2)) == [b"one", b"two"]
 
 
-def test_the_bucket_is_there_and_objects_come_back(s3: "S3Client", key: str) -> None:
+def test_the_bucket_exists_and_stores_objects(s3: "S3Client", key: str) -> None:
     s3.put_object(Bucket="foldtune", Key=key, Body=b"content")
     assert s3.get_object(Bucket="foldtune", Key=key)["Body"].read() == b"content"
 
 
-def test_a_conditional_write_loses_against_what_is_there(s3: "S3Client", key: str) -> None:
+def test_a_conditional_write_to_an_existing_key_fails(s3: "S3Client", key: str) -> None:
     s3.put_object(Bucket="foldtune", Key=key, Body=b"first", IfNoneMatch="*")
     second = status_of(lambda: s3.put_object(Bucket="foldtune", Key=key, Body=b"second", IfNoneMatch="*"))
     assert second == 412
     assert s3.get_object(Bucket="foldtune", Key=key)["Body"].read() == b"first"
 
 
-def test_ranges_and_multipart(s3: "S3Client", key: str) -> None:
+def test_multipart_uploads_and_range_requests(s3: "S3Client", key: str) -> None:
     parts = [b"a" * (5 * MIB), b"the end"]
     upload = s3.create_multipart_upload(Bucket="foldtune", Key=key)["UploadId"]
     done = [
@@ -136,18 +136,18 @@ def test_ranges_and_multipart(s3: "S3Client", key: str) -> None:
     assert piece["Body"].read() == b"athe end"
 
 
-def test_a_key_in_any_script_comes_back(s3: "S3Client", key: str) -> None:
+def test_a_unicode_key_is_listed_unchanged(s3: "S3Client", key: str) -> None:
     name = f"{key}/Größe=鍵"
     s3.put_object(Bucket="foldtune", Key=name, Body=b"x")
     assert [item["Key"] for item in s3.list_objects_v2(Bucket="foldtune", Prefix=key)["Contents"]] == [name]
 
 
-def test_a_wrong_key_is_refused(local_servers: LocalServers) -> None:
-    with closing(s3_client(local_servers, key="guessed")) as stranger:
-        assert status_of(stranger.list_buckets) == 403
+def test_a_wrong_secret_key_is_refused(local_servers: LocalServers) -> None:
+    with closing(s3_client(local_servers, key="guessed")) as client:
+        assert status_of(client.list_buckets) == 403
 
 
-def test_two_stacks_do_not_see_each_other(
+def test_two_stacks_are_isolated(
     local_servers: LocalServers, own_servers: LocalServers, s3: "S3Client", key: str
 ) -> None:
     assert own_servers.bootstrap_servers != local_servers.bootstrap_servers
@@ -163,7 +163,7 @@ def test_a_data_folder_serves_one_stack(own_servers: LocalServers) -> None:
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
-def test_a_broker_that_comes_back_has_its_data_and_port(own_servers: LocalServers, how: str) -> None:
+def test_a_restarted_broker_keeps_its_data_and_port(own_servers: LocalServers, how: str) -> None:
     topic, before, pid = f"kept-{uuid4()}", own_servers.bootstrap_servers, own_servers.kafka.pid
     produce(own_servers, topic, b"kept")
     if how == "kill":
@@ -177,14 +177,14 @@ def test_a_broker_that_comes_back_has_its_data_and_port(own_servers: LocalServer
     assert consume(own_servers, topic, 1) == [b"kept"]
 
 
-def test_an_s3_server_that_comes_back_has_its_objects(own_servers: LocalServers, key: str) -> None:
+def test_a_restarted_s3_server_keeps_its_objects(own_servers: LocalServers, key: str) -> None:
     with closing(s3_client(own_servers)) as own:
         own.put_object(Bucket="foldtune", Key=key, Body=b"kept")
         own_servers.s3.restart()
         assert own.get_object(Bucket="foldtune", Key=key)["Body"].read() == b"kept"
 
 
-def test_a_server_that_does_not_start_shows_its_log(own_servers: LocalServers) -> None:
+def test_a_failed_start_shows_the_log(own_servers: LocalServers) -> None:
     own_servers.kafka.stop()
     properties = Path(own_servers.kafka.spec.command[-1])
     good = properties.read_text()
@@ -197,23 +197,20 @@ def test_a_server_that_does_not_start_shows_its_log(own_servers: LocalServers) -
         own_servers.kafka.start()
 
 
-def test_the_servers_end_with_a_parent_that_is_killed_and_the_kept_data_starts_again(
-    own_servers: LocalServers, tmp_path: Path
-) -> None:
+def test_servers_exit_with_a_killed_parent_and_restart_on_their_data(own_servers: LocalServers, tmp_path: Path) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with parent:
         assert parent.stdout is not None
-        # Lines of the log come first.
-        found = next(line.split()[1:] for line in parent.stdout if line.startswith("pids "))
-        pids = [int(pid) for pid in found]
+        # Log lines precede the process ids.
+        pids = next([int(pid) for pid in line.split()[1:]] for line in parent.stdout if line.startswith("pids "))
         assert control.status(tmp_path).running
         parent.kill()
-    all_gone(*pids)
+    wait_for_exit(*pids)
     assert control.status(tmp_path).stale
 
-    # Its ports are taken by now: another stack runs there.
+    # The requested ports are in use by another stack.
     options = LocalOptions(
         data_dir=tmp_path, kafka_port=own_servers.kafka.port, s3_port=own_servers.s3.port, keep_data=False
     )

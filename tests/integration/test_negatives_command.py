@@ -17,7 +17,7 @@ from trainers.model.base_models import packaged_minilm_folder
 QUESTION = "what should I know about the night ferry?"
 
 
-def test_a_question_is_explained(
+def test_the_negatives_of_a_question_are_explained(
     settings: Settings, publisher: Publisher, runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOLDTUNE_TRAINER__MODEL_FOLDERS", json.dumps([str(packaged_minilm_folder())]))

@@ -82,7 +82,7 @@ def test_an_object_that_may_be_missing_is_found_or_not(store: ObjectStore, key: 
     assert not store.exists(key)
 
 
-def test_an_address_leads_to_its_key(store: ObjectStore, key: str) -> None:
+def test_a_uri_is_parsed_into_its_key(store: ObjectStore, key: str) -> None:
     assert store.key(store.uri(key)) == key
     with pytest.raises(ValueError, match="is not in the bucket"):
         store.key("s3://another/key")
@@ -103,7 +103,7 @@ def test_put_if_match_succeeds_once(store: ObjectStore, key: str) -> None:
     assert store.get(key) == b"two"
 
 
-def test_of_concurrent_conditional_writes_one_succeeds(store: ObjectStore, key: str) -> None:
+def test_one_of_several_concurrent_conditional_writes_succeeds(store: ObjectStore, key: str) -> None:
     contents = [str(number).encode() for number in range(8)]
     with ThreadPoolExecutor(len(contents)) as pool:
         written = list(pool.map(lambda content: store.put_if_absent(key, content), contents))
@@ -127,7 +127,7 @@ def test_a_deleted_object_is_not_replaced(store: ObjectStore, key: str) -> None:
         store.get_with_etag(key)
 
 
-def test_a_trainings_state_comes_back(store: ObjectStore) -> None:
+def test_a_checkpoint_is_stored_and_restored(store: ObjectStore) -> None:
     job = put_job(MemoryObjectStore(), tables())
     checkpoints = Checkpoints(job, store, timedelta(0))
     assert checkpoints.load() is None

@@ -1,4 +1,4 @@
-"""What would be deployed to AWS: serverless.yml packaged as ``make package`` does it, linted, and read."""
+"""The CloudFormation template that ``make package`` makes of serverless.yml, and the bundle of the functions."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from trainers.environment import ALLOCATOR_ENVIRONMENT
 
 ROOT = lambda_archive.ROOT
 ARCHIVE = ROOT / "build" / "functions.zip"
-# The functions' permissions to be attached to a network cannot be bound to a resource, nor can looking at jobs.
+# Actions that IAM cannot restrict to a resource: network interfaces of functions, descriptions of jobs.
 UNBOUND = {
     "batch:DescribeJobs",
     "batch:ListJobs",
@@ -34,7 +34,7 @@ UNBOUND = {
     "ec2:UnassignPrivateIpAddresses",
     "ecr:GetAuthorizationToken",
 }
-# Event sources alone look at these.
+# Required only by the Kafka event sources.
 POLLERS = {"ec2:DescribeSecurityGroups", "ec2:DescribeVpcs"}
 EVERY_FUNCTION = {
     "logs:CreateLogStream": {"log-group:/aws/lambda/foldtune-dev-NAME:*"},
@@ -43,17 +43,17 @@ EVERY_FUNCTION = {
     "kms:Decrypt": {"KafkaSecretKeyArn"},
     **{action: {"*"} for action in UNBOUND - POLLERS if action.startswith("ec2:")},
 }
-# What AWS measures by itself, by these dimensions.
+# The metrics of AWS itself, with their dimensions.
 AWS_METRICS = {
     ("AWS/ApiGateway", "5xx"): {"ApiId"},
     ("AWS/Lambda", "Errors"): {"FunctionName"},
     ("AWS/Lambda", "MaxOffsetLag"): {"EventSourceMappingUUID"},
     ("AWS/SQS", "ApproximateNumberOfMessagesVisible"): {"QueueName"},
 }
-GIVE_UP = {"sqs:SendMessage": {"UndeliveredEvents"}}
-# What each function may do beyond that, and on what.
+DEAD_LETTER_QUEUE = {"sqs:SendMessage": {"UndeliveredEvents"}}
+# The further actions of each function, with their resources.
 FUNCTIONS: dict[str, dict[str, set[str]]] = {
-    "launch": GIVE_UP
+    "launch": DEAD_LETTER_QUEUE
     | {
         "batch:SubmitJob": {"JobQueue", "job-definition/foldtune-dev", "job-definition/foldtune-dev:*"},
         "batch:TerminateJob": {"job/*"},
@@ -67,19 +67,19 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
         "kafka:DescribeClusterV2": {"MskClusterArn"},
         "kafka:GetBootstrapBrokers": {"MskClusterArn"},
     },
-    "batch-state": GIVE_UP
+    "batch-state": DEAD_LETTER_QUEUE
     | {
         "s3:GetObject": {"Bucket/jobs/*", "Bucket/spend/*"},
         "s3:PutObject": {"Bucket/jobs/*", "Bucket/spend/*"},
         "s3:ListBucket": {"Bucket"},
     },
     "api": {"s3:GetObject": {"Bucket/statuses/*"}, "s3:ListBucket": {"Bucket"}},
-    "schedule": GIVE_UP,
+    "schedule": DEAD_LETTER_QUEUE,
 }
 
 
 def package(folder: Path, stage: str, *parameters: str) -> subprocess.CompletedProcess[str]:
-    """``make package``, with what is installed already taken as it is."""
+    """``make package`` without a reinstallation."""
     command = ["make", "-o", ".venv/.installed", "package", f"STAGE={stage}", f"PACKAGE={folder}"]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return subprocess.run(
@@ -93,7 +93,7 @@ def package(folder: Path, stage: str, *parameters: str) -> subprocess.CompletedP
 
 
 def packaged(folder: Path, stage: str, *parameters: str) -> dict[str, Any]:
-    """The template of a packaging that must succeed, and so was linted."""
+    """The linted template; the packaging must succeed."""
     done = package(folder, stage, *parameters)
     assert done.returncode == 0, done.stdout + done.stderr
     template: dict[str, Any] = json.loads((folder / "cloudformation-template-update-stack.json").read_text())
@@ -107,27 +107,27 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def resources(template: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = template["Resources"]
-    return found
+    content: dict[str, Any] = template["Resources"]
+    return content
 
 
 def of_type(resources: dict[str, Any], kind: str) -> dict[str, Any]:
     return {name: value["Properties"] for name, value in resources.items() if value["Type"] == kind}
 
 
-def every(value: Any) -> Iterator[Any]:
-    """The items of a list or a single value, of both branches of each condition."""
+def flatten(value: Any) -> Iterator[Any]:
+    """The items of a list or a single value, including both branches of each ``Fn::If``."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, list):
-            yield from every(item)
+            yield from flatten(item)
         elif isinstance(item, dict) and "Fn::If" in item:
-            yield from every(item["Fn::If"][1:])
+            yield from flatten(item["Fn::If"][1:])
         elif item != {"Ref": "AWS::NoValue"}:
             yield item
 
 
-def named(value: Any) -> str:
-    """A resource of a policy, by its logical id or the end of its ARN."""
+def resource_name(value: Any) -> str:
+    """The name of a policy's resource: its logical id or the end of its ARN."""
     if isinstance(value, str):
         return value
     if "Ref" in value:
@@ -139,26 +139,28 @@ def named(value: Any) -> str:
 
 
 def statements(resources: dict[str, Any], role: str) -> list[dict[str, Any]]:
-    """All that a role may do: its own policies' statements and those of the stack's managed policies."""
+    """The statements of a role: those of its own policies and of the stack's managed policies."""
     properties = resources[role]["Properties"]
-    documents = [policy["PolicyDocument"] for policy in every(properties.get("Policies", []))]
-    shared = [arn["Ref"] for arn in every(properties.get("ManagedPolicyArns", [])) if "Ref" in arn]
+    documents = [policy["PolicyDocument"] for policy in flatten(properties.get("Policies", []))]
+    shared = [arn["Ref"] for arn in flatten(properties.get("ManagedPolicyArns", [])) if "Ref" in arn]
     documents += [resources[name]["Properties"]["PolicyDocument"] for name in shared]
-    return [statement for document in documents for statement in every(document["Statement"])]
+    return [statement for document in documents for statement in flatten(document["Statement"])]
 
 
 def permissions(resources: dict[str, Any], role: str) -> dict[str, set[str]]:
-    """By action, what a role may do it to."""
+    """The resources of each action that a role allows."""
     found: dict[str, set[str]] = {}
     for statement in statements(resources, role):
         assert statement["Effect"] == "Allow"
-        for action in every(statement["Action"]):
-            found.setdefault(action, set()).update(named(resource) for resource in every(statement["Resource"]))
+        for action in flatten(statement["Action"]):
+            found.setdefault(action, set()).update(
+                resource_name(resource) for resource in flatten(statement["Resource"])
+            )
     return found
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_each_function_may_do_what_its_code_calls_and_nothing_else(resources: dict[str, Any], name: str) -> None:
+def test_each_function_has_the_permissions_that_it_needs_and_no_others(resources: dict[str, Any], name: str) -> None:
     functions = of_type(resources, "AWS::Lambda::Function")
     (function,) = [value for value in functions.values() if value["FunctionName"] == f"foldtune-dev-{name}"]
     role = function["Role"]["Fn::GetAtt"][0]
@@ -170,7 +172,7 @@ def test_each_function_may_do_what_its_code_calls_and_nothing_else(resources: di
     assert [other["Role"] for other in functions.values()].count(function["Role"]) == 1
 
 
-def test_the_launch_function_alone_starts_and_ends_jobs(resources: dict[str, Any]) -> None:
+def test_only_the_launch_function_submits_and_terminates_jobs(resources: dict[str, Any]) -> None:
     able = {
         role
         for role in of_type(resources, "AWS::IAM::Role")
@@ -179,43 +181,43 @@ def test_the_launch_function_alone_starts_and_ends_jobs(resources: dict[str, Any
     assert able == {"LaunchRole"}
 
 
-def test_a_training_writes_below_its_own_prefixes_alone(resources: dict[str, Any]) -> None:
+def test_a_training_writes_only_below_its_own_prefixes(resources: dict[str, Any]) -> None:
     found = permissions(resources, "JobRole")
     assert found["s3:PutObject"] == {"Bucket/models/*", "Bucket/checkpoints/*"}
     assert found["s3:DeleteObject"] == {"Bucket/checkpoints/*"}
     objects = {"s3:GetObject", "s3:ListBucket", "s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"}
-    # The secrets only where it reads certificates itself.
+    # Secrets are readable only if the training reads its certificates itself.
     assert set(found) == objects | {"secretsmanager:GetSecretValue", "kms:Decrypt"}
     policies = resources["JobRole"]["Properties"]["ManagedPolicyArns"]
     assert policies == {"Fn::If": ["TrainingReadsSecrets", [{"Ref": "KafkaPolicy"}], {"Ref": "AWS::NoValue"}]}
 
 
-def test_a_worker_has_the_snapshots_and_nothing_else(resources: dict[str, Any]) -> None:
+def test_a_worker_has_access_only_to_snapshots(resources: dict[str, Any]) -> None:
     found = permissions(resources, "WorkerRole")
     assert set().union(*found.values()) == {"Bucket/snapshots/*", "Bucket"}
 
 
-def test_no_role_may_do_a_thing_to_everything_where_it_can_be_bound(resources: dict[str, Any]) -> None:
+def test_wildcard_resources_are_used_only_where_unavoidable(resources: dict[str, Any]) -> None:
     for role in of_type(resources, "AWS::IAM::Role"):
         for action, on in permissions(resources, role).items():
             assert "*" not in action
             assert "*" not in on or action in UNBOUND, f"{role}: {action}"
-    # osls adds no role of its own beside those of serverless.yml.
+    # osls adds no default role.
     assert "IamRoleLambdaExecution" not in resources
 
 
-def test_objects_are_listed_below_the_prefixes_that_are_read(resources: dict[str, Any]) -> None:
+def test_objects_are_listed_only_below_readable_prefixes(resources: dict[str, Any]) -> None:
     for role in of_type(resources, "AWS::IAM::Role"):
         found = permissions(resources, role)
         for statement in statements(resources, role):
-            if "s3:ListBucket" in every(statement["Action"]):
+            if "s3:ListBucket" in flatten(statement["Action"]):
                 prefixes = {f"Bucket/{prefix}" for prefix in statement["Condition"]["StringLike"]["s3:prefix"]}
                 assert prefixes == found["s3:GetObject"], role
 
 
-def test_events_of_kafka_are_answered_one_by_one_and_given_up_into_the_queue(resources: dict[str, Any]) -> None:
+def test_kafka_event_sources_report_item_failures_and_have_a_dead_letter_queue(resources: dict[str, Any]) -> None:
     sources = of_type(resources, "AWS::Lambda::EventSourceMapping")
-    topics = {(resources[name]["Condition"], named(source["Topics"][0])) for name, source in sources.items()}
+    topics = {(resources[name]["Condition"], resource_name(source["Topics"][0])) for name, source in sources.items()}
     assert topics == {
         (kind, f"${{KafkaTopicPrefix}}{topic}")
         for kind in ("SelfManagedKafka", "Msk")
@@ -224,41 +226,41 @@ def test_events_of_kafka_are_answered_one_by_one_and_given_up_into_the_queue(res
     for source in sources.values():
         assert source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
         assert source["MaximumRetryAttempts"] == 100
-        assert named(source["DestinationConfig"]["OnFailure"]["Destination"]) == "UndeliveredEvents"
+        assert resource_name(source["DestinationConfig"]["OnFailure"]["Destination"]) == "UndeliveredEvents"
         assert source["ProvisionedPollerConfig"]["MinimumPollers"] == 1
         assert source["MaximumBatchingWindowInSeconds"] >= 1
         assert source["StartingPosition"] == "TRIM_HORIZON"
-        # A mapping that is created and one that is changed must not share a group.
+        # A new and a replaced mapping must not share a consumer group.
         assert "ConsumerGroupId" in json.dumps(source)
-        # How far behind it is, is told of each, or of two the one that stands still would not be seen.
+        # Each mapping has its own lag metric, or a stalled one of two would be hidden.
         assert source["MetricsConfig"] == {"Metrics": ["KafkaMetrics"]}
     watched = {
-        named(source)
+        resource_name(source)
         for alarm in of_type(resources, "AWS::CloudWatch::Alarm").values()
         for dimension in alarm.get("Dimensions", [])
         if dimension["Name"] == "EventSourceMappingUUID"
-        for source in every(dimension["Value"])
+        for source in flatten(dimension["Value"])
     }
     assert watched == set(sources)
 
 
-def test_events_of_batch_and_of_the_calendar_are_tried_again_and_then_kept(resources: dict[str, Any]) -> None:
+def test_eventbridge_targets_retry_and_have_a_dead_letter_queue(resources: dict[str, Any]) -> None:
     rules = of_type(resources, "AWS::Events::Rule")
     assert {rule["Name"] for rule in rules.values()} == {"foldtune-dev-batch-state", "foldtune-dev-schedule"}
     for rule in rules.values():
         (target,) = rule["Targets"]
         assert target["RetryPolicy"] == {"MaximumEventAgeInSeconds": 86400, "MaximumRetryAttempts": 185}
-        assert named(target["DeadLetterConfig"]["Arn"]) == "UndeliveredEvents"
+        assert resource_name(target["DeadLetterConfig"]["Arn"]) == "UndeliveredEvents"
     (pattern,) = [rule["EventPattern"] for rule in rules.values() if "EventPattern" in rule]
     assert pattern["detail"]["jobQueue"] == [{"Ref": "JobQueue"}]
-    # Lambda answers EventBridge before the function runs: what the function then raises, Lambda must keep.
+    # EventBridge invokes functions asynchronously: Lambda itself must retry and keep failed events.
     for config in of_type(resources, "AWS::Lambda::EventInvokeConfig").values():
         assert config["MaximumRetryAttempts"] == 2
-        assert named(config["DestinationConfig"]["OnFailure"]["Destination"]) == "UndeliveredEvents"
+        assert resource_name(config["DestinationConfig"]["OnFailure"]["Destination"]) == "UndeliveredEvents"
     assert len(of_type(resources, "AWS::Lambda::EventInvokeConfig")) == 2
 
 
-def test_the_calendar_is_off_unless_asked_for(resources: dict[str, Any], tmp_path: Path) -> None:
+def test_the_schedule_is_disabled_by_default(resources: dict[str, Any], tmp_path: Path) -> None:
     def state(found: dict[str, Any]) -> str:
         (rule,) = [rule for rule in of_type(found, "AWS::Events::Rule").values() if "ScheduleExpression" in rule]
         return str(rule["State"])
@@ -267,11 +269,11 @@ def test_the_calendar_is_off_unless_asked_for(resources: dict[str, Any], tmp_pat
     assert state(packaged(tmp_path, "prod", "scheduleEnabled=true")["Resources"]) == "ENABLED"
 
 
-def test_a_job_is_tried_again_where_that_may_help(resources: dict[str, Any]) -> None:
+def test_the_job_definition_retries_like_the_launcher(resources: dict[str, Any]) -> None:
     (job,) = of_type(resources, "AWS::Batch::JobDefinition").values()
     assert job["RetryStrategy"] == {
         "Attempts": {"Ref": "JobAttempts"},
-        # As the launcher says it with each job.
+        # Equal to the retry strategy that the launcher submits with each job.
         "EvaluateOnExit": [
             {f"{name[0].upper()}{name[1:]}": value for name, value in rule.items()} for rule in RETRY_STRATEGY
         ],
@@ -284,11 +286,11 @@ def test_a_job_is_tried_again_where_that_may_help(resources: dict[str, Any]) -> 
     assert container["LinuxParameters"]["SharedMemorySize"] == {"Ref": "JobSharedMemoryMebibytes"}
     assert container["User"] != "0"
     assert container["Privileged"] is False
-    environment = {item["Name"]: item["Value"] for item in every(container["Environment"])}
+    environment = {item["Name"]: item["Value"] for item in flatten(container["Environment"])}
     assert ALLOCATOR_ENVIRONMENT.items() <= environment.items()
 
 
-def test_no_job_holds_up_the_queue_for_ever(resources: dict[str, Any]) -> None:
+def test_jobs_that_cannot_start_leave_the_queue(resources: dict[str, Any]) -> None:
     (queue,) = of_type(resources, "AWS::Batch::JobQueue").values()
     limits = {limit["Reason"]: limit["MaxTimeSeconds"] for limit in queue["JobStateTimeLimitActions"]}
     assert set(limits) == {
@@ -299,10 +301,10 @@ def test_no_job_holds_up_the_queue_for_ever(resources: dict[str, Any]) -> None:
     assert all(limit["Action"] == "CANCEL" for limit in queue["JobStateTimeLimitActions"])
 
 
-def test_trainings_run_on_spot_first_and_cost_nothing_while_there_are_none(resources: dict[str, Any]) -> None:
+def test_spot_instances_come_first_and_compute_scales_to_zero(resources: dict[str, Any]) -> None:
     environments = of_type(resources, "AWS::Batch::ComputeEnvironment")
     (queue,) = of_type(resources, "AWS::Batch::JobQueue").values()
-    order = [named(item["ComputeEnvironment"]) for item in queue["ComputeEnvironmentOrder"]]
+    order = [resource_name(item["ComputeEnvironment"]) for item in queue["ComputeEnvironmentOrder"]]
     assert [environments[name]["ComputeResources"]["Type"] for name in order] == ["SPOT", "EC2"]
     for environment in environments.values():
         compute = environment["ComputeResources"]
@@ -314,21 +316,21 @@ def test_trainings_run_on_spot_first_and_cost_nothing_while_there_are_none(resou
 
 
 @pytest.mark.parametrize("stage", ["dev", "prod"])
-def test_the_bounds_of_cost_let_a_job_of_the_usual_length_run(stage: str) -> None:
+def test_the_cost_limits_admit_the_longest_job(stage: str) -> None:
     params = yaml.load((ROOT / "serverless.yml").read_text(), Loader=_Loader)["params"]  # noqa: S506 - a safe loader
     values = params["default"] | params[stage]
     prices = json.loads(values["gpuHourlyPrices"])
     assert set(prices) == set(values["gpuInstanceTypes"].split(","))
-    most = values["jobAttempts"] * values["jobTimeoutSeconds"] / 3600 * max(prices.values())
-    assert most <= values["maxJobDollars"] <= values["maxMonthDollars"] <= values["budgetDollars"]
+    highest_cost = values["jobAttempts"] * values["jobTimeoutSeconds"] / 3600 * max(prices.values())
+    assert highest_cost <= values["maxJobDollars"] <= values["maxMonthDollars"] <= values["budgetDollars"]
     assert values["spendAlarmDollars"] == 0.8 * values["maxMonthDollars"]
-    # The workers say in each job how long it may take.
+    # The workers set the time limit of each job.
     settings = (ROOT / "infra" / "kubernetes" / "base" / "foldtune.env").read_text()
     assert f"FOLDTUNE_TRAINER__MAX_DURATION=PT{values['jobTimeoutSeconds'] // 3600}H" in settings
     assert f"FOLDTUNE_TRAINER__MAX_ATTEMPTS={values['jobAttempts']}" in settings
 
 
-def test_the_functions_know_the_instance_types_whose_prices_they_reckon_with(resources: dict[str, Any]) -> None:
+def test_the_functions_have_the_instance_types_of_their_price_list(resources: dict[str, Any]) -> None:
     functions = of_type(resources, "AWS::Lambda::Function").values()
     given = [function["Environment"]["Variables"].get("FOLDTUNE_BATCH__INSTANCE_TYPES") for function in functions]
     texts = [value["Fn::Join"] for value in given if value]
@@ -339,7 +341,7 @@ def test_the_functions_know_the_instance_types_whose_prices_they_reckon_with(res
         assert json.loads(before + between.join(["g6.xlarge", "g5.xlarge"]) + after) == ["g6.xlarge", "g5.xlarge"]
 
 
-def test_what_is_kept_is_encrypted_versioned_and_goes_over_tls_alone(resources: dict[str, Any]) -> None:
+def test_storage_is_encrypted_versioned_and_requires_tls(resources: dict[str, Any]) -> None:
     bucket = resources["Bucket"]["Properties"]
     assert resources["Bucket"]["DeletionPolicy"] == "Retain"
     encryption = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
@@ -358,19 +360,19 @@ def test_what_is_kept_is_encrypted_versioned_and_goes_over_tls_alone(resources: 
     assert repository["ImageTagMutability"] == "IMMUTABLE"
 
 
-def test_what_is_not_needed_any_more_goes(resources: dict[str, Any]) -> None:
+def test_temporary_objects_and_logs_expire(resources: dict[str, Any]) -> None:
     rules = {rule["Id"]: rule for rule in resources["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]}
     assert rules["incomplete-uploads"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
     assert rules["snapshots"]["ExpirationInDays"] == {"Ref": "SnapshotDays"}
     assert rules["checkpoints"]["Prefix"] == "checkpoints/"
-    # Models and the records of jobs stay.
+    # Models and the records of jobs do not expire.
     assert {rule["Prefix"] for rule in rules.values() if "ExpirationInDays" in rule} == {"snapshots/", "checkpoints/"}
     groups = of_type(resources, "AWS::Logs::LogGroup")
     assert len(groups) == 6
     assert all(group["RetentionInDays"] == 14 for group in groups.values())
 
 
-def test_the_api_is_called_with_a_token_and_not_too_often(resources: dict[str, Any]) -> None:
+def test_the_api_requires_a_token_and_throttles(resources: dict[str, Any]) -> None:
     routes = of_type(resources, "AWS::ApiGatewayV2::Route")
     assert {route["RouteKey"] for route in routes.values()} == {"POST /requests", "GET /requests/{id}"}
     assert all(route["AuthorizationType"] == "JWT" for route in routes.values())
@@ -380,25 +382,27 @@ def test_the_api_is_called_with_a_token_and_not_too_often(resources: dict[str, A
     assert stage["DefaultRouteSettings"]["ThrottlingRateLimit"] == 10
 
 
-def test_every_alarm_watches_a_metric_that_there_is(resources: dict[str, Any]) -> None:
+def test_every_alarm_watches_an_existing_metric(resources: dict[str, Any]) -> None:
     own = {
         (transformation["MetricNamespace"], transformation["MetricName"])
-        for one in of_type(resources, "AWS::Logs::MetricFilter").values()
-        for transformation in one["MetricTransformations"]
+        for metric_filter in of_type(resources, "AWS::Logs::MetricFilter").values()
+        for transformation in metric_filter["MetricTransformations"]
     }
     for name, alarm in of_type(resources, "AWS::CloudWatch::Alarm").items():
         metrics = [item["MetricStat"]["Metric"] for item in alarm.get("Metrics", []) if "MetricStat" in item] or [alarm]
         for metric in metrics:
             key = (metric["Namespace"], metric["MetricName"])
             assert key in own or key in AWS_METRICS, name
-            assert {one["Name"] for one in metric.get("Dimensions", [])} == AWS_METRICS.get(key, set()), name
+            assert {dimension["Name"] for dimension in metric.get("Dimensions", [])} == AWS_METRICS.get(key, set()), (
+                name
+            )
         for expression in (item["Expression"] for item in alarm.get("Metrics", []) if "Expression" in item):
             ids = {item["Id"] for item in alarm["Metrics"] if "MetricStat" in item}
             assert set(re.findall(r"FILL\((\w+), 0\)", expression)) == ids
             assert len(re.findall(r"\b[a-z]+\b", expression)) == len(ids)
 
 
-def test_every_alarm_reaches_somebody_who_can_read_what_to_do(resources: dict[str, Any]) -> None:
+def test_every_alarm_notifies_and_has_a_runbook(resources: dict[str, Any]) -> None:
     alarms = of_type(resources, "AWS::CloudWatch::Alarm")
     assert all(alarm["AlarmActions"] == [{"Ref": "Alarms"}] for alarm in alarms.values())
     runbooks = set(re.findall(r"^### `([a-z-]+)`", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
@@ -412,8 +416,8 @@ def test_every_alarm_reaches_somebody_who_can_read_what_to_do(resources: dict[st
     )
     budget = resources["Budget"]["Properties"]
     assert budget["Budget"]["CostFilters"]["TagKeyValue"] == [{"Fn::Join": ["$", ["user:stage", "dev"]]}]
-    for told in budget["NotificationsWithSubscribers"]:
-        assert told["Subscribers"] == [{"SubscriptionType": "SNS", "Address": {"Ref": "Alarms"}}]
+    for notification in budget["NotificationsWithSubscribers"]:
+        assert notification["Subscribers"] == [{"SubscriptionType": "SNS", "Address": {"Ref": "Alarms"}}]
     for subscription in resources["Alarms"]["Properties"]["Subscription"]:
         assert subscription == {"Protocol": "email", "Endpoint": {"Ref": "AlarmEmail"}}
 
@@ -426,14 +430,14 @@ def test_every_variable_is_a_setting(resources: dict[str, Any]) -> None:
     }
     (job,) = of_type(resources, "AWS::Batch::JobDefinition").values()
     container = job["ContainerProperties"]
-    names |= {item["Name"] for item in every([*container["Environment"], container["Secrets"]])}
+    names |= {item["Name"] for item in flatten([*container["Environment"], container["Secrets"]])}
     known = setting_names()
     assert {name for name in names if name.startswith("FOLDTUNE_")} <= known
     assert {"FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS", "FOLDTUNE_S3__BUCKET"} <= names
 
 
-def test_every_parameter_is_bounded_and_what_stands_there_is_within(template: dict[str, Any]) -> None:
-    # Of the last, CloudFormation itself knows which there are.
+def test_every_parameter_has_bounds_that_its_default_satisfies(template: dict[str, Any]) -> None:
+    # CloudFormation itself validates VpcId and SubnetIds.
     free = {"JwtAudience", "VpcId", "SubnetIds"}
     for name, parameter in template["Parameters"].items():
         values = str(parameter["Default"]).split(",") if "List" in parameter["Type"] else [str(parameter["Default"])]
@@ -461,13 +465,15 @@ def test_every_parameter_is_bounded_and_what_stands_there_is_within(template: di
         ("logLevel=WARNING", "LogLevel"),
     ],
 )
-def test_a_parameter_that_cannot_be_is_refused(tmp_path: Path, parameter: str, where: str) -> None:
+def test_an_invalid_parameter_is_refused(tmp_path: Path, parameter: str, where: str) -> None:
     done = package(tmp_path, "dev", parameter)
     assert done.returncode != 0
     lines = (tmp_path / "cloudformation-template-update-stack.json").read_text().splitlines()
-    places = {int(number) for number in re.findall(r"template-update-stack\.json:(\d+):", done.stdout)}
-    blamed = {next(line for line in reversed(lines[:number]) if re.match(r' {4}"\w+": \{', line)) for number in places}
-    assert f'    "{where}": {{' in blamed, done.stdout
+    line_numbers = {int(number) for number in re.findall(r"template-update-stack\.json:(\d+):", done.stdout)}
+    reported = {
+        next(line for line in reversed(lines[:number]) if re.match(r' {4}"\w+": \{', line)) for number in line_numbers
+    }
+    assert f'    "{where}": {{' in reported, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -479,20 +485,20 @@ def test_a_parameter_that_cannot_be_is_refused(tmp_path: Path, parameter: str, w
         (["subnetIds=subnet-00000000000000000"], "SubnetIds: "),
     ],
 )
-def test_parameters_that_do_not_fit_together_are_refused(tmp_path: Path, parameters: list[str], words: str) -> None:
+def test_inconsistent_parameters_are_refused(tmp_path: Path, parameters: list[str], words: str) -> None:
     done = package(tmp_path, "dev", *parameters)
     assert done.returncode != 0
     assert words in done.stdout + done.stderr
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_msk_takes_the_place_of_other_brokers_by_a_parameter(tmp_path: Path) -> None:
+def test_msk_is_selected_by_a_parameter(tmp_path: Path) -> None:
     template = packaged(tmp_path, "prod", "kafkaKind=msk", "kafkaAuthentication=mtls")
     assert template["Parameters"]["KafkaKind"]["Default"] == "msk"
     assert template["Conditions"]["Msk"] == {"Fn::Equals": [{"Ref": "KafkaKind"}, "msk"]}
 
 
-def test_the_bundle_is_small_and_holds_nothing_to_train_with(resources: dict[str, Any]) -> None:
+def test_the_bundle_is_small_and_without_training_packages(resources: dict[str, Any]) -> None:
     with zipfile.ZipFile(ARCHIVE) as archive:
         names = archive.namelist()
         unzipped = sum(item.file_size for item in archive.infolist())
@@ -500,12 +506,12 @@ def test_the_bundle_is_small_and_holds_nothing_to_train_with(resources: dict[str
     tops = {name.split("/")[0] for name in names}
     assert not {"torch", "faust", "mode", "transformers", "pyarrow", "numpy", "rocksdict", "aiohttp"} & tops
     assert {"boto3", "kafka", "pydantic", *lambda_archive.PACKAGES} <= tops
-    # It is made anew whenever one of these changes.
+    # The bundle is rebuilt when one of these modules changes.
     assert {path.relative_to(ROOT).as_posix() for path in lambda_archive.modules()} <= set(names)
-    # Lambda's bounds.
+    # Lambda's limits.
     assert ARCHIVE.stat().st_size < 50_000_000
     assert unzipped < 250_000_000
-    # Compiled for the machine and the Python that serverless.yml names.
+    # Compiled for the architecture and Python version of serverless.yml.
     functions = of_type(resources, "AWS::Lambda::Function").values()
     assert {(function["Runtime"], *function["Architectures"]) for function in functions} == {("python3.13", "arm64")}
     assert headers
@@ -524,7 +530,7 @@ def test_the_handlers_need_nothing_but_the_bundle(resources: dict[str, Any], tmp
         "print(h.__file__, *(callable(getattr(h, n)) for n in ('api', 'batch_state', 'launch', 'schedule')), "
         "sorted({'torch', 'faust', 'pyarrow', 'psutil'} & set(sys.modules)))"
     )
-    # Isolated, and without the packages of this environment.
+    # Isolated from the packages of this environment.
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -541,7 +547,7 @@ def test_the_lock_file_names_no_registry() -> None:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml has no types
-    """Reads CloudFormation's short forms, and forgets them."""
+    """Parses CloudFormation's short-form tags to None."""
 
 
 _Loader.add_multi_constructor("!", lambda *_: None)

@@ -14,7 +14,7 @@ from foldtune.settings import Settings
 from foldtune.topics import MAX_RECORD_BYTES, Topic
 from streams.partitions.consumer import PartitionConsumer
 from tests.integration.conftest import StartWorker
-from tests.integration.test_worker import ask, exported, jobs, snapshot, statuses
+from tests.integration.test_worker import exported, jobs, publish_request, snapshot, statuses
 from tests.memory_table import MemoryTable
 from tests.support import Reader, fine_tune_request, folder_history
 
@@ -39,11 +39,11 @@ async def publish(settings: Settings, folder: str, codec: str | None, timestamp:
         await producer.stop()
 
 
-def test_every_compression_is_read(settings: Settings, publisher: Publisher, start_worker: StartWorker) -> None:
+def test_every_compression_codec_is_read(settings: Settings, publisher: Publisher, start_worker: StartWorker) -> None:
     start_worker()
     for codec in CODECS:
         asyncio.run(publish(settings, f"by {codec}", codec, None))
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     rows = exported(settings, snapshot(settings, job), "examples")
@@ -52,7 +52,7 @@ def test_every_compression_is_read(settings: Settings, publisher: Publisher, sta
     }
 
 
-def test_of_what_is_larger_than_a_letter_the_beginning_is_kept(
+def test_an_oversized_dead_letter_is_truncated(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     start_worker()
@@ -72,15 +72,15 @@ def test_of_what_is_larger_than_a_letter_the_beginning_is_kept(
     assert b"truncated from 3000000 bytes" in dict(letter.headers)[ERROR_HEADER]
 
 
-def test_an_id_that_is_taken_ends_nothing_when_it_comes_again_with_a_mistake(
+def test_an_invalid_request_with_a_used_id_does_not_end_the_first(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     start_worker()
     for topic, event in folder_history("alpha", 25):
         publisher.send(topic, event, key="alpha")
     publisher.flush()
-    ask(publisher, fine_tune_request("r"))
-    ask(publisher, fine_tune_request("waits"))
+    publish_request(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("waits"))
     broken = [fine_tune_request(name).model_dump_json().replace('"epochs":3', '"epochs":0') for name in ("r", "waits")]
 
     def answers(records: list[Any]) -> bool:
@@ -104,7 +104,7 @@ def test_an_id_that_is_taken_ends_nothing_when_it_comes_again_with_a_mistake(
     assert not any(one.state.terminal for one in statuses(records, "waits"))
 
 
-def test_a_transaction_leaves_no_export_waiting_for_its_end(
+def test_transaction_markers_do_not_block_an_export(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     start_worker(FOLDTUNE_WORKER__CATCH_UP_TIMEOUT="PT50S")
@@ -125,7 +125,7 @@ def test_a_transaction_leaves_no_export_waiting_for_its_end(
             await producer.stop()
 
     asyncio.run(publish_in_transactions())
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records)), seconds=40))
     assert {row["folder_id"] for row in exported(settings, snapshot(settings, job), "examples")} == {"given"}
@@ -142,7 +142,7 @@ class Owned(MemoryTable):
         return 1 if partition in self.owned else None
 
 
-def test_a_partition_is_consumed_while_another_ones_handler_runs(settings: Settings) -> None:
+def test_partitions_are_consumed_concurrently(settings: Settings) -> None:
     table, started, released = Owned(), asyncio.Event(), asyncio.Event()
     handled: list[tuple[int, bytes]] = []
 

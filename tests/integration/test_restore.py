@@ -37,7 +37,7 @@ def foldtune(variables: dict[str, str], *arguments: str, given: bytes = b"") -> 
     return subprocess.run(command, env=os.environ | variables, input=given, stdout=subprocess.PIPE, check=True).stdout
 
 
-def test_what_is_restored_makes_the_same_snapshot(
+def test_a_restored_training_set_gives_the_same_snapshot(
     local_servers: LocalServers,
     variables: dict[str, str],
     settings: Settings,

@@ -62,7 +62,7 @@ def test_the_wheel_has_one_package(wheel: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == files
 
 
-def test_every_module_is_importable_except_the_one_that_says_so(python: Path, tmp_path: Path) -> None:
+def test_every_module_except_the_torch_one_is_importable(python: Path, tmp_path: Path) -> None:
     program = """
 import importlib, json, pkgutil, foldtune
 from foldtune import ChatLog, FoldtuneClient
@@ -81,7 +81,7 @@ print(json.dumps(missing))
     assert "Needs pyarrow" in (ROOT / f"{NEEDS_PYARROW.replace('.', '/')}.py").read_text()
 
 
-def test_the_command_line_lists_what_is_installed_and_what_is_not(python: Path, tmp_path: Path) -> None:
+def test_the_command_line_lists_installed_and_missing_commands(python: Path, tmp_path: Path) -> None:
     done = run([python.parent / "foldtune", "--help"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^  ([a-z-]+) {2,}\S", done.stdout.partition("Commands:")[2], re.MULTILINE) == [
@@ -92,14 +92,14 @@ def test_the_command_line_lists_what_is_installed_and_what_is_not(python: Path, 
 
 
 @pytest.mark.parametrize("name", NOT_INSTALLED)
-def test_a_command_that_is_not_installed_says_how_to_install_it(python: Path, tmp_path: Path, name: str) -> None:
+def test_a_missing_command_names_its_extra(python: Path, tmp_path: Path, name: str) -> None:
     done = run([python.parent / "foldtune", name], tmp_path)
     assert done.returncode == 2
     assert f"{name!r} is not installed; it comes with: pip install foldtune-server" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_commands_of_the_sdk_run(python: Path, tmp_path: Path) -> None:
+def test_sdk_commands_run(python: Path, tmp_path: Path) -> None:
     done = run([python.parent / "foldtune", "config", "--json"], tmp_path, FOLDTUNE_KAFKA__PARTITIONS="7")
     assert json.loads(done.stdout)["kafka"]["partitions"] == 7
     done = run([python.parent / "foldtune", "request", "--help"], tmp_path)

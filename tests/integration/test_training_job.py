@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(tmp_path_factory.mktemp("job"), tables())
 
 
-def test_a_job_makes_a_better_model_and_announces_it(trained: Trained) -> None:
+def test_a_job_trains_and_announces_a_better_model(trained: Trained) -> None:
     assert trained.code == ExitCode.DONE
     states = [status.state for status in trained.sink.statuses]
     assert states[0] == State.RUNNING
@@ -98,7 +98,9 @@ def test_the_manifest_names_every_file_with_its_digest(trained: Trained) -> None
         assert hashlib.sha256(trained.store.get(f"{OUTPUT}/{path}")).hexdigest() == file["sha256"]
 
 
-def test_sentence_transformers_and_transformers_embed_alike(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sentence_transformers_and_transformers_give_the_same_embeddings(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel, AutoTokenizer
@@ -117,7 +119,7 @@ def test_sentence_transformers_and_transformers_embed_alike(trained: Trained, mo
     np.testing.assert_allclose(ours, pooled.numpy(), atol=1e-5)
 
 
-def test_the_card_says_what_the_model_was_made_of(trained: Trained) -> None:
+def test_the_model_card_describes_data_and_training(trained: Trained) -> None:
     card, data = ((trained.folder / name).read_text() for name in ("README.md", "metrics.json"))
     counts = json.loads(data)["data"]
     assert "\nlicense: apache-2.0\n" in card
@@ -126,7 +128,7 @@ def test_the_card_says_what_the_model_was_made_of(trained: Trained) -> None:
     assert trained.job.snapshot_sha256 in card
 
 
-def test_a_second_run_only_publishes_again(trained: Trained) -> None:
+def test_a_second_run_only_republishes(trained: Trained) -> None:
     before = {key: trained.store.get(key) for key in trained.store.list("")}
     trained.sink.statuses.clear()
     assert trained.run() == ExitCode.DONE

@@ -30,7 +30,7 @@ def publish_history(publisher: Publisher, folder_id: str, count: int) -> None:
     publisher.flush()
 
 
-def ask(publisher: Publisher, request: Any) -> None:
+def publish_request(publisher: Publisher, request: Any) -> None:
     publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
 
 
@@ -65,18 +65,18 @@ def exported(settings: Settings, manifest: SnapshotManifest, kind: str) -> list[
     return rows
 
 
-def test_the_folders_lie_apart() -> None:
+def test_the_folders_are_on_different_partitions() -> None:
     assert len({partition_of(folder, 4) for folder in FOLDERS}) == 3
 
 
-def test_two_workers_and_three_folders_make_one_exact_snapshot(
+def test_two_workers_export_one_exact_snapshot_of_three_folders(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     start_worker("one")
     start_worker("two")
     for folder in (*FOLDERS, "not asked for"):
         publish_history(publisher, folder, 25)
-    ask(publisher, fine_tune_request("r1", data=DataSelection(folders=FOLDERS)))
+    publish_request(publisher, fine_tune_request("r1", data=DataSelection(folders=FOLDERS)))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     manifest = snapshot(settings, job)
@@ -88,36 +88,38 @@ def test_two_workers_and_three_folders_make_one_exact_snapshot(
     assert sum(one.offset for part in manifest.parts for one in part.offsets) == 200
 
 
-def test_what_was_logged_before_a_restart_is_in_and_a_killed_worker_loses_nothing(
+def test_no_log_is_lost_by_a_restart_or_a_kill(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     first = start_worker()
     publish_history(publisher, "alpha", 400)
-    ask(publisher, fine_tune_request("before"))
+    publish_request(publisher, fine_tune_request("before"))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
         reader.until(lambda records: len(jobs(records)) == 1)
         first.send(signal.SIGKILL)
         publish_history(publisher, "beta", 30)
         start_worker()
-        ask(publisher, fine_tune_request("after", model="other"))
+        publish_request(publisher, fine_tune_request("after", model="other"))
         _, job = jobs(reader.until(lambda records: len(jobs(records)) == 2))
     examples = exported(settings, snapshot(settings, job), "examples")
     assert Counter(row["folder_id"] for row in examples) == {"alpha": 400, "beta": 30}
     assert len({row["log_id"] for row in examples}) == 430
 
 
-def test_a_stopped_worker_goes_quickly_and_cleanly(
+def test_a_worker_stops_quickly_and_cleanly(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     worker = start_worker()
     publish_history(publisher, "alpha", 25)
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         reader.until(lambda records: bool(jobs(records)))
     assert worker.stop(seconds=20) == 0
 
 
-def test_poison_stops_nothing_and_is_kept(settings: Settings, publisher: Publisher, start_worker: StartWorker) -> None:
+def test_poison_is_dead_lettered_and_does_not_block(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
     start_worker()
     poison = [b"{nope", b"\xff\xfe\x00", b"[" * 5000, b'{"log_id": 1}', b"x" * 600_000]
     for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK, Topic.ERASURES):
@@ -129,7 +131,7 @@ def test_poison_stops_nothing_and_is_kept(settings: Settings, publisher: Publish
     for command in (b"{nope", b'{"type": "training_finished"}', None):
         publisher.send_raw(Topic.SNAPSHOT_COMMANDS, command, key="any")
     publish_history(publisher, "alpha", 25)
-    ask(publisher, fine_tune_request("r"))
+    publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS) as reader:
         records = reader.until(lambda records: bool(jobs(records)) and len(dead(records)) == 28)
     letters = dead(records)
@@ -151,7 +153,7 @@ def dead(records: list[Any]) -> list[Any]:
     return [record for record in records if "dead-letters" in record.topic]
 
 
-def test_what_cannot_be_granted_is_rejected_with_every_reason(
+def test_an_impossible_request_is_rejected_with_every_reason(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     start_worker()
@@ -162,10 +164,10 @@ def test_what_cannot_be_granted_is_rejected_with_every_reason(
     misspelt = good.replace("bad-knobs", "misspelt").replace('"epochs"', '"epoch"')
     publisher.send_raw(Topic.FINE_TUNE_REQUESTS, misspelt.encode(), key="model")
     publisher.flush()
-    ask(publisher, fine_tune_request("nowhere", data=DataSelection(folders=("alpha", "../../x"))))
-    ask(publisher, fine_tune_request("too-little"))
+    publish_request(publisher, fine_tune_request("nowhere", data=DataSelection(folders=("alpha", "../../x"))))
+    publish_request(publisher, fine_tune_request("too-little"))
     empty = DataSelection(start=now() - timedelta(days=9), end=now() - timedelta(days=8), agents=("nobody",))
-    ask(publisher, fine_tune_request("empty", data=empty))
+    publish_request(publisher, fine_tune_request("empty", data=empty))
     wanted = {
         "bad-knobs": [
             "training.batch_size: Input should be greater than or equal to 2",
@@ -191,34 +193,36 @@ def test_what_cannot_be_granted_is_rejected_with_every_reason(
 
 
 @pytest.mark.parametrize("again", ["while it runs", "after its end"])
-def test_a_request_that_comes_again_starts_nothing(
+def test_a_repeated_request_starts_nothing(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, again: str
 ) -> None:
     start_worker()
     publish_history(publisher, "alpha", 25)
     request = fine_tune_request("r")
-    ask(publisher, request)
+    publish_request(publisher, request)
     with Reader(settings, Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS) as reader:
         reader.until(lambda records: bool(jobs(records)))
         if again == "after its end":
             cancel = FineTuneCancelled(request_id="r", model="model", requested_at=now(), requested_by="ann")
-            ask(publisher, cancel)
+            publish_request(publisher, cancel)
             reader.until(ended("r"))
             # The trainer did not hear of it in time.
             late = FineTuneStatus(request_id="r", model="model", state=State.COMPLETED, at=now())
             publisher.publish(Topic.TRAINING_REPORTS, late, key="r", partition_by="model")
         before = len(statuses(reader.records, "r"))
-        ask(publisher, request)
+        publish_request(publisher, request)
         records = reader.until(lambda records: len(statuses(records, "r")) > before)
         # Another model's request goes through the same worker after it: by then a second job would be there.
-        ask(publisher, fine_tune_request("next", model="other"))
+        publish_request(publisher, fine_tune_request("next", model="other"))
         records = reader.until(lambda records: len(jobs(records)) == 2)
     assert [job.request.request_id for job in jobs(records)] == ["r", "next"]
     *_, last = statuses(records, "r")
     assert last.state is (State.CANCELLED if again == "after its end" else State.SNAPSHOTTING)
 
 
-def test_the_policy_asks_by_itself(settings: Settings, publisher: Publisher, start_worker: StartWorker) -> None:
+def test_the_retraining_policy_publishes_a_request(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
     rules = '[{"model": "auto", "folders": ["alpha", "beta"], "new_examples": 50, "cooldown": "PT1H"}]'
     start_worker(FOLDTUNE_POLICY__RULES=rules, FOLDTUNE_POLICY__INTERVAL="PT0.5S")
     publish_history(publisher, "gamma", 60)

@@ -108,7 +108,7 @@ def test_the_folders_of_a_package_import_only_those_below(package: str) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_heavy_library_is_imported_in_its_package_alone(library: str) -> None:
+def test_a_heavy_library_is_imported_only_in_its_package(library: str) -> None:
     for package in PACKAGES:
         if package in LIBRARIES[library]:
             continue
@@ -116,7 +116,7 @@ def test_a_heavy_library_is_imported_in_its_package_alone(library: str) -> None:
             assert not any(within(module, library) for module in imports(path)), path.relative_to(ROOT)
 
 
-def test_every_package_says_what_it_is_for() -> None:
+def test_every_package_has_a_docstring() -> None:
     for package in PACKAGES:
         for path in (ROOT / package).rglob("__init__.py"):
             assert ast.get_docstring(ast.parse(path.read_text())), path.relative_to(ROOT)

@@ -115,7 +115,7 @@ def test_every_relative_link_resolves(page: Path) -> None:
     assert broken == []
 
 
-def test_the_pages_name_files_and_modules() -> None:
+def test_files_and_modules_are_found_in_the_pages() -> None:
     """The patterns above find something: what they check is not empty."""
     assert {"infra/kubernetes/", "streams/"} <= {path for page in PAGES for path in named_paths(page)}
     assert "trainers.job" in {name for page in PAGES for name in named_modules(page)}

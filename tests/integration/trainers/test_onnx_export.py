@@ -28,7 +28,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
-def test_onnx_runtime_embeds_as_the_encoder_does(pooling: Any, folder: Path) -> None:
+def test_onnx_runtime_gives_the_embeddings_of_the_encoder(pooling: Any, folder: Path) -> None:
     import onnxruntime
 
     write_encoding_config(EncodingConfig(pooling, normalize=pooling != "cls"), folder, dimension=32, max_tokens=64)
@@ -42,14 +42,14 @@ def test_onnx_runtime_embeds_as_the_encoder_does(pooling: Any, folder: Path) -> 
     np.testing.assert_allclose(found, encoder.encode(TEXTS), atol=1e-4)
 
 
-def test_what_computes_something_else_is_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_outside_the_tolerance_is_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
-    with pytest.raises(OnnxExportError, match=r"differ by .* at most -1\.0"):
+    with pytest.raises(OnnxExportError, match=r"differ by .* the tolerance is -1\.0"):
         export_onnx(folder)
     assert not list(folder.glob("*.onnx*"))
 
 
-def test_whatever_the_runtime_raises_is_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_onnx_runtime_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
     class FailError(Exception):
@@ -64,13 +64,13 @@ def test_whatever_the_runtime_raises_is_a_reason(folder: Path, monkeypatch: pyte
     assert not list(folder.glob("*.onnx*"))
 
 
-def test_without_its_packages_it_says_which_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_name_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(OnnxExportError, match="extra 'onnx'"):
         export_onnx(folder)
 
 
-def test_a_model_is_also_written_as_onnx_or_the_warnings_say_why(
+def test_a_model_is_published_as_onnx_or_with_a_warning(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tables(EXAMPLES, DOCUMENTS)

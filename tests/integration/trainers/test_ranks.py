@@ -69,7 +69,7 @@ def assert_near(path: Path, other: MemoryObjectStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_ranks_come_to_the_weights_of_one_process(
+def test_ranks_train_the_weights_of_one_process(
     processes: int, alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path
 ) -> None:
     assert torchrun(tiny_folder, tmp_path / "ranks", processes=processes) == ExitCode.DONE
@@ -102,12 +102,12 @@ def test_one_process_resumes_from_the_checkpoint_of_interrupted_ranks(
     assert_near(tmp_path / "again.safetensors", alone, tmp_path)
 
 
-def test_what_rank_0_refuses_is_not_tried_again(tiny_folder: Path, tmp_path: Path, capfd: Any) -> None:
+def test_a_refusal_of_rank_0_is_not_retried(tiny_folder: Path, tmp_path: Path, capfd: Any) -> None:
     assert torchrun(tiny_folder, tmp_path / "ranks", "0", "99") == ExitCode.IMPOSSIBLE
     assert "training.trainable_layers is 99" in capfd.readouterr().err
 
 
-def test_without_a_word_of_rank_0_it_is_tried_again(tmp_path: Path) -> None:
+def test_a_failure_before_rank_0_reports_is_retried(tmp_path: Path) -> None:
     assert torchrun(tmp_path / "no-model", tmp_path / "ranks", "no-number") == ExitCode.TRY_AGAIN
 
 
@@ -120,7 +120,7 @@ def test_without_a_word_of_rank_0_it_is_tried_again(tmp_path: Path) -> None:
         ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR"),
     ],
 )
-def test_variables_that_do_not_fit_together(
+def test_inconsistent_rank_variables_are_reported(
     variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -133,7 +133,7 @@ def test_variables_that_do_not_fit_together(
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_rank_ends_the_other(lost: int, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_lost_rank_terminates_the_other(lost: int, tiny_folder: Path, tmp_path: Path) -> None:
     port = str(free_port())
     started = []
     for rank in range(2):

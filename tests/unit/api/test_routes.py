@@ -50,14 +50,14 @@ def newest_status(request_id: str) -> FineTuneStatus | None:
 # ── POST /requests ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_request_is_published_in_the_caller_s_name(topic: Topic) -> None:
+def test_a_request_is_published_under_the_callers_name(topic: Topic) -> None:
     body = {"request_id": "r-1", "model": "support", "training": {"epochs": 5}, "data": {"folders": ["handbook"]}}
     assert submit(topic, body) == (202, {"request_id": "r-1", "model": "support"})
     [request] = topic.requests
     assert (request.requested_by, request.origin, request.training.epochs) == ("user-7", "api", 5)
 
 
-def test_a_caller_s_name_is_cut_to_what_an_event_holds(topic: Topic) -> None:
+def test_a_long_caller_name_is_truncated(topic: Topic) -> None:
     assert submit(topic, {"model": "support"}, caller="x" * 300)[0] == 202
     assert topic.requests[0].requested_by == "x" * 256
 
@@ -93,20 +93,20 @@ def test_an_invalid_body_is_refused_by_the_name_of_the_field(topic: Topic, body:
     assert not topic.requests
 
 
-def test_a_body_is_bounded(topic: Topic) -> None:
+def test_the_size_of_a_body_is_bounded(topic: Topic) -> None:
     code, content = submit(topic, b" " * (MAX_BODY_BYTES + 1))
     assert (code, content["errors"]) == (413, [f"body: at most {MAX_BODY_BYTES} bytes"])
     assert submit(topic, b'{"model": "support"}'.ljust(MAX_BODY_BYTES))[0] == 202
 
 
-def test_an_event_over_the_publisher_s_bound_is_refused(topic: Topic) -> None:
+def test_an_event_over_the_publishers_bound_is_refused(topic: Topic) -> None:
     topic.error = OutOfBoundsError("event: 2000 bytes, at most 1024")
     code, content = submit(topic, {"model": "support"})
     assert code == 400
     assert "at most 1024" in content["errors"][0]
 
 
-def test_a_request_that_was_perhaps_published_can_be_sent_again_under_its_id(topic: Topic) -> None:
+def test_a_possibly_published_request_can_be_sent_again_under_its_id(topic: Topic) -> None:
     topic.error = PublishError("fine-tune-requests", "no answer")
     code, content = submit(topic, {"model": "support"})
     assert code == 503
@@ -136,13 +136,13 @@ def test_an_unknown_or_invalid_id_is_refused(request_id: str, code: int, words: 
     assert words in content["errors"][0]
 
 
-def test_a_store_that_does_not_answer_is_a_503() -> None:
+def test_an_unavailable_store_is_a_503() -> None:
     def fail(_: str) -> FineTuneStatus | None:
         raise ObjectStoreError("https://s3.example")
 
     assert plain(request_status("r-1", fail))[0] == 503
 
 
-def test_an_unreadable_status_is_not_the_caller_s_fault() -> None:
+def test_an_unreadable_status_is_a_server_error() -> None:
     with pytest.raises(ValidationError):
         request_status("r-1", lambda _: FineTuneStatus.model_validate_json("{}"))

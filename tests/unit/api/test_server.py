@@ -107,7 +107,7 @@ def test_statuses_are_answered_while_publishing_waits_for_the_brokers(statuses: 
     assert talk(ApiServer(publish, statuses), calls) == (200, 202)
 
 
-def test_statuses_that_are_read_again_after_a_start_change_nothing(statuses: StatusCache) -> None:
+def test_statuses_reread_after_a_restart_change_nothing(statuses: StatusCache) -> None:
     """At a start the topic is read to its end, and then from its beginning again."""
     history = [record(offset, state) for offset, state in enumerate((State.ACCEPTED, State.RUNNING, State.EVALUATING))]
     for old in (*history, *history):
@@ -118,7 +118,7 @@ def test_statuses_that_are_read_again_after_a_start_change_nothing(statuses: Sta
     assert statuses.newest("r-1") == retried.status
 
 
-def test_it_is_unhealthy_while_the_topic_is_not_read(server: ApiServer) -> None:
+def test_the_api_is_unhealthy_while_the_topic_is_not_read(server: ApiServer) -> None:
     async def health(client: TestClient[Request, Application]) -> int:
         return (await client.get("/health")).status
 

@@ -48,7 +48,7 @@ def test_a_failed_publication_names_topic_and_reason(
         call(publisher)
 
 
-def test_without_a_broker_the_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_broker_is_named_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**options: Any) -> None:
         raise KafkaTimeoutError
 

@@ -22,7 +22,7 @@ logging.getLogger("aiokafka").info("chatter")
 """
 
 
-def test_every_line_is_a_json_object_also_of_libraries() -> None:
+def test_every_line_including_those_of_libraries_is_json() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     ours, library, error, other = [json.loads(line) for line in done.stderr.splitlines()]
     assert (ours["event"], ours["request_id"], ours["folder"], ours["level"]) == ("exported", "r", "../../x", "info")

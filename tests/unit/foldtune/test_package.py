@@ -28,7 +28,7 @@ def test_importing_the_package_imports_no_library() -> None:
 
 
 @pytest.mark.parametrize("name", foldtune.__all__)
-def test_every_public_name_is_there(name: str) -> None:
+def test_every_public_name_exists(name: str) -> None:
     assert getattr(foldtune, name).__name__ == name
     assert name in dir(foldtune)
 
@@ -38,7 +38,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         foldtune.Nothing  # noqa: B018
 
 
-def test_both_distributions_are_of_one_version() -> None:
+def test_both_distributions_have_the_same_version() -> None:
     version = project()["version"]
     server = project("server")
     assert server["version"] == version

@@ -41,7 +41,7 @@ def topics(draw: st.DrawFn) -> list[StatusRecord]:
 
 
 @given(topics(), st.data())
-def test_any_order_and_repetition_of_deliveries_gives_the_same_newest(
+def test_reordered_and_duplicated_statuses_have_the_same_newest(
     published: list[StatusRecord], data: st.DataObject
 ) -> None:
     shuffled = data.draw(st.permutations(published))
@@ -50,13 +50,13 @@ def test_any_order_and_repetition_of_deliveries_gives_the_same_newest(
 
 
 @given(topics())
-def test_of_two_records_of_one_request_exactly_one_is_newer(published: list[StatusRecord]) -> None:
+def test_one_of_two_statuses_of_a_request_is_newer(published: list[StatusRecord]) -> None:
     for first, second in permutations(published, 2):
         if first.status.model == second.status.model:
             assert supersedes(first, second) is not supersedes(second, first)
 
 
-def test_offsets_decide_whatever_the_clocks_say() -> None:
+def test_offsets_take_precedence_over_timestamps() -> None:
     accepted, running = record(4, State.ACCEPTED, 10), record(5, State.RUNNING, 0)
     assert supersedes(running, accepted)
     assert not supersedes(accepted, running)
@@ -73,7 +73,7 @@ def test_an_id_used_for_two_models_has_the_status_of_the_later_one() -> None:
     assert fold([first, second]) == fold([second, first]) == (second, first)
 
 
-def test_the_log_s_page_is_inherited_within_a_model() -> None:
+def test_the_log_url_is_inherited_within_a_model() -> None:
     running, evaluating = record(4, State.RUNNING, log_url=PAGE), record(5, State.EVALUATING)
     (newest,) = fold([running, evaluating, running])
     assert (newest.status.state, newest.status.log_url) == (State.EVALUATING, PAGE)

@@ -31,7 +31,7 @@ def test_the_files_are_valid() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_foldtune_s_containers_are_unprivileged_and_refer_to_existing_targets_and_services(
+def test_containers_are_unprivileged_and_refer_to_existing_targets_and_services(
     services: dict[str, Any],
 ) -> None:
     ours = {name: service for name, service in services.items() if "build" in service}

@@ -95,7 +95,7 @@ def test_a_job_redelivered_after_its_end_does_not_start(bench: Bench, detached: 
     assert len(launcher.submitted) == 1
 
 
-def test_of_two_concurrent_deliveries_one_starts(bench: Bench) -> None:
+def test_one_of_two_concurrent_deliveries_starts(bench: Bench) -> None:
     launcher = FakeLauncher(None)
     first, second = bench.execution(launcher), bench.execution(launcher)
     assert not first.advance(may_start=True)
@@ -177,7 +177,7 @@ def test_owners_that_die_use_up_the_attempts(bench: Bench, job: TrainingJob) -> 
     assert bench.statuses[0].reasons == ("the launcher of attempt 2 died",)
 
 
-def test_cancelled_before_and_while_it_runs(bench: Bench) -> None:
+def test_a_job_is_cancelled_before_and_during_its_run(bench: Bench) -> None:
     early = bench.execution(launcher := FakeLauncher(None))
     early.cancel()
     assert early.advance(may_start=True)
@@ -325,14 +325,14 @@ def test_a_submission_too_old_to_be_found_has_failed(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("detached_service", [False, True])
-def test_of_a_launcher_that_retries_itself_the_ledger_has_one_attempt(bench: Bench, detached_service: bool) -> None:
+def test_a_launcher_with_its_own_retries_has_one_attempt_on_the_ledger(bench: Bench, detached_service: bool) -> None:
     launcher = FakeLauncher(RETRY, detached=detached_service, retries=True)
     bench.finish(bench.execution(launcher))
     assert len(launcher.submitted) == 1
     assert bench.states == [State.SUBMITTED, State.FAILED]
 
 
-def test_a_cancellation_of_a_detached_run_is_on_record_for_whoever_watches_it(bench: Bench) -> None:
+def test_the_cancellation_of_a_detached_run_is_recorded(bench: Bench) -> None:
     launcher = FakeLauncher(None, detached=True)
     watching = bench.execution(launcher)
     watching.advance()
@@ -354,7 +354,7 @@ def test_a_detached_launcher_ignores_claims_of_processes(bench: Bench) -> None:
 
 
 @given(st.permutations(range(6)))
-def test_offsets_are_committed_without_a_gap(order: list[int]) -> None:
+def test_offsets_are_committed_in_order_without_gaps(order: list[int]) -> None:
     offsets = InFlightOffsets()
     assert all(offsets.start(number) for number in range(6))
     done: set[int] = set()

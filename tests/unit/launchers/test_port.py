@@ -63,7 +63,7 @@ def run(job: TrainingJob) -> Run:
     return Run(job, "s3://memory/jobs/j/job.json", 1)
 
 
-def test_success(make: Make, run: Run) -> None:
+def test_a_successful_run(make: Make, run: Run) -> None:
     launcher = make("success")
     launcher.submit(run)
     assert ended(launcher, run).ending is Ending.SUCCEEDED
@@ -84,7 +84,7 @@ def test_a_job_that_asks_for_a_retry_is_retryable(make: Make, run: Run) -> None:
 
 
 @pytest.mark.parametrize(("how", "ending"), [("cancel", Ending.CANCELLED), ("interrupt", Ending.INTERRUPTED)])
-def test_a_run_can_be_ended(make: Make, run: Run, how: str, ending: Ending) -> None:
+def test_a_run_can_be_terminated(make: Make, run: Run, how: str, ending: Ending) -> None:
     launcher = make("endless")
     launcher.submit(run)
     status = launcher.poll(run)

@@ -42,7 +42,7 @@ def trained_losses(device: str, folder: Path, dataset: Dataset, tmp_path: Path, 
 
 @pytest.mark.parametrize("options", [{}, {"cached": False}, {"graph_budget": 0}])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_losses_are_those_of_the_cpu(
+def test_losses_equal_those_of_the_cpu(
     tiny_folder: Path,
     small_dataset: Dataset,
     tmp_path: Path,
@@ -60,12 +60,12 @@ def test_losses_are_those_of_the_cpu(
 
 
 @pytest.mark.usefixtures("full_precision")
-def test_losses_are_those_of_the_cpu_in_float32(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+def test_float32_losses_equal_those_of_the_cpu(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     found = trained_losses(GPU, tiny_folder, small_dataset, tmp_path)
     assert found == pytest.approx(trained_losses("cpu", tiny_folder, small_dataset, tmp_path), abs=1e-3)
 
 
-def test_mining_finds_what_the_cpu_finds() -> None:
+def test_mining_finds_the_negatives_of_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     queries, passages = (
         torch.nn.functional.normalize(torch.randn(rows, 32, generator=generator, dtype=torch.float64), dim=1)
@@ -79,7 +79,7 @@ def test_mining_finds_what_the_cpu_finds() -> None:
 
 
 @pytest.mark.parametrize(("step", "dtype"), [(2, torch.bfloat16), (11, torch.bfloat16), (2, torch.float16)])
-def test_a_job_goes_on_where_it_was(
+def test_an_interrupted_job_resumes(
     step: int, dtype: torch.dtype, tiny_folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     use_compute_dtype(monkeypatch, dtype)
@@ -97,7 +97,7 @@ def test_a_job_goes_on_where_it_was(
     assert losses(stores[1]) == pytest.approx(losses(stores[0]), abs=0.02)
 
 
-def test_states_are_the_same_on_the_gpu_in_memory_and_in_a_file(tiny_folder: Path, tmp_path: Path) -> None:
+def test_hidden_states_are_the_same_on_the_gpu_in_memory_and_in_a_file(tiny_folder: Path, tmp_path: Path) -> None:
     encoder = Encoder.load(tiny_folder, GPU)
     tokens = encoder.tokenize(["one", "two words", ""])
     freeze(encoder.model, 1)
@@ -114,7 +114,7 @@ def test_states_are_the_same_on_the_gpu_in_memory_and_in_a_file(tiny_folder: Pat
         assert torch.equal(mask, found[0][1])
 
 
-def test_embeddings_and_measures_are_those_of_the_cpu(
+def test_embeddings_and_metrics_equal_those_of_the_cpu(
     tiny_folder: Path, small_dataset: Dataset, record_property: Callable[[str, object], None]
 ) -> None:
     parts = split(small_dataset, 0)

@@ -113,7 +113,7 @@ def test_the_next_version_is_compared_with_the_promoted_one(
     assert not sink.ready
 
 
-def test_what_is_forgotten_is_a_warning_and_may_be_a_reason_against(
+def test_forgetting_is_a_warning_and_may_prevent_promotion(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainers.evaluation.forgetting.WARNING_FALL", -2)
@@ -192,7 +192,7 @@ UNVALIDATED, EVER_BETTER, EVER_WORSE = (0, 12, None), (1, 12, 1.0), (-1, 8, 0.4)
         (killed, EVER_WORSE, 8, 8),
     ],
 )
-def test_a_job_that_was_taken_away_comes_to_the_same_weights(
+def test_an_interrupted_job_resumes_to_the_same_weights(
     tables: Any,
     tiny_folder: Path,
     tmp_path: Path,
@@ -235,7 +235,7 @@ def test_a_job_that_was_taken_away_comes_to_the_same_weights(
 @pytest.mark.skipif(
     compute_dtype(torch.device("cpu"), "bert") != torch.bfloat16, reason="the processor has no bfloat16"
 )
-def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
+def test_bfloat16_hidden_states_do_not_depend_on_interruptions(
     tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All documents are cut for training, and differ in length for evaluation.
@@ -254,7 +254,7 @@ def test_states_in_bfloat16_do_not_depend_on_what_was_taken_away(
 
 
 @pytest.mark.usefixtures("every_step_reported")
-def test_a_validation_is_ended_at_once_and_done_again(
+def test_an_interrupted_validation_stops_at_once_and_is_repeated(
     tables: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed_blocks, calls = TrainableEncoder.embed_blocks, list[int]()
@@ -285,7 +285,7 @@ def test_a_validation_is_ended_at_once_and_done_again(
     assert metrics[0]["validation"] == metrics[1]["validation"]
 
 
-def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStore, tables: Any) -> None:
+def test_the_choice_of_validation_is_reported(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     code, _ = start(put_job(store, tables(MANY_EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=64, epochs=2)))
     assert code == ExitCode.DONE
     metrics = json.loads(store.get("models/m/000001/metrics.json"))
@@ -301,7 +301,7 @@ def test_what_validation_chose_is_reported(start: Start, store: MemoryObjectStor
     assert f"| 0.6 | {merge['ndcg']['0.6']:.4f} |" in card
 
 
-def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
+def test_with_too_few_questions_the_last_weights_are_kept_with_a_warning(
     start: Start, store: MemoryObjectStore, tables: Any
 ) -> None:
     code, _ = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
@@ -312,7 +312,7 @@ def test_without_enough_questions_the_last_weights_are_kept_and_that_is_said(
     assert "without validation: fewer than 100" in store.get("models/m/000001/README.md").decode()
 
 
-def test_a_checkpoint_of_another_training_is_left_alone(store: MemoryObjectStore, tables: Any) -> None:
+def test_the_checkpoint_of_another_training_is_ignored(store: MemoryObjectStore, tables: Any) -> None:
     job = put_job(store, tables(EXAMPLES, DOCUMENTS))
     state = TrainingState(tensors={"order": torch.arange(3)}, facts={"record": {}})
     mine = Checkpoints(job, store, timedelta(0))
@@ -337,7 +337,7 @@ def test_a_changed_snapshot_is_refused(start: Start, store: MemoryObjectStore, t
     assert "s3://memory/snapshots/r/examples.parquet has the digest" in failure(sink)
 
 
-def test_one_document_is_refused_with_numbers(start: Start, store: MemoryObjectStore, tables: Any) -> None:
+def test_a_single_document_is_refused_with_the_numbers(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     code, sink = start(put_job(store, tables([example("q", "a")], {"a": "alone"})))
     assert code == ExitCode.IMPOSSIBLE
     assert "1 distinct documents, at least 2 are required" in failure(sink)
@@ -350,7 +350,7 @@ def test_too_many_layers_are_refused_with_the_bound(start: Start, store: MemoryO
     assert "training.trainable_layers is 9, base_model has 3 layers" in failure(sink)
 
 
-def test_frozen_layers_of_an_unknown_layout_are_slower_and_that_is_said(
+def test_frozen_layers_of_an_unknown_layout_are_a_warning(
     store: MemoryObjectStore, tables: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "albert"
@@ -371,9 +371,7 @@ def test_frozen_layers_of_an_unknown_layout_are_slower_and_that_is_said(
     assert "the frozen layers of a albert model are not cached: slower" in sink.statuses[-1].warnings
 
 
-def test_twenty_examples_train_and_are_not_enough_to_promote(
-    start: Start, store: MemoryObjectStore, tables: Any
-) -> None:
+def test_twenty_examples_are_trained_on_but_not_promoted(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     code, sink = start(put_job(store, tables(EXAMPLES[:20], DOCUMENTS)))
     assert code == ExitCode.DONE
     last = sink.statuses[-1]
@@ -383,7 +381,9 @@ def test_twenty_examples_train_and_are_not_enough_to_promote(
 
 
 @pytest.mark.parametrize("layers", [1, "all"])
-def test_odd_texts_train_and_are_counted(start: Start, store: MemoryObjectStore, tables: Any, layers: Any) -> None:
+def test_unusual_texts_are_trained_on_and_counted(
+    start: Start, store: MemoryObjectStore, tables: Any, layers: Any
+) -> None:
     odd = {
         "empty": " ",
         "signs": "?!",
@@ -419,7 +419,7 @@ def test_skipped_steps_are_counted_in_a_warning(
     assert not sink.statuses[-1].promoted
 
 
-def test_a_store_that_fails_means_try_again(
+def test_a_failing_store_is_retryable(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = put_job(store, tables(EXAMPLES, DOCUMENTS))
@@ -433,13 +433,13 @@ def test_a_store_that_fails_means_try_again(
     assert sink.statuses[-1].state == State.RUNNING
 
 
-def test_a_job_that_is_not_there(store: MemoryObjectStore) -> None:
+def test_a_missing_job_is_named(store: MemoryObjectStore) -> None:
     with pytest.raises(BadJobError, match=r"jobs/x/job\.json"):
         read_job(store, "s3://memory/jobs/x/job.json")
     assert main([]) == ExitCode.TRY_AGAIN
 
 
-def test_progress_is_reported_seldom_and_survives_a_silent_broker(store: MemoryObjectStore, tables: Any) -> None:
+def test_progress_is_throttled_and_survives_an_unresponsive_broker(store: MemoryObjectStore, tables: Any) -> None:
     class Silent(RecordingEventSink):
         def publish_status(self, status: FineTuneStatus) -> None:
             super().publish_status(status)

@@ -27,7 +27,7 @@ def parts(examples: int) -> Split:
     return Split(train=np.arange(examples), validation=np.arange(0), held_out=np.arange(0), judged=True)
 
 
-def test_knobs_that_fight_the_data() -> None:
+def test_unsuitable_knobs_are_warned_about() -> None:
     assert knob_warnings(request(training=TrainingKnobs(batch_size=32, epochs=3)), parts(1_000)) == []
     larger, few = knob_warnings(request(training=TrainingKnobs(batch_size=64, epochs=3)), parts(20))
     assert larger == "training.batch_size 64 is larger than the 20 training examples"
@@ -44,6 +44,6 @@ def test_knobs_that_fight_the_data() -> None:
         (0, 3, ["3 negatives are missing: too few of the sampled documents pass the filters"]),
     ],
 )
-def test_negatives_that_were_not_found(filled: int, missing: int, warned: list[str]) -> None:
+def test_missing_negatives_are_warned_about(filled: int, missing: int, warned: list[str]) -> None:
     record = TrainingRecord(negatives=[{"hard_filled_with_easy": filled, "missing": missing}])
     assert training_warnings(record, request(dataset=DatasetKnobs(hard_negatives=4)), 100) == warned

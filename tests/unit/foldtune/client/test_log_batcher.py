@@ -51,7 +51,7 @@ def make(broker: Broker) -> Callable[..., LogBatcher]:
     return batcher
 
 
-def test_by_count_and_folder(make: Callable[..., LogBatcher], broker: Broker) -> None:
+def test_batches_are_sent_by_count_and_folder(make: Callable[..., LogBatcher], broker: Broker) -> None:
     batcher = make(count=2)
     for number, folder in enumerate("aabab"):
         batcher.add(chat_log(number, folder))
@@ -60,7 +60,7 @@ def test_by_count_and_folder(make: Callable[..., LogBatcher], broker: Broker) ->
     assert broker.sent == [("a", 2), ("b", 2), ("a", 1)]
 
 
-def test_by_size(make: Callable[..., LogBatcher], broker: Broker) -> None:
+def test_batches_are_sent_by_size(make: Callable[..., LogBatcher], broker: Broker) -> None:
     size = len(chat_log().encode()) + 1
     batcher = make(max_bytes=ENVELOPE_BYTES + 2 * size)
     for number in range(5):
@@ -70,7 +70,7 @@ def test_by_size(make: Callable[..., LogBatcher], broker: Broker) -> None:
     batcher.close()
 
 
-def test_by_time(make: Callable[..., LogBatcher], broker: Broker) -> None:
+def test_batches_are_sent_by_time(make: Callable[..., LogBatcher], broker: Broker) -> None:
     batcher = make(linger=0.01)
     batcher.add(chat_log())
     assert broker.flushed.wait(10)
@@ -90,7 +90,7 @@ def test_a_failure_in_the_background_is_raised_at_the_next_call(
         batcher.close()
 
 
-def test_after_close_it_accepts_no_logs(make: Callable[..., LogBatcher]) -> None:
+def test_a_closed_batcher_accepts_no_logs(make: Callable[..., LogBatcher]) -> None:
     batcher = make()
     batcher.close()
     with pytest.raises(ClientClosedError):

@@ -80,7 +80,7 @@ def test_a_knob_out_of_its_bounds_is_named(runner: CliRunner, options: list[str]
     assert "Traceback" not in result.output
 
 
-def test_knobs_that_are_not_given_stay_out_of_the_request() -> None:
+def test_unset_knobs_are_omitted_from_the_request() -> None:
     given = dict.fromkeys(knob.name for knob in KNOBS) | {"epochs": 1, "start": "2025-01-02T03:00:00+01:00"}
     sections = knob_sections(given)
     assert sections == {
@@ -93,7 +93,7 @@ def test_knobs_that_are_not_given_stay_out_of_the_request() -> None:
     assert FineTuneRequested.model_validate_json(json.dumps(request | sections)).training.epochs == 1
 
 
-def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_shown_without_secrets(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDTUNE_S3__SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("FOLDTUNE_KAFKA__PARTITIONS", "7")
     shown = json.loads(runner.invoke(app, ["config", "--json"]).stdout)
@@ -117,7 +117,7 @@ def test_settings_are_shown_and_secrets_are_not(runner: CliRunner, monkeypatch: 
         ("[kafka", "foldtune.toml"),
     ],
 )
-def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, message: str) -> None:
+def test_an_invalid_setting_is_named_in_one_line(runner: CliRunner, text: str, message: str) -> None:
     Path("foldtune.toml").write_text(text, encoding="utf-8")
     result = runner.invoke(app, ["config"])
     assert result.exit_code == 2
@@ -138,7 +138,7 @@ def test_a_bad_setting_is_named_in_one_line(runner: CliRunner, text: str, messag
         ),
     ],
 )
-def test_a_bad_variable_is_named_in_one_line(
+def test_an_invalid_variable_is_named_in_one_line(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -156,7 +156,7 @@ def test_a_missing_extra_is_named(package: str, extras: tuple[str, ...]) -> None
         assert f"pip install 'foldtune-server[{extra}]'" in line
 
 
-def test_without_its_extra_a_command_says_which(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_names_its_missing_extra(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     for module in [name for name in sys.modules if name.startswith(("launchers", "foldtune.commands"))]:
         monkeypatch.delitem(sys.modules, module)
@@ -165,12 +165,12 @@ def test_without_its_extra_a_command_says_which(runner: CliRunner, monkeypatch: 
     assert "foldtune-server[trainers]" in result.stderr
 
 
-def test_a_defect_gets_its_traceback() -> None:
+def test_an_unexpected_error_has_a_traceback() -> None:
     assert user_message(ZeroDivisionError()) is None
 
 
 @pytest.mark.parametrize("command", [["status"], ["request", "m"], ["topics", "create"]])
-def test_without_a_broker_the_setting_and_its_value_are_named(command: list[str], tmp_path: Path) -> None:
+def test_a_missing_broker_is_named_with_setting_and_value(command: list[str], tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     # In a process of its own: a client that is given up leaves its sockets to the collector.
     program = (
@@ -224,7 +224,7 @@ def test_a_status_shows_each_warning_once_and_the_newest_progress(
     assert shown.splitlines()[-1] == f"r: {WARNING}"
 
 
-def test_without_requests_the_table_is_empty(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_is_empty_without_requests(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FoldtuneClient, "requests", lambda _: {})
     result = runner.invoke(app, ["status"])
     assert result.exit_code == 0
@@ -252,7 +252,7 @@ def test_waiting_shows_each_warning_once(runner: CliRunner, monkeypatch: pytest.
     ]
 
 
-def test_stopped_local_servers_are_told_with_their_folder(runner: CliRunner, tmp_path: Path) -> None:
+def test_stopped_local_servers_are_reported_with_their_folder(runner: CliRunner, tmp_path: Path) -> None:
     result = runner.invoke(app, ["local", "status", "--data-dir", "elsewhere"])
     assert result.exit_code == 3
     assert str(tmp_path / "elsewhere") in result.stdout
@@ -269,14 +269,14 @@ def test_starting_local_servers_twice_is_answered_in_one_line(runner: CliRunner,
     assert result.stderr == f"{DataFolderInUseError(tmp_path)}\n"
 
 
-def test_exports_survive_the_shell() -> None:
+def test_exports_are_quoted_for_the_shell() -> None:
     lines = exports({"FOLDTUNE_A": "127.0.0.1:1", "FOLDTUNE_B": "it's $HOME"})
     assert lines[0] == "export FOLDTUNE_A=127.0.0.1:1"
     script = "\n".join((*lines, 'printf %s "$FOLDTUNE_B"'))
     assert subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True).stdout == "it's $HOME"
 
 
-def test_names_are_whole_on_a_narrow_terminal(
+def test_names_are_not_truncated_on_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(output, "FILE_WIDTH", 30)
@@ -287,7 +287,7 @@ def test_names_are_whole_on_a_narrow_terminal(
     assert "[/b]" in shown
 
 
-def test_a_request_that_has_ended_is_not_cancelled(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ended_request_is_not_cancelled(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     monkeypatch.setattr(FoldtuneClient, "cancel", lambda _, request_id, *__, **___: sent.append(request_id))
     ended, running = statuses((State.COMPLETED, None), (State.RUNNING, 1))
@@ -327,7 +327,7 @@ def test_a_line_for_another_import_is_refused_with_its_name(runner: CliRunner) -
     assert lines[2].startswith("line 3: log_id: ")
 
 
-def test_the_page_of_the_events_describes_every_type_that_it_names() -> None:
+def test_the_events_page_describes_every_type_that_it_names() -> None:
     text = page()
     named = set(re.findall(r"\]\(#([^)]+)\)", text))
     assert {"verdict", "retrievedpassage", "chat_log"} <= named
@@ -335,6 +335,6 @@ def test_the_page_of_the_events_describes_every_type_that_it_names() -> None:
     assert (ROOT / "docs" / "events.md").read_text(encoding="utf-8") == text
 
 
-def test_no_such_file(runner: CliRunner) -> None:
+def test_a_missing_file_is_reported(runner: CliRunner) -> None:
     result = runner.invoke(app, ["import", "logs", "nowhere.jsonl"])
     assert (result.exit_code, result.stderr) == (2, "foldtune: no such file: nowhere.jsonl\n")

@@ -36,7 +36,7 @@ def requests(published: Published) -> list[FineTuneRequested]:
 @pytest.mark.parametrize(
     ("claims", "caller"), [(CLAIMS, "user-7"), ({"client_id": "agent"}, "agent"), ({"iss": "x"}, "unknown")]
 )
-def test_a_request_is_published_in_the_name_of_the_token_s_subject(
+def test_a_request_is_published_under_the_subject_of_the_token(
     published: Published, claims: dict[str, Any], caller: str
 ) -> None:
     assert call(POST, {"request_id": "r-1", "model": "support"}, claims=claims)[0] == 202
@@ -57,14 +57,14 @@ def test_an_invalid_body_connects_to_nothing(published: Published, body: object)
     assert not published.connected
 
 
-def test_without_a_checked_token_nothing_is_done(published: Published) -> None:
+def test_a_call_without_a_verified_token_is_refused(published: Published) -> None:
     code, _ = call(POST, {"model": "support"}, claims=None)
     assert code == 401
     assert call(GET, pathParameters={"id": "r-1"}, claims=None)[0] == 401
     assert not published.connected
 
 
-def test_brokers_that_do_not_answer_are_a_503_before_the_function_times_out(published: Published) -> None:
+def test_unresponsive_brokers_are_a_503_before_the_function_times_out(published: Published) -> None:
     published.broken = PublishError("x-fine-tune-requests", "no answer")
     assert call(POST, {"model": "support"})[0] == 503
     assert published.delivery_seconds + BOOTSTRAP_SECONDS < 28
@@ -85,7 +85,7 @@ def test_an_unknown_invalid_or_missing_id(store: MemoryObjectStore, parameters: 
     assert call(GET, pathParameters=parameters)[0] == code
 
 
-def test_a_store_that_does_not_answer_is_a_503(store: MemoryObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_store_is_a_503(store: MemoryObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> tuple[bytes, str]:
         raise ObjectStoreError("https://s3.example")
 

@@ -180,7 +180,7 @@ def test_no_other_status_terminates_a_job(
     assert job["status"] == "RUNNABLE"
 
 
-def test_a_job_s_own_failure_changes_nothing_when_it_returns_as_a_status(
+def test_the_status_of_a_reported_failure_changes_nothing(
     batch: BatchService, published: Published, context: Context, store: MemoryObjectStore
 ) -> None:
     launch(kafka_payload([a_job(1)]), context)

@@ -80,7 +80,7 @@ def test_a_transient_network_error_is_retried(lock: Path, tmp_path: Path) -> Non
     assert cached(tmp_path).read_bytes() == GOOD
 
 
-def test_without_a_network_the_error_says_so(lock: Path, tmp_path: Path) -> None:
+def test_a_missing_network_is_named_in_the_error(lock: Path, tmp_path: Path) -> None:
     failures = [requests.ConnectionError("no route")] * jars.ATTEMPTS
     with pytest.raises(JarUnavailableError, match=r"connect to the network.*thing-1.0-all.jar.*no route"):
         locked_jars(lock, context(tmp_path, *failures))

@@ -219,7 +219,7 @@ def test_a_launch_killed_twice_at_any_steps_is_repaired_to_one_job(job: Training
 
 
 @pytest.mark.parametrize("taken_over", [False, True])
-def test_of_two_concurrent_launches_one_submits(job: TrainingJob, taken_over: bool) -> None:
+def test_one_of_two_concurrent_launches_submits(job: TrainingJob, taken_over: bool) -> None:
     """At every step of a call, another one is made and completed; no time passes meanwhile."""
     tried: list[bool] = []
     for number in range(100):
@@ -281,7 +281,7 @@ def test_an_overdue_job_is_refused(bench: Bench, job: TrainingJob) -> None:
     assert bench.jobs_spending() == {job_segment(job)}
 
 
-def test_the_coordinator_gives_a_job_up_before_it_is_overdue() -> None:
+def test_the_coordinator_times_out_before_a_job_is_overdue() -> None:
     """A job has the time at which its snapshot began."""
     assert WorkerSettings().snapshot_timeout + REPORTING_TIME < OVERDUE
 
@@ -383,7 +383,7 @@ def test_an_event_whose_handling_was_killed_is_completed_by_its_redelivery(job: 
         assert bench.spent() == pytest.approx(whole.spent(), abs=0.001)
 
 
-def test_a_lost_end_event_is_made_up_for_when_the_job_is_redelivered(bench: Bench, job: TrainingJob) -> None:
+def test_a_redelivered_job_makes_up_for_a_lost_final_event(bench: Bench, job: TrainingJob) -> None:
     bench.launch(job)
     bench.batch.end(bench.only["jobId"], 1)
     bench.launch(job)

@@ -80,7 +80,7 @@ MANY = settings(max_examples=examples(60))
 
 @MANY
 @given(seed=SEEDS, launches=st.integers(1, 3), cancelled=st.booleans(), taken_over=st.booleans())
-def test_in_any_order_there_is_one_job_and_a_cancelled_one_ends(
+def test_every_interleaving_has_one_job_and_terminates_a_cancelled_one(
     seed: int, launches: int, cancelled: bool, taken_over: bool
 ) -> None:
     bench = killed_before_submitting(JOB) if taken_over else Bench()
@@ -122,7 +122,7 @@ def test_a_job_that_fails_while_it_is_cancelled_has_one_outcome(seed: int) -> No
 
 @MANY
 @given(seed=SEEDS)
-def test_in_any_order_reservations_of_one_month_add_up(seed: int) -> None:
+def test_reservations_of_a_month_add_up_in_every_interleaving(seed: int) -> None:
     bench = Bench(hourly_prices={"any": 1.0}, max_month_dollars=5.0)
     bench.steps = Turns(random.Random(seed))
     jobs = [make_job(f"r-{number}", max_seconds=3600) for number in range(3)]

@@ -171,7 +171,7 @@ def test_the_list_escapes_control_characters(runner: CliRunner, put: Put) -> Non
         (["--since", "2023-11-14T23:13:20.001+01:00"], ["0:1"]),
     ],
 )
-def test_filters(
+def test_dead_letters_are_filtered(
     runner: CliRunner,
     put: Put,
     monkeypatch: pytest.MonkeyPatch,

@@ -39,7 +39,7 @@ def test_exceptions_are_raised_in_the_caller() -> None:
     process.close()
 
 
-def test_it_ends_with_a_worker_that_is_killed() -> None:
+def test_the_export_process_exits_with_a_killed_worker() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))

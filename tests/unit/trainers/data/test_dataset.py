@@ -14,7 +14,7 @@ from trainers.errors import TooLittleDataError
 DOCUMENTS = {"one": "first text", "two": "second text", "twin": "second text"}
 
 
-def test_repeated_pairs_are_merged_and_all_their_positives_known(tables: Callable[..., Any]) -> None:
+def test_repeated_pairs_are_merged_with_all_their_positives(tables: Callable[..., Any]) -> None:
     rows = [
         example("Where?", "one", strength=0.2, negatives=("two",)),
         example("where", "one", strength=0.6),
@@ -104,7 +104,7 @@ def test_near_duplicates_stay_on_one_side(tables: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(("topics", "validation"), [(65, 0), (67, 20), (140, 22), (500, 76)])
-def test_validation_shares_no_group_with_training_nor_with_the_held_out(
+def test_validation_shares_no_group_with_training_or_held_out(
     topics: int, validation: int, tables: Callable[..., Any]
 ) -> None:
     rows = []
@@ -124,7 +124,7 @@ def test_validation_shares_no_group_with_training_nor_with_the_held_out(
     assert np.array_equal(split(dataset, seed=3).validation, parts.validation)
 
 
-def test_no_validation_where_it_would_be_a_handful(tables: Callable[..., Any]) -> None:
+def test_too_few_questions_give_no_validation_split(tables: Callable[..., Any]) -> None:
     alike = [example(f"how can anybody ever open that old blue door there number{n}", "one") for n in range(400)]
     others = [example(f"area{number} thing{number} place{number}", "two") for number in range(20)]
     dataset = build_dataset(*tables(alike + others, DOCUMENTS))

@@ -35,7 +35,7 @@ def test_near_duplicates_equal_the_comparison_of_all_pairs(texts: list[str], thr
             assert (labels[i] == labels[j]) == (groups[i] == groups[j])
 
 
-def test_jaccard_in_blocks() -> None:
+def test_blockwise_jaccard_similarities() -> None:
     generator = np.random.default_rng(0)
     texts = [" ".join(f"w{word}" for word in generator.integers(3000, size=40)) for _ in range(2000)]
     sets = WordSets.of(texts)

@@ -18,14 +18,14 @@ def after(ndcg: float) -> Forgetting:
 @pytest.mark.parametrize(
     ("ndcg", "warned", "refused"), [(0.95, 0, 0), (0.86, 0, 0), (0.84, 1, 0), (0.76, 1, 0), (0.74, 1, 1)]
 )
-def test_a_fall_is_a_warning_and_a_deep_one_a_refusal(ndcg: float, warned: int, refused: int) -> None:
+def test_forgetting_is_warned_about_and_much_of_it_prevents_promotion(ndcg: float, warned: int, refused: int) -> None:
     forgetting = after(ndcg)
     assert (len(forgetting.warnings), len(forgetting.refusals)) == (warned, refused)
     assert all(f"nDCG@10 0.9000 → {ndcg:.4f}" in message for message in [*forgetting.warnings, *forgetting.refusals])
     assert forgetting.fall == pytest.approx(0.9 - ndcg)
 
 
-def test_a_general_model_finds_the_passages_and_a_random_one_does_not(tiny_folder: Path) -> None:
+def test_a_pretrained_model_scores_high_and_a_random_one_low(tiny_folder: Path) -> None:
     minilm, tiny = Encoder.load(packaged_minilm_folder(), "cpu"), Encoder.load(tiny_folder, "cpu")
     metrics = measure_general(minilm, torch.empty((0, minilm.dimension)), seed=0)
     assert metrics.recall_at_1 > 0.9

@@ -7,7 +7,7 @@ from tests.unit.trainers.evaluation.conftest import evaluation
 from trainers.evaluation.gate import gain_interval, gate
 
 
-def test_the_gate_says_why() -> None:
+def test_the_gate_gives_its_reasons() -> None:
     low, high = evaluation([0.2, 0.3] * 20), evaluation([0.6, 0.5] * 20)
     better, worse, few = gate(low, high, 0), gate(high, low, 0), gate(evaluation([0.1]), evaluation([0.9]), 0)
     assert better.promote
@@ -33,7 +33,7 @@ def test_a_small_gain_must_be_significant_and_a_larger_one_within_the_tolerance(
     assert verdict.promote == promoted
 
 
-def test_a_gain_that_may_be_chance_is_not_promoted() -> None:
+def test_an_insignificant_gain_is_not_promoted() -> None:
     before = evaluation([0.5] * 40)
     after = evaluation([1.0, 0.0] * 20 + [])
     after.ndcg[:2] = 1.0
@@ -43,7 +43,7 @@ def test_a_gain_that_may_be_chance_is_not_promoted() -> None:
     assert "chance" in verdict.reasons[0]
 
 
-def test_near_duplicates_are_drawn_together() -> None:
+def test_near_duplicates_are_resampled_together() -> None:
     before, after = [0.0] * 40, [1.0, 0.0] * 20
     alone = gain_interval(evaluation(before), evaluation(after), 0)
     groups = [index % 2 + 2 * (index // 20) for index in range(40)]

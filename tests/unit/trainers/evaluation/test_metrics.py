@@ -12,7 +12,7 @@ from trainers.data.dataset import Dataset
 from trainers.evaluation.metrics import evaluate, metrics_by_folder, ndcg, recall, reciprocal_rank
 
 
-def test_hand_computed_measures() -> None:
+def test_hand_computed_metrics() -> None:
     hits = np.array([[True, False, True], [False, True, False], [False, False, False]])
     assert reciprocal_rank(hits).tolist() == [1.0, 0.5, 0.0]
     assert recall(hits, np.array([2, 1, 1]), 2).tolist() == [0.5, 1.0, 0.0]
@@ -21,7 +21,7 @@ def test_hand_computed_measures() -> None:
     assert ndcg(hits, np.array([2, 1, 1])).tolist() == pytest.approx(expected)
 
 
-def test_agrees_with_scikit_learn() -> None:
+def test_metrics_equal_scikit_learn() -> None:
     from sklearn.metrics import ndcg_score
 
     generator = np.random.default_rng(4)
@@ -51,7 +51,7 @@ def test_the_recall_curve_counts_the_first_k(small_dataset: Dataset) -> None:
     assert curve == [0.25, 0.5, 0.75] + [1.0] * 7
 
 
-def test_folders_are_measured_apart(small_dataset: Dataset) -> None:
+def test_folders_are_evaluated_separately(small_dataset: Dataset) -> None:
     # Folder a has the questions up to 7, b those from 4 to 11, and the others are alone in theirs.
     folders = tuple((*"a" * (q < 8), *"b" * (4 <= q < 12)) if q < 12 else (f"../{q}",) for q in range(40))
     dataset = replace(small_dataset, folders=folders)

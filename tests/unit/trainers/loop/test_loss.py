@@ -22,13 +22,13 @@ def test_hand_computed() -> None:
     assert float(loss.value) == pytest.approx(-(math.log(first) + math.log(second)) / 2, abs=1e-6)
 
 
-def test_an_excluded_passage_is_no_negative_and_a_positive_is_never_excluded() -> None:
+def test_excluded_passages_are_not_negatives_and_positives_are_never_excluded() -> None:
     excluded = torch.tensor([[True, True, True], [False, False, True]])
     loss = contrastive_loss(QUERIES, PASSAGES, POSITIVE, excluded, ONES, temperature=0.5)
     assert loss.probability.tolist() == pytest.approx([1.0, math.exp(1.6) / (1 + math.exp(1.6))], abs=1e-6)
 
 
-def test_focus_and_minimum_and_strength_by_hand() -> None:
+def test_hand_computed_focus_minimum_and_strength() -> None:
     log_p = torch.log(torch.tensor([0.5, 0.01]))
     assert question_weights(log_p, 0.5, 0.0).tolist() == pytest.approx([0.5**-0.5, 10.0], rel=1e-5)
     assert question_weights(log_p, 3.0, 0.1).tolist() == pytest.approx([0.25, 0.1], rel=1e-5)
@@ -36,7 +36,7 @@ def test_focus_and_minimum_and_strength_by_hand() -> None:
     assert loss.weight.tolist() == pytest.approx([4 / 3, 2 / 3])
 
 
-def test_equals_multiple_negatives_ranking_loss() -> None:
+def test_the_loss_equals_multiple_negatives_ranking_loss() -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -51,7 +51,7 @@ def test_equals_multiple_negatives_ranking_loss() -> None:
     assert float(ours.value) == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_the_gradient_is_that_of_the_difference_quotients() -> None:
+def test_the_gradient_equals_finite_differences() -> None:
     torch.manual_seed(0)
     queries, passages = (torch.randn(size, 5, dtype=torch.float64, requires_grad=True) for size in (4, 7))
     excluded = torch.zeros(4, 7, dtype=torch.bool)
@@ -87,7 +87,7 @@ def test_a_lower_temperature_concentrates_on_the_nearest_negatives(temperature: 
 
 
 @given(log_p=st.lists(st.floats(-20, 0), min_size=2, max_size=8), focus=st.floats(1, 5), minimum=st.floats(0.001, 1))
-def test_a_minimum_lifts_only_what_is_below_it(log_p: list[float], focus: float, minimum: float) -> None:
+def test_a_minimum_raises_only_smaller_weights(log_p: list[float], focus: float, minimum: float) -> None:
     without = question_weights(torch.tensor(log_p), focus, 0.0)
     lifted = question_weights(torch.tensor(log_p), focus, minimum)
     below = without < minimum
@@ -103,7 +103,7 @@ def test_a_minimum_of_zero_is_off(log_p: float, focus: float) -> None:
 
 
 @given(hard=st.floats(-6, -2), easier=st.floats(0.1, 1.9), percent=st.integers(70, 130))
-def test_under_one_the_harder_of_two_weighs_more_and_over_one_the_easier(
+def test_focus_below_one_favours_harder_and_above_one_easier_negatives(
     hard: float, easier: float, percent: int
 ) -> None:
     focus = percent / 100
@@ -127,7 +127,7 @@ def test_weights_are_finite_bounded_and_ordered(log_p: list[float], focus: float
 
 
 @given(focus=st.floats(0, 5), minimum=st.floats(0, 1), temperature=st.floats(0.001, 1))
-def test_never_undefined_and_weights_have_mean_one(focus: float, minimum: float, temperature: float) -> None:
+def test_the_loss_is_finite_and_weights_have_mean_one(focus: float, minimum: float, temperature: float) -> None:
     loss = contrastive_loss(
         QUERIES, PASSAGES, torch.tensor([2, 0]), NONE, ONES, temperature=temperature, focus=focus, minimum=minimum
     )

@@ -36,7 +36,7 @@ def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [True, False])
-def test_what_stands_in_the_way_is_warned_of(
+def test_a_failing_tensorboard_log_is_a_warning(
     missing: bool, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, warnings = tmp_path / "curves", list[str]()

@@ -92,7 +92,7 @@ def trained(folder: Path, dataset: Dataset, tmp_path: Path, **weights: Any) -> t
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
-def test_the_two_halves_make_the_whole(config: Any) -> None:
+def test_the_split_model_equals_the_whole(config: Any) -> None:
     torch.manual_seed(0)
     model = AutoModel.from_config(config).eval()
     freeze(model, 2)
@@ -143,7 +143,7 @@ FEW_POSITIONS: dict[str, Any] = {**SMALL, "vocab_size": 30522, "pad_token_id": 1
     [RobertaConfig(**FEW_POSITIONS), CamembertConfig(**FEW_POSITIONS), BertConfig(**FEW_POSITIONS)],
     ids=lambda config: config.model_type,
 )
-def test_neither_cache_nor_padding_moves_a_position(
+def test_cache_and_padding_do_not_change_positions(
     config: Any, encoding_config: EncodingConfig, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     encoder = encoder_of(config, tiny_folder, encoding_config)
@@ -159,7 +159,7 @@ def test_neither_cache_nor_padding_moves_a_position(
 
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("cached", [True, False])
-def test_prompts_are_part_of_what_is_trained(
+def test_prompts_are_part_of_the_training_texts(
     cached: bool, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     encoding_config = EncodingConfig(query_prompt="query: ", passage_prompt="passage: ")
@@ -175,7 +175,7 @@ def test_prompts_are_part_of_what_is_trained(
     torch.testing.assert_close(embeddings, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_an_unknown_layout_trains_whole() -> None:
+def test_an_unknown_layout_is_not_split() -> None:
     from transformers import AlbertConfig
 
     model = AutoModel.from_config(AlbertConfig(**SMALL, embedding_size=16, num_hidden_groups=1))
@@ -183,7 +183,7 @@ def test_an_unknown_layout_trains_whole() -> None:
     assert split_model(model, 1) is None
 
 
-def test_more_layers_than_there_are(tiny_folder: Path) -> None:
+def test_more_trainable_layers_than_the_model_has_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(KnobError, match=r"trainable_layers is 4, base_model has 3 layers"):
         freeze(Encoder.load(tiny_folder, "cpu").model, 4)
 
@@ -201,7 +201,7 @@ def gradients(encoder: Encoder, dataset: Dataset, tmp_path: Path, **options: Any
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("options", [{"cached": False}, {"graph_budget": 0}, {"cached": False, "graph_budget": 0}])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
-def test_cache_and_parts_change_no_gradient(
+def test_cache_and_micro_batches_do_not_change_gradients(
     config: Any, options: Any, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
     config = copy.deepcopy(config)
@@ -214,11 +214,11 @@ def test_cache_and_parts_change_no_gradient(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_all_layers_need_no_cache(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+def test_training_all_layers_needs_no_cache(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     assert not TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, "all", tmp_path).cached
 
 
-def test_a_decoder_whose_layers_differ_is_not_cut() -> None:
+def test_a_decoder_with_different_layers_is_not_split() -> None:
     sliding: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
     model = AutoModel.from_config(Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8, **sliding))
     assert len(set(model.config.layer_types)) == 2
@@ -228,7 +228,7 @@ def test_a_decoder_whose_layers_differ_is_not_cut() -> None:
 
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("bound", [4, 128])
-def test_embeddings_through_the_cache_are_those_of_the_model(
+def test_cached_embeddings_equal_those_of_the_model(
     bound: int, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainable_encoder, "TRAINING_TOKENS", bound)
@@ -240,7 +240,7 @@ def test_embeddings_through_the_cache_are_those_of_the_model(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("cached", [True, False])
-def test_two_bytes_change_little(
+def test_two_byte_hidden_states_change_little(
     tiny_folder: Path,
     small_dataset: Dataset,
     tmp_path: Path,
@@ -259,7 +259,7 @@ def test_two_bytes_change_little(
     assert not torch.equal(found[0], found[1])
 
 
-def test_float16_trains_as_float32_does(
+def test_float16_trains_like_float32(
     tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
@@ -285,7 +285,7 @@ def take_step(optimizer: Optimizer, weight: torch.nn.Parameter, gradient: float)
     return optimizer.step()
 
 
-def test_a_step_whose_gradients_exceed_float16_is_skipped() -> None:
+def test_a_step_with_gradients_beyond_float16_is_skipped() -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = optimizer_of(weight, float16=True)
     assert not take_step(optimizer, weight, 50.0)
@@ -295,7 +295,7 @@ def test_a_step_whose_gradients_exceed_float16_is_skipped() -> None:
 
 
 @pytest.mark.parametrize("float16", [True, False])
-def test_a_small_gradient_is_lost_without_the_scale(float16: bool) -> None:
+def test_a_small_gradient_underflows_without_the_scale(float16: bool) -> None:
     # Of one dimension, so that it does not decay.
     weight = torch.nn.Parameter(torch.ones(2))
     take_step(optimizer_of(weight, float16=float16), weight, 1e-8)
@@ -303,7 +303,7 @@ def test_a_small_gradient_is_lost_without_the_scale(float16: bool) -> None:
 
 
 @pytest.mark.parametrize("float16", [True, False])
-def test_gradients_that_never_become_numbers_end_it(float16: bool) -> None:
+def test_persistently_non_finite_gradients_end_the_training(float16: bool) -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = optimizer_of(weight, float16=float16)
     # The scale is halved down to 1.
@@ -349,7 +349,7 @@ def test_float16_resumes_from_another_dtype() -> None:
         ({"avx2": True}, torch.float32),
     ],
 )
-def test_the_format_suits_the_processor(found: Any, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dtype_depends_on_the_processor(found: Any, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: found)
     assert compute_dtype(torch.device("cpu"), "bert") == expected
 
@@ -364,7 +364,7 @@ def test_the_format_suits_the_processor(found: Any, expected: torch.dtype, monke
         (False, (6, 1), "bert", torch.float32),
     ],
 )
-def test_the_format_suits_the_card_and_the_model(
+def test_the_dtype_depends_on_the_gpu_and_the_model(
     bfloat16: bool,
     capability: tuple[int, int],
     model_type: str,
@@ -391,7 +391,7 @@ def test_a_cache_beyond_its_budget_spills_to_a_file(tiny_folder: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("full_precision")
-def test_without_room_for_the_cache_it_trains_without(
+def test_without_space_for_the_cache_training_runs_uncached(
     tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: int) -> None:
@@ -482,7 +482,7 @@ def test_hard_negatives_are_mined_again_only_with_new_embeddings(
 
 
 @pytest.mark.usefixtures("full_precision")
-def test_no_text_meets_the_frozen_layers_for_the_first_time_in_a_batch(
+def test_every_text_is_cached_before_the_first_batch(
     tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainers.engine.trainable_encoder.TRAINING_TOKENS", 10)
@@ -520,7 +520,7 @@ def test_without_validation_the_learning_rate_is_lower(
     assert optimizer.call_args.args[2] == rate
 
 
-def test_only_the_last_layers_move(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+def test_only_the_last_layers_are_trained(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in Encoder.load(tiny_folder, "cpu").model.state_dict().items()}
     encoder, _, _ = trained(tiny_folder, small_dataset, tmp_path)
     moved = {name for name, value in encoder.model.state_dict().items() if not torch.equal(value, before[name])}
@@ -528,7 +528,7 @@ def test_only_the_last_layers_move(tiny_folder: Path, small_dataset: Dataset, tm
     assert all(name.startswith("encoder.layer.2.") for name in moved)
 
 
-def test_an_embedding_that_is_not_finite_ends_the_training(
+def test_a_non_finite_embedding_ends_the_training(
     tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = Encoder.load(tiny_folder, "cpu")
@@ -541,7 +541,7 @@ def test_an_embedding_that_is_not_finite_ends_the_training(
         encoder.encode(["a text"])
 
 
-def test_a_batch_does_not_hold_against_a_question_what_is_right_for_it(
+def test_positives_of_a_question_are_not_its_in_batch_negatives(
     tables: Callable[..., Any], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [example("who", "a"), example("who", "b"), example("what", "b"), example("where", "c")]

@@ -55,7 +55,7 @@ def trained(encoder: TrainableEncoder, dataset: Dataset, validation: Validation,
         ([0.0], 0, 1),
     ],
 )
-def test_the_best_epoch_is_kept_and_the_first_that_is_clearly_worse_is_the_last(
+def test_the_best_epoch_is_kept_and_training_stops_early(
     *, scores: list[float], best: int, epochs: int, encoder: TrainableEncoder, small_dataset: Dataset
 ) -> None:
     validation = Scripted(encoder, scores)
@@ -70,7 +70,7 @@ def test_the_best_epoch_is_kept_and_the_first_that_is_clearly_worse_is_the_last(
 
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("sampled", [False, True])
-def test_the_kept_weights_have_the_best_measure(
+def test_the_kept_weights_have_the_best_score(
     sampled: bool, encoder: TrainableEncoder, small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainers.loop.validation.SAMPLED_DOCUMENTS", 12)
@@ -80,9 +80,7 @@ def test_the_kept_weights_have_the_best_measure(
     assert validation.ndcg(validation.select(*encoder.embed_all())) == pytest.approx(max(record.validation))
 
 
-def test_among_all_passages_it_is_the_measure_of_the_evaluation(
-    encoder: TrainableEncoder, small_dataset: Dataset
-) -> None:
+def test_validation_over_all_passages_equals_the_evaluation(encoder: TrainableEncoder, small_dataset: Dataset) -> None:
     queries, passages = encoder.embed_all()
     expected = evaluate(small_dataset, QUESTIONS, queries[torch.from_numpy(QUESTIONS)], passages).ndcg.mean()
     found = Validation(encoder, small_dataset, QUESTIONS, sampled=False, seed=0)
@@ -109,7 +107,7 @@ def test_a_sample_holds_all_positives(
     ("scores", "alpha"),
     [([0.1, 0.3, 0.2, 0.2], 0.6), ([0.3, 0.3, 0.2, 0.3], 0.4), ([0.1, 0.2, 0.3, 0.4], 1.0), ([0.0] * 4, 0.4)],
 )
-def test_the_best_alpha_is_chosen_and_of_equal_ones_the_smallest(
+def test_the_smallest_of_the_best_alphas_is_chosen(
     scores: list[float], alpha: float, encoder: TrainableEncoder
 ) -> None:
     start = encoder.weights()

@@ -13,7 +13,9 @@ from trainers.model.attention import UNFUSED
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_it_equals_the_fused_kernel_up_to_rounding(masked: bool, scaling: float | None, monkeypatch: Any) -> None:
+def test_attention_equals_the_fused_kernel_up_to_rounding(
+    masked: bool, scaling: float | None, monkeypatch: Any
+) -> None:
     torch.manual_seed(0)
     module: Any = SimpleNamespace(is_causal=False)
     mask = (torch.arange(7) < torch.tensor([[7], [4], [1]]))[:, None, None, :].expand(3, 1, 7, 7) if masked else None

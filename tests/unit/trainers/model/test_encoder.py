@@ -29,7 +29,7 @@ def test_a_document_is_embedded_with_its_title() -> None:
 
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
-def test_pools_as_sentence_transformers_does(pooling: str, tiny_folder: Path, tmp_path: Path) -> None:
+def test_pooling_equals_sentence_transformers(pooling: str, tiny_folder: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     folder = tmp_path / "model"
