@@ -54,8 +54,8 @@ def test_the_base_model_is_a_uri_in_the_file() -> None:
         (
             "FOLDTUNE_WORKER",
             '{"app_id": ',
-            "FOLDTUNE_WORKER: Input should be a section, as JSON or as one variable per field (FOLDTUNE_WORKER__APP_ID, …), "
-            "got '{\"app_id\": '",
+            "FOLDTUNE_WORKER: Input should be a section, as JSON or as one variable per field "
+            "(FOLDTUNE_WORKER__APP_ID, …), got '{\"app_id\": '",
         ),
         (
             "FOLDTUNE_TRAINER__MODEL_FOLDERS",
