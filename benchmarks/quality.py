@@ -1,9 +1,13 @@
-"""How well a fine-tuned model finds what is right on a data set: as it came, by sentence-transformers, by foldtune.
+"""Retrieval quality of the base model, of sentence-transformers' fine-tuned model and of foldtune's, on one data set.
 
-A folder in the format of ``benchmarks/retrieval.py``; questions of its split ``dev`` are only searched with. Both sides
-train three epochs on the same questions and documents, cut to 128 tokens, and are measured by the same code. foldtune
-takes its defaults, and keeps some of the training questions back for its choice of weights. Sentence-transformers
-trains on all of them, as its documentation has it, and the better of its two models, as ``dev`` says, is compared with.
+The data set is a folder in the format of ``benchmarks/retrieval.py``; its split ``dev`` is the test set. Both sides
+train three epochs on the same questions and documents. Texts are truncated to ``MAX_TOKENS`` everywhere: in mining, in
+training and in the evaluation, which is one function for all models. So foldtune mines its first negatives with
+truncated texts, too, which its training job embeds at full length.
+
+foldtune uses its defaults, or the knobs of ``--knobs``, and holds out some training questions for validation.
+Sentence-transformers trains on all of them, as in its documentation, once with two layers and once with all; foldtune
+is compared with the better of the two on the test set.
 """
 
 import json
@@ -20,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.foldtune_recipe import SilentListener, parts_of, request_of
-from benchmarks.retrieval import Benchmark, Sample, figures, load, search
+from benchmarks.retrieval import Benchmark, Sample, evaluate_encoder, figures, load
 from benchmarks.sentence_transformers_recipe import TrainingConfig, load_model, mine_negatives
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import FineTuneRequested
-from trainers.engine.trainable_encoder import TrainableEncoder
+from trainers.engine.trainable_encoder import TRAINING_TOKENS, TrainableEncoder
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 from trainers.evaluation.gate import gain_interval
 from trainers.evaluation.metrics import Evaluation
@@ -33,6 +37,8 @@ from trainers.model.encoder import Encoder
 from trainers.pipeline import fit
 
 THEIR_LAYERS = (2, None)
+# Maximum text length of both sides, in training and in evaluation.
+MAX_TOKENS = TRAINING_TOKENS
 
 
 def main(
@@ -51,7 +57,7 @@ def main(
     benchmark = load(data, sample)
     base = packaged_minilm_folder()
     began = time.perf_counter()
-    results = {"zero_shot": search(Encoder.load(base), benchmark.test)}
+    results = {"zero_shot": evaluate_encoder(Encoder.load(base), benchmark.test, MAX_TOKENS)}
     seconds = {"zero_shot": time.perf_counter() - began}
     results["ours"], seconds["ours"] = _ours(base, benchmark, request_of(seed, json.loads(knobs)))
     if not ours_only:
@@ -68,11 +74,11 @@ def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> tuple
         trainable = TrainableEncoder(encoder, benchmark.train, request.training.trainable_layers, Path(folder))
         parts = parts_of(benchmark.train, request.seed)
         record, interpolation = fit(
-            trainable, benchmark.train, parts, request, start=trainable.embed_full_length(), listener=SilentListener()
+            trainable, benchmark.train, parts, request, start=trainable.embed_all(), listener=SilentListener()
         )
     seconds = time.perf_counter() - began
     typer.echo(f"ours: {seconds:.0f} s, validation {record.validation}, {interpolation}", err=True)
-    return search(encoder, benchmark.test), seconds
+    return evaluate_encoder(encoder, benchmark.test, MAX_TOKENS), seconds
 
 
 def _theirs(base: Path, benchmark: Benchmark, seed: int) -> list[tuple[str, Evaluation, float]]:
@@ -86,7 +92,7 @@ def _theirs(base: Path, benchmark: Benchmark, seed: int) -> list[tuple[str, Eval
         try:
             trained = train_theirs(base, rows, TrainingConfig(layers, seed=seed), folder)
             typer.echo(f"sentence-transformers, {layers or 'all'} layers: {trained}", err=True)
-            evaluation = search(Encoder.load(folder), benchmark.test)
+            evaluation = evaluate_encoder(Encoder.load(folder), benchmark.test, MAX_TOKENS)
             found.append((f"st_{layers or 'all'}", evaluation, mining + trained.seconds))
         finally:
             shutil.rmtree(folder)
@@ -99,7 +105,7 @@ def _report(
     shown: dict[str, Any] = {
         name: figures(found) | {"seconds": round(seconds[name], 1)} for name, found in results.items()
     }
-    report = benchmark.facts()
+    report = benchmark.facts() | {"max_tokens": MAX_TOKENS}
     theirs = [name for name in results if name.startswith("st_")]
     if theirs:
         best = max(theirs, key=lambda name: results[name].ndcg.mean())

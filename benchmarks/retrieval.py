@@ -92,10 +92,19 @@ def load(folder: Path, sample: Sample) -> Benchmark:
     return Benchmark(folder.name, train, test)
 
 
-def search(encoder: Encoder, test: Dataset) -> Evaluation:
-    """Every question of ``test`` in all its documents, texts read up to the model's own bound."""
-    queries = torch.from_numpy(encoder.encode(test.questions, "query"))
-    passages = torch.from_numpy(encoder.encode(test.passages[: test.searchable], "passage"))
+def evaluate_encoder(encoder: Encoder, test: Dataset, max_tokens: int) -> Evaluation:
+    """Retrieval of every question of ``test`` among all its documents, with texts truncated to ``max_tokens``.
+
+    Raises:
+        ValueError: the model's own maximum is lower, so it would be evaluated on shorter texts than others.
+    """
+    if encoder.max_tokens < max_tokens:
+        raise ValueError(
+            f"the model's maximum is {encoder.max_tokens} tokens, below the {max_tokens} of the evaluation"
+        )
+    passage_texts = test.passages[: test.searchable]
+    queries = torch.from_numpy(encoder.encode_tokens(encoder.tokenize(test.questions, "query", max_tokens)))
+    passages = torch.from_numpy(encoder.encode_tokens(encoder.tokenize(passage_texts, "passage", max_tokens)))
     return evaluate(test, np.arange(len(test.questions)), queries, passages)
 
 

@@ -19,9 +19,9 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import mine_hard_negatives
 
 from trainers.data.dataset import Dataset
+from trainers.engine.trainable_encoder import TRAINING_TOKENS
 from trainers.model.encoder import compute_dtype, default_device
 
-TOKENS = 128
 HARD_NEGATIVES = 4
 # As in its documentation.
 LEARNING_RATE = 2e-5
@@ -122,5 +122,5 @@ def train(base: Path, rows: Any, config: TrainingConfig, folder: Path) -> Traini
 def load_model(folder: Path) -> SentenceTransformer:
     """The model, with texts truncated as in foldtune's training."""
     model = SentenceTransformer(str(folder), device=str(default_device()), trust_remote_code=False)
-    model.max_seq_length = TOKENS
+    model.max_seq_length = TRAINING_TOKENS
     return model
