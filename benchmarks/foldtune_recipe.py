@@ -1,4 +1,4 @@
-"""foldtune's own pipeline on a benchmark's data, without object store and events."""
+"""foldtune's recipe on benchmark data, without object store and events."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,14 +11,14 @@ from trainers.data.dataset import Dataset, Split, split
 
 
 class SilentListener:
-    """Ignores the progress."""
+    """Ignores progress events."""
 
     def on_step(self, _: Progress) -> None:
         pass
 
 
-def request_of(seed: int, knobs: dict[str, dict[str, Any]]) -> FineTuneRequested:
-    """A request with ``knobs`` by group and name, and defaults for all others."""
+def create_request(seed: int, knobs: dict[str, dict[str, Any]]) -> FineTuneRequested:
+    """A request with ``knobs``, by group and name, and the defaults of all others."""
     return FineTuneRequested(
         request_id="benchmark",
         model="benchmark",
@@ -30,8 +30,8 @@ def request_of(seed: int, knobs: dict[str, dict[str, Any]]) -> FineTuneRequested
     )
 
 
-def parts_of(dataset: Dataset, seed: int) -> Split:
-    """foldtune's split, but with the held-out questions in the training set: benchmarks evaluate on ``dev``."""
+def split_without_held_out(dataset: Dataset, seed: int) -> Split:
+    """foldtune's split, with the held-out questions moved to the training set: benchmarks evaluate on split ``dev``."""
     parts = split(dataset, seed)
     validation_groups = dataset.groups[parts.validation]
     rows = np.flatnonzero(~np.isin(dataset.groups[dataset.question], validation_groups))

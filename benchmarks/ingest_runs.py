@@ -1,4 +1,4 @@
-"""The measured processes of the ingest benchmark: each starts with nothing prefetched and prints one JSON object."""
+"""The measured processes of ``benchmarks/ingest.py``: each starts with nothing prefetched and prints a JSON object."""
 
 import asyncio
 import json
@@ -13,53 +13,53 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 
 
-def show(**figures: float) -> None:
-    """The last line of a measured process."""
-    sys.stdout.write(json.dumps(figures) + "\n")
+def print_result(**measurements: float) -> None:
+    """Print the JSON object, the last line of a measured process."""
+    sys.stdout.write(json.dumps(measurements) + "\n")
     sys.stdout.flush()
 
 
 def raw(settings: Settings) -> None:
-    """A bare consumer that decodes the logs and forgets them."""
+    """A bare aiokafka consumer that decodes the logs and discards them."""
     asyncio.run(_consume(settings, Topic.CHAT_LOGS.named(settings.kafka.topic_prefix), decode=True))
 
 
 def changelog(settings: Settings) -> None:
-    """A bare consumer of the state's changelog: the limit for rebuilding."""
+    """A bare aiokafka consumer of the changelog: an upper bound on the speed of recovery."""
     asyncio.run(_consume(settings, f"{settings.worker.app_id}-training-sets-changelog", decode=False))
 
 
 async def _consume(settings: Settings, topic: str, *, decode: bool) -> None:
-    from aiokafka import AIOKafkaConsumer, TopicPartition  # noqa: PLC0415  its import is not to be measured elsewhere
+    from aiokafka import AIOKafkaConsumer, TopicPartition  # noqa: PLC0415  not part of the other kinds' start
 
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka.bootstrap_servers)
     await consumer.start()
-    places = [TopicPartition(topic, partition) for partition in range(settings.kafka.partitions)]
-    ends = await consumer.end_offsets(places)
-    open_places = {place for place in places if ends[place]}
+    partitions = [TopicPartition(topic, number) for number in range(settings.kafka.partitions)]
+    ends = await consumer.end_offsets(partitions)
+    unfinished = {partition for partition in partitions if ends[partition]}
     started = time.perf_counter()
-    consumer.assign(places)
+    consumer.assign(partitions)
     await consumer.seek_to_beginning()
     events = 0
-    while open_places:
+    while unfinished:
         for records in (await consumer.getmany(timeout_ms=500, max_records=2000)).values():
             if decode:
                 for record in records:
                     json.loads(record.value)
             events += len(records)
-        for place in list(open_places):
-            if await consumer.position(place) >= ends[place]:
-                open_places.discard(place)
+        for partition in list(unfinished):
+            if await consumer.position(partition) >= ends[partition]:
+                unfinished.discard(partition)
     seconds = time.perf_counter() - started
     await consumer.stop()
-    show(events=events, seconds=seconds, per_second=events / seconds)
+    print_result(events=events, seconds=seconds, per_second=events / seconds)
 
 
 def noop(settings: Settings) -> None:
-    """A Faust agent as its documentation writes it, which does nothing."""
+    """A Faust agent as in its documentation, with an empty body."""
     import faust  # noqa: PLC0415
 
-    # The defaults, but for what a test broker and a bounded run need.
+    # The defaults, except for what a local broker and a bounded run need.
     app = faust.App(
         settings.worker.app_id,
         broker=f"kafka://{settings.kafka.bootstrap_servers}",
@@ -67,17 +67,17 @@ def noop(settings: Settings) -> None:
         topic_disable_leader=True,
     )
     topic = app.topic(Topic.CHAT_LOGS.named(settings.kafka.topic_prefix), value_serializer="json")
-    wanted = int(os.environ["BENCH_EVENTS"])
-    seen, started = 0, 0.0
+    expected = int(os.environ["BENCH_EVENTS"])
+    events, started = 0, 0.0
 
     @app.agent(topic)
-    async def nothing(stream: Any) -> None:
-        nonlocal seen
+    async def discard(stream: Any) -> None:
+        nonlocal events
         async for _ in stream:
-            seen += 1
-            if seen == wanted:
+            events += 1
+            if events == expected:
                 seconds = time.perf_counter() - started
-                show(events=seen, seconds=seconds, per_second=seen / seconds)
+                print_result(events=events, seconds=seconds, per_second=events / seconds)
                 os._exit(0)
 
     async def assigned(*_: Any, **__: Any) -> None:
@@ -90,7 +90,7 @@ def noop(settings: Settings) -> None:
 
 
 def worker(settings: Settings) -> None:
-    """The product's worker. Watched from inside, for when it may begin to fetch and for how far it is."""
+    """foldtune's worker, measured inside its process: from the end of recovery until its table has all end offsets."""
     from foldtune.object_store import S3ObjectStore  # noqa: PLC0415
     from streams.partitions.consumer import offset_key  # noqa: PLC0415
     from streams.worker.app import create_app  # noqa: PLC0415
@@ -99,20 +99,20 @@ def worker(settings: Settings) -> None:
     launched = time.perf_counter()
     app: Any = create_app(settings, S3ObjectStore(settings.s3))
     collect_garbage_less_often()
-    ends = {int(place): end for place, end in json.loads(os.environ["BENCH_ENDS"]).items()}
+    ends = {int(partition): end for partition, end in json.loads(os.environ["BENCH_ENDS"]).items()}
     started = cpu_at_start = 0.0
 
-    def reached() -> dict[int, int]:
-        store = app.tables["training-sets"].data
-        return {place: int(store._db_for_partition(place).get(offset_key(Topic.CHAT_LOGS)) or 0) for place in ends}
+    def next_offsets() -> dict[int, int]:
+        store, key = app.tables["training-sets"].data, offset_key(Topic.CHAT_LOGS)
+        return {partition: int(store._db_for_partition(partition).get(key) or 0) for partition in ends}
 
-    async def watch() -> None:
-        begun = reached()
-        while any(reached()[place] < end for place, end in ends.items()):
+    async def wait_for_ends() -> None:
+        starts = next_offsets()
+        while any(next_offsets()[partition] < end for partition, end in ends.items()):
             await asyncio.sleep(0.01)
         seconds = time.perf_counter() - started
-        events = sum(ends.values()) - sum(begun.values())
-        show(
+        events = sum(ends.values()) - sum(starts.values())
+        print_result(
             events=events,
             seconds=seconds,
             per_second=events / seconds,
@@ -120,14 +120,14 @@ def worker(settings: Settings) -> None:
             ready_seconds=started - launched,
             rss=psutil.Process().memory_info().rss,
         )
-        # As after a crash: the next run must find what is durable, not what a graceful stop tidied up.
+        # Exit as in a crash: the next run must start from what is durable, without the work of a graceful stop.
         os._exit(0)
 
     async def recovered(*_: Any) -> None:
         nonlocal started, cpu_at_start
         if not started:
             started, cpu_at_start = time.perf_counter(), time.process_time()
-            app.add_future(watch())
+            app.add_future(wait_for_ends())
 
     app.tables["training-sets"].on_recover(recovered)
     _run(app)

@@ -1,9 +1,13 @@
-"""How well a fine-tuned model finds what is right on a data set: as it came, by sentence-transformers, by foldtune.
+"""Retrieval quality of the base model, of sentence-transformers' fine-tuned model and of foldtune's, on one data set.
 
-A folder in the format of ``benchmarks/retrieval.py``; questions of its split ``dev`` are only searched with. Both sides
-train three epochs on the same questions and documents, cut to 128 tokens, and are measured by the same code. foldtune
-takes its defaults, and keeps some of the training questions back for its choice of weights. Sentence-transformers
-trains on all of them, as its documentation has it, and the better of its two models, as ``dev`` says, is compared with.
+The data set is a folder in the format of ``benchmarks/retrieval.py``; its split ``dev`` is the test set. Both sides
+train three epochs on the same questions and documents. Texts are truncated to ``MAX_TOKENS`` everywhere: in mining, in
+training and in the evaluation, which is one function for all models. So foldtune mines its first negatives with
+truncated texts, too, which its training job embeds at full length.
+
+foldtune uses its defaults, or the knobs of ``--knobs``, and holds out some training questions for validation.
+Sentence-transformers trains on all of them, as in its documentation, once with two layers and once with all; foldtune
+is compared with the better of the two on the test set.
 """
 
 import json
@@ -19,12 +23,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.foldtune_recipe import SilentListener, parts_of, request_of
-from benchmarks.retrieval import Benchmark, Sample, figures, load, search
+from benchmarks.foldtune_recipe import SilentListener, create_request, split_without_held_out
+from benchmarks.retrieval import Benchmark, Sample, evaluate_encoder, load, rounded_metrics
 from benchmarks.sentence_transformers_recipe import TrainingConfig, load_model, mine_negatives
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import FineTuneRequested
-from trainers.engine.trainable_encoder import TrainableEncoder
+from trainers.engine.trainable_encoder import TRAINING_TOKENS, TrainableEncoder
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 from trainers.evaluation.gate import gain_interval
 from trainers.evaluation.metrics import Evaluation
@@ -32,85 +36,94 @@ from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
 from trainers.pipeline import fit
 
+# Trainable last layers of sentence-transformers' two models; None for all.
 THEIR_LAYERS = (2, None)
+# Maximum text length of both sides, in training and in evaluation.
+MAX_TOKENS = TRAINING_TOKENS
 
 
 def main(
     *,
     data: Annotated[Path, typer.Option(help="Folder with documents.jsonl.gz and questions.jsonl.gz.")],
-    train_questions: Annotated[int, typer.Option(help="At most so many to train on.")] = Sample.train,
-    examples: Annotated[int, typer.Option(help="At most so many pairs with what answers them.")] = Sample.examples,
-    test_questions: Annotated[int, typer.Option(help="At most so many to measure with.")] = Sample.test,
-    documents: Annotated[int, typer.Option(help="At most so many, but all that answer a question.")] = Sample.documents,
-    seed: Annotated[int, typer.Option(help="Of the sample and of the trainings.")] = 0,
-    knobs: Annotated[str, typer.Option(help="JSON of knobs that differ from the defaults, by group.")] = "{}",
-    ours_only: Annotated[bool, typer.Option(help="Leave sentence-transformers out.")] = False,
+    train_questions: Annotated[int, typer.Option(help="Maximum number of training questions.")] = Sample.train,
+    examples: Annotated[
+        int, typer.Option(help="Maximum number of training pairs (question, positive).")
+    ] = Sample.examples,
+    test_questions: Annotated[int, typer.Option(help="Maximum number of test questions.")] = Sample.test,
+    documents: Annotated[
+        int, typer.Option(help="Number of documents; all positives are always included.")
+    ] = Sample.documents,
+    seed: Annotated[int, typer.Option(help="Random seed of sampling and training.")] = 0,
+    knobs: Annotated[str, typer.Option(help="Knobs that differ from the defaults: JSON, by group.")] = "{}",
+    ours_only: Annotated[bool, typer.Option(help="Skip sentence-transformers.")] = False,
 ) -> None:
-    """Measure and print one JSON object last."""
+    """Run the benchmark; the last line of output is one JSON object."""
     sample = Sample(train=train_questions, examples=examples, test=test_questions, documents=documents, seed=seed)
     benchmark = load(data, sample)
-    base = packaged_minilm_folder()
+    base_folder = packaged_minilm_folder()
     began = time.perf_counter()
-    results = {"zero_shot": search(Encoder.load(base), benchmark.test)}
+    results = {"zero_shot": evaluate_encoder(Encoder.load(base_folder), benchmark.test, MAX_TOKENS)}
     seconds = {"zero_shot": time.perf_counter() - began}
-    results["ours"], seconds["ours"] = _ours(base, benchmark, request_of(seed, json.loads(knobs)))
+    results["ours"], seconds["ours"] = _ours(base_folder, benchmark, create_request(seed, json.loads(knobs)))
     if not ours_only:
-        for name, found, took in _theirs(base, benchmark, seed):
-            results[name], seconds[name] = found, took
-    _show(benchmark, results, seconds)
+        for name, evaluation, elapsed in _theirs(base_folder, benchmark, seed):
+            results[name], seconds[name] = evaluation, elapsed
+    _print_table(benchmark, results, seconds)
     sys.stdout.write(json.dumps(_report(benchmark, results, seconds, seed)) + "\n")
 
 
-def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> tuple[Evaluation, float]:
+def _ours(base_folder: Path, benchmark: Benchmark, request: FineTuneRequested) -> tuple[Evaluation, float]:
     began = time.perf_counter()
-    encoder = Encoder.load(base)
+    encoder = Encoder.load(base_folder)
     with tempfile.TemporaryDirectory() as folder:
         trainable = TrainableEncoder(encoder, benchmark.train, request.training.trainable_layers, Path(folder))
-        parts = parts_of(benchmark.train, request.seed)
+        parts = split_without_held_out(benchmark.train, request.seed)
         record, interpolation = fit(
-            trainable, benchmark.train, parts, request, start=trainable.embed_full_length(), listener=SilentListener()
+            trainable, benchmark.train, parts, request, start=trainable.embed_all(), listener=SilentListener()
         )
     seconds = time.perf_counter() - began
     typer.echo(f"ours: {seconds:.0f} s, validation {record.validation}, {interpolation}", err=True)
-    return search(encoder, benchmark.test), seconds
+    return evaluate_encoder(encoder, benchmark.test, MAX_TOKENS), seconds
 
 
-def _theirs(base: Path, benchmark: Benchmark, seed: int) -> list[tuple[str, Evaluation, float]]:
+def _theirs(base_folder: Path, benchmark: Benchmark, seed: int) -> list[tuple[str, Evaluation, float]]:
     began = time.perf_counter()
-    rows = mine_negatives(load_model(base), benchmark.train)
-    mining = time.perf_counter() - began
-    typer.echo(f"sentence-transformers: {len(rows)} of {len(benchmark.train.question)} rows, {mining:.0f} s", err=True)
-    found = []
+    rows = mine_negatives(load_model(base_folder), benchmark.train)
+    mining_seconds = time.perf_counter() - began
+    typer.echo(
+        f"sentence-transformers: {len(rows)} of {len(benchmark.train.question)} rows, {mining_seconds:.0f} s", err=True
+    )
+    results = []
     for layers in THEIR_LAYERS:
         folder = Path(tempfile.mkdtemp(prefix="foldtune-bench-"))
         try:
-            trained = train_theirs(base, rows, TrainingConfig(layers, seed=seed), folder)
-            typer.echo(f"sentence-transformers, {layers or 'all'} layers: {trained}", err=True)
-            evaluation = search(Encoder.load(folder), benchmark.test)
-            found.append((f"st_{layers or 'all'}", evaluation, mining + trained.seconds))
+            summary = train_theirs(base_folder, rows, TrainingConfig(layers, seed=seed), folder)
+            typer.echo(f"sentence-transformers, {layers or 'all'} layers: {summary}", err=True)
+            evaluation = evaluate_encoder(Encoder.load(folder), benchmark.test, MAX_TOKENS)
+            results.append((f"st_{layers or 'all'}", evaluation, mining_seconds + summary.seconds))
         finally:
             shutil.rmtree(folder)
-    return found
+    return results
 
 
 def _report(
     benchmark: Benchmark, results: dict[str, Evaluation], seconds: dict[str, float], seed: int
 ) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        name: figures(found) | {"seconds": round(seconds[name], 1)} for name, found in results.items()
+    summaries: dict[str, Any] = {
+        name: rounded_metrics(evaluation) | {"seconds": round(seconds[name], 1)} for name, evaluation in results.items()
     }
-    report = benchmark.facts()
+    report = benchmark.description() | {"max_tokens": MAX_TOKENS}
     theirs = [name for name in results if name.startswith("st_")]
     if theirs:
         best = max(theirs, key=lambda name: results[name].ndcg.mean())
-        shown["st"] = shown[best] | {"recipe": best}
-        report["ours_minus_st"] = difference(results[best], results["ours"], seed)
-    report["ours_minus_zero_shot"] = difference(results["zero_shot"], results["ours"], seed)
-    return report | shown
+        summaries["st"] = summaries[best] | {"recipe": best}
+        report["ours_minus_st"] = compare(results[best], results["ours"], seed)
+    report["ours_minus_zero_shot"] = compare(results["zero_shot"], results["ours"], seed)
+    return report | summaries
 
 
-def difference(before: Evaluation, after: Evaluation, seed: int) -> dict[str, float]:
-    """The gain in nDCG@10 with its paired 95% interval, and as a share of what was there before."""
+def compare(before: Evaluation, after: Evaluation, seed: int) -> dict[str, float]:
+    """Gain in nDCG@10 with its paired 95% confidence interval, and the gain relative to ``before``."""
     low, high = gain_interval(before, after, seed)
     gain = float((after.ndcg - before.ndcg).mean())
     return {
@@ -121,23 +134,24 @@ def difference(before: Evaluation, after: Evaluation, seed: int) -> dict[str, fl
     }
 
 
-def _show(benchmark: Benchmark, results: dict[str, Evaluation], seconds: dict[str, float]) -> None:
+def _print_table(benchmark: Benchmark, results: dict[str, Evaluation], seconds: dict[str, float]) -> None:
     table = Table(title=f"{benchmark.name}: {len(benchmark.test.questions)} questions", title_justify="left")
-    for heading in ("", *figures(results["zero_shot"]), "seconds"):
+    for heading in ("", *rounded_metrics(results["zero_shot"]), "seconds"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, found in results.items():
-        table.add_row(name, *(f"{figure:.4f}" for figure in figures(found).values()), f"{seconds[name]:.0f}")
+    for name, evaluation in results.items():
+        metrics = rounded_metrics(evaluation).values()
+        table.add_row(name, *(f"{value:.4f}" for value in metrics), f"{seconds[name]:.0f}")
     Console(stderr=True, width=120).print(table)
 
 
-def with_allocator(module: str) -> None:
-    """Start this process once more with the allocator's settings, for both sides, unless it has them."""
+def restart_with_allocator_options(module: str) -> None:
+    """Replace this process with one that has our allocator options, for both sides, unless it already has them."""
     if not ALLOCATOR_ENVIRONMENT.items() <= os.environ.items():
-        os.execve(  # noqa: S606  our own command line again
+        os.execve(  # noqa: S606  the same command line
             sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | ALLOCATOR_ENVIRONMENT
         )
 
 
 if __name__ == "__main__":
-    with_allocator("benchmarks.quality")
+    restart_with_allocator_options("benchmarks.quality")
     typer.run(main)

@@ -1,7 +1,8 @@
-"""Questions and passages of a folder in the benchmark format, sampled with a seed, and how well a model finds them.
+"""Retrieval data sets: loading with seeded sampling, and evaluation of an encoder.
 
-``documents.jsonl.gz`` has ``folder``, ``document_id``, ``title``, ``text`` in each line; ``questions.jsonl.gz`` has
-``question_id``, ``folder``, ``document_ids`` (all that are right), ``question`` and ``split`` (``train`` or ``dev``).
+A data set is a folder with two gzipped JSON Lines files. ``documents.jsonl.gz`` has ``folder``, ``document_id``,
+``title`` and ``text``; ``questions.jsonl.gz`` has ``question_id``, ``folder``, ``document_ids`` (all positives),
+``question`` and ``split`` (``train`` or ``dev``).
 """
 
 import gzip
@@ -25,9 +26,9 @@ from trainers.model.encoder import Encoder
 
 @dataclass(frozen=True)
 class Sample:
-    """At most so many questions of each split; the documents are all that answer one of them, and others.
+    """Maximum numbers of training and test questions; the documents are all their positives and a sample of the others.
 
-    ``examples`` bounds the right documents of all training questions together: a training's time goes with them.
+    ``examples`` bounds the (question, positive) pairs of the training questions, which determine a training's time.
     """
 
     train: int = 3_000
@@ -39,14 +40,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """``train`` and ``test`` have the same documents under the same indices; each knows only its own questions."""
+    """``train`` and ``test`` have the same documents with the same indices, but different questions."""
 
     name: str
     train: Dataset
     test: Dataset
 
-    def facts(self) -> dict[str, Any]:
-        """What a figure was measured on, for the report."""
+    def description(self) -> dict[str, Any]:
+        """Data, sizes and machine, for the report."""
         return {
             "data": self.name,
             "cores": os.cpu_count(),
@@ -58,23 +59,26 @@ class Benchmark:
 
 
 def load(folder: Path, sample: Sample) -> Benchmark:
-    """Read and sample a folder.
+    """Read a data set and sample it.
 
     Raises:
-        OSError: one of its two files is missing.
+        OSError: one of its two files is missing or unreadable.
     """
     generator = np.random.default_rng(sample.seed)
-    questions = lines(folder / "questions.jsonl.gz")
-    chosen = {
+    questions = read_lines(folder / "questions.jsonl.gz")
+    sampled = {
         split: _sample([question for question in questions if question["split"] == split], limit, generator)
         for split, limit in (("train", sample.train), ("dev", sample.test))
     }
-    chosen["train"] = _sample(chosen["train"], _affordable(chosen["train"], sample.examples), generator)
-    right = {document for part in chosen.values() for question in part for document in question["document_ids"]}
-    documents = lines(folder / "documents.jsonl.gz")
-    answers = [document for document in documents if document["document_id"] in right]
-    others = [document for document in documents if document["document_id"] not in right]
-    selected = answers + _sample(others, max(0, sample.documents - len(answers)), generator)
+    limit = _question_limit(sampled["train"], sample.examples)
+    sampled["train"] = _sample(sampled["train"], limit, generator)
+    positive_ids = {
+        document_id for part in sampled.values() for question in part for document_id in question["document_ids"]
+    }
+    documents = read_lines(folder / "documents.jsonl.gz")
+    positives = [document for document in documents if document["document_id"] in positive_ids]
+    others = [document for document in documents if document["document_id"] not in positive_ids]
+    selected = positives + _sample(others, max(0, sample.documents - len(positives)), generator)
     rows = [
         {
             "folder_id": document["folder"],
@@ -86,28 +90,37 @@ def load(folder: Path, sample: Sample) -> Benchmark:
     ]
     table = pa.Table.from_pylist(rows, DOCUMENTS)
     train, test = (
-        build_dataset(pa.Table.from_pylist(list(_examples(chosen[split])), EXAMPLES), table)
+        build_dataset(pa.Table.from_pylist(list(_examples(sampled[split])), EXAMPLES), table)
         for split in ("train", "dev")
     )
     return Benchmark(folder.name, train, test)
 
 
-def search(encoder: Encoder, test: Dataset) -> Evaluation:
-    """Every question of ``test`` in all its documents, texts read up to the model's own bound."""
-    queries = torch.from_numpy(encoder.encode(test.questions, "query"))
-    passages = torch.from_numpy(encoder.encode(test.passages[: test.searchable], "passage"))
+def evaluate_encoder(encoder: Encoder, test: Dataset, max_tokens: int) -> Evaluation:
+    """Retrieval of every question of ``test`` among all its documents, with texts truncated to ``max_tokens``.
+
+    Raises:
+        ValueError: the model's own maximum is lower, so it would be evaluated on shorter texts than others.
+    """
+    if encoder.max_tokens < max_tokens:
+        raise ValueError(
+            f"the model's maximum is {encoder.max_tokens} tokens, below the {max_tokens} of the evaluation"
+        )
+    passage_texts = test.passages[: test.searchable]
+    queries = torch.from_numpy(encoder.encode_tokens(encoder.tokenize(test.questions, "query", max_tokens)))
+    passages = torch.from_numpy(encoder.encode_tokens(encoder.tokenize(passage_texts, "passage", max_tokens)))
     return evaluate(test, np.arange(len(test.questions)), queries, passages)
 
 
-def figures(evaluation: Evaluation) -> dict[str, float]:
-    """The means, rounded."""
+def rounded_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Mean metrics, rounded for the report."""
     means = evaluation.metrics()
     return {name: round(getattr(means, name), 4) for name in ("recall_at_1", "recall_at_10", "mrr_at_10", "ndcg_at_10")}
 
 
 def _examples(questions: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
     for question in questions:
-        for document in question["document_ids"]:
+        for document_id in question["document_ids"]:
             yield {
                 "log_id": question["question_id"],
                 "occurred_at": now(),
@@ -115,16 +128,17 @@ def _examples(questions: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
                 "agent_id": "benchmark",
                 "conversation_id": None,
                 "question": question["question"],
-                "positive": {"folder_id": question["folder"], "document_id": document, "text": None},
+                "positive": {"folder_id": question["folder"], "document_id": document_id, "text": None},
                 "label": "cited",
                 "strength": 1.0,
                 "negatives": [],
             }
 
 
-def _affordable(questions: list[dict[str, Any]], examples: int) -> int:
-    right = sum(len(question["document_ids"]) for question in questions)
-    return len(questions) if right <= examples else examples * len(questions) // right
+def _question_limit(questions: list[dict[str, Any]], max_pairs: int) -> int:
+    """The number of questions that have about ``max_pairs`` (question, positive) pairs."""
+    pairs = sum(len(question["document_ids"]) for question in questions)
+    return len(questions) if pairs <= max_pairs else max_pairs * len(questions) // pairs
 
 
 def _sample(rows: list[dict[str, Any]], limit: int, generator: np.random.Generator) -> list[dict[str, Any]]:
@@ -133,7 +147,7 @@ def _sample(rows: list[dict[str, Any]], limit: int, generator: np.random.Generat
     return [rows[index] for index in sorted(generator.choice(len(rows), limit, replace=False).tolist())]
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a gzipped JSON Lines file."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]

@@ -19,11 +19,11 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import mine_hard_negatives
 
 from trainers.data.dataset import Dataset
+from trainers.engine.trainable_encoder import TRAINING_TOKENS
 from trainers.model.encoder import compute_dtype, default_device
 
-TOKENS = 128
 HARD_NEGATIVES = 4
-# As in its documentation.
+# The values of its documentation.
 LEARNING_RATE = 2e-5
 WARM_UP = 0.1
 MARGIN = 0.05
@@ -31,7 +31,7 @@ MARGIN = 0.05
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """Figures of a training: ``rows`` is summed over the epochs, ``parameters`` counts the trainable ones."""
+    """Measurements of a training: ``rows`` over all epochs, ``parameters`` that are trainable."""
 
     seconds: float
     steps: int
@@ -41,8 +41,8 @@ class TrainingSummary:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """``layers``: the number of trainable last layers, None for all; ``autocast``: bfloat16 or float16 where the
-    processor has it; ``no_duplicates``: no text twice in a batch, which is better for the model, but drops some rows.
+    """``layers``: trainable last layers, None for all; ``autocast``: bfloat16 or float16 where the hardware supports
+    it; ``no_duplicates``: no text twice in a batch, which makes a better model, but drops some rows.
     """
 
     layers: int | None
@@ -54,14 +54,14 @@ class TrainingConfig:
 
 
 def mine_negatives(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) -> Any:
-    """Rows of anchor, positive and hard negatives; questions with too few negatives are dropped."""
+    """Rows of anchor, positive and ``HARD_NEGATIVES`` negatives; pairs with too few negatives are dropped."""
     pairs = datasets.Dataset.from_dict(
         {
             "anchor": [dataset.questions[index] for index in dataset.question],
             "positive": [dataset.passages[index] for index in dataset.positive],
         }
     )
-    # Its progress bars cannot be turned off.
+    # Its progress bars cannot be disabled.
     with redirect_stderr(StringIO()):
         return mine_hard_negatives(
             pairs,
@@ -77,12 +77,12 @@ def mine_negatives(model: SentenceTransformer, dataset: Dataset, batch_size: int
         )
 
 
-def train(base: Path, rows: Any, config: TrainingConfig, folder: Path) -> TrainingSummary:
-    """Train a copy of ``base`` on ``rows`` into ``folder``."""
+def train(base_folder: Path, rows: Any, config: TrainingConfig, folder: Path) -> TrainingSummary:
+    """Fine-tune the model of ``base_folder`` on ``rows`` and save it in ``folder``."""
     began = time.perf_counter()
-    model = load_model(base)
+    model = load_model(base_folder)
     transformer: Any = model[0]
-    # A head for another task; its output is not used.
+    # The pooler's output is not used: embeddings are means of the last hidden states.
     transformer.auto_model.pooler.requires_grad_(False)
     if config.layers is not None:
         transformer.auto_model.requires_grad_(False)
@@ -90,8 +90,8 @@ def train(base: Path, rows: Any, config: TrainingConfig, folder: Path) -> Traini
     device = default_device()
     dtype = compute_dtype(device, "bert") if config.autocast else torch.float32
     loss = MultipleNegativesRankingLoss(model)
-    sizes: list[int] = []
-    loss.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0][0]["input_ids"])))
+    batch_sizes: list[int] = []
+    loss.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0][0]["input_ids"])))
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
@@ -116,11 +116,11 @@ def train(base: Path, rows: Any, config: TrainingConfig, folder: Path) -> Traini
     model.save_pretrained(str(folder))
     seconds = time.perf_counter() - began
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return TrainingSummary(seconds, trainer.state.global_step, sum(sizes), parameters)
+    return TrainingSummary(seconds, trainer.state.global_step, sum(batch_sizes), parameters)
 
 
 def load_model(folder: Path) -> SentenceTransformer:
-    """The model, with texts truncated as in foldtune's training."""
+    """The model of ``folder``, truncating texts to the same length as foldtune's training."""
     model = SentenceTransformer(str(folder), device=str(default_device()), trust_remote_code=False)
-    model.max_seq_length = TOKENS
+    model.max_seq_length = TRAINING_TOKENS
     return model

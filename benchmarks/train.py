@@ -1,15 +1,16 @@
-"""How long a training takes beside sentence-transformers' trainer, from texts to a model on disk; one JSON object last.
+"""Training and mining speed of foldtune and sentence-transformers; the last line of output is one JSON object.
 
-Same machine, base model, pairs and negatives (mined by sentence-transformers, which costs neither side anything); batch
-32, 4 negatives, 128 tokens, three epochs, and the same layers trained. ``st`` is sentence-transformers as its
-documentation starts it, in fp32; ``st_tuned`` has bf16 and our allocator's settings. Each run is a process of its own;
-the kinds take turns, so that a noisy machine disturbs them alike.
+Training is measured from texts to a model on disk, on the same machine with the same base model, pairs and negatives
+(mined by sentence-transformers beforehand, which counts for neither side): batch size 32, 4 negatives, 128 tokens,
+three epochs and the same trainable layers. ``st`` is sentence-transformers as documented, in fp32; ``st_tuned`` has
+bf16 and our allocator options. Each run is a separate process, and the kinds alternate, so that noise on the machine
+affects them equally.
 
-``gemm_share``: floating-point operations a second in a step's trained layers ÷ those of plain products in the step's
-shapes, made after each step. ``mining_vs_st``: ``mine_hard_negatives`` ÷ ours with the exclusions, embeddings included;
-``search_vs_st`` is of the search and the exclusions alone, in more passages than there is time to embed. Peaks of
-memory are above the process with model and texts. ``--quality`` adds what ``benchmarks/quality.py`` says of each data
-set, in up to 40 minutes for each.
+``gemm_share``: FLOP rate of the trained layers in a step ÷ that of plain matrix products of the same shapes, measured
+after each step. ``mining_vs_st``: duration of ``mine_hard_negatives`` ÷ ours with exclusions, both with embedding;
+``search_vs_st``: search and exclusions only, in more passages than can be embedded in reasonable time. Peak memory is
+that above the process with model and texts. ``--quality`` adds the results of ``benchmarks/quality.py`` for each data
+set, up to 40 minutes each.
 """
 
 import json
@@ -31,23 +32,25 @@ from trainers.model.base_models import packaged_minilm_folder
 
 Run = dict[str, float]
 
-# Each kind of run, and whether it gets the allocator's settings: as documented, sentence-transformers has none.
+# Kinds of runs, and whether they get our allocator options: sentence-transformers as documented has none.
 KINDS = {"st": False, "st_tuned": True, "ours": True, "st_tuned_all": True, "ours_all": True}
-# What both sides must have done alike, or the comparison is none.
-_ALIKE = ("steps", "rows", "parameters")
+# Measurements that must be equal on both sides for a fair comparison.
+_EQUAL_FIELDS = ("steps", "rows", "parameters")
 
 
 def main(
     *,
-    data: Annotated[Path, typer.Option(help="Folder of data sets in the format of benchmarks/retrieval.py.")],
-    speed_on: Annotated[str, typer.Option(help="The data set for all but the quality.")] = "squad",
-    questions: Annotated[int, typer.Option(help="Questions to train on.")] = 320,
-    repeats: Annotated[int, typer.Option(help="Turns of each kind.")] = 2,
-    documents: Annotated[int, typer.Option(help="Documents to mine in, embeddings included.")] = 4_000,
-    passages: Annotated[int, typer.Option(help="Passages to search in, with given embeddings.")] = 100_000,
-    quality: Annotated[bool, typer.Option(help="Compare what the models find, too.")] = False,
+    data: Annotated[
+        Path, typer.Option(help="Folder whose subfolders are data sets in the format of benchmarks/retrieval.py.")
+    ],
+    speed_on: Annotated[str, typer.Option(help="Name of the data set for training and mining speed.")] = "squad",
+    questions: Annotated[int, typer.Option(help="Number of training questions.")] = 320,
+    repeats: Annotated[int, typer.Option(help="Number of runs of each kind.")] = 2,
+    documents: Annotated[int, typer.Option(help="Number of documents to mine in, embedding included.")] = 4_000,
+    passages: Annotated[int, typer.Option(help="Number of passages to search in, with embeddings given.")] = 100_000,
+    quality: Annotated[bool, typer.Option(help="Compare retrieval quality, too.")] = False,
 ) -> None:
-    """Measure and print one JSON object last."""
+    """Run the benchmark; the last line of output is one JSON object."""
     folder = Path(tempfile.mkdtemp(prefix="foldtune-bench-"))
     try:
         result: dict[str, Any] = {"cores": os.cpu_count(), "data": speed_on, "questions": questions}
@@ -56,9 +59,10 @@ def main(
     finally:
         shutil.rmtree(folder)
     if quality:
-        found = {one.parent.name: _quality(one.parent) for one in sorted(data.glob("*/documents.jsonl.gz"))}
-        result["quality_vs_st"] = {name: one["ours_minus_st"] for name, one in found.items()}
-        result["quality"] = found
+        folders = sorted(path.parent for path in data.glob("*/documents.jsonl.gz"))
+        reports = {data_set.name: _quality(data_set) for data_set in folders}
+        result["quality_vs_st"] = {name: report["ours_minus_st"] for name, report in reports.items()}
+        result["quality"] = reports
     sys.stdout.write(json.dumps(result) + "\n")
 
 
@@ -66,81 +70,81 @@ def _speed(data: Path, folder: Path, questions: int, repeats: int) -> dict[str, 
     benchmark = load(data, Sample(train=questions, examples=questions, test=1, documents=questions * 3))
     rows = mine_negatives(load_model(packaged_minilm_folder()), benchmark.train)
     rows.to_json(folder / "rows.jsonl")
-    runs = _in_turns(KINDS, repeats, str(folder / "rows.jsonl"))
-    _check_alike(runs["st"] + runs["st_tuned"] + runs["ours"])
-    _check_alike(runs["st_tuned_all"] + runs["ours_all"])
+    runs = _run_alternating(KINDS, repeats, str(folder / "rows.jsonl"))
+    _check_equal(runs["st"] + runs["st_tuned"] + runs["ours"])
+    _check_equal(runs["st_tuned_all"] + runs["ours_all"])
     return {
         "rows": len(rows),
         "steps": runs["ours"][0]["steps"],
-        "seconds": _all(runs, "seconds"),
-        "cpu_seconds": _all(runs, "cpu_seconds"),
+        "seconds": _values(runs, "seconds"),
+        "cpu_seconds": _values(runs, "cpu_seconds"),
         **_ratio("speed_vs_st", runs["st"], runs["ours"]),
         **_ratio("speed_vs_st_tuned", runs["st_tuned"], runs["ours"]),
         **_ratio("all_layers_vs_st_tuned", runs["st_tuned_all"], runs["ours_all"]),
-        "gemm_share": round(statistics.median(one["gemm_share"] for one in runs["ours"]), 3),
-        "gemm_share_all_layers": round(statistics.median(one["gemm_share"] for one in runs["ours_all"]), 3),
-        "gemm_gflops": round(statistics.median(one["gemm_gflops"] for one in runs["ours"])),
+        "gemm_share": round(statistics.median(run["gemm_share"] for run in runs["ours"]), 3),
+        "gemm_share_all_layers": round(statistics.median(run["gemm_share"] for run in runs["ours_all"]), 3),
+        "gemm_gflops": round(statistics.median(run["gemm_gflops"] for run in runs["ours"])),
     }
 
 
 def _mining(data: Path, documents: int, passages: int, repeats: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for what, options in (
+    for task, options in (
         ("mining", ("--documents", str(documents), "--questions", "1000")),
         ("search", ("--passages", str(passages))),
     ):
-        kinds = {f"st_{what}": True, f"our_{what}": True}
-        runs = _in_turns(kinds, repeats, str(data), *options)
+        kinds = {f"st_{task}": True, f"our_{task}": True}
+        runs = _run_alternating(kinds, repeats, str(data), *options)
         theirs, ours = runs.values()
         result |= {
-            **_ratio(f"{what}_vs_st", theirs, ours),
-            f"{what}_seconds": _all(runs, "seconds"),
-            f"{what}_peak_mb": _all(runs, "peak_mb"),
-            f"{what}_passages": ours[0]["passages"],
-            f"{what}_questions": ours[0]["questions"],
-            f"{what}_negatives": {"st": theirs[0]["negatives"], "ours": ours[0]["negatives"]},
+            **_ratio(f"{task}_vs_st", theirs, ours),
+            f"{task}_seconds": _values(runs, "seconds"),
+            f"{task}_peak_mb": _values(runs, "peak_mb"),
+            f"{task}_passages": ours[0]["passages"],
+            f"{task}_questions": ours[0]["questions"],
+            f"{task}_negatives": {"st": theirs[0]["negatives"], "ours": ours[0]["negatives"]},
         }
     return result
 
 
-def _in_turns(kinds: dict[str, bool], repeats: int, *arguments: str) -> dict[str, list[Run]]:
+def _run_alternating(kinds: dict[str, bool], repeats: int, *arguments: str) -> dict[str, list[Run]]:
     runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
     for _ in range(repeats):
-        for kind, found in runs.items():
-            found.append(_run(kind, *arguments, tuned=kinds[kind]))
+        for kind, results in runs.items():
+            results.append(_run(kind, *arguments, tuned=kinds[kind]))
     return runs
 
 
-def _check_alike(runs: list[Run]) -> None:
-    for what in _ALIKE:
-        if len(found := {one[what] for one in runs}) > 1:
-            raise ValueError(f"the runs are no comparison, their {what} differ: {sorted(found)}")
+def _check_equal(runs: list[Run]) -> None:
+    for field in _EQUAL_FIELDS:
+        if len(values := {run[field] for run in runs}) > 1:
+            raise ValueError(f"the runs are not comparable: their {field} differ: {sorted(values)}")
 
 
 def _quality(data: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.quality", "--data", str(data)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    process = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    report: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return report
 
 
 def _run(*arguments: str, tuned: bool) -> Run:
     environment = os.environ | (ALLOCATOR_ENVIRONMENT if tuned else {})
     command = [sys.executable, "-m", "benchmarks.train_runs", *arguments]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    found: Run = json.loads(done.stdout.splitlines()[-1])
-    typer.echo(f"{arguments[0]:>12} {found}", err=True)
-    return found
+    process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    run: Run = json.loads(process.stdout.splitlines()[-1])
+    typer.echo(f"{arguments[0]:>12} {run}", err=True)
+    return run
 
 
-def _all(runs: dict[str, list[Run]], what: str) -> dict[str, list[float]]:
-    return {kind: [round(one[what], 1) for one in found] for kind, found in runs.items()}
+def _values(runs: dict[str, list[Run]], field: str) -> dict[str, list[float]]:
+    return {kind: [round(run[field], 1) for run in results] for kind, results in runs.items()}
 
 
 def _ratio(name: str, theirs: list[Run], ours: list[Run]) -> dict[str, Any]:
-    """The median over the turns, and each of them."""
+    """The ratio of durations, theirs ÷ ours: the median over the pairs of runs, and each of them."""
     ratios = [a["seconds"] / b["seconds"] for a, b in zip(theirs, ours, strict=True)]
-    return {name: round(statistics.median(ratios), 2), f"{name}_runs": [round(one, 2) for one in ratios]}
+    return {name: round(statistics.median(ratios), 2), f"{name}_runs": [round(ratio, 2) for ratio in ratios]}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The measured processes of the training benchmark: each prints one JSON object.
+"""The measured processes of ``benchmarks/train.py``; each prints one JSON object.
 
-Trainings (``st``, ``st_tuned``, ``ours``, and with ``_all`` their likes of all layers) begin with the texts of rows
-that sentence-transformers has mined, and end with a model on disk. ``st_mining`` and ``our_mining`` begin with texts of
-a data set and end with the negatives of its questions, embeddings included. ``st_search`` and ``our_search`` do the
-same for many passages whose embeddings are given: random ones, of passages put together of real paragraphs' halves.
-Models are loaded before the clock of a mining starts; ours includes all exclusions.
+- ``st``, ``st_tuned``, ``ours`` (two trainable layers), ``st_tuned_all``, ``ours_all`` (all layers): a training, from
+  the texts of rows that sentence-transformers has mined to a model on disk.
+- ``st_mining``, ``our_mining``: from the texts of a data set to the hard negatives of its questions, with embedding.
+- ``st_search``, ``our_search``: the same for many passages with given, random embeddings; the passages are combined
+  from halves of real paragraphs.
+
+Mining is timed from after the model has been loaded; ours includes all exclusions.
 """
 
 import json
@@ -23,8 +25,8 @@ import torch
 import typer
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.foldtune_recipe import SilentListener, request_of
-from benchmarks.retrieval import Sample, lines, load
+from benchmarks.foldtune_recipe import SilentListener, create_request
+from benchmarks.retrieval import Sample, load, read_lines
 from benchmarks.sentence_transformers_recipe import HARD_NEGATIVES, TrainingConfig, load_model, mine_negatives
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import Progress
@@ -41,100 +43,102 @@ from trainers.publishing.artifacts import write_model
 
 EPOCHS = 3
 BATCH_SIZE = 32
-# MiniLM's.
+# Of MiniLM's embeddings.
 _DIMENSION = 384
-Vectors = tuple[torch.Tensor, torch.Tensor]
+# Of all questions and of all passages.
+Embeddings = tuple[torch.Tensor, torch.Tensor]
 
 
 def main(
     kind: str,
     data: Path,
-    documents: Annotated[int, typer.Option(help="Of a mining.")] = 5_000,
-    passages: Annotated[int, typer.Option(help="Of a search.")] = 100_000,
-    questions: Annotated[int, typer.Option(help="Of a mining or a search.")] = 10_000,
+    documents: Annotated[int, typer.Option(help="Number of documents to mine in.")] = 5_000,
+    passages: Annotated[int, typer.Option(help="Number of passages to search in.")] = 100_000,
+    questions: Annotated[int, typer.Option(help="Maximum number of questions in mining and search.")] = 10_000,
 ) -> None:
-    """One run; ``data`` are rows for a training, and a data set for the others."""
+    """Run one process of ``kind``; ``data`` is a JSON Lines file of rows for a training, else a data set's folder."""
     theirs = kind.startswith("st")
     if kind.endswith("_mining"):
-        found = _mine(load(data, Sample(train=questions, examples=questions, documents=documents)).train, theirs=theirs)
+        sample = Sample(train=questions, examples=questions, documents=documents)
+        result = _mine(load(data, sample).train, theirs=theirs)
     elif kind.endswith("_search"):
-        found = _mine(_large(data, passages, questions), theirs=theirs, given=True)
+        result = _mine(_synthetic_dataset(data, passages, questions), theirs=theirs, embed=False)
     else:
         layers = None if kind.endswith("_all") else 2
-        found = _theirs(data, layers, autocast="tuned" in kind) if theirs else _ours(data, layers)
-    sys.stdout.write(json.dumps(found) + "\n")
+        result = _theirs(data, layers, autocast="tuned" in kind) if theirs else _ours(data, layers)
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 def _theirs(rows: Path, layers: int | None, *, autocast: bool) -> dict[str, float]:
-    content = datasets.Dataset.from_json(str(rows))
-    # Both sides are to see the same number of rows.
+    dataset = datasets.Dataset.from_json(str(rows))
+    # Both sides must train on the same number of rows.
     config = TrainingConfig(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, autocast=autocast, no_duplicates=False)
     with tempfile.TemporaryDirectory() as folder:
         before = _cpu_seconds()
-        trained = train_theirs(packaged_minilm_folder(), content, config, Path(folder))
+        summary = train_theirs(packaged_minilm_folder(), dataset, config, Path(folder))
     return {
-        "seconds": trained.seconds,
+        "seconds": summary.seconds,
         "cpu_seconds": _cpu_seconds() - before,
-        "steps": trained.steps,
-        "rows": trained.rows,
-        "parameters": trained.parameters,
+        "steps": summary.steps,
+        "rows": summary.rows,
+        "parameters": summary.parameters,
     }
 
 
-def _ours(path: Path, layers: int | None) -> dict[str, float]:
-    dataset = _dataset([json.loads(line) for line in path.read_text().splitlines()])
+def _ours(rows_file: Path, layers: int | None) -> dict[str, float]:
+    dataset = _dataset([json.loads(line) for line in rows_file.read_text().splitlines()])
     rows = np.arange(len(dataset.question))
-    # The logs' own negatives come first, so both sides train with the same four.
-    request = request_of(
+    # Impressions precede mined negatives, so both sides train with the same four.
+    request = create_request(
         0,
         {
             "dataset": {"hard_negatives": HARD_NEGATIVES, "easy_negatives": 0, "exclusion_threshold": 1.0},
             "training": {"trainable_layers": layers or "all", "epochs": EPOCHS, "batch_size": BATCH_SIZE},
         },
     )
-    # Neither side mines: mined negatives would come after the given ones.
+    # Embeddings are not needed: mined negatives would only follow the given ones.
     no_embeddings = torch.zeros(len(dataset.questions), 1), torch.zeros(len(dataset.passages), 1)
-    _check_negatives(dataset, _choose_negatives(dataset, request.dataset, no_embeddings).passages)
+    _check_negatives(dataset, _sample_negatives(dataset, request.dataset, no_embeddings).passages)
     before, began = _cpu_seconds(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         encoder = Encoder.load(packaged_minilm_folder())
-        measured = _MeasuredEncoder(encoder, dataset, request.training.trainable_layers, Path(folder))
-        timer = _StepTimer(measured)
-        record = train(measured, dataset, rows, request, start=no_embeddings, listener=timer)
+        trainable = _MeasuredEncoder(encoder, dataset, request.training.trainable_layers, Path(folder))
+        timer = _StepTimer(trainable)
+        record = train(trainable, dataset, rows, request, start=no_embeddings, listener=timer)
         write_model(encoder, packaged_minilm_folder(), Path(folder) / "model")
         seconds = time.perf_counter() - began - timer.overhead
-    # In the first epoch, the frozen layers run as well.
-    warm = len(record.losses) // EPOCHS
-    rates, plain = np.array(timer.rates[warm:]), np.array(timer.plain_rates[warm:])
+    # Without the first epoch, in which the frozen layers run, too.
+    skipped = len(record.losses) // EPOCHS
+    rates, plain = np.array(timer.rates[skipped:]), np.array(timer.plain_rates[skipped:])
     return {
         "seconds": seconds,
         "cpu_seconds": _cpu_seconds() - before - timer.overhead_cpu,
         "steps": len(record.losses),
         "rows": EPOCHS * len(rows),
-        "parameters": sum(parameter.numel() for parameter in measured.parameters()),
-        "step_seconds": float(np.median(timer.seconds[warm:])),
+        "parameters": sum(parameter.numel() for parameter in trainable.parameters()),
+        "step_seconds": float(np.median(timer.seconds[skipped:])),
         "gemm_share": float(np.median(rates / plain)),
         "gemm_gflops": float(np.median(plain)) / 1e9,
     }
 
 
-def _check_negatives(dataset: Dataset, chosen: npt.NDArray[np.int64]) -> None:
+def _check_negatives(dataset: Dataset, selected: npt.NDArray[np.int64]) -> None:
     given = np.array([dataset.impressions[question] for question in dataset.question])
-    if not np.array_equal(given, chosen):
-        differing = int((given != chosen).any(axis=1).sum())
-        raise ValueError(f"{differing} of {len(given)} rows would be trained with other negatives")
+    if not np.array_equal(given, selected):
+        differing = int((given != selected).any(axis=1).sum())
+        raise ValueError(f"{differing} of {len(given)} rows would be trained with other negatives than the given ones")
 
 
 def _dataset(rows: list[dict[str, str]], others: Sequence[str] = ()) -> Dataset:
-    """Each row is an example; its own negatives, if it has any, are what was shown to its question."""
+    """Each row is an example; its negatives, if any, are its question's impressions. ``others`` are more passages."""
     questions: dict[str, int] = {}
     passages: dict[str, int] = {}
-    pairs, shown = [], {}
+    pairs, impressions = [], {}
     for row in rows:
         question = questions.setdefault(row["anchor"], len(questions))
         pairs.append((question, passages.setdefault(row["positive"], len(passages))))
-        names = sorted(name for name in row if name.startswith("negative_"))
-        shown[question] = tuple(passages.setdefault(row[name], len(passages)) for name in names)
+        columns = sorted(name for name in row if name.startswith("negative_"))
+        impressions[question] = tuple(passages.setdefault(row[name], len(passages)) for name in columns)
     for text in others:
         passages.setdefault(text, len(passages))
     keys = np.array(pairs, dtype=np.int64)
@@ -148,48 +152,50 @@ def _dataset(rows: list[dict[str, str]], others: Sequence[str] = ()) -> Dataset:
         positive=keys[:, 1],
         strength=np.ones(len(pairs), dtype=np.float32),
         judged=np.zeros(len(pairs), dtype=np.bool_),
-        impressions=tuple(shown[number] for number in range(len(questions))),
+        impressions=tuple(impressions[number] for number in range(len(questions))),
         known_positives=np.unique(keys[:, 0] * len(passages) + keys[:, 1]),
     )
 
 
 class _MeasuredEncoder(TrainableEncoder):
-    """Counts the arithmetic of the trained layers in a step: forward, and twice as much backward."""
+    """Counts the FLOPs of the trained layers in a step: forward, and twice as many backward."""
 
     began, flops = 0.0, 0.0
-    parts: tuple[int, ...] = ()
+    # Tokens of each batch of the last step, padding included.
+    batch_sizes: tuple[int, ...] = ()
 
     def embed_batch(self, questions: Indices, passages: Indices) -> torch.Tensor:
         self.began = time.perf_counter()
         lengths = self._tokens.lengths[np.concatenate([questions, passages + self._questions])]
         config = self._encoder.model.config
         matrices = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
-        # In each head's size they would be the same: of queries with keys, and of their weights with values.
+        # Queries by keys and attention weights by values; independent of the number of heads.
         attention = 4 * config.hidden_size * (lengths**2).sum()
-        layers = sum(name.endswith("attention.self.query.weight") for name in self._trained_names())
+        layers = sum(name.endswith("attention.self.query.weight") for name in self._trainable_names())
         self.flops = 3.0 * layers * float(2 * matrices * lengths.sum() + attention)
-        # As they are embedded: texts of about the same length side by side.
-        self.parts = tuple(
-            len(part) * int(lengths[part].max()) for part in length_sorted_batches(lengths, self._encoder.batch_tokens)
+        # The batches in which the texts are embedded.
+        self.batch_sizes = tuple(
+            len(batch) * int(lengths[batch].max())
+            for batch in length_sorted_batches(lengths, self._encoder.batch_tokens)
         )
         return super().embed_batch(questions, passages)
 
-    def _trained_names(self) -> list[str]:
+    def _trainable_names(self) -> list[str]:
         return [name for name, parameter in self._encoder.model.named_parameters() if parameter.requires_grad]
 
     def _synchronize(self) -> None:
-        """Wait until a GPU has finished."""
+        """Wait for the kernels of a GPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def plain_product(self) -> float:
-        """Floating-point operations a second of plain products in the shapes of one layer and of the last step."""
-        config, kind = self._encoder.model.config, self.compute_dtype
+    def plain_flop_rate(self) -> float:
+        """FLOPs a second of plain matrix products in the shapes of one layer and the batches of the last step."""
+        config, dtype = self._encoder.model.config, self.compute_dtype
         hidden, inner = config.hidden_size, config.intermediate_size
         shapes = [(hidden, hidden)] * 4 + [(hidden, inner), (inner, hidden)]
         products = [
-            tuple(torch.randn(shape, dtype=kind, device=self.device) for shape in ((tokens, a), (a, b)))
-            for tokens in self.parts
+            tuple(torch.randn(shape, dtype=dtype, device=self.device) for shape in ((tokens, a), (a, b)))
+            for tokens in self.batch_sizes
             for a, b in shapes
         ]
         self._synchronize()
@@ -202,7 +208,7 @@ class _MeasuredEncoder(TrainableEncoder):
 
 
 class _StepTimer(SilentListener):
-    """Times each step, and plain matrix products after it, so that a noisy machine disturbs both alike."""
+    """Times each step and plain matrix products right after it, so that noise on the machine affects both equally."""
 
     def __init__(self, encoder: _MeasuredEncoder) -> None:
         self._encoder = encoder
@@ -212,76 +218,78 @@ class _StepTimer(SilentListener):
         self.overhead = self.overhead_cpu = 0.0
 
     def on_step(self, _: Progress) -> None:
-        ended, cpu = time.perf_counter(), _cpu_seconds()
+        ended, cpu_before = time.perf_counter(), _cpu_seconds()
         self.seconds.append(ended - self._encoder.began)
         self.rates.append(self._encoder.flops / self.seconds[-1])
-        self.plain_rates.append(self._encoder.plain_product())
+        self.plain_rates.append(self._encoder.plain_flop_rate())
         self.overhead += time.perf_counter() - ended
-        self.overhead_cpu += _cpu_seconds() - cpu
+        self.overhead_cpu += _cpu_seconds() - cpu_before
 
 
-def _mine(dataset: Dataset, *, theirs: bool, given: bool = False) -> dict[str, float]:
+def _mine(dataset: Dataset, *, theirs: bool, embed: bool = True) -> dict[str, float]:
     folder = packaged_minilm_folder()
     model: Any = load_model(folder) if theirs else Encoder.load(folder)
     memory = _PeakMemory()
-    vectors = _random_vectors(dataset) if given else None
-    cpu, began = _cpu_seconds(), time.perf_counter()
-    found = _mine_theirs(model, dataset, vectors) if theirs else _mine_ours(model, dataset, vectors)
+    embeddings = None if embed else _random_embeddings(dataset)
+    cpu_before, began = _cpu_seconds(), time.perf_counter()
+    negatives = (_mine_theirs if theirs else _mine_ours)(model, dataset, embeddings)
     return {
         "seconds": time.perf_counter() - began,
-        "cpu_seconds": _cpu_seconds() - cpu,
-        "peak_mb": memory.grown_mb(),
+        "cpu_seconds": _cpu_seconds() - cpu_before,
+        "peak_mb": memory.peak_growth_mb(),
         "questions": len(dataset.questions),
         "passages": len(dataset.passages),
-        "negatives": found,
+        "negatives": negatives,
     }
 
 
-def _mine_theirs(model: SentenceTransformer, dataset: Dataset, vectors: Vectors | None) -> int:
-    if vectors:
-        queries, passages = (one.numpy() for one in vectors)
-        stand_in: Any = model
-        stand_in.encode_query = lambda texts, **_: _as_given(queries, texts, dataset.questions)
-        stand_in.encode_document = lambda texts, **_: _as_given(passages, texts, dataset.passages)
+def _mine_theirs(model: SentenceTransformer, dataset: Dataset, embeddings: Embeddings | None) -> int:
+    if embeddings:
+        queries, passages = (part.numpy() for part in embeddings)
+        patched: Any = model
+        patched.encode_query = lambda texts, **_: _given_embeddings(queries, texts, dataset.questions)
+        patched.encode_document = lambda texts, **_: _given_embeddings(passages, texts, dataset.passages)
     return HARD_NEGATIVES * len(mine_negatives(model, dataset))
 
 
-def _as_given(vectors: npt.NDArray[np.float32], texts: list[str], known: Sequence[str]) -> npt.NDArray[np.float32]:
+def _given_embeddings(
+    embeddings: npt.NDArray[np.float32], texts: list[str], known: Sequence[str]
+) -> npt.NDArray[np.float32]:
     if texts != list(known):
-        raise ValueError("the other side would embed other texts, or in another order")
-    return vectors
+        raise ValueError("sentence-transformers would embed other texts, or in another order")
+    return embeddings
 
 
-def _mine_ours(encoder: Encoder, dataset: Dataset, vectors: Vectors | None) -> int:
+def _mine_ours(encoder: Encoder, dataset: Dataset, embeddings: Embeddings | None) -> int:
     with tempfile.TemporaryDirectory() as spill:
-        vectors = vectors or TrainableEncoder(encoder, dataset, 2, Path(spill)).embed_all()
-        return _choose_negatives(dataset, DatasetKnobs(), vectors).counts["hard_impressions_and_mined"]
+        embeddings = embeddings or TrainableEncoder(encoder, dataset, 2, Path(spill)).embed_all()
+        return _sample_negatives(dataset, DatasetKnobs(), embeddings).counts["hard_impressions_and_mined"]
 
 
-def _choose_negatives(dataset: Dataset, knobs: DatasetKnobs, vectors: Vectors) -> Negatives:
-    source = NegativeSampler(dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), knobs)
-    return source.with_easy(source.hard(*vectors), np.random.default_rng(0))
+def _sample_negatives(dataset: Dataset, knobs: DatasetKnobs, embeddings: Embeddings) -> Negatives:
+    sampler = NegativeSampler(dataset, np.arange(len(dataset.question)), WordSets.of(dataset.passages), knobs)
+    return sampler.with_easy(sampler.hard(*embeddings), np.random.default_rng(0))
 
 
-def _large(data: Path, passages: int, questions: int) -> Dataset:
-    """Real questions, each with a passage, and other passages: one paragraph's first half and another's last."""
-    words = [one["text"].split() for one in lines(data / "documents.jsonl.gz")]
+def _synthetic_dataset(data: Path, passages: int, questions: int) -> Dataset:
+    """Real questions, and passages that join one paragraph's first half with another's last; pairs are arbitrary."""
+    words = [document["text"].split() for document in read_lines(data / "documents.jsonl.gz")]
     texts: dict[str, None] = {}
     for shift in range(len(words)):
-        for place, first in enumerate(words):
-            last = words[(place + shift) % len(words)]
+        for index, first in enumerate(words):
+            last = words[(index + shift) % len(words)]
             texts[" ".join(first[: len(first) // 2] + last[len(last) // 2 :])] = None
             if len(texts) == passages:
                 break
         if len(texts) == passages:
             break
-    asked = list(dict.fromkeys(one["question"] for one in lines(data / "questions.jsonl.gz")))[:questions]
-    made = list(texts)
-    return _dataset([{"anchor": a, "positive": b} for a, b in zip(asked, made, strict=False)], made)
+    anchors = list(dict.fromkeys(row["question"] for row in read_lines(data / "questions.jsonl.gz")))[:questions]
+    rows = [{"anchor": anchor, "positive": text} for anchor, text in zip(anchors, texts, strict=False)]
+    return _dataset(rows, list(texts))
 
 
-def _random_vectors(dataset: Dataset) -> Vectors:
-    """Unit vectors; a question's has a cosine of about .7 with its positive's, and of about 0 with all others."""
+def _random_embeddings(dataset: Dataset) -> Embeddings:
+    """Unit vectors; a question's cosine is about .7 with its positive and about 0 with all other passages."""
     generator = torch.Generator().manual_seed(0)
     passages = torch.nn.functional.normalize(torch.randn(len(dataset.passages), _DIMENSION, generator=generator), dim=1)
     noise = torch.nn.functional.normalize(torch.randn(len(dataset.questions), _DIMENSION, generator=generator), dim=1)
@@ -290,14 +298,14 @@ def _random_vectors(dataset: Dataset) -> Vectors:
 
 
 class _PeakMemory:
-    """How far this process's main memory has grown at its peak since now."""
+    """Peak growth of this process's resident memory since construction."""
 
     def __init__(self) -> None:
         self._before = psutil.Process().memory_info().rss
-        # Forgets the peaks of what was before.
+        # Resets the peak (VmHWM).
         Path("/proc/self/clear_refs").write_text("5")
 
-    def grown_mb(self) -> float:
+    def peak_growth_mb(self) -> float:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(status["VmHWM"].split()[0]) / 1024 - self._before / 1024**2
 
