@@ -35,9 +35,10 @@ test: setup ## All tests, on real servers and a real model; says how long each t
 	done; echo "tiers$${times#,}"; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 unit: setup ## The inner loop: no server, two processes
-	$(BIN)/pytest --numprocesses 2 --dist worksteal tests/unit tests/compatibility
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow" tests/unit tests/compatibility
 
 integration: setup ## Each part against real Kafka, a real S3 server and real processes
+	$(BIN)/pytest -m slow tests/unit
 	$(BIN)/pytest tests/integration
 
 acceptance: setup ## The demo, the functions of AWS, and a short run of faults

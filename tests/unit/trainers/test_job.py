@@ -179,6 +179,7 @@ def validate_by_distance(monkeypatch: pytest.MonkeyPatch, base: Path, sign: int)
 UNVALIDATED, EVER_BETTER, EVER_WORSE = (0, 12, None), (1, 12, 1.0), (-1, 8, 0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_step_reported")
 @pytest.mark.parametrize(
     ("happens", "validated", "step", "goes_on_with"),
@@ -231,6 +232,7 @@ def test_an_interrupted_job_resumes_to_the_same_weights(
     assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_step_reported")
 @pytest.mark.skipif(
     compute_dtype(torch.device("cpu"), "bert") != torch.bfloat16, reason="the processor has no bfloat16"
@@ -253,6 +255,7 @@ def test_bfloat16_hidden_states_do_not_depend_on_interruptions(
     assert weights(stores[1]) == weights(stores[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_step_reported")
 def test_an_interrupted_validation_stops_at_once_and_is_repeated(
     tables: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
