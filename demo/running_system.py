@@ -8,15 +8,17 @@ from typing import Self
 from pydantic import SecretStr
 
 from demo.base_model import prepare_base_model
-from demo.supervised_process import SupervisedProcess, log_tail
+from demo.supervised_process import SupervisedProcess
 from foldtune.kafka import create_topics
 from foldtune.settings import KafkaSettings, S3Settings, Settings, TrainerSettings, WorkerSettings, settings_environment
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions
+from infra.local.server import log_tail
 from infra.local.stack import LocalServers, exports
 
 PARTITIONS = 4
 BUCKET = "foldtune"
+LOG_TAIL_LINES = 40
 
 
 class ProcessExitedError(Exception):
@@ -74,7 +76,7 @@ class RunningSystem:
         """
         for process in self._processes:
             if not process.running:
-                raise ProcessExitedError(process.name, log_tail(process.log))
+                raise ProcessExitedError(process.name, log_tail(process.log, LOG_TAIL_LINES))
         for server in (self._servers.kafka, self._servers.s3):
             if not server.running:
                 raise ProcessExitedError(server.spec.name, server.log_tail())
@@ -82,7 +84,7 @@ class RunningSystem:
     def log_tails(self) -> str:
         """The last log lines of the worker, the launcher and the training, if one was started."""
         logs = [process.log for process in self._processes] + sorted(self.folder.glob("jobs/launcher/*.log"))
-        return "\n".join(f"── {log.name}\n{tail}" for log in logs if (tail := log_tail(log)))
+        return "\n".join(f"── {log.name}\n{tail}" for log in logs if (tail := log_tail(log, LOG_TAIL_LINES)))
 
     def _start(self) -> None:
         self._servers.start()

@@ -1,15 +1,11 @@
 """A ``foldtune`` command as a supervised child process."""
 
-import os
 import subprocess
 import sys
-from collections import deque
 from pathlib import Path
 
-from foldtune.settings import ENV_PREFIX
-from infra.local.server import STOP_SECONDS, SUPERVISOR
-
-LOG_TAIL_LINES = 40
+from foldtune.settings import environment_without_settings
+from infra.local.server import SUPERVISOR, stop_supervisor
 
 
 class SupervisedProcess:
@@ -27,7 +23,8 @@ class SupervisedProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd=folder,
-            env=_environment_without_settings() | environment,
+            # Its own settings, which may point to other servers than the demo's, are not passed on.
+            env=environment_without_settings() | environment,
             start_new_session=True,
         )
 
@@ -38,23 +35,4 @@ class SupervisedProcess:
 
     def stop(self) -> None:
         """Terminate the process and wait for its exit; the supervisor kills it after a grace period."""
-        if self._supervisor.stdin:
-            self._supervisor.stdin.close()
-        try:
-            self._supervisor.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._supervisor.kill()
-            self._supervisor.wait()
-
-
-def log_tail(path: Path) -> str:
-    """The last lines of a log file; empty if it does not exist."""
-    if not path.exists():
-        return ""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return "".join(deque(file, LOG_TAIL_LINES))
-
-
-def _environment_without_settings() -> dict[str, str]:
-    """This environment without foldtune's settings, which may point to other servers than the demo's."""
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
+        stop_supervisor(self._supervisor)

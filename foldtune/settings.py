@@ -317,6 +317,11 @@ def _holds_secret(kind: Any) -> bool:
     return SecretStr in (kind, *get_args(kind)) or any(_holds_secret(field.annotation) for field in fields)
 
 
+def environment_without_settings() -> dict[str, str]:
+    """This process's environment without the variables of settings, for a child process that gets its own."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
+
+
 def settings_environment(settings: Settings) -> dict[str, str]:
     """The settings as environment variables for a child process, with secrets; one JSON object per section."""
     return {_variable((name,)): _text(getattr(settings, name)) for name in type(settings).model_fields}

@@ -1,8 +1,6 @@
 """Environment variables of a training process; without torch, so that launchers can import them."""
 
-import os
-
-from foldtune.settings import ENV_PREFIX, Settings, settings_environment
+from foldtune.settings import Settings, environment_without_settings, settings_environment
 
 # A training step frees and allocates the same large blocks over and over. By default glibc returns such blocks to the
 # kernel at once, so every step pays for fresh pages; these settings retain them. glibc reads them before `main`, so the
@@ -16,5 +14,4 @@ ALLOCATOR_ENVIRONMENT: dict[str, str] = {
 
 def job_environment(settings: Settings) -> dict[str, str]:
     """This process's environment with exactly ``settings``, whatever their source, and the allocator's options."""
-    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
-    return inherited | ALLOCATOR_ENVIRONMENT | settings_environment(settings)
+    return environment_without_settings() | ALLOCATOR_ENVIRONMENT | settings_environment(settings)

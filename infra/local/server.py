@@ -114,12 +114,8 @@ class LocalServer:
         """Stop, by SIGKILL if SIGTERM does not; no effect on a stopped server."""
         if not self._supervisor:
             return
-        self.begin_stop()
         try:
-            self._supervisor.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._supervisor.kill()
-            self._supervisor.wait()
+            stop_supervisor(self._supervisor)
         finally:
             self._clear()
 
@@ -136,8 +132,7 @@ class LocalServer:
 
     def log_tail(self) -> str:
         """The last lines of the server's logs."""
-        tails = [_tail(path) for path in (self.spec.output_file, self.spec.log_file) if path.exists()]
-        return "".join(tails)
+        return "".join(log_tail(path, LOG_TAIL_LINES) for path in (self.spec.output_file, self.spec.log_file))
 
     def _write_pid_file(self, supervisor: "subprocess.Popen[bytes]") -> None:
         first_line = supervisor.stdout.readline() if supervisor.stdout else b""
@@ -176,6 +171,17 @@ class LocalServer:
         self.spec.pid_file.unlink(missing_ok=True)
 
 
+def stop_supervisor(process: "subprocess.Popen[bytes]") -> None:
+    """Have a supervisor stop its program, and wait for both; SIGKILL if its grace period was not enough."""
+    if process.stdin:
+        process.stdin.close()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def stop_orphan(pid_file: Path) -> bool:
     """Stop a server whose owner is gone; whether there was one.
 
@@ -187,6 +193,9 @@ def stop_orphan(pid_file: Path) -> bool:
     return stopped
 
 
-def _tail(path: Path) -> str:
+def log_tail(path: Path, lines: int) -> str:
+    """The last lines of a log file; empty if it does not exist."""
+    if not path.exists():
+        return ""
     with path.open(encoding="utf-8", errors="replace") as file:
-        return "".join(deque(file, LOG_TAIL_LINES))
+        return "".join(deque(file, lines))
