@@ -364,6 +364,8 @@ class TrainingProgressed(Event):
 
 # After the deadline of a job's last attempt, its end must be reported within this time.
 REPORTING_TIME = timedelta(hours=1)
+# A job that has not begun to run within this time of its publication is not started any more.
+QUEUEING_TIME = timedelta(days=7)
 
 
 class TrainingJob(Event):

@@ -4,11 +4,11 @@
 object store, the service or the brokers. Any step may fail and be repeated, by this execution or another:
 
 1. Claim the next attempt, or take over one whose owner is gone. At most one owner may submit.
-2. Refuse: a request that was cancelled, a job that is overdue or exceeds the budget.
+2. Refuse: a request that has ended, a job that is overdue or exceeds the budget.
 3. Report ``submitted``, so that it precedes the trainer's own reports.
 4. Submit. A detached run may have been submitted before a crash: it is searched for first.
-5. Cancel, if the request was cancelled meanwhile. A cancellation is recorded *before* the run's record is read, and
-   read *after* the run is recorded: whichever comes second sees the other.
+5. Cancel, if the request ended meanwhile: cancelled, or out of time. Of detached runs that is recorded *before* the
+   run's record is read, and read *after* the run is recorded: whichever comes second sees the other.
 6. Watch, record the outcome (the first one stays), settle the budget.
 7. Retry as the next attempt, or report the end: again as often as the event is redelivered.
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import structlog
 
-from foldtune.events import REPORTING_TIME, FineTuneStatus, State, TrainingJob, now
+from foldtune.events import QUEUEING_TIME, REPORTING_TIME, FineTuneStatus, State, TrainingJob, now
 from launchers.ledger import Attempt, Ledger
 from launchers.ownership import Ownership
 from launchers.port import Budget, Ending, Launcher, LaunchError, NoBudget, Run, RunBusyError, RunOutcome, RunStatus
@@ -37,7 +37,7 @@ Report = Callable[[FineTuneStatus], None]
 CHECK_SECONDS = 2.0
 # A job's maximal delay beyond the time for its attempts. By then the coordinator has ended the request, even with an
 # hour between snapshot and publication: the event is an old one, consumed again.
-OVERDUE = REPORTING_TIME + timedelta(hours=1)
+OVERDUE = QUEUEING_TIME + REPORTING_TIME + timedelta(hours=1)
 
 
 class Phase(Enum):
@@ -68,6 +68,7 @@ class Execution:
         report: Report,
         max_attempts: int,
         budget: Budget | None = None,
+        request_ended: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], datetime] = now,
     ) -> None:
@@ -79,12 +80,14 @@ class Execution:
         self._report = report
         self._max_attempts = max_attempts
         self._budget = budget or NoBudget()
+        self._request_ended = request_ended
         self._clock = clock
         self._wall_clock = wall_clock
         self._next_check = clock()
         # The run that this execution has submitted or adopted, until its outcome is on record.
         self._run: Run | None = None
         self._reported_attempt = 0
+        self._reported_running = 0
         self._cancelled = False
 
     @property
@@ -98,9 +101,10 @@ class Execution:
         return self.phase in {Phase.ELSEWHERE, Phase.OTHER_LAUNCHER}
 
     def cancel(self) -> None:
-        """End the run, if there is one, and start no other. The coordinator has published the cancellation itself."""
+        """End the run, if there is one, and start no other. The coordinator has published the request's end itself."""
         if self._cancelled:
             return
+        log.info("request has ended, job stopped", request_id=self.job.request.request_id, running=self.running)
         if self._launcher.detached:
             self._ledger.request_cancel()
         self._cancelled = True
@@ -131,6 +135,11 @@ class Execution:
             request_id = self.job.request.request_id
             log.warning("heartbeat not renewed, interrupting the run", request_id=request_id, run=run.name)
             self._launcher.interrupt(run)
+        if status.running and self._reported_running < run.attempt:
+            # The coordinator counts the time of a training from here, and not that in the queue. Reported once: the
+            # trainer does so too.
+            self._reported_running = run.attempt
+            self._report_state(State.RUNNING)
         return Phase.RUNNING
 
     def _step(self, *, may_start: bool) -> Phase:
@@ -218,14 +227,12 @@ class Execution:
 
     def _refusal(self) -> RunOutcome | None:
         """The outcome of a job that must not be submitted; otherwise its cost is reserved."""
-        if self._launcher.detached:
-            if self._ledger.cancel_requested():
-                return RunOutcome(ending=Ending.CANCELLED)
-            # An attached job may wait longer for a slot: its queue is here, and not in a service.
-            published, attempts = self.job.published_at, self._max_attempts * timedelta(seconds=self.job.max_seconds)
-            if self._wall_clock() > (until := published + attempts + OVERDUE):
-                reason = f"job: published at {published.isoformat()}, to be launched by {until.isoformat()}"
-                return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
+        if self._request_ended() or (self._launcher.detached and self._ledger.cancel_requested()):
+            return RunOutcome(ending=Ending.CANCELLED)
+        published, attempts = self.job.published_at, self._max_attempts * timedelta(seconds=self.job.max_seconds)
+        if self._wall_clock() > (until := published + attempts + OVERDUE):
+            reason = f"job: published at {published.isoformat()}, to be launched by {until.isoformat()}"
+            return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
         return self._budget.reserve(self.job)
 
     def _watch(self, run: Run) -> Phase | None:

@@ -19,13 +19,13 @@ from pydantic import ValidationError
 
 from foldtune.dead_letters import reject_record
 from foldtune.errors import TRANSIENT_ERRORS
-from foldtune.events import TrainingJob
+from foldtune.events import State, TrainingJob
 from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
 from foldtune.object_store import ObjectStore
 from foldtune.reports import publish_report
 from foldtune.settings import Settings
 from foldtune.topics import Topic
-from launchers.cancellations import Cancellations
+from launchers.ended_requests import EndedRequests
 from launchers.execution import Execution
 from launchers.heartbeats import HeartbeatOwnership
 from launchers.ledger import Ledger
@@ -92,29 +92,29 @@ class JobConsumer:
 
     def run(self, stop: threading.Event) -> None:
         """Consume until ``stop`` is set; then interrupt the runs, which leaves their jobs to the next launcher."""
-        with self._connect() as (jobs, cancellations, publisher):
+        with self._connect() as (jobs, ended, publisher):
             try:
                 while not stop.is_set():
-                    self._receive(jobs, publisher)
-                    cancellations.refresh()
-                    self._advance(cancellations)
+                    self._receive(jobs, ended, publisher)
+                    ended.refresh()
+                    self._advance(ended)
                     self._commit(jobs)
             finally:
                 self._stop()
 
     @contextmanager
-    def _connect(self) -> Iterator[tuple[Any, Cancellations, Publisher]]:
+    def _connect(self) -> Iterator[tuple[Any, EndedRequests, Publisher]]:
         kafka = self._settings.kafka
         with (
             Publisher(kafka) as publisher,
             consumer(kafka) as status_reader,
             consumer(kafka, Topic.TRAINING_JOBS, group=f"{kafka.topic_prefix}{GROUP}", **_MEMBERSHIP) as jobs,
         ):
-            cancellations = Cancellations(status_reader, Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix))
-            cancellations.catch_up()
-            yield jobs, cancellations, publisher
+            ended = EndedRequests(status_reader, Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix))
+            ended.catch_up()
+            yield jobs, ended, publisher
 
-    def _receive(self, jobs: Any, publisher: Publisher) -> None:
+    def _receive(self, jobs: Any, ended: EndedRequests, publisher: Publisher) -> None:
         slots_taken = sum(not execution.elsewhere for execution in self._executions.values())
         partitions = jobs.assignment()
         if slots_taken >= self._parallel:
@@ -125,9 +125,9 @@ class JobConsumer:
         for partition, records in jobs.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).items():
             for record in records:
                 if self._offsets.setdefault(partition, InFlightOffsets()).start(record.offset):
-                    self._accept(partition, record, publisher)
+                    self._accept(partition, record, ended, publisher)
 
-    def _accept(self, partition: TopicPartition, record: Any, publisher: Publisher) -> None:
+    def _accept(self, partition: TopicPartition, record: Any, ended: EndedRequests, publisher: Publisher) -> None:
         try:
             job = TrainingJob.model_validate_json(record.value or b"")
         except ValidationError as error:
@@ -143,11 +143,15 @@ class JobConsumer:
             launcher=self._launcher,
             report=partial(publish_report, publisher),
             max_attempts=self._settings.trainer.max_attempts,
+            request_ended=partial(_caught_up_and_ended, ended, job),
         )
 
-    def _advance(self, cancellations: Cancellations) -> None:
+    def _advance(self, ended: EndedRequests) -> None:
         for (partition, offset), execution in list(self._executions.items()):
-            cancelled = execution.job.request.request_id in cancellations
+            request = execution.job.request
+            state = ended.state(request.model, request.request_id)
+            # A trainer that has reported its model as completed ends by itself.
+            cancelled = state is not None and not (state is State.COMPLETED and execution.running)
             running = sum(other.running for other in self._executions.values())
             if _advance(execution, may_start=running < self._parallel, cancelled=cancelled):
                 self._offsets[partition].settle(offset)
@@ -183,6 +187,11 @@ class JobConsumer:
                 if execution.running:
                     _advance(execution, may_start=False)
             time.sleep(0.05)
+
+
+def _caught_up_and_ended(ended: EndedRequests, job: TrainingJob) -> bool:
+    ended.catch_up()
+    return ended.state(job.request.model, job.request.request_id) is not None
 
 
 def _advance(execution: Execution, *, may_start: bool, cancelled: bool = False) -> bool:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -29,6 +29,8 @@ from launchers.local.launcher import LocalLauncher
 from launchers.port import Ending, Launcher, RunOutcome, job_segment
 from tests.fakes.launcher import FakeLauncher
 
+# Of all jobs: an old one is overdue.
+MOMENT = now()
 PATIENCE = timedelta(seconds=60)
 RETRY = RunOutcome(ending=Ending.FAILED, retryable=True, reasons=("no luck",))
 
@@ -63,15 +65,14 @@ def settings(settings: Settings) -> Settings:
 
 def make_job(request_id: str) -> TrainingJob:
     """A job whose contents no trainer reads."""
-    moment = datetime(2025, 1, 2, tzinfo=UTC)
     return TrainingJob(
-        request=FineTuneRequested(request_id=request_id, model="support", requested_at=moment),
+        request=FineTuneRequested(request_id=request_id, model="support", requested_at=MOMENT),
         base_model=ModelReference(uri="hf://org/model"),
         snapshot_uri="s3://bucket/snapshots/manifest.json",
         snapshot_sha256="0" * 64,
         output_uri="s3://bucket/models/m",
         version="v1",
-        published_at=moment,
+        published_at=MOMENT,
         max_seconds=60,
     )
 
@@ -155,16 +156,28 @@ def test_jobs_run_concurrently_up_to_the_limit(settings: Settings) -> None:
         eventually(lambda: committed(settings) == 2)
 
 
-def test_a_cancellation_terminates_a_run_and_prevents_a_waiting_one(settings: Settings) -> None:
+@pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED])
+def test_the_end_of_a_request_terminates_its_run_and_prevents_a_waiting_one(settings: Settings, state: State) -> None:
     publish(settings, make_job("r-1"), make_job("r-2"))
     with running_launcher(settings, launcher := FakeLauncher(None)), Publisher(settings.kafka) as publisher:
         eventually(lambda: len(launcher.submitted) == 1)
         for request_id in ("r-2", "r-1"):
-            status = FineTuneStatus(request_id=request_id, model="support", state=State.CANCELLED, at=now())
+            status = FineTuneStatus(request_id=request_id, model="support", state=state, at=now())
             publisher.publish(Topic.FINE_TUNE_STATUS, status, key=request_id, partition_by="support")
         eventually(lambda: committed(settings) == 2)
     assert [run.job.request.request_id for run in launcher.submitted] == ["r-1"]
     assert outcome(settings, make_job("r-1"), 1)["ending"] == "cancelled"
+
+
+def test_no_job_of_an_ended_request_starts_whatever_another_model_calls_its_own(settings: Settings) -> None:
+    publish(settings, make_job("r-1"), make_job("r-2"))
+    with Publisher(settings.kafka) as publisher:
+        for model, request_id in (("another", "r-2"), ("support", "r-1")):
+            status = FineTuneStatus(request_id=request_id, model=model, state=State.FAILED, at=now())
+            publisher.publish(Topic.FINE_TUNE_STATUS, status, key=request_id, partition_by=model)
+    with running_launcher(settings, launcher := FakeLauncher()):
+        eventually(lambda: committed(settings) == 2)
+    assert [run.job.request.request_id for run in launcher.submitted] == ["r-2"]
 
 
 def test_an_invalid_job_is_dead_lettered_unchanged(settings: Settings) -> None:
@@ -194,8 +207,7 @@ def test_the_next_launcher_runs_the_job_of_a_stopped_one(settings: Settings) -> 
 
 
 def test_a_detached_run_continues_without_its_launcher(settings: Settings) -> None:
-    # An overdue detached job is refused, so this one is published now.
-    publish(settings, make_job("r-1").model_copy(update={"published_at": now()}))
+    publish(settings, make_job("r-1"))
     service = FakeLauncher(None, detached=True)
     with running_launcher(settings, service):
         eventually(lambda: len(service.submitted) == 1)

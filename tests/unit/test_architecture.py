@@ -53,7 +53,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "ledger",
         "ownership",
         "heartbeats",
-        "cancellations",
+        "ended_requests",
         "execution",
         "job_consumer",
         "local",

@@ -1,6 +1,7 @@
 """One run per request, whatever is redelivered and whoever dies: for attached and detached launchers."""
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from foldtune.events import FineTuneStatus, State, TrainingJob, now
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
-from launchers.execution import Execution, Phase
+from launchers.execution import OVERDUE, Execution, Phase
 from launchers.heartbeats import DEAD_SECONDS, HeartbeatOwnership, this_process
 from launchers.job_consumer import InFlightOffsets
 from launchers.ledger import Ledger
@@ -42,7 +43,9 @@ class Bench:
     def time(self) -> datetime:
         return MOMENT + timedelta(seconds=self.seconds)
 
-    def execution(self, launcher: Launcher, *, max_attempts: int = 2) -> Execution:
+    def execution(
+        self, launcher: Launcher, *, max_attempts: int = 2, request_ended: Callable[[], bool] = lambda: False
+    ) -> Execution:
         heartbeats = HeartbeatOwnership(self.ledger, lambda: self.seconds)
         lease = LeaseOwnership(launcher.submit_timeout, clock=lambda: self.time)
         return Execution(
@@ -52,6 +55,7 @@ class Bench:
             launcher=launcher,
             report=self.statuses.append,
             max_attempts=max_attempts,
+            request_ended=request_ended,
             clock=lambda: self.seconds,
             wall_clock=lambda: self.time,
         )
@@ -188,6 +192,50 @@ def test_a_job_is_cancelled_before_and_during_its_run(bench: Bench) -> None:
     bench.finish(late)
     assert len(launcher.submitted) == 1
     assert bench.states == [State.SUBMITTED]
+
+
+def test_a_job_whose_request_has_ended_is_not_started(bench: Bench, detached: bool) -> None:
+    bench.finish(bench.execution(launcher := FakeLauncher(detached=detached), request_ended=lambda: True))
+    assert not launcher.submitted
+    assert State.FAILED not in bench.states
+
+
+def test_a_request_that_ends_between_two_attempts_gets_no_second(bench: Bench, detached: bool) -> None:
+    ended: list[bool] = []
+    launcher = FakeLauncher(None, detached=detached)
+    execution = bench.execution(launcher, request_ended=lambda: bool(ended))
+    execution.advance()
+    ended.append(True)
+    launcher.end(launcher.submitted[0], RETRY)
+    bench.finish(execution)
+    assert [run.attempt for run in launcher.submitted] == [1]
+    assert State.FAILED not in bench.states
+
+
+def test_an_overdue_job_is_refused_by_every_launcher(bench: Bench, job: TrainingJob, detached: bool) -> None:
+    bench.seconds = (2 * timedelta(seconds=job.max_seconds) + OVERDUE).total_seconds() + 1
+    bench.finish(bench.execution(launcher := FakeLauncher(detached=detached)))
+    assert not launcher.submitted
+    assert bench.states == [State.FAILED]
+    assert "to be launched by" in bench.statuses[0].reasons[0]
+
+
+def test_days_in_the_queue_do_not_count(bench: Bench, detached: bool) -> None:
+    bench.seconds = timedelta(days=6).total_seconds()
+    bench.finish(bench.execution(launcher := FakeLauncher(detached=detached)))
+    assert len(launcher.submitted) == 1
+
+
+def test_each_attempt_is_reported_as_running_once(bench: Bench, detached: bool) -> None:
+    launcher = FakeLauncher(None, None, detached=detached)
+    execution = bench.execution(launcher)
+    for number in (0, 1):
+        for _ in range(4):
+            execution.advance()
+            bench.seconds += 10
+        launcher.end(launcher.submitted[number], RETRY)
+    bench.finish(execution)
+    assert bench.states == [*([State.SUBMITTED, State.RUNNING] * 2), State.FAILED]
 
 
 def test_without_a_slot_nothing_starts(bench: Bench, detached: bool) -> None:

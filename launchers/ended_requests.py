@@ -1,17 +1,21 @@
-"""Which requests were cancelled, as published by the coordinator."""
+"""Which requests have ended, as published by the coordinator: their jobs do not start, and their runs are stopped."""
 
+import time
 from typing import Any
 
 import structlog
 from kafka import TopicPartition
+from kafka.errors import KafkaTimeoutError
 from pydantic import ValidationError
 
 from foldtune.events import FineTuneStatus, State
 
 log = structlog.get_logger(__name__)
 
+CATCH_UP_SECONDS = 30.0
 
-class Cancellations:
+
+class EndedRequests:
     """Reads ``fine-tune-status`` from its beginning; the topic is compacted, so that is one status per request."""
 
     def __init__(self, consumer: Any, topic: str) -> None:
@@ -20,19 +24,27 @@ class Cancellations:
         partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
         consumer.assign(partitions)
         consumer.seek_to_beginning(*partitions)
-        self._cancelled: set[str] = set()
+        self._ended: dict[tuple[str, str], State] = {}
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._cancelled
+    def state(self, model: str, request_id: str) -> State | None:
+        """The final state of a request, as far as has been read; ``None`` while it has none."""
+        return self._ended.get((model, request_id))
 
     def refresh(self) -> None:
         """Read what is available, without waiting for more."""
         self._poll(timeout_ms=0)
 
     def catch_up(self) -> None:
-        """Read up to the present end, so that no job is started whose request was cancelled before."""
+        """Read up to the present end, so that no job is started whose request ended before.
+
+        Raises:
+            KafkaError: the brokers did not answer in time.
+        """
+        deadline = time.monotonic() + CATCH_UP_SECONDS
         ends = self._consumer.end_offsets(self._consumer.assignment())
         while any(self._consumer.position(partition) < end for partition, end in ends.items()):
+            if time.monotonic() > deadline:
+                raise KafkaTimeoutError("fine-tune-status could not be read to its end")
             self._poll(timeout_ms=200)
 
     def _poll(self, timeout_ms: int) -> None:
@@ -54,5 +66,6 @@ class Cancellations:
                 error=f"{error.error_count()} validation errors",
             )
             return
-        if status.state is State.CANCELLED:
-            self._cancelled.add(status.request_id)
+        if status.state.terminal:
+            # The first end counts: a request has one.
+            self._ended.setdefault((status.model, status.request_id), status.state)
