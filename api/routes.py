@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from foldtune.errors import TRANSIENT_ERRORS, FoldtuneError, OutOfBoundsError
 from foldtune.events import FineTuneRequested, FineTuneStatus, RequestId, now
+from foldtune.knobs import ModelName
 from foldtune.reasons import reasons_of
 
 Publish = Callable[[FineTuneRequested], None]
-NewestStatus = Callable[[str], FineTuneStatus | None]
+# By request id and, where the caller names one, model.
+NewestStatus = Callable[[str, str | None], FineTuneStatus | None]
 
 # The coordinator rejects larger events.
 MAX_BODY_BYTES = 256 * 1024
@@ -27,13 +29,17 @@ HEADERS = {"cache-control": "no-store"}
 # The fields that a caller may set; requested_at, requested_by and origin are set here.
 _BODY_FIELDS = frozenset({"request_id", "model", "base_model", "data", "dataset", "training", "weights", "seed"})
 _MAX_LISTED_FIELDS = 10
-_REQUEST_ID: TypeAdapter[str] = TypeAdapter(RequestId)
 
 _log = structlog.get_logger(__name__)
 
 
 class BodyError(FoldtuneError):
     """body:"""
+
+
+class _RequestName(BaseModel):
+    request_id: RequestId
+    model: ModelName | None
 
 
 @dataclass(frozen=True)
@@ -74,19 +80,23 @@ def submit_request(body: bytes, caller: str, publish: Publish) -> Answer:
     return Answer(HTTPStatus.ACCEPTED, {"request_id": request.request_id, "model": request.model})
 
 
-def request_status(request_id: str, newest_status: NewestStatus) -> Answer:
-    """``GET /requests/{id}``: the newest status, as it is on ``fine-tune-status``."""
+def request_status(request_id: str, model: str | None, newest_status: NewestStatus) -> Answer:
+    """``GET /requests/{id}?model=…``: the newest status, as it is on ``fine-tune-status``.
+
+    Without a model that of the request that was told of last, where several models use the id.
+    """
     try:
-        _REQUEST_ID.validate_python(request_id)
+        _RequestName.model_validate({"request_id": request_id, "model": model})
     except ValidationError as error:
-        return refusal(HTTPStatus.BAD_REQUEST, *reasons_of(error, lambda _: "request_id"))
+        return refusal(HTTPStatus.BAD_REQUEST, *reasons_of(error))
     try:
-        status = newest_status(request_id)
+        status = newest_status(request_id, model)
     except TRANSIENT_ERRORS as error:
         _log.warning("status not available", request_id=request_id, error=str(error))
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not available at the moment; retry later")
     if status is None:
-        return refusal(HTTPStatus.NOT_FOUND, f"request {request_id!r} not found (yet)")
+        of = f" of model {model!r}" if model else ""
+        return refusal(HTTPStatus.NOT_FOUND, f"request {request_id!r}{of} not found (yet)")
     return Answer(HTTPStatus.OK, status.model_dump(mode="json", exclude_none=True))
 
 

@@ -26,7 +26,7 @@ from api.routes import (
 from foldtune.client.client import FoldtuneClient
 from foldtune.events import FineTuneStatus
 from foldtune.settings import Settings
-from foldtune.status_order import StatusRecord, merge_status
+from foldtune.status_order import StatusRecord, merge_status, select_status
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
 
@@ -56,10 +56,9 @@ class StatusCache:
         """Whether new statuses are still read."""
         return self._thread.is_alive()
 
-    def newest(self, request_id: str) -> FineTuneStatus | None:
+    def newest(self, request_id: str, model: str | None = None) -> FineTuneStatus | None:
         """The newest status of a request; ``None`` where there is none (yet)."""
-        records = self._newest.get(request_id)
-        return records[0].status if records else None
+        return select_status(self._newest.get(request_id, ()), model)
 
     def add(self, record: StatusRecord) -> None:
         """Merge one record of the topic, in any order and however often."""
@@ -100,7 +99,7 @@ class ApiServer:
         return _response(await asyncio.to_thread(submit_request, body, caller, self._publish))
 
     async def _get_request(self, call: web.Request) -> web.Response:
-        return _response(request_status(call.match_info["id"], self._statuses.newest))
+        return _response(request_status(call.match_info["id"], call.query.get("model"), self._statuses.newest))
 
     async def _health(self, _: web.Request) -> web.Response:
         if self._statuses.following:

@@ -251,7 +251,7 @@ class Progress(Model):
 
 
 class FineTuneStatus(Event):
-    """A new state of a request. Keyed by request, partitioned by model name: a model's statuses are in order."""
+    """A new state of a request, which is model and id together. A model's statuses are in one partition, in order."""
 
     type: Literal["fine_tune_status"] = "fine_tune_status"
     request_id: RequestId

@@ -11,7 +11,8 @@
 ``models/MODEL/VERSION/``                            the files of a trained model
 ``models/MODEL/VERSION/manifest.json``               its files with their digests, written last
 ``models/MODEL/latest.json``                         the newest promoted version of the model
-``statuses/REQUEST_ID.json``                         the newest status of a request, for readers without Kafka
+``statuses/REQUEST_ID.json``                         the newest status of each model's request under one id, for
+                                                     readers without Kafka
 ``spend/MODEL/YYYY-MM.json``                         cost of the model's trainings on AWS Batch, by month
 ===================================================  =========================================================
 
@@ -123,7 +124,7 @@ def latest_key(prefix: str) -> str:
 
 
 def status_key(request_id: str) -> str:
-    """The newest status of a request."""
+    """The newest status of each model's request under one id."""
     return f"statuses/{key_segment(request_id)}.json"
 
 

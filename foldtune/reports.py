@@ -2,9 +2,10 @@
 
 from foldtune.events import FineTuneStatus
 from foldtune.kafka import Publisher
-from foldtune.topics import Topic
+from foldtune.topics import Topic, request_key
 
 
 def publish_report(publisher: Publisher, status: FineTuneStatus) -> None:
     """Publish a report and wait for its acknowledgement; raises ``PublishError``."""
-    publisher.publish(Topic.TRAINING_REPORTS, status, key=status.request_id, partition_by=status.model)
+    key = request_key(status.model, status.request_id)
+    publisher.publish(Topic.TRAINING_REPORTS, status, key=key, partition_by=status.model)

@@ -47,3 +47,8 @@ def merge_status(known: Iterable[StatusRecord], new: StatusRecord) -> tuple[Stat
             new = new.model_copy(update={"status": status})
         records[new.status.model] = new
     return tuple(sorted(records.values(), key=lambda record: (record.status.at, record.status.model), reverse=True))
+
+
+def select_status(records: Iterable[StatusRecord], model: str | None) -> FineTuneStatus | None:
+    """Of an id's records as ``merge_status`` orders them: the model's status, without one that of the id."""
+    return next((record.status for record in records if model in {None, record.status.model}), None)

@@ -26,7 +26,7 @@ class Topic(Enum):
     SNAPSHOT_PARTS = ("snapshot-parts", _DEFAULT)
     TRAINING_PROGRESS = ("training-progress", _DEFAULT)
     MODEL_READY = ("model-ready", _UNLIMITED)
-    # Keyed by request_id, partitioned by model name.
+    # Keyed by ``request_key``, partitioned by model name.
     TRAINING_REPORTS = ("training-reports", _DEFAULT)
     FINE_TUNE_STATUS = ("fine-tune-status", _COMPACTED)
     TRAINING_JOBS = ("training-jobs", _UNLIMITED)
@@ -40,6 +40,11 @@ class Topic(Enum):
     def named(self, prefix: str) -> str:
         """The topic's full name on the brokers."""
         return f"{prefix}{self.label}"
+
+
+def request_key(model: str, request_id: str) -> str:
+    """The key of a request's records: two models may use one id. Neither name contains a slash."""
+    return f"{model}/{request_id}"
 
 
 # The inputs of the training sets, co-partitioned by folder.

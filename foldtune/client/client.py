@@ -121,40 +121,55 @@ class FoldtuneClient:
     # ── Queries ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def statuses(
-        self, request_id: str, *, follow: bool = True, timeout: timedelta | None = None
+        self,
+        request_id: str,
+        *,
+        model: str | None = None,
+        follow: bool = True,
+        timeout: timedelta | None = None,
     ) -> Generator[FineTuneStatus]:
         """The statuses of a request, oldest first; compaction may have removed all past ones but the newest.
 
+        A request is its model and id; without ``model``, those of every model under this id, up to the first end.
         Ends with the final state or after ``timeout``; without ``follow``, at the current end of the topic.
         """
+        # A status is published under two keys, and again after a crash.
+        last: dict[str, FineTuneStatus] = {}
         deadline = time.monotonic() + timeout.total_seconds() if timeout else None
         for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS, follow=follow, deadline=deadline):
-            if record.key != request_id.encode() or (status := _decode(record, FineTuneStatus)) is None:
+            # Before the record is decoded; the key was the id alone, until 0.1.
+            if (record.key or b"").rpartition(b"/")[2] != request_id.encode():
                 continue
+            if (status := _decode(record, FineTuneStatus)) is None:
+                continue
+            if model not in {None, status.model} or last.get(status.model) == status:
+                continue
+            last[status.model] = status
             yield status
             if follow and status.state.terminal:
                 return
 
-    def wait(self, request_id: str, timeout: timedelta) -> FineTuneStatus:
-        """The final status of a request.
+    def wait(self, request_id: str, timeout: timedelta, *, model: str | None = None) -> FineTuneStatus:
+        """The final status of a request; ``model`` is needed where several models use the id.
 
         Raises:
             StatusTimeoutError: no final state within ``timeout``; the last state is named.
         """
         last = None
-        for last in self.statuses(request_id, timeout=timeout):
+        for last in self.statuses(request_id, model=model, timeout=timeout):
             if last.state.terminal:
                 return last
         raise StatusTimeoutError(request_id, timeout.total_seconds(), last.state if last else "unknown")
 
-    def requests(self) -> dict[str, FineTuneStatus]:
-        """The newest status of every request."""
+    def requests(self) -> dict[tuple[str, str], FineTuneStatus]:
+        """The newest status of every request, by model and id."""
         newest: dict[str, tuple[StatusRecord, ...]] = {}
         for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS):
             if status := _decode(record, FineTuneStatus):
                 new = StatusRecord(partition=record.partition, offset=record.offset, status=status)
                 newest[status.request_id] = merge_status(newest.get(status.request_id, ()), new)
-        return {request_id: records[0].status for request_id, records in newest.items()}
+        statuses = (record.status for records in newest.values() for record in records)
+        return {(status.model, status.request_id): status for status in statuses}
 
     def models(self) -> dict[str, ModelReady]:
         """The newest ``model_ready`` event of every model."""

@@ -18,11 +18,16 @@ def cancel(
 ) -> None:
     """Cancel a request; 'foldtune status REQUEST' shows when it has ended."""
     with FoldtuneClient(load_settings()) as client:
-        status = client.requests().get(request_id)
-        if status and status.state.terminal:
-            typer.echo(f"{request_id} has ended already: {status.state}")
+        newest = client.requests().values()
+        known = [each for each in newest if each.request_id == request_id and model in {None, each.model}]
+        running = [status for status in known if not status.state.terminal]
+        if known and not running:
+            typer.echo(f"{request_id} has ended already: {known[0].state}")
             return
-        model = model or (status.model if status else None)
+        if len(running) > 1:
+            models = ", ".join(sorted(status.model for status in running))
+            raise UserError(f"request {request_id!r} is under way for the models {models}; pass --model")
+        model = model or (running[0].model if running else None)
         if model is None:
             raise UserError(f"request {request_id!r} not found; to cancel it anyway, pass --model")
         client.cancel(request_id, model, requested_by="command line")

@@ -18,9 +18,12 @@ TOPIC_EVENTS: dict[Topic, tuple[str, str]] = {
     Topic.SNAPSHOT_PARTS: ("snapshot_part", "model"),
     Topic.TRAINING_PROGRESS: ("training_progressed", "model"),
     Topic.MODEL_READY: ("model_ready", "model"),
-    Topic.TRAINING_REPORTS: ("fine_tune_status, from launcher and trainer", "request_id, partitioned by model"),
-    Topic.FINE_TUNE_STATUS: ("fine_tune_status", "request_id, partitioned by model"),
-    Topic.TRAINING_JOBS: ("training_job", "request_id, partitioned by model"),
+    Topic.TRAINING_REPORTS: ("fine_tune_status, from launcher and trainer", "model/request_id, partitioned by model"),
+    Topic.FINE_TUNE_STATUS: (
+        "fine_tune_status",
+        "model/request_id, partitioned by model; for SDKs of 0.1 once more under request_id alone",
+    ),
+    Topic.TRAINING_JOBS: ("training_job", "model/request_id, partitioned by model"),
     Topic.DEAD_LETTERS: (
         "the rejected bytes, with headers foldtune-error, -topic, -partition, -offset; without a value, and with"
         " foldtune-letter: a dead letter was replayed, and where to",

@@ -58,18 +58,18 @@ def request(
             else:
                 typer.echo(event.request_id)
             return
-        last = _print_statuses(client, event.request_id, timedelta(seconds=timeout), as_json=as_json)
+        last = _print_statuses(client, event, timedelta(seconds=timeout), as_json=as_json)
     if last is None or last.state is not State.COMPLETED:
         raise typer.Exit(1)
 
 
 def _print_statuses(
-    client: FoldtuneClient, request_id: str, timeout: timedelta, *, as_json: bool
+    client: FoldtuneClient, request: FineTuneRequested, timeout: timedelta, *, as_json: bool
 ) -> FineTuneStatus | None:
     """Print each status until the final one; returns the last."""
-    last = None
+    last, request_id = None, request.request_id
     printed: set[str] = set()
-    for last in client.statuses(request_id, timeout=timeout):
+    for last in client.statuses(request_id, model=request.model, timeout=timeout):
         if as_json:
             print_event(last)
             continue

@@ -15,14 +15,16 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def status(
     request_id: Annotated[str | None, typer.Argument(metavar="[REQUEST]", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="Only of this model: several may use one id.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the newest status of every request, or all retained statuses of one."""
     with FoldtuneClient(load_settings()) as client:
         if request_id is None:
-            statuses = sorted(client.requests().values(), key=lambda status: status.at)
+            newest = client.requests().values()
+            statuses = sorted((each for each in newest if model in {None, each.model}), key=lambda status: status.at)
         else:
-            statuses = list(client.statuses(request_id, follow=False))
+            statuses = list(client.statuses(request_id, model=model, follow=False))
             if not statuses:
                 raise UserError(f"request {request_id!r} not found")
     if as_json:

@@ -159,7 +159,8 @@ def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
         case "POST /requests":
             answer = submit_request(call.content, call.caller, _publish_request)
         case "GET /requests/{id}":
-            answer = request_status(call.request_id, StatusStore(S3ObjectStore(load_settings().s3)).newest)
+            statuses = StatusStore(S3ObjectStore(load_settings().s3))
+            answer = request_status(call.request_id, call.model, statuses.newest)
         case _:
             answer = refusal(HTTPStatus.NOT_FOUND, f"no such route: {call.route_key}")
     return _http_response(answer)

@@ -71,6 +71,7 @@ class HttpRequest(_Payload):
 
     route_key: str
     path_parameters: dict[str, str] | None = None
+    query_string_parameters: dict[str, str] | None = None
     body: str | None = None
     is_base64_encoded: bool = Field(False, alias="isBase64Encoded")
     request_context: _RequestContext = _RequestContext()
@@ -87,6 +88,11 @@ class HttpRequest(_Payload):
     def request_id(self) -> str:
         """The ``{id}`` of the path; empty where there is none."""
         return (self.path_parameters or {}).get("id", "")
+
+    @property
+    def model(self) -> str | None:
+        """The query's ``model``."""
+        return (self.query_string_parameters or {}).get("model")
 
     @property
     def content(self) -> bytes:

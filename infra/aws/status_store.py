@@ -3,7 +3,7 @@
 from foldtune.events import FineTuneStatus
 from foldtune.object_keys import status_key
 from foldtune.object_store import ObjectStore
-from foldtune.status_order import StatusRecord, merge_status
+from foldtune.status_order import StatusRecord, merge_status, select_status
 
 
 class _StatusObject(StatusRecord):
@@ -30,10 +30,10 @@ class StatusStore:
             if self._store.put_if_match(key, content, etag) if known else self._store.put_if_absent(key, content):
                 return
 
-    def newest(self, request_id: str) -> FineTuneStatus | None:
+    def newest(self, request_id: str, model: str | None = None) -> FineTuneStatus | None:
         """The newest status of a request; ``None`` where there is none (yet)."""
         known, _ = self._read(status_key(request_id))
-        return known[0].status if known else None
+        return select_status(known, model)
 
     def _read(self, key: str) -> tuple[tuple[StatusRecord, ...], str]:
         version = self._store.find_with_etag(key)

@@ -33,7 +33,7 @@ from foldtune.object_keys import key_segment, model_prefix, snapshot_manifest_ke
 from foldtune.object_store import ObjectStore
 from foldtune.reasons import reasons_of
 from foldtune.settings import Settings
-from foldtune.topics import Topic
+from foldtune.topics import Topic, request_key
 from streams.errors import PartitionLostError
 from streams.metrics import REQUESTS_ENDED
 from streams.partitions.changelog_table import Table
@@ -59,7 +59,7 @@ class OutboxEntry(Struct, frozen=True):
 
 
 class _RequestIds(BaseModel):
-    """The part of an invalid request that is needed to answer it."""
+    """The part of any event about a request by which it is answered."""
 
     request_id: RequestId
     model: ModelName
@@ -122,6 +122,13 @@ class Coordinator:
     # ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _handle_request(self, partition: int, value: bytes) -> None:
+        ids = _RequestIds.model_validate_json(value)
+        if (owner := partition_of(ids.model, self._partitions)) != partition:
+            # Of a producer with another partitioner. Only this model's own coordinator may say how the request stands.
+            _log.warning("request of another partition passed on", request_id=ids.request_id, model=ids.model)
+            record = OutgoingRecord(Topic.FINE_TUNE_REQUESTS.label, owner, ids.model, value.decode(errors="replace"))
+            await self._publisher.send((record,))
+            return
         if EventType.model_validate_json(value).type == "fine_tune_cancelled":
             cancel = FineTuneCancelled.model_validate_json(value)
             if cancellation := lifecycle.cancelled(self._model_state(partition, cancel.model), cancel, now()):
@@ -130,14 +137,14 @@ class Coordinator:
         try:
             request = FineTuneRequested.model_validate_json(value)
         except ValidationError as error:
-            ids = _RequestIds.model_validate_json(value)
             await self._reject(partition, ids.request_id, ids.model, reasons_of(error))
             return
-        transition = lifecycle.requested(self._model_state(partition, request.model), request, now())
-        if reasons := tuple(self._rejection_reasons(partition, request, len(value), transition)):
+        state = self._model_state(partition, request.model)
+        transition = lifecycle.requested(state, request, now())
+        if reasons := tuple(self._rejection_reasons(request, len(value), transition)):
             await self._reject(partition, request.request_id, request.model, reasons)
         elif final_status := self._final_status(partition, request.model, request.request_id):
-            await self._publish_status(partition, final_status)
+            await self._commit(partition, lifecycle.answered(state, final_status))
         else:
             _log.info("request received", request_id=request.request_id, model=request.model, origin=request.origin)
             await self._commit(partition, transition)
@@ -199,7 +206,7 @@ class Coordinator:
         """
         model, state = transition.state.model, _json(transition.state)
         entry = OutboxEntry(
-            tuple(outgoing_records(transition.outputs, partition)),
+            tuple(_records(transition.outputs, partition)),
             {
                 _final_status_key(status.model, status.request_id).decode(): status.encode().decode()
                 for status in transition.final_statuses
@@ -270,7 +277,7 @@ class Coordinator:
                 if self._model_state(partition, model) == state:
                     deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
                     published = lifecycle.job_published(state, state.active, deadline + REPORTING_TIME)
-                    output = OutgoingEvent(Topic.TRAINING_JOBS, job, job.request.request_id)
+                    output = OutgoingEvent(Topic.TRAINING_JOBS, job, request_key(model, job.request.request_id))
                     await self._commit(partition, Transition(published, (output,)))
 
     def _complete_manifest(self, state: ModelState) -> SnapshotManifest | None:
@@ -300,27 +307,18 @@ class Coordinator:
 
     async def _reject(self, partition: int, request_id: str, model: str, reasons: tuple[str, ...]) -> None:
         # An invalid event with the id of an earlier request does not end that request; its status is the answer.
+        state = self._model_state(partition, model)
         if status := (
-            self._final_status(partition, model, request_id)
-            or lifecycle.current_status(self._model_state(partition, model), request_id, now())
+            self._final_status(partition, model, request_id) or lifecycle.current_status(state, request_id, now())
         ):
-            await self._publish_status(partition, status)
+            await self._commit(partition, lifecycle.answered(state, status))
             return
         status = FineTuneStatus(request_id=request_id, model=model, state=State.REJECTED, at=now(), reasons=reasons)
-        await self._publish_status(partition, status)
-        await self._table.write(partition, {_final_status_key(model, request_id): status.encode()})
-        _record_end(status)
+        await self._commit(partition, lifecycle.ended(state, status))
 
-    async def _publish_status(self, partition: int, status: FineTuneStatus) -> None:
-        await self._publisher.publish((OutgoingEvent(Topic.FINE_TUNE_STATUS, status, status.request_id),), partition)
-
-    def _rejection_reasons(
-        self, partition: int, request: FineTuneRequested, size: int, transition: Transition
-    ) -> Iterator[str]:
+    def _rejection_reasons(self, request: FineTuneRequested, size: int, transition: Transition) -> Iterator[str]:
         if size > _MAX_REQUEST_BYTES:
             yield f"event: {size} bytes, at most {_MAX_REQUEST_BYTES}"
-        if partition_of(request.model, self._partitions) != partition:
-            yield f"key: the event must be keyed by its model name {request.model!r}"
         if request in transition.state.waiting and (waiting := len(_json(transition.state))) > _MAX_WAITING_BYTES:
             yield f"model: requests of {waiting} bytes wait for {request.model!r}, at most {_MAX_WAITING_BYTES}"
         base: ModelReference | None = request.base_model
@@ -361,6 +359,14 @@ def _final_status_key(model: str, request_id: str) -> bytes:
 
 def _outbox_key(model: str, state: bytes) -> bytes:
     return _OUTBOX_PREFIX + f"{model}|{hashlib.sha256(state).hexdigest()[:32]}".encode()
+
+
+def _records(outputs: tuple[OutgoingEvent, ...], partition: int) -> Iterator[OutgoingRecord]:
+    """The records of a transition; a status once more under the id alone, by which SDKs of version 0.1 search."""
+    for record in outgoing_records(outputs, partition):
+        yield record
+        if record.topic == Topic.FINE_TUNE_STATUS.label and record.key:
+            yield msgspec.structs.replace(record, key=record.key.rpartition("/")[2])
 
 
 def _json(model: BaseModel) -> bytes:

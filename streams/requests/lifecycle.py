@@ -24,7 +24,7 @@ from foldtune.events import (
     TrainingFinished,
 )
 from foldtune.knobs import ModelName
-from foldtune.topics import Topic
+from foldtune.topics import Topic, request_key
 from streams.publishing.publisher import OutgoingEvent
 
 
@@ -64,7 +64,7 @@ class Transition:
 def requested(state: ModelState, request: FineTuneRequested, now: datetime) -> Transition:
     """A new request starts if the model is idle, else waits. A known one is answered with its current status."""
     if current := current_status(state, request.request_id, now):
-        return Transition(state, (_output(current),))
+        return answered(state, current)
     accepted = _output(_status(request, State.ACCEPTED, now))
     if state.active is None:
         started = _start(state, request, (), now)
@@ -80,6 +80,16 @@ def current_status(state: ModelState, request_id: str, now: datetime) -> FineTun
         return active.status.model_copy(update={"request_id": request_id})
     waiting = next((other for other in state.waiting if other.request_id == request_id), None)
     return _status(waiting, State.WAITING, now) if waiting else None
+
+
+def answered(state: ModelState, status: FineTuneStatus) -> Transition:
+    """Tells a request's status once more."""
+    return Transition(state, (_output(status),))
+
+
+def ended(state: ModelState, status: FineTuneStatus) -> Transition:
+    """Ends a request that never became part of the state."""
+    return Transition(state, (_output(status),), (status,))
 
 
 def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> Transition | None:
@@ -242,4 +252,4 @@ def _for_each(status: FineTuneStatus, request_ids: tuple[str, ...]) -> tuple[Fin
 
 
 def _output(status: FineTuneStatus) -> OutgoingEvent:
-    return OutgoingEvent(Topic.FINE_TUNE_STATUS, status, status.request_id)
+    return OutgoingEvent(Topic.FINE_TUNE_STATUS, status, request_key(status.model, status.request_id))

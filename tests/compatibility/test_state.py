@@ -160,8 +160,9 @@ def test_the_outbox_of_a_decision_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     final = status.encode()
     (key,) = table.keys(0, b"u|")
     assert key == b"u|m|" + hashlib.sha256(state).hexdigest()[:32].encode()
+    message = {"topic": "fine-tune-status", "partition": 0, "key": "m/r", "value": final.decode()}
     entry = {
-        "messages": [{"topic": "fine-tune-status", "partition": 0, "key": "r", "value": final.decode()}],
+        "messages": [message, message | {"key": "r"}],
         "ended": {"r|m|r": final.decode()},
     }
     assert table.get(0, key) == json.dumps(entry, separators=(",", ":")).encode()

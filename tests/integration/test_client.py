@@ -36,7 +36,7 @@ from foldtune.object_keys import key_segment
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
 from foldtune.topic_reader import read
-from foldtune.topics import Topic
+from foldtune.topics import Topic, request_key
 from tests.support import fine_tune_request
 from tests.unit.foldtune.client.test_deployment import publish
 
@@ -58,7 +58,8 @@ def publish_statuses(publisher: Publisher, request_id: str, *states: State) -> N
     """Publish statuses like the coordinator."""
     for state in states:
         status = FineTuneStatus(request_id=request_id, model="m", state=state, at=now())
-        publisher.publish(Topic.FINE_TUNE_STATUS, status, key=request_id, partition_by="m")
+        for key in (request_key("m", request_id), request_id):
+            publisher.publish(Topic.FINE_TUNE_STATUS, status, key=key, partition_by="m")
 
 
 def test_logs_are_batched_by_folder_and_a_log_of_two_folders_is_sent_twice(settings: Settings) -> None:
@@ -133,8 +134,8 @@ def test_a_request_is_followed_to_its_final_status(settings: Settings, publisher
     with FoldtuneClient(settings) as client:
         assert [status.state for status in client.statuses("r-1", follow=False)] == [State.ACCEPTED, State.RUNNING]
         assert {name: status.state for name, status in client.requests().items()} == {
-            "r-1": State.RUNNING,
-            "r-2": State.REJECTED,
+            ("m", "r-1"): State.RUNNING,
+            ("m", "r-2"): State.REJECTED,
         }
         with pytest.raises(StatusTimeoutError, match="running"):
             client.wait("r-1", timedelta(seconds=1))

@@ -27,6 +27,7 @@ def negatives() -> None:
 def explain(
     request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="A request whose training was started.")],
     question: Annotated[str, typer.Argument(help="A question of its logs.")],
+    model: Annotated[str | None, typer.Option(help="The request's model, where several use the id.")] = None,
     nearest: Annotated[int, typer.Option(min=1, max=1000, help="Number of nearest documents to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -39,7 +40,7 @@ def explain(
     from trainers.errors import TrainerError  # noqa: PLC0415
 
     settings = load_settings()
-    job = _job(settings.kafka, request_id)
+    job = _job(settings.kafka, request_id, model)
     with tempfile.TemporaryDirectory() as folder:
         try:
             store = S3ObjectStore(settings.s3)
@@ -75,9 +76,9 @@ def explain(
         print_table(("verdict", "from", "score", "Jaccard", "passage"), rows)
 
 
-def _job(kafka: KafkaSettings, request_id: str) -> TrainingJob:
+def _job(kafka: KafkaSettings, request_id: str, model: str | None) -> TrainingJob:
     for record in read(kafka, Topic.TRAINING_JOBS):
         job = TrainingJob.model_validate_json(record.value)
-        if job.request.request_id == request_id:
+        if job.request.request_id == request_id and model in {None, job.request.model}:
             return job
     raise UserError(f"no training was started for a request {request_id!r}; 'foldtune status' shows its state")

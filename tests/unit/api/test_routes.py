@@ -38,11 +38,11 @@ def plain(answer: Answer) -> tuple[int, dict[str, Any]]:
     return answer.status.value, answer.content
 
 
-def newest_status(request_id: str) -> FineTuneStatus | None:
+def newest_status(request_id: str, model: str | None) -> FineTuneStatus | None:
     """One request is known."""
     return (
         FineTuneStatus(request_id="r-1", model="support", state=State.ACCEPTED, at=now())
-        if request_id == "r-1"
+        if request_id == "r-1" and model in {None, "support"}
         else None
     )
 
@@ -121,7 +121,7 @@ def test_a_possibly_published_request_can_be_sent_again_under_its_id(topic: Topi
 
 def test_a_status_is_answered_as_it_is_on_the_topic() -> None:
     status = FineTuneStatus(request_id="r-1", model="support", state=State.FAILED, at=now(), reasons=("no luck",))
-    code, content = plain(request_status("r-1", lambda _: status))
+    code, content = plain(request_status("r-1", None, lambda *_: status))
     assert code == 200
     assert FineTuneStatus.model_validate_json(json.dumps(content)) == status
 
@@ -131,18 +131,33 @@ def test_a_status_is_answered_as_it_is_on_the_topic() -> None:
     [("r-2", 404, "'r-2'"), ("../jobs/x", 400, "request_id: "), ("", 400, "request_id: "), ("x" * 129, 400, "128")],
 )
 def test_an_unknown_or_invalid_id_is_refused(request_id: str, code: int, words: str) -> None:
-    found, content = plain(request_status(request_id, newest_status))
+    found, content = plain(request_status(request_id, None, newest_status))
     assert found == code
     assert words in content["errors"][0]
 
 
+@pytest.mark.parametrize(
+    ("model", "code", "words"),
+    [
+        ("support", 200, ""),
+        ("sales", 404, "'r-1' of model 'sales'"),
+        ("Not A Name", 400, "model: "),
+        ("", 400, "model: "),
+    ],
+)
+def test_a_status_is_that_of_the_named_model(model: str, code: int, words: str) -> None:
+    found, content = plain(request_status("r-1", model, newest_status))
+    assert found == code
+    assert words in str(content.get("errors"))
+
+
 def test_an_unavailable_store_is_a_503() -> None:
-    def fail(_: str) -> FineTuneStatus | None:
+    def fail(*_: object) -> FineTuneStatus | None:
         raise ObjectStoreError("https://s3.example")
 
-    assert plain(request_status("r-1", fail))[0] == 503
+    assert plain(request_status("r-1", None, fail))[0] == 503
 
 
 def test_an_unreadable_status_is_a_server_error() -> None:
     with pytest.raises(ValidationError):
-        request_status("r-1", lambda _: FineTuneStatus.model_validate_json("{}"))
+        request_status("r-1", None, lambda *_: FineTuneStatus.model_validate_json("{}"))

@@ -74,6 +74,8 @@ def test_a_status_is_answered(server: ApiServer, statuses: StatusCache) -> None:
     statuses.add(record(1, State.ACCEPTED))
     code, content = call(server, "GET", "/requests/r-1")
     assert (code, content["state"]) == (200, "accepted")
+    assert call(server, "GET", "/requests/r-1?model=support") == (200, content)
+    assert call(server, "GET", "/requests/r-1?model=sales")[0] == 404
     assert call(server, "GET", "/requests/r-2")[0] == 404
     assert call(server, "GET", "/requests/..%2Fx")[0] == 400
 

@@ -288,15 +288,23 @@ def test_names_are_not_truncated_on_a_narrow_terminal(
 
 
 def test_an_ended_request_is_not_cancelled(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[str] = []
-    monkeypatch.setattr(FoldtuneClient, "cancel", lambda _, request_id, *__, **___: sent.append(request_id))
+    sent: list[tuple[str, str]] = []
+    monkeypatch.setattr(FoldtuneClient, "cancel", lambda _, request_id, model, **__: sent.append((model, request_id)))
     ended, running = statuses((State.COMPLETED, None), (State.RUNNING, 1))
-    monkeypatch.setattr(FoldtuneClient, "requests", lambda _: {"r": ended, "s": running})
+    newest = {("m", "r"): ended}
+    for model, request_id in (("m", "s"), ("m", "t"), ("n", "t")):
+        newest[model, request_id] = running.model_copy(update={"model": model, "request_id": request_id})
+    monkeypatch.setattr(FoldtuneClient, "requests", lambda _: newest)
     assert runner.invoke(app, ["cancel", "r"]).stdout == "r has ended already: completed\n"
     assert runner.invoke(app, ["cancel", "r", "--model", "m"]).stdout == "r has ended already: completed\n"
     assert sent == []
     assert runner.invoke(app, ["cancel", "s"]).stdout == "cancellation of s requested\n"
-    assert sent == ["s"]
+    assert sent == [("m", "s")]
+    ambiguous = runner.invoke(app, ["cancel", "t"])
+    assert ambiguous.exit_code != 0
+    assert "for the models m, n; pass --model" in ambiguous.output
+    assert runner.invoke(app, ["cancel", "t", "--model", "n"]).exit_code == 0
+    assert sent == [("m", "s"), ("n", "t")]
 
 
 LOG = {

@@ -76,6 +76,8 @@ def test_a_status_is_read_from_the_store(store: MemoryObjectStore) -> None:
     code, answer = call(GET, pathParameters={"id": "r-1"})
     assert code == 200
     assert FineTuneStatus.model_validate_json(json.dumps(answer)) == status
+    assert call(GET, pathParameters={"id": "r-1"}, queryStringParameters={"model": "support"}) == (200, answer)
+    assert call(GET, pathParameters={"id": "r-1"}, queryStringParameters={"model": "sales"})[0] == 404
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_jobs_are_launched_from_either_source(
         (f"r-{number}", State.SUBMITTED) for number in (1, 2, 3)
     ]
     # Keyed by request, in the partition of the model's coordinator.
-    assert published.messages[0][2] == {"key": "r-1", "partition_by": "support"}
+    assert published.messages[0][2] == {"key": "support/r-1", "partition_by": "support"}
 
 
 def test_a_record_delivered_four_times_in_two_calls_is_one_job(

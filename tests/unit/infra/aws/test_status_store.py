@@ -36,6 +36,7 @@ def test_requests_of_two_models_under_one_id_are_both_kept() -> None:
     newest = store.newest("r-1")
     assert newest
     assert newest.model == "sales"
+    assert store.newest("r-1", "support") == record(2, State.COMPLETED, "support", -60).status
     store.update(record(1, State.RUNNING, "support", 5))
     store.update(record(3, State.COMPLETED, "support", 20))
     assert store.newest("r-1") == record(3, State.COMPLETED, "support", 20).status

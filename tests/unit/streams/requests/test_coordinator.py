@@ -10,11 +10,11 @@ from unittest import mock
 import pytest
 
 from foldtune.errors import ObjectStoreError
-from foldtune.events import Event, FineTuneCancelled, FineTuneStatus, SnapshotPart, State, now
+from foldtune.events import Event, FineTuneCancelled, FineTuneStatus, ModelReference, SnapshotPart, State, now
 from foldtune.kafka import partition_of
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings, WorkerSettings
-from foldtune.topics import Topic
+from foldtune.topics import Topic, request_key
 from streams.partitions.changelog_table import Changes
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests.coordinator import Coordinator
@@ -42,11 +42,12 @@ class RecordingPublisher(EventPublisher):
     def jobs(self) -> int:
         return sum(record.topic == Topic.TRAINING_JOBS.label for record in self.sent)
 
-    def states(self, request_id: str) -> list[State]:
+    def states(self, request_id: str, model: str | None = None) -> list[State]:
         statuses = [
             FineTuneStatus.model_validate_json(record.value)
             for record in self.sent
             if record.topic == Topic.FINE_TUNE_STATUS.label
+            and record.key == request_key(model or request_id, request_id)
         ]
         return [status.state for status in statuses if status.request_id == request_id]
 
@@ -176,10 +177,67 @@ def test_a_transition_interrupted_by_a_crash_is_completed_or_repeated(survived: 
         await heir.handle(Topic.SNAPSHOT_PARTS, "m", parts[1])
         for name in ("first", "second"):
             await heir.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(name, model="m", seed=len(name)))
-        assert {state for state in broker.states("first") if state.terminal} == {State.FAILED}
-        assert broker.states("second")[-1] is State.SNAPSHOTTING
+        assert {state for state in broker.states("first", "m") if state.terminal} == {State.FAILED}
+        assert broker.states("second", "m")[-1] is State.SNAPSHOTTING
         commands = [record.value for record in broker.sent if record.topic == Topic.SNAPSHOT_COMMANDS.label]
         assert any('"request_id":"second"' in command for command in commands)
         assert not list(broker.keys(partition_of("m", PARTITIONS), b"u|"))
+
+    asyncio.run(scenario())
+
+
+def same_partition(model: str) -> str:
+    """Another model of the partition of ``model``."""
+    names = (f"{model}-{number}" for number in range(100))
+    return next(name for name in names if partition_of(name, PARTITIONS) == partition_of(model, PARTITIONS))
+
+
+def test_two_models_may_use_one_id() -> None:
+    async def scenario() -> None:
+        system = System()
+        models = ("sales", same_partition("sales"))
+        for model in models:
+            await system.handle(Topic.FINE_TUNE_REQUESTS, model, fine_tune_request("friday", model=model))
+        cancel = FineTuneCancelled(request_id="friday", model=models[0], requested_at=now())
+        await system.handle(Topic.FINE_TUNE_REQUESTS, models[0], cancel)
+        assert system.publisher.states("friday", models[0])[-1] is State.CANCELLED
+        assert system.publisher.states("friday", models[1]) == [State.ACCEPTED, State.SNAPSHOTTING]
+        # What compaction leaves: the newest of each model, and under the former key that of any.
+        newest = {record.key: record.value for record in system.publisher.sent if "status" in record.topic}
+        assert set(newest) == {"friday", *(request_key(model, "friday") for model in models)}
+        assert {record.partition for record in system.publisher.sent} == {None, partition_of("sales", PARTITIONS)}
+
+    asyncio.run(scenario())
+
+
+def test_a_request_of_another_partition_is_passed_on_and_ends_nothing() -> None:
+    async def scenario() -> None:
+        system = System()
+        model = next(name for name in "abcdefgh" if partition_of(name, PARTITIONS) == 1)
+        elsewhere = next(name for name in "abcdefgh" if partition_of(name, PARTITIONS) == 0)
+        event = fine_tune_request("r", model=model)
+        await system.handle(Topic.FINE_TUNE_REQUESTS, elsewhere, event)
+        (record,) = system.publisher.sent
+        assert (record.topic, record.partition, record.key) == (Topic.FINE_TUNE_REQUESTS.label, 1, model)
+        assert record.value.encode() == event.encode()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("survived", range(8))
+def test_an_interrupted_rejection_ends_once(survived: int) -> None:
+    async def scenario() -> None:
+        broker = MortalBroker()
+        bad = fine_tune_request("r", model="m", base_model=ModelReference(uri="hf://org/name"))
+        broker.remaining_writes = survived
+        with suppress(KilledError):
+            await System(broker=broker).handle(Topic.FINE_TUNE_REQUESTS, "m", bad)
+        published = len(broker.states("r", "m"))
+        stored = any(key.startswith((b"r|", b"u|")) for key in broker.keys(partition_of("m", PARTITIONS), b""))
+        assert stored or not published
+        broker.remaining_writes = 1 << 30
+        await System(broker=broker).handle(Topic.FINE_TUNE_REQUESTS, "m", bad)
+        ends = {record.value for record in broker.sent if record.topic == Topic.FINE_TUNE_STATUS.label}
+        assert len(ends) == 1
 
     asyncio.run(scenario())
