@@ -38,7 +38,7 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
-from streams.partitions.consumer import offset_key
+from streams.partitions.positions import offset_key
 
 RUN_SCRIPT = Path(__file__).with_name("ingest_runs.py")
 FOLDERS = 50

@@ -92,7 +92,7 @@ def noop(settings: Settings) -> None:
 def worker(settings: Settings) -> None:
     """foldtune's worker, measured inside its process: from the end of recovery until its table has all end offsets."""
     from foldtune.object_store import S3ObjectStore  # noqa: PLC0415
-    from streams.partitions.consumer import offset_key  # noqa: PLC0415
+    from streams.partitions.positions import offset_key  # noqa: PLC0415
     from streams.worker.app import create_app  # noqa: PLC0415
     from streams.worker.process import collect_garbage_less_often  # noqa: PLC0415
 

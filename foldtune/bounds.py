@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from foldtune.events import MAX_PASSAGES
 
-_UNBOUNDED_MS = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp() * 1000)
+# What a Kafka timestamp (milliseconds) can mean. None (-1), 0 and seconds lie before it, micro- and nanoseconds after.
+EARLIEST_MS = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp() * 1000)
+LATEST_MS = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp() * 1000)
 
 
 class Bounds(BaseModel):
@@ -24,7 +26,7 @@ class Bounds(BaseModel):
 
 
 class Rules(NamedTuple):
-    """The bounds, and the timestamp of the Kafka message, which unlike the clock is the same on every replay."""
+    """The bounds, and the time of the Kafka message, which unlike the clock is the same on every replay."""
 
     written_at: datetime
     bounds: Bounds
@@ -64,6 +66,11 @@ def _text(field: str, text: str, limit: int, *, may_be_empty: bool = False) -> I
         yield f"{field}: only white space, at least 1 other character"
 
 
-def written_at(timestamp_ms: int) -> datetime:
-    """A Kafka timestamp as a datetime; a missing (-1) or absurd one becomes the year 2200, which bounds nothing."""
-    return datetime.fromtimestamp((timestamp_ms if 0 <= timestamp_ms < _UNBOUNDED_MS else _UNBOUNDED_MS) / 1000, UTC)
+def is_plausible(timestamp_ms: int) -> bool:
+    """Whether a Kafka timestamp can be meant."""
+    return EARLIEST_MS <= timestamp_ms < LATEST_MS
+
+
+def written_at(timestamp_ms: int) -> datetime | None:
+    """A Kafka timestamp as a datetime; ``None`` unless it is plausible."""
+    return datetime.fromtimestamp(timestamp_ms / 1000, UTC) if is_plausible(timestamp_ms) else None

@@ -17,7 +17,8 @@ from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 from streams.errors import PartitionLostError
-from streams.partitions.changelog_table import ChangelogTable, Changes, Table
+from streams.partitions.changelog_table import ChangelogTable, Changes
+from streams.partitions.positions import Position, position_changes, stored_position, with_plausible_times
 
 _log = structlog.get_logger()
 _POLL_SECONDS = 0.2
@@ -28,7 +29,8 @@ _FETCH_BYTES = 4 << 20
 # of the first one queues behind it.
 _FETCH_WAIT_MS = 100
 
-# Handles some records of one partition, in order; when it returns, their effects are durable.
+# Handles some records of one partition, in order; when it returns, their effects are durable. A record's timestamp is
+# plausible, or 0 (``streams.partitions.positions``).
 Handler = Callable[[Topic, int, Sequence[Any]], Awaitable[None]]
 Write = Callable[[int, Changes], Awaitable[object]]
 
@@ -53,13 +55,13 @@ class PartitionConsumer:
         self._write = write
         self._handle = handle
         self._block_records = block_records
-        # Of partitions that are being consumed: the offset in the table may go back, when a foreign write is applied.
-        self._next_offsets: dict[tuple[Topic, int], int] = {}
+        # Of partitions that are being consumed: the one in the table may go back, when a foreign write is applied.
+        self._positions: dict[tuple[Topic, int], Position] = {}
         self._stopping = False
 
     def next_offset(self, topic: Topic, partition: int) -> int:
         """The offset of the next record to handle; the effects of all before it are durable."""
-        return self._next_offsets.get((topic, partition)) or stored_offset(self._table, topic, partition)
+        return self._position(topic, partition).offset
 
     async def run(self) -> None:
         """Consume until ``stop``; raises what neither the client nor ``handle`` can recover from."""
@@ -95,7 +97,7 @@ class PartitionConsumer:
         topic_partitions = self._topic_partitions(partition)
         while self._active(partition, generation):
             for tp, topic in topic_partitions.items():
-                self._next_offsets.pop((topic, partition), None)
+                self._positions.pop((topic, partition), None)
                 consumer.seek(tp, self.next_offset(topic, partition))
             consumer.resume(*topic_partitions)
             try:
@@ -105,7 +107,7 @@ class PartitionConsumer:
                 await asyncio.sleep(_RETRY_SECONDS)
         consumer.pause(*topic_partitions)
         for topic in topic_partitions.values():
-            self._next_offsets.pop((topic, partition), None)
+            self._positions.pop((topic, partition), None)
 
     async def _poll(self, consumer: Any, partition: int, generation: int) -> None:
         topic_partitions = self._topic_partitions(partition)
@@ -115,31 +117,26 @@ class PartitionConsumer:
                 for block in _blocks(fetched.get(tp, ()), self._block_records):
                     if not self._active(partition, generation):
                         return
-                    await self._handle(topic, partition, block)
-                    await self._store_offset(topic, partition, block[-1].offset + 1)
+                    records, after = with_plausible_times(block, self._position(topic, partition))
+                    await self._handle(topic, partition, records)
+                    await self._store_position(topic, partition, after)
                 # The marker at the end of a transaction takes an offset and is never fetched; it may be the last one.
-                if self.next_offset(topic, partition) < (position := await consumer.position(tp)):
-                    await self._store_offset(topic, partition, position)
+                position = self._position(topic, partition)
+                if position.offset < (offset := await consumer.position(tp)):
+                    await self._store_position(topic, partition, position._replace(offset=offset))
 
-    async def _store_offset(self, topic: Topic, partition: int, offset: int) -> None:
-        await self._write(partition, {offset_key(topic): b"%d" % offset})
-        self._next_offsets[topic, partition] = offset
+    def _position(self, topic: Topic, partition: int) -> Position:
+        return self._positions.get((topic, partition)) or stored_position(self._table, topic, partition)
+
+    async def _store_position(self, topic: Topic, partition: int, position: Position) -> None:
+        await self._write(partition, position_changes(topic, position))
+        self._positions[topic, partition] = position
 
     def _active(self, partition: int, generation: int) -> bool:
         return not self._stopping and self._table.owned_generation(partition) == generation
 
     def _topic_partitions(self, partition: int) -> dict[TopicPartition, Topic]:
         return {TopicPartition(topic.named(self._kafka.topic_prefix), partition): topic for topic in self._topics}
-
-
-def stored_offset(table: Table, topic: Topic, partition: int) -> int:
-    """The next offset of a topic, as the table has it."""
-    return int(table.get(partition, offset_key(topic)) or 0)
-
-
-def offset_key(topic: Topic) -> bytes:
-    """The key of a topic's next offset in a table."""
-    return f"o|{topic.label}".encode()
 
 
 def _blocks(records: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -8,7 +8,7 @@ from there is the same bytes, failed again.
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -191,7 +191,7 @@ def _dead_letter(record: Any, headers: dict[str, str]) -> DeadLetter:
     return DeadLetter(
         partition=record.partition,
         offset=record.offset,
-        at=written_at(record.timestamp),
+        at=written_at(record.timestamp) or datetime.max.replace(tzinfo=UTC),
         error=headers.get(ERROR_HEADER, ""),
         origin=_origin(headers),
         key=record.key,

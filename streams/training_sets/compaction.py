@@ -19,7 +19,7 @@ from msgspec import structs
 
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError
-from streams.partitions.consumer import stored_offset
+from streams.partitions.positions import stored_position
 from streams.training_sets import state_events
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.fold import RetentionBound, retained, retention_bound
@@ -85,7 +85,7 @@ def _committed_view(sets: TrainingSets, partition: int) -> PartitionView:
     Exports leave out records from there on, so a newer version of an entity there must not replace an older one yet.
     """
     view = sets.view(partition)
-    next_offsets = {topic.label: stored_offset(sets.table, topic, partition) for topic in DATA_TOPICS}
+    next_offsets = {topic.label: stored_position(sets.table, topic, partition).offset for topic in DATA_TOPICS}
     committed = {
         folder_id: tuple(segment for segment in segments if segment.last_offset < next_offsets[segment.topic_label])
         for folder_id, segments in view.segments.items()

@@ -19,11 +19,15 @@ DecodeResult = StateRecord | Rejected
 
 
 def decode_block(topic: Topic, messages: Sequence[Any], bounds: Bounds) -> list[DecodeResult]:
-    """``decode`` for each message of a non-empty block, and several times as fast where chat logs are valid."""
+    """``decode`` for each message of a non-empty block, and several times as fast where chat logs are valid.
+
+    A message whose timestamp is not plausible is rejected (``streams.partitions.positions`` replaces those it can).
+    """
     if topic is not Topic.CHAT_LOGS:
         return [result for message in messages for result in _decode_message(topic, message, bounds)]
     # Not too far in the future by the earliest timestamp of the block, so by the message's own neither.
-    latest = written_at(min([message.timestamp for message in messages])) + bounds.future
+    earliest = written_at(min([message.timestamp for message in messages]))
+    latest = earliest + bounds.future if earliest else _NEVER
     results: list[DecodeResult] = []
     for message in messages:
         value = message.value
@@ -39,7 +43,9 @@ def decode_block(topic: Topic, messages: Sequence[Any], bounds: Bounds) -> list[
 
 
 def _decode_message(topic: Topic, message: Any, bounds: Bounds) -> list[DecodeResult]:
-    return decode(topic, message.offset, message.value, Rules(written_at(message.timestamp), bounds))
+    if (written := written_at(message.timestamp)) is None:
+        return [Rejected(message.offset, 0, (_WITHOUT_TIME,), message.value or b"")]
+    return decode(topic, message.offset, message.value, Rules(written, bounds))
 
 
 def _is_clearly_valid(log: state_events.ChatLog, bounds: Bounds, latest: datetime) -> bool:
@@ -139,6 +145,11 @@ def _validate(topic: Topic, offset: int, position: int, value: bytes, rules: Rul
 # What the fast decoders raise; RecursionError at a nesting depth of about a thousand.
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_WITHOUT_TIME = (
+    "timestamp: neither this record nor one before it in its partition has a time from 2020 to 2099, in milliseconds "
+    "(message.timestamp.type of the topic)"
+)
 _LOG_DECODER = msgspec.json.Decoder(state_events.ChatLog)
 _BATCH_DECODER = msgspec.json.Decoder(state_events.ChatLogBatch)
 _FOLDER_MISMATCH = "folder_id: a log in an envelope must be of the envelope's folder"

@@ -1,9 +1,9 @@
 """What an erasure would remove from the data topics, by the same rules as from the training sets."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from foldtune.bounds import Rules, written_at
+from foldtune.bounds import Rules, is_plausible, written_at
 from foldtune.events import ErasureRequested
 from foldtune.settings import Settings
 from foldtune.topic_reader import read
@@ -52,9 +52,14 @@ def preview_erasure(erasure: ErasureRequested, settings: Settings) -> dict[str, 
     )
     by_folder: dict[str, AffectedIds] = defaultdict(AffectedIds)
     for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK):
+        # As ``streams.partitions.positions`` does, from the beginning of the topic.
+        newest: Counter[int] = Counter()
         for message in read(settings.kafka, topic):
-            rules = Rules(written_at(message.timestamp), settings.bounds)
-            for record in decode(topic, message.offset, message.value, rules):
+            time = message.timestamp if is_plausible(message.timestamp) else newest[message.partition]
+            newest[message.partition] = max(newest[message.partition], time)
+            if (written := written_at(time)) is None:
+                continue
+            for record in decode(topic, message.offset, message.value, Rules(written, settings.bounds)):
                 if not isinstance(record, StateRecord):
                     continue
                 remaining = erasures.apply(record)

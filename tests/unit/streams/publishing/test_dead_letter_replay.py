@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from foldtune.bounds import written_at
 from foldtune.cli import app
 from foldtune.commands.output import printable
 from foldtune.dead_letters import dead_letter_headers
@@ -50,7 +50,7 @@ ORIGIN = RecordId("p-chat-logs", 1, 2)
 
 
 def dead_letter(origin: RecordId = ORIGIN, key: bytes | None = b"k", folder_id: str | None = None) -> DeadLetter:
-    return DeadLetter(0, 0, written_at(0), "", origin, key, 0, folder_id)
+    return DeadLetter(0, 0, datetime(2026, 1, 1, tzinfo=UTC), "", origin, key, 0, folder_id)
 
 
 def test_a_dead_letter_has_its_origin_and_error(put: Put) -> None:

@@ -222,25 +222,31 @@ def test_a_block_decodes_like_its_messages(
 ) -> None:
     values: list[bytes | None] = [as_json(log(**change)) for change in changes]
     values += [garbage, as_json(log(question="x" * 41)), as_json(log()), as_json(log(answer="x" * 5000))]
-    times = [int((NOON + timedelta(minutes=more)).timestamp() * 1000) for more in minutes * 2]
+    times = [int((NOON + timedelta(minutes=more)).timestamp() * 1000) if more else 0 for more in minutes * 2]
     messages = [Message(at, time, value) for at, (time, value) in enumerate(zip(times, values, strict=False))]
-    one_by_one = [
-        result
-        for message in messages
-        for result in decode(topic, message.offset, message.value, Rules(written_at(message.timestamp), BOUNDS))
-    ]
+    one_by_one = [result for message in messages for result in decode_block(topic, [message], BOUNDS)]
     assert decode_block(topic, messages, BOUNDS) == one_by_one
 
 
-@pytest.mark.parametrize("timestamp", [-1, 1_795_000_000 * 10**9, 1 << 62])
-def test_an_implausible_message_timestamp_bounds_nothing(timestamp: int) -> None:
-    assert written_at(timestamp) == datetime(2200, 1, 1, tzinfo=UTC)
-    assert written_at(0) == datetime(1970, 1, 1, tzinfo=UTC)
+@pytest.mark.parametrize("timestamp", [-1, 0, 1_795_000_000, 1_795_000_000 * 10**6, 1_795_000_000 * 10**9, 1 << 62])
+def test_only_milliseconds_of_this_century_are_a_time(timestamp: int) -> None:
+    assert written_at(timestamp) is None
+    assert written_at(1_795_000_000_000) == datetime.fromtimestamp(1_795_000_000, UTC)
+
+
+@pytest.mark.parametrize("topic", DATA_TOPICS)
+def test_a_record_without_a_time_is_rejected_alone(topic: Topic) -> None:
+    at = int(NOON.timestamp() * 1000)
+    messages = [Message(0, 0, as_json(log())), Message(1, at, as_json(log())), Message(2, at, None)]
+    first, *others = decode_block(topic, messages, BOUNDS)
+    assert isinstance(first, Rejected)
+    assert first.reasons[0].startswith("timestamp: neither this record nor one before it")
+    assert others == decode_block(topic, messages[1:], BOUNDS)
 
 
 def test_the_number_of_logs_in_an_envelope_is_bounded() -> None:
     value = b'{"type": "chat_log_batch", "folder_id": "f", "logs": [' + b"0," * 6000 + b"0]}"
-    (result,) = decode(Topic.CHAT_LOGS, 7, value, Rules(written_at(0), Bounds()))
+    (result,) = decode(Topic.CHAT_LOGS, 7, value, Rules(NOON, Bounds()))
     assert isinstance(result, Rejected)
     assert result.reasons == ("logs: 6001, at most 5000",)
 
@@ -250,7 +256,7 @@ def test_the_number_of_logs_in_an_envelope_is_bounded() -> None:
 def test_deep_nesting_is_rejected(topic: Topic, depth: int) -> None:
     for frame in ('{"type":"chat_log","x":%s}', '{"type":"chat_log_batch","folder_id":"f","logs":[{"x":%s}]}'):
         value = (frame % ("[" * depth + "]" * depth)).encode()
-        message = SimpleNamespace(offset=0, value=value, timestamp=0)
+        message = SimpleNamespace(offset=0, value=value, timestamp=int(NOON.timestamp() * 1000))
         (result,) = decode_block(topic, [message], Bounds())
         assert isinstance(result, Rejected)
 
@@ -258,6 +264,7 @@ def test_deep_nesting_is_rejected(topic: Topic, depth: int) -> None:
 def test_the_number_of_reasons_is_bounded() -> None:
     passages = ",".join(["{}"] * 100_000)
     value = f'{{"type":"chat_log","retrieved":[{passages}]}}'.encode()
-    (result,) = decode_block(Topic.CHAT_LOGS, [SimpleNamespace(offset=0, value=value, timestamp=0)], Bounds())
+    message = SimpleNamespace(offset=0, value=value, timestamp=int(NOON.timestamp() * 1000))
+    (result,) = decode_block(Topic.CHAT_LOGS, [message], Bounds())
     assert isinstance(result, Rejected)
     assert len(result.reasons) <= 20

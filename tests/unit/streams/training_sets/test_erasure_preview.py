@@ -139,10 +139,12 @@ TOPICS: dict[Topic, list[Event | bytes]] = {
 def topics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces the data topics by ``TOPICS``."""
 
+    at = int((T0 + timedelta(days=10)).timestamp() * 1000)
+
     def read(_settings: object, topic: Topic) -> Iterator[Any]:
         for offset, event in enumerate(TOPICS[topic]):
             value = event if isinstance(event, bytes) else event.encode()
-            yield SimpleNamespace(offset=offset, value=value, timestamp=int(T0.timestamp() * 1000) + 10 * 86_400_000)
+            yield SimpleNamespace(partition=0, offset=offset, value=value, timestamp=at)
 
     monkeypatch.setattr(erasure_preview, "read", read)
 

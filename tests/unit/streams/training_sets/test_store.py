@@ -18,7 +18,7 @@ from foldtune.settings import Sets
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
 from streams.partitions.changelog_table import Changes
-from streams.partitions.consumer import offset_key
+from streams.partitions.positions import offset_key
 from streams.training_sets import compaction, segments
 from streams.training_sets.fold import FolderSet, JudgedLog, fold
 from streams.training_sets.segments import SEGMENT_PREFIX, Segment, concatenate, pack, unpack

@@ -1,0 +1,61 @@
+"""Where a partition is continued: the next offset, and the time that a record without a time of its own counts as.
+
+What is made of a record must not depend on how the topic was cut into blocks, or on which worker read it when. So each
+record is judged by its own timestamp. Where that cannot be meant (``foldtune.bounds.is_plausible``), the record counts
+as written at the newest plausible time before it in its partition. That time is a part of the state: one value holds it
+and the offset that it belongs to, so that a redelivery from there judges alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from foldtune.bounds import EARLIEST_MS, LATEST_MS, is_plausible
+from foldtune.topics import Topic
+from streams.partitions.changelog_table import Changes, Table
+
+
+class Position(NamedTuple):
+    """The next offset of a topic, and the newest plausible timestamp of the records before it (0: none)."""
+
+    offset: int
+    newest_ms: int
+
+
+def stored_position(table: Table, topic: Topic, partition: int) -> Position:
+    """The position of a topic, as the table has it."""
+    if value := table.get(partition, _position_key(topic)):
+        offset, newest_ms = value.split()
+        return Position(int(offset), int(newest_ms))
+    # Version 0.1.0 stored the offset alone.
+    return Position(int(table.get(partition, offset_key(topic)) or 0), 0)
+
+
+def position_changes(topic: Topic, position: Position) -> Changes:
+    """What stores a position; the offset also by itself, where version 0.1.0 looks for it after a rollback."""
+    return {_position_key(topic): b"%d %d" % position, offset_key(topic): b"%d" % position.offset}
+
+
+def offset_key(topic: Topic) -> bytes:
+    """The key of a topic's next offset in a table."""
+    return f"o|{topic.label}".encode()
+
+
+def with_plausible_times(records: Sequence[Any], position: Position) -> tuple[Sequence[Any], Position]:
+    """The records of a non-empty block, with a plausible timestamp or 0 each, and the position after them."""
+    times = [record.timestamp or 0 for record in records]
+    newest, end = position.newest_ms, records[-1].offset + 1
+    if min(times) >= EARLIEST_MS and (last := max(times)) < LATEST_MS:
+        return records, Position(end, max(newest, last))
+    judged = []
+    for record, time in zip(records, times, strict=True):
+        if is_plausible(time):
+            newest = max(newest, time)
+            judged.append(record)
+        else:
+            judged.append(replace(record, timestamp=newest))
+    return judged, Position(end, newest)
+
+
+def _position_key(topic: Topic) -> bytes:
+    return f"p|{topic.label}".encode()
