@@ -8,8 +8,8 @@
 ``jobs/REQUEST/cancelled``                           empty; exists if the request was cancelled
 ``jobs/REQUEST/attempt-N.NAME``                      the ledger of the job's attempts (``launchers.ledger``)
 ``checkpoints/REQUEST/VERSION/state.safetensors``    the checkpoint of a running training
-``models/MODEL/VERSION/``                            the files of a trained model
-``models/MODEL/VERSION/manifest.json``               its files with their digests, written last
+``models/MODEL/VERSION/runs/RUN/``                   the files and the manifest of a training of this version
+``models/MODEL/VERSION/manifest.json``               the manifest of the one that was published, written last
 ``models/MODEL/latest.json``                         the newest promoted version of the model
 ``statuses/REQUEST_ID.json``                         the newest status of each model's request under one id, for
                                                      readers without Kafka
@@ -17,9 +17,9 @@
 ===================================================  =========================================================
 
 ``REQUEST`` is the ``key_segment`` of model name and request id, ``REQUEST_ID`` that of the request id alone, and
-``MODEL`` that of the model name. ``VERSION`` is the job's version, ``PARTITION`` has five digits, and ``X`` is the
-start of the file's SHA-256. ``NAME`` is ``submission.json``, ``heartbeat``, ``outcome.json``, ``log-url`` or ``log``,
-and on AWS Batch also ``batch.json`` or ``stopping.json``.
+``MODEL`` that of the model name. ``VERSION`` is the job's version, ``RUN`` is random, ``PARTITION`` has five digits,
+and ``X`` is the start of the file's SHA-256. ``NAME`` is ``submission.json``, ``heartbeat``, ``outcome.json``,
+``log-url`` or ``log``, and on AWS Batch also ``batch.json`` or ``stopping.json``.
 """
 
 import hashlib
@@ -116,6 +116,11 @@ def model_prefix(model: str, version: str) -> str:
 def manifest_key(prefix: str) -> str:
     """The manifest of the model version under a prefix."""
     return f"{prefix}/{MANIFEST}"
+
+
+def run_prefix(prefix: str, run: str) -> str:
+    """The prefix of one training's files, below that of its model version."""
+    return f"{prefix}/runs/{run}"
 
 
 def latest_key(prefix: str) -> str:

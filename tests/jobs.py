@@ -20,6 +20,7 @@ from foldtune.events import (
 from foldtune.object_store import ObjectStore
 from tests.runbooks import NOW
 from trainers.model.base_models import packaged_minilm
+from trainers.publishing.model_publisher import ArtifactManifest
 from trainers.publishing.reporting import EventSink
 
 
@@ -76,3 +77,14 @@ def put_job(
         published_at=NOW,
         max_seconds=600,
     )
+
+
+def published_prefix(store: ObjectStore, version: str = "000001") -> str:
+    """The prefix of the files of a model that ``put_job``'s job has published."""
+    manifest = ArtifactManifest.model_validate_json(store.get(f"models/m/{version}/manifest.json"))
+    return store.key(manifest.ready["model_uri"])
+
+
+def artifact(store: ObjectStore, name: str) -> bytes:
+    """A file of that model."""
+    return store.get(f"{published_prefix(store)}/{name}")

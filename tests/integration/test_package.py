@@ -184,7 +184,7 @@ def test_only_the_launch_function_submits_and_terminates_jobs(resources: dict[st
 def test_a_training_writes_only_below_its_own_prefixes(resources: dict[str, Any]) -> None:
     found = permissions(resources, "JobRole")
     assert found["s3:PutObject"] == {"Bucket/models/*", "Bucket/checkpoints/*"}
-    assert found["s3:DeleteObject"] == {"Bucket/checkpoints/*"}
+    assert found["s3:DeleteObject"] == {"Bucket/checkpoints/*", "Bucket/models/*/runs/*"}
     objects = {"s3:GetObject", "s3:ListBucket", "s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"}
     # Secrets are readable only if the training reads its certificates itself.
     assert set(found) == objects | {"secretsmanager:GetSecretValue", "kms:Decrypt"}

@@ -12,7 +12,7 @@ from foldtune.events import State
 from foldtune.knobs import TrainingKnobs
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
-from tests.jobs import RecordingEventSink, put_job
+from tests.jobs import RecordingEventSink, published_prefix, put_job
 from tests.runbooks import SUBJECTS, tables
 from trainers.data.dataset import build_dataset
 from trainers.evaluation.metrics import evaluate
@@ -36,8 +36,9 @@ class Trained:
         self.sink = RecordingEventSink()
         self.code = self.run()
         self.folder = work_dir / "downloaded"
-        for key in self.store.list(f"{OUTPUT}/"):
-            path = self.folder / key.removeprefix(f"{OUTPUT}/")
+        self.prefix = published_prefix(self.store)
+        for key in self.store.list(f"{self.prefix}/"):
+            path = self.folder / key.removeprefix(f"{self.prefix}/")
             path.parent.mkdir(parents=True, exist_ok=True)
             self.store.get_file(key, path)
 
@@ -56,8 +57,9 @@ def test_a_job_trains_and_announces_a_better_model(trained: Trained) -> None:
     assert states[0] == State.RUNNING
     assert State.EVALUATING in states
     last = trained.sink.statuses[-1]
-    assert (last.state, last.promoted, last.model_uri) == (State.COMPLETED, True, trained.job.output_uri)
+    assert (last.state, last.promoted, last.model_uri) == (State.COMPLETED, True, trained.store.uri(trained.prefix))
     (ready, *_) = trained.sink.ready
+    assert ready.model_uri == last.model_uri
     assert ready.gate.promote
     assert ready.metrics_after.ndcg_at_10 > ready.metrics_before.ndcg_at_10
     assert ready.metrics_before.documents == 2 * len(SUBJECTS)
@@ -90,12 +92,16 @@ def test_one_label_in_five_is_wrong(tmp_path: Path) -> None:
 def test_the_manifest_names_every_file_with_its_digest(trained: Trained) -> None:
     content = trained.store.get(f"{OUTPUT}/manifest.json")
     assert trained.sink.ready[0].manifest_sha256 == hashlib.sha256(content).hexdigest()
+    # The deployer reads it beside the files.
+    assert trained.store.get(f"{trained.prefix}/manifest.json") == content
     files = {file["path"]: file for file in json.loads(content)["files"]}
-    stored = {key.removeprefix(f"{OUTPUT}/") for key in trained.store.list(f"{OUTPUT}/")} - {"manifest.json"}
+    keys = trained.store.list(f"{trained.prefix}/")
+    stored = {key.removeprefix(f"{trained.prefix}/") for key in keys} - {"manifest.json"}
+    assert set(trained.store.list(f"{OUTPUT}/")) == {*keys, f"{OUTPUT}/manifest.json"}
     assert set(files) == stored
     assert {"model.safetensors", "README.md", "metrics.json", "training.png", "modules.json"} <= stored
     for path, file in files.items():
-        assert hashlib.sha256(trained.store.get(f"{OUTPUT}/{path}")).hexdigest() == file["sha256"]
+        assert hashlib.sha256(trained.store.get(f"{trained.prefix}/{path}")).hexdigest() == file["sha256"]
 
 
 def test_sentence_transformers_and_transformers_give_the_same_embeddings(

@@ -2,20 +2,29 @@
 
 import hashlib
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from foldtune.digests import file_sha256
+from foldtune.errors import ObjectStoreError
 from foldtune.events import ManifestFile, ModelManifest, ModelReady, Sha256, State, TrainingJob
-from foldtune.object_keys import latest_key, manifest_key
+from foldtune.object_keys import latest_key, manifest_key, run_prefix
 from foldtune.object_store import ObjectStore
+from trainers.errors import InfrastructureFailedError
 from trainers.publishing.reporting import Reporter
+
+log = structlog.get_logger()
+
+# Each attempt fails because another trainer of the model has advanced it meanwhile: these are few.
+ADVANCE_ATTEMPTS = 10
 
 
 class ArtifactManifest(ModelManifest):
-    """The files of a model with their digests. Written last: without it, a prefix holds no model.
+    """The files of a model with their digests, below ``ready.model_uri``. Written last: without it, there is no model.
 
     ``ready`` is the ``ModelReady`` event without this manifest's own digest, from which a restarted job publishes it
     again.
@@ -35,30 +44,37 @@ class LatestModel(BaseModel):
 
 
 def publish_model(folder: Path, ready: ModelReady, job: TrainingJob, store: ObjectStore, reporter: Reporter) -> None:
-    """Publish the files of ``folder`` as the model of ``job``; in ``ready``, the manifest's digest is a placeholder."""
-    prefix = store.key(job.output_uri.rstrip("/"))
+    """Publish the files of ``folder`` as the model of ``job``; in ``ready``, the manifest's digest is a placeholder.
+
+    A second trainer of the same job, which may not know that it is one, changes nothing of what the first published.
+    """
+    prefix = _prefix(job, store)
+    mine = run_prefix(prefix, uuid.uuid4().hex[:16])
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    # 1. The files. Until the manifest exists they are not read, and a second trainer may overwrite them.
+    # 1. The files and their manifest, below a prefix that no other trainer has.
     for path in paths:
-        store.put_file(f"{prefix}/{path.relative_to(folder).as_posix()}", path)
-    # 2. The manifest, with the digest of each file: the commit. Of two concurrent trainers one creates it, and both
-    #    continue with that one.
+        store.put_file(f"{mine}/{path.relative_to(folder).as_posix()}", path)
+    announced = ready.model_copy(update={"model_uri": store.uri(mine)})
     manifest = ArtifactManifest(
         files=tuple(_file(path, folder) for path in paths),
-        ready=ready.model_dump(mode="json", exclude={"manifest_sha256"}),
+        ready=announced.model_dump(mode="json", exclude={"manifest_sha256"}),
     )
-    store.put_if_absent(manifest_key(prefix), manifest.model_dump_json(indent=2).encode())
+    content = manifest.model_dump_json(indent=2).encode()
+    store.put(manifest_key(mine), content)
+    # 2. The same manifest at the model's prefix: the commit. Of several trainers one creates it, and all continue with
+    #    that one.
+    store.put_if_absent(manifest_key(prefix), content)
     announce_model(job, store, reporter)
 
 
 def is_published(job: TrainingJob, store: ObjectStore) -> bool:
     """Whether the job's model exists already, which its manifest says."""
-    return store.exists(manifest_key(store.key(job.output_uri.rstrip("/"))))
+    return store.exists(manifest_key(_prefix(job, store)))
 
 
 def announce_model(job: TrainingJob, store: ObjectStore, reporter: Reporter) -> None:
     """Publish the events of the model in the manifest. Idempotent: consumers deduplicate by version."""
-    prefix = store.key(job.output_uri.rstrip("/"))
+    prefix = _prefix(job, store)
     content = store.get(manifest_key(prefix))
     manifest = ArtifactManifest.model_validate_json(content)
     digest = hashlib.sha256(content).hexdigest()
@@ -71,24 +87,56 @@ def announce_model(job: TrainingJob, store: ObjectStore, reporter: Reporter) -> 
     # 5. The request's final state.
     gate = ready.gate
     reporter.publish_state(State.COMPLETED, model_uri=ready.model_uri, promoted=gate.promote, reasons=gate.reasons)
+    _delete_other_runs(ready, prefix, store)
 
 
 def latest_model(job: TrainingJob, store: ObjectStore) -> LatestModel | None:
-    """The newest promoted version of the job's model, if there is one."""
-    return _latest_model(store.key(job.output_uri.rstrip("/")), store)
+    """The newest promoted version of the job's model, if there is one.
+
+    Raises:
+        ValidationError: ``latest.json`` is malformed.
+    """
+    content = store.find(latest_key(_prefix(job, store)))
+    return LatestModel.model_validate_json(content) if content is not None else None
+
+
+def _prefix(job: TrainingJob, store: ObjectStore) -> str:
+    return store.key(job.output_uri.rstrip("/"))
 
 
 def _advance_latest(ready: ModelReady, prefix: str, store: ObjectStore) -> None:
-    current = _latest_model(prefix, store)
-    if current and current.version >= ready.version:
-        return
+    key = latest_key(prefix)
     latest = LatestModel(version=ready.version, model_uri=ready.model_uri, manifest_sha256=ready.manifest_sha256)
-    store.put(latest_key(prefix), latest.model_dump_json().encode())
+    content = latest.model_dump_json().encode()
+    for _ in range(ADVANCE_ATTEMPTS):
+        if (found := store.find_with_etag(key)) is None:
+            if store.put_if_absent(key, content):
+                return
+            continue
+        current, etag = found
+        if _version(current, key) >= ready.version or store.put_if_match(key, content, etag):
+            return
+    raise InfrastructureFailedError(f"{store.uri(key)} was overwritten {ADVANCE_ATTEMPTS} times meanwhile")
 
 
-def _latest_model(prefix: str, store: ObjectStore) -> LatestModel | None:
-    content = store.find(latest_key(prefix))
-    return LatestModel.model_validate_json(content) if content is not None else None
+def _version(content: bytes, key: str) -> str:
+    """The version in ``latest.json``; older than all if it is malformed."""
+    try:
+        return LatestModel.model_validate_json(content).version
+    except ValidationError as error:
+        log.warning("pointer to the latest model malformed, replaced", key=key, error=str(error))
+        return ""
+
+
+def _delete_other_runs(ready: ModelReady, prefix: str, store: ObjectStore) -> None:
+    """Delete what runs left that did not publish; since the manifest exists, none of them will."""
+    published = f"{store.key(ready.model_uri)}/"
+    try:
+        for key in store.list(run_prefix(prefix, "")):
+            if not key.startswith(published):
+                store.delete(key)
+    except ObjectStoreError as error:
+        log.warning("files of unpublished runs not deleted", prefix=prefix, error=str(error))
 
 
 def _file(path: Path, folder: Path) -> ManifestFile:

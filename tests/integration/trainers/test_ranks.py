@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from foldtune.events import TrainingJob
 from foldtune.testing import MemoryObjectStore
 from infra.local.ports import free_port
-from tests.jobs import RecordingEventSink
-from tests.unit.trainers.job_of_ranks import MODEL, job_in, losses, settings_for
+from tests.jobs import RecordingEventSink, published_prefix
+from tests.unit.trainers.job_of_ranks import job_in, losses, settings_for
 from trainers.engine import ranks
 from trainers.exit_codes import ExitCode
 from trainers.job import main, run
@@ -40,6 +40,15 @@ def torchrun(model: Path, output: Path, *options: str, processes: int = 2) -> in
     return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, timeout=240, check=False).returncode
 
 
+def stored_in(output: Path) -> MemoryObjectStore:
+    """What rank 0 left in its store."""
+    store, stored = MemoryObjectStore(), output / "store"
+    for path in stored.rglob("*"):
+        if path.is_file():
+            store.put_file(path.relative_to(stored).as_posix(), path)
+    return store
+
+
 @pytest.fixture
 def alone(tiny_folder: Path, tmp_path: Path, full_precision: None) -> MemoryObjectStore:
     """What the same training leaves that one process does."""
@@ -58,7 +67,7 @@ def logs_restored() -> Iterator[None]:
 
 def assert_near(path: Path, other: MemoryObjectStore, tmp_path: Path) -> None:
     """Equal but for the order of float32 sums."""
-    other.get_file(f"{MODEL}/model.safetensors", tmp_path / "other.safetensors")
+    other.get_file(f"{published_prefix(other)}/model.safetensors", tmp_path / "other.safetensors")
     one, two = load_file(path), load_file(tmp_path / "other.safetensors")
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -73,32 +82,27 @@ def test_ranks_train_the_weights_of_one_process(
     processes: int, alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path
 ) -> None:
     assert torchrun(tiny_folder, tmp_path / "ranks", processes=processes) == ExitCode.DONE
-    stored = tmp_path / "ranks/store" / MODEL
-    expected = losses(alone)
+    ours, expected = stored_in(tmp_path / "ranks"), losses(alone)
     assert len(expected) == 20
-    ours = MemoryObjectStore()
-    ours.put_file(f"{MODEL}/training.json", stored / "training.json")
     assert losses(ours) == pytest.approx(expected, abs=1e-5)
-    assert_near(stored / "model.safetensors", alone, tmp_path)
-    found = {path.relative_to(stored).as_posix() for path in stored.rglob("*") if path.is_file()}
-    assert found == {key.removeprefix(f"{MODEL}/") for key in alone.list(f"{MODEL}/")}
+    ours.get_file(f"{published_prefix(ours)}/model.safetensors", tmp_path / "ours.safetensors")
+    assert_near(tmp_path / "ours.safetensors", alone, tmp_path)
+    names = [{key.rpartition(published_prefix(store))[2] for key in store.list("models/")} for store in (ours, alone)]
+    assert names[0] == names[1]
 
 
 def test_one_process_resumes_from_the_checkpoint_of_interrupted_ranks(
     alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert torchrun(tiny_folder, tmp_path / "ranks", "7") == ExitCode.TRY_AGAIN
-    store, stored = MemoryObjectStore(), tmp_path / "ranks/store"
-    for path in stored.rglob("*"):
-        if path.is_file():
-            store.put_file(path.relative_to(stored).as_posix(), path)
+    store = stored_in(tmp_path / "ranks")
     # The same job, not one made anew: another snapshot would be another training.
     job = TrainingJob.model_validate_json(store.get("job.json"))
     assert store.list("checkpoints/")
     monkeypatch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
     assert run(job, settings_for(tiny_folder, tmp_path), store, again := RecordingEventSink()) == ExitCode.DONE
     assert [status.progress.step for status in again.statuses if status.progress] == list(range(8, 21))
-    store.get_file(f"{MODEL}/model.safetensors", tmp_path / "again.safetensors")
+    store.get_file(f"{published_prefix(store)}/model.safetensors", tmp_path / "again.safetensors")
     assert_near(tmp_path / "again.safetensors", alone, tmp_path)
 
 

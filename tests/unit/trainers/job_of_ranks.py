@@ -21,18 +21,16 @@ from foldtune.events import FineTuneStatus, ModelReference, TrainingJob
 from foldtune.knobs import TrainingKnobs
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
-from tests.jobs import RecordingEventSink, put_job
+from tests.jobs import RecordingEventSink, artifact, put_job
 from tests.unit.trainers.conftest import make_tables, use_compute_dtype
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
 from trainers import job
 from trainers.engine import ranks
 
-MODEL = "models/m/000001"
-
 
 def losses(store: MemoryObjectStore) -> list[float]:
     """The loss of every step of the model that was published."""
-    found: list[float] = json.loads(store.get(f"{MODEL}/training.json"))["loss"]
+    found: list[float] = json.loads(artifact(store, "training.json"))["loss"]
     return found
 
 

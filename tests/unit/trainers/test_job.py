@@ -19,7 +19,7 @@ from foldtune.events import FineTuneStatus, ModelReference, Progress, State, Tra
 from foldtune.knobs import TrainingKnobs, WeightKnobs
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
-from tests.jobs import RecordingEventSink, put_job
+from tests.jobs import RecordingEventSink, artifact, published_prefix, put_job
 from tests.unit.trainers.conftest import example, use_compute_dtype
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import BadJobError, InfrastructureFailedError
@@ -75,19 +75,19 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
     assert last.promoted == bool(sink.ready)
     assert any("temperature 0.005" in warning for warning in last.warnings)
     assert any("steps" in warning for warning in last.warnings)
-    metrics = json.loads(store.get("models/m/000001/metrics.json"))
+    metrics = json.loads(artifact(store, "metrics.json"))
     (folder,) = metrics["folders"].items()
     assert folder[0] == "f"
     assert folder[1]["questions"] == metrics["data"]["held_out_questions"]
     for when, of in (("before", "baseline"), ("after", "after")):
         assert folder[1][when] == {name: metrics[of][name] for name in folder[1][when]}
-    curves = json.loads(store.get("models/m/000001/recall.json"))
+    curves = json.loads(artifact(store, "recall.json"))
     assert curves["k"] == list(range(1, 11))
     for when, of in (("before", "baseline"), ("after", "after")):
         assert [curves[when][k - 1] for k in (1, 5, 10)] == [metrics[of][f"recall_at_{k}"] for k in (1, 5, 10)]
         assert curves[when] == sorted(curves[when])
-    assert store.get("models/m/000001/recall.png").startswith(b"\x89PNG")
-    card = store.get("models/m/000001/README.md").decode()
+    assert artifact(store, "recall.png").startswith(b"\x89PNG")
+    card = artifact(store, "README.md").decode()
     assert job.snapshot_sha256 in card
     assert "weights.focus | 0.5" in card
     assert "not stated by its card" in card
@@ -101,7 +101,7 @@ def test_the_next_version_is_compared_with_the_promoted_one(
     data = tables(EXAMPLES, DOCUMENTS)
     start(put_job(store, data))
     digest = hashlib.sha256(store.get("models/m/000001/manifest.json")).hexdigest()
-    latest = LatestModel(version="000001", model_uri=store.uri("models/m/000001"), manifest_sha256=digest)
+    latest = LatestModel(version="000001", model_uri=store.uri(published_prefix(store)), manifest_sha256=digest)
     store.put("models/m/latest.json", latest.model_dump_json().encode())
     job = put_job(store, data, version="000002")
     assert latest_model(job, store) == latest
@@ -120,15 +120,13 @@ def test_forgetting_is_a_warning_and_may_prevent_promotion(
     monkeypatch.setattr("trainers.evaluation.forgetting.REFUSAL_FALL", -2)
     code, sink = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
     assert code == ExitCode.DONE
-    general = json.loads(store.get("models/m/000001/metrics.json"))["general"]
+    general = json.loads(artifact(store, "metrics.json"))["general"]
     numbers = f"nDCG@10 {general['before']['ndcg_at_10']:.4f} → {general['after']['ndcg_at_10']:.4f}"
     last = sink.statuses[-1]
     assert last.promoted is False
     assert numbers in last.reasons[-1]
     assert any(numbers in warning for warning in last.warnings)
-    assert (
-        f"| recall_at_1 | {general['before']['recall_at_1']:.4f} |" in store.get("models/m/000001/README.md").decode()
-    )
+    assert f"| recall_at_1 | {general['before']['recall_at_1']:.4f} |" in artifact(store, "README.md").decode()
 
 
 class Unlucky(RecordingEventSink):
@@ -226,7 +224,7 @@ def test_an_interrupted_job_resumes_to_the_same_weights(
     assert steps == list(range(goes_on_with, in_all + 1))
     assert weights(stores[1]) == weights(stores[0])
     assert not stores[1].list("checkpoints/"), kept
-    metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
+    metrics = [json.loads(artifact(store, "metrics.json")) for store in stores]
     assert metrics[0]["validation"] == metrics[1]["validation"]
     assert metrics[0]["merge_back"] == metrics[1]["merge_back"]
     assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
@@ -284,14 +282,14 @@ def test_an_interrupted_validation_stops_at_once_and_is_repeated(
     assert steps[-1] % 4 == 0
     assert steps[-1] + 1 == again[0]
     assert weights(stores[1]) == weights(stores[0])
-    metrics = [json.loads(store.get("models/m/000001/metrics.json")) for store in stores]
+    metrics = [json.loads(artifact(store, "metrics.json")) for store in stores]
     assert metrics[0]["validation"] == metrics[1]["validation"]
 
 
 def test_the_choice_of_validation_is_reported(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     code, _ = start(put_job(store, tables(MANY_EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=64, epochs=2)))
     assert code == ExitCode.DONE
-    metrics = json.loads(store.get("models/m/000001/metrics.json"))
+    metrics = json.loads(artifact(store, "metrics.json"))
     validation, merge = metrics["validation"], metrics["merge_back"]
     assert validation["questions"] == 24
     assert metrics["data"]["trained_on"] == len(MANY_EXAMPLES) - 24 - metrics["data"]["held_out_questions"]
@@ -299,7 +297,7 @@ def test_the_choice_of_validation_is_reported(start: Start, store: MemoryObjectS
     assert validation["ndcg_at_10"].index(best) == validation["best_epoch"] - 1
     assert list(merge["ndcg"]) == ["0.4", "0.6", "0.8", "1.0"]
     assert merge["ndcg"][str(merge["alpha"])] == max(merge["ndcg"].values())
-    card = store.get("models/m/000001/README.md").decode()
+    card = artifact(store, "README.md").decode()
     assert f"at alpha = {merge['alpha']} " in card
     assert f"| 0.6 | {merge['ndcg']['0.6']:.4f} |" in card
 
@@ -309,10 +307,10 @@ def test_with_too_few_questions_the_last_weights_are_kept_with_a_warning(
 ) -> None:
     code, _ = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
     assert code == ExitCode.DONE
-    metrics = json.loads(store.get("models/m/000001/metrics.json"))
+    metrics = json.loads(artifact(store, "metrics.json"))
     assert "fewer than 100 questions" in metrics["validation"]["off"]
     assert metrics["merge_back"] is None
-    assert "without validation: fewer than 100" in store.get("models/m/000001/README.md").decode()
+    assert "without validation: fewer than 100" in artifact(store, "README.md").decode()
 
 
 def test_the_checkpoint_of_another_training_is_ignored(store: MemoryObjectStore, tables: Any) -> None:
@@ -408,7 +406,7 @@ def test_unusual_texts_are_trained_on_and_counted(
     assert "1 of 32 texts reach or exceed base_model's maximum of 64 tokens" in last.warnings
     # Thai too: what has no spaces is one word to this tokenizer.
     assert "3 of 32 texts are mostly words unknown to base_model" in last.warnings
-    assert np.isfinite(json.loads(store.get("models/m/000001/training.json"))["loss"]).all()
+    assert np.isfinite(json.loads(artifact(store, "training.json"))["loss"]).all()
 
 
 def test_skipped_steps_are_counted_in_a_warning(

@@ -7,8 +7,8 @@ import pytest
 
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
-from tests.jobs import RecordingEventSink
-from tests.unit.trainers.job_of_ranks import MODEL, job_in
+from tests.jobs import RecordingEventSink, artifact
+from tests.unit.trainers.job_of_ranks import job_in
 from trainers.exit_codes import ExitCode
 from trainers.job import run
 from trainers.loop.optimizer import UNVALIDATED_LEARNING_RATE
@@ -23,7 +23,7 @@ def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:
     assert run(job_in(store, tiny_folder), Settings(trainer=trainer), store, RecordingEventSink()) == ExitCode.DONE
     (file,) = (tmp_path / "curves").glob("*/000001/events.out.tfevents.*")
     events = EventAccumulator(str(file)).Reload()
-    record = json.loads(store.get(f"{MODEL}/metrics.json"))["training"]
+    record = json.loads(artifact(store, "metrics.json"))["training"]
     curves = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
     assert curves.keys() == {"loss", "mean_positive_probability", "learning_rate", "examples_per_second"}
     assert curves["loss"] == pytest.approx(record["losses"])
