@@ -60,9 +60,9 @@ def setting_names(model: type[BaseModel] = Settings, prefix: str = "FOLDTUNE_") 
 class ChildProcess:
     """A foldtune command in a child process; its output goes to a file."""
 
-    def __init__(self, arguments: list[str], variables: dict[str, str], log: Path) -> None:
+    def __init__(self, arguments: list[str], variables: dict[str, str], log: Path, module: str = "foldtune") -> None:
         self.log = log
-        command = [sys.executable, "-m", "foldtune", *arguments]
+        command = [sys.executable, "-m", module, *arguments]
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 command, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT

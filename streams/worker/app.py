@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,9 @@ _MAINTENANCE_SECONDS = 5.0
 _TICK_SECONDS = 2.0
 # EX_SOFTWARE: the supervisor restarts the worker, which continues from the offsets in its tables.
 _EXIT_SOFTWARE = 70
+# A consumer that fetches nothing for so long leaves its group for ever, and Faust fetches nothing once the tables are
+# recovered. That a worker stands still is noticed otherwise.
+_NEVER_SECONDS = timedelta(days=3650).total_seconds()
 _TRAINING_SETS, _REQUESTS = "training-sets", "requests"
 _DRAIN_SECONDS = 4.0
 _CONTROL_TOPICS = (Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_REPORTS, Topic.TRAINING_PROGRESS)
@@ -95,7 +99,9 @@ def _create_faust_app(settings: Settings) -> _App:
         broker_credentials=_credentials(kafka),
         broker_session_timeout=worker.session_timeout.total_seconds(),
         broker_heartbeat_interval=worker.session_timeout.total_seconds() / 10,
-        consumer_group_instance_id=worker.instance_id or "",
+        broker_max_poll_interval=_NEVER_SECONDS,
+        # Not "", which the brokers take for one static member, the same for all workers.
+        consumer_group_instance_id=worker.instance_id or None,
         producer_max_request_size=MAX_RECORD_BYTES,
         producer_acks=-1,
         store="rocksdb://",

@@ -27,11 +27,10 @@ class Worker:
         self.data_dir = folder / f"worker-{number}"
         self.log = folder / f"worker-{number}.log"
         self.exits = 0
-        self._variables = variables | {
-            "FOLDTUNE_WORKER__DATA_DIR": str(self.data_dir),
-            # Static members keep their partitions over a quick restart; worker 0 is a dynamic member.
-            "FOLDTUNE_WORKER__INSTANCE_ID": f"worker-{number}" if number else "",
-        }
+        self._variables = variables | {"FOLDTUNE_WORKER__DATA_DIR": str(self.data_dir)}
+        # Static members keep their partitions over a quick restart; worker 0 is a dynamic member.
+        if number:
+            self._variables["FOLDTUNE_WORKER__INSTANCE_ID"] = f"worker-{number}"
         self.process = self._start()
 
     def keep_alive(self) -> None:

@@ -1,5 +1,6 @@
 """The compose file is valid and runs the same servers as ``foldtune local``."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,16 @@ def test_every_port_is_on_the_loopback_interface_and_every_server_is_checked(ser
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert service["healthcheck"]["test"][0].startswith("CMD")
+
+
+def test_workers_that_are_started_as_documented_are_separate_members_of_their_group(services: dict[str, Any]) -> None:
+    # The same service is started several times, so an instance id in it would be the same for all.
+    assert "FOLDTUNE_WORKER__INSTANCE_ID" not in services["worker"]["environment"]
+    dockerfile = (COMPOSE.parent / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert "FOLDTUNE_WORKER__INSTANCE_ID" not in dockerfile
+    commands = re.findall(r"^(.*)\bfoldtune worker\b", (COMPOSE.parents[1] / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) > 1
+    for name in ("DATA_DIR", "INSTANCE_ID"):
+        values = [value for command in commands for value in re.findall(rf"FOLDTUNE_WORKER__{name}=(\S+)", command)]
+        assert len(values) == len(set(values))
+        assert len(values) == len(commands) or name == "INSTANCE_ID"

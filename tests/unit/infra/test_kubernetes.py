@@ -86,6 +86,9 @@ def test_a_worker_has_a_volume_and_probes(objects: dict[tuple[str, str], dict[st
     (port,) = container["ports"]
     dockerfile = (FOLDER.parent / "docker" / "Dockerfile").read_text()
     assert f"FOLDTUNE_WORKER__HTTP_PORT={port['containerPort']}" in dockerfile
+    # One of its own for each worker.
+    (instance_id,) = [entry for entry in container["env"] if entry["name"] == "FOLDTUNE_WORKER__INSTANCE_ID"]
+    assert instance_id["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
     # A worker shuts down within 8 s.
     assert worker["template"]["spec"]["terminationGracePeriodSeconds"] > 8
 
