@@ -22,6 +22,10 @@ class ObjectStoreError(InfrastructureError):
     """The object store did not complete a request:"""
 
 
+class ObjectStoreRefusedError(ObjectStoreError):
+    """The object store refuses a request, until its settings or permissions change:"""
+
+
 class ObjectMissingError(InfrastructureError):
     """Object not found:"""
 

@@ -85,6 +85,6 @@ def published_prefix(store: ObjectStore, version: str = "000001") -> str:
     return store.key(manifest.ready["model_uri"])
 
 
-def artifact(store: ObjectStore, name: str) -> bytes:
+def artifact(store: ObjectStore, name: str, version: str = "000001") -> bytes:
     """A file of that model."""
-    return store.get(f"{published_prefix(store)}/{name}")
+    return store.get(f"{published_prefix(store, version)}/{name}")

@@ -9,13 +9,15 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 
-from foldtune.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
+from foldtune.client.deployment import download_files
+from foldtune.errors import ModelFileError, ObjectMissingError, ObjectStoreRefusedError
+from foldtune.events import FineTuneRequested, ModelReady, State, TrainingJob, now
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 from trainers.data.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
 from trainers.data.snapshot import Snapshot, read_snapshot
 from trainers.engine.trainable_encoder import TrainableEncoder
-from trainers.errors import OnnxExportError
+from trainers.errors import ImpossibleJobError, OnnxExportError
 from trainers.evaluation.forgetting import Forgetting, measure_general
 from trainers.evaluation.gate import MIN_GROUPS, gate
 from trainers.evaluation.metrics import Evaluation, evaluate
@@ -35,6 +37,8 @@ MIN_STEPS = 50
 MIN_TEMPERATURE = 0.01
 # In any data, a few questions have no hard negatives left; above this share it is worth a warning.
 MAX_FILLED_SHARE = 0.1
+# Of an error's text in a warning; it may quote a whole file.
+MAX_REASON = 500
 _PLACEHOLDER_DIGEST = "0" * 64
 
 
@@ -68,7 +72,7 @@ def produce_model(
     # 2. What the new model is compared with.
     vectors_before = trainable.embed_full_length()
     base = Baseline("the base model", measure(dataset, parts, *vectors_before))
-    baseline = incumbent(job, settings, store, work_dir, dataset=dataset, parts=parts) or base
+    baseline = measure_incumbent(job, store, reporter, work_dir, base=base, dataset=dataset, parts=parts)
     general_before = measure_general(encoder, vectors_before[1][: dataset.documents], job.request.seed)
     seconds_until_training = time.monotonic() - began
 
@@ -190,17 +194,35 @@ def measure(dataset: Dataset, parts: Split, queries: torch.Tensor, passages: tor
     return evaluate(dataset, parts.held_out, queries[held_out], passages[: dataset.searchable])
 
 
-def incumbent(
-    job: TrainingJob, settings: Settings, store: ObjectStore, work_dir: Path, *, dataset: Dataset, parts: Split
-) -> Baseline | None:
-    """The newest promoted version of the model, measured on the same questions; None if there is none yet."""
-    latest = latest_model(job, store)
-    if latest is None:
-        return None
-    reference = ModelReference(uri=latest.model_uri)
-    folder = fetch_base_model(reference, settings.trainer, store, work_dir / "incumbent")
-    evaluation = measure(dataset, parts, *embed(Encoder.load(folder), dataset))
-    return Baseline(f"version {latest.version}", evaluation, latest.version)
+def measure_incumbent(
+    job: TrainingJob,
+    store: ObjectStore,
+    reporter: Reporter,
+    work_dir: Path,
+    *,
+    base: Baseline,
+    dataset: Dataset,
+    parts: Split,
+) -> Baseline:
+    """The newest promoted version of the model, measured on the same questions; ``base`` if there is none yet.
+
+    So it is, with a warning, if that version cannot be read: no later one would ever replace it.
+    """
+    name = "the newest promoted version"
+    try:
+        latest = latest_model(job, store)
+        if latest is None:
+            return base
+        name = f"version {latest.version}"
+        folder = work_dir / "incumbent"
+        folder.mkdir()
+        download_files(latest.model_uri, latest.manifest_sha256, store, folder)
+        return Baseline(name, measure(dataset, parts, *embed(Encoder.load(folder), dataset)), latest.version)
+    except (ImpossibleJobError, ModelFileError, ObjectMissingError, ObjectStoreRefusedError, ValueError) as error:
+        reporter.warn(
+            f"{name} cannot be read, the new model is compared with the base model only: {error}"[:MAX_REASON]
+        )
+        return Baseline(f"{base.name} ({name} cannot be read)", base.evaluation)
 
 
 def knob_warnings(request: FineTuneRequested, parts: Split) -> list[str]:

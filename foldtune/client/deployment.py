@@ -51,21 +51,29 @@ def _is_downloaded(version: Path, ready: ModelReady) -> bool:
     return True
 
 
+def download_files(model_uri: str, manifest_sha256: str, store: ObjectStore, folder: Path) -> None:
+    """Download the files of a model and its manifest to ``folder``, each verified.
+
+    Raises:
+        ModelFileError: a file is missing, or differs from the manifest; or the manifest from its digest.
+        ValueError: the model is in another bucket.
+    """
+    prefix = store.key(model_uri).rstrip("/")
+    try:
+        content = store.get(manifest_key(prefix))
+        for file in _verified_manifest(content, manifest_sha256).files:
+            _download_file(store, f"{prefix}/{file.path}", folder / file.path, file)
+    except ObjectMissingError as error:
+        raise ModelFileError(error) from error
+    (folder / MANIFEST).write_bytes(content)
+
+
 def _download(ready: ModelReady, store: ObjectStore, version: Path) -> None:
-    prefix = store.key(ready.model_uri).rstrip("/")
     with tempfile.TemporaryDirectory(dir=version.parent, prefix=".incoming-") as parent:
         # A folder inside, since tempfile's own is not readable for other users.
         incoming = Path(parent) / "model"
         incoming.mkdir()
-        try:
-            manifest = _verified_manifest(store.get(manifest_key(prefix)), ready)
-            for file in manifest.files:
-                _download_file(store, f"{prefix}/{file.path}", incoming / file.path, file)
-            store.get_file(manifest_key(prefix), incoming / MANIFEST)
-        except ObjectMissingError as error:
-            raise ModelFileError(error) from error
-        if file_sha256(incoming / MANIFEST) != ready.manifest_sha256:
-            raise ModelFileError(f"{MANIFEST} changed during the download")
+        download_files(ready.model_uri, ready.manifest_sha256, store, incoming)
         try:
             incoming.rename(version)
         except OSError:
@@ -74,10 +82,10 @@ def _download(ready: ModelReady, store: ObjectStore, version: Path) -> None:
                 raise
 
 
-def _verified_manifest(content: bytes, ready: ModelReady) -> ModelManifest:
+def _verified_manifest(content: bytes, sha256: str) -> ModelManifest:
     digest = hashlib.sha256(content).hexdigest()
-    if digest != ready.manifest_sha256:
-        raise ModelFileError(f"{MANIFEST} has SHA-256 {digest}, expected {ready.manifest_sha256}")
+    if digest != sha256:
+        raise ModelFileError(f"{MANIFEST} has SHA-256 {digest}, expected {sha256}")
     try:
         return ModelManifest.model_validate_json(content)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from trainers.errors import BadModelError, NotFiniteError
+from trainers.errors import BadModelError, NotFiniteError, TrainerError
 from trainers.model.attention import UNFUSED
 from trainers.model.encoding_config import EncodingConfig, TextKind, read_encoding_config
 from trainers.model.split_model import LAYOUTS
@@ -58,17 +58,21 @@ class Encoder:
         """Load a model folder of sentence-transformers or transformers with float32 weights; remote code is never run.
 
         Raises:
-            BadModelError: no safetensors weights, or an unsupported architecture, module or pooling mode.
+            BadModelError: no safetensors weights, unreadable files, or an unsupported architecture, module or pooling
+                mode.
         """
         folder = Path(folder)
-        encoding_config = read_encoding_config(folder)
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         # A progress bar over a model's tensors only clutters a log file.
         disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
+            encoding_config = read_encoding_config(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (TrainerError, MemoryError):
+            raise
+        # The files of a model are untrusted: whatever fails on them, the model is not usable.
+        except Exception as error:
             raise BadModelError(f"{folder.name}: {error}") from error
         return cls(model, tokenizer, encoding_config, torch.device(device) if device else default_device())
 

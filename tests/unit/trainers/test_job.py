@@ -15,7 +15,7 @@ import torch
 from transformers import AlbertConfig, AlbertModel
 
 from foldtune.errors import PublishError
-from foldtune.events import FineTuneStatus, ModelReference, Progress, State, TrainingJob
+from foldtune.events import FineTuneStatus, GateVerdict, ModelReference, Progress, State, TrainingJob
 from foldtune.knobs import TrainingKnobs, WeightKnobs
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.testing import MemoryObjectStore
@@ -23,6 +23,8 @@ from tests.jobs import RecordingEventSink, artifact, published_prefix, put_job
 from tests.unit.trainers.conftest import example, use_compute_dtype
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import BadJobError, InfrastructureFailedError
+from trainers.evaluation.gate import gate
+from trainers.evaluation.metrics import Evaluation
 from trainers.exit_codes import ExitCode
 from trainers.job import main, read_job, run
 from trainers.loop.checkpoints import Checkpoints, TrainingState
@@ -111,6 +113,35 @@ def test_the_next_version_is_compared_with_the_promoted_one(
     assert sink.statuses[-1].promoted is False
     assert "not better than version 000001" in sink.statuses[-1].reasons[0]
     assert not sink.ready
+
+
+@pytest.mark.slow
+def test_an_incumbent_whose_files_are_gone_is_replaced_and_reported(
+    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.pipeline.gate", always_promote)
+    data = tables(EXAMPLES, DOCUMENTS)
+    assert start(put_job(store, data))[1].ready
+    for key in store.list(f"{published_prefix(store)}/"):
+        store.delete(key)
+    code, sink = start(put_job(store, data, version="000002"))
+    assert code == ExitCode.DONE
+    (ready,) = sink.ready
+    assert ready.parent_version is None
+    assert "better than the base model (version 000001 cannot be read)" in ready.gate.reasons[0]
+    (warning,) = (text for text in sink.statuses[-1].warnings if "compared with the base model only" in text)
+    assert "Object not found" in warning
+    card = artifact(store, "README.md", "000002").decode()
+    assert warning in card
+    assert "| | the base model (version 000001 cannot be read) | this model |" in card
+    # The next training has an incumbent again.
+    assert start(put_job(store, data, version="000003"))[1].ready[0].parent_version == "000002"
+
+
+def always_promote(before: Evaluation, after: Evaluation, seed: int, baseline: str, refusals: object) -> GateVerdict:
+    return gate(before, after, seed, baseline, ()).model_copy(
+        update={"promote": True, "reasons": (f"better than {baseline}",)}
+    )
 
 
 def test_forgetting_is_a_warning_and_may_prevent_promotion(

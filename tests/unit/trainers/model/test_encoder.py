@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
+from trainers.errors import BadModelError
 from trainers.model.encoder import Encoder, passage_text
 from trainers.model.encoding_config import EncodingConfig, write_encoding_config
 
@@ -40,3 +42,31 @@ def test_pooling_equals_sentence_transformers(pooling: str, tiny_folder: Path, t
     ours, theirs = Encoder.load(folder, "cpu"), SentenceTransformer(str(folder), device="cpu")
     np.testing.assert_allclose(ours.encode(texts, "query"), theirs.encode_query(texts), atol=1e-5)
     np.testing.assert_allclose(ours.encode(texts), theirs.encode_document(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"not a tensor " * 9),
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("tokenizer.json", b"{}"),
+        ("modules.json", b"[1]"),
+    ],
+)
+def test_unreadable_files_are_the_models_fault(name: str, content: bytes, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / name).write_bytes(content)
+    with pytest.raises(BadModelError):
+        Encoder.load(folder, "cpu")
+
+
+def test_weights_of_another_shape_are_the_models_fault(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    weights = {name: tensor[:1].clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadModelError):
+        Encoder.load(folder, "cpu")

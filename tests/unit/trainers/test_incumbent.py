@@ -1,0 +1,148 @@
+"""A promoted model that cannot be read does not fail the trainings after it."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foldtune.errors import ObjectStoreError, ObjectStoreRefusedError
+from foldtune.events import ManifestFile, ModelManifest
+from foldtune.testing import MemoryObjectStore
+from tests.jobs import RecordingEventSink, put_job
+from tests.unit.trainers.conftest import example, make_tables
+from trainers.data.dataset import Dataset, split
+from trainers.evaluation.metrics import Evaluation
+from trainers.model.encoder import Encoder
+from trainers.pipeline import embed, measure, measure_incumbent
+from trainers.publishing.model_publisher import LatestModel
+from trainers.publishing.reporting import Reporter
+from trainers.publishing.results import Baseline
+
+PREFIX = "models/m/000001/runs/1"
+
+
+class DenyingStore(MemoryObjectStore):
+    """Fails every read below a prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.denied: str | None = None
+        self.error: type[ObjectStoreError] = ObjectStoreRefusedError
+
+    def get(self, key: str) -> bytes:
+        if self.denied and key.startswith(self.denied):
+            raise self.error(self.uri(key), "no")
+        return super().get(key)
+
+
+@pytest.fixture
+def store(tiny_folder: Path) -> DenyingStore:
+    """With version 000001 of the model."""
+    store = DenyingStore()
+    files = {path.relative_to(tiny_folder).as_posix(): path.read_bytes() for path in tiny_folder.rglob("*.*")}
+    put_version(store, files)
+    return store
+
+
+def put_version(store: MemoryObjectStore, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        store.put(f"{PREFIX}/{name}", content)
+    entries = [
+        ManifestFile(path=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+        for name, content in files.items()
+    ]
+    manifest = ModelManifest(files=tuple(entries)).encode()
+    store.put(f"{PREFIX}/manifest.json", manifest)
+    digest = hashlib.sha256(manifest).hexdigest()
+    latest = LatestModel(version="000001", model_uri=store.uri(PREFIX), manifest_sha256=digest)
+    store.put("models/m/latest.json", latest.model_dump_json().encode())
+
+
+Measure = Callable[[], tuple[Baseline, list[str]]]
+
+
+@pytest.fixture
+def measured(store: DenyingStore, small_dataset: Dataset, tmp_path: Path) -> Measure:
+    """The baseline of the next training and its warnings; the base model's measures are all zero."""
+    job = put_job(store, make_tables([example("where is it?", "d")], {"d": "here"}), version="000002")
+    parts = split(small_dataset, 0)
+    zeros = np.zeros(len(parts.held_out))
+    base = Baseline("the base model", Evaluation({}, zeros, zeros, groups=parts.held_out, documents=1))
+
+    def measured() -> tuple[Baseline, list[str]]:
+        reporter = Reporter(RecordingEventSink(), job)
+        found = measure_incumbent(job, store, reporter, tmp_path, base=base, dataset=small_dataset, parts=parts)
+        return found, reporter.warnings
+
+    return measured
+
+
+def change(key: str, content: bytes | None = None) -> Callable[[DenyingStore], None]:
+    """The object is gone, or something else."""
+
+    def apply(store: DenyingStore) -> None:
+        assert store.exists(key)
+        if content is None:
+            store.delete(key)
+        else:
+            store.put(key, content)
+
+    return apply
+
+
+def deny(prefix: str) -> Callable[[DenyingStore], None]:
+    """Nothing below ``prefix`` may be read."""
+    return lambda store: setattr(store, "denied", prefix)
+
+
+def another_bucket(store: DenyingStore) -> None:
+    latest = LatestModel(version="000001", model_uri="s3://another/models/m/000001", manifest_sha256="0" * 64)
+    store.put("models/m/latest.json", latest.model_dump_json().encode())
+
+
+@pytest.mark.parametrize(
+    ("happens", "reason"),
+    [
+        (change(f"{PREFIX}/model.safetensors"), "Object not found"),
+        (change(f"{PREFIX}/tokenizer.json"), "Object not found"),
+        (change(f"{PREFIX}/manifest.json"), "Object not found"),
+        (change(f"{PREFIX}/model.safetensors", b"other"), "model.safetensors has 5 bytes"),
+        (change(f"{PREFIX}/manifest.json", b"{}"), "manifest.json has SHA-256"),
+        (change("models/m/latest.json", b"{}"), "validation errors for LatestModel"),
+        (change("models/m/latest.json", b"{" * 100_000), "validation error for LatestModel"),
+        (lambda store: put_version(store, {"model.safetensors": b"garbage"}), "cannot be trained"),
+        (another_bucket, "is not in the bucket"),
+        (deny(PREFIX), "refuses a request"),
+        (deny("models/m/latest.json"), "refuses a request"),
+    ],
+)
+def test_an_unreadable_incumbent_leaves_the_base_model_as_the_baseline(
+    happens: Any, reason: str, store: DenyingStore, measured: Measure
+) -> None:
+    happens(store)
+    baseline, (warning,) = measured()
+    assert baseline.version is None
+    assert "the base model (" in baseline.name
+    assert "cannot be read, the new model is compared with the base model only" in warning
+    assert reason in warning
+    assert len(warning) <= 500
+    assert not baseline.evaluation.ndcg.any()
+
+
+def test_a_store_that_fails_for_a_moment_is_not_a_missing_incumbent(store: DenyingStore, measured: Measure) -> None:
+    store.denied, store.error = PREFIX, ObjectStoreError
+    with pytest.raises(ObjectStoreError):
+        measured()
+
+
+def test_the_incumbent_is_measured_as_the_base_model_is(
+    store: DenyingStore, measured: Measure, small_dataset: Dataset, tiny_folder: Path
+) -> None:
+    baseline, warnings = measured()
+    assert (baseline.name, baseline.version, warnings) == ("version 000001", "000001", [])
+    expected = measure(small_dataset, split(small_dataset, 0), *embed(Encoder.load(tiny_folder), small_dataset))
+    assert baseline.evaluation.ndcg.tolist() == expected.ndcg.tolist()
+    assert store.list(PREFIX)
