@@ -263,6 +263,12 @@ class FineTuneStatus(Event):
     retryable: bool = False
     progress: Progress | None = None
     model_uri: S3Uri | None = None
+    waiting_for: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None, description="`launcher`: the job is published, and no launcher has taken it yet"
+    )
+    run_continues: bool | None = Field(
+        None, description="Of a cancelled request: whether its training goes on, for other requests that share it"
+    )
     promoted: bool | None = Field(None, description="Of a completed request: whether the model passed the gate")
     log_uri: S3Uri | None = None
     log_url: WebAddress | None = Field(None, description="Web page of the run's log, if the launcher has one")

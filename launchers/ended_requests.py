@@ -66,6 +66,7 @@ class EndedRequests:
                 error=f"{error.error_count()} validation errors",
             )
             return
-        if status.state.terminal:
+        # One that was cancelled may have a training that goes on for others.
+        if status.state.terminal and not status.run_continues:
             # The first end counts: a request has one.
             self._ended.setdefault((status.model, status.request_id), status.state)

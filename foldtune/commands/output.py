@@ -83,9 +83,16 @@ def warning_lines(status: FineTuneStatus) -> Iterator[str]:
         yield f"warning: {text}"
 
 
+def state_of(status: FineTuneStatus) -> str:
+    """The state in a word."""
+    return "queued" if status.waiting_for else status.state
+
+
 def details(status: FineTuneStatus) -> str:
     """A status without its state and its warnings, as text."""
     parts = [*status.reasons]
+    if status.waiting_for:
+        parts.append(f"waits for a {status.waiting_for}")
     if progress := status.progress:
         parts.append(
             f"step {progress.step}/{progress.steps}, loss {progress.loss:.4f}, {progress.eta_seconds:.0f} s left"

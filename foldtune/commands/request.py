@@ -9,7 +9,7 @@ import typer
 
 from foldtune.client.client import FoldtuneClient
 from foldtune.commands.knob_options import knob_sections, with_knobs
-from foldtune.commands.output import AsJson, details, print_event, warning_lines
+from foldtune.commands.output import AsJson, details, print_event, state_of, warning_lines
 from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.settings import load_settings
 
@@ -78,7 +78,7 @@ def _print_statuses(
             if warning not in printed:
                 typer.echo(f"{prefix} {warning}")
                 printed.add(warning)
-        typer.echo(f"{prefix} {last.state} {details(last)}".rstrip())
+        typer.echo(f"{prefix} {state_of(last)} {details(last)}".rstrip())
     if last is None or not last.state.terminal:
         typer.echo(f"foldtune: {request_id} has not ended after {timeout.total_seconds():.0f} s", err=True)
     return last

@@ -6,7 +6,15 @@ import typer
 
 from foldtune.client.client import FoldtuneClient
 from foldtune.commands.errors import UserError
-from foldtune.commands.output import AsJson, collapse_progress, details, print_event, print_table, warning_lines
+from foldtune.commands.output import (
+    AsJson,
+    collapse_progress,
+    details,
+    print_event,
+    print_table,
+    state_of,
+    warning_lines,
+)
 from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False)
@@ -32,7 +40,7 @@ def status(
             print_event(each)
         return
     rows = [
-        (each.request_id, each.model, each.state, f"{each.at:%Y-%m-%d %H:%M:%S}", details(each))
+        (each.request_id, each.model, state_of(each), f"{each.at:%Y-%m-%d %H:%M:%S}", details(each))
         for each in collapse_progress(statuses)
     ]
     print_table(("request", "model", "state", "at (UTC)", "details"), rows)

@@ -131,7 +131,7 @@ class RecordHandler:
     def _handle_status(self, record: KafkaRecord, status: FineTuneStatus) -> None:
         self._statuses.update(StatusRecord(partition=record.partition, offset=record.offset, status=status))
         # The request was cancelled, or timed out: its job has to stop. A job that has ended by itself is not affected.
-        if status.state.terminal and status.state is not State.COMPLETED:
+        if status.state.terminal and status.state is not State.COMPLETED and not status.run_continues:
             self._dispatcher.cancel(status.model, status.request_id)
 
 

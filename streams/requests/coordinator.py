@@ -159,7 +159,9 @@ class Coordinator:
     async def _handle_report(self, partition: int, value: bytes) -> None:
         status = FineTuneStatus.model_validate_json(value)
         state = self._model_state(partition, status.model)
-        transition = lifecycle.reported(state, status, now())
+        trainer = self._settings.trainer
+        max_training = trainer.max_duration * trainer.max_attempts + REPORTING_TIME
+        transition = lifecycle.reported(state, status, max_training, now())
         if transition.state == state:
             return
         if status.state is State.COMPLETED:
@@ -275,10 +277,8 @@ class Coordinator:
                 await self._synchronize(partition)
                 # Dropped if the state has changed meanwhile: that decision did not know of this job.
                 if self._model_state(partition, model) == state:
-                    deadline = now() + self._settings.trainer.max_duration * self._settings.trainer.max_attempts
-                    published = lifecycle.job_published(state, state.active, deadline + REPORTING_TIME)
                     output = OutgoingEvent(Topic.TRAINING_JOBS, job, request_key(model, job.request.request_id))
-                    await self._commit(partition, Transition(published, (output,)))
+                    await self._commit(partition, lifecycle.job_published(state, state.active, output, now()))
 
     def _complete_manifest(self, state: ModelState) -> SnapshotManifest | None:
         min_examples = self._settings.worker.min_examples

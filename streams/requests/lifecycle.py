@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from pydantic import AwareDatetime
 
 from foldtune.events import (
+    QUEUEING_TIME,
+    REPORTING_TIME,
     FineTuneCancelled,
     FineTuneRequested,
     FineTuneStatus,
@@ -32,13 +34,22 @@ class Active(Model):
     """A model's active request; there is at most one."""
 
     request: FineTuneRequested
-    # Ids of waiting requests for the same training: they share its statuses.
+    # Ids of requests for the same training, which waited beside this one: they share its statuses.
     merged: tuple[str, ...] = ()
+    # Set once the request is cancelled while merged ones go on: its job and its reports keep its id.
+    left: FineTuneStatus | None = None
     since: AwareDatetime
     parts: tuple[SnapshotPart, ...] = ()
-    # Set once the training job is published; from then on the launcher and the trainer report the status.
+    # Set once the training job is published; from then on the launcher and the trainer report the status. Until the
+    # training has started it bounds the wait for a machine, then the training.
     deadline: AwareDatetime | None = None
+    started: AwareDatetime | None = None
     status: FineTuneStatus
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """The requests that end with this training."""
+        return self.merged if self.left else (self.request.request_id, *self.merged)
 
 
 class ModelState(Model):
@@ -76,7 +87,7 @@ def requested(state: ModelState, request: FineTuneRequested, now: datetime) -> T
 def current_status(state: ModelState, request_id: str, now: datetime) -> FineTuneStatus | None:
     """The status of an active or waiting request; ``None`` for any other."""
     active = state.active
-    if active and request_id in {active.request.request_id, *active.merged}:
+    if active and request_id in active.request_ids:
         return active.status.model_copy(update={"request_id": request_id})
     waiting = next((other for other in state.waiting if other.request_id == request_id), None)
     return _status(waiting, State.WAITING, now) if waiting else None
@@ -96,13 +107,18 @@ def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> Tr
     """Ends an active, merged or waiting request; ``None`` if the model has no such request."""
     active = state.active
     reasons = (f"cancelled by {cancel.requested_by}",)
-    if active and cancel.request_id == active.request.request_id:
+    if active and active.request_ids == (cancel.request_id,):
         return _end_active(state, active, State.CANCELLED, now, reasons)
-    if active and cancel.request_id in active.merged:
+    if active and cancel.request_id in active.request_ids:
         (status,) = _for_each(_status(active.request, State.CANCELLED, now, reasons), (cancel.request_id,))
-        merged = tuple(request_id for request_id in active.merged if request_id != cancel.request_id)
-        remaining = state.model_copy(update={"active": active.model_copy(update={"merged": merged})})
-        return Transition(remaining, (_output(status),), (status,))
+        if cancel.request_id == active.request.request_id:
+            # The launcher of the training, which has this id, is not to stop it.
+            status = status.model_copy(update={"run_continues": True})
+            remaining = active.model_copy(update={"left": status})
+        else:
+            merged = tuple(request_id for request_id in active.merged if request_id != cancel.request_id)
+            remaining = active.model_copy(update={"merged": merged})
+        return Transition(state.model_copy(update={"active": remaining}), (_output(status),), (status,))
     for request in state.waiting:
         if request.request_id == cancel.request_id:
             status = _status(request, State.CANCELLED, now, reasons)
@@ -140,13 +156,18 @@ def snapshot_completed(state: ModelState, partitions: int, min_examples: int, no
     return Transition(state, manifest=manifest)
 
 
-def job_published(state: ModelState, active: Active, deadline: datetime) -> ModelState:
-    """Sets the deadline by which a final status must be reported, else the request fails."""
-    return state.model_copy(update={"active": active.model_copy(update={"deadline": deadline})})
+def job_published(state: ModelState, active: Active, job: OutgoingEvent, now: datetime) -> Transition:
+    """Publishes the job, whose training must have started within ``QUEUEING_TIME``, else the request fails."""
+    waiting = active.status.model_copy(update={"at": now, "waiting_for": "launcher"})
+    published = active.model_copy(update={"deadline": now + QUEUEING_TIME + REPORTING_TIME, "status": waiting})
+    statuses = _for_each(waiting, active.request_ids)
+    return Transition(state.model_copy(update={"active": published}), (*map(_output, statuses), job))
 
 
-def reported(state: ModelState, status: FineTuneStatus, now: datetime) -> Transition:
+def reported(state: ModelState, status: FineTuneStatus, max_training: timedelta, now: datetime) -> Transition:
     """Publishes a status that the launcher or the trainer reports of the active request; a final one starts the next.
+
+    The first report of a running training sets the deadline by which its end must be reported, ``max_training`` later.
 
     Statuses are published from here only, so a request that was cancelled or timed out does not end twice. After a
     crash between publishing a job and storing that, reports may arrive before the parts that lead to the job again.
@@ -154,14 +175,21 @@ def reported(state: ModelState, status: FineTuneStatus, now: datetime) -> Transi
     active = state.active
     if active is None or status.request_id != active.request.request_id:
         return Transition(state)
-    statuses = _for_each(status, (status.request_id, *active.merged))
+    if status.log_url is None:
+        # Only the launcher knows the page of the run's log, and the trainer reports later.
+        status = status.model_copy(update={"log_url": active.status.log_url})
+    statuses = _for_each(status, active.request_ids)
     outputs = tuple(map(_output, statuses))
     if not status.state.terminal:
         running = active.model_copy(update={"status": status})
+        if active.started is None and status.state in {State.RUNNING, State.EVALUATING}:
+            running = running.model_copy(update={"started": now, "deadline": now + max_training})
         return Transition(state.model_copy(update={"active": running}), outputs)
     if status.state is State.COMPLETED:
         finished = TrainingFinished(request_id=status.request_id, model=state.model)
         outputs = (*outputs, OutgoingEvent(Topic.SNAPSHOT_COMMANDS, finished))
+    elif active.left:
+        outputs = (*outputs, _output(_stopped(active.left)))
     return _start_next(state, outputs, statuses, now)
 
 
@@ -176,7 +204,8 @@ def timed_out(state: ModelState, snapshot_timeout: timedelta, partitions: int, n
         reason = f"snapshot: {problem} within {snapshot_timeout}"
         return _end_active(state, active, State.FAILED, now, (reason,), retryable=True)
     if active.deadline is not None and now > active.deadline:
-        reason = f"training: no end was reported by {active.deadline.isoformat()}"
+        missing_report = "no end" if active.started else "no start"
+        reason = f"training: {missing_report} was reported by {active.deadline.isoformat()}"
         return _end_active(state, active, State.FAILED, now, (reason,), retryable=True)
     return None
 
@@ -203,8 +232,9 @@ def _end_active(
     retryable: bool = False,
 ) -> Transition:
     status = _status(active.request, final, now, reasons).model_copy(update={"retryable": retryable})
-    statuses = _for_each(status, (active.request.request_id, *active.merged))
-    return _start_next(state, tuple(map(_output, statuses)), statuses, now)
+    statuses = _for_each(status, active.request_ids)
+    told = (*statuses, _stopped(active.left)) if active.left else statuses
+    return _start_next(state, tuple(map(_output, told)), statuses, now)
 
 
 def _start_next(
@@ -244,6 +274,11 @@ def _rejection_reasons(request: FineTuneRequested, parts: tuple[SnapshotPart, ..
 
 def _status(request: FineTuneRequested, state: State, now: datetime, reasons: tuple[str, ...] = ()) -> FineTuneStatus:
     return FineTuneStatus(request_id=request.request_id, model=request.model, state=state, at=now, reasons=reasons)
+
+
+def _stopped(left: FineTuneStatus) -> FineTuneStatus:
+    """The end of a request that had left its training, once more: now the run is to be stopped, too."""
+    return left.model_copy(update={"run_continues": None})
 
 
 def _for_each(status: FineTuneStatus, request_ids: tuple[str, ...]) -> tuple[FineTuneStatus, ...]:

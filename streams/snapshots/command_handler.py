@@ -15,6 +15,7 @@ from foldtune.events import (
     TopicOffset,
     TrainingFinished,
     TrainingProgressed,
+    now,
 )
 from foldtune.kafka import partition_of
 from foldtune.object_store import ObjectStore
@@ -114,7 +115,11 @@ class SnapshotCommandHandler:
             await self._publish(Topic.SNAPSHOT_PARTS, part, request.model)
 
     async def _export_or_failure(self, command: SnapshotCommand, partition: int) -> SnapshotPart:
-        request = command.request
+        timeout = self._settings.worker.snapshot_timeout
+        if now() - command.issued_at > timeout:
+            # Its request has failed since. After an outage, or read from the beginning, there may be many of these.
+            _log.info("stale snapshot command skipped", partition=partition, issued_at=str(command.issued_at))
+            return _failed_part(command, partition, f"the command was read more than {timeout} after it was issued")
         try:
             await self._offsets.catch_up(partition, self._settings.worker.catch_up_timeout)
             part = await self._export(command, partition)
@@ -124,7 +129,7 @@ class SnapshotCommandHandler:
             # Whatever it is, a retry would meet it again: the request fails instead of hanging.
             _log.exception("snapshot export failed", partition=partition)
             message = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARACTERS]
-            return SnapshotPart(request_id=request.request_id, model=request.model, partition=partition, error=message)
+            return _failed_part(command, partition, message)
         observe_snapshot(part)
         _log.info("snapshot exported", partition=partition, folders=part.folder_count, seconds=round(part.seconds, 3))
         return part
@@ -187,6 +192,11 @@ class SnapshotCommandHandler:
 
     async def _store_watermark(self, model: str, partition: int, watermark: Watermark) -> None:
         await self._sets.write(partition, {_watermark_key(model): watermark.model_dump_json().encode()})
+
+
+def _failed_part(command: SnapshotCommand, partition: int, error: str) -> SnapshotPart:
+    request = command.request
+    return SnapshotPart(request_id=request.request_id, model=request.model, partition=partition, error=error)
 
 
 def _watermark_key(model: str) -> bytes:

@@ -157,6 +157,17 @@ def test_a_record_of_an_unknown_topic_fails_alone(batch: BatchService, published
 # ── Statuses ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_training_that_goes_on_for_others_is_not_terminated(
+    batch: BatchService, published: Published, context: Context
+) -> None:
+    launch(kafka_payload([a_job(1)]), context)
+    running = {name: job["status"] for name, job in batch.jobs.items()}
+    assert launch(kafka_payload([a_status(1, State.CANCELLED, run_continues=True)]), context) == NONE_FAILED
+    assert {name: job["status"] for name, job in batch.jobs.items()} == running
+    assert launch(kafka_payload([a_status(2, State.CANCELLED)]), context) == NONE_FAILED
+    assert {name: job["status"] for name, job in batch.jobs.items()} != running
+
+
 @pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED])
 def test_a_final_status_terminates_the_job_and_prevents_a_later_one(
     batch: BatchService, published: Published, context: Context, state: State

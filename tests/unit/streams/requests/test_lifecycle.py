@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from foldtune.events import (
+    QUEUEING_TIME,
+    REPORTING_TIME,
     FineTuneCancelled,
     FineTuneRequested,
     FineTuneStatus,
@@ -19,13 +21,16 @@ from foldtune.events import (
 )
 from foldtune.knobs import DataSelection, WeightKnobs
 from foldtune.topics import Topic
+from streams.publishing.publisher import OutgoingEvent
 from streams.requests import lifecycle
 from streams.requests.lifecycle import ModelState, Transition
 from tests.examples import examples
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PARTITIONS = 2
-DEADLINE = NOW + timedelta(hours=1)
+TRAINING = timedelta(hours=1)
+# Any event: what it says is the coordinator's.
+JOB = OutgoingEvent(Topic.TRAINING_JOBS, TrainingFinished(request_id="r", model="m"), "m/r")
 
 
 def request(name: str, **changes: Any) -> FineTuneRequested:
@@ -64,7 +69,7 @@ def training(name: str = "r", *waiting: FineTuneRequested) -> ModelState:
         state = lifecycle.requested(state, other, NOW).state
     state = gather(state, name).state
     assert state.active
-    return lifecycle.job_published(state, state.active, DEADLINE)
+    return lifecycle.job_published(state, state.active, JOB, NOW).state
 
 
 def test_a_request_starts_a_snapshot_of_every_partition() -> None:
@@ -88,7 +93,7 @@ def test_a_complete_snapshot_leads_to_one_job() -> None:
     assert transition.manifest
     assert [part.partition for part in transition.manifest.parts] == [0, 1]
     assert transition.state.active
-    running = lifecycle.job_published(transition.state, transition.state.active, DEADLINE)
+    running = lifecycle.job_published(transition.state, transition.state.active, JOB, NOW).state
     assert lifecycle.part_received(running, part("r", 1), PARTITIONS, 20, NOW).manifest is None
 
 
@@ -128,7 +133,7 @@ def test_a_failed_part_fails_the_request_as_retryable() -> None:
 
 def test_the_next_request_waits_for_the_first_to_end() -> None:
     state = training("r", request("s", weights=WeightKnobs(focus=2.0)))
-    transition = lifecycle.reported(state, status("r", State.COMPLETED), NOW)
+    transition = lifecycle.reported(state, status("r", State.COMPLETED), TRAINING, NOW)
     assert commands(transition) == ["s"]
     assert transition.final_statuses == (status("r", State.COMPLETED),)
     assert any(isinstance(output.event, TrainingFinished) for output in transition.outputs)
@@ -136,21 +141,23 @@ def test_the_next_request_waits_for_the_first_to_end() -> None:
 
 def test_waiting_requests_for_the_same_training_are_merged() -> None:
     state = training("r", request("s"), request("t"), request("u", seed=1))
-    started = lifecycle.reported(state, status("r", State.COMPLETED), NOW).state
+    started = lifecycle.reported(state, status("r", State.COMPLETED), TRAINING, NOW).state
     assert started.active
     assert (started.active.request.request_id, started.active.merged) == ("s", ("t",))
-    running = lifecycle.job_published(gather(started, "s").state, started.active, DEADLINE)
-    transition = lifecycle.reported(running, status("s", State.COMPLETED), NOW)
+    running = lifecycle.job_published(gather(started, "s").state, started.active, JOB, NOW).state
+    transition = lifecycle.reported(running, status("s", State.COMPLETED), TRAINING, NOW)
     assert [status.request_id for status in transition.final_statuses] == ["s", "t"]
     assert ("t", State.COMPLETED) in states(transition)
     assert commands(transition) == ["u"]
 
 
 def test_a_status_is_published_for_all_merged_requests() -> None:
-    started = lifecycle.reported(training("r", request("s"), request("t")), status("r", State.FAILED), NOW).state
+    started = lifecycle.reported(
+        training("r", request("s"), request("t")), status("r", State.FAILED), TRAINING, NOW
+    ).state
     assert started.active
-    running = lifecycle.job_published(gather(started, "s").state, started.active, DEADLINE)
-    transition = lifecycle.reported(running, status("s", State.RUNNING), NOW)
+    running = lifecycle.job_published(gather(started, "s").state, started.active, JOB, NOW).state
+    transition = lifecycle.reported(running, status("s", State.RUNNING), TRAINING, NOW)
     assert states(transition) == [("s", State.RUNNING), ("t", State.RUNNING)]
     assert transition.state.active
     assert transition.state.active.status == status("s", State.RUNNING)
@@ -170,7 +177,7 @@ def test_a_request_can_be_cancelled_in_every_state() -> None:
     assert commands(running) == ["s"]
     assert lifecycle.cancelled(running.state, cancel("r"), NOW) is None
     # A report that the trainer sent before it was cancelled.
-    late = lifecycle.reported(running.state, status("r", State.COMPLETED), NOW)
+    late = lifecycle.reported(running.state, status("r", State.COMPLETED), TRAINING, NOW)
     assert (late.state, late.outputs) == (running.state, ())
 
 
@@ -185,10 +192,79 @@ def test_a_request_without_a_final_status_times_out() -> None:
     unwritten = lifecycle.timed_out(whole, limit, PARTITIONS, NOW + limit * 2)
     assert unwritten
     assert unwritten.final_statuses[0].reasons == ("snapshot: its manifest could not be written within 0:05:00",)
-    assert lifecycle.timed_out(training(), limit, PARTITIONS, DEADLINE) is None
-    lost = lifecycle.timed_out(training(), limit, PARTITIONS, DEADLINE + limit)
+    queued = lifecycle.timed_out(training(), limit, PARTITIONS, NOW + QUEUEING_TIME + 2 * REPORTING_TIME)
+    assert queued
+    assert queued.final_statuses[0].retryable
+    assert "no start was reported" in queued.final_statuses[0].reasons[0]
+
+
+def test_the_time_of_a_training_begins_with_its_first_step() -> None:
+    later = NOW + timedelta(days=3)
+    queued = lifecycle.reported(training(), status("r", State.SUBMITTED), TRAINING, NOW).state
+    assert lifecycle.timed_out(queued, TRAINING, PARTITIONS, later) is None
+    running = lifecycle.reported(queued, status("r", State.RUNNING), TRAINING, later).state
+    # A second attempt has no more time than the first.
+    again = lifecycle.reported(running, status("r", State.SUBMITTED), TRAINING, later).state
+    again = lifecycle.reported(again, status("r", State.RUNNING), TRAINING, later + TRAINING / 2).state
+    assert lifecycle.timed_out(again, TRAINING, PARTITIONS, later + TRAINING) is None
+    lost = lifecycle.timed_out(again, TRAINING, PARTITIONS, later + TRAINING * 2)
     assert lost
-    assert lost.final_statuses[0].retryable
+    assert "no end was reported" in lost.final_statuses[0].reasons[0]
+
+
+def test_a_request_says_that_it_waits_for_a_launcher() -> None:
+    state = training("r")
+    assert state.active
+    assert (state.active.status.state, state.active.status.waiting_for) == (State.SNAPSHOTTING, "launcher")
+    submitted = lifecycle.reported(state, status("r", State.SUBMITTED), TRAINING, NOW).state
+    assert submitted.active
+    assert submitted.active.status.waiting_for is None
+
+
+def test_the_page_of_the_log_stays_in_later_reports() -> None:
+    page = status("r", State.RUNNING).model_copy(update={"log_url": "https://log"})
+    state = lifecycle.reported(training(), page, TRAINING, NOW).state
+    last = lifecycle.reported(state, status("r", State.FAILED), TRAINING, NOW)
+    assert last.final_statuses[0].log_url == "https://log"
+
+
+def shared_training() -> ModelState:
+    """Of requests s, t and u, of which s leads; its job is published."""
+    state = training("r", request("s"), request("t"), request("u"))
+    started = lifecycle.reported(state, status("r", State.FAILED), TRAINING, NOW).state
+    assert started.active
+    return lifecycle.job_published(gather(started, "s").state, started.active, JOB, NOW).state
+
+
+def cancel(state: ModelState, name: str) -> Transition:
+    event = FineTuneCancelled(request_id=name, model="m", requested_at=NOW, requested_by="ann")
+    transition = lifecycle.cancelled(state, event, NOW)
+    assert transition
+    return transition
+
+
+def test_a_cancelled_leader_leaves_its_training_to_those_who_share_it() -> None:
+    left = cancel(shared_training(), "s")
+    assert [(status.request_id, status.state) for status in left.final_statuses] == [("s", State.CANCELLED)]
+    assert left.final_statuses[0].run_continues
+    assert lifecycle.cancelled(left.state, FineTuneCancelled(request_id="s", model="m", requested_at=NOW), NOW) is None
+    running = lifecycle.reported(left.state, status("s", State.RUNNING), TRAINING, NOW)
+    assert states(running) == [("t", State.RUNNING), ("u", State.RUNNING)]
+    done = lifecycle.reported(running.state, status("s", State.COMPLETED), TRAINING, NOW)
+    assert [status.request_id for status in done.final_statuses] == ["t", "u"]
+
+
+def test_a_training_is_stopped_once_nobody_wants_it() -> None:
+    state = cancel(cancel(shared_training(), "s").state, "u").state
+    last = cancel(state, "t")
+    assert [status.request_id for status in last.final_statuses] == ["t"]
+    # The launcher knows the training by the id of its leader.
+    told = [output.event for output in last.outputs if isinstance(output.event, FineTuneStatus)]
+    assert [(status.request_id, status.state, status.run_continues) for status in told] == [
+        ("t", State.CANCELLED, None),
+        ("s", State.CANCELLED, None),
+    ]
+    assert last.state.active is None
 
 
 class Histories(RuleBasedStateMachine):
@@ -205,7 +281,7 @@ class Histories(RuleBasedStateMachine):
             return
         self.state = transition.state
         if transition.manifest and transition.state.active:
-            self.state = lifecycle.job_published(transition.state, transition.state.active, DEADLINE)
+            self.state = lifecycle.job_published(transition.state, transition.state.active, JOB, NOW).state
         self.ended += [status.request_id for status in transition.final_statuses]
 
     @rule(seed=st.integers(0, 1))
@@ -230,7 +306,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.requested)
     @rule(pick=st.randoms(), state=st.sampled_from(State))
     def report(self, pick: Any, state: State) -> None:
-        self.apply(lifecycle.reported(self.state, status(pick.choice(self.requested), state), NOW))
+        self.apply(lifecycle.reported(self.state, status(pick.choice(self.requested), state), TRAINING, NOW))
 
     @precondition(lambda self: self.requested)
     @rule(pick=st.randoms())
@@ -238,7 +314,7 @@ class Histories(RuleBasedStateMachine):
         cancel = FineTuneCancelled(request_id=pick.choice(self.requested), model="m", requested_at=NOW)
         self.apply(lifecycle.cancelled(self.state, cancel, NOW))
 
-    @rule(hours=st.integers(0, 4))
+    @rule(hours=st.sampled_from((0, 1, 2, 3, 4, 1000)))
     def time_passes(self, hours: int) -> None:
         limit = timedelta(minutes=90)
         self.apply(lifecycle.timed_out(self.state, limit, PARTITIONS, NOW + timedelta(hours=hours)))
@@ -246,7 +322,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def every_request_is_in_exactly_one_state(self) -> None:
         active = self.state.active
-        under_way = [active.request.request_id, *active.merged] if active else []
+        under_way = [*active.request_ids] if active else []
         under_way += [waiting.request_id for waiting in self.state.waiting]
         assert sorted(self.ended + under_way) == sorted(self.requested)
 
