@@ -62,7 +62,7 @@ class InterruptedTrainingError(TrainerError):
 
 
 class InfrastructureFailedError(TrainerError):
-    """Object store, Kafka or network failed:"""
+    """Object store, Kafka or network failed; run the job again, it goes on from its checkpoint:"""
 
 
 class RankLostError(TrainerError):

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -27,10 +28,13 @@ from trainers.engine import ranks
 from trainers.engine.embedder import run_worker_rank
 from trainers.errors import BadJobError, InfrastructureFailedError, InterruptedTrainingError, KnobError, TrainerError
 from trainers.exit_codes import ExitCode
+from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.training import reproducible
 from trainers.pipeline import produce_model
 from trainers.publishing.model_publisher import announce_model, is_published
 from trainers.publishing.reporting import EventSink, KafkaEventSink, Reporter
+from trainers.retrying_store import RetryingStore
+from trainers.sigterm_deadline import end_after_sigterm
 
 log = structlog.get_logger()
 
@@ -39,29 +43,41 @@ def main(arguments: list[str]) -> ExitCode:
     """Run the job whose URI is the only argument."""
     signal.signal(signal.SIGTERM, _raise_interrupted)
     configure_logs()
+    failure = "training not started"
     try:
         (uri,) = arguments
         settings = load_settings()
         configure_logs(settings.log_level)
         ranks.init_process_group(settings.trainer.max_duration)
-        code = _run_rank_0(uri, settings) if ranks.rank() == 0 else _run_worker_rank(settings)
+        if ranks.rank() == 0:
+            code = _run_rank_0(uri, settings)
+        else:
+            failure = "worker rank failed"
+            code = _run_worker_rank(settings)
+        failure = "process group not ended"
         ranks.write_exit_code(code)
         # After a failure rank 0 does not wait for the other ranks: they notice that it is gone.
         if code is ExitCode.DONE:
             ranks.destroy_process_group()
-    except (TrainerError, ValueError, *TRANSIENT_ERRORS) as error:
-        log.error("training not started or not reported", arguments=arguments, error=str(error))  # noqa: TRY400 - for people
+    except (TrainerError, ValueError, OSError, *TRANSIENT_ERRORS) as error:
+        log.error(failure, arguments=arguments, rank=ranks.rank(), error=str(error))  # noqa: TRY400 - for people
         return ExitCode.TRY_AGAIN
     return code
 
 
 def _run_rank_0(uri: str, settings: Settings) -> ExitCode:
-    store = S3ObjectStore(settings.s3)
+    store = RetryingStore(S3ObjectStore(settings.s3))
     job = read_job(store, uri)
     # A process runs one job: from here on, every log line has its request.
     structlog.contextvars.bind_contextvars(request_id=job.request.request_id)
+    with KafkaEventSink(partial(_publisher, settings)) as sink:
+        return run(job, settings, store, sink)
+
+
+@contextmanager
+def _publisher(settings: Settings) -> Iterator[Publisher]:
     with kafka_with_secrets(settings) as kafka, Publisher(kafka) as publisher:
-        return run(job, settings, store, KafkaEventSink(publisher))
+        yield publisher
 
 
 def _run_worker_rank(settings: Settings) -> ExitCode:
@@ -91,8 +107,13 @@ def run(job: TrainingJob, settings: Settings, store: ObjectStore, sink: EventSin
         _run(job, settings, store, reporter)
     except TrainerError as error:
         log.error("training failed", error=str(error), retryable=error.retryable)  # noqa: TRY400 - for people
-        if not error.retryable:
+        if error.retryable:
+            return error.exit_code
+        try:
             reporter.publish_state(State.FAILED, reasons=(str(error),))
+        except TrainerError as unreported:
+            log.error("failure not reported", error=str(unreported))  # noqa: TRY400 - for people
+            return unreported.exit_code
         return error.exit_code
     return ExitCode.DONE
 
@@ -101,13 +122,15 @@ def _run(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Rep
     try:
         if is_published(job, store):
             announce_model(job, store, reporter)
+            Checkpoints(job, store, settings.trainer.checkpoint_interval).discard()
             return
         with _work_dir(settings) as work_dir:
             produce_model(job, settings, store, reporter, work_dir)
     except torch.OutOfMemoryError as error:
         layers = job.request.training.trainable_layers
         raise KnobError(f"training.trainable_layers {layers} needs more memory; fewer need less: {error}") from error
-    except TRANSIENT_ERRORS as error:
+    # OSError: of this machine's disk, where another may do.
+    except (*TRANSIENT_ERRORS, OSError) as error:
         raise InfrastructureFailedError(error) from error
 
 
@@ -123,4 +146,5 @@ def _raise_interrupted(number: int, _: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    end_after_sigterm()
     sys.exit(main(sys.argv[1:]))

@@ -77,7 +77,7 @@ def produce_model(
     seconds_until_training = time.monotonic() - began
 
     # 3. Training, and the choice of weights.
-    checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval)
+    checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval, reporter.warn)
     with closing(TensorBoardLogger(settings.trainer.tensorboard_dir, job, reporter.warn)) as tensorboard:
         record, interpolation = fit(
             trainable,

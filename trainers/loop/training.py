@@ -96,6 +96,7 @@ def train(
     with reproducible(request.seed), checkpoints.sigterm_deferred() if checkpoints else nullcontext():
         # The checkpoint may have been saved between an epoch and its validation.
         run.validate_if_due()
+        trained = not run.finished
         while not run.finished:
             run.step()
             record.seconds = seconds_before + time.monotonic() - began
@@ -111,6 +112,9 @@ def train(
                 )
             run.checkpoint_if_due()
             run.validate_if_due()
+        if checkpoints and trained:
+            # Whatever happens to the evaluation or the upload, the training need not be repeated.
+            checkpoints.save(run.state_dict())
     if run.best_weights:
         encoder.load_weights(run.best_weights)
     record.seconds = seconds_before + time.monotonic() - began
@@ -229,7 +233,11 @@ class TrainingRun:
         }
         arrays = {"negatives": torch.from_numpy(self._negatives), "order": torch.from_numpy(self._order)}
         best = {f"best.{index}": weights for index, weights in enumerate(self.best_weights)}
-        return TrainingState(self.optimizer.state_dict() | arrays | best, facts)
+        optimizer = self.optimizer.state_dict()
+        if self.finished:
+            # Without the moments, two thirds of the size: no step follows.
+            optimizer = {name: tensor for name, tensor in optimizer.items() if not name.startswith("optimizer.")}
+        return TrainingState(optimizer | arrays | best, facts)
 
     def load_state_dict(self, state: TrainingState) -> None:
         """Continue from ``state``, with the same result as without the interruption."""

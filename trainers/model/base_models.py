@@ -11,7 +11,7 @@ import structlog
 from foldtune.events import ModelReference
 from foldtune.object_store import ObjectStore
 from foldtune.settings import TrainerSettings
-from trainers.errors import BadModelError, InfrastructureFailedError, ModelRefusedError
+from trainers.errors import BadModelError, InfrastructureFailedError, ModelRefusedError, TrainerError
 
 log = structlog.get_logger()
 
@@ -87,6 +87,8 @@ def licence(folder: Path) -> str | None:
 
     try:
         identifier = ModelCard((folder / CARD).read_text(), ignore_metadata_errors=True).data.get("license")
+    except TrainerError:
+        raise
     # A card is untrusted text: whatever fails on it, the licence is unknown.
     except Exception as error:
         log.warning("model card unreadable", folder=str(folder), error=str(error))

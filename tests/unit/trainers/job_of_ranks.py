@@ -11,7 +11,6 @@ import sys
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -79,9 +78,7 @@ def main(model: Path, output: Path, step: int = 0, layers: int = 2) -> int:
         patch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
         patch.setattr(job, "load_settings", lambda: settings_for(model, output))
         patch.setattr(job, "S3ObjectStore", only_for_the_first)
-        patch.setattr(job, "Publisher", nullcontext)
-        sink: Any = AskedToEnd(step)
-        patch.setattr(job, "KafkaEventSink", lambda _: sink)
+        patch.setattr(job, "KafkaEventSink", lambda _: nullcontext(AskedToEnd(step)))
         code = job.main([store.uri("job.json")])
     for key in store.list(""):
         path = output / "store" / key

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel
 
-from foldtune.errors import PublishError
+from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import FineTuneStatus, GateVerdict, ModelReference, Progress, State, TrainingJob
 from foldtune.knobs import TrainingKnobs, WeightKnobs
 from foldtune.settings import Settings, TrainerSettings
@@ -259,6 +259,78 @@ def test_an_interrupted_job_resumes_to_the_same_weights(
     assert metrics[0]["validation"] == metrics[1]["validation"]
     assert metrics[0]["merge_back"] == metrics[1]["merge_back"]
     assert (metrics[1]["merge_back"] or {}).get("alpha") == alpha
+
+
+class FailingUploads(MemoryObjectStore):
+    """Fails every upload of a file below ``failing``."""
+
+    failing: str | None = None
+
+    def put_file(self, key: str, path: Path) -> None:
+        if self.failing and key.startswith(self.failing):
+            raise ObjectStoreError(self.uri(key), "SlowDown")
+        super().put_file(key, path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("every_step_reported")
+@pytest.mark.parametrize("data", [EXAMPLES, MANY_EXAMPLES])
+def test_a_model_that_could_not_be_uploaded_is_published_without_training_again(
+    tables: Any, tiny_folder: Path, tmp_path: Path, data: Any
+) -> None:
+    stores = FailingUploads(), FailingUploads()
+    settings = Settings(trainer=TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path))
+    base = ModelReference(uri=tiny_folder.as_uri())
+    whole, failed = (put_job(store, tables(data, DOCUMENTS), base_model=base) for store in stores)
+    assert run(whole, settings, stores[0], RecordingEventSink()) == ExitCode.DONE
+    stores[1].failing = "models/"
+    first = RecordingEventSink()
+    assert run(failed, settings, stores[1], first) == ExitCode.TRY_AGAIN
+    assert first.statuses[-1].state is State.EVALUATING
+    stores[1].failing = None
+    second = RecordingEventSink()
+    assert run(failed, settings, stores[1], second) == ExitCode.DONE
+    assert not [status for status in second.statuses if status.progress]
+    assert weights(stores[1]) == weights(stores[0])
+    assert not stores[1].list("checkpoints/")
+    metrics = [json.loads(artifact(store, "metrics.json")) for store in stores]
+    for of in metrics:
+        del of["seconds"], of["training"]["seconds"]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_is_a_warning(tables: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    store = FailingUploads()
+    store.failing = "checkpoints/"
+    trainer = TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path, checkpoint_interval=timedelta(0))
+    job = put_job(store, tables(EXAMPLES, DOCUMENTS), base_model=ModelReference(uri=tiny_folder.as_uri()))
+    sink = RecordingEventSink()
+    assert run(job, Settings(trainer=trainer), store, sink) == ExitCode.DONE
+    (warning,) = (text for text in sink.statuses[-1].warnings if "checkpoint" in text)
+    assert "SlowDown" in warning
+
+
+def test_a_full_disk_is_a_reason_to_try_again(store: MemoryObjectStore, tables: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = Settings(trainer=TrainerSettings(work_dir=tmp_path / "file"))
+    assert run(put_job(store, tables(EXAMPLES, DOCUMENTS)), settings, store, RecordingEventSink()) == ExitCode.TRY_AGAIN
+
+
+def test_an_impossible_job_that_could_not_be_reported_is_tried_again_and_said_so(
+    store: MemoryObjectStore, tables: Any, tmp_path: Path, capsys: Any
+) -> None:
+    class Silent(RecordingEventSink):
+        def publish_status(self, status: FineTuneStatus) -> None:
+            raise InfrastructureFailedError(PublishError("training-reports", status.state))
+
+    job = put_job(store, tables(EXAMPLES, DOCUMENTS))
+    store.put("snapshots/r/examples.parquet", b"something else")
+    assert run(job, Settings(trainer=TrainerSettings(work_dir=tmp_path)), store, Silent()) == ExitCode.TRY_AGAIN
+    output = capsys.readouterr().out
+    assert "training failed" in output
+    assert "has the digest" in output
+    assert "failure not reported" in output
 
 
 @pytest.mark.slow
