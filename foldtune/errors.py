@@ -35,7 +35,11 @@ class NoBrokerError(InfrastructureError):
 
 
 class PublishError(InfrastructureError):
-    """The brokers did not acknowledge an event (topic, reason):"""
+    """The brokers did not acknowledge an event (topic, reason, which):"""
+
+
+class BufferFullError(InfrastructureError):
+    """The client's buffer is full, and the event was not taken (bytes, why the brokers do not acknowledge):"""
 
 
 class PartitionCountError(InfrastructureError):

@@ -1,8 +1,9 @@
 """Kafka clients from the settings, the partitioner, and the creation of topics."""
 
 import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
@@ -17,8 +18,13 @@ from foldtune.settings import KafkaSettings
 from foldtune.topics import CHANGELOG_CONFIG, MAX_RECORD_BYTES, Topic
 
 DELIVERY_SECONDS = 30
+_REQUEST_SECONDS = 10
+# For what is left to do once every message is acknowledged or has failed.
+_STOP_SECONDS = 5
 # A wrong address is a common mistake, which should not take kafka-python's half minute to be reported.
 BOOTSTRAP_SECONDS = 8
+# kafka-python would wait up to half a minute between two attempts, after the brokers are back.
+RECONNECT_MILLISECONDS = 2_000
 # The longest wait of one poll for new records.
 POLL_MILLISECONDS = 250
 
@@ -67,7 +73,11 @@ def _connect(client: Callable[..., Any], settings: KafkaSettings, *topics: str, 
     """
     try:
         return client(
-            *topics, **client_options(settings), bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000), **options
+            *topics,
+            **client_options(settings),
+            bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
+            reconnect_backoff_max_ms=RECONNECT_MILLISECONDS,
+            **options,
         )
     except KafkaTimeoutError as error:
         raise NoBrokerError(settings.bootstrap_servers) from error
@@ -79,18 +89,22 @@ class Publisher:
     The constructor raises ``NoBrokerError``.
     """
 
-    def __init__(self, settings: KafkaSettings, delivery_seconds: int = DELIVERY_SECONDS) -> None:
+    def __init__(self, settings: KafkaSettings, delivery_seconds: float = DELIVERY_SECONDS) -> None:
         self._settings = settings
         self._delivery_seconds = delivery_seconds
         self._producer = _connect(
             KafkaProducer,
             settings,
             acks="all",
+            # kafka-python's idempotent producer does not survive a message that was not delivered in time: it asks for
+            # a new producer id and waits for ever. Without it, one request at a time keeps the order.
+            enable_idempotence=False,
+            max_in_flight_requests_per_connection=1,
             linger_ms=5,
             max_request_size=MAX_RECORD_BYTES,
-            delivery_timeout_ms=delivery_seconds * 1000,
-            max_block_ms=delivery_seconds * 1000,
-            request_timeout_ms=10_000,
+            delivery_timeout_ms=int(delivery_seconds * 1000),
+            max_block_ms=int(delivery_seconds * 1000),
+            request_timeout_ms=int(min(_REQUEST_SECONDS, delivery_seconds / 2) * 1000),
         )
         self._pending: list[tuple[str, Any]] = []
 
@@ -123,9 +137,12 @@ class Publisher:
 
     def broadcast(self, topic: Topic, event: Event) -> None:
         """Like ``send``, once to every partition."""
+        self.broadcast_raw(topic, event.encode())
+
+    def broadcast_raw(self, topic: Topic, value: bytes) -> list[Any]:
+        """Like ``send_raw``, once to every partition; the futures of all."""
         name = topic.named(self._settings.topic_prefix)
-        for partition in self._partitions(name):
-            self._enqueue(name, value=event.encode(), partition=partition)
+        return [self._enqueue(name, value=value, partition=partition) for partition in self._partitions(name)]
 
     def _partitions(self, name: str) -> list[int]:
         with _publish_errors(name):
@@ -138,15 +155,23 @@ class Publisher:
         return future
 
     def flush(self) -> None:
-        """Wait until every message is acknowledged.
+        """Wait until every message is acknowledged or has failed.
 
         Raises:
-            PublishError: one was not, within the delivery time; topic and reason are named.
+            PublishError: one was not acknowledged within the delivery time; topic and reason of the first are named,
+                and how many there are.
         """
         pending, self._pending = self._pending, []
+        deadline = time.monotonic() + self._delivery_seconds + 5
+        failed: list[tuple[str, KafkaError]] = []
         for topic, future in pending:
-            with _publish_errors(topic):
-                future.get(timeout=self._delivery_seconds + 5)
+            try:
+                future.get(timeout=max(deadline - time.monotonic(), 0))
+            except KafkaError as error:
+                failed.append((topic, error))
+        if failed:
+            topic, reason = failed[0]
+            raise PublishError(topic, reason, f"{len(failed)} of {len(pending)} messages") from reason
 
     def publish(self, topic: Topic, event: Event, *, key: str, partition_by: str | None = None) -> None:
         """Send one event and wait for its acknowledgement; raises like ``flush``."""
@@ -154,11 +179,18 @@ class Publisher:
         self.flush()
 
     def close(self) -> None:
-        """Flush and disconnect."""
+        """Flush and disconnect; raises like ``flush``."""
         try:
             self.flush()
         finally:
-            self._producer.close(timeout=self._delivery_seconds)
+            self.abort()
+
+    def abort(self) -> None:
+        """Disconnect; messages that are not acknowledged fail at once."""
+        # kafka-python's own ``close`` waits for messages without a bound, and raises before it has closed anything.
+        self._producer._sender.force_close()
+        with suppress(KafkaError):
+            self._producer.close(timeout=_STOP_SECONDS)
 
     def __enter__(self) -> "Publisher":
         return self

@@ -9,16 +9,16 @@ with FoldtuneClient(load_settings()) as client:
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator
 from datetime import timedelta
-from functools import cached_property
+from functools import partial
 from typing import Self, TypeVar
 
 from pydantic import ValidationError
 
 from foldtune.bounds import Rules, violations
 from foldtune.client.log_batcher import ENVELOPE_BYTES, LogBatcher
+from foldtune.client.send_buffer import Message, SendBuffer
 from foldtune.errors import ClientClosedError, OutOfBoundsError, StatusTimeoutError
 from foldtune.events import (
     ChatLog,
@@ -45,6 +45,11 @@ _log = logging.getLogger(__name__)
 # Defaults for batching logs: the maximal number in one message, and the maximal delay before it is sent.
 BATCH_LOGS = 200
 LINGER = timedelta(milliseconds=200)
+# How long one attempt waits for the brokers, and with it ``flush`` and ``close``: below a cluster's grace of 30 s.
+DELIVERY = timedelta(seconds=20)
+# Bound of the events that are not yet acknowledged, and how long an event waits for room there.
+BUFFER_BYTES = 64 * 1024 * 1024
+BLOCK = timedelta(seconds=1)
 
 E = TypeVar("E", bound=Event)
 
@@ -52,71 +57,87 @@ E = TypeVar("E", bound=Event)
 class FoldtuneClient:
     """Publishes events and reads statuses and models. Thread-safe; connects on first use.
 
-    Publishing raises ``OutOfBoundsError`` before anything is sent, ``PublishError`` if the brokers do not acknowledge
-    (for a log, perhaps at a later call), ``ClientClosedError`` after ``close``, and ``NoBrokerError`` on first use if
-    no broker answers.
+    ``log``, ``document`` and ``feedback`` take an event into a buffer and return at once. It is sent in the background,
+    and sent again until the brokers acknowledge it: what is missing after an outage arrives when they are back, perhaps
+    twice, which the worker's state does not notice. While the buffer is full they wait for room for ``block``, then
+    raise ``BufferFullError``; in an event loop, set that to zero.
+
+    Publishing raises ``OutOfBoundsError`` before anything is sent, ``ClientClosedError`` after ``close``, and
+    ``PublishError``, which names ten ids and the count, if the brokers have refused an earlier event (it is logged as
+    lost, and the new one is not taken). What waits for an acknowledgement raises ``PublishError`` without one within
+    ``delivery``, and ``NoBrokerError`` if no broker has ever answered.
     """
 
-    def __init__(self, settings: Settings, *, batch_logs: int = BATCH_LOGS, linger: timedelta = LINGER) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        batch_logs: int = BATCH_LOGS,
+        linger: timedelta = LINGER,
+        delivery: timedelta = DELIVERY,
+        buffer_bytes: int = BUFFER_BYTES,
+        block: timedelta = BLOCK,
+    ) -> None:
         self._settings = settings
-        self._batch_logs = batch_logs
-        self._linger = linger
+        self._open = partial(
+            SendBuffer,
+            partial(Publisher, settings.kafka, delivery.total_seconds()),
+            LogBatcher(count=batch_logs, max_bytes=settings.bounds.event_bytes, linger=linger.total_seconds()),
+            max_bytes=buffer_bytes,
+            block=block.total_seconds(),
+            delivery=delivery.total_seconds(),
+        )
         self._lock = threading.Lock()
-        self._stack = ExitStack()
+        self._opened: SendBuffer | None = None
         self._closed = False
 
     # ── Publishing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def log(self, log: ChatLog) -> None:
-        """Publish one answered question, batched with others of its folder; ``flush`` waits for it.
+        """Take one answered question, batched with others of its folder; ``flush`` waits for it.
 
         It goes to the folder of each cited document, else to that of the top passage, else to its own ``folder_id``.
         """
         self._check(log, spare=ENVELOPE_BYTES)
-        with self._lock:
-            batcher = self._batcher
         for folder_id in folders_of(log):
-            batcher.add(log.model_copy(update={"folder_id": folder_id}))
+            self._buffer.add_log(log.model_copy(update={"folder_id": folder_id}))
 
     def document(self, document: DocumentUpserted | DocumentDeleted) -> None:
-        """Publish a new, changed or deleted passage; ``flush`` waits for it."""
+        """Take a new, changed or deleted passage; ``flush`` waits for it."""
         self._check(document)
-        with self._open_publisher() as publisher:
-            publisher.send(Topic.DOCUMENTS, document, key=document.folder_id)
+        self._buffer.put(Message(Topic.DOCUMENTS, document.encode(), (document.document_id,), key=document.folder_id))
 
     def feedback(self, feedback: Feedback) -> None:
-        """Publish a verdict on a log; ``flush`` waits for it."""
+        """Take a verdict on a log; ``flush`` waits for it."""
         self._check(feedback)
-        with self._open_publisher() as publisher:
-            publisher.send(Topic.FEEDBACK, feedback, key=feedback.folder_id)
+        self._buffer.put(Message(Topic.FEEDBACK, feedback.encode(), (feedback.feedback_id,), key=feedback.folder_id))
 
     def erase(self, erasure: ErasureRequested) -> None:
         """Publish an erasure to every partition and wait for the acknowledgements."""
         self._check(erasure)
-        with self._open_publisher() as publisher:
-            publisher.broadcast(Topic.ERASURES, erasure)
-            publisher.flush()
+        self._buffer.publish(Message(Topic.ERASURES, erasure.encode(), (erasure.erasure_id,)))
 
     def flush(self) -> None:
-        """Wait until every published event is acknowledged; raises ``PublishError``."""
-        if "_batcher" in vars(self):
-            self._batcher.flush()
-        with self._open_publisher() as publisher:
-            publisher.flush()
+        """Wait until every event taken before is acknowledged.
+
+        Raises:
+            PublishError: nothing was acknowledged within ``delivery``; the events are named, kept and sent again.
+        """
+        self._buffer.flush()
 
     # ── Requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def request_fine_tune(self, request: FineTuneRequested) -> None:
         """Publish a request and wait for its acknowledgement; ``wait`` and ``statuses`` report its progress."""
         self._check_size(request)
-        with self._open_publisher() as publisher:
-            publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
+        self._buffer.publish(
+            Message(Topic.FINE_TUNE_REQUESTS, request.encode(), (request.request_id,), key=request.model)
+        )
 
     def cancel(self, request_id: str, model: str, *, requested_by: str = "unknown") -> None:
         """Publish a cancellation and wait for its acknowledgement."""
         event = FineTuneCancelled(request_id=request_id, model=model, requested_at=now(), requested_by=requested_by)
-        with self._open_publisher() as publisher:
-            publisher.publish(Topic.FINE_TUNE_REQUESTS, event, key=model)
+        self._buffer.publish(Message(Topic.FINE_TUNE_REQUESTS, event.encode(), (request_id,), key=model))
 
     # ── Queries ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -198,9 +219,16 @@ class FoldtuneClient:
     # ── Lifecycle ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def close(self) -> None:
-        """Flush and disconnect; raises ``PublishError`` if an event was not delivered."""
-        self._closed = True
-        self._stack.close()
+        """Wait for what was taken, at most ``delivery``, and disconnect.
+
+        Raises:
+            PublishError: events were not acknowledged, and are lost; it names them.
+        """
+        with self._lock:
+            self._closed = True
+            buffer = self._opened
+        if buffer:
+            buffer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -208,33 +236,14 @@ class FoldtuneClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _open_publisher(self) -> Iterator[Publisher]:
-        # One flush at a time: a concurrent one would consume the acknowledgements that this one waits for.
+    @property
+    def _buffer(self) -> SendBuffer:
         with self._lock:
             if self._closed:
                 raise ClientClosedError
-            yield self._publisher
-
-    @cached_property
-    def _publisher(self) -> Publisher:
-        return self._stack.enter_context(Publisher(self._settings.kafka))
-
-    @cached_property
-    def _batcher(self) -> LogBatcher:
-        """Has its own publisher, whose acknowledgements it awaits in the background."""
-        if self._closed:
-            raise ClientClosedError
-        publisher = self._stack.enter_context(Publisher(self._settings.kafka))
-        batcher = LogBatcher(
-            lambda folder_id, event: publisher.send(Topic.CHAT_LOGS, event, key=folder_id),
-            publisher.flush,
-            count=self._batch_logs,
-            max_bytes=self._settings.bounds.event_bytes,
-            linger=self._linger.total_seconds(),
-        )
-        self._stack.callback(batcher.close)
-        return batcher
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
 
     def _check(
         self, event: ChatLog | DocumentUpserted | DocumentDeleted | Feedback | ErasureRequested, spare: int = 0

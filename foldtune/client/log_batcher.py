@@ -1,133 +1,70 @@
-"""Batches chat logs by folder: one message per log would cost broker and worker more than the log itself.
+"""Batches chat logs by folder: one message per log would cost broker and worker more than the log itself."""
 
-A log waits at most the linger time. A failed delivery is raised at the next call, never dropped silently.
-"""
-
-import threading
-import time
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from foldtune.errors import ClientClosedError
 from foldtune.events import ChatLog, ChatLogBatch
 
 # Size of a batch without its logs, with a folder id of the maximum length (256 characters, escaped).
 ENVELOPE_BYTES = 2 * 1024
 
-Send = Callable[[str, ChatLog | ChatLogBatch], None]
+
+class CompleteBatch(NamedTuple):
+    """The logs of one message, and the sum of their sizes."""
+
+    folder_id: str
+    logs: tuple[ChatLog, ...]
+    size: int
+
+    @property
+    def event(self) -> ChatLog | ChatLogBatch:
+        """The message; a single log needs no envelope."""
+        return self.logs[0] if len(self.logs) == 1 else ChatLogBatch(folder_id=self.folder_id, logs=self.logs)
 
 
 @dataclass
-class _Batch:
+class _OpenBatch:
     due: float
     logs: list[ChatLog] = field(default_factory=list)
-    size: int = ENVELOPE_BYTES
-
-    def add(self, log: ChatLog, size: int) -> None:
-        self.logs.append(log)
-        self.size += size
+    size: int = 0
 
 
 class LogBatcher:
-    """Thread-safe. ``send`` enqueues one message, ``flush`` waits until all are acknowledged."""
+    """The open batches. Not thread-safe; times are the caller's, in seconds."""
 
-    def __init__(self, send: Send, flush: Callable[[], None], *, count: int, max_bytes: int, linger: float) -> None:
-        """``count`` and ``max_bytes`` limit one batch; ``linger`` is in seconds."""
-        self._send = send
-        self._flush = flush
+    def __init__(self, *, count: int, max_bytes: int, linger: float) -> None:
+        """``count`` and ``max_bytes`` limit one batch; ``linger`` is how long a log waits for others, in seconds."""
         self._count = count
-        self._max_bytes = max_bytes
+        self._max_bytes = max_bytes - ENVELOPE_BYTES
         self._linger = linger
-        self._batches: dict[str, _Batch] = {}
-        self._changed = threading.Condition(threading.RLock())
-        # Separate from the lock of the batches: waiting for acknowledgements must not block ``add``.
-        self._flushing = threading.Lock()
-        self._error: Exception | None = None
-        self._closed = False
-        self._thread = threading.Thread(target=self._send_when_due, name="foldtune-linger", daemon=True)
-        self._thread.start()
+        # In the order of their due times, since all linger equally long.
+        self._batches: dict[str, _OpenBatch] = {}
 
-    def add(self, log: ChatLog) -> None:
-        """Add one log; raises ``PublishError`` if an earlier one was not delivered."""
-        size = len(log.encode()) + 1
-        with self._changed:
-            self._raise_if_closed_or_failed()
-            batch = self._batches.get(log.folder_id)
-            if batch and batch.size + size > self._max_bytes:
-                self._send_batch(log.folder_id)
-                batch = None
-            if batch is None:
-                batch = self._batches[log.folder_id] = _Batch(time.monotonic() + self._linger)
-                self._changed.notify()
-            batch.add(log, size)
-            if len(batch.logs) >= self._count:
-                self._send_batch(log.folder_id)
+    @property
+    def next_due(self) -> float:
+        """When the next batch is due; infinity without one."""
+        return next((batch.due for batch in self._batches.values()), math.inf)
 
-    def flush(self) -> None:
-        """Send all batches and wait for the acknowledgements; raises ``PublishError``."""
-        with self._changed:
-            self._raise_if_closed_or_failed()
-            self._send_all()
-        self._wait_for_acknowledgements()
+    def add(self, log: ChatLog, size: int, now: float) -> list[CompleteBatch]:
+        """Add a log; the batches that are complete by it."""
+        complete = []
+        batch = self._batches.get(log.folder_id)
+        if batch and batch.size + size > self._max_bytes:
+            complete.append(self._take(log.folder_id))
+            batch = None
+        if batch is None:
+            batch = self._batches[log.folder_id] = _OpenBatch(now + self._linger)
+        batch.logs.append(log)
+        batch.size += size
+        if len(batch.logs) >= self._count:
+            complete.append(self._take(log.folder_id))
+        return complete
 
-    def close(self) -> None:
-        """Flush, and accept no more logs; raises like ``flush``."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
-        with self._changed:
-            self._send_all()
-        self._wait_for_acknowledgements()
+    def take(self, now: float = math.inf) -> list[CompleteBatch]:
+        """Remove the batches that are due; all of them without a time."""
+        return [self._take(folder_id) for folder_id, batch in list(self._batches.items()) if batch.due <= now]
 
-    def _raise_if_closed_or_failed(self) -> None:
-        if self._closed:
-            raise ClientClosedError
-        self._raise_if_failed()
-
-    def _raise_if_failed(self) -> None:
-        error, self._error = self._error, None
-        if error:
-            raise error
-
-    def _wait_for_acknowledgements(self) -> None:
-        with self._flushing:
-            self._flush()
-        with self._changed:
-            self._raise_if_failed()
-
-    def _send_all(self) -> None:
-        for folder_id in list(self._batches):
-            self._send_batch(folder_id)
-
-    def _send_batch(self, folder_id: str) -> None:
-        logs = self._batches.pop(folder_id).logs
-        self._send(folder_id, logs[0] if len(logs) == 1 else ChatLogBatch(folder_id=folder_id, logs=tuple(logs)))
-
-    # The background thread survives every error, not only transient ones; the next call raises it.
-
-    def _send_when_due(self) -> None:
-        while self._wait_and_send_due():
-            try:
-                with self._flushing:
-                    self._flush()
-            except Exception as error:
-                self._error = error
-
-    def _wait_and_send_due(self) -> bool:
-        """Wait until a batch is due and send it; ``False`` once closed."""
-        with self._changed:
-            while not self._closed:
-                due = [folder_id for folder_id, batch in self._batches.items() if batch.due <= time.monotonic()]
-                try:
-                    for folder_id in due:
-                        self._send_batch(folder_id)
-                except Exception as error:
-                    self._error = error
-                if due:
-                    return True
-                nearest = min((batch.due for batch in self._batches.values()), default=None)
-                self._changed.wait(None if nearest is None else max(nearest - time.monotonic(), 0.001))
-            return False
+    def _take(self, folder_id: str) -> CompleteBatch:
+        batch = self._batches.pop(folder_id)
+        return CompleteBatch(folder_id, tuple(batch.logs), batch.size)

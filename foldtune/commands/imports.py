@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foldtune.client.client import FoldtuneClient
+from foldtune.client.client import DELIVERY, FoldtuneClient
 from foldtune.commands.errors import UserError
 from foldtune.errors import OutOfBoundsError
 from foldtune.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, EventType, Feedback
@@ -80,7 +80,8 @@ def _send(client: FoldtuneClient, event: Event) -> None:
 
 def _import(file: Path, command: str, *, strict: bool) -> None:
     sent = rejected = 0
-    with _open(file) as stream, FoldtuneClient(load_settings()) as client:
+    # A file is read faster than brokers take it: its events wait for room.
+    with _open(file) as stream, FoldtuneClient(load_settings(), block=DELIVERY) as client:
         for number, line in enumerate(_with_progress(stream, file), start=1):
             if not line.strip():
                 continue
@@ -93,6 +94,7 @@ def _import(file: Path, command: str, *, strict: bool) -> None:
                     typer.echo(f"line {number}: {reason}", err=True)
                 if strict:
                     break
+        client.flush()
     typer.echo(f"{sent} sent, {rejected} rejected")
     if rejected:
         raise typer.Exit(1)

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -14,7 +17,7 @@ from typer.testing import CliRunner
 
 from foldtune.cli import app
 from foldtune.client.client import FoldtuneClient
-from foldtune.errors import ClientClosedError, OutOfBoundsError, StatusTimeoutError
+from foldtune.errors import ClientClosedError, OutOfBoundsError, PublishError, StatusTimeoutError
 from foldtune.events import (
     ChatLog,
     ChatLogBatch,
@@ -26,6 +29,7 @@ from foldtune.events import (
     FineTuneRequested,
     FineTuneStatus,
     ModelReady,
+    Rating,
     RetrievedPassage,
     State,
     Verdict,
@@ -37,6 +41,7 @@ from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
 from foldtune.topic_reader import read
 from foldtune.topics import Topic, request_key
+from infra.local.stack import LocalServers
 from tests.support import fine_tune_request
 from tests.unit.foldtune.client.test_deployment import publish
 
@@ -81,6 +86,75 @@ def test_a_log_is_sent_after_the_linger(settings: Settings) -> None:
         client.log(log(1))
         [record] = islice(read(settings.kafka, Topic.CHAT_LOGS, follow=True), 1)
     assert ChatLog.model_validate_json(record.value).log_id == "l1"
+
+
+@contextmanager
+def silent_broker(servers: LocalServers) -> Iterator[None]:
+    """The broker takes connections, and answers nothing."""
+    assert servers.kafka.pid
+    os.kill(servers.kafka.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(servers.kafka.pid, signal.SIGCONT)
+
+
+def test_what_the_client_has_taken_survives_a_silent_broker(settings: Settings, local_servers: LocalServers) -> None:
+    client = FoldtuneClient(settings, delivery=timedelta(seconds=2))
+    slowest = 0.0
+
+    def take(numbers: Iterable[int]) -> None:
+        nonlocal slowest
+        for number in numbers:
+            began = time.monotonic()
+            client.log(log(number))
+            client.document(
+                DocumentUpserted(document_id=f"d{number}", folder_id="f", occurred_at=now(), text="A text.")
+            )
+            client.feedback(
+                Feedback(
+                    feedback_id=f"b{number}",
+                    occurred_at=now(),
+                    log_id=f"l{number}",
+                    folder_id="f",
+                    verdict=Verdict(rating=Rating.LIKE),
+                )
+            )
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.05)
+
+    take(range(10))
+    with silent_broker(local_servers):
+        # Beyond the delivery time, so that attempts fail.
+        take(range(10, 70))
+        with pytest.raises(PublishError, match=r"sent again: \d+ \(.* and \d+ more\)"):
+            client.flush()
+        with pytest.raises(PublishError, match="not acknowledged within 2 s"):
+            client.cancel("r-1", "m")
+    take(range(70, 80))
+    client.flush()
+    client.close()
+    logs = [json.loads(value) for value in values(settings, Topic.CHAT_LOGS)]
+    taken = {str(number) for number in range(80)}
+    assert {each["log_id"][1:] for value in logs for each in value.get("logs", [value])} == taken
+    assert {json.loads(value)["document_id"][1:] for value in values(settings, Topic.DOCUMENTS)} == taken
+    assert {json.loads(value)["feedback_id"][1:] for value in values(settings, Topic.FEEDBACK)} == taken
+    assert slowest < 0.5
+
+
+def test_what_a_silent_broker_makes_a_closed_client_lose_is_named(
+    settings: Settings, local_servers: LocalServers, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = FoldtuneClient(settings, delivery=timedelta(seconds=1))
+    client.log(log(1))
+    client.flush()
+    with silent_broker(local_servers):
+        client.log(log(2))
+        began = time.monotonic()
+        with pytest.raises(PublishError, match=r"chat-logs, .*lost: 1 \(l2\)"):
+            client.close()
+        assert time.monotonic() - began < 5
+    assert "events lost" in caplog.text
 
 
 def test_other_events_are_sent_by_a_flush(settings: Settings) -> None:

@@ -1,14 +1,11 @@
-"""Logs are sent by count, by size and by time; a failed delivery is raised."""
+"""Logs are batched by count, by size and by time, and each goes to its folders."""
 
-import threading
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 
 from foldtune.client.client import folders_of
-from foldtune.client.log_batcher import ENVELOPE_BYTES, LogBatcher
-from foldtune.errors import ClientClosedError, PublishError
+from foldtune.client.log_batcher import ENVELOPE_BYTES, CompleteBatch, LogBatcher
 from foldtune.events import ChatLog, ChatLogBatch, RetrievedPassage
 
 
@@ -21,80 +18,50 @@ def chat_log(number: int = 0, folder: str = "f", **fields: object) -> ChatLog:
     )
 
 
-class Broker:
-    """Records what is sent; fails on request."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, int]] = []
-        self.error: Exception | None = None
-        self.flushed = threading.Event()
-
-    def send(self, folder_id: str, event: ChatLog | ChatLogBatch) -> None:
-        self.sent.append((folder_id, len(event.logs) if isinstance(event, ChatLogBatch) else 1))
-
-    def flush(self) -> None:
-        self.flushed.set()
-        if self.error:
-            raise self.error
+def batcher(count: int = 100, max_bytes: int = 100_000) -> LogBatcher:
+    """A batcher whose logs linger for a minute."""
+    return LogBatcher(count=count, max_bytes=max_bytes, linger=60)
 
 
-@pytest.fixture
-def broker() -> Broker:
-    return Broker()
+def sizes(batches: list[CompleteBatch]) -> list[tuple[str, int]]:
+    """Folder and number of logs of each batch."""
+    return [(batch.folder_id, len(batch.logs)) for batch in batches]
 
 
-@pytest.fixture
-def make(broker: Broker) -> Callable[..., LogBatcher]:
-    def batcher(count: int = 100, max_bytes: int = 100_000, linger: float = 60) -> LogBatcher:
-        return LogBatcher(broker.send, broker.flush, count=count, max_bytes=max_bytes, linger=linger)
-
-    return batcher
-
-
-def test_batches_are_sent_by_count_and_folder(make: Callable[..., LogBatcher], broker: Broker) -> None:
-    batcher = make(count=2)
-    for number, folder in enumerate("aabab"):
-        batcher.add(chat_log(number, folder))
-    assert broker.sent == [("a", 2), ("b", 2)]
-    batcher.close()
-    assert broker.sent == [("a", 2), ("b", 2), ("a", 1)]
+def test_batches_are_complete_by_count_and_folder() -> None:
+    batches = batcher(count=2)
+    complete = [batch for n, folder in enumerate("aabab") for batch in batches.add(chat_log(n, folder), 10, now=0)]
+    assert sizes(complete) == [("a", 2), ("b", 2)]
+    assert sizes(batches.take()) == [("a", 1)]
+    assert batches.take() == []
 
 
-def test_batches_are_sent_by_size(make: Callable[..., LogBatcher], broker: Broker) -> None:
-    size = len(chat_log().encode()) + 1
-    batcher = make(max_bytes=ENVELOPE_BYTES + 2 * size)
-    for number in range(5):
-        batcher.add(chat_log(number))
-    batcher.flush()
-    assert broker.sent == [("f", 2), ("f", 2), ("f", 1)]
-    batcher.close()
+def test_batches_are_complete_by_size() -> None:
+    batches = batcher(max_bytes=ENVELOPE_BYTES + 20)
+    complete = [batch for number in range(5) for batch in batches.add(chat_log(number), 10, now=0)]
+    assert sizes(complete + batches.take()) == [("f", 2), ("f", 2), ("f", 1)]
+    assert [batch.size for batch in complete] == [20, 20]
 
 
-def test_batches_are_sent_by_time(make: Callable[..., LogBatcher], broker: Broker) -> None:
-    batcher = make(linger=0.01)
-    batcher.add(chat_log())
-    assert broker.flushed.wait(10)
-    assert broker.sent == [("f", 1)]
-    batcher.close()
+def test_batches_are_complete_by_time() -> None:
+    batches = batcher()
+    batches.add(chat_log(folder="a"), 10, now=0)
+    batches.add(chat_log(folder="b"), 10, now=30)
+    batches.add(chat_log(folder="a"), 10, now=59)
+    assert batches.next_due == 60
+    assert batches.take(now=59) == []
+    assert sizes(batches.take(now=60)) == [("a", 2)]
+    assert batches.next_due == 90
 
 
-@pytest.mark.parametrize("error", [PublishError("chat-logs", "no broker"), ValueError("a defect")])
-def test_a_failure_in_the_background_is_raised_at_the_next_call(
-    make: Callable[..., LogBatcher], broker: Broker, error: Exception
-) -> None:
-    broker.error = error
-    batcher = make(linger=0.01)
-    batcher.add(chat_log())
-    assert broker.flushed.wait(10)
-    with pytest.raises(type(error), match=str(error.args[-1])):
-        batcher.close()
-
-
-def test_a_closed_batcher_accepts_no_logs(make: Callable[..., LogBatcher]) -> None:
-    batcher = make()
-    batcher.close()
-    with pytest.raises(ClientClosedError):
-        batcher.add(chat_log())
+def test_a_single_log_needs_no_envelope() -> None:
+    batches = batcher()
+    batches.add(chat_log(1), 10, now=0)
+    [single] = batches.take()
+    batches.add(chat_log(1), 10, now=0)
+    batches.add(chat_log(2), 10, now=0)
+    [pair] = batches.take()
+    assert (type(single.event), type(pair.event)) == (ChatLog, ChatLogBatch)
 
 
 def passage(document: str, folder: str, rank: int) -> RetrievedPassage:
