@@ -53,6 +53,7 @@ class SecretError(InfrastructureError):
 # The one definition of "retry": whatever met one of these is retried or redelivered, within bounds. Of infrastructure
 # all errors count, also a missing object or secret: what an operator mends meanwhile succeeds then. boto3's exceptions
 # never get here (the object store, the secrets and AWS Batch wrap them), and aiokafka's are its callers' to handle.
+# Whoever would wait long before trying again may ask for ObjectStoreRefusedError, which waiting alone does not end.
 TRANSIENT_ERRORS = (InfrastructureError, KafkaError, ConnectionError, TimeoutError)
 
 

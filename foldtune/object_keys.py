@@ -13,6 +13,7 @@
 ``models/MODEL/latest.json``                         the newest promoted version of the model
 ``statuses/REQUEST_ID.json``                         the newest status of each model's request under one id, for
                                                      readers without Kafka
+``checks/conditional-writes``                        empty; written to see whether the store honours conditions
 ``spend/MODEL/YYYY-MM.json``                         cost of the model's trainings on AWS Batch, by month
 ===================================================  =========================================================
 
@@ -29,6 +30,8 @@ from typing import Literal
 # The files of a snapshot.
 SnapshotKind = Literal["examples", "documents"]
 MANIFEST = "manifest.json"
+# Written to see whether the store honours conditions.
+CHECK_KEY = "checks/conditional-writes"
 CHECKPOINT = "state.safetensors"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")

@@ -2,25 +2,57 @@
 
 import builtins
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import boto3
-from boto3.exceptions import Boto3Error
+import structlog
+import urllib3
+from boto3.exceptions import Boto3Error, S3UploadFailedError
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+from botocore.parsers import ResponseParserError
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from foldtune.errors import InvalidSettingsError, ObjectMissingError, ObjectStoreError
-from foldtune.object_keys import split_uri
+from foldtune.errors import InvalidSettingsError, ObjectMissingError, ObjectStoreError, ObjectStoreRefusedError
+from foldtune.object_keys import CHECK_KEY, split_uri
 from foldtune.settings import S3Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-# All errors of boto3; callers of boto3 wrap them in an InfrastructureError.
-AWS_ERRORS = (Boto3Error, BotoCoreError, ClientError)
+log = structlog.get_logger(__name__)
+
+# All that boto3 raises for what happens outside of this process; its callers wrap it in an InfrastructureError. An
+# unreadable answer, a body that breaks off, and credentials that cannot be renewed (RuntimeError, ValueError) are none
+# of its own classes.
+AWS_ERRORS = (
+    *(Boto3Error, BotoCoreError, ClientError, ResponseParserError, urllib3.exceptions.HTTPError),
+    *(RuntimeError, ValueError),
+)
+# Of a body that breaks off: boto3 repeats only what fails before it.
+_BODY_ERRORS = (
+    *(ReadTimeoutError, ResponseStreamingError, IncompleteReadError, FlexibleChecksumError),
+    urllib3.exceptions.HTTPError,
+)
+# Answers of 3xx and 4xx that pass: of the clock, of the connection, and of credentials that are renewed.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "InvalidAccessKeyId"}
+_PASSING = _EXPIRED | {
+    *("RequestTimeTooSkewed", "RequestTimeout", "RequestTimeoutException", "IncompleteBody", "BadDigest"),
+    *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "OperationAborted", "NoSuchUpload"),
+}
+_PASSING_STATUSES = {408, 409, 412, 425, 429}
+# A 404 too, and not that of a missing object.
+_NO_BUCKET = "NoSuchBucket"
 
 
 class ObjectStore(Protocol):
@@ -103,31 +135,51 @@ class ObjectStore(Protocol):
 class S3ObjectStore(ObjectStore):
     """Amazon S3, or any server with its API and conditional writes.
 
-    Every method raises ``ObjectStoreError`` if the store does not complete the request, after boto3's own retries.
+    Every method raises ``ObjectStoreError`` if the store does not complete the request, after boto3's own retries, and
+    its subclass ``ObjectStoreRefusedError`` where repeating it is of no use.
     """
 
     def __init__(self, settings: S3Settings) -> None:
         self.bucket = settings.bucket
-        secret = settings.secret_access_key
-        config = Config(
-            retries={"mode": "standard", "max_attempts": 5},
-            connect_timeout=5,
-            read_timeout=60,
-            # A self-hosted server has one host name for all buckets.
-            s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
-        )
+        self._settings = settings
+        self._client = _client(settings)
+
+    def check(self) -> None:
+        """Check once that the store honours conditional writes; one that is away is not waited for.
+
+        Raises:
+            InvalidSettingsError: it ignores them, or takes no writes; with what is needed.
+        """
+        endpoint = self._client.meta.endpoint_url
+        # Amazon's own honours them.
+        if endpoint.removesuffix(".cn").endswith(".amazonaws.com"):
+            return
         try:
-            self._client: S3Client = boto3.client(
-                "s3",
-                endpoint_url=settings.endpoint_url,
-                region_name=settings.region,
-                aws_access_key_id=settings.access_key_id,
-                aws_secret_access_key=secret.get_secret_value() if secret else None,
-                config=config,
-            )
-        except (*AWS_ERRORS, ValueError) as error:
-            # An unknown AWS_PROFILE, or an endpoint that is not a URL.
-            raise InvalidSettingsError(f"s3 or AWS_…: {error}") from error
+            problem = self._problem()
+        except ObjectStoreError as error:
+            log.warning("object store not checked", endpoint=endpoint, bucket=self.bucket, error=str(error))
+            return
+        if problem:
+            raise InvalidSettingsError(f"s3.endpoint_url {endpoint}, bucket {self.bucket!r}: {problem}")
+
+    def _problem(self) -> str | None:
+        """What makes the store unfit, by its answers to three writes of one object."""
+        quick = S3ObjectStore(self._settings)
+        quick._client = _client(self._settings, attempts=2, connect_timeout=3, read_timeout=5)
+        try:
+            quick.put_if_absent(CHECK_KEY, b"")
+        except ObjectStoreRefusedError as error:
+            cause = error.args[1]
+            if self._settings.checksums == "when_supported" and _writes_without_checksums(self._settings):
+                return f"it refuses the checksums that boto3 sends; set FOLDTUNE_S3__CHECKSUMS=when_required: {cause}"
+            return f"it refuses to write {CHECK_KEY!r}: {cause}"
+        ignored = ["If-None-Match"] if quick.put_if_absent(CHECK_KEY, b"") else []
+        if quick.put_if_match(CHECK_KEY, b"", f'"{"0" * 32}"'):
+            ignored.append("If-Match")
+        if not ignored:
+            return None
+        harm = "without which a job may run and be announced twice"
+        return f"it ignores {' and '.join(ignored)}, {harm}; needed is a server with S3's conditional writes"
 
     def put(self, key: str, content: bytes) -> None:
         with self._wrapped_errors(key):
@@ -139,8 +191,12 @@ class S3ObjectStore(ObjectStore):
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         with self._wrapped_errors(key, may_be_missing=True):
-            response = self._client.get_object(Bucket=self.bucket, Key=key)
-            return response["Body"].read(), response["ETag"]
+            return self._get(key)
+
+    @retry(retry=retry_if_exception_type(_BODY_ERRORS), stop=stop_after_attempt(3), reraise=True)
+    def _get(self, key: str) -> tuple[bytes, str]:
+        response = self._client.get_object(Bucket=self.bucket, Key=key)
+        return response["Body"].read(), response["ETag"]
 
     def put_if_match(self, key: str, content: bytes, etag: str) -> bool:
         # 404: the object was deleted in the meantime.
@@ -180,7 +236,7 @@ class S3ObjectStore(ObjectStore):
             try:
                 self._client.put_object(Bucket=self.bucket, Key=key, Body=content, **condition)
             except ClientError as error:
-                if _status(error) in failed:
+                if _status(error) in failed and _code(error) != _NO_BUCKET:
                     return False
                 raise
         return True
@@ -190,10 +246,73 @@ class S3ObjectStore(ObjectStore):
         try:
             yield
         except AWS_ERRORS as error:
-            if may_be_missing and isinstance(error, ClientError) and _status(error) == 404:
+            answer = _answer(error)
+            status, code = (_status(answer), _code(answer)) if answer else (0, "")
+            if may_be_missing and status == 404 and code != _NO_BUCKET:
                 raise ObjectMissingError(self.uri(key)) from error
+            # The answer to a HEAD has no body that names the reason.
+            unknown = code == str(status)
+            if self._settings.access_key_id is None and (code in _EXPIRED or (unknown and status in {400, 403})):
+                # The chain's sources are read anew: a profile's file may have the next key by now. Not by the default
+                # session, which keeps the credentials that it found first.
+                with suppress(InvalidSettingsError):
+                    self._client = _client(self._settings, boto3.Session())
+            passing = unknown or status in _PASSING_STATUSES or code in _PASSING
+            # 501: a feature that the server does not have.
+            if (300 <= status < 500 or status == 501) and not passing:
+                raise ObjectStoreRefusedError(self.uri(key), error) from error
             raise ObjectStoreError(self.uri(key), error) from error
+
+
+def _client(
+    settings: S3Settings,
+    session: boto3.Session | None = None,
+    *,
+    attempts: int = 5,
+    connect_timeout: int = 5,
+    read_timeout: int = 60,
+) -> "S3Client":
+    secret = settings.secret_access_key
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=connect_timeout,
+        read_timeout=read_timeout,
+        request_checksum_calculation=settings.checksums,
+        response_checksum_validation=settings.checksums,
+        # A self-hosted server has one host name for all buckets.
+        s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
+    )
+    try:
+        return (session or boto3).client(
+            "s3",
+            endpoint_url=settings.endpoint_url,
+            region_name=settings.region,
+            aws_access_key_id=settings.access_key_id,
+            aws_secret_access_key=secret.get_secret_value() if secret else None,
+            config=config,
+        )
+    except AWS_ERRORS as error:
+        # An unknown AWS_PROFILE, or an endpoint that is not a URL.
+        raise InvalidSettingsError(f"s3 or AWS_…: {error}") from error
+
+
+def _writes_without_checksums(settings: S3Settings) -> bool:
+    try:
+        S3ObjectStore(settings.model_copy(update={"checksums": "when_required"})).put(CHECK_KEY, b"")
+    except ObjectStoreError:
+        return False
+    return True
+
+
+def _answer(error: Exception) -> ClientError | None:
+    """The server's answer that led to an error; boto3 wraps that of a file's upload."""
+    cause = error.__context__ if isinstance(error, S3UploadFailedError) else error
+    return cause if isinstance(cause, ClientError) else None
 
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _code(error: ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")

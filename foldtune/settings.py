@@ -78,6 +78,8 @@ class S3Settings(Section):
     region: str = "us-east-1"
     access_key_id: str | None = None
     secret_access_key: SecretStr | None = None
+    # boto3's request_checksum_calculation: servers that do not know its checksums need the second.
+    checksums: Literal["when_supported", "when_required"] = "when_supported"
 
 
 class SetLimits(Section):

@@ -16,6 +16,9 @@ class MemoryObjectStore(ObjectStore):
         self._objects: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
+    def check(self) -> None:
+        """Its conditional writes hold."""
+
     def put(self, key: str, content: bytes) -> None:
         with self._lock:
             self._objects[key] = content

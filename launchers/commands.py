@@ -35,6 +35,7 @@ def launcher(
     reports = (Topic.TRAINING_REPORTS, Topic.FINE_TUNE_STATUS)
     create_topics(settings.kafka, (Topic.TRAINING_JOBS, *reports, Topic.DEAD_LETTERS))
     store = S3ObjectStore(settings.s3)
+    store.check()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, request_stop)
     JobConsumer(settings, store, LocalLauncher(settings, store), parallel=parallel).run(stop)

@@ -66,7 +66,9 @@ def main(arguments: list[str]) -> ExitCode:
 
 
 def _run_rank_0(uri: str, settings: Settings) -> ExitCode:
-    store = RetryingStore(S3ObjectStore(settings.s3))
+    s3 = S3ObjectStore(settings.s3)
+    s3.check()
+    store = RetryingStore(s3)
     job = read_job(store, uri)
     # A process runs one job: from here on, every log line has its request.
     structlog.contextvars.bind_contextvars(request_id=job.request.request_id)

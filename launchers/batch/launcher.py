@@ -55,7 +55,7 @@ def batch_client(region: str) -> "BatchClient":
     config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=CALL_SECONDS - 10)
     try:
         return boto3.client("batch", region_name=region, config=config)
-    except (*AWS_ERRORS, ValueError) as error:
+    except AWS_ERRORS as error:
         raise InvalidSettingsError(f"s3.region or AWS_…: {error}") from error
 
 

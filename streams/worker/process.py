@@ -25,13 +25,16 @@ def run(settings: Settings) -> None:
     """Create missing topics, join the group and work on the assigned partitions until SIGINT or SIGTERM.
 
     Raises:
+        InvalidSettingsError: the object store ignores conditional writes.
         PartitionCountError: an existing topic has another number of partitions than the settings.
         SystemExit: the worker has ended, with its exit code.
     """
     configure_logs(settings.log_level)
     # The changelogs too: the group's first assignment leaves out topics that do not exist yet.
     create_topics(settings.kafka, tuple(Topic), changelogs(settings))
-    app = create_app(settings, S3ObjectStore(settings.s3))
+    store = S3ObjectStore(settings.s3)
+    store.check()
+    app = create_app(settings, store)
     collect_garbage_less_often()
     settings.worker.data_dir.mkdir(parents=True, exist_ok=True)
     process = _WorkerProcess(

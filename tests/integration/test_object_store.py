@@ -3,19 +3,28 @@
 Conditional writes are what prevents a job from being paid for twice.
 """
 
+import os
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from foldtune.errors import ObjectMissingError
+from foldtune.errors import InvalidSettingsError, ObjectMissingError
 from foldtune.object_store import ObjectStore, S3ObjectStore
+from foldtune.settings import Settings, settings_environment
 from foldtune.testing import MemoryObjectStore
+from streams.worker.process import run as run_worker
 from tests.jobs import put_job
 from tests.runbooks import tables
+from tests.s3_gateway import Gateway, s3_gateway
 from tests.support import settings_of
+from trainers.job import _run_rank_0 as run_job
 from trainers.loop.checkpoints import Checkpoints, TrainingState
 
 
@@ -125,6 +134,54 @@ def test_a_deleted_object_is_not_replaced(store: ObjectStore, key: str) -> None:
     assert not store.put_if_match(key, b"two", etag)
     with pytest.raises(ObjectMissingError):
         store.get_with_etag(key)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ({"dropped": frozenset({"if-none-match"})}, "ignores If-None-Match, .* needed is"),
+        ({"dropped": frozenset({"if-match"})}, "ignores If-Match, .* needed is"),
+        (
+            {"refuses_checksums": True},
+            "refuses the checksums .*FOLDTUNE_S3__CHECKSUMS=when_required: .*NotImplemented",
+        ),
+    ],
+)
+def test_a_store_that_cannot_be_relied_on_is_refused_with_words(
+    settings: Settings, behaviour: dict[str, Any], words: str
+) -> None:
+    with s3_gateway(Gateway(settings.s3, **behaviour)) as gateway:
+        unfit = settings.model_copy(update={"s3": gateway.settings})
+        words = rf"endpoint_url {gateway.settings.endpoint_url}, bucket .*: it {words}"
+        with pytest.raises(InvalidSettingsError, match=words):
+            S3ObjectStore(unfit.s3).check()
+        with pytest.raises(InvalidSettingsError, match=words):
+            run_worker(unfit)
+        with pytest.raises(InvalidSettingsError, match=words):
+            run_job("s3://bucket/job.json", unfit)
+        command = [sys.executable, "-m", "foldtune", "launcher"]
+        child = os.environ | settings_environment(unfit)
+        launcher = subprocess.run(command, env=child, capture_output=True, text=True, check=False, timeout=60)
+        assert launcher.returncode != 0
+        assert re.search(words, " ".join(launcher.stderr.split())), launcher.stderr
+        assert "Traceback" not in launcher.stderr
+
+
+def test_a_store_without_checksums_takes_everything_when_told_so(settings: Settings, key: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(1 << 20) * 9)
+    with s3_gateway(Gateway(settings.s3, refuses_checksums=True)) as gateway:
+        store = S3ObjectStore(gateway.settings.model_copy(update={"checksums": "when_required"}))
+        store.check()
+        store.put_file(key, source)
+        store.get_file(key, target)
+        assert target.read_bytes() == source.read_bytes()
+        assert not store.put_if_absent(key, b"")
+
+
+def test_a_store_that_honours_conditions_is_taken_again_and_again(settings: Settings) -> None:
+    for _ in range(2):
+        S3ObjectStore(settings.s3).check()
 
 
 def test_a_checkpoint_is_stored_and_restored(store: ObjectStore) -> None:
