@@ -1,12 +1,13 @@
 """Dead letters: the unchanged bytes of a rejected message, with its errors and its origin as headers."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
+from foldtune.errors import RecordRefusedError
 from foldtune.kafka import Publisher
-from foldtune.reasons import reasons_of
+from foldtune.reasons import explain, kind_of
 from foldtune.topics import MAX_RECORD_BYTES, Topic
 
 _log = structlog.get_logger(__name__)
@@ -18,30 +19,60 @@ OFFSET_HEADER = "foldtune-offset"
 
 # An error may quote a large event, and must not push the dead letter over the broker's limit.
 MAX_ERROR_BYTES = 4 * 1024
+# The longest key of a valid event is a folder id: 256 characters of up to 4 bytes.
+_MAX_KEY_BYTES = 1024
 # The remainder of the limit is for key and headers.
 _MAX_VALUE_BYTES = MAX_RECORD_BYTES - 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterRecord:
+    """What is written to ``dead-letters``."""
+
+    key: bytes | None
+    value: bytes | None
+    error: str
+    # Topic with prefix, partition and offset of the rejected record.
+    origin: tuple[str, int, int]
+
+    @property
+    def headers(self) -> list[tuple[str, bytes]]:
+        """Errors and origin, in UTF-8."""
+        return dead_letter_headers(self.error, *self.origin)
+
+    def without_value(self) -> "DeadLetterRecord":
+        """For a topic that takes no record of this size."""
+        # First, so that it is not cut off.
+        error = f"value of {len(self.value or b'')} bytes left out, too large for this topic; {self.error}"
+        return replace(self, value=None, error=error)
+
+
+def dead_letter(value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]) -> DeadLetterRecord:
+    """A dead letter within the brokers' limit; its error says what was truncated.
+
+    A consumed record may exceed what can be published: brokers apply their limit to the compressed size.
+    """
+    if key is not None and len(key) > _MAX_KEY_BYTES:
+        error = f"key truncated from {len(key)} bytes to {_MAX_KEY_BYTES}; {error}"
+        key = key[:_MAX_KEY_BYTES]
+    if value is not None and len(value) > _MAX_VALUE_BYTES:
+        error = f"value truncated from {len(value)} bytes to {_MAX_VALUE_BYTES}; {error}"
+        value = value[:_MAX_VALUE_BYTES]
+    return DeadLetterRecord(key, value, error, origin)
 
 
 def dead_letter_headers(error: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
     """Errors and origin of a dead letter, as headers in UTF-8."""
     return [
-        (ERROR_HEADER, error.encode()[:MAX_ERROR_BYTES].decode(errors="ignore").encode()),
+        (ERROR_HEADER, error.encode(errors="replace")[:MAX_ERROR_BYTES].decode(errors="ignore").encode()),
         (TOPIC_HEADER, topic.encode()),
         (PARTITION_HEADER, str(partition).encode()),
         (OFFSET_HEADER, str(offset).encode()),
     ]
 
 
-def truncate_value(value: bytes | None, error: str) -> tuple[bytes | None, str]:
-    """The value within the brokers' limit, and the error, which says if the value was truncated."""
-    if value is None or len(value) <= _MAX_VALUE_BYTES:
-        return value, error
-    # A consumed record may exceed what can be published: brokers apply their limit to the compressed size.
-    return value[:_MAX_VALUE_BYTES], f"{error}; truncated from {len(value)} bytes to {_MAX_VALUE_BYTES}"
-
-
-def reject_record(publisher: Publisher, record: Any, error: ValidationError) -> None:
-    """Send a record that does not validate to the dead letters; durable on return.
+def reject_record(publisher: Publisher, record: Any, error: Exception) -> None:
+    """Send a record that does not validate, or that cannot be handled, to the dead letters; durable on return.
 
     ``record`` is kafka-python's ``ConsumerRecord``, or has the same ``topic``, ``partition``, ``offset``, ``key`` and
     ``value``.
@@ -49,9 +80,16 @@ def reject_record(publisher: Publisher, record: Any, error: ValidationError) -> 
     Raises:
         PublishError: the brokers did not acknowledge it.
     """
-    reasons = "; ".join(reasons_of(error))
-    value, header = truncate_value(record.value, reasons)
-    origin = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-    publisher.send_raw(Topic.DEAD_LETTERS, value, key=record.key, headers=dead_letter_headers(header, **origin))
+    reasons = "; ".join(explain(error))
+    letter = dead_letter(record.value, record.key, reasons, (record.topic, record.partition, record.offset))
+    try:
+        _publish(publisher, letter)
+    except RecordRefusedError:
+        _publish(publisher, letter.without_value())
+    source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+    _log.warning("record sent to dead letters", **source, error=reasons, exc_info=kind_of(error) == "failed" and error)
+
+
+def _publish(publisher: Publisher, letter: DeadLetterRecord) -> None:
+    publisher.send_raw(Topic.DEAD_LETTERS, letter.value, key=letter.key, headers=letter.headers)
     publisher.flush()
-    _log.warning("record sent to dead letters", **origin, error=reasons)

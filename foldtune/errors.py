@@ -42,6 +42,10 @@ class BufferFullError(InfrastructureError):
     """The client's buffer is full, and the event was not taken (bytes, why the brokers do not acknowledge):"""
 
 
+class RecordRefusedError(PublishError):
+    """A record cannot be written, however often it is tried (topic, reason):"""
+
+
 class PartitionCountError(InfrastructureError):
     """The number of partitions of a topic differs from kafka.partitions (topic, actual, expected):"""
 
@@ -55,6 +59,10 @@ class SecretError(InfrastructureError):
 # never get here (the object store, the secrets and AWS Batch wrap them), and aiokafka's are its callers' to handle.
 # Whoever would wait long before trying again may ask for ObjectStoreRefusedError, which waiting alone does not end.
 TRANSIENT_ERRORS = (InfrastructureError, KafkaError, ConnectionError, TimeoutError)
+
+
+class InvalidEventError(FoldtuneError):
+    """event:"""
 
 
 # ── The SDK ──────────────────────────────────────────────────────────────────────────────────────────────────────────

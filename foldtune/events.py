@@ -17,13 +17,22 @@ from pydantic import (
     Field,
     FiniteFloat,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveInt,
     StringConstraints,
     model_validator,
 )
 
-from foldtune.knobs import AgentId, DataSelection, DatasetKnobs, FolderId, ModelName, TrainingKnobs, WeightKnobs
+from foldtune.excerpts import bounded, excerpt
+from foldtune.knobs import (
+    MAX_NAMED,
+    AgentId,
+    DataSelection,
+    DatasetKnobs,
+    FolderId,
+    ModelName,
+    TrainingKnobs,
+    WeightKnobs,
+)
 
 SCHEMA_VERSION = 1
 # A batch with an invalid log is decoded log by log, which takes time.
@@ -37,6 +46,8 @@ BUCKET = r"^[a-z0-9][a-z0-9.-]{2,62}$"
 REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 RequestId = Annotated[str, StringConstraints(pattern=REQUEST_ID)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# Arrow, Parquet and Kafka's offsets have 64 bits.
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 WebAddress = Annotated[str, StringConstraints(pattern=r"^https://.+$", max_length=2000)]
 S3Uri = Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{2,62}/.+$", max_length=1200)]
 
@@ -49,6 +60,8 @@ def _utc(moment: datetime) -> datetime:
         raise ValueError(msg) from None
 
 
+# Whoever writes them, they are cut and not refused: a status must not be lost for its reasons.
+Reasons = Annotated[tuple[str, ...], AfterValidator(bounded)]
 UtcTime = Annotated[AwareDatetime, AfterValidator(_utc)]
 
 
@@ -207,7 +220,7 @@ class FineTuneRequested(Event):
     dataset: DatasetKnobs = DatasetKnobs()
     training: TrainingKnobs = TrainingKnobs()
     weights: WeightKnobs = WeightKnobs()
-    seed: NonNegativeInt = 0
+    seed: Count = 0
 
 
 class FineTuneCancelled(Event):
@@ -243,8 +256,8 @@ class State(StrEnum):
 class Progress(Model):
     """Progress of a running training."""
 
-    step: NonNegativeInt
-    steps: PositiveInt
+    step: Count
+    steps: Annotated[Count, Field(ge=1)]
     loss: FiniteFloat
     examples_per_second: FiniteFloat
     eta_seconds: FiniteFloat
@@ -258,8 +271,8 @@ class FineTuneStatus(Event):
     model: ModelName
     state: State
     at: UtcTime
-    reasons: tuple[str, ...] = Field((), description="Why it was rejected or failed; each names a field and its bound")
-    warnings: tuple[str, ...] = ()
+    reasons: Reasons = Field((), description="Why it was rejected or failed; each names a field and its bound")
+    warnings: Reasons = ()
     retryable: bool = False
     progress: Progress | None = None
     model_uri: S3Uri | None = None
@@ -280,9 +293,9 @@ class FineTuneStatus(Event):
 class TopicOffset(Model):
     """All events of a partition below ``offset`` are included, and later ones are not, except erasures."""
 
-    topic: str
-    partition: NonNegativeInt
-    offset: NonNegativeInt
+    topic: Annotated[str, StringConstraints(max_length=249)]
+    partition: Count
+    offset: Count
 
 
 class SnapshotCommand(Event):
@@ -290,7 +303,7 @@ class SnapshotCommand(Event):
 
     type: Literal["snapshot_command"] = "snapshot_command"
     request: FineTuneRequested
-    partition: NonNegativeInt
+    partition: Count
     issued_at: UtcTime
 
 
@@ -306,8 +319,8 @@ class FolderCount(Model):
     """Size of one folder in a snapshot."""
 
     folder_id: FolderId
-    examples: NonNegativeInt
-    documents: NonNegativeInt
+    examples: Count
+    documents: Count
 
 
 class SnapshotFile(Model):
@@ -315,7 +328,7 @@ class SnapshotFile(Model):
 
     uri: S3Uri
     sha256: Sha256
-    rows: NonNegativeInt
+    rows: Count
 
 
 class SnapshotPart(Event):
@@ -324,18 +337,24 @@ class SnapshotPart(Event):
     type: Literal["snapshot_part"] = "snapshot_part"
     request_id: RequestId
     model: ModelName
-    partition: NonNegativeInt
+    partition: Count
     examples: SnapshotFile | None = None
     documents: SnapshotFile | None = None
-    folders: tuple[FolderCount, ...] = Field((), description="Folders named in the request that this partition has")
-    folder_count: NonNegativeInt = Field(0, description="Number of selected folders in this partition, named or not")
-    positives: NonNegativeInt = Field(0, description="Number of examples with a positive")
-    agents: tuple[AgentId, ...] = Field((), description="Requested agents that have logs in this partition")
-    offsets: tuple[TopicOffset, ...] = ()
-    left_out: dict[str, NonNegativeInt] = Field({}, description="Number of logs without an example, by reason")
+    folders: tuple[FolderCount, ...] = Field(
+        (), max_length=MAX_NAMED, description="Folders named in the request that this partition has"
+    )
+    folder_count: Count = Field(0, description="Number of selected folders in this partition, named or not")
+    positives: Count = Field(0, description="Number of examples with a positive")
+    agents: tuple[AgentId, ...] = Field(
+        (), max_length=MAX_NAMED, description="Requested agents that have logs in this partition"
+    )
+    offsets: Annotated[tuple[TopicOffset, ...], Field(max_length=64)] = ()
+    left_out: dict[Annotated[str, StringConstraints(max_length=256)], Count] = Field(
+        {}, max_length=64, description="Number of logs without an example, by reason"
+    )
     seconds: NonNegativeFloat = Field(0.0, description="Duration of the export")
     store_seconds: NonNegativeFloat = Field(0.0, description="Of that, time spent on the object store")
-    error: str | None = None
+    error: Annotated[str, AfterValidator(excerpt)] | None = None
 
 
 class SnapshotManifest(Event):
@@ -363,8 +382,8 @@ class TrainingProgressed(Event):
 
     type: Literal["training_progressed"] = "training_progressed"
     model: ModelName
-    partition: NonNegativeInt
-    new_examples: NonNegativeInt
+    partition: Count
+    new_examples: Count
     trained_request_id: RequestId | None = None
 
 
@@ -385,8 +404,8 @@ class TrainingJob(Event):
     output_uri: S3Uri = Field(description="Prefix of the model's artifacts; manifest.json is written last")
     version: str
     published_at: UtcTime
-    max_seconds: PositiveInt
-    warnings: tuple[str, ...] = ()
+    max_seconds: Annotated[int, Field(ge=1, le=10**9)]
+    warnings: Reasons = ()
 
 
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -400,8 +419,8 @@ class RetrievalMetrics(Model):
     recall_at_10: FiniteFloat
     mrr_at_10: FiniteFloat
     ndcg_at_10: FiniteFloat
-    questions: NonNegativeInt
-    documents: NonNegativeInt
+    questions: Count
+    documents: Count
 
 
 class GateVerdict(Model):
@@ -428,7 +447,7 @@ class ManifestFile(Model):
         description="Relative to the manifest, with forward slashes"
     )
     sha256: Sha256
-    bytes: NonNegativeInt
+    bytes: Count
 
 
 class ModelManifest(Event):
@@ -458,7 +477,7 @@ class ModelReady(Event):
     base_model: ModelReference
     parent_version: str | None = None
     embedding_space_id: str = Field(description="Embeddings are comparable if their ids are equal")
-    dimension: PositiveInt
+    dimension: Annotated[Count, Field(ge=1)]
     normalized: bool
     requires_reindex: bool = Field(description="Whether all documents must be embedded again")
     metrics_before: RetrievalMetrics

@@ -8,11 +8,21 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.errors import (
+    CorruptRecordError,
+    InvalidRecordError,
+    InvalidTopicError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+    TopicAlreadyExistsError,
+)
 from kafka.partitioner.default import murmur2
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
-from foldtune.errors import NoBrokerError, PartitionCountError, PublishError
+from foldtune.errors import NoBrokerError, PartitionCountError, PublishError, RecordRefusedError
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
 from foldtune.topics import CHANGELOG_CONFIG, MAX_RECORD_BYTES, Topic
@@ -27,6 +37,15 @@ BOOTSTRAP_SECONDS = 8
 RECONNECT_MILLISECONDS = 2_000
 # The longest wait of one poll for new records.
 POLL_MILLISECONDS = 250
+# By client or broker, of one record: it is too large for its topic, or the topic takes no such records.
+_REFUSALS = (
+    CorruptRecordError,
+    InvalidRecordError,
+    InvalidTopicError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+)
 
 
 def partition_of(key: str, partitions: int) -> int:
@@ -127,7 +146,8 @@ class Publisher:
         Returns kafka-python's future of the record's metadata, which is done once ``flush`` has returned.
 
         Raises:
-            PublishError: the brokers do not answer, or the message is too large for the client.
+            PublishError: the brokers do not answer.
+            RecordRefusedError: the record is too large; ``flush`` raises it for what the brokers refuse.
         """
         name = topic.named(self._settings.topic_prefix)
         if partition_by is not None:
@@ -204,7 +224,7 @@ def _publish_errors(topic: str) -> Iterator[None]:
     try:
         yield
     except KafkaError as error:
-        raise PublishError(topic, error) from error
+        raise (RecordRefusedError if isinstance(error, _REFUSALS) else PublishError)(topic, error) from error
 
 
 @contextmanager

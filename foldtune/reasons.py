@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from foldtune import excerpts
+from foldtune.errors import FoldtuneError, InvalidEventError
 from foldtune.events import BUCKET, MODEL_URI, REQUEST_ID
 from foldtune.knobs import MODEL_NAME
 
 # An event may have many thousand errors; only the first ones are reported.
 _MAX_ERRORS = 20
+_MAX_FIELD = 100
 # Location parts by which pydantic distinguishes the members of a union.
 _UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]")
 _SHOULD = "Input should be "
@@ -23,8 +26,8 @@ _PATTERNS = {
 }
 
 
-# A label for metrics: undecodable, over the size limit of the whole event, or against a rule.
-RejectedKind = Literal["unreadable", "oversized", "invalid"]
+# A label for metrics: undecodable, over the size limit of the whole event, against a rule, or met by a defect.
+RejectedKind = Literal["unreadable", "oversized", "invalid", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,13 @@ Location = tuple[int | str, ...]
 
 
 def field_of(location: Location) -> str:
-    """The dotted path of a field."""
-    return ".".join(map(str, location)) or "event"
+    """The dotted path of a field; the names of unknown ones come from the event, and are cut."""
+    return ".".join(excerpts.excerpt(str(part), _MAX_FIELD) for part in location) or "event"
 
 
 def reasons_of(error: ValidationError, named: Callable[[Location], str] = field_of) -> tuple[str, ...]:
     """One line for each invalid field: its name, as ``named`` formats it, and its bound."""
-    return tuple(f"{named(location)}: {reason}" for location, reason, _ in invalid_fields(error))
+    return excerpts.bounded([f"{named(location)}: {reason}" for location, reason, _ in invalid_fields(error)])
 
 
 def invalid_fields(error: ValidationError) -> Iterator[tuple[Location, str, Any]]:
@@ -76,7 +79,20 @@ def _reason(details: Any) -> str:
     return str(details["msg"]).removeprefix("Value error, ")
 
 
-def kind_of(error: ValidationError) -> RejectedKind:
-    """Whether the event is not JSON at all, or breaks a rule."""
+def explain(error: Exception) -> tuple[str, ...]:
+    """Why an event was not handled: what is invalid in it, or the error that was met."""
+    if isinstance(error, ValidationError):
+        return reasons_of(error)
+    # What foldtune raises is written for people.
+    text = str(error) if isinstance(error, FoldtuneError) else f"{type(error).__name__}: {error}"
+    return (excerpts.excerpt(text),)
+
+
+def kind_of(error: Exception) -> RejectedKind:
+    """Whether the event is not JSON at all, breaks a rule, or met a defect."""
+    if isinstance(error, InvalidEventError):
+        return "invalid"
+    if not isinstance(error, ValidationError):
+        return "failed"
     unreadable = any(details["type"] == "json_invalid" for details in error.errors(include_url=False))
     return "unreadable" if unreadable else "invalid"

@@ -4,6 +4,8 @@ from enum import Enum
 
 # Above the brokers' default of 1 MiB: a dead letter is an event of up to that size plus its errors.
 MAX_RECORD_BYTES = 2 * 1024 * 1024
+# The brokers' default ``message.max.bytes``, and what they count beside key, headers and value of a record.
+_DEFAULT_RECORD_BYTES, _RECORD_OVERHEAD = 1024 * 1024, 1024
 _COMPACTED = {"cleanup.policy": "compact"}
 # The brokers' retention.
 _DEFAULT: dict[str, str] = {}
@@ -37,6 +39,11 @@ class Topic(Enum):
         self.label = label
         self.config = config
 
+    @property
+    def max_record_bytes(self) -> int:
+        """Bound of key, headers and value of a record that foldtune writes."""
+        return int(self.config.get("max.message.bytes", _DEFAULT_RECORD_BYTES)) - _RECORD_OVERHEAD
+
     def named(self, prefix: str) -> str:
         """The topic's full name on the brokers."""
         return f"{prefix}{self.label}"
@@ -58,3 +65,4 @@ CHANGELOG_CONFIG = {
     "segment.bytes": str(64 << 20),
     "max.message.bytes": str(MAX_RECORD_BYTES),
 }
+MAX_CHANGELOG_RECORD_BYTES = MAX_RECORD_BYTES - _RECORD_OVERHEAD

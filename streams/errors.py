@@ -13,3 +13,7 @@ class OutdatedViewError(FoldtuneError):
 
 class CannotListenError(FoldtuneError):
     """Cannot listen on worker.http_host and worker.http_port (host, port, reason):"""
+
+
+class UnreadableStateError(FoldtuneError):
+    """The stored state cannot be decoded (partition, key, reason):"""

@@ -30,6 +30,13 @@ SNAPSHOT_STORE_SECONDS = Histogram(
 )
 
 
+REFUSED_RECORDS = Counter(
+    "foldtune_refused_records", "Records of the worker that could not be written; they are dead letters.", ["topic"]
+)
+LOST_DEAD_LETTERS = Counter("foldtune_lost_dead_letters", "Dead letters that the brokers refused, without a value too.")
+FAILED_TIMERS = Counter("foldtune_failed_timers", "Timers that met an unexpected error, once per partition.", ["timer"])
+
+
 def count_rejected(topic: Topic, reason: RejectedKind) -> None:
     """Count one dead letter; its headers have the error."""
     REJECTED.labels(topic.label, reason).inc()

@@ -15,9 +15,11 @@ import structlog
 from faust.types import TP
 from rocksdict import WriteBatch
 
+from foldtune.topics import MAX_CHANGELOG_RECORD_BYTES
 from streams.errors import PartitionLostError
 from streams.metrics import FOREIGN_WRITES
 from streams.partitions.broker_reader import BrokerReader
+from streams.partitions.producing import acknowledged, check_size, enqueue
 
 _log = structlog.get_logger()
 # Faust's defaults are 2 GiB of block cache and 192 MiB of buffers for each partition.
@@ -39,6 +41,7 @@ class Table(Protocol):
 
         Raises:
             PartitionLostError: the partition was lost meanwhile; its new owner writes the same again.
+            RecordRefusedError: a value is too large; nothing is written, unless it was the brokers that refused it.
         """
 
     def get(self, partition: int, key: bytes) -> bytes | None:
@@ -94,6 +97,8 @@ class ChangelogTable(Table):
         # 4. Check ownership again, and apply all of it to RocksDB in one batch.
         # 5. Move the checkpoint, so that recovery reads only what is missing in RocksDB.
         # Cut short before 4, the changelog is ahead of RocksDB, and recovery or the next write applies the rest.
+        for key, value in changes.items():
+            check_size(self._table.changelog_topic_name, MAX_CHANGELOG_RECORD_BYTES, key, value)
         async with self._locks[partition]:
             self._check_owned(partition)
             offsets = await self._append(partition, changes)
@@ -120,8 +125,8 @@ class ChangelogTable(Table):
         deletes = dict.fromkeys(changes.keys() - puts.keys())
         offsets = []
         for part in (puts, deletes):
-            sent = [await topic.send(key=key, value=value, partition=partition) for key, value in part.items()]
-            offsets += [(await record).offset for record in sent]
+            sent = [await enqueue(topic, key=key, value=value, partition=partition) for key, value in part.items()]
+            offsets += [(await acknowledged(topic, record)).offset for record in sent]
         return offsets
 
     def get(self, partition: int, key: bytes) -> bytes | None:

@@ -8,15 +8,19 @@ records again changes nothing.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from faust.exceptions import FaustError
 
+from foldtune.errors import TRANSIENT_ERRORS, RecordRefusedError
 from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
-from streams.errors import PartitionLostError
+from streams.errors import OutdatedViewError, PartitionLostError
 from streams.partitions.changelog_table import ChangelogTable, Changes
 from streams.partitions.positions import Position, position_changes, stored_position, with_plausible_times
 
@@ -33,6 +37,28 @@ _FETCH_WAIT_MS = 100
 # plausible, or 0 (``streams.partitions.positions``).
 Handler = Callable[[Topic, int, Sequence[Any]], Awaitable[None]]
 Write = Callable[[int, Changes], Awaitable[object]]
+# Sends a record that could not be handled to the dead letters, with the error.
+Reject = Callable[[Topic, Any, Exception], Awaitable[None]]
+
+# Brokers, object store, disk, memory, another worker: no record is at fault for these.
+_SURROUNDINGS = (
+    *TRANSIENT_ERRORS,
+    KafkaError,
+    FaustError,
+    OSError,
+    MemoryError,
+    BrokenExecutor,
+    PartitionLostError,
+    OutdatedViewError,
+)
+
+
+def is_at_fault(error: Exception) -> bool:
+    """Whether what was handled is at fault for an error, and not the surroundings, which every record would meet."""
+    if isinstance(error, RecordRefusedError):
+        return True
+    # RocksDB's errors are of no class of their own.
+    return not isinstance(error, _SURROUNDINGS) and type(error) is not Exception
 
 
 class PartitionConsumer:
@@ -46,14 +72,19 @@ class PartitionConsumer:
         *,
         write: Write,
         handle: Handler,
+        reject: Reject,
         block_records: int,
     ) -> None:
-        """``handle`` gets blocks of at most ``block_records``; ``write`` stores the next offset in ``table``."""
+        """``handle`` gets blocks of at most ``block_records``; ``write`` stores the next offset in ``table``.
+
+        A record for which ``handle`` raises an error that the surroundings are not at fault for gets to ``reject``.
+        """
         self._kafka = kafka
         self._topics = topics
         self._table = table
         self._write = write
         self._handle = handle
+        self._reject = reject
         self._block_records = block_records
         # Of partitions that are being consumed: the one in the table may go back, when a foreign write is applied.
         self._positions: dict[tuple[Topic, int], Position] = {}
@@ -118,7 +149,7 @@ class PartitionConsumer:
                     if not self._active(partition, generation):
                         return
                     records, after = with_plausible_times(block, self._position(topic, partition))
-                    await self._handle(topic, partition, records)
+                    await self._handle_or_reject(topic, partition, records)
                     await self._store_position(topic, partition, after)
                 # The marker at the end of a transaction takes an offset and is never fetched; it may be the last one.
                 position = self._position(topic, partition)
@@ -131,6 +162,21 @@ class PartitionConsumer:
     async def _store_position(self, topic: Topic, partition: int, position: Position) -> None:
         await self._write(partition, position_changes(topic, position))
         self._positions[topic, partition] = position
+
+    async def _handle_or_reject(self, topic: Topic, partition: int, block: Sequence[Any]) -> None:
+        """Handle a block; halve it where that fails, until the record at fault is alone, and reject that one."""
+        try:
+            await self._handle(topic, partition, block)
+        except Exception as error:
+            if self._stopping or not is_at_fault(error):
+                raise
+            if len(block) == 1:
+                await self._reject(topic, block[0], error)
+                return
+        else:
+            return
+        for half in _blocks(block, (len(block) + 1) // 2):
+            await self._handle_or_reject(topic, partition, half)
 
     def _active(self, partition: int, generation: int) -> bool:
         return not self._stopping and self._table.owned_generation(partition) == generation

@@ -3,9 +3,8 @@
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
-from foldtune.reasons import Rejected, kind_of, reasons_of
+from foldtune.reasons import Rejected, explain, kind_of
 from foldtune.topics import Topic
 from streams.metrics import count_rejected
 from streams.publishing.publisher import EventPublisher
@@ -28,6 +27,12 @@ async def send_to_dead_letters(publisher: EventPublisher, topic: Topic, message:
     count_rejected(topic, rejected.kind)
 
 
-def invalid_record(message: Any, error: ValidationError) -> Rejected:
-    """The rejection of a whole record that does not validate."""
-    return Rejected(message.offset, 0, reasons_of(error), message.value, kind_of(error))
+async def reject_record(publisher: EventPublisher, topic: Topic, message: Any, error: Exception) -> None:
+    """Send a record that does not validate, or that could not be handled, to the dead letters; durable on return."""
+    kind = kind_of(error)
+    if kind == "failed":
+        source = {"topic": message.topic, "partition": message.partition, "offset": message.offset}
+        _log.error("record not handled", **source, exc_info=error)
+    await send_to_dead_letters(
+        publisher, topic, message, Rejected(message.offset, 0, explain(error), message.value, kind)
+    )

@@ -1,17 +1,27 @@
 """How a worker publishes: everything is acknowledged by the brokers when a call returns."""
 
-import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import faust
+import structlog
 from msgspec import Struct
 
-from foldtune.dead_letters import dead_letter_headers, truncate_value
+from foldtune.dead_letters import dead_letter
+from foldtune.errors import RecordRefusedError
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
+from streams.metrics import LOST_DEAD_LETTERS, REFUSED_RECORDS
+from streams.partitions.producing import acknowledged, check_size, enqueue
+
+_log = structlog.get_logger()
+
+
+_LIMITS = {topic.label: topic.max_record_bytes for topic in Topic}
+# In a dead letter of a record that foldtune could not write: it has no place in its topic, so it is not replayed.
+_NO_OFFSET = -1
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,11 @@ def outgoing_records(events: tuple[OutgoingEvent, ...], partition: int) -> Itera
 class EventPublisher(Protocol):
     """What the parts of a worker publish through."""
 
-    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> None:
-        """Publish in order: events with a key to ``partition``, the others to every partition."""
+    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> tuple[OutgoingRecord, ...]:
+        """Publish in order: events with a key to ``partition``, the others to every partition; returns as ``send``."""
 
-    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
-        """Publish in order."""
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> tuple[OutgoingRecord, ...]:
+        """Publish in order; returns those that cannot be written, which are in the dead letters instead."""
 
     async def send_to_dead_letters(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
@@ -71,23 +81,52 @@ class FaustEventPublisher(EventPublisher):
             for topic in Topic
         }
 
-    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> None:
-        await self.send(tuple(outgoing_records(events, partition)))
+    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> tuple[OutgoingRecord, ...]:
+        return await self.send(tuple(outgoing_records(events, partition)))
 
-    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> tuple[OutgoingRecord, ...]:
         # Handed to the producer in order, which Kafka keeps within a partition; acknowledgements are awaited together.
-        acknowledgements = [
-            await self._topics[record.topic].send(
-                key=record.key.encode() if record.key else None, value=record.value.encode(), partition=partition
-            )
-            for record in records
-            for partition in (range(self._partitions) if record.partition is None else (record.partition,))
-        ]
-        await asyncio.gather(*acknowledgements)
+        pending: list[tuple[OutgoingRecord, Awaitable[object]]] = []
+        refused: dict[OutgoingRecord, RecordRefusedError] = {}
+        for record in records:
+            for partition in range(self._partitions) if record.partition is None else (record.partition,):
+                try:
+                    pending.append((record, await self._enqueue(record, partition)))
+                except RecordRefusedError as error:
+                    refused[record] = error
+        for record, future in pending:
+            try:
+                await acknowledged(self._topics[record.topic], future)
+            except RecordRefusedError as error:
+                refused[record] = error
+        for record, refusal in refused.items():
+            await self._report_refused(record, refusal)
+        return tuple(refused)
+
+    async def _enqueue(self, record: OutgoingRecord, partition: int) -> Awaitable[object]:
+        key, value = record.key.encode() if record.key else None, record.value.encode()
+        check_size(record.topic, _LIMITS[record.topic], key, value)
+        return await enqueue(self._topics[record.topic], key=key, value=value, partition=partition)
+
+    async def _report_refused(self, record: OutgoingRecord, error: RecordRefusedError) -> None:
+        REFUSED_RECORDS.labels(record.topic).inc()
+        _log.error("record not written", topic=record.topic, key=record.key, error=str(error))
+        origin = (self._topics[record.topic].get_topic_name(), record.partition or 0, _NO_OFFSET)
+        key = record.key.encode() if record.key else None
+        await self.send_to_dead_letters(record.value.encode(), key, str(error), origin)
 
     async def send_to_dead_letters(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
         topic = self._topics[Topic.DEAD_LETTERS.label]
-        value, error = truncate_value(value, error)
-        await (await topic.send(key=key, value=value, headers=dead_letter_headers(error, *origin)))
+        whole = dead_letter(value, key, error, origin)
+        for letter in (whole, whole.without_value()):
+            try:
+                future = await enqueue(topic, key=letter.key, value=letter.value, headers=letter.headers)
+                await acknowledged(topic, future)
+            except RecordRefusedError as refused:
+                reason = str(refused)
+            else:
+                return
+        LOST_DEAD_LETTERS.inc()
+        _log.error("dead letter lost", topic=origin[0], partition=origin[1], offset=origin[2], error=reason)

@@ -3,15 +3,15 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 from msgspec import Struct
 from pydantic import BaseModel, ValidationError
 
-from foldtune.errors import ObjectStoreError
+from foldtune.errors import InvalidEventError, ObjectStoreError, RecordRefusedError
 from foldtune.events import (
     REPORTING_TIME,
     EventType,
@@ -31,24 +31,31 @@ from foldtune.kafka import partition_of
 from foldtune.knobs import ModelName
 from foldtune.object_keys import key_segment, model_prefix, snapshot_manifest_key
 from foldtune.object_store import ObjectStore
-from foldtune.reasons import reasons_of
+from foldtune.reasons import explain
 from foldtune.settings import Settings
 from foldtune.topics import Topic, request_key
-from streams.errors import PartitionLostError
-from streams.metrics import REQUESTS_ENDED
+from streams.errors import PartitionLostError, UnreadableStateError
+from streams.metrics import FAILED_TIMERS, REQUESTS_ENDED
 from streams.partitions.changelog_table import Table
-from streams.publishing.dead_letters import invalid_record, send_to_dead_letters
+from streams.partitions.consumer import is_at_fault
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests import lifecycle, retraining_policy
-from streams.requests.lifecycle import ModelState, Transition
+from streams.requests.lifecycle import Active, ModelState, Transition
 from streams.requests.retraining_policy import PolicyState
 
 _log = structlog.get_logger()
 _BARRIER_KEY = b"t|turn"
+_M = TypeVar("_M", bound=BaseModel)
+# In the dead letter of an entry that cannot be decoded.
+_OUTBOX_ORIGIN = "outbox"
 _MODEL_PREFIX = b"m|"
 _OUTBOX_PREFIX = b"u|"
 # Waiting requests are part of their model's state, which must fit into one message of the changelog.
 _MAX_REQUEST_BYTES, _MAX_WAITING_BYTES = 256 * 1024, 768 * 1024
+# Requests for the same training share its statuses, and all of these are written at once.
+_MAX_WAITING = 50
+# Without these messages a request hangs until it times out.
+_REQUIRED = (Topic.SNAPSHOT_COMMANDS.label, Topic.TRAINING_JOBS.label)
 
 
 class OutboxEntry(Struct, frozen=True):
@@ -85,20 +92,18 @@ class Coordinator:
         }
 
     async def handle(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
-        """Handle events of a control topic; invalid ones go to the dead letters.
+        """Handle events of a control topic.
 
         Raises:
             PartitionLostError: another worker owns the partition now; the events are redelivered to it.
+            pydantic.ValidationError, InvalidEventError: an event is invalid.
+            UnreadableStateError: the state of an event's model cannot be decoded.
         """
         for message in messages:
-            if message.value is None:
-                continue
-            try:
+            if message.value is not None:
                 async with self._lock:
                     await self._synchronize(partition)
                     await self._handlers[topic](partition, message.value)
-            except ValidationError as error:
-                await send_to_dead_letters(self._publisher, topic, message, invalid_record(message, error))
 
     async def tick(self, partition: int) -> None:
         """Flush the outbox, end overdue requests, publish pending jobs and request due retrainings.
@@ -109,15 +114,17 @@ class Coordinator:
             if any(self._table.keys(partition, _OUTBOX_PREFIX)):
                 await self._synchronize(partition)
             for key in list(self._table.keys(partition, _MODEL_PREFIX)):
-                model = key.removeprefix(_MODEL_PREFIX).decode()
-                if self._timed_out(partition, model):
-                    await self._synchronize(partition)
-                    if transition := self._timed_out(partition, model):
-                        await self._commit(partition, transition)
-                self._start_publishing_job(partition, model)
+                with _failures_logged(partition, key):
+                    model = key.removeprefix(_MODEL_PREFIX).decode()
+                    if self._timed_out(partition, model):
+                        await self._synchronize(partition)
+                        if transition := self._timed_out(partition, model):
+                            await self._commit(partition, transition)
+                    self._start_publishing_job(partition, model)
             for rule in self._settings.policy.rules:
                 if partition_of(rule.model, self._partitions) == partition:
-                    await self._request_if_due(partition, rule.model)
+                    with _failures_logged(partition, _model_key(rule.model)):
+                        await self._request_if_due(partition, rule.model)
 
     # ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -135,25 +142,31 @@ class Coordinator:
                 await self._commit(partition, cancellation)
             return
         try:
-            request = FineTuneRequested.model_validate_json(value)
-        except ValidationError as error:
-            await self._reject(partition, ids.request_id, ids.model, reasons_of(error))
+            request = _decode_request(value)
+        except (ValidationError, InvalidEventError) as error:
+            await self._reject(partition, ids.request_id, ids.model, explain(error))
             return
         state = self._model_state(partition, request.model)
         transition = lifecycle.requested(state, request, now())
-        if reasons := tuple(self._rejection_reasons(request, len(value), transition)):
+        if reasons := tuple(self._rejection_reasons(request, transition)):
             await self._reject(partition, request.request_id, request.model, reasons)
         elif final_status := self._final_status(partition, request.model, request.request_id):
             await self._commit(partition, lifecycle.answered(state, final_status))
         else:
             _log.info("request received", request_id=request.request_id, model=request.model, origin=request.origin)
-            await self._commit(partition, transition)
+            try:
+                await self._store_transition(partition, transition)
+            except RecordRefusedError as error:
+                await self._reject(partition, request.request_id, request.model, (str(error),))
 
     async def _handle_part(self, partition: int, value: bytes) -> None:
         part = SnapshotPart.model_validate_json(value)
+        self._check_partition(part.partition)
         state = self._model_state(partition, part.model)
         min_examples = self._settings.worker.min_examples
-        await self._commit(partition, lifecycle.part_received(state, part, self._partitions, min_examples, now()))
+        transition = lifecycle.part_received(state, part, self._partitions, min_examples, now())
+        if transition.state != state:
+            await self._commit(partition, transition)
         self._start_publishing_job(partition, part.model)
 
     async def _handle_report(self, partition: int, value: bytes) -> None:
@@ -171,9 +184,14 @@ class Coordinator:
 
     async def _handle_progress(self, partition: int, value: bytes) -> None:
         progress = TrainingProgressed.model_validate_json(value)
+        self._check_partition(progress.partition)
         policy = retraining_policy.with_progress(self._policy_state(partition, progress.model), progress)
         await self._store_policy_state(partition, progress.model, policy)
         await self._request_if_due(partition, progress.model)
+
+    def _check_partition(self, partition: int) -> None:
+        if partition >= self._partitions:
+            raise InvalidEventError(f"partition {partition}, at most {self._partitions - 1}")
 
     async def _request_if_due(self, partition: int, model: str) -> None:
         if self._due_request(partition, model) is None:
@@ -198,6 +216,16 @@ class Coordinator:
     # ── Transactional outbox ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def _commit(self, partition: int, transition: Transition) -> None:
+        """Store and publish a transition; one that is too large to be written fails the active request instead."""
+        try:
+            await self._store_transition(partition, transition)
+        except RecordRefusedError as error:
+            failure = lifecycle.failed(self._model_state(partition, transition.state.model), str(error), now())
+            if failure is None:
+                raise
+            await self._store_transition(partition, failure)
+
+    async def _store_transition(self, partition: int, transition: Transition) -> None:
         """Store a transition, and only then publish what follows from it.
 
         Were it published first, a crash in between could lead to another decision, and a request to two final states.
@@ -205,6 +233,9 @@ class Coordinator:
         1. Store the outbox entry, under the digest of the new state: it does not count with any other state.
         2. Store the new state, which commits the entry.
         3. Flush the outbox. After a crash before its end, the partition's next owner does this.
+
+        Raises:
+            RecordRefusedError: entry or state are too large; the transition does not count.
         """
         model, state = transition.state.model, _json(transition.state)
         entry = OutboxEntry(
@@ -231,12 +262,27 @@ class Coordinator:
             model = key.removeprefix(_OUTBOX_PREFIX).split(b"|")[0].decode()
             value, state = self._table.get(partition, key), self._table.get(partition, _model_key(model))
             # An entry of any other state was not committed.
+            refused: tuple[OutgoingRecord, ...] = ()
             if value and key == _outbox_key(model, state or b""):
-                entry = msgspec.json.decode(value, type=OutboxEntry)
-                if final := {name.encode(): status.encode() for name, status in entry.ended.items()}:
-                    await self._table.write(partition, final)
-                await self._publisher.send(entry.messages)
+                refused = await self._publish_entry(partition, key, value)
             await self._table.write(partition, {key: None})
+            if any(record.topic in _REQUIRED for record in refused):
+                reason = f"{refused[0].topic}: a record of {len(refused[0].value)} bytes cannot be written"
+                if failure := lifecycle.failed(self._model_state(partition, model), reason, now()):
+                    await self._store_transition(partition, failure)
+
+    async def _publish_entry(self, partition: int, key: bytes, value: bytes) -> tuple[OutgoingRecord, ...]:
+        """Store the final statuses of an outbox entry and publish its messages; returns those that were refused."""
+        try:
+            entry = msgspec.json.decode(value, type=OutboxEntry)
+        except msgspec.MsgspecError as error:
+            # All models of the partition would wait for it.
+            _log.exception("outbox entry not readable", partition=partition, key=key)
+            await self._publisher.send_to_dead_letters(value, key, str(error), (_OUTBOX_ORIGIN, partition, -1))
+            return ()
+        if final := {name.encode(): status.encode() for name, status in entry.ended.items()}:
+            await self._table.write(partition, final)
+        return await self._publisher.send(entry.messages)
 
     async def _synchronize(self, partition: int) -> None:
         """Apply foreign writes (``streams.partitions``) before a decision that is published.
@@ -256,7 +302,7 @@ class Coordinator:
             return
         self._publishing.pop((partition, model), None)
         if task:
-            # Raises what the task failed with: an error that it could not handle is fatal for the worker.
+            # Raises what the task failed with: brokers or disk.
             task.result()
         if self._complete_manifest(self._model_state(partition, model)):
             self._publishing[partition, model] = asyncio.create_task(self._publish_job(partition, model))
@@ -268,17 +314,26 @@ class Coordinator:
             return
         with suppress(PartitionLostError):
             try:
-                job = await self._upload_manifest(state.active.request, manifest)
+                following: Transition | None = await self._job_transition(state, state.active, manifest)
             except ObjectStoreError:
                 # The next tick retries.
                 _log.exception("manifest upload failed, will retry", model=model, request_id=manifest.request_id)
                 return
+            except Exception as error:
+                if not is_at_fault(error):
+                    raise
+                _log.exception("training job not made", model=model, request_id=manifest.request_id)
+                following = lifecycle.failed(state, "; ".join(explain(error)), now())
             async with self._lock:
                 await self._synchronize(partition)
                 # Dropped if the state has changed meanwhile: that decision did not know of this job.
-                if self._model_state(partition, model) == state:
-                    output = OutgoingEvent(Topic.TRAINING_JOBS, job, request_key(model, job.request.request_id))
-                    await self._commit(partition, lifecycle.job_published(state, state.active, output, now()))
+                if following and self._model_state(partition, model) == state:
+                    await self._commit(partition, following)
+
+    async def _job_transition(self, state: ModelState, active: Active, manifest: SnapshotManifest) -> Transition:
+        job = await self._upload_manifest(active.request, manifest)
+        output = OutgoingEvent(Topic.TRAINING_JOBS, job, request_key(state.model, job.request.request_id))
+        return lifecycle.job_published(state, active, output, now())
 
     def _complete_manifest(self, state: ModelState) -> SnapshotManifest | None:
         min_examples = self._settings.worker.min_examples
@@ -316,11 +371,11 @@ class Coordinator:
         status = FineTuneStatus(request_id=request_id, model=model, state=State.REJECTED, at=now(), reasons=reasons)
         await self._commit(partition, lifecycle.ended(state, status))
 
-    def _rejection_reasons(self, request: FineTuneRequested, size: int, transition: Transition) -> Iterator[str]:
-        if size > _MAX_REQUEST_BYTES:
-            yield f"event: {size} bytes, at most {_MAX_REQUEST_BYTES}"
+    def _rejection_reasons(self, request: FineTuneRequested, transition: Transition) -> Iterator[str]:
         if request in transition.state.waiting and (waiting := len(_json(transition.state))) > _MAX_WAITING_BYTES:
             yield f"model: requests of {waiting} bytes wait for {request.model!r}, at most {_MAX_WAITING_BYTES}"
+        if request in transition.state.waiting and (waiting := len(transition.state.waiting)) > _MAX_WAITING:
+            yield f"model: {waiting} requests wait for {request.model!r}, at most {_MAX_WAITING}"
         base: ModelReference | None = request.base_model
         if base and base.uri.startswith("hf://") and base.revision is None:
             yield "base_model.revision: a hub model needs one, so that the same request means the same model"
@@ -330,19 +385,41 @@ class Coordinator:
     # ── State ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _model_state(self, partition: int, model: str) -> ModelState:
-        value = self._table.get(partition, _model_key(model))
-        return ModelState.model_validate_json(value) if value else ModelState(model=model)
+        return self._decoded(partition, _model_key(model), ModelState) or ModelState(model=model)
 
     def _final_status(self, partition: int, model: str, request_id: str) -> FineTuneStatus | None:
-        value = self._table.get(partition, _final_status_key(model, request_id))
-        return FineTuneStatus.model_validate_json(value) if value else None
+        return self._decoded(partition, _final_status_key(model, request_id), FineTuneStatus)
 
     def _policy_state(self, partition: int, model: str) -> PolicyState:
-        value = self._table.get(partition, _policy_key(model))
-        return PolicyState.model_validate_json(value) if value else PolicyState()
+        return self._decoded(partition, _policy_key(model), PolicyState) or PolicyState()
+
+    def _decoded(self, partition: int, key: bytes, kind: type[_M]) -> _M | None:
+        value = self._table.get(partition, key)
+        try:
+            return kind.model_validate_json(value) if value else None
+        except ValidationError as error:
+            raise UnreadableStateError(partition, key, *explain(error)) from error
 
     async def _store_policy_state(self, partition: int, model: str, policy: PolicyState) -> None:
         await self._table.write(partition, {_policy_key(model): _json(policy)})
+
+
+@contextmanager
+def _failures_logged(partition: int, key: bytes) -> Iterator[None]:
+    """What fails for one model must not stop the others."""
+    try:
+        yield
+    except Exception as error:
+        if not is_at_fault(error):
+            raise
+        FAILED_TIMERS.labels("tick").inc()
+        _log.exception("model failed", partition=partition, key=key)
+
+
+def _decode_request(value: bytes) -> FineTuneRequested:
+    if len(value) > _MAX_REQUEST_BYTES:
+        raise InvalidEventError(f"{len(value)} bytes, at most {_MAX_REQUEST_BYTES}")
+    return FineTuneRequested.model_validate_json(value)
 
 
 def _model_key(model: str) -> bytes:

@@ -25,6 +25,7 @@ from foldtune.events import (
     State,
     TrainingFinished,
 )
+from foldtune.excerpts import first_names
 from foldtune.knobs import ModelName
 from foldtune.topics import Topic, request_key
 from streams.publishing.publisher import OutgoingEvent
@@ -136,9 +137,26 @@ def part_received(
         return Transition(state)
     if part.partition in {other.partition for other in active.parts}:
         return Transition(state)
+    part = _without_known_names(part, active)
     parts = tuple(sorted((*active.parts, part), key=lambda part: part.partition))
     extended = state.model_copy(update={"active": active.model_copy(update={"parts": parts})})
     return snapshot_completed(extended, partitions, min_examples, now) or Transition(extended)
+
+
+def _without_known_names(part: SnapshotPart, active: Active) -> SnapshotPart:
+    """A part with the requested folders and agents that no earlier part has.
+
+    All parts together then name each once, which is what the state has room for: the request's own size.
+    """
+    data = active.request.data
+    folders = set(data.folders or ()) - {count.folder_id for other in active.parts for count in other.folders}
+    agents = set(data.agents or ()) - {agent for other in active.parts for agent in other.agents}
+    return part.model_copy(
+        update={
+            "folders": tuple(count for count in part.folders if count.folder_id in folders),
+            "agents": tuple(agent for agent in part.agents if agent in agents),
+        }
+    )
 
 
 def snapshot_completed(state: ModelState, partitions: int, min_examples: int, now: datetime) -> Transition | None:
@@ -154,6 +172,11 @@ def snapshot_completed(state: ModelState, partitions: int, min_examples: int, no
         request_id=active.request.request_id, model=state.model, created_at=active.since, parts=active.parts
     )
     return Transition(state, manifest=manifest)
+
+
+def failed(state: ModelState, reason: str, now: datetime) -> Transition | None:
+    """Fails the active request for something that it needs and that cannot be written; ``None`` if there is none."""
+    return _end_active(state, state.active, State.FAILED, now, (reason,)) if state.active else None
 
 
 def job_published(state: ModelState, active: Active, job: OutgoingEvent, now: datetime) -> Transition:
@@ -256,13 +279,11 @@ def _training_inputs(request: FineTuneRequested) -> tuple[object, ...]:
 
 def _rejection_reasons(request: FineTuneRequested, parts: tuple[SnapshotPart, ...], min_examples: int) -> Iterator[str]:
     folders = {count.folder_id for part in parts for count in part.folders}
-    for folder in request.data.folders or ():
-        if folder not in folders:
-            yield f"data.folders: unknown folder {folder!r}"
+    unknown = [folder for folder in request.data.folders or () if folder not in folders]
+    yield from first_names(unknown, before="data.folders: unknown folder", more="data.folders: {} more unknown folders")
     agents = {agent for part in parts for agent in part.agents}
-    for agent in request.data.agents or ():
-        if agent not in agents:
-            yield f"data.agents: no logs of agent {agent!r}"
+    unknown = [agent for agent in request.data.agents or () if agent not in agents]
+    yield from first_names(unknown, before="data.agents: no logs of agent", more="data.agents: no logs of {} more")
     examples = sum(part.positives for part in parts)
     if examples < min_examples:
         left_out: Counter[str] = Counter()

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from foldtune.events import (
     Event,
+    FineTuneRequested,
     Model,
     SnapshotCommand,
     SnapshotPart,
@@ -23,13 +24,12 @@ from foldtune.settings import PolicyRule, Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
 from streams.metrics import observe_snapshot
-from streams.publishing.publisher import EventPublisher, OutgoingEvent
+from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord
 from streams.snapshots.export import export
 from streams.snapshots.export_process import ExportProcess
 from streams.training_sets.store import TrainingSets
 
 _log = structlog.get_logger()
-_MAX_ERROR_CHARACTERS = 1_000
 _MAX_PENDING = 64
 _POLL = timedelta(milliseconds=50)
 
@@ -112,7 +112,9 @@ class SnapshotCommandHandler:
             for offset in part.offsets:
                 if offset.topic == Topic.CHAT_LOGS.label:
                     await self._add_pending(request.model, partition, request.request_id, offset.offset)
-            await self._publish(Topic.SNAPSHOT_PARTS, part, request.model)
+            if refused := await self._publish(Topic.SNAPSHOT_PARTS, part, request.model):
+                failure = _failed_part(command, partition, f"its part of {len(refused[0].value)} bytes cannot be written")
+                await self._publish(Topic.SNAPSHOT_PARTS, failure, request.model)
 
     async def _export_or_failure(self, command: SnapshotCommand, partition: int) -> SnapshotPart:
         timeout = self._settings.worker.snapshot_timeout
@@ -128,8 +130,7 @@ class SnapshotCommandHandler:
         except Exception as error:
             # Whatever it is, a retry would meet it again: the request fails instead of hanging.
             _log.exception("snapshot export failed", partition=partition)
-            message = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARACTERS]
-            return _failed_part(command, partition, message)
+            return _failed_part(command, partition, f"{type(error).__name__}: {error}")
         observe_snapshot(part)
         _log.info("snapshot exported", partition=partition, folders=part.folder_count, seconds=round(part.seconds, 3))
         return part
@@ -176,10 +177,10 @@ class SnapshotCommandHandler:
             await self._publish(Topic.TRAINING_PROGRESS, progress, rule.model)
             self._last_reports[rule.model, partition] = progress
 
-    async def _publish(self, topic: Topic, event: Event, model: str) -> None:
-        """To the model's partition, which its coordinator reads."""
+    async def _publish(self, topic: Topic, event: Event, model: str) -> tuple[OutgoingRecord, ...]:
+        """To the model's partition, which its coordinator reads; returns what cannot be written."""
         partition = partition_of(model, self._settings.kafka.partitions)
-        await self._publisher.publish((OutgoingEvent(topic, event, model),), partition)
+        return await self._publisher.publish((OutgoingEvent(topic, event, model),), partition)
 
     async def _add_pending(self, model: str, partition: int, request_id: str, offset: int) -> None:
         watermark = self._watermark(model, partition)

@@ -32,11 +32,12 @@ class Ingest:
         # In a thread: a crafted block may take long to decode, and a worker without heartbeats loses its partitions.
         results = await asyncio.to_thread(decode_block, topic, messages, self._bounds)
         records = [result for result in results if isinstance(result, StateRecord)]
+        # Before the dead letters: a record that cannot be stored leads to another try, without them.
+        await self._sets.add(partition, topic, records)
+        RECORDS.labels(topic.label).inc(len(records))
         if len(records) < len(results):
             by_offset = {message.offset: message for message in messages}
             # One at a time, so that dead letters keep the order of the topic.
             for result in results:
                 if isinstance(result, Rejected):
                     await send_to_dead_letters(self._publisher, topic, by_offset[result.offset], result)
-        await self._sets.add(partition, topic, records)
-        RECORDS.labels(topic.label).inc(len(records))

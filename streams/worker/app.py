@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import faust
 import structlog
 from faust.types.auth import CredentialsT
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from foldtune.events import SnapshotCommand, TrainingFinished, now
 from foldtune.kafka import client_options
@@ -24,11 +25,11 @@ from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings
 from foldtune.topics import DATA_TOPICS, MAX_RECORD_BYTES, Topic
 from streams.errors import PartitionLostError
-from streams.metrics import MAINTENANCE
+from streams.metrics import FAILED_TIMERS, MAINTENANCE
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
-from streams.partitions.consumer import PartitionConsumer
-from streams.publishing.dead_letters import invalid_record, send_to_dead_letters
+from streams.partitions.consumer import PartitionConsumer, is_at_fault
+from streams.publishing.dead_letters import reject_record
 from streams.publishing.publisher import FaustEventPublisher
 from streams.requests.coordinator import Coordinator
 from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
@@ -134,19 +135,21 @@ class _Components:
         self._app = app
         self._settings = settings
         kafka = settings.kafka
-        self._publisher = publisher = FaustEventPublisher(app, kafka)
+        publisher = FaustEventPublisher(app, kafka)
         self._reader = BrokerReader(kafka)
         self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader)
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets)
         ingest = Ingest(self._sets, publisher, settings.bounds)
         self._coordinator = Coordinator(requests, publisher, store, settings)
+        reject = partial(reject_record, publisher)
         data = PartitionConsumer(
             kafka,
             DATA_TOPICS,
             self._table,
             write=self._sets.write,
             handle=ingest.handle,
+            reject=reject,
             block_records=settings.worker.block_records,
         )
         commands = PartitionConsumer(
@@ -155,6 +158,7 @@ class _Components:
             self._table,
             write=self._sets.write,
             handle=self._handle_commands,
+            reject=reject,
             block_records=1,
         )
         control = PartitionConsumer(
@@ -163,6 +167,7 @@ class _Components:
             requests,
             write=requests.write,
             handle=self._coordinator.handle,
+            reject=reject,
             block_records=1,
         )
         self._consumers = (data, commands, control)
@@ -219,14 +224,9 @@ class _Components:
     async def _start_consumers(self) -> None:
         self._consumer_tasks = [asyncio.create_task(_run(consumer)) for consumer in self._consumers]
 
-    async def _handle_commands(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
+    async def _handle_commands(self, _: Topic, partition: int, messages: Sequence[Any]) -> None:
         for message in messages:
-            try:
-                command = _COMMANDS.validate_json(message.value or b"")
-            except ValidationError as error:
-                # Only workers should publish here; an invalid record of somebody else must not stop the partition.
-                await send_to_dead_letters(self._publisher, topic, message, invalid_record(message, error))
-                continue
+            command = _COMMANDS.validate_json(message.value or b"")
             if isinstance(command, TrainingFinished):
                 await self._snapshots.training_finished(command, partition)
             else:
@@ -241,7 +241,7 @@ class _Components:
             for partition in range(self._settings.kafka.partitions):
                 with _exit_on_error(name, partition=partition), suppress(PartitionLostError):
                     if not self._app.rebalancing and self._table.owns(partition):
-                        await handle(partition)
+                        await _count_failures(name, partition, handle)
 
         self._app.timer(seconds, name=name)(on_timer)
 
@@ -289,6 +289,17 @@ class _Components:
         if seconds := self._broker_monitor.unresponsive_seconds():
             return f"the brokers have not answered for {seconds:.0f} s"
         return None
+
+
+async def _count_failures(timer: str, partition: int, handle: Callable[[int], Awaitable[object]]) -> None:
+    """Call a timer's ``handle``; state that it cannot handle must not stop the other partitions."""
+    try:
+        await handle(partition)
+    except Exception as error:
+        if not is_at_fault(error):
+            raise
+        FAILED_TIMERS.labels(timer).inc()
+        _log.exception("timer failed", timer=timer, partition=partition)
 
 
 async def _run(consumer: PartitionConsumer) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
+from unittest import mock
 
 from aiokafka import AIOKafkaProducer
 
@@ -160,7 +161,13 @@ def test_partitions_are_consumed_concurrently(settings: Settings) -> None:
 
     async def consume() -> None:
         consumer: Any = PartitionConsumer(
-            settings.kafka, (Topic.CHAT_LOGS,), cast(Any, table), write=table.write, handle=handle, block_records=2
+            settings.kafka,
+            (Topic.CHAT_LOGS,),
+            cast(Any, table),
+            write=table.write,
+            handle=handle,
+            reject=mock.AsyncMock(),
+            block_records=2,
         )
         producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
         async with producer, asyncio.TaskGroup() as group:

@@ -63,6 +63,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "commands",
     ),
     "foldtune": (
+        "excerpts",
         "knobs",
         "topics",
         "object_keys",

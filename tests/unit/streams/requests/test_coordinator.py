@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,23 @@ from unittest import mock
 
 import pytest
 
-from foldtune.errors import ObjectStoreError
-from foldtune.events import Event, FineTuneCancelled, FineTuneStatus, ModelReference, SnapshotPart, State, now
+from foldtune.errors import InvalidEventError, ObjectStoreError
+from foldtune.events import (
+    Event,
+    FineTuneCancelled,
+    FineTuneStatus,
+    FolderCount,
+    ModelReference,
+    SnapshotPart,
+    State,
+    now,
+)
 from foldtune.kafka import partition_of
+from foldtune.knobs import DataSelection
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings, WorkerSettings
 from foldtune.topics import Topic, request_key
+from streams.errors import UnreadableStateError
 from streams.partitions.changelog_table import Changes
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests.coordinator import Coordinator
@@ -27,12 +39,16 @@ PARTITIONS = 2
 class RecordingPublisher(EventPublisher):
     def __init__(self) -> None:
         self.sent: list[OutgoingRecord] = []
+        self.limits: dict[str, int] = {}
 
-    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> None:
-        await self.send(tuple(outgoing_records(events, partition)))
+    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> tuple[OutgoingRecord, ...]:
+        return await self.send(tuple(outgoing_records(events, partition)))
 
-    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
-        self.sent += records
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> tuple[OutgoingRecord, ...]:
+        # As the brokers do.
+        fitting = [record for record in records if len(record.value) < self.limits.get(record.topic, 1 << 20)]
+        self.sent += fitting
+        return tuple(record for record in records if record not in fitting)
 
     async def send_to_dead_letters(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
@@ -43,13 +59,16 @@ class RecordingPublisher(EventPublisher):
         return sum(record.topic == Topic.TRAINING_JOBS.label for record in self.sent)
 
     def states(self, request_id: str, model: str | None = None) -> list[State]:
+        return [status.state for status in self.statuses(request_id, model)]
+
+    def statuses(self, request_id: str, model: str | None = None) -> list[FineTuneStatus]:
         statuses = [
             FineTuneStatus.model_validate_json(record.value)
             for record in self.sent
             if record.topic == Topic.FINE_TUNE_STATUS.label
             and record.key == request_key(model or request_id, request_id)
         ]
-        return [status.state for status in statuses if status.request_id == request_id]
+        return [status for status in statuses if status.request_id == request_id]
 
 
 class KilledError(Exception):
@@ -70,10 +89,11 @@ class MortalBroker(MemoryTable, RecordingPublisher):
             await super().write(partition, {key: value})
         return True
 
-    async def send(self, records: tuple[OutgoingRecord, ...]) -> None:
+    async def send(self, records: tuple[OutgoingRecord, ...]) -> tuple[OutgoingRecord, ...]:
         for record in records:
             self._count_write()
             self.sent.append(record)
+        return ()
 
     def _count_write(self) -> None:
         if not self.remaining_writes:
@@ -84,16 +104,20 @@ class MortalBroker(MemoryTable, RecordingPublisher):
 class System:
     """A coordinator whose object store hangs, if called while ``hangs``, until it ``answers``."""
 
-    def __init__(self, *, fails: bool = False, broker: MortalBroker | None = None) -> None:
+    def __init__(
+        self, *, fails: bool = False, broker: MortalBroker | None = None, partitions: int = PARTITIONS
+    ) -> None:
         self._fails = fails
+        self._partitions = partitions
         self.answers = threading.Event()
         self.hangs = True
         store: Any = mock.create_autospec(ObjectStore, instance=True, bucket="bucket")
         store.uri.side_effect = lambda key: f"s3://bucket/{key}"
         store.put.side_effect = self._put
-        settings = Settings(kafka=KafkaSettings(partitions=PARTITIONS), worker=WorkerSettings(min_examples=1))
+        settings = Settings(kafka=KafkaSettings(partitions=partitions), worker=WorkerSettings(min_examples=1))
         self.publisher = broker or RecordingPublisher()
-        self._coordinator = Coordinator(broker or MemoryTable(), self.publisher, store, settings)
+        self.table = broker or MemoryTable()
+        self._coordinator = Coordinator(self.table, self.publisher, store, settings)
 
     def _put(self, *_: object) -> None:
         if self.hangs:
@@ -102,8 +126,11 @@ class System:
                 raise ObjectStoreError("https://s3")
 
     async def handle(self, topic: Topic, model: str, event: Event) -> None:
-        message = SimpleNamespace(value=event.encode(), topic=topic.label, partition=0, offset=0, key=None)
-        await self._coordinator.handle(topic, partition_of(model, PARTITIONS), [message])
+        await self.handle_raw(topic, model, event.encode())
+
+    async def handle_raw(self, topic: Topic, model: str, value: bytes) -> None:
+        message = SimpleNamespace(value=value, topic=topic.label, partition=0, offset=0, key=None)
+        await self._coordinator.handle(topic, partition_of(model, self._partitions), [message])
 
     async def request_with_snapshot(self, name: str) -> None:
         await self.handle(Topic.FINE_TUNE_REQUESTS, name, fine_tune_request(name, model=name))
@@ -117,7 +144,7 @@ class System:
                 await self.tick()
 
     async def tick(self) -> None:
-        for partition in range(PARTITIONS):
+        for partition in range(self._partitions):
             await self._coordinator.tick(partition)
         await asyncio.sleep(0.05)
 
@@ -242,3 +269,129 @@ def test_an_interrupted_rejection_ends_once(survived: int) -> None:
         assert len(ends) == 1
 
     asyncio.run(scenario())
+
+
+# ── Bounds ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_bounds(steps: Callable[[System], Coroutine[Any, Any, None]], partitions: int = PARTITIONS) -> System:
+    """A system after some steps, in which nothing that was written or published was too large."""
+    system = System(partitions=partitions)
+    system.hangs = False
+    asyncio.run(steps(system))
+    return system
+
+
+def last_status(system: System, request_id: str, model: str = "m") -> FineTuneStatus:
+    return system.publisher.statuses(request_id, model)[-1]
+
+
+def test_twenty_thousand_unknown_names_are_rejected_in_a_short_status() -> None:
+    names = {kind: tuple(f"{kind}{number:05}" for number in range(10_000)) for kind in ("f", "a")}
+    request = fine_tune_request("r", model="m", data=DataSelection(folders=names["f"], agents=names["a"]))
+    assert len(request.encode()) < 256 * 1024
+
+    async def steps(system: System) -> None:
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+        for partition in range(PARTITIONS):
+            part = SnapshotPart(request_id="r", model="m", partition=partition, positives=30)
+            await system.handle(Topic.SNAPSHOT_PARTS, "m", part)
+
+    status = last_status(run_bounds(steps), "r")
+    assert status.state is State.REJECTED
+    assert len(status.encode()) < 2_000
+    assert "data.folders: 9990 more unknown folders" in status.reasons
+    assert "data.agents: no logs of 9990 more" in status.reasons
+
+
+def test_a_request_of_a_megabyte_with_long_unknown_fields_is_rejected_in_a_short_status() -> None:
+    fields = ",".join(f'"{str(number) * 50_000}":1' for number in range(1, 10))
+    value = fine_tune_request("r", model="m").encode()[:-1] + b',"x":{%s}}' % fields.encode()
+
+    async def steps(system: System) -> None:
+        await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", value)
+        await system.handle_raw(
+            Topic.FINE_TUNE_REQUESTS,
+            "m",
+            b'{"type":"fine_tune_requested","request_id":"s","model":"m","dataset":{"%s":1}}' % (b"k" * 200_000),
+        )
+
+    system = run_bounds(steps)
+    assert last_status(system, "r").reasons == (f"event: {len(value)} bytes, at most 262144",)
+    assert f"dataset.{'k' * 100}…: unknown field" in last_status(system, "s").reasons
+    assert len(last_status(system, "s").encode()) < 1_000
+
+
+def test_two_thousand_identical_requests_wait_up_to_the_bound_and_the_others_are_rejected_by_name() -> None:
+    long = "\\" * 400
+
+    async def steps(system: System) -> None:
+        for number in range(60):
+            await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(f"r{number}", model="m"))
+        failed = FineTuneStatus(
+            request_id="r0", model="m", state=State.FAILED, at=now(), reasons=(long,) * 30, warnings=(long,) * 30
+        )
+        await system.handle(Topic.TRAINING_REPORTS, "m", failed)
+        await system.handle(Topic.TRAINING_REPORTS, "m", failed.model_copy(update={"request_id": "r1"}))
+
+    system = run_bounds(steps)
+    ends = {number: last_status(system, f"r{number}") for number in range(60)}
+    assert {number for number, status in ends.items() if status.state is State.REJECTED} == set(range(51, 60))
+    assert ends[59].reasons == ("model: 51 requests wait for 'm', at most 50",)
+    assert all(ends[number].state is State.FAILED for number in range(51))
+
+
+def test_the_parts_of_all_partitions_name_each_requested_folder_and_agent_once() -> None:
+    agents = tuple(f"agent-{number:030}" for number in range(1_500))
+    folders = tuple(f"folder-{number:030}" for number in range(1_500))
+    request = fine_tune_request("r", model="m", data=DataSelection(folders=folders, agents=agents))
+    counts = tuple(FolderCount(folder_id=folder, examples=1, documents=1) for folder in folders)
+
+    async def steps(system: System) -> None:
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+        for partition in range(16):
+            part = SnapshotPart(
+                request_id="r", model="m", partition=partition, positives=30, agents=(*agents, "other"), folders=counts
+            )
+            await system.handle(Topic.SNAPSHOT_PARTS, "m", part)
+        await system.ticks_until(jobs=1)
+
+    system = run_bounds(steps, partitions=16)
+    assert last_status(system, "r").state is State.SNAPSHOTTING
+    state = system.table.get(partition_of("m", 16), b"m|m") or b""
+    assert state.count(b"agent-") == 2 * len(agents)
+
+
+@pytest.mark.parametrize("topic", [Topic.SNAPSHOT_COMMANDS, Topic.TRAINING_JOBS])
+def test_a_request_fails_where_what_it_needs_cannot_be_written(topic: Topic) -> None:
+    async def steps(system: System) -> None:
+        system.publisher.limits[topic.label] = 10
+        await system.request_with_snapshot("r")
+        for _ in range(5):
+            await system.tick()
+
+    status = last_status(run_bounds(steps), "r", "r")
+    assert status.state is State.FAILED
+    assert status.reasons[0].startswith(f"{topic.label}: a record of ")
+
+
+def test_a_model_whose_state_cannot_be_decoded_does_not_stop_the_others() -> None:
+    async def steps(system: System) -> None:
+        partition = partition_of("sick", PARTITIONS)
+        await system.table.write(partition, {b"m|sick": b'{"model": 5}', b"u|sick|x": b"\xff", b"u|well|y": b"{}"})
+        with pytest.raises(UnreadableStateError, match=r"m\|sick"):
+            await system.handle(Topic.FINE_TUNE_REQUESTS, "sick", fine_tune_request("r", model="sick"))
+        for name in ("a", "b", "c", "d"):
+            await system.request_with_snapshot(name)
+        await system.ticks_until(jobs=4)
+
+    run_bounds(steps)
+
+
+def test_an_event_that_names_no_partition_of_ours_is_refused() -> None:
+    async def steps(system: System) -> None:
+        part = SnapshotPart(request_id="r", model="m", partition=PARTITIONS, positives=30)
+        with pytest.raises(InvalidEventError, match="event: partition 2, at most 1"):
+            await system.handle(Topic.SNAPSHOT_PARTS, "m", part)
+
+    run_bounds(steps)
