@@ -199,7 +199,7 @@ class ErasureRequested(Event):
 
 
 class ModelReference(Model):
-    """A base model: ``hf://ORG/NAME`` (with ``revision``), ``file:///FOLDER`` or ``s3://BUCKET/PREFIX``."""
+    """A base model: ``hf://ORG/NAME`` (with a commit hash as ``revision``), ``file:///FOLDER`` or ``s3://BUCKET/PREFIX``."""
 
     uri: Annotated[str, StringConstraints(pattern=MODEL_URI, max_length=1200)]
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None

@@ -34,7 +34,7 @@ from pydantic_settings import (
 
 from foldtune.bounds import Bounds
 from foldtune.errors import InvalidSettingsError
-from foldtune.events import BUCKET, ModelReference
+from foldtune.events import BUCKET, MODEL_URI, ModelReference
 from foldtune.knobs import DatasetKnobs, ModelName, TrainingKnobs, WeightKnobs
 from foldtune.reasons import Location, field_of, invalid_fields
 
@@ -188,6 +188,8 @@ class BatchSettings(Section):
     # Budget of one job (attempts x timeout x price), and of all jobs of a model in one month (UTC).
     max_job_dollars: PositiveFloat = 30.0
     max_month_dollars: PositiveFloat = 300.0
+    # Budget of all jobs of all models in one month; none where it is not set.
+    max_total_dollars: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _priced(self) -> Self:
@@ -195,6 +197,16 @@ class BatchSettings(Section):
             msg = f"should have a price for each of instance_types, and has none for {', '.join(unpriced)}"
             raise ValueError(msg)
         return self
+
+
+class RequestSettings(Section):
+    """What a request may ask for: workers reject any other, whoever wrote it."""
+
+    # Names of models; empty for any.
+    models: tuple[ModelName, ...] = ()
+    # Addresses of base models, or beginnings of addresses that end with "/" (hf://ORG/, s3://BUCKET/PREFIX/); empty for
+    # any. A model of the hub needs a full commit hash in any case.
+    base_models: Annotated[tuple[Annotated[str, Field(pattern=MODEL_URI)], ...], Field(max_length=1000)] = ()
 
 
 class ScheduleSettings(Section):
@@ -223,6 +235,7 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     trainer: TrainerSettings = TrainerSettings()
     batch: BatchSettings = BatchSettings()
+    requests: RequestSettings = RequestSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     log_level: LogLevel = "INFO"
 

@@ -8,7 +8,7 @@ when its job is settled on the ledger; the events of a launcher that died are re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,10 @@ from pydantic import ValidationError
 
 from foldtune.dead_letters import reject_record
 from foldtune.errors import TRANSIENT_ERRORS
-from foldtune.events import State, TrainingJob
+from foldtune.events import FineTuneStatus, State, TrainingJob, now
 from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
 from foldtune.object_store import ObjectStore
+from foldtune.reasons import explain
 from foldtune.reports import publish_report
 from foldtune.settings import Settings
 from foldtune.topics import Topic
@@ -88,6 +89,8 @@ class JobConsumer:
         self._launcher = launcher
         self._parallel = parallel
         self._executions: dict[tuple[TopicPartition, int], Execution] = {}
+        # Of the executions: what their dead letters would hold.
+        self._records: dict[tuple[TopicPartition, int], Any] = {}
         self._offsets: dict[TopicPartition, InFlightOffsets] = {}
 
     def run(self, stop: threading.Event) -> None:
@@ -97,7 +100,7 @@ class JobConsumer:
                 while not stop.is_set():
                     self._receive(jobs, ended, publisher)
                     ended.refresh()
-                    self._advance(ended)
+                    self._advance(ended, publisher)
                     self._commit(jobs)
             finally:
                 self._stop()
@@ -136,6 +139,7 @@ class JobConsumer:
             return
         ledger = Ledger(self._store, job.request.model, job.request.request_id)
         detached = self._launcher.detached
+        self._records[partition, record.offset] = record
         self._executions[partition, record.offset] = Execution(
             job,
             ledger=ledger,
@@ -146,16 +150,23 @@ class JobConsumer:
             request_ended=partial(_caught_up_and_ended, ended, job),
         )
 
-    def _advance(self, ended: EndedRequests) -> None:
+    def _advance(self, ended: EndedRequests, publisher: Publisher) -> None:
         for (partition, offset), execution in list(self._executions.items()):
             request = execution.job.request
             state = ended.state(request.model, request.request_id)
             # A trainer that has reported its model as completed ends by itself.
             cancelled = state is not None and not (state is State.COMPLETED and execution.running)
             running = sum(other.running for other in self._executions.values())
-            if _advance(execution, may_start=running < self._parallel, cancelled=cancelled):
+            try:
+                settled = _advance(execution, may_start=running < self._parallel, cancelled=cancelled)
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:
+                # A defect that this job meets must not end the others, nor this process, which would meet it again.
+                settled = _give_up(execution, self._records[partition, offset], publisher, error)
+            if settled:
                 self._offsets[partition].settle(offset)
-                del self._executions[partition, offset]
+                del self._executions[partition, offset], self._records[partition, offset]
 
     def _commit(self, jobs: Any) -> None:
         """Commit the offsets of settled events, in the partitions that are still assigned."""
@@ -187,6 +198,24 @@ class JobConsumer:
                 if execution.running:
                     _advance(execution, may_start=False)
             time.sleep(0.05)
+
+
+def _give_up(execution: Execution, record: Any, publisher: Publisher, error: Exception) -> bool:
+    """End a job that cannot be carried out: its run, its request and its event; ``False`` to try that again."""
+    request = execution.job.request
+    with suppress(Exception):
+        execution.interrupt()
+    reasons = explain(error)
+    status = FineTuneStatus(
+        request_id=request.request_id, model=request.model, state=State.FAILED, at=now(), reasons=reasons
+    )
+    try:
+        reject_record(publisher, record, error)
+        publish_report(publisher, status)
+    except TRANSIENT_ERRORS as unreachable:
+        log.warning("transient error, will retry", request_id=request.request_id, error=str(unreachable))
+        return False
+    return True
 
 
 def _caught_up_and_ended(ended: EndedRequests, job: TrainingJob) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import structlog
 from msgspec import Struct
 from pydantic import BaseModel, ValidationError
 
+from foldtune import excerpts
 from foldtune.errors import InvalidEventError, ObjectStoreError, RecordRefusedError
 from foldtune.events import (
     REPORTING_TIME,
@@ -44,6 +46,9 @@ from streams.requests.lifecycle import Active, ModelState, Transition
 from streams.requests.retraining_policy import PolicyState
 
 _log = structlog.get_logger()
+# So that nobody takes an id before the policy or the schedule does.
+_RESERVED_IDS = ("auto-", "schedule-")
+_COMMIT = re.compile("[0-9a-f]{40}")
 _BARRIER_KEY = b"t|turn"
 _M = TypeVar("_M", bound=BaseModel)
 # In the dead letter of an entry that cannot be decoded.
@@ -376,9 +381,16 @@ class Coordinator:
             yield f"model: requests of {waiting} bytes wait for {request.model!r}, at most {_MAX_WAITING_BYTES}"
         if request in transition.state.waiting and (waiting := len(transition.state.waiting)) > _MAX_WAITING:
             yield f"model: {waiting} requests wait for {request.model!r}, at most {_MAX_WAITING}"
+        allowed = self._settings.requests
+        if allowed.models and request.model not in allowed.models:
+            yield f"model: {request.model!r} is none of requests.models"
+        if request.request_id.startswith(_RESERVED_IDS) and request.origin != "policy":
+            yield f"request_id: ids that begin with {' or '.join(_RESERVED_IDS)} are those of policy and schedule"
         base: ModelReference | None = request.base_model
-        if base and base.uri.startswith("hf://") and base.revision is None:
-            yield "base_model.revision: a hub model needs one, so that the same request means the same model"
+        if base and allowed.base_models and not any(_covers(entry, base.uri) for entry in allowed.base_models):
+            yield f"base_model.uri: {excerpts.name(base.uri)} is none of requests.base_models"
+        if base and base.uri.startswith("hf://") and not _COMMIT.fullmatch(base.revision or ""):
+            yield "base_model.revision: a hub model needs a full commit hash, so that a request always means one model"
         if base and base.uri.startswith("s3://") and not base.uri.startswith(f"s3://{self._store.bucket}/"):
             yield f"base_model.uri: must be in the bucket {self._store.bucket!r}"
 
@@ -414,6 +426,12 @@ def _failures_logged(partition: int, key: bytes) -> Iterator[None]:
             raise
         FAILED_TIMERS.labels("tick").inc()
         _log.exception("model failed", partition=partition, key=key)
+
+
+def _covers(entry: str, uri: str) -> bool:
+    # Without the detour of a path: "s3://BUCKET/PREFIX/../…" begins with the entry, too.
+    below = entry.endswith("/") and uri.startswith(entry) and ".." not in uri.split("/")
+    return below or uri == entry
 
 
 def _decode_request(value: bytes) -> FineTuneRequested:

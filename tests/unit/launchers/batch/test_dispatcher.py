@@ -107,10 +107,10 @@ class Bench:
     def states(self) -> list[State]:
         return [status.state for status in self.statuses]
 
-    def spent(self) -> float:
+    def spent(self, model: str = "") -> float:
         from launchers.batch.budget import Spend
 
-        [key] = self.store.list("spend/")
+        [key] = self.store.list(f"spend/{model}")
         return sum(Spend.model_validate_json(self.store.get(key)).jobs.values())
 
     def jobs_spending(self) -> set[str]:
@@ -507,6 +507,26 @@ def test_each_model_has_a_monthly_budget_of_reserved_then_real_costs() -> None:
     bench.deliver(bench.batch.events[-1])
     bench.launch(jobs[4])
     assert len(bench.batch.jobs) == 4
+
+
+def test_all_models_share_a_budget_and_a_refused_job_takes_nothing_of_any() -> None:
+    bench = Bench(hourly_prices={"any": 1.0}, max_month_dollars=5.0, max_total_dollars=6.0)
+    jobs = [make_job(f"r-{number}", max_seconds=3600) for number in range(4)]
+    jobs = [
+        job.model_copy(update={"request": job.request.model_copy(update={"model": f"model-{number}"})})
+        for number, job in enumerate(jobs)
+    ]
+    for job in jobs:
+        bench.launch(job)
+    assert len(bench.batch.jobs) == 3
+    refused = bench.statuses[-1]
+    assert (refused.request_id, refused.state) == ("r-3", State.FAILED)
+    assert f"8.00 dollars for all models in {MOMENT:%Y-%m}" in refused.reasons[0]
+    assert bench.spent("_all") == 6.0
+    assert bench.spent("model-3") == 0.0
+    bench.batch.end(next(iter(bench.batch.jobs)), 0)
+    bench.deliver(bench.batch.events[-1])
+    assert bench.spent("_all") < 6.0
 
 
 def test_a_refused_job_stays_refused_when_redelivered() -> None:

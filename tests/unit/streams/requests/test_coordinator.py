@@ -24,7 +24,7 @@ from foldtune.events import (
 from foldtune.kafka import partition_of
 from foldtune.knobs import DataSelection
 from foldtune.object_store import ObjectStore
-from foldtune.settings import KafkaSettings, Settings, WorkerSettings
+from foldtune.settings import KafkaSettings, RequestSettings, Settings, WorkerSettings
 from foldtune.topics import Topic, request_key
 from streams.errors import UnreadableStateError
 from streams.partitions.changelog_table import Changes
@@ -105,7 +105,12 @@ class System:
     """A coordinator whose object store hangs, if called while ``hangs``, until it ``answers``."""
 
     def __init__(
-        self, *, fails: bool = False, broker: MortalBroker | None = None, partitions: int = PARTITIONS
+        self,
+        *,
+        fails: bool = False,
+        broker: MortalBroker | None = None,
+        partitions: int = PARTITIONS,
+        requests: RequestSettings | None = None,
     ) -> None:
         self._fails = fails
         self._partitions = partitions
@@ -114,7 +119,11 @@ class System:
         store: Any = mock.create_autospec(ObjectStore, instance=True, bucket="bucket")
         store.uri.side_effect = lambda key: f"s3://bucket/{key}"
         store.put.side_effect = self._put
-        settings = Settings(kafka=KafkaSettings(partitions=partitions), worker=WorkerSettings(min_examples=1))
+        settings = Settings(
+            kafka=KafkaSettings(partitions=partitions),
+            worker=WorkerSettings(min_examples=1),
+            requests=requests or RequestSettings(),
+        )
         self.publisher = broker or RecordingPublisher()
         self.table = broker or MemoryTable()
         self._coordinator = Coordinator(self.table, self.publisher, store, settings)
@@ -395,3 +404,59 @@ def test_an_event_that_names_no_partition_of_ours_is_refused() -> None:
             await system.handle(Topic.SNAPSHOT_PARTS, "m", part)
 
     run_bounds(steps)
+
+
+# ── What a request may ask for ───────────────────────────────────────────────────────────────────────────────────────
+
+COMMIT = "0123456789" * 4
+ALLOWED = RequestSettings(models=("m",), base_models=("hf://org/", "hf://other/name", "s3://bucket/bases/"))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "reason"),
+    [
+        ("m", {}, None),
+        ("n", {}, "model: 'n' is none of requests.models"),
+        ("m", {"base_model": ModelReference(uri="hf://org/any", revision=COMMIT)}, None),
+        ("m", {"base_model": ModelReference(uri="hf://other/name", revision=COMMIT)}, None),
+        ("m", {"base_model": ModelReference(uri="s3://bucket/bases/one")}, None),
+        (
+            "m",
+            {"base_model": ModelReference(uri="s3://bucket/bases/../models/one")},
+            "base_model.uri: 's3://bucket/bases/../models/one' is none of requests.base_models",
+        ),
+        (
+            "m",
+            {"base_model": ModelReference(uri="hf://other/name2", revision=COMMIT)},
+            "base_model.uri: 'hf://other/name2' is none of requests.base_models",
+        ),
+        (
+            "m",
+            {"base_model": ModelReference(uri="hf://org/any", revision="main")},
+            "base_model.revision: a hub model needs a full commit hash, so that a request always means one model",
+        ),
+    ],
+)
+def test_the_coordinator_accepts_what_the_settings_allow_whoever_wrote_it(
+    model: str, changes: dict[str, Any], reason: str | None
+) -> None:
+    async def scenario() -> None:
+        system = System(requests=ALLOWED)
+        await system.handle(Topic.FINE_TUNE_REQUESTS, model, fine_tune_request("r", model=model, **changes))
+        status = last_status(system, "r", model)
+        assert status.state is (State.REJECTED if reason else State.SNAPSHOTTING)
+        assert status.reasons == ((reason,) if reason else ())
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("request_id", ["auto-1", "schedule-m-20260101"])
+@pytest.mark.parametrize("origin", ["api", "person", "policy"])
+def test_only_policy_and_schedule_use_their_ids(request_id: str, origin: str) -> None:
+    async def scenario() -> None:
+        system = System()
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(request_id, model="m", origin=origin))
+        status = last_status(system, request_id)
+        assert status.state is (State.SNAPSHOTTING if origin == "policy" else State.REJECTED)
+
+    asyncio.run(scenario())

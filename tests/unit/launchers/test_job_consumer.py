@@ -1,0 +1,88 @@
+"""A job that meets a defect ends, and neither the launcher nor its other jobs do."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+from kafka.structs import TopicPartition
+
+from foldtune.dead_letters import ERROR_HEADER
+from foldtune.errors import PublishError
+from foldtune.events import State
+from foldtune.settings import Settings
+from foldtune.testing import MemoryObjectStore
+from foldtune.topics import Topic
+from launchers.job_consumer import InFlightOffsets, JobConsumer
+from launchers.port import Run
+from tests.fakes.launcher import FakeLauncher
+
+from .conftest import make_job
+
+PARTITION = TopicPartition("training-jobs", 0)
+
+
+class BrokenLauncher(FakeLauncher):
+    def submit(self, run: Run) -> None:
+        if run.job.request.request_id == "bad":
+            raise KeyError("instance type")
+        super().submit(run)
+
+
+class Published:
+    """What the launcher publishes, unless the brokers are gone."""
+
+    def __init__(self) -> None:
+        self.letters: list[dict[str, bytes]] = []
+        self.statuses: list[dict[str, Any]] = []
+        self.gone = False
+
+    def send_raw(self, topic: Topic, value: bytes, *, key: bytes | None, headers: Any) -> None:
+        if self.gone:
+            raise PublishError("dead-letters", "no broker")
+        assert (topic, key, json.loads(value)["type"]) == (Topic.DEAD_LETTERS, b"k", "training_job")
+        self.letters.append(dict(headers))
+
+    def publish(self, topic: Topic, event: Any, **_: object) -> None:
+        assert topic is Topic.TRAINING_REPORTS
+        self.statuses.append(json.loads(event.encode()))
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_job_that_meets_a_defect_is_a_dead_letter_and_a_failed_request(store: MemoryObjectStore) -> None:
+    published, ended = Published(), mock.Mock(**{"state.return_value": None})
+    consumer: Any = JobConsumer(Settings(), store, BrokenLauncher(), parallel=2)
+    consumer._offsets[PARTITION] = offsets = InFlightOffsets()
+    for offset, name in enumerate(("bad", "good")):
+        offsets.start(offset)
+        record = SimpleNamespace(
+            topic="training-jobs", partition=0, offset=offset, key=b"k", value=make_job(name).encode()
+        )
+        consumer._accept(PARTITION, record, ended, published)
+    published.gone = True
+    consumer._advance(ended, published)
+    assert offsets.committable() is None
+    published.gone = False
+    for _ in range(3):
+        consumer._advance(ended, published)
+    assert offsets.committable() == 2
+    [letter] = published.letters
+    assert letter[ERROR_HEADER] == b"KeyError: 'instance type'"
+    failed = [status for status in published.statuses if status["state"] == State.FAILED]
+    assert [(status["request_id"], status["reasons"]) for status in failed] == [("bad", ["KeyError: 'instance type'"])]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
+def test_no_job_ends_for_what_the_machine_is_at_fault_for(store: MemoryObjectStore, error: Exception) -> None:
+    launcher, published, ended = FakeLauncher(), Published(), mock.Mock(**{"state.return_value": None})
+    consumer: Any = JobConsumer(Settings(), store, launcher)
+    consumer._offsets[PARTITION] = offsets = InFlightOffsets()
+    offsets.start(0)
+    record = SimpleNamespace(topic="training-jobs", partition=0, offset=0, key=b"k", value=make_job("r").encode())
+    consumer._accept(PARTITION, record, ended, published)
+    with mock.patch.object(launcher, "submit", side_effect=error), pytest.raises(type(error)):
+        consumer._advance(ended, published)
+    assert published.letters == []
