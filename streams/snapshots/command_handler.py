@@ -9,7 +9,6 @@ from pydantic import Field
 
 from foldtune.events import (
     Event,
-    FineTuneRequested,
     Model,
     SnapshotCommand,
     SnapshotPart,
@@ -113,8 +112,8 @@ class SnapshotCommandHandler:
                 if offset.topic == Topic.CHAT_LOGS.label:
                     await self._add_pending(request.model, partition, request.request_id, offset.offset)
             if refused := await self._publish(Topic.SNAPSHOT_PARTS, part, request.model):
-                failure = _failed_part(command, partition, f"its part of {len(refused[0].value)} bytes cannot be written")
-                await self._publish(Topic.SNAPSHOT_PARTS, failure, request.model)
+                error = f"its part of {len(refused[0].value)} bytes cannot be written"
+                await self._publish(Topic.SNAPSHOT_PARTS, _failed_part(command, partition, error), request.model)
 
     async def _export_or_failure(self, command: SnapshotCommand, partition: int) -> SnapshotPart:
         timeout = self._settings.worker.snapshot_timeout

@@ -18,6 +18,7 @@ from tests.support import fine_tune_request
 def test_a_command_whose_request_has_timed_out_is_answered_and_not_exported() -> None:
     settings = Settings()
     publisher, anything = mock.create_autospec(EventPublisher, instance=True), mock.Mock()
+    publisher.publish.return_value = ()
     offsets: Any = mock.Mock(catch_up=mock.AsyncMock(side_effect=AssertionError("exported")))
     handler = SnapshotCommandHandler(TrainingSets(MemoryTable(), Sets()), offsets, publisher, anything, settings)
     issued_at = now() - settings.worker.snapshot_timeout - timedelta(seconds=1)
