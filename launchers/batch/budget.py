@@ -50,12 +50,12 @@ class BatchBudget(Budget):
         if max_cost > self._batch.max_job_dollars:
             bound = f"at most batch.max_job_dollars {self._batch.max_job_dollars:g}"
             return RunOutcome(ending=Ending.FAILED, reasons=(f"cost: {max_cost:.2f} dollars ({terms}), {bound}",))
-        for owner, bound, setting in self._budgets(job):
-            if (total := self._reserve(job, owner, max_cost, bound)) is not None:
+        for owner, limit, setting in self._budgets(job):
+            if (total := self._reserve(job, owner, max_cost, limit)) is not None:
                 # What was reserved of another budget is released by ``settle``, which follows every refusal.
                 whose = "all models" if owner == _ALL_MODELS else repr(owner)
                 month = f"{job.published_at:%Y-%m}"
-                reason = f"cost: {total:.2f} dollars for {whose} in {month} ({terms}), at most {setting} {bound:g}"
+                reason = f"cost: {total:.2f} dollars for {whose} in {month} ({terms}), at most {setting} {limit:g}"
                 return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
         return None
 
