@@ -1,0 +1,142 @@
+"""Trainings whose S3 server and brokers fail or hang, with the real client and through real processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foldtune.events import ModelReference, State, TrainingJob
+from foldtune.knobs import TrainingKnobs
+from foldtune.object_store import S3ObjectStore
+from foldtune.settings import Settings
+from infra.local.stack import LocalServers
+from tests.faulty_s3 import CLOSED, HUNG, FaultyS3
+from tests.jobs import RecordingEventSink, put_job
+from tests.support import environment, settings_of
+from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
+from trainers import retrying_store
+from trainers.exit_codes import ExitCode
+from trainers.job import run
+from trainers.retrying_store import RetryingStore
+from trainers.sigterm_deadline import END_SECONDS
+
+
+@dataclass(frozen=True)
+class System:
+    """An S3 server behind a proxy, a job in it, and the variables of a trainer that uses both."""
+
+    s3: FaultyS3
+    store: S3ObjectStore
+    job: TrainingJob
+    variables: dict[str, str]
+
+    @property
+    def settings(self) -> Settings:
+        return settings_of(self.variables)
+
+
+@pytest.fixture
+def system(local_servers: LocalServers, tables: Any, tiny_folder: Path, tmp_path: Path) -> Iterator[System]:
+    trainer = {"FOLDTUNE_TRAINER__MODEL_FOLDERS": json.dumps([str(tiny_folder)])}
+    with FaultyS3(local_servers.environment["FOLDTUNE_S3__ENDPOINT_URL"]) as s3:
+        variables = environment(local_servers, tmp_path, FOLDTUNE_S3__ENDPOINT_URL=s3.endpoint_url, **trainer)
+        store = S3ObjectStore(settings_of(variables).s3)
+        base, knobs = ModelReference(uri=tiny_folder.as_uri()), TrainingKnobs(batch_size=2, epochs=1)
+        job = put_job(store, tables(EXAMPLES, DOCUMENTS), base_model=base, training=knobs)
+        yield System(s3, store, job, variables)
+        for prefix in ("models/m/", "checkpoints/", "snapshots/r/"):
+            for key in store.list(prefix):
+                store.delete(key)
+
+
+def uploads(method: str, path: str) -> bool:
+    return method == "PUT" and "/models/" in path
+
+
+def test_an_upload_outlives_a_store_under_load_and_the_next_run_one_without_valid_credentials(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrying_store, "PATIENCE_SECONDS", 1)
+    store, sink = RetryingStore(system.store), RecordingEventSink()
+    # Longer than boto3 and the trainer repeat a request.
+    system.s3.fail("ExpiredToken", only=uploads)
+    assert run(system.job, system.settings, store, sink) == ExitCode.TRY_AGAIN
+    assert sink.statuses[-1].state is State.EVALUATING
+    assert not store.exists("models/m/000001/manifest.json")
+    # The next credentials are valid. What boto3 gives up, the trainer repeats.
+    monkeypatch.setattr(retrying_store, "PATIENCE_SECONDS", 60)
+    failed = len(system.s3.failed)
+    system.s3.fail(CLOSED, only=uploads, times=6)
+    again = RecordingEventSink()
+    assert run(system.job, system.settings, store, again) == ExitCode.DONE
+    assert len(system.s3.failed) == failed + 6
+    assert not [status for status in again.statuses if status.progress]
+    assert again.statuses[-1].state is State.COMPLETED
+
+
+@contextmanager
+def hung_brokers() -> Iterator[str]:
+    """The address of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def trainer(job_uri: str, variables: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "trainers.job", job_uri]
+        process = subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def await_step(process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while '"training step"' not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("s3_hangs", [False, True])
+def test_a_trainer_ends_soon_after_sigterm_though_its_servers_hang(
+    system: System, tmp_path: Path, *, s3_hangs: bool
+) -> None:
+    training = TrainingKnobs(batch_size=2, epochs=100)
+    request = system.job.request.model_copy(update={"training": training})
+    job = system.job.model_copy(update={"request": request})
+    system.store.put("jobs/r/job.json", job.model_dump_json().encode())
+    log = tmp_path / "log"
+    with (
+        hung_brokers() as brokers,
+        trainer(
+            system.store.uri("jobs/r/job.json"),
+            system.variables | {"FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS": brokers},
+            log,
+        ) as process,
+    ):
+        # Though none of its reports is acknowledged.
+        await_step(process, log)
+        if s3_hangs:
+            system.s3.fail(HUNG)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(END_SECONDS + 5) == ExitCode.TRY_AGAIN, log.read_text()
+        seconds = time.monotonic() - began
+    system.s3.heal()
+    assert bool(system.store.list("checkpoints/")) is not s3_hangs
+    assert seconds < (END_SECONDS + 2 if s3_hangs else 15), log.read_text()
+    assert "The training was interrupted: SIGTERM" in log.read_text()
