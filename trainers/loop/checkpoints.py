@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from foldtune.errors import TRANSIENT_ERRORS, ObjectMissingError
+from foldtune.errors import TRANSIENT_ERRORS, ObjectMissingError, ObjectStoreRefusedError
 from foldtune.events import TrainingJob
 from foldtune.object_keys import CHECKPOINT, checkpoint_key
 from foldtune.object_store import ObjectStore
@@ -87,7 +87,7 @@ class Checkpoints:
                 state = TrainingState(load_file(path), json.loads(header["facts"]))
             except ObjectMissingError:
                 return None
-            except (SafetensorError, ValueError, KeyError) as error:
+            except (SafetensorError, ValueError, KeyError, ObjectStoreRefusedError) as error:
                 log.warning("checkpoint unreadable, ignored", key=self._key, error=str(error))
                 return None
         if header["fingerprint"] != self._fingerprint:

@@ -14,7 +14,7 @@ from foldtune.errors import ObjectStoreError
 from foldtune.events import ManifestFile, ModelManifest, ModelReady, Sha256, State, TrainingJob
 from foldtune.object_keys import latest_key, manifest_key, run_prefix
 from foldtune.object_store import ObjectStore
-from trainers.errors import InfrastructureFailedError
+from trainers.errors import ImpossibleJobError, InfrastructureFailedError
 from trainers.publishing.reporting import Reporter
 
 log = structlog.get_logger()
@@ -73,12 +73,19 @@ def is_published(job: TrainingJob, store: ObjectStore) -> bool:
 
 
 def announce_model(job: TrainingJob, store: ObjectStore, reporter: Reporter) -> None:
-    """Publish the events of the model in the manifest. Idempotent: consumers deduplicate by version."""
+    """Publish the events of the model in the manifest. Idempotent: consumers deduplicate by version.
+
+    Raises:
+        ImpossibleJobError: the manifest is malformed, so nobody could use the model.
+    """
     prefix = _prefix(job, store)
     content = store.get(manifest_key(prefix))
-    manifest = ArtifactManifest.model_validate_json(content)
     digest = hashlib.sha256(content).hexdigest()
-    ready = ModelReady.model_validate_json(json.dumps({**manifest.ready, "manifest_sha256": digest}))
+    try:
+        manifest = ArtifactManifest.model_validate_json(content)
+        ready = ModelReady.model_validate_json(json.dumps({**manifest.ready, "manifest_sha256": digest}))
+    except ValidationError as error:
+        raise ImpossibleJobError(f"{store.uri(manifest_key(prefix))}: {error.error_count()} fields invalid") from error
     if ready.gate.promote:
         # 3. The pointer to the baseline of the next training; it never moves back.
         _advance_latest(ready, prefix, store)

@@ -152,6 +152,8 @@ def test_a_lost_rank_terminates_the_other(lost: int, tiny_folder: Path, tmp_path
         rest = started[1 - lost].communicate(timeout=120)[1]
         assert started[1 - lost].returncode == ExitCode.TRY_AGAIN
         assert "Another rank of this training ended" in rest
+        event = {0: "worker rank failed", 1: "training failed"}[lost]
+        assert event in {json.loads(line)["event"] for line in rest.splitlines() if line.startswith("{")}
     finally:
         for process in started:
             process.kill()

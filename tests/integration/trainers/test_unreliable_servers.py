@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from foldtune.events import ModelReference, State, TrainingJob
@@ -23,10 +24,16 @@ from infra.local.stack import LocalServers
 from tests.faulty_s3 import CLOSED, HUNG, FaultyS3
 from tests.jobs import RecordingEventSink, put_job
 from tests.support import environment, settings_of
+from tests.unit.trainers.test_incumbent import put_version
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
 from trainers import retrying_store
+from trainers.data.dataset import Dataset, split
+from trainers.evaluation.metrics import Evaluation
 from trainers.exit_codes import ExitCode
 from trainers.job import run
+from trainers.pipeline import measure_incumbent
+from trainers.publishing.reporting import Reporter
+from trainers.publishing.results import Baseline
 from trainers.retrying_store import RetryingStore
 from trainers.sigterm_deadline import END_SECONDS
 
@@ -82,6 +89,22 @@ def test_an_upload_outlives_a_store_under_load_and_the_next_run_one_without_vali
     assert len(system.s3.failed) == failed + 6
     assert not [status for status in again.statuses if status.progress]
     assert again.statuses[-1].state is State.COMPLETED
+
+
+def test_an_incumbent_that_may_not_be_read_leaves_the_base_model_as_the_baseline(
+    system: System, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    put_version(system.store, {path.name: path.read_bytes() for path in tiny_folder.iterdir()})
+    system.s3.fail("AccessDenied", only=lambda _, path: "/models/m/000001/" in path)
+    reporter = Reporter(RecordingEventSink(), system.job)
+    parts = split(small_dataset, 0)
+    zeros = np.zeros(len(parts.held_out))
+    base = Baseline("the base model", Evaluation({}, zeros, zeros, groups=parts.held_out, documents=1))
+    store = RetryingStore(system.store)
+    found = measure_incumbent(system.job, store, reporter, tmp_path, base=base, dataset=small_dataset, parts=parts)
+    assert found.evaluation is base.evaluation
+    (warning,) = reporter.warnings
+    assert "AccessDenied" in warning
 
 
 @contextmanager

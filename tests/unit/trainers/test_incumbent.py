@@ -10,6 +10,7 @@ import pytest
 
 from foldtune.errors import ObjectStoreError, ObjectStoreRefusedError
 from foldtune.events import ManifestFile, ModelManifest
+from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, put_job
 from tests.unit.trainers.conftest import example, make_tables
@@ -47,7 +48,7 @@ def store(tiny_folder: Path) -> DenyingStore:
     return store
 
 
-def put_version(store: MemoryObjectStore, files: dict[str, bytes]) -> None:
+def put_version(store: ObjectStore, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         store.put(f"{PREFIX}/{name}", content)
     entries = [

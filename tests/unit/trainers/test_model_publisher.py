@@ -14,6 +14,7 @@ from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, published_prefix, put_job
 from tests.runbooks import NOW
 from tests.unit.trainers.conftest import example, make_tables
+from trainers.errors import ImpossibleJobError
 from trainers.publishing.model_publisher import LatestModel, announce_model, is_published, latest_model, publish_model
 from trainers.publishing.reporting import Reporter
 
@@ -179,3 +180,14 @@ def test_a_malformed_pointer_to_the_latest_version_is_replaced(tmp_path: Path) -
     found = latest_model(job_of(store), store)
     assert found is not None
     assert found.version == "000001"
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"{}", b'{"files": [{"path": "a", "sha256": "", "bytes": -1}], "ready": {}}']
+)
+def test_a_malformed_manifest_is_named(content: bytes) -> None:
+    store = MemoryObjectStore()
+    store.put("models/m/000001/manifest.json", content)
+    job = job_of(store)
+    with pytest.raises(ImpossibleJobError, match=r"models/m/000001/manifest\.json: \d+ fields invalid"):
+        announce_model(job, store, Reporter(RecordingEventSink(), job))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from foldtune.errors import ObjectStoreError
+from foldtune.errors import ObjectStoreError, ObjectStoreRefusedError
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
 from tests.unit.trainers.conftest import example, make_tables
@@ -123,6 +123,14 @@ def test_sigterm_after_the_last_checkpoint_is_not_forgotten() -> None:
 
     with pytest.raises(InterruptedTrainingError):
         train()
+
+
+def test_a_checkpoint_that_may_not_be_read_is_ignored() -> None:
+    class Closed(MemoryObjectStore):
+        def get_file(self, key: str, path: Path) -> None:
+            raise ObjectStoreRefusedError(self.uri(key), "AccessDenied", path.name)
+
+    assert of(Closed(), []).load() is None
 
 
 def test_a_full_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
