@@ -21,7 +21,7 @@ from foldtune.knobs import TrainingKnobs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
 from infra.local.stack import LocalServers
-from tests.faulty_s3 import CLOSED, HUNG, FaultyS3
+from tests.faulty_s3 import HUNG, FaultyS3
 from tests.jobs import RecordingEventSink, put_job
 from tests.support import environment, settings_of
 from tests.unit.trainers.test_incumbent import put_version
@@ -61,6 +61,7 @@ def system(local_servers: LocalServers, tables: Any, tiny_folder: Path, tmp_path
         base, knobs = ModelReference(uri=tiny_folder.as_uri()), TrainingKnobs(batch_size=2, epochs=1)
         job = put_job(store, tables(EXAMPLES, DOCUMENTS), base_model=base, training=knobs)
         yield System(s3, store, job, variables)
+        s3.heal()
         for prefix in ("models/m/", "checkpoints/", "snapshots/r/"):
             for key in store.list(prefix):
                 store.delete(key)
@@ -70,23 +71,22 @@ def uploads(method: str, path: str) -> bool:
     return method == "PUT" and "/models/" in path
 
 
-def test_an_upload_outlives_a_store_under_load_and_the_next_run_one_without_valid_credentials(
+def test_expired_credentials_cost_a_repetition_or_another_run_but_no_training(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrying_store, "PATIENCE_SECONDS", 1)
     store, sink = RetryingStore(system.store), RecordingEventSink()
-    # Longer than boto3 and the trainer repeat a request.
     system.s3.fail("ExpiredToken", only=uploads)
     assert run(system.job, system.settings, store, sink) == ExitCode.TRY_AGAIN
     assert sink.statuses[-1].state is State.EVALUATING
     assert not store.exists("models/m/000001/manifest.json")
-    # The next credentials are valid. What boto3 gives up, the trainer repeats.
+    # In the next run they expire, too, and are renewed in time.
     monkeypatch.setattr(retrying_store, "PATIENCE_SECONDS", 60)
     failed = len(system.s3.failed)
-    system.s3.fail(CLOSED, only=uploads, times=6)
+    system.s3.fail("ExpiredToken", only=uploads, times=2)
     again = RecordingEventSink()
     assert run(system.job, system.settings, store, again) == ExitCode.DONE
-    assert len(system.s3.failed) == failed + 6
+    assert len(system.s3.failed) == failed + 2
     assert not [status for status in again.statuses if status.progress]
     assert again.statuses[-1].state is State.COMPLETED
 
@@ -134,10 +134,7 @@ def await_step(process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("s3_hangs", [False, True])
-def test_a_trainer_ends_soon_after_sigterm_though_its_servers_hang(
-    system: System, tmp_path: Path, *, s3_hangs: bool
-) -> None:
+def test_a_trainer_ends_soon_after_sigterm_though_its_servers_hang(system: System, tmp_path: Path) -> None:
     training = TrainingKnobs(batch_size=2, epochs=100)
     request = system.job.request.model_copy(update={"training": training})
     job = system.job.model_copy(update={"request": request})
@@ -153,13 +150,10 @@ def test_a_trainer_ends_soon_after_sigterm_though_its_servers_hang(
     ):
         # Though none of its reports is acknowledged.
         await_step(process, log)
-        if s3_hangs:
-            system.s3.fail(HUNG)
+        system.s3.fail(HUNG)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(END_SECONDS + 5) == ExitCode.TRY_AGAIN, log.read_text()
         seconds = time.monotonic() - began
-    system.s3.heal()
-    assert bool(system.store.list("checkpoints/")) is not s3_hangs
-    assert seconds < (END_SECONDS + 2 if s3_hangs else 15), log.read_text()
+    assert seconds < END_SECONDS + 2, log.read_text()
     assert "The training was interrupted: SIGTERM" in log.read_text()
