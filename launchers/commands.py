@@ -1,10 +1,13 @@
 """``foldtune launcher``."""
 
+import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Annotated
 
+import structlog
 import typer
 
 from foldtune.kafka import create_topics
@@ -12,8 +15,10 @@ from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import load_settings
 from foldtune.topics import Topic
-from launchers.job_consumer import JobConsumer
+from launchers.job_consumer import END_SECONDS, JobConsumer, log_left
 from launchers.local.launcher import LocalLauncher
+
+log = structlog.get_logger(__name__)
 
 app = typer.Typer(add_completion=False)
 
@@ -25,19 +30,45 @@ def launcher(
     """Run training jobs on this machine until SIGINT or SIGTERM; the next launcher runs interrupted jobs again."""
     settings = load_settings()
     configure_logs(settings.log_level)
-    stop = threading.Event()
-    received: list[int] = []
-
-    def request_stop(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        stop.set()
-
     reports = (Topic.TRAINING_REPORTS, Topic.FINE_TUNE_STATUS)
     create_topics(settings.kafka, (Topic.TRAINING_JOBS, *reports, Topic.DEAD_LETTERS))
     store = S3ObjectStore(settings.s3)
     store.check()
+    local = LocalLauncher(settings, store)
+    if code := run_until_signal(JobConsumer(settings, store, local, parallel=parallel), local):
+        raise typer.Exit(code)
+
+
+def run_until_signal(job_consumer: JobConsumer, local: LocalLauncher) -> int:
+    """Run until SIGINT or SIGTERM, and end within ``END_SECONDS`` of it; the exit code.
+
+    The trainings learn of it at once, and each call to the brokers or the object store may hang for longer: whatever is
+    not on record by then is left to the next launcher, and this process dies with its trainings.
+    """
+    stop = threading.Event()
+    received: list[signal.Signals] = []
+
+    def request_stop(number: int, _frame: FrameType | None) -> None:
+        # Neither logs nor starts a thread: the code that it interrupts may hold the locks for that.
+        received.append(signal.Signals(number))
+        local.interrupt_all()
+        stop.set()
+
+    def code() -> int:
+        return 130 if signal.SIGINT in received else 0
+
+    def end_in_time() -> None:
+        stop.wait()
+        log.info("stopping", signal=received[0].name, running=job_consumer.watched())
+        time.sleep(END_SECONDS)
+        for request_id in job_consumer.watched():
+            log_left(request_id, recorded=False)
+        log.warning("shutdown forced", reason=f"not stopped within {END_SECONDS:.0f} s")
+        os._exit(code())
+
+    # What hangs is the main thread.
+    threading.Thread(target=end_in_time, name="end in time", daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, request_stop)
-    JobConsumer(settings, store, LocalLauncher(settings, store), parallel=parallel).run(stop)
-    if signal.SIGINT in received:
-        raise typer.Exit(130)
+    job_consumer.run(stop)
+    return code()

@@ -89,6 +89,7 @@ class Execution:
         self._reported_attempt = 0
         self._reported_running = 0
         self._cancelled = False
+        self._interrupted = False
 
     @property
     def running(self) -> bool:
@@ -113,6 +114,7 @@ class Execution:
 
     def interrupt(self) -> None:
         """Interrupt the run, if there is one; the event's next consumer retries the job."""
+        self._interrupted = True
         if self._run:
             self._launcher.interrupt(self._run)
         else:
@@ -135,7 +137,7 @@ class Execution:
             request_id = self.job.request.request_id
             log.warning("heartbeat not renewed, interrupting the run", request_id=request_id, run=run.name)
             self._launcher.interrupt(run)
-        if status.running and self._reported_running < run.attempt:
+        if status.running and self._reported_running < run.attempt and not self._interrupted:
             # The coordinator counts the time of a training from here, and not that in the queue. Reported once: the
             # trainer does so too.
             self._reported_running = run.attempt

@@ -28,7 +28,7 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic
 from launchers.ended_requests import EndedRequests
 from launchers.execution import Execution
-from launchers.heartbeats import HeartbeatOwnership
+from launchers.heartbeats import DEAD_SECONDS, HeartbeatOwnership
 from launchers.ledger import Ledger
 from launchers.ownership import LeaseOwnership
 from launchers.port import Launcher
@@ -38,8 +38,10 @@ log = structlog.get_logger(__name__)
 GROUP = "foldtune-launcher"
 # A launcher that was killed leaves the group soon; one that is alive sends heartbeats from a background thread.
 _MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
-# Longer than a trainer's grace to write its checkpoint.
-STOP_SECONDS = 45.0
+# Longer than a trainer's grace to write its checkpoint, ...
+STOP_SECONDS = 23.0
+# ... and than that by a few calls: a cluster kills a process 30 s after SIGTERM.
+END_SECONDS = 27.0
 
 
 class InFlightOffsets:
@@ -92,6 +94,10 @@ class JobConsumer:
         # Of the executions: what their dead letters would hold.
         self._records: dict[tuple[TopicPartition, int], Any] = {}
         self._offsets: dict[TopicPartition, InFlightOffsets] = {}
+
+    def watched(self) -> list[str]:
+        """The requests whose runs go on, or have ended without a record of that."""
+        return [execution.job.request.request_id for execution in list(self._executions.values()) if execution.running]
 
     def run(self, stop: threading.Event) -> None:
         """Consume until ``stop`` is set; then interrupt the runs, which leaves their jobs to the next launcher."""
@@ -190,7 +196,11 @@ class JobConsumer:
         if self._launcher.detached:
             return
         for execution in self._executions.values():
-            execution.interrupt()
+            try:
+                execution.interrupt()
+            except TRANSIENT_ERRORS as error:
+                request_id = execution.job.request.request_id
+                log.warning("claim not given back", request_id=request_id, error=str(error))
         running = [execution for execution in self._executions.values() if execution.running]
         deadline = time.monotonic() + STOP_SECONDS
         while any(execution.running for execution in running) and time.monotonic() < deadline:
@@ -198,6 +208,17 @@ class JobConsumer:
                 if execution.running:
                     _advance(execution, may_start=False)
             time.sleep(0.05)
+        for execution in running:
+            log_left(execution.job.request.request_id, recorded=not execution.running)
+
+
+def log_left(request_id: str, *, recorded: bool) -> None:
+    """Say who takes up the job of a run that was interrupted, and when."""
+    if recorded:
+        log.info("run interrupted, left to the next launcher", request_id=request_id)
+    else:
+        within = f"{DEAD_SECONDS:.0f} s, on this machine at once"
+        log.warning("run interrupted without a record, left to the next launcher", request_id=request_id, within=within)
 
 
 def _give_up(execution: Execution, record: Any, publisher: Publisher, error: Exception) -> bool:

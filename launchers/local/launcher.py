@@ -25,8 +25,10 @@ log = structlog.get_logger(__name__)
 
 TRAINER = (sys.executable, "-m", "trainers.job")
 
-# On SIGTERM a trainer writes a checkpoint before it exits.
-GRACE_SECONDS = 30.0
+# On SIGTERM a trainer writes a checkpoint before it exits; a cluster gives it and its launcher 30 s.
+GRACE_SECONDS = 20.0
+
+_INTERRUPTED = RunOutcome(ending=Ending.INTERRUPTED, retryable=True)
 
 
 @dataclass
@@ -103,7 +105,12 @@ class LocalLauncher(Launcher):
         self._stop(run, RunOutcome(ending=Ending.CANCELLED))
 
     def interrupt(self, run: Run) -> None:
-        self._stop(run, RunOutcome(ending=Ending.INTERRUPTED, retryable=True))
+        self._stop(run, _INTERRUPTED)
+
+    def interrupt_all(self) -> None:
+        """Interrupt all runs at once, from a signal handler too; ``poll`` has the outcome of each."""
+        for process in list(self._active.values()):
+            self._end(process, _INTERRUPTED)
 
     def _lock(self, run: Run) -> BufferedWriter:
         """The job's lock, which the process inherits: the kernel holds it until the last process with it is gone."""
@@ -136,8 +143,11 @@ class LocalLauncher(Launcher):
             _signal_group(process.popen, signal.SIGKILL)
 
     def _stop(self, run: Run, outcome: RunOutcome) -> None:
-        process = self._active.get(run.name)
-        if process and process.stopping is None:
+        if process := self._active.get(run.name):
+            self._end(process, outcome)
+
+    def _end(self, process: _Process, outcome: RunOutcome) -> None:
+        if process.stopping is None:
             process.stopping = outcome
             process.kill_at = time.monotonic() + self._grace
             _signal_group(process.popen, signal.SIGTERM)

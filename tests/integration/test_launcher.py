@@ -24,6 +24,7 @@ from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings, settings_environment
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
+from infra.local.stack import LocalServers
 from launchers.job_consumer import GROUP, JobConsumer
 from launchers.local.launcher import LocalLauncher
 from launchers.port import Ending, Launcher, RunOutcome, job_segment
@@ -35,15 +36,27 @@ PATIENCE = timedelta(seconds=60)
 RETRY = RunOutcome(ending=Ending.FAILED, retryable=True, reasons=("no luck",))
 
 LAUNCHER = """
-import sys, threading
+import sys
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
+from launchers.commands import run_until_signal
 from launchers.job_consumer import JobConsumer
 from launchers.local.launcher import LocalLauncher
 settings = Settings()
 store = S3ObjectStore(settings.s3)
 launcher = LocalLauncher(settings, store, command=(sys.executable, "-c", sys.argv[1]))
-JobConsumer(settings, store, launcher).run(threading.Event())
+sys.exit(run_until_signal(JobConsumer(settings, store, launcher), launcher))
+"""
+# Takes some seconds to save its checkpoint, like a trainer; tells so in the folder that is put in.
+SLOW_TO_END = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(3)
+    pathlib.Path("FOLDER", "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("FOLDER", "began").touch()
+time.sleep(600)
 """
 
 
@@ -278,3 +291,54 @@ def test_a_signal_terminates_the_command_and_its_trainer(settings: Settings, num
     eventually(lambda: S3ObjectStore(settings.s3).list(key) == [key])
     child.send_signal(number)
     assert child.wait(60) == code
+
+
+def test_a_stopped_launcher_lets_its_run_save_and_says_who_takes_up_the_job(settings: Settings, tmp_path: Path) -> None:
+    publish(settings, make_job("r-1"))
+    with launcher_process(settings, tmp_path) as child:
+        eventually((tmp_path / "began").exists)
+        child.terminate()
+        log, _ = child.communicate(timeout=30)
+    assert child.returncode == 0
+    assert (tmp_path / "saved").exists()
+    assert outcome(settings, make_job("r-1"), 1)["ending"] == "interrupted"
+    assert "run interrupted, left to the next launcher" in log
+    assert committed(settings) == 0
+
+
+def test_a_launcher_ends_in_time_while_brokers_and_object_store_hang(
+    settings: Settings, local_servers: LocalServers, tmp_path: Path
+) -> None:
+    publish(settings, make_job("r-1"))
+    pids = [pid for pid in (local_servers.kafka.pid, local_servers.s3.pid) if pid]
+    assert len(pids) == 2
+    with launcher_process(settings, tmp_path) as child:
+        eventually((tmp_path / "began").exists)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            child.terminate()
+            log, _ = child.communicate(timeout=30)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+    assert child.returncode == 0
+    assert (tmp_path / "saved").exists()
+    assert "run interrupted without a record, left to the next launcher" in log
+    assert "r-1" in log
+    with running_launcher(settings, following := FakeLauncher()):
+        eventually(lambda: committed(settings) == 1)
+    assert [run.attempt for run in following.submitted] == [2]
+
+
+@contextmanager
+def launcher_process(settings: Settings, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A launcher whose runs tell in ``folder`` what they do, killed with the context."""
+    command = [sys.executable, "-c", LAUNCHER, SLOW_TO_END.replace("FOLDER", str(folder))]
+    variables = os.environ | settings_environment(settings)
+    child = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
