@@ -19,8 +19,8 @@
 
 ``REQUEST`` is the ``key_segment`` of model name and request id, ``REQUEST_ID`` that of the request id alone, and
 ``MODEL`` that of the model name. ``VERSION`` is the job's version, ``RUN`` is random, ``PARTITION`` has five digits,
-and ``X`` is the start of the file's SHA-256. ``NAME`` is ``submission.json``, ``heartbeat``, ``outcome.json``,
-``log-url`` or ``log``, and on AWS Batch also ``batch.json`` or ``stopping.json``.
+and ``X`` is the start of the file's SHA-256. ``NAME`` is ``submission.json``, ``takeover-K.json``, ``heartbeat``,
+``outcome.json``, ``log-url`` or ``log``, and on AWS Batch also ``batch.json`` or ``stopping.json``.
 """
 
 import hashlib

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import time
 import uuid
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ import psutil
 
 from launchers.ledger import Attempt, Ledger, Owner
 from launchers.ownership import Ownership
-from launchers.periodic import Periodic
+from launchers.periodic import Periodic, boottime
 
 # The owner renews often, interrupts its run when it could not for a while, and only long after that counts as dead: two
 # runs of one job never overlap, as long as ending the run takes less than the difference of the last two.
@@ -22,7 +21,7 @@ DEAD_SECONDS = 150.0
 class HeartbeatOwnership(Ownership):
     """Claims of this process, renewed in the background while they are held."""
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ledger: Ledger, clock: Callable[[], float] = boottime) -> None:
         self._ledger = ledger
         self._owner = this_process()
         self._monitor = HeartbeatMonitor(clock)

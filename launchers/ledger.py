@@ -12,7 +12,8 @@ Neither a process nor AWS Batch recognizes a job that it has seen, and Kafka del
 
 After a crash between any two steps the event is redelivered, and its consumer continues after the last recorded step.
 An attempt without an outcome whose owner is gone (``ownership.py``) has either died with it, and attempt N + 1 may be
-claimed; or, where runs outlive their launcher, its claim is taken over. ``execution.py`` has the steps.
+claimed; or, where runs outlive their launcher, its claim is taken over: ``attempt-N.takeover-K.json`` is
+written *if absent*, for the next K. ``execution.py`` has the steps.
 """
 
 import json
@@ -24,7 +25,7 @@ from foldtune.object_keys import attempt_key, attempts_prefix, cancelled_key, jo
 from foldtune.object_store import ObjectStore
 from launchers.port import Ending, RunOutcome
 
-_SUBMISSION = re.compile(r"attempt-(\d+)\.submission\.json$")
+_CLAIM = re.compile(r"attempt-(\d+)\.(?:submission|takeover-(\d+))\.json$")
 
 
 class Owner(Model):
@@ -50,8 +51,8 @@ class Attempt:
     number: int
     owner: Owner
     outcome: RunOutcome | None
-    # Of this version of the claim.
-    etag: str = ""
+    # How often its claim was taken over.
+    takeovers: int = 0
 
     @property
     def counts(self) -> bool:
@@ -81,22 +82,20 @@ class Ledger:
 
     def attempts(self) -> list[Attempt]:
         """All attempts so far, in order."""
-        matches = (_SUBMISSION.search(key) for key in self._store.list(attempts_prefix(self._model, self.request_id)))
-        return [self._attempt(number) for number in sorted(int(match[1]) for match in matches if match)]
+        takeovers: dict[int, int] = {}
+        for key in self._store.list(attempts_prefix(self._model, self.request_id)):
+            if match := _CLAIM.search(key):
+                number = int(match[1])
+                takeovers[number] = max(takeovers.get(number, 0), int(match[2] or 0))
+        return [self._attempt(number, takeovers[number]) for number in sorted(takeovers)]
 
     def claim(self, number: int, owner: Owner) -> bool:
         """Claim an attempt; ``False`` where another has."""
-        key = self._key(number, "submission.json")
-        if self._store.put_if_absent(key, owner.model_dump_json().encode()):
-            return True
-        return self._attempt(number).owner.token == owner.token
+        return self._claim(self._key(number, _claim_name(0)), owner)
 
     def take_over(self, attempt: Attempt, owner: Owner) -> bool:
         """Claim an attempt whose owner is gone; ``False`` where another was faster."""
-        key = self._key(attempt.number, "submission.json")
-        if self._store.put_if_match(key, owner.model_dump_json().encode(), attempt.etag):
-            return True
-        return self._attempt(attempt.number).owner.token == owner.token
+        return self._claim(self._key(attempt.number, _claim_name(attempt.takeovers + 1)), owner)
 
     def renew(self, number: int) -> None:
         """Write the heartbeat of an attempt's owner."""
@@ -132,11 +131,20 @@ class Ledger:
         """Record that a page was reported."""
         self._store.put(self._key(number, "log-url"), log_url.encode())
 
-    def _attempt(self, number: int) -> Attempt:
-        claim, etag = self._store.get_with_etag(self._key(number, "submission.json"))
+    def _claim(self, key: str, owner: Owner) -> bool:
+        if self._store.put_if_absent(key, owner.model_dump_json().encode()):
+            return True
+        return Owner.model_validate_json(self._store.get(key)).token == owner.token
+
+    def _attempt(self, number: int, takeovers: int) -> Attempt:
+        claim = self._store.get(self._key(number, _claim_name(takeovers)))
         outcome = self._store.find(self._key(number, "outcome.json"))
         recorded = RunOutcome.model_validate_json(outcome) if outcome is not None else None
-        return Attempt(number, Owner.model_validate_json(claim), recorded, etag)
+        return Attempt(number, Owner.model_validate_json(claim), recorded, takeovers)
 
     def _key(self, number: int, name: str) -> str:
         return attempt_key(self._model, self.request_id, number, name)
+
+
+def _claim_name(takeovers: int) -> str:
+    return f"takeover-{takeovers}.json" if takeovers else "submission.json"

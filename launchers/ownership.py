@@ -10,6 +10,7 @@ from typing import Protocol
 
 from foldtune.events import now
 from launchers.ledger import Attempt, Owner
+from launchers.periodic import boottime
 
 # Long enough for a few calls to the object store, the brokers and the service.
 LEASE = timedelta(minutes=2)
@@ -45,16 +46,22 @@ class LeaseOwnership(Ownership):
     """
 
     def __init__(
-        self, submit_timeout: timedelta, lease: timedelta = LEASE, clock: Callable[[], datetime] = now
+        self,
+        submit_timeout: timedelta,
+        lease: timedelta = LEASE,
+        clock: Callable[[], datetime] = now,
+        elapsed: Callable[[], float] = boottime,
     ) -> None:
         """``lease`` is how long the claimant may submit, ``submit_timeout`` how long a submission may take after."""
         self._submit_timeout = submit_timeout
         self._lease = lease
         self._clock = clock
-        self._deadline = clock()
+        self._elapsed = elapsed
+        self._deadline, self._elapsed_deadline = clock(), elapsed()
 
     def new_owner(self) -> Owner:
         self._deadline = self._clock() + self._lease
+        self._elapsed_deadline = self._elapsed() + self._lease.total_seconds()
         until = self._deadline + self._submit_timeout
         # A lease has no process: ``host``, ``pid`` and ``process_started`` are placeholders.
         return Owner(token=uuid.uuid4().hex, host="function", pid=0, process_started=0.0, until=until)
@@ -73,4 +80,5 @@ class LeaseOwnership(Ownership):
 
     @property
     def valid(self) -> bool:
-        return self._clock() < self._deadline
+        # Others read ``until``; a clock that is set back must not make this owner's time longer.
+        return self._clock() < self._deadline and self._elapsed() < self._elapsed_deadline

@@ -9,6 +9,11 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
+def boottime() -> float:
+    """Seconds, by a clock that goes on while the machine is suspended: others count that time too."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Periodic:
     """Runs ``action`` every ``seconds`` in a thread of its own until ``stop``.
 
@@ -21,14 +26,14 @@ class Periodic:
         self._seconds = seconds
         self._log = log.bind(action=name, **ids)
         self._stopped = threading.Event()
-        self._succeeded_at = time.monotonic()
+        self._succeeded_at = boottime()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
     @property
     def age(self) -> float:
         """Seconds since the last success, or since the start."""
-        return time.monotonic() - self._succeeded_at
+        return boottime() - self._succeeded_at
 
     def stop(self) -> None:
         """Stop after the present action, and wait for it."""
@@ -37,7 +42,7 @@ class Periodic:
 
     def _loop(self) -> None:
         while not self._stopped.wait(self._seconds):
-            started = time.monotonic()
+            started = boottime()
             try:
                 self._action()
             except Exception as error:  # the thread must survive whatever the store's client raises

@@ -1,7 +1,10 @@
 """One run per request, whatever is redelivered and whoever dies: for attached and detached launchers."""
 
+import inspect
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import pytest
@@ -12,10 +15,11 @@ from foldtune.events import FineTuneStatus, State, TrainingJob, now
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
 from launchers.execution import OVERDUE, Execution, Phase
-from launchers.heartbeats import DEAD_SECONDS, HeartbeatOwnership, this_process
+from launchers.heartbeats import DEAD_SECONDS, GIVE_UP_SECONDS, HeartbeatOwnership, this_process
 from launchers.job_consumer import InFlightOffsets
 from launchers.ledger import Ledger
 from launchers.ownership import LEASE, LeaseOwnership
+from launchers.periodic import boottime
 from launchers.port import Ending, Launcher, LaunchError, Run, RunOutcome, job_segment
 from tests.fakes.launcher import SUCCESS, FakeLauncher
 
@@ -34,6 +38,8 @@ class Bench:
         self.job = job
         self.statuses: list[FineTuneStatus] = []
         self.seconds = 0.0
+        # By this machine's own clock, where it differs.
+        self.drift = 0.0
 
     @property
     def ledger(self) -> Ledger:
@@ -43,11 +49,15 @@ class Bench:
     def time(self) -> datetime:
         return MOMENT + timedelta(seconds=self.seconds)
 
+    @property
+    def elapsed(self) -> float:
+        return self.seconds + self.drift
+
     def execution(
         self, launcher: Launcher, *, max_attempts: int = 2, request_ended: Callable[[], bool] = lambda: False
     ) -> Execution:
         heartbeats = HeartbeatOwnership(self.ledger, lambda: self.seconds)
-        lease = LeaseOwnership(launcher.submit_timeout, clock=lambda: self.time)
+        lease = LeaseOwnership(launcher.submit_timeout, clock=lambda: self.time, elapsed=lambda: self.elapsed)
         return Execution(
             self.job,
             ledger=self.ledger,
@@ -360,6 +370,47 @@ def test_a_lease_that_ends_before_the_submission_submits_nothing(bench: Bench) -
     execution._report = slow_report
     assert not execution.advance()
     assert (execution.phase, launcher.submitted) == (Phase.WAITING, [])
+
+
+def test_a_clock_that_is_set_back_makes_no_lease_longer(bench: Bench) -> None:
+    ownership = LeaseOwnership(timedelta(0), clock=lambda: bench.time, elapsed=lambda: bench.elapsed)
+    ownership.new_owner()
+    before = ownership.valid
+    bench.drift = LEASE.total_seconds() + 1
+    assert (before, ownership.valid) == (True, False)
+
+
+def test_of_many_that_take_over_one_claim_at_once_one_succeeds(bench: Bench) -> None:
+    launcher = FakeLauncher(detached=True)
+    bench.ledger.claim(1, LeaseOwnership(launcher.submit_timeout, clock=lambda: bench.time).new_owner())
+    for taken in range(3):
+        after_the_lease(bench)
+        [attempt] = bench.ledger.attempts()
+        assert attempt.takeovers == taken
+        owners = [LeaseOwnership(launcher.submit_timeout, clock=lambda: bench.time).new_owner() for _ in range(8)]
+        with ThreadPoolExecutor(len(owners)) as pool:
+            won = list(pool.map(bench.ledger.take_over, [attempt] * len(owners), owners))
+        assert won.count(True) == 1
+        [current] = bench.ledger.attempts()
+        assert current.owner == owners[won.index(True)]
+
+
+def test_an_owner_that_was_suspended_does_not_respect_itself(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    offset = 0.0
+    monkeypatch.setattr("launchers.periodic.boottime", lambda: time.monotonic() + offset)
+    ownership = HeartbeatOwnership(bench.ledger)
+    ownership.hold(1)
+    before = ownership.valid
+    offset = GIVE_UP_SECONDS + 1
+    assert (before, ownership.valid) == (True, False)
+    ownership.release()
+
+
+def test_suspended_time_counts() -> None:
+    clock = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert clock <= boottime() <= clock + 1
+    assert inspect.signature(HeartbeatOwnership).parameters["clock"].default is boottime
+    assert inspect.signature(LeaseOwnership).parameters["elapsed"].default is boottime
 
 
 def test_a_submission_too_old_to_be_found_has_failed(bench: Bench) -> None:
