@@ -19,9 +19,6 @@ from foldtune.errors import NoBrokerError, SecretError
 from foldtune.kafka import client_options
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import KafkaSettings, Settings
-from foldtune.testing import MemoryObjectStore
-from tests.unit.launchers.conftest import make_job
-from trainers.exit_codes import ExitCode
 
 
 @pytest.fixture
@@ -107,15 +104,10 @@ def test_a_training_reports_with_the_credentials_of_the_secret(client: Any, monk
         used.append(kafka)
         raise NoBrokerError(kafka.bootstrap_servers)
 
-    store = MemoryObjectStore()
-    store.put("job.json", make_job("r-1").encode())
-    arn = secret(client, {"username": "one", "password": "p1"})
-    monkeypatch.setattr(trainer, "load_settings", lambda: Settings(kafka=KafkaSettings(secret_arn=arn)))
-    monkeypatch.setattr(trainer, "S3ObjectStore", lambda _: store)
     monkeypatch.setattr(trainer, "Publisher", no_broker)
-    monkeypatch.setattr("trainers.job.signal.signal", lambda *_: None)
-    monkeypatch.setattr(trainer, "configure_logs", lambda *_: None)
-    assert trainer.main([store.uri("job.json")]) == ExitCode.TRY_AGAIN
+    arn = secret(client, {"username": "one", "password": "p1"})
+    with pytest.raises(NoBrokerError), trainer._publisher(Settings(kafka=KafkaSettings(secret_arn=arn))):
+        pass
     [kafka] = used
     assert kafka.sasl_username == "one"
 
