@@ -44,6 +44,7 @@ from streams.publishing.publisher import EventPublisher, OutgoingEvent, Outgoing
 from streams.requests import lifecycle, retraining_policy
 from streams.requests.lifecycle import Active, ModelState, Transition
 from streams.requests.retraining_policy import PolicyState
+from streams.threads import MANIFESTS, run_in
 
 _log = structlog.get_logger()
 # So that nobody takes an id before the policy or the schedule does.
@@ -349,7 +350,7 @@ class Coordinator:
         """Upload the manifest; returns the job that refers to it."""
         content = manifest.encode()
         key = snapshot_manifest_key(request.model, request.request_id)
-        await asyncio.to_thread(self._store.put, key, content)
+        await run_in(MANIFESTS, self._store.put, key, content)
         # From the time of the snapshot, not of this attempt: a retry makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{key_segment(request.request_id)[-8:]}"
         return TrainingJob(

@@ -26,6 +26,7 @@ from streams.metrics import observe_snapshot
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord
 from streams.snapshots.export import export
 from streams.snapshots.export_process import ExportProcess
+from streams.threads import EXPORTS, run_in
 from streams.training_sets.store import TrainingSets
 
 _log = structlog.get_logger()
@@ -140,8 +141,15 @@ class SnapshotCommandHandler:
                 # Without an await between the two, so that the view holds every record below the offsets.
                 offsets, view = self._offsets.next_offsets(partition), self._sets.view(partition)
                 try:
-                    return await asyncio.to_thread(
-                        export, command, view, offsets, self._store, self._settings.strengths, call=self._process
+                    return await run_in(
+                        EXPORTS,
+                        export,
+                        command,
+                        view,
+                        offsets,
+                        self._store,
+                        self._settings.strengths,
+                        call=self._process,
                     )
                 except OutdatedViewError as error:
                     _log.info("snapshot export restarted", partition=partition, error=str(error))

@@ -4,7 +4,6 @@ Each step rewrites segments that it has read, and deletes only those, after thei
 run by two workers at once, or interrupted anywhere, it leaves the same training sets.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from msgspec import structs
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError
 from streams.partitions.positions import stored_position
+from streams.threads import MAINTENANCE, run_in
 from streams.training_sets import state_events
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.fold import RetentionBound, retained, retention_bound
@@ -96,7 +96,7 @@ def _committed_view(sets: TrainingSets, partition: int) -> PartitionView:
 async def _rewrite(sets: TrainingSets, partition: int, rewrites: Iterator[Rewrite]) -> int:
     """Apply rewrites, each computed in a thread; returns the number of segments that they deleted."""
     deleted = 0
-    while rewrite := await asyncio.to_thread(next, rewrites, None):
+    while rewrite := await run_in(MAINTENANCE, next, rewrites, None):
         await sets.replace(partition, *rewrite)
         deleted += len(rewrite[1])
     return deleted
@@ -244,7 +244,7 @@ async def _purge(sets: TrainingSets, partition: int, now: datetime) -> int:
     if is_new_owner or not stored.startswith(erasures.fingerprint):
         purged = await _rewrite(sets, partition, _purge_rewrites(sets.view(partition), erasures))
     # 2. Compact RocksDB's files, which hold deleted values until then.
-    await asyncio.to_thread(sets.table.reclaim, partition)
+    await run_in(MAINTENANCE, sets.table.reclaim, partition)
     # 3. Write the marker: after a crash before it everything is repeated, as after foreign writes meanwhile.
     if sets.foreign_write_count[partition] == foreign_writes:
         sets.purged.add(partition)

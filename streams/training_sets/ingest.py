@@ -1,6 +1,5 @@
 """Ingests blocks of raw messages into the rolling training sets."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from foldtune.topics import Topic
 from streams.metrics import RECORDS
 from streams.publishing.dead_letters import send_to_dead_letters
 from streams.publishing.publisher import EventPublisher
+from streams.threads import DECODING, run_in
 from streams.training_sets.decoding import decode_block
 from streams.training_sets.state_events import StateRecord
 from streams.training_sets.store import TrainingSets
@@ -30,7 +30,7 @@ class Ingest:
             PartitionLostError: another worker owns the partition now; the block is redelivered to it.
         """
         # In a thread: a crafted block may take long to decode, and a worker without heartbeats loses its partitions.
-        results = await asyncio.to_thread(decode_block, topic, messages, self._bounds)
+        results = await run_in(DECODING, decode_block, topic, messages, self._bounds)
         records = [result for result in results if isinstance(result, StateRecord)]
         # Before the dead letters: a record that cannot be stored leads to another try, without them.
         await self._sets.add(partition, topic, records)

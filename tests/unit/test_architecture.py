@@ -23,6 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "streams": (
         "errors",
         "metrics",
+        "threads",
         "partitions",
         "publishing",
         "training_sets",
