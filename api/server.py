@@ -5,8 +5,10 @@ the API Gateway checks tokens (``serverless.yml``).
 """
 
 import asyncio
+import os
 import threading
 from http import HTTPStatus
+from typing import NoReturn
 
 import structlog
 from aiohttp import web
@@ -31,6 +33,8 @@ from foldtune.topic_reader import read
 from foldtune.topics import Topic
 
 _log = structlog.get_logger(__name__)
+# Requests in flight get this long to be answered; a cluster kills a process 30 s after SIGTERM.
+_DRAIN_SECONDS, _SHUTDOWN_SECONDS = 5.0, 15.0
 
 
 class StatusCache:
@@ -119,7 +123,20 @@ def serve(settings: Settings, host: str, port: int) -> None:
         statuses.start()
         _log.info("http server listening", host=host, port=port)
         application = ApiServer(client.request_fine_tune, statuses).application()
-        web.run_app(application, host=host, port=port, access_log=None, print=None)
+        application.on_shutdown.append(_bound_shutdown)
+        web.run_app(application, host=host, port=port, access_log=None, print=None, shutdown_timeout=_DRAIN_SECONDS)
+
+
+async def _bound_shutdown(_: web.Application) -> None:
+    """Without brokers the client tries for longer, and the interpreter waits for the threads of requests."""
+    deadline = threading.Timer(_SHUTDOWN_SECONDS, _exit)
+    deadline.daemon = True
+    deadline.start()
+
+
+def _exit() -> NoReturn:
+    _log.warning("shutdown forced", reason=f"not stopped within {_SHUTDOWN_SECONDS:.0f} s")
+    os._exit(0)
 
 
 @web.middleware
