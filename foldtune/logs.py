@@ -32,6 +32,10 @@ def configure_logs(log_level: LogLevel = "INFO") -> None:
     # The Kafka clients warn about errors that they recover from, and whenever a thread was starved of CPU.
     for client in ("aiokafka", "kafka"):
         logging.getLogger(client).setLevel(max(level, logging.ERROR))
+    # But what happens to a member of a group is worth a line.
+    logging.getLogger("aiokafka.consumer.group_coordinator").setLevel(max(level, logging.WARNING))
+    # It warns of a record that was not acknowledged, with all that is in it; the caller logs the error.
+    logging.getLogger("faust.topics").setLevel(max(level, logging.ERROR))
     structlog.configure(
         processors=[*common, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -120,7 +120,9 @@ class WorkerSettings(Section):
     # Kafka's static membership: a restarted worker gets its partitions back before its old session expires.
     instance_id: str | None = None
     data_dir: Path = Path(".foldtune/worker")
-    session_timeout: timedelta = timedelta(seconds=30)
+    session_timeout: Annotated[timedelta, Field(ge=timedelta(seconds=6), le=timedelta(minutes=5))] = timedelta(
+        seconds=30
+    )
     # Records per segment: larger blocks make fewer and larger segments.
     block_records: Annotated[int, Field(ge=1, le=10_000)] = 5_000
     snapshot_timeout: timedelta = timedelta(minutes=15)

@@ -21,6 +21,7 @@ MAINTENANCE = Counter(
     "foldtune_upkeep_segments", "Segments removed from the training sets, by maintenance action.", ["action"]
 )
 FOREIGN_WRITES = Counter("foldtune_foreign_writes", "Own writes that found and applied writes of another worker.")
+REBALANCES = Counter("foldtune_rebalances", "Rebalances of the consumer group that this worker took part in.")
 REQUESTS_ENDED = Counter("foldtune_requests_ended", "Fine-tune requests that reached a final state.", ["state"])
 SNAPSHOT_SECONDS = Histogram(
     "foldtune_snapshot_seconds", "Time to export one partition of a snapshot.", buckets=_SNAPSHOT_BUCKETS

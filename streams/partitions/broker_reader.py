@@ -48,9 +48,10 @@ class BrokerReader:
                 consumer.unsubscribe()
 
     async def close(self) -> None:
-        """Disconnect."""
-        if self._consumer is not None:
-            await self._consumer.stop()
+        """Disconnect; the next request connects again."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()
 
     async def _connect(self) -> AIOKafkaConsumer:
         if self._consumer is None:
@@ -58,6 +59,10 @@ class BrokerReader:
             consumer = AIOKafkaConsumer(
                 **client_options(self._settings), isolation_level="read_committed", auto_offset_reset="none"
             )
-            await consumer.start()
+            try:
+                await consumer.start()
+            except BaseException:
+                await consumer.stop()
+                raise
             self._consumer = consumer
         return self._consumer

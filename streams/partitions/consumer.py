@@ -20,7 +20,7 @@ from foldtune.errors import TRANSIENT_ERRORS, RecordRefusedError
 from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
-from streams.errors import OutdatedViewError, PartitionLostError
+from streams.errors import OutdatedViewError, PartitionLostError, brokers_at_fault
 from streams.partitions.changelog_table import ChangelogTable, Changes
 from streams.partitions.positions import Position, position_changes, stored_position, with_plausible_times
 
@@ -135,6 +135,12 @@ class PartitionConsumer:
                 await self._poll(consumer, partition, generation)
             except PartitionLostError as error:
                 _log.info("partition lost", partition=partition, error=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+            except Exception as error:
+                if not brokers_at_fault(error):
+                    raise
+                # From the stored offsets again, until the brokers answer.
+                _log.warning("brokers unresponsive, records will be repeated", partition=partition, error=repr(error))
                 await asyncio.sleep(_RETRY_SECONDS)
         consumer.pause(*topic_partitions)
         for topic in topic_partitions.values():

@@ -70,6 +70,8 @@ class FaustEventPublisher(EventPublisher):
 
     def __init__(self, app: faust.App, settings: KafkaSettings) -> None:
         self._partitions = settings.partitions
+        # Those acknowledged: a block of invalid records proceeds by them.
+        self.dead_letters = 0
         self._topics: dict[str, Any] = {
             topic.label: app.topic(
                 topic.named(settings.topic_prefix),
@@ -127,6 +129,7 @@ class FaustEventPublisher(EventPublisher):
             except RecordRefusedError as refused:
                 reason = str(refused)
             else:
+                self.dead_letters += 1
                 return
         LOST_DEAD_LETTERS.inc()
         _log.error("dead letter lost", topic=origin[0], partition=origin[1], offset=origin[2], error=reason)

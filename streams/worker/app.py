@@ -6,16 +6,18 @@ but by ``PartitionConsumer``, which stores its offsets in the tables.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import faust
 import structlog
+from faust.types import TP
 from faust.types.auth import CredentialsT
 from pydantic import Field, TypeAdapter
 
@@ -24,8 +26,8 @@ from foldtune.kafka import client_options
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings
 from foldtune.topics import DATA_TOPICS, MAX_RECORD_BYTES, Topic
-from streams.errors import PartitionLostError
-from streams.metrics import FAILED_TIMERS, MAINTENANCE
+from streams.errors import PartitionLostError, brokers_at_fault
+from streams.metrics import FAILED_TIMERS, MAINTENANCE, REBALANCES
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
 from streams.partitions.consumer import PartitionConsumer, is_at_fault
@@ -38,13 +40,16 @@ from streams.training_sets.ingest import Ingest
 from streams.training_sets.store import TrainingSets
 from streams.worker.broker_monitor import BrokerMonitor
 from streams.worker.http_server import WorkerHttpServer, listen
+from streams.worker.membership import Membership
 from streams.worker.owned_partitions import OwnedPartitions
+from streams.worker.watchdog import EXIT_SOFTWARE, LOOK_SECONDS, LoopWatchdog, Watchdog, exit_standing_still
 
 _log = structlog.get_logger()
 _MAINTENANCE_SECONDS = 5.0
 _TICK_SECONDS = 2.0
-# EX_SOFTWARE: the supervisor restarts the worker, which continues from the offsets in its tables.
-_EXIT_SOFTWARE = 70
+# The group would give the partitions of a member to others after one session.
+_STANDSTILL_SESSIONS = 2
+_MEMBERSHIP, _NO_PARTITIONS = "membership in the group", "partitions"
 # A consumer that fetches nothing for so long leaves its group for ever, and Faust fetches nothing once the tables are
 # recovered. That a worker stands still is noticed otherwise.
 _NEVER_SECONDS = timedelta(days=3650).total_seconds()
@@ -94,17 +99,24 @@ class _App(faust.App):
 
 def _create_faust_app(settings: Settings) -> _App:
     kafka, worker = settings.kafka, settings.worker
+    session = worker.session_timeout.total_seconds()
     return _App(
         worker.app_id,
         broker=[f"kafka://{server}" for server in kafka.bootstrap_servers.split(",")],
         broker_credentials=_credentials(kafka),
-        broker_session_timeout=worker.session_timeout.total_seconds(),
-        broker_heartbeat_interval=worker.session_timeout.total_seconds() / 10,
+        broker_session_timeout=session,
+        broker_heartbeat_interval=session / 10,
+        broker_request_timeout=max(90.0, session),
+        # For how long a rebalance waits for members that do not join it.
+        broker_rebalance_timeout=session,
         broker_max_poll_interval=_NEVER_SECONDS,
         # Not "", which the brokers take for one static member, the same for all workers.
         consumer_group_instance_id=worker.instance_id or None,
         producer_max_request_size=MAX_RECORD_BYTES,
         producer_acks=-1,
+        # A record that is sent after the session could come after those of the partition's next owner. The last try is
+        # made within this time, and waits for its answer as long again.
+        producer_request_timeout=session / 2,
         store="rocksdb://",
         datadir=str(Path(worker.data_dir).absolute()),
         topic_partitions=kafka.partitions,
@@ -135,7 +147,7 @@ class _Components:
         self._app = app
         self._settings = settings
         kafka = settings.kafka
-        publisher = FaustEventPublisher(app, kafka)
+        self._publisher = publisher = FaustEventPublisher(app, kafka)
         self._reader = BrokerReader(kafka)
         self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader)
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
@@ -180,6 +192,13 @@ class _Components:
             settings,
         )
         self._stopping = False
+        self._next_data_offset = data.next_offset
+        self._membership = Membership(app)
+        self._watchdog = Watchdog()
+        limit = settings.worker.session_timeout.total_seconds() * _STANDSTILL_SESSIONS
+        self._standstill_limit = limit
+        self._loop_watchdog = LoopWatchdog(self._loops, limit)
+        self._background: list[asyncio.Task[None]] = []
         # With a reader of its own: a request that times out must not disturb an export's.
         self._broker_monitor = BrokerMonitor(BrokerReader(kafka), self._owned_partitions, data.next_offset)
         self._http_server = self._create_http_server()
@@ -187,23 +206,29 @@ class _Components:
     def register(self) -> None:
         """Register consumers, timers and the rebalance callbacks with Faust."""
         self._app.task(self._start_consumers)
-        if self._http_server:
-            self._app.task(self._broker_monitor.run)
         self._register_timer("tick", _TICK_SECONDS, self._coordinator.tick)
         self._register_timer("maintenance", _MAINTENANCE_SECONDS, self._maintain)
         self._register_timer("policy", self._settings.policy.interval.total_seconds(), self._report_progress)
         self._table.on_recovered(self._on_partitions_changed)
         signals: Any = self._app
         signals.on_partitions_revoked.connect(self._on_partitions_changed, weak=False)
+        signals.on_partitions_revoked.connect(self._on_rebalance, weak=False)
+        signals.on_partitions_assigned.connect(self._on_assigned, weak=False)
 
     async def start(self) -> None:
-        """Start the HTTP server."""
+        """Start the HTTP server, and what watches the worker: Faust's tasks begin after the first recovery only."""
         if self._http_server:
             await self._http_server.start()
+        watching = {"broker monitor": self._broker_monitor.run, "watchdog": self._watch}
+        self._background = [asyncio.create_task(_keep_running(where, work)) for where, work in watching.items()]
+        self._loop_watchdog.start()
 
     async def drain(self) -> None:
         """Let the consumers finish the blocks in flight; those that take too long are redelivered after a restart."""
         self._stopping = True
+        self._loop_watchdog.stop()
+        for task in self._background:
+            task.cancel()
         for consumer in self._consumers:
             consumer.stop()
         if self._consumer_tasks:
@@ -222,7 +247,9 @@ class _Components:
     # ── Topics ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _start_consumers(self) -> None:
-        self._consumer_tasks = [asyncio.create_task(_run(consumer)) for consumer in self._consumers]
+        self._consumer_tasks = [
+            asyncio.create_task(_keep_running("consumer", consumer.run)) for consumer in self._consumers
+        ]
 
     async def _handle_commands(self, _: Topic, partition: int, messages: Sequence[Any]) -> None:
         for message in messages:
@@ -259,6 +286,52 @@ class _Components:
     async def _on_partitions_changed(self, *_: Any, **__: Any) -> None:
         self._sets.invalidate()
 
+    async def _on_rebalance(self, _: Any, revoked: set[TP], **__: Any) -> None:
+        REBALANCES.inc()
+        _log.info("partitions revoked", partitions=self._partitions_of(revoked))
+
+    async def _on_assigned(self, _: Any, assigned: set[TP], **__: Any) -> None:
+        _log.info("partitions assigned", partitions=self._partitions_of(assigned))
+
+    def _partitions_of(self, changelogs: set[TP]) -> list[int]:
+        return sorted({tp.partition for tp in changelogs if tp in self._app.assignor.assigned_actives()})
+
+    # ── Standstills ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _watch(self) -> None:
+        while True:
+            attached = self._membership.attach()
+            if error := self._membership.error():
+                exit_standing_still(_MEMBERSHIP, 0, error=error)
+            due = self._due() | ({_MEMBERSHIP: self._membership.confirmations} if attached else {})
+            standstill = self._watchdog.look(due, self._broker_monitor.answers, time.monotonic())
+            if standstill and standstill.seconds > self._standstill_limit:
+                exit_standing_still(*standstill)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _due(self) -> dict[str, Hashable]:
+        """What should move, with a state that changes when it does."""
+        due: dict[str, Hashable] = {}
+        owned = self._owned_partitions()
+        if not owned and not self._is_surplus():
+            # A recovery that proceeds may take long.
+            recovery = cast(Any, self._app.tables)._recovery
+            due[_NO_PARTITIONS] = tuple(recovery.active_offsets.values()) if recovery else None
+        for (topic, partition), records in self._broker_monitor.lag.items():
+            if records and partition in owned:
+                offset = self._next_data_offset(topic, partition)
+                due[f"ingest of {topic.label}/{partition}"] = offset, self._publisher.dead_letters
+        return due
+
+    def _is_surplus(self) -> bool:
+        """Whether the group has no partition for this worker: it is a member of it, and has none assigned."""
+        app = self._app
+        return app.tables.actives_ready and not app.rebalancing and not app.assignor.assigned_actives()
+
+    def _loops(self) -> dict[str, asyncio.AbstractEventLoop]:
+        loops = {"main": self._app.loop, "consumer": self._membership.loop()}
+        return {name: loop for name, loop in loops.items() if loop is not None}
+
     # ── HTTP server ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _create_http_server(self) -> WorkerHttpServer | None:
@@ -266,7 +339,10 @@ class _Components:
         if worker.http_port is None:
             return None
         collector = OwnedPartitions(
-            self._owned_partitions, self._sets.cached_segments, lambda: self._broker_monitor.lag
+            self._owned_partitions,
+            self._sets.cached_segments,
+            lambda: self._broker_monitor.lag,
+            lambda: self._watchdog.seconds(_NO_PARTITIONS),
         )
         listener = listen(worker.http_host, worker.http_port)
         return WorkerHttpServer(listener, collector, unhealthy=self._unhealthy, not_ready=self._not_ready)
@@ -288,6 +364,9 @@ class _Components:
             return "the tables are being recovered"
         if seconds := self._broker_monitor.unresponsive_seconds():
             return f"the brokers have not answered for {seconds:.0f} s"
+        standstill = self._watchdog.longest
+        if standstill and standstill.seconds > self._standstill_limit / _STANDSTILL_SESSIONS:
+            return f"no progress for {standstill.seconds:.0f} s: {standstill.what}"
         return None
 
 
@@ -302,18 +381,28 @@ async def _count_failures(timer: str, partition: int, handle: Callable[[int], Aw
         _log.exception("timer failed", timer=timer, partition=partition)
 
 
-async def _run(consumer: PartitionConsumer) -> None:
-    with _exit_on_error("consumer"):
-        await consumer.run()
+async def _keep_running(where: str, work: Callable[[], Awaitable[None]]) -> None:
+    ended = False
+    while not ended:
+        with _exit_on_error(where):
+            await work()
+            ended = True
+        await asyncio.sleep(0 if ended else LOOK_SECONDS)
 
 
 @contextmanager
 def _exit_on_error(where: str, **ids: int) -> Iterator[None]:
-    """Ends the process on an unexpected error: a worker without its consumers would look alive and do nothing."""
+    """Ends the process on an unexpected error: a worker without its consumers would look alive and do nothing.
+
+    If the brokers are at fault, it is logged: the caller repeats what it did.
+    """
     try:
         yield
     except asyncio.CancelledError:
         raise
-    except Exception:
+    except Exception as error:
+        if brokers_at_fault(error):
+            _log.warning("brokers unresponsive, will retry", where=where, error=repr(error), **ids)
+            return
         _log.exception("unhandled error, exiting", where=where, **ids)
-        os._exit(_EXIT_SOFTWARE)
+        os._exit(EXIT_SOFTWARE)

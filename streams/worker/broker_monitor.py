@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import structlog
 from aiokafka.errors import KafkaError
 
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.broker_reader import BrokerReader
+from streams.worker.watchdog import Answers
 
 _log = structlog.get_logger()
 _INTERVAL_SECONDS = 10.0
@@ -29,21 +31,26 @@ class BrokerMonitor:
         self._reader = reader
         self._owned_partitions = owned_partitions
         self._next_offset = next_offset
-        self._last_response = time.monotonic()
+        self._answers = Answers(time.monotonic(), time.monotonic())
+        self._failed = False
         # Records published and not yet consumed, as last measured.
         self.lag: Mapping[tuple[Topic, int], int] = {}
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        self._last_response = time.monotonic()
         while True:
             await self._measure()
             await asyncio.sleep(_INTERVAL_SECONDS)
 
     def unresponsive_seconds(self) -> float | None:
         """The seconds since the last response, or ``None`` while that is not too long."""
-        seconds = time.monotonic() - self._last_response
+        seconds = time.monotonic() - self._answers.until
         return seconds if seconds > _UNRESPONSIVE_SECONDS else None
+
+    @property
+    def answers(self) -> Answers:
+        """Since when the brokers answer, and when they last did."""
+        return self._answers
 
     async def close(self) -> None:
         """Disconnect."""
@@ -58,8 +65,15 @@ class BrokerMonitor:
                     ends = await self._reader.end_offsets(partition)
             except (KafkaError, TimeoutError) as error:
                 _log.warning("brokers unresponsive", partition=partition, error=repr(error))
+                self._failed = True
+                # A new connection may reach them where this one no longer does.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_TIMEOUT_SECONDS):
+                        await self._reader.close()
                 return
-            self._last_response = time.monotonic()
+            now = time.monotonic()
+            self._answers = Answers(now if self._failed else self._answers.since, now)
+            self._failed = False
             if partition in self._owned_partitions():
                 # An empty topic has no lag, whatever its end offset: its records have expired.
                 for topic in DATA_TOPICS:

@@ -21,11 +21,16 @@ class OwnedPartitions(Collector):
         owned_partitions: Callable[[], list[int]],
         segments: Callable[[int], Mapping[str, Collection[Segment]] | None],
         lag: Callable[[], Mapping[tuple[Topic, int], int]],
+        seconds_without: Callable[[], float],
     ) -> None:
-        """``segments`` returns a partition's segments by folder, ``None`` unless cached; ``lag`` the last measured."""
+        """``segments`` returns a partition's segments by folder, ``None`` unless cached; ``lag`` the last measured.
+
+        ``seconds_without`` is for how long the worker has had no partition that it should have.
+        """
         self._owned_partitions = owned_partitions
         self._segments = segments
         self._lag = lag
+        self._seconds_without = seconds_without
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Reads memory alone, so that a scrape never waits."""
@@ -33,6 +38,12 @@ class OwnedPartitions(Collector):
         count = GaugeMetricFamily("foldtune_partitions_owned", "Partitions that this worker owns and has recovered.")
         count.add_metric([], len(owned))
         yield count
+        without = GaugeMetricFamily(
+            "foldtune_seconds_without_partitions",
+            "Time without partitions that are owned and recovered; 0 also while the group has none for this worker.",
+        )
+        without.add_metric([], self._seconds_without())
+        yield without
         lag = GaugeMetricFamily(
             "foldtune_lag_records", "Records published and not yet consumed.", labels=["topic", "partition"]
         )

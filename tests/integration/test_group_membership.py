@@ -1,10 +1,15 @@
 """How workers share the partitions: with instance ids and without, as they come and go, and after one was lost."""
 
+import json
+import signal
 import time
 from pathlib import Path
 
-import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import MemberToRemove
 
+from foldtune.kafka import client_options
+from foldtune.settings import Settings
 from tests.integration.conftest import StartWorker
 from tests.integration.test_http_server import WITH_HTTP, MonitoredWorker, ready, until
 from tests.support import ChildProcess
@@ -43,10 +48,11 @@ def test_workers_without_instance_id_share_the_partitions_as_they_come(start_wor
     assert_stays_shared(workers)
 
 
-@pytest.mark.parametrize("named", [{"one", "two", "three"}, {"one", "four"}], ids=["named", "mixed"])
-def test_workers_that_start_together_share_the_partitions(start_worker: StartWorker, named: set[str]) -> None:
-    names = ["one", "two", "three", "four", "five"][: 3 if len(named) == 3 else 5]
-    workers = [MonitoredWorker(start_worker(name, **(WITH_HTTP if name in named else UNNAMED))) for name in names]
+def test_workers_with_and_without_instance_id_that_start_together_share_the_partitions(
+    start_worker: StartWorker,
+) -> None:
+    kinds = {"one": WITH_HTTP, "two": UNNAMED, "three": UNNAMED, "four": WITH_HTTP, "five": UNNAMED}
+    workers = [MonitoredWorker(start_worker(name, **variables)) for name, variables in kinds.items()]
     until(lambda: shared(workers), SHARED_WITHIN_SECONDS)
     assert_stays_shared(workers)
 
@@ -59,3 +65,48 @@ def test_a_worker_that_recovers_nothing_for_long_stays_in_its_group(variables: d
         assert_stays_shared([worker])
     finally:
         process.kill()
+
+
+# ── Lost and fenced members ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_worker_that_was_paused_for_longer_than_its_session_comes_back(start_worker: StartWorker) -> None:
+    worker = MonitoredWorker(start_worker("one", **WITH_HTTP))
+    until(lambda: shared([worker]), SHARED_WITHIN_SECONDS)
+    worker.worker.send(signal.SIGSTOP)
+    time.sleep(9)
+    worker.worker.send(signal.SIGCONT)
+    # Until the group tells it, it does not know of its loss.
+    until(lambda: worker.value("foldtune_rebalances_total") == 2, 60)
+    until(lambda: shared([worker]), 60)
+    assert_stays_shared([worker], 3)
+    events = [json.loads(line) for line in worker.worker.log.read_text().splitlines()]
+    assert "Heartbeat failed: local member_id was not recognized; resetting and re-joining group" in {
+        event["event"] for event in events
+    }
+    assert [event["partitions"] for event in events if event["event"] == "partitions revoked"][-1] == [0, 1, 2, 3]
+    assert [event["partitions"] for event in events if event["event"] == "partitions assigned"][-1] == [0, 1, 2, 3]
+
+
+def test_a_worker_that_was_removed_from_its_group_comes_back(settings: Settings, start_worker: StartWorker) -> None:
+    worker = MonitoredWorker(start_worker("one", **UNNAMED))
+    until(lambda: shared([worker]), SHARED_WITHIN_SECONDS)
+    group = settings.worker.app_id
+    admin = KafkaAdminClient(**client_options(settings.kafka))
+    (member,) = admin.describe_groups([group])[group]["members"]
+    admin.remove_group_members(group, [MemberToRemove(member_id=member["member_id"])])
+    admin.close()
+    until(lambda: worker.value("foldtune_rebalances_total") == 2, 60)
+    until(lambda: shared([worker]), 60)
+
+
+def test_of_two_workers_with_one_instance_id_the_earlier_ends(start_worker: StartWorker) -> None:
+    first = MonitoredWorker(start_worker("one", **WITH_HTTP))
+    until(lambda: shared([first]), SHARED_WITHIN_SECONDS)
+    second = MonitoredWorker(start_worker("two", **WITH_HTTP | {"FOLDTUNE_WORKER__INSTANCE_ID": "one"}))
+    until(lambda: not first.worker.alive, SHARED_WITHIN_SECONDS)
+    assert first.worker.stop() == 70
+    event = json.loads(first.worker.log.read_text().splitlines()[-1])
+    assert event["event"] == "standing still, exiting"
+    assert "FencedInstanceIdError" in event["error"]
+    until(lambda: shared([second]), SHARED_WITHIN_SECONDS)

@@ -1,5 +1,6 @@
 """Monitoring and stopping of worker processes."""
 
+import http.client
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from foldtune.knobs import DataSelection
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions
+from infra.local.ports import free_port
 from infra.local.stack import LocalServers
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import ended, exported, jobs, publish_history, publish_request, snapshot
@@ -237,6 +240,59 @@ def test_an_unresponsive_broker_makes_a_worker_unready_but_not_unstoppable(
         process.kill()
 
 
+def test_a_worker_waits_for_brokers_that_are_gone_and_stops_without_them(
+    own_servers: LocalServers, tmp_path: Path
+) -> None:
+    variables = environment(own_servers, tmp_path)
+    settings = settings_of(variables)
+    create_topics(settings.kafka, tuple(Topic))
+    with hanging_object_store() as (address, connected):
+        process = ChildProcess(
+            ["worker"], variables | WITH_HTTP | {"FOLDTUNE_S3__ENDPOINT_URL": address}, tmp_path / "log"
+        )
+        try:
+            worker = MonitoredWorker(process)
+            until(lambda: ready(worker))
+            connected.clear()
+            with Publisher(settings.kafka) as publisher:
+                publish_history(publisher, "alpha", 25)
+                publish_request(publisher, fine_tune_request("r"))
+            assert connected.wait(60)
+            with suspended_broker(own_servers):
+                # Longer than the two sessions in which a worker has to make progress otherwise.
+                time.sleep(25)
+                assert process.alive
+            until(lambda: ready(worker), 60)
+            with suspended_broker(own_servers):
+                assert seconds_to_stop(process) < 10
+        finally:
+            process.kill()
+
+
+def test_the_api_stops_while_the_broker_hangs(own_servers: LocalServers, tmp_path: Path) -> None:
+    variables = environment(own_servers, tmp_path)
+    create_topics(settings_of(variables).kafka, tuple(Topic))
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    process = ChildProcess(["api", "--port", str(port)], variables, tmp_path / "log")
+
+    def call(path: str, body: bytes | None = None) -> int:
+        try:
+            with urllib.request.urlopen(f"{url}{path}", body, timeout=60) as answer:  # noqa: S310
+                return int(answer.status)
+        except (OSError, http.client.HTTPException):
+            return 0
+
+    try:
+        until(lambda: call("/health") == 200)
+        with suspended_broker(own_servers), ThreadPoolExecutor() as pool:
+            answer = pool.submit(call, "/requests", b'{"model": "helpdesk"}')
+            with pytest.raises(TimeoutError):
+                answer.result(2)
+            assert seconds_to_stop(process) < 25
+    finally:
+        process.kill()
+
+
 def test_a_recovering_worker_is_unready_with_a_reason(variables: dict[str, str], start_worker: StartWorker) -> None:
     worker = MonitoredWorker(start_worker(**WITH_HTTP))
     seen: list[tuple[int, str]] = []
@@ -256,7 +312,10 @@ def test_a_worker_stops_during_an_export(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, signal_twice: bool
 ) -> None:
     with hanging_object_store() as (address, connected):
-        worker = start_worker(FOLDTUNE_S3__ENDPOINT_URL=address)
+        worker = start_worker(FOLDTUNE_S3__ENDPOINT_URL=address, **WITH_HTTP)
+        until(lambda: ready(MonitoredWorker(worker)))
+        # It was checked at the start.
+        connected.clear()
         publish_history(publisher, "alpha", 25)
         publish_request(publisher, fine_tune_request("r"))
         assert connected.wait(60)
@@ -269,6 +328,30 @@ def test_a_worker_stops_during_an_export(
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     assert len(exported(settings, snapshot(settings, job), "examples")) == 25
+
+
+def test_ingest_goes_on_while_the_object_store_hangs(local_servers: LocalServers, tmp_path: Path) -> None:
+    # More exports at a time than asyncio's own pool has threads.
+    variables = environment(local_servers, tmp_path, FOLDTUNE_KAFKA__PARTITIONS="40")
+    settings = settings_of(variables)
+    create_topics(settings.kafka, tuple(Topic))
+    with hanging_object_store() as (address, connected), Publisher(settings.kafka) as publisher:
+        process = ChildProcess(
+            ["worker"], variables | WITH_HTTP | {"FOLDTUNE_S3__ENDPOINT_URL": address}, tmp_path / "log"
+        )
+        try:
+            worker = MonitoredWorker(process)
+            until(lambda: ready(worker))
+            connected.clear()
+            publish_history(publisher, "alpha", 25)
+            publish_request(publisher, fine_tune_request("r"))
+            assert connected.wait(60)
+            for number in range(10):
+                publish_history(publisher, f"folder {number}", 25)
+            until(lambda: worker.value("foldtune_records_total", topic="chat-logs") == 275, 20)
+            assert ready(worker)
+        finally:
+            process.kill()
 
 
 # ── Standby ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ from typing import Any, cast
 from unittest import mock
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError
 
 from foldtune.dead_letters import ERROR_HEADER
 from foldtune.events import FineTuneStatus, State, now
@@ -187,3 +188,36 @@ def test_partitions_are_consumed_concurrently(settings: Settings) -> None:
 
     asyncio.run(consume())
     assert sorted(handled) == [(partition, b"%d" % number) for partition in (0, 1) for number in range(3)]
+
+
+def test_records_are_handled_again_when_the_brokers_did_not_acknowledge_their_outcome(settings: Settings) -> None:
+    table = Owned()
+    handled: list[bytes] = []
+
+    async def handle(_: Topic, __: int, messages: Sequence[Any]) -> None:
+        handled.extend(message.value for message in messages)
+        if len(handled) == 2:
+            raise KafkaTimeoutError
+
+    async def consume() -> None:
+        consumer: Any = PartitionConsumer(
+            settings.kafka,
+            (Topic.CHAT_LOGS,),
+            cast(Any, table),
+            write=table.write,
+            handle=handle,
+            reject=mock.AsyncMock(),
+            block_records=1,
+        )
+        producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
+        async with asyncio.timeout(30), producer, asyncio.TaskGroup() as group:
+            for number in range(3):
+                topic = Topic.CHAT_LOGS.named(settings.kafka.topic_prefix)
+                await producer.send_and_wait(topic, b"%d" % number, partition=0)
+            group.create_task(consumer.run())
+            while consumer.next_offset(Topic.CHAT_LOGS, 0) < 3:
+                await asyncio.sleep(0.05)
+            consumer.stop()
+
+    asyncio.run(consume())
+    assert handled == [b"0", b"1", b"1", b"2"]

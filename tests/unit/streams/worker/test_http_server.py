@@ -25,11 +25,15 @@ class Brokers:
 
     def __init__(self, ends: Mapping[int, int] | None) -> None:
         self.end_by_partition = ends
+        self.connections = 1
 
     async def end_offsets(self, partition: int) -> dict[Topic, int]:
         if self.end_by_partition is None:
             raise KafkaConnectionError
         return {Topic.CHAT_LOGS: self.end_by_partition[partition]}
+
+    async def close(self) -> None:
+        self.connections += 1
 
 
 async def poll_once(monitor: BrokerMonitor) -> None:
@@ -55,6 +59,7 @@ def test_unresponsive_brokers_leave_the_last_lag() -> None:
     brokers.end_by_partition = None
     asyncio.run(poll_once(monitor))
     assert monitor.lag[Topic.CHAT_LOGS, 0] == 3
+    assert brokers.connections == 2
 
 
 def log(folder_id: str, number: int) -> StateRecord:
@@ -66,7 +71,8 @@ def test_folders_are_exported_from_memory_and_only_of_owned_partitions() -> None
     sets = TrainingSets(MemoryTable(), Sets())
     owned = [0, 1]
     registry = CollectorRegistry()
-    registry.register(OwnedPartitions(lambda: owned, sets.cached_segments, lambda: {(Topic.CHAT_LOGS, 1): 4}))
+    lag = {(Topic.CHAT_LOGS, 1): 4}
+    registry.register(OwnedPartitions(lambda: owned, sets.cached_segments, lambda: lag, lambda: 0.0))
 
     def exported(name: str, **labels: Any) -> float | None:
         return registry.get_sample_value(name, labels)
