@@ -8,6 +8,7 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
+from kafka.consumer import fetcher
 from kafka.errors import (
     CorruptRecordError,
     InvalidRecordError,
@@ -22,10 +23,13 @@ from kafka.errors import (
 from kafka.partitioner.default import murmur2
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
+from foldtune.compression import bound_decompression
 from foldtune.errors import NoBrokerError, PartitionCountError, PublishError, RecordRefusedError
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
 from foldtune.topics import CHANGELOG_CONFIG, MAX_RECORD_BYTES, Topic
+
+bound_decompression(fetcher)
 
 DELIVERY_SECONDS = 30
 _REQUEST_SECONDS = 10

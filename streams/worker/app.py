@@ -17,10 +17,12 @@ from typing import Annotated, Any, cast
 
 import faust
 import structlog
+from aiokafka.consumer import fetcher
 from faust.types import TP
 from faust.types.auth import CredentialsT
 from pydantic import Field, TypeAdapter
 
+from foldtune.compression import bound_decompression
 from foldtune.events import SnapshotCommand, TrainingFinished, now
 from foldtune.kafka import client_options
 from foldtune.object_store import ObjectStore
@@ -43,6 +45,9 @@ from streams.worker.http_server import WorkerHttpServer, listen
 from streams.worker.membership import Membership
 from streams.worker.owned_partitions import OwnedPartitions
 from streams.worker.watchdog import EXIT_SOFTWARE, LOOK_SECONDS, LoopWatchdog, Watchdog, exit_standing_still
+
+# Also for Faust's own consumer and for the readers of single records, which use the same fetcher.
+bound_decompression(fetcher)
 
 _log = structlog.get_logger()
 _MAINTENANCE_SECONDS = 5.0

@@ -79,6 +79,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "logs",
         "object_store",
         "secrets",
+        "compression",
         "kafka",
         "reports",
         "dead_letters",
