@@ -4,6 +4,10 @@ The SDK's own commands are listed here; those of ``foldtune-server`` are found t
 ``foldtune.commands``.
 """
 
+import os
+import signal
+import sys
+import threading
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any, NoReturn
@@ -12,6 +16,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 ENTRY_POINT_GROUP = "foldtune.commands"
+# Below a cluster's grace of 30 s, and above what the client waits for in ``close``.
+EXIT_SECONDS = 27.0
 # Module and help of every command, in the order of the overview; those without a module are in foldtune-server.
 COMMANDS: dict[str, tuple[str | None, str]] = {
     "local": (None, "Run Kafka and S3 on this machine, without Docker."),
@@ -107,8 +113,18 @@ def _root(
     """Improve an agent's retrieval model with the agent's own chat logs."""
 
 
+def _end(*_: object) -> NoReturn:
+    # What an exit waits for, such as the acknowledgement of events or a download, may hang with its server.
+    timer = threading.Timer(EXIT_SECONDS, os._exit, (128 + signal.SIGTERM,))
+    timer.daemon = True
+    timer.start()
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main() -> None:
     """Entry point of the ``foldtune`` script."""
+    # The first process of a container ignores SIGTERM without a handler; commands with more to do set their own.
+    signal.signal(signal.SIGTERM, _end)
     app()
 
 

@@ -13,11 +13,12 @@ from foldtune.topics import Topic
 
 
 def read(
-    settings: KafkaSettings, topic: Topic, *, follow: bool = False, deadline: float | None = None
+    settings: KafkaSettings, topic: Topic, *, follow: bool = False, deadline: float | None = None, idle: bool = False
 ) -> Iterator[Any]:
     """Every ``ConsumerRecord`` of the topic, in order within each partition.
 
-    Ends at the end offsets of the start, or with ``follow`` only at ``deadline`` (of ``time.monotonic()``).
+    Ends at the end offsets of the start, or with ``follow`` only at ``deadline`` (of ``time.monotonic()``). With
+    ``idle`` there is a ``None`` after each poll that brought nothing.
 
     Raises:
         TopicMissingError: the topic does not exist.
@@ -33,5 +34,8 @@ def read(
         while follow or any(client.position(partition) < end for partition, end in ends.items()):
             if deadline is not None and time.monotonic() > deadline:
                 return
-            for records in client.poll(timeout_ms=POLL_MILLISECONDS).values():
+            polled = client.poll(timeout_ms=POLL_MILLISECONDS)
+            for records in polled.values():
                 yield from records
+            if idle and not polled:
+                yield None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator
 from datetime import timedelta
 from functools import partial
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar, overload
 
 from pydantic import ValidationError
 
@@ -193,22 +193,40 @@ class FoldtuneClient:
         return {(status.model, status.request_id): status for status in statuses}
 
     def models(self) -> dict[str, ModelReady]:
-        """The newest ``model_ready`` event of every model."""
+        """The ``model_ready`` event of the newest version of every model."""
         newest: dict[str, ModelReady] = {}
-        for record in read(self._settings.kafka, Topic.MODEL_READY):
-            if ready := _decode(record, ModelReady):
+        for ready in self.announcements():
+            # Not the last: a late or repeated announcement of an older version is none of a newer one.
+            if ready.model not in newest or ready.version >= newest[ready.model].version:
                 newest[ready.model] = ready
         return newest
 
-    def subscribe(self, group: str | None = None) -> Generator[ModelReady]:
+    def announcements(self) -> Generator[ModelReady]:
+        """All ``model_ready`` events so far."""
+        for record in read(self._settings.kafka, Topic.MODEL_READY):
+            if ready := _decode(record, ModelReady):
+                yield ready
+
+    @overload
+    def subscribe(self, group: str | None = None) -> Generator[ModelReady]: ...
+
+    @overload
+    def subscribe(self, *, idle: Literal[True]) -> Generator[ModelReady | None]: ...
+
+    def subscribe(self, group: str | None = None, *, idle: bool = False) -> Generator[ModelReady | None]:
         """``model_ready`` events, endlessly: from the first, or with ``group`` from the group's committed offset.
+
+        With ``idle`` (and no group) there is a ``None`` whenever there are no more for a moment.
 
         At least once: an event is committed when the next is requested, so a crashed subscriber receives its last one
         again. The generator's ``close`` leaves the group at once.
         """
         if group is None:
-            records = read(self._settings.kafka, Topic.MODEL_READY, follow=True)
-            yield from (ready for record in records if (ready := _decode(record, ModelReady)))
+            for record in read(self._settings.kafka, Topic.MODEL_READY, follow=True, idle=idle):
+                if record is None:
+                    yield None
+                elif ready := _decode(record, ModelReady):
+                    yield ready
             return
         with consumer(self._settings.kafka, Topic.MODEL_READY, group=group) as client:
             while True:

@@ -1,20 +1,27 @@
-"""Downloads a model to a folder, verified and atomically."""
+"""Downloads models to a folder, verified and atomically, and goes on to newer versions only."""
 
 import hashlib
 import re
 import shutil
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from foldtune.digests import file_sha256
-from foldtune.errors import ModelFileError, ObjectMissingError
+from foldtune.errors import FoldtuneError, ModelFileError, ObjectMissingError
 from foldtune.events import ManifestFile, ModelManifest, ModelReady
 from foldtune.object_keys import MANIFEST, key_segment, manifest_key
 from foldtune.object_store import ObjectStore
 
 CURRENT = "current"
+# Beside the link: the newest version that it ever pointed to. An older ``current`` was set by hand, and stays.
+_NEWEST = ".newest"
+# Seconds between two attempts at a version, doubled up to the second number.
+BACKOFF = (1.0, 60.0)
 
 # The version becomes a folder's name beside the link.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -37,8 +44,73 @@ def fetch_model(ready: ModelReady, store: ObjectStore, target_dir: Path) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     if not _is_downloaded(version, ready):
         _download(ready, store, version)
-    _link_current(folder / CURRENT, ready.version)
+    newest = max(ready.version, _newest(folder) or "")
+    _replace(folder / _NEWEST, lambda path: path.write_text(newest, encoding="utf-8"))
+    # Relative, so that the target folder can be mounted elsewhere.
+    _replace(folder / CURRENT, lambda path: path.symlink_to(ready.version))
     return version
+
+
+def has_been_deployed(ready: ModelReady, target_dir: Path) -> bool:
+    """Whether this version or a newer one was ``current`` at some time, and one still is.
+
+    Then an automatic deployment leaves the link alone: the version is older, or an operator has gone back from it.
+    """
+    folder = target_dir / key_segment(ready.model)
+    newest = _newest(folder)
+    return newest is not None and newest >= ready.version and (folder / CURRENT).exists()
+
+
+@dataclass
+class _Wanted:
+    ready: ModelReady
+    due: float
+    delay: float = BACKOFF[0]
+
+
+class Deployer:
+    """Deploys the newest version of every model by ``fetch_model``, and again until it succeeds."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        target_dir: Path,
+        failed: Callable[[ModelReady, Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``failed`` is told of each failure."""
+        self._store = store
+        self._target_dir = target_dir
+        self._failed = failed
+        self._clock = clock
+        self._wanted: dict[str, _Wanted] = {}
+
+    def offer(self, ready: ModelReady) -> None:
+        """Deploy this version next, unless a newer one is known or has been deployed."""
+        wanted = self._wanted.get(ready.model)
+        if has_been_deployed(ready, self._target_dir) or (wanted and wanted.ready.version >= ready.version):
+            return
+        self._wanted[ready.model] = _Wanted(ready, self._clock())
+
+    def deploy_due(self) -> Iterator[Path]:
+        """Try each version that is due; the folders of those deployed."""
+        for model, wanted in list(self._wanted.items()):
+            if wanted.due > self._clock():
+                continue
+            try:
+                folder = fetch_model(wanted.ready, self._store, self._target_dir)
+            except (FoldtuneError, OSError, ValueError) as error:
+                self._failed(wanted.ready, error)
+                wanted.due = self._clock() + wanted.delay
+                wanted.delay = min(2 * wanted.delay, BACKOFF[1])
+                continue
+            del self._wanted[model]
+            yield folder
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing left to deploy."""
+        return not self._wanted
 
 
 def _is_downloaded(version: Path, ready: ModelReady) -> bool:
@@ -101,13 +173,19 @@ def _download_file(store: ObjectStore, key: str, path: Path, file: ManifestFile)
         raise ModelFileError(f"{file.path} has SHA-256 {digest}, expected {file.sha256}")
 
 
-def _link_current(link: Path, version: str) -> None:
-    """Replace the link atomically."""
-    parent = Path(tempfile.mkdtemp(dir=link.parent, prefix=".link-"))
+def _newest(folder: Path) -> str | None:
+    """The newest version that was ever current; before it was recorded, the one that is."""
+    if (record := folder / _NEWEST).is_file():
+        return record.read_text(encoding="utf-8")
+    return (folder / CURRENT).readlink().name if (folder / CURRENT).is_symlink() else None
+
+
+def _replace(target: Path, create: Callable[[Path], object]) -> None:
+    """Replace a file or link atomically."""
+    parent = Path(tempfile.mkdtemp(dir=target.parent, prefix=".link-"))
     try:
-        new = parent / CURRENT
-        # Relative, so that the target folder can be mounted elsewhere.
-        new.symlink_to(version)
-        new.replace(link)
+        new = parent / target.name
+        create(new)
+        new.replace(target)
     finally:
         shutil.rmtree(parent)

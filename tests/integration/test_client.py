@@ -42,7 +42,7 @@ from foldtune.settings import Settings
 from foldtune.topic_reader import read
 from foldtune.topics import Topic, request_key
 from infra.local.stack import LocalServers
-from tests.support import fine_tune_request
+from tests.support import ChildProcess, fine_tune_request
 from tests.unit.foldtune.client.test_deployment import publish
 
 PATIENCE = timedelta(seconds=60)
@@ -251,6 +251,51 @@ def test_deploy_once(settings: Settings, publisher: Publisher, runner: CliRunner
     assert result.output.split() == [str(folder / "v2")]
     assert (folder / "current" / "model.safetensors").read_bytes() == b"weights"
     assert runner.invoke(app, ["deploy", str(tmp_path), "--once", "--model", "other"]).exit_code == 2
+
+
+def test_deploy_goes_back_only_when_told_to(
+    settings: Settings, publisher: Publisher, runner: CliRunner, tmp_path: Path
+) -> None:
+    announce(settings, publisher, "v2")
+    # A repeated announcement, or a training that ended late.
+    announce(settings, publisher, "v1")
+    folder = tmp_path / key_segment("support")
+    options = ["deploy", str(tmp_path)]
+    assert runner.invoke(app, [*options, "--once"]).output.split() == [str(folder / "v2")]
+    back = runner.invoke(app, [*options, "--model", "support", "--version", "v1"])
+    assert back.output.split() == [str(folder / "v1")]
+    assert runner.invoke(app, [*options, "--once"]).output.split() == [str(folder / "v1")]
+    assert (folder / "current").readlink() == Path("v1")
+    assert runner.invoke(app, [*options, "--model", "support", "--version", "v9"]).exit_code == 2
+    assert runner.invoke(app, [*options, "--version", "v1"]).exit_code == 2
+
+
+def test_commands_end_on_sigterm_though_no_broker_answers(
+    settings: Settings,
+    publisher: Publisher,
+    variables: dict[str, str],
+    local_servers: LocalServers,
+    tmp_path: Path,
+) -> None:
+    announce(settings, publisher, "v1")
+    commands = {
+        "deploy": ["deploy", str(tmp_path / "models")],
+        "subscribe": ["subscribe"],
+        "group": ["subscribe", "--group", "g"],
+    }
+    children = {name: ChildProcess(command, variables, tmp_path / name) for name, command in commands.items()}
+    try:
+        deadline = time.monotonic() + 60
+        while not all(child.log.read_text() for child in children.values()):
+            assert time.monotonic() < deadline, {name: child.log.read_text() for name, child in children.items()}
+            time.sleep(0.1)
+        with silent_broker(local_servers):
+            for child in children.values():
+                child.send(signal.SIGTERM)
+            assert {name: child.stop(30) for name, child in children.items()} == dict.fromkeys(children, 143)
+    finally:
+        for child in children.values():
+            child.kill()
 
 
 def test_subscribe_prints_lines_until_interrupted(

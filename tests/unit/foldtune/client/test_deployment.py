@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from foldtune.client.deployment import fetch_model
-from foldtune.errors import ModelFileError
+from foldtune.client.deployment import Deployer, fetch_model
+from foldtune.errors import ModelFileError, ObjectStoreError
 from foldtune.events import GateVerdict, ManifestFile, ModelManifest, ModelReady, ModelReference, RetrievalMetrics
 from foldtune.object_keys import key_segment
 from foldtune.object_store import ObjectStore
@@ -65,7 +65,7 @@ def test_a_model_is_downloaded_and_linked(store: MemoryObjectStore, tmp_path: Pa
     assert current.resolve() == path.resolve()
     fetch_model(second, store, tmp_path)
     assert (current / "model.safetensors").read_bytes() == b"better"
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["current", "v1", "v2"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [".newest", "current", "v1", "v2"]
 
 
 def test_a_downloaded_version_is_not_downloaded_again(store: MemoryObjectStore, tmp_path: Path) -> None:
@@ -119,3 +119,94 @@ def test_a_manifest_names_each_file_once() -> None:
     file = ManifestFile(path="a", sha256="0" * 64, bytes=1)
     with pytest.raises(ValidationError, match="twice"):
         ModelManifest(files=(file, file))
+
+
+class Clock:
+    """Time that passes by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FailingStore(MemoryObjectStore):
+    """Fails as long as it has errors left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[Exception] = []
+
+    def get_file(self, key: str, path: Path) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        super().get_file(key, path)
+
+
+def current(target: Path) -> str:
+    """The deployed version."""
+    return (target / key_segment("support") / "current").readlink().name
+
+
+def failures_of(store: ObjectStore, target: Path, clock: Clock) -> tuple[Deployer, list[str]]:
+    """A deployer, and what it reports."""
+    reported: list[str] = []
+    return Deployer(store, target, lambda ready, error: reported.append(f"{ready.version}: {error}"), clock), reported
+
+
+def test_a_failed_deployment_is_tried_again_later_and_later(tmp_path: Path) -> None:
+    store, clock = FailingStore(), Clock()
+    deployer, reported = failures_of(store, tmp_path, clock)
+    store.errors = [ObjectStoreError("503"), OSError("no space left on device"), ObjectStoreError("timeout")]
+    deployer.offer(publish(store, "v1"))
+    tried = []
+    for clock.now in range(10):
+        before = len(store.errors)
+        deployed = list(deployer.deploy_due())
+        if len(store.errors) < before or deployed:
+            tried.append(clock.now)
+    assert tried == [0, 1, 3, 7]
+    assert ["503" in reported[0], "no space" in reported[1], "timeout" in reported[2]] == [True, True, True]
+    assert (current(tmp_path), deployer.idle) == ("v1", True)
+
+
+def test_a_newer_version_takes_the_place_of_one_that_fails(tmp_path: Path) -> None:
+    store, clock = FailingStore(), Clock()
+    deployer, reported = failures_of(store, tmp_path, clock)
+    store.errors = [ObjectStoreError("503")]
+    deployer.offer(publish(store, "v1"))
+    assert list(deployer.deploy_due()) == []
+    deployer.offer(publish(store, "v2"))
+    assert [folder.name for folder in deployer.deploy_due()] == ["v2"]
+    assert (len(reported), deployer.idle) == (1, True)
+
+
+def test_a_deployment_never_goes_back_by_itself(tmp_path: Path) -> None:
+    store, clock = MemoryObjectStore(), Clock()
+    deployer, _ = failures_of(store, tmp_path, clock)
+    for version in ("v2", "v1", "v2"):
+        deployer.offer(publish(store, version))
+        list(deployer.deploy_due())
+    deployer.offer(publish(store, "v1"))
+    assert (current(tmp_path), deployer.idle) == ("v2", True)
+
+
+@pytest.mark.parametrize("by_command", [True, False])
+def test_an_operator_who_goes_back_is_not_overruled_by_the_next_start(tmp_path: Path, by_command: bool) -> None:
+    store, clock = MemoryObjectStore(), Clock()
+    deployer, _ = failures_of(store, tmp_path, clock)
+    for version in ("v1", "v2"):
+        deployer.offer(publish(store, version))
+        list(deployer.deploy_due())
+    if by_command:
+        fetch_model(publish(store, "v1"), store, tmp_path)
+    else:
+        link = tmp_path / key_segment("support") / "current"
+        link.unlink()
+        link.symlink_to("v1")
+    restarted, _ = failures_of(store, tmp_path, clock)
+    restarted.offer(publish(store, "v2"))
+    assert (restarted.idle, current(tmp_path)) == (True, "v1")
+    restarted.offer(publish(store, "v3"))
+    list(restarted.deploy_due())
+    assert current(tmp_path) == "v3"
