@@ -115,7 +115,8 @@ class Rating(StrEnum):
 class Verdict(Model):
     """A user's judgement of an answer: a rating, the document that would have been right, or both."""
 
-    rating: Rating | None = None
+    # Not strict: an agent may write "like", as in an event's JSON.
+    rating: Annotated[Rating, Field(strict=False)] | None = None
     correct_document_id: Id | None = None
 
     @model_validator(mode="after")

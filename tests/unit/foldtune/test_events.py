@@ -1,0 +1,12 @@
+"""Events as an agent writes them."""
+
+import pytest
+from pydantic import ValidationError
+
+from foldtune import Rating, Verdict
+
+
+def test_a_rating_is_written_in_python_as_in_an_event() -> None:
+    assert Verdict(rating="like") == Verdict(rating=Rating.LIKE) == Verdict.model_validate_json('{"rating": "like"}')
+    with pytest.raises(ValidationError, match="'like' or 'dislike'"):
+        Verdict(rating="loved")
