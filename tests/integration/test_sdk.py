@@ -12,7 +12,7 @@ import pytest
 import uv
 
 from foldtune.cli import COMMANDS
-from foldtune.events import ChatLog, DocumentUpserted, Event, FineTuneRequested, State
+from foldtune.events import ChatLog, DocumentUpserted, Event, Feedback, FineTuneRequested, State
 from foldtune.settings import Settings
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
@@ -121,6 +121,7 @@ def test_the_example_of_the_readme_runs(
     published: dict[Topic, type[Event]] = {
         Topic.DOCUMENTS: DocumentUpserted,
         Topic.CHAT_LOGS: ChatLog,
+        Topic.FEEDBACK: Feedback,
         Topic.FINE_TUNE_REQUESTS: FineTuneRequested,
     }
     for topic, event in published.items():
