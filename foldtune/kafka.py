@@ -182,6 +182,7 @@ class Publisher:
         """Wait until every message is acknowledged or has failed.
 
         Raises:
+            RecordRefusedError: the brokers take none of those that failed.
             PublishError: one was not acknowledged within the delivery time; topic and reason of the first are named,
                 and how many there are.
         """
@@ -195,7 +196,9 @@ class Publisher:
                 failed.append((topic, error))
         if failed:
             topic, reason = failed[0]
-            raise PublishError(topic, reason, f"{len(failed)} of {len(pending)} messages") from reason
+            refused = all(isinstance(error, _REFUSALS) for _, error in failed)
+            kind = RecordRefusedError if refused else PublishError
+            raise kind(topic, reason, f"{len(failed)} of {len(pending)} messages") from reason
 
     def publish(self, topic: Topic, event: Event, *, key: str, partition_by: str | None = None) -> None:
         """Send one event and wait for its acknowledgement; raises like ``flush``."""

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from foldtune import kafka
-from foldtune.errors import NoBrokerError, PublishError
+from foldtune.errors import NoBrokerError, PublishError, RecordRefusedError
 from foldtune.events import ErasureRequested, now
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
@@ -46,6 +46,25 @@ def test_a_failed_publication_names_topic_and_reason(
     publisher = kafka.Publisher(KafkaSettings(topic_prefix="p-"))
     with pytest.raises(PublishError, match=rf"p-erasures, KafkaTimeoutError: {reason}"):
         call(publisher)
+
+
+def test_a_record_that_the_brokers_do_not_take_is_told_from_one_that_may_succeed_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors = [MessageSizeTooLargeError(), MessageSizeTooLargeError(), KafkaTimeoutError()]
+
+    class Refusing(Unresponsive):
+        def get(self, **_: object) -> None:
+            raise errors.pop(0)
+
+    monkeypatch.setattr(kafka, "KafkaProducer", Refusing)
+    publisher = kafka.Publisher(KafkaSettings())
+    with pytest.raises(RecordRefusedError, match="1 of 1 messages"):
+        publisher.publish(Topic.ERASURES, EVENT, key="k")
+    publisher.send(Topic.ERASURES, EVENT, key="k")
+    with pytest.raises(PublishError, match="2 of 2 messages") as raised:
+        publisher.publish(Topic.ERASURES, EVENT, key="k")
+    assert not isinstance(raised.value, RecordRefusedError)
 
 
 def test_a_missing_broker_is_named_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
