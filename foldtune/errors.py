@@ -50,6 +50,10 @@ class PartitionCountError(InfrastructureError):
     """The number of partitions of a topic differs from kafka.partitions (topic, actual, expected):"""
 
 
+class TopicConfigError(InfrastructureError):
+    """A topic's configuration differs; with kafka.topic_config "alter" it is altered (topic, key, actual, expected):"""
+
+
 class SecretError(InfrastructureError):
     """A secret could not be read or lacks a field (secret, reason):"""
 

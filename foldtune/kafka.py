@@ -1,5 +1,6 @@
 """Kafka clients from the settings, the partitioner, and the creation of topics."""
 
+import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.admin import NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.consumer import fetcher
 from kafka.errors import (
     CorruptRecordError,
@@ -24,13 +25,22 @@ from kafka.partitioner.default import murmur2
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 from foldtune.compression import bound_decompression
-from foldtune.errors import NoBrokerError, PartitionCountError, PublishError, RecordRefusedError
+from foldtune.errors import (
+    NoBrokerError,
+    PartitionCountError,
+    PublishError,
+    RecordRefusedError,
+    TopicConfigError,
+    TopicMissingError,
+)
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
-from foldtune.topics import CHANGELOG_CONFIG, MAX_RECORD_BYTES, Topic
+from foldtune.topics import CHANGELOG_CONFIG, MAX_RECORD_BYTES, REQUIRED_CONFIG, Topic
 
 bound_decompression(fetcher)
 
+# Not structlog: unconfigured, that writes to the program's stdout.
+_log = logging.getLogger(__name__)
 DELIVERY_SECONDS = 30
 _REQUEST_SECONDS = 10
 # For what is left to do once every message is acknowledged or has failed.
@@ -88,7 +98,7 @@ def _tls_context(settings: KafkaSettings) -> ssl.SSLContext:
     return context
 
 
-def _connect(client: Callable[..., Any], settings: KafkaSettings, *topics: str, **options: Any) -> Any:
+def _connect(client: Callable[..., Any], settings: KafkaSettings, **options: Any) -> Any:
     """A connected client of kafka-python.
 
     Raises:
@@ -96,7 +106,6 @@ def _connect(client: Callable[..., Any], settings: KafkaSettings, *topics: str, 
     """
     try:
         return client(
-            *topics,
             **client_options(settings),
             bootstrap_timeout_ms=int(BOOTSTRAP_SECONDS * 1000),
             reconnect_backoff_max_ms=RECONNECT_MILLISECONDS,
@@ -104,6 +113,14 @@ def _connect(client: Callable[..., Any], settings: KafkaSettings, *topics: str, 
         )
     except KafkaTimeoutError as error:
         raise NoBrokerError(settings.bootstrap_servers) from error
+
+
+def _create_no_topics(cluster: Any) -> None:
+    """Have no broker create a topic that a client asks for: it would have the brokers' configuration.
+
+    kafka-python 3.0 takes an option for this, and ignores it.
+    """
+    cluster.config["allow_auto_create_topics"] = False
 
 
 class Publisher:
@@ -129,6 +146,7 @@ class Publisher:
             max_block_ms=int(delivery_seconds * 1000),
             request_timeout_ms=int(min(_REQUEST_SECONDS, delivery_seconds / 2) * 1000),
         )
+        _create_no_topics(self._producer._metadata)
         self._pending: list[tuple[str, Any]] = []
 
     def send(self, topic: Topic, event: Event, *, key: str, partition_by: str | None = None) -> None:
@@ -244,12 +262,14 @@ def consumer(settings: KafkaSettings, *topics: Topic, group: str | None = None, 
     client = _connect(
         KafkaConsumer,
         settings,
-        *(topic.named(settings.topic_prefix) for topic in topics),
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         **options,
     )
+    _create_no_topics(client._cluster)
+    if topics:
+        client.subscribe([topic.named(settings.topic_prefix) for topic in topics])
     try:
         yield client
     finally:
@@ -257,32 +277,53 @@ def consumer(settings: KafkaSettings, *topics: Topic, group: str | None = None, 
 
 
 def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs: tuple[str, ...] = ()) -> None:
-    """Create missing topics, and check that existing ones have the configured number of partitions (co-partitioning).
+    """Create missing topics, and check those that exist: their number of partitions, as they are co-partitioned, and
+    their configuration, which ``kafka.topic_config`` decides on.
 
     ``changelogs`` are full names of changelog topics.
 
     Raises:
         NoBrokerError: no broker answers.
         PartitionCountError: a topic has another number of partitions.
+        TopicConfigError: a topic has another configuration, and the settings refuse that.
     """
     configs = {topic.named(settings.topic_prefix): topic.config for topic in topics}
     configs |= dict.fromkeys(changelogs, CHANGELOG_CONFIG)
+    with _admin(settings) as admin:
+        existing = [name for name, config in configs.items() if not _create_if_missing(admin, settings, name, config)]
+        for name, count in _partition_counts(admin, list(configs)).items():
+            if count != settings.partitions:
+                raise PartitionCountError(name, count, settings.partitions)
+        if existing and settings.topic_config != "ignore":
+            _check_configs(admin, settings, {name: configs[name] for name in existing})
+
+
+def create_if_missing(settings: KafkaSettings, topic: Topic) -> None:
+    """Create a topic that does not exist, as the worker would: brokers that create topics by themselves do not know
+    its configuration.
+
+    Raises:
+        NoBrokerError: no broker answers.
+        TopicMissingError: it does not exist, and the brokers do not let this client create it.
+    """
+    name = topic.named(settings.topic_prefix)
+    with _admin(settings) as admin:
+        if name in admin.list_topics():
+            return
+        try:
+            _create_if_missing(admin, settings, name, topic.config)
+            _partition_counts(admin, [name])
+        except KafkaError as error:
+            raise TopicMissingError(name) from error
+
+
+@contextmanager
+def _admin(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
     admin = _connect(KafkaAdminClient, settings)
     try:
-        for name, config in configs.items():
-            new = NewTopic(
-                name=name,
-                num_partitions=settings.partitions,
-                replication_factor=settings.replication_factor,
-                topic_configs=config,
-            )
-            _create_if_missing(admin, new)
-        counts = _partition_counts(admin, list(configs))
+        yield admin
     finally:
         admin.close()
-    for name, count in counts.items():
-        if count != settings.partitions:
-            raise PartitionCountError(name, count, settings.partitions)
 
 
 # A broker that has not heard of a new topic yet reports no partitions.
@@ -291,8 +332,63 @@ def _partition_counts(admin: KafkaAdminClient, names: list[str]) -> dict[str, in
     return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
 
 
-def _create_if_missing(admin: KafkaAdminClient, topic: NewTopic) -> None:
+def _create_if_missing(admin: KafkaAdminClient, settings: KafkaSettings, name: str, config: dict[str, str]) -> bool:
+    """Whether the topic was created."""
+    new = NewTopic(
+        name=name,
+        num_partitions=settings.partitions,
+        replication_factor=settings.replication_factor,
+        topic_configs=config,
+    )
     try:
-        admin.create_topics([topic], timeout_ms=15_000)
+        admin.create_topics([new], timeout_ms=15_000)
     except TopicAlreadyExistsError:
-        return
+        return False
+    return True
+
+
+def _check_configs(admin: KafkaAdminClient, settings: KafkaSettings, configs: dict[str, dict[str, str]]) -> None:
+    """Alter or refuse what differs; what cannot be checked or altered is refused or logged."""
+    refused = settings.topic_config == "refuse"
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(keys)) for name, keys in configs.items()]
+    try:
+        described = admin.describe_configs(resources, config_filter="all").get("topic", {})
+    except KafkaError as error:
+        described = {}
+        _log.warning("topic configuration not described", extra={"error": str(error)})
+    for name, expected in configs.items():
+        # Without the permission to describe it, a topic has no configuration.
+        found = described.get(name) or {}
+        differing = [key for key, value in expected.items() if _is_wrong(key, value, found.get(key))]
+        for key in differing:
+            change = (name, key, found.get(key, {}).get("value", "unknown"), expected[key])
+            if refused:
+                raise TopicConfigError(*change)
+        if not found:
+            _log.warning("topic configuration not checked", extra={"topic": name})
+        elif differing:
+            _alter(
+                admin, name, {key: expected[key] for key in differing}, {key: found[key]["value"] for key in differing}
+            )
+
+
+def _is_wrong(key: str, expected: str, found: dict[str, Any] | None) -> bool:
+    if found is None:
+        return True
+    if key == "max.message.bytes":
+        return int(found["value"]) < int(expected)
+    own = found["config_source"] == "DYNAMIC_TOPIC_CONFIG"
+    return bool(found["value"] != expected) and (key in REQUIRED_CONFIG or not own)
+
+
+def _alter(admin: KafkaAdminClient, name: str, config: dict[str, str], before: dict[str, str]) -> None:
+    details = {"topic": name, "before": before, "after": config}
+    try:
+        altered = admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, config)], raise_on_unknown=False)
+        result = altered["topic"][name]
+    except KafkaError as error:
+        result = str(error)
+    if result == "OK":
+        _log.warning("topic configuration altered", extra=details)
+    else:
+        _log.warning("topic configuration differs and cannot be altered", extra=details | {"error": result})

@@ -68,6 +68,8 @@ class KafkaSettings(Section):
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$")] = ""
     partitions: Annotated[int, Field(ge=1, le=1024)] = 4
     replication_factor: Annotated[int, Field(ge=1, le=16)] = 1
+    # Of topics that exist, made by the brokers or by an older version: what becomes of configuration that is not ours.
+    topic_config: Literal["alter", "refuse", "ignore"] = "alter"
 
 
 class S3Settings(Section):

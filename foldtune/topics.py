@@ -6,11 +6,14 @@ from enum import Enum
 MAX_RECORD_BYTES = 2 * 1024 * 1024
 # The brokers' default ``message.max.bytes``, and what they count beside key, headers and value of a record.
 _DEFAULT_RECORD_BYTES, _RECORD_OVERHEAD = 1024 * 1024, 1024
-_COMPACTED = {"cleanup.policy": "compact"}
+# Brokers stamp what they append: the bound on the future, retention and compaction go by one clock, not by each
+# producer's.
+_STAMPED = {"message.timestamp.type": "LogAppendTime"}
+_COMPACTED = _STAMPED | {"cleanup.policy": "compact"}
 # The brokers' retention.
-_DEFAULT: dict[str, str] = {}
+_DEFAULT = _STAMPED | {"cleanup.policy": "delete"}
 # The source of truth, from which lost state is rebuilt: unlimited until an operator sets a retention.
-_UNLIMITED = {"retention.ms": "-1"}
+_UNLIMITED = _DEFAULT | {"retention.ms": "-1"}
 
 
 class Topic(Enum):
@@ -33,7 +36,7 @@ class Topic(Enum):
     FINE_TUNE_STATUS = ("fine-tune-status", _COMPACTED)
     TRAINING_JOBS = ("training-jobs", _UNLIMITED)
     # Keyed like the rejected record.
-    DEAD_LETTERS = ("dead-letters", {"max.message.bytes": str(MAX_RECORD_BYTES), "retention.ms": "-1"})
+    DEAD_LETTERS = ("dead-letters", _UNLIMITED | {"max.message.bytes": str(MAX_RECORD_BYTES)})
 
     def __init__(self, label: str, config: dict[str, str]) -> None:
         self.label = label
@@ -59,10 +62,13 @@ DATA_TOPICS = (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK, Topic.ERASURES)
 
 # Erased text must not stay in a changelog for weeks, as by default where little is written. The active segment, which
 # brokers never compact, is bounded for the same reason (default: 1 GiB).
-CHANGELOG_CONFIG = {
-    "cleanup.policy": "compact",
+CHANGELOG_CONFIG = _COMPACTED | {
     "max.compaction.lag.ms": str(24 * 3600 * 1000),
     "segment.bytes": str(64 << 20),
     "max.message.bytes": str(MAX_RECORD_BYTES),
 }
 MAX_CHANGELOG_RECORD_BYTES = MAX_RECORD_BYTES - _RECORD_OVERHEAD
+
+# What data is lost without: also a topic's own, other value is wrong. For all other keys a value that was set on the
+# topic is the operator's choice.
+REQUIRED_CONFIG = frozenset({"cleanup.policy", "max.message.bytes"})

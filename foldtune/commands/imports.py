@@ -14,9 +14,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from foldtune.client.client import DELIVERY, FoldtuneClient
 from foldtune.commands.errors import UserError
 from foldtune.errors import OutOfBoundsError
-from foldtune.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, EventType, Feedback
+from foldtune.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, EventType, Feedback, now
+from foldtune.kafka import create_if_missing
 from foldtune.reasons import reasons_of
-from foldtune.settings import load_settings
+from foldtune.settings import Settings, load_settings
+from foldtune.topics import Topic
 
 app = typer.Typer(add_completion=False, help="Publish JSON Lines files.", no_args_is_help=True)
 
@@ -30,6 +32,7 @@ KINDS: dict[str, tuple[type[Event], ...]] = {
     "logs": (ChatLog, ChatLogBatch),
     "feedback": (Feedback,),
 }
+_TOPICS = {"documents": Topic.DOCUMENTS, "logs": Topic.CHAT_LOGS, "feedback": Topic.FEEDBACK}
 
 
 @app.command()
@@ -80,14 +83,22 @@ def _send(client: FoldtuneClient, event: Event) -> None:
 
 def _import(file: Path, command: str, *, strict: bool) -> None:
     sent = rejected = 0
+    settings, topic_exists, too_old = load_settings(), False, 0
+    started = now()
     # A file is read faster than brokers take it: its events wait for room.
-    with _open(file) as stream, FoldtuneClient(load_settings(), block=DELIVERY) as client:
+    with _open(file) as stream, FoldtuneClient(settings, block=DELIVERY) as client:
         for number, line in enumerate(_with_progress(stream, file), start=1):
             if not line.strip():
                 continue
             try:
-                _send(client, _parse(line, command))
+                event = _parse(line, command)
+                if not topic_exists:
+                    create_if_missing(settings.kafka, _TOPICS[command])
+                    topic_exists = True
+                _send(client, event)
                 sent += 1
+                logs = event.logs if isinstance(event, ChatLogBatch) else (event,) if isinstance(event, ChatLog) else ()
+                too_old += sum(log.occurred_at < started - settings.sets.of(log.folder_id).max_age for log in logs)
             except (ValidationError, OutOfBoundsError, UserError) as error:
                 rejected += 1
                 for reason in reasons_of(error) if isinstance(error, ValidationError) else error.args:
@@ -96,8 +107,15 @@ def _import(file: Path, command: str, *, strict: bool) -> None:
                     break
         client.flush()
     typer.echo(f"{sent} sent, {rejected} rejected")
+    if too_old:
+        typer.echo(f"{too_old} logs are older than sets.max_age ({_days(settings)}) and in no training set", err=True)
     if rejected:
         raise typer.Exit(1)
+
+
+def _days(settings: Settings) -> str:
+    """The age, of which a folder may have its own."""
+    return f"{settings.sets.max_age.days} days" + (" or a folder's own" if settings.sets.folders else "")
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """``foldtune topics``."""
 
+import logging
+
 import typer
 
 app = typer.Typer(add_completion=False, help="Manage the topics.", no_args_is_help=True)
@@ -12,12 +14,16 @@ def _group() -> None:
 
 @app.command()
 def create() -> None:
-    """Create missing topics; check the number of partitions of existing ones."""
+    """Create missing topics; check the number of partitions of existing ones, and their configuration."""
     from foldtune.kafka import create_topics  # noqa: PLC0415  slow to import, and help needs none of it
+    from foldtune.logs import configure_logs  # noqa: PLC0415
     from foldtune.settings import load_settings  # noqa: PLC0415
     from foldtune.topics import Topic  # noqa: PLC0415
 
     settings = load_settings()
+    configure_logs(settings.log_level)
+    # That no broker answers is the command's error, in one line.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     create_topics(settings.kafka, tuple(Topic))
     for topic in Topic:
         typer.echo(topic.named(settings.kafka.topic_prefix))

@@ -1,6 +1,7 @@
 """Errors of the publisher."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ class Unresponsive:
 
     def __init__(self, **options: Any) -> None:
         self.options = options
+        self._metadata = SimpleNamespace(config={})
 
     def partitions_for(self, *_: object) -> set[int]:
         raise KafkaTimeoutError("no metadata")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from foldtune.cli import COMMANDS, app
 from foldtune.client.client import FoldtuneClient
-from foldtune.commands import output
+from foldtune.commands import imports, output
 from foldtune.commands.errors import EXTRAS, user_message
 from foldtune.commands.event_docs import page
 from foldtune.commands.knob_options import KNOBS, knob_sections
@@ -316,6 +316,27 @@ LOG = {
 }
 
 
+@pytest.fixture
+def topics_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``import`` creates none."""
+    monkeypatch.setattr(imports, "create_if_missing", lambda *_: None)
+
+
+@pytest.mark.usefixtures("topics_exist")
+def test_an_import_counts_the_logs_that_are_too_old_for_any_set(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FoldtuneClient, "log", lambda *_: None)
+    monkeypatch.setenv("FOLDTUNE_SETS__FOLDERS", json.dumps({"kept": {"max_age": "P3650D"}}))
+    old = LOG | {"occurred_at": "2021-01-02T03:04:05Z"}
+    batch = {"type": "chat_log_batch", "folder_id": "pricing", "logs": [old, LOG | {"occurred_at": now().isoformat()}]}
+    lines = "\n".join(json.dumps(line) for line in (batch, old, old | {"folder_id": "kept"}))
+    result = runner.invoke(app, ["import", "logs", "-"], input=lines)
+    assert (result.exit_code, result.stdout) == (0, "3 sent, 0 rejected\n")
+    assert result.stderr == ("2 logs are older than sets.max_age (365 days or a folder's own) and in no training set\n")
+
+
+@pytest.mark.usefixtures("topics_exist")
 def test_a_batch_of_logs_is_imported_log_by_log(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     monkeypatch.setattr(FoldtuneClient, "log", lambda _, log: sent.append(log.log_id))
