@@ -175,7 +175,10 @@ class DocumentUpserted(Event):
 
 
 class DocumentDeleted(Event):
-    """A passage was deleted; examples with it as their positive are deleted, too."""
+    """A passage was deleted: until it is upserted again, snapshots have neither it nor examples whose positive it is.
+
+    ``left_out`` counts these. Erasing a document does the same.
+    """
 
     type: Literal["document_deleted"] = "document_deleted"
     document_id: Id

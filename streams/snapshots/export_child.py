@@ -17,7 +17,7 @@ from foldtune.digests import file_sha256
 from foldtune.events import FolderCount, SnapshotCommand
 from foldtune.settings import LabelWeights, SetLimits
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
-from streams.snapshots.labels import Example, Passage, label
+from streams.snapshots.labels import Example, Passage, label, without_deleted
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.fold import FolderSet, fold
 from streams.training_sets.segments import unpack
@@ -130,8 +130,10 @@ class _Export:
                 self._left_out["outside the date range"] += 1
             elif selected.agents is not None and judged.log.agent_id not in selected.agents:
                 self._left_out["another agent"] += 1
-            elif (example := label(judged, self._selection.weights)) is None:
+            elif (labelled := label(judged, self._selection.weights)) is None:
                 self._left_out["no label"] += 1
+            elif (example := without_deleted(labelled, folder)) is None:
+                self._left_out["document deleted"] += 1
             else:
                 yield example
 

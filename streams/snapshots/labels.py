@@ -1,10 +1,10 @@
 """Labels a judged log as a training example: the positive passage, how much to trust it, and the negatives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from foldtune.settings import LabelWeights
 from foldtune.snapshot_schema import Label
-from streams.training_sets.fold import JudgedLog
+from streams.training_sets.fold import FolderSet, JudgedLog
 from streams.training_sets.state_events import ChatLog
 
 
@@ -47,6 +47,24 @@ def label(judged: JudgedLog, weights: LabelWeights) -> Example | None:
         top = _confident_top(log, weights.retrieved_min_score)
         return _positive_example(log, Label.RETRIEVED, weights.retrieved, top) if top is not None else None
     return None
+
+
+def without_deleted(example: Example, folder: FolderSet) -> Example | None:
+    """The example without the folder's deleted documents, even if the log carried their text; ``None`` if its positive
+    is one of them, or nothing remains.
+
+    A document of another folder may lie in another partition; what is known of it is in that one.
+    """
+
+    def is_deleted(passage: Passage) -> bool:
+        return passage.folder_id == folder.folder_id and passage.document_id in folder.deleted
+
+    if not folder.deleted:
+        return example
+    negatives = tuple(negative for negative in example.negatives if not is_deleted(negative))
+    if is_deleted(example.positive) if example.positive else not negatives:
+        return None
+    return replace(example, negatives=negatives)
 
 
 def _positive_example(

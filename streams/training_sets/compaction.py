@@ -258,8 +258,7 @@ def _purge_rewrites(view: PartitionView, erasures: Erasures) -> Iterator[Rewrite
         for segment in view.segments[folder_id]:
             pairs = [(record, erasures.apply(record)) for record in view.records([segment])]
             if any(record is not after for record, after in pairs):
-                remaining = [after for _, after in pairs if after is not None]
-                yield dict(pack(segment.topic, remaining)), [segment]
+                yield dict(pack(segment.topic, [after for _, after in pairs])), [segment]
 
 
 # ── Merging ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,7 +25,7 @@ class AffectedIds:
     # (log_id, document_id) of the passages whose text a log carries.
     passages: set[tuple[str, str]] = field(default_factory=set)
 
-    def add(self, event: StateEvent, remaining: StateEvent | None) -> None:
+    def add(self, event: StateEvent, remaining: StateEvent) -> None:
         """Count what ``event`` loses, ``remaining`` being what the erasure leaves of it."""
         match event:
             case ChatLog():
@@ -65,5 +65,5 @@ def preview_erasure(erasure: ErasureRequested, settings: Settings) -> dict[str, 
                 remaining = erasures.apply(record)
                 if remaining is not record:
                     folder_id = state_events.folder_of(record.event)
-                    by_folder[folder_id].add(record.event, remaining.event if remaining else None)
+                    by_folder[folder_id].add(record.event, remaining.event)
     return dict(by_folder)

@@ -36,8 +36,8 @@ class Erasures:
         """Equal for equal erasures, in whichever order and how often they were published."""
         return hashlib.sha256(repr(sorted(self._erased_until.items())).encode()).hexdigest().encode()
 
-    def apply(self, record: StateRecord) -> StateRecord | None:
-        """What is left of a record: the same object if nothing is erased, ``None`` if all of it is.
+    def apply(self, record: StateRecord) -> StateRecord:
+        """What is left of a record: the same object if nothing is erased, else perhaps a tombstone.
 
         Feedback holds neither text nor a user, so it is erased only with a log that is named itself.
         """
@@ -49,7 +49,8 @@ class Erasures:
                 erased = self._covers("log", feedback.log_id, feedback.occurred_at)
                 remaining = tombstone(feedback) if erased else feedback
             case DocumentUpserted() as document:
-                return None if self._covers("document", document.document_id, document.occurred_at) else record
+                erased = self._covers("document", document.document_id, document.occurred_at)
+                remaining = tombstone(document) if erased else document
             case _:
                 return record
         # The size stays: records that this one pushed out of the bound may have been dropped for good.

@@ -14,6 +14,7 @@ from foldtune.topics import Topic
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.state_events import (
     ChatLog,
+    DocumentDeleted,
     DocumentUpserted,
     ErasureRequested,
     Feedback,
@@ -45,6 +46,8 @@ class FolderSet:
     folder_id: str
     logs: tuple[JudgedLog, ...]
     documents: tuple[DocumentUpserted, ...]
+    # The ids of documents that were deleted or erased, and not upserted after it. Others may never have been published.
+    deleted: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,7 @@ def fold(
     by_topic: dict[Topic, list[StateRecord]] = defaultdict(list)
     for record in records:
         remaining = erasures.apply(record) if erasures else record
-        if remaining is not None:
-            by_topic[topic_of(remaining.event)].append(remaining)
+        by_topic[topic_of(remaining.event)].append(remaining)
     latest = {topic: retained(group, retention_bound(topic, limits, as_of)).latest for topic, group in by_topic.items()}
     verdicts = latest.get(Topic.FEEDBACK, {})
     logs = [record.event for record in latest.get(Topic.CHAT_LOGS, {}).values() if isinstance(record.event, ChatLog)]
@@ -85,6 +87,7 @@ def fold(
         folder_id=folder_id,
         logs=tuple(_judge(log, verdicts.get(log.log_id)) for log in reversed(logs)),
         documents=tuple(document for document in documents if isinstance(document, DocumentUpserted)),
+        deleted=frozenset(document.document_id for document in documents if isinstance(document, DocumentDeleted)),
     )
 
 

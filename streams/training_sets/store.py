@@ -78,9 +78,9 @@ class TrainingSets:
         Raises:
             PartitionLostError: another worker owns the partition now; the block is redelivered to it.
         """
-        # An erased record that is redelivered or late is not even written.
+        # What is erased of a record that is redelivered or late is not even written.
         if erasures := self.erasures(partition):
-            records = [remaining for record in records if (remaining := erasures.apply(record)) is not None]
+            records = [erasures.apply(record) for record in records]
         await self.replace(partition, dict(pack(topic, records)), ())
         if topic is Topic.ERASURES:
             self._erasures.pop(partition, None)

@@ -2,11 +2,14 @@
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import permutations
 from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
+import pytest
+from msgspec import structs
 
 from foldtune.events import FineTuneRequested, SnapshotCommand, SnapshotPart, TopicOffset
 from foldtune.knobs import DataSelection
@@ -15,7 +18,16 @@ from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 from streams.snapshots.export import export
-from streams.training_sets.state_events import ChatLog, DocumentUpserted, RetrievedPassage, StateRecord, Verdict
+from streams.training_sets.state_events import (
+    ChatLog,
+    DocumentDeleted,
+    DocumentUpserted,
+    ErasureRequested,
+    RetrievedPassage,
+    StateEvent,
+    StateRecord,
+    Verdict,
+)
 from streams.training_sets.store import TrainingSets
 from tests.memory_table import MemoryTable
 
@@ -57,8 +69,17 @@ def call_here(function: Callable[[], T]) -> T:
     return function()
 
 
-def run(data: DataSelection, store: MemoryObjectStore, *, block: int = 100, end: int = 8) -> SnapshotPart:
+def run(
+    data: DataSelection,
+    store: MemoryObjectStore,
+    *,
+    block: int = 100,
+    end: int = 8,
+    more: Sequence[tuple[Topic, StateRecord]] = (),
+) -> SnapshotPart:
     sets = TrainingSets(MemoryTable(), Sets())
+    for topic, record in more:
+        asyncio.run(sets.add(0, topic, [record]))
     for topic, of_topic in records().items():
         for start in range(0, len(of_topic), block):
             asyncio.run(sets.add(0, topic, of_topic[start : start + block]))
@@ -121,3 +142,65 @@ def test_records_above_the_recorded_offsets_are_left_out() -> None:
     examples, documents = rows(run(DataSelection(), store, end=6), store)
     assert {row["log_id"] for row in examples} == {"l0", "l1", "l2", "l3", "l4", "l5"}
     assert len(documents) == 3
+
+
+X, LATER = "../../x", NOW + timedelta(seconds=1)
+DELETED = DocumentDeleted("d1", X, LATER)
+AGAIN = DocumentUpserted("d1", X, LATER + timedelta(seconds=1), "new words")
+ERASED = ErasureRequested("e", LATER, "document", "d1")
+# Carries the text of a document of the folder elsewhere, whether that was ever published or not.
+CARRYING = ChatLog(
+    log_id="c",
+    occurred_at=NOW,
+    agent_id="a",
+    question="why?",
+    folder_id=X,
+    retrieved=(RetrievedPassage("d1", X, 1, text="words"), RetrievedPassage("d9", X, 2, text="never published")),
+    cited_document_ids=("d1",),
+)
+
+
+@pytest.mark.parametrize(
+    ("events", "left_out", "kept"),
+    [
+        ([DELETED], 6, ["l7", "l6", "l5"]),
+        ([AGAIN], 0, None),
+        ([DELETED, AGAIN], 0, None),
+        ([ERASED], 6, ["l7", "l6", "l5"]),
+        ([ERASED, AGAIN], 0, None),
+        ([DELETED, ERASED, AGAIN], 0, None),
+        # Of another folder, and of one without a verdict on it.
+        ([DocumentDeleted("d1", "elsewhere", LATER)], 0, None),
+        ([DocumentDeleted("d0", X, LATER)], 0, None),
+    ],
+)
+def test_examples_of_a_deleted_document_are_left_out_in_whatever_order_it_comes(
+    events: list[StateEvent], left_out: int, kept: list[str] | None
+) -> None:
+    arrivals = [
+        (
+            Topic.ERASURES if isinstance(event, ErasureRequested) else Topic.DOCUMENTS,
+            StateRecord(10 + at, 0, event, 100),
+        )
+        for at, event in enumerate(events)
+    ]
+    arrivals.append((Topic.CHAT_LOGS, StateRecord(6, 0, CARRYING, 100)))
+    for order in permutations(arrivals):
+        store = MemoryObjectStore()
+        part = run(DataSelection(), store, more=order)
+        examples, documents = rows(part, store)
+        assert part.left_out == ({"document deleted": left_out} if left_out else {})
+        assert part.positives == (3 if left_out else 8)
+        if kept is not None:
+            assert [row["log_id"] for row in examples] == kept
+            assert "d1" not in {row["document_id"] for row in documents}
+
+
+def test_a_deleted_document_is_no_negative_and_one_that_was_never_published_is() -> None:
+    store = MemoryObjectStore()
+    log = structs.replace(CARRYING, cited_document_ids=("d9",))
+    arrivals = [(Topic.DOCUMENTS, StateRecord(10, 0, DELETED, 100)), (Topic.CHAT_LOGS, StateRecord(6, 0, log, 100))]
+    examples, _ = rows(run(DataSelection(), store, more=arrivals), store)
+    (row,) = [row for row in examples if row["log_id"] == "c"]
+    assert row["positive"] == {"folder_id": X, "document_id": "d9", "text": "never published"}
+    assert row["negatives"] == []

@@ -141,12 +141,14 @@ def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
         )
         verdict = newest.verdict if counts and newest is not None else log.feedback
         logs.append(JudgedLog(without_texts(log, erased), verdict))
+    newest = [document for _, document in sorted(latest(Topic.DOCUMENTS, "document_id").items())]
     documents = tuple(
         document
-        for _, document in sorted(latest(Topic.DOCUMENTS, "document_id").items())
+        for document in newest
         if isinstance(document, DocumentUpserted) and not erased("document", document.document_id, document.occurred_at)
     )
-    return FolderSet(folder_id, tuple(logs), documents)
+    deleted = {document.document_id for document in newest} - {document.document_id for document in documents}
+    return FolderSet(folder_id, tuple(logs), documents, frozenset(deleted))
 
 
 def without_texts(log: ChatLog, erased: Any) -> ChatLog:
