@@ -90,7 +90,7 @@ class SetLimits(Section):
     Documents are the corpus, not examples: the newest version of each is retained until it is deleted.
     """
 
-    max_age: timedelta = timedelta(days=365)
+    max_age: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=36_525))] = timedelta(days=365)
     max_examples: PositiveInt = 100_000
     max_bytes: PositiveInt = 256 * 1024 * 1024
 

@@ -20,6 +20,12 @@ REJECTED = Counter("foldtune_rejected_records", "Records sent to the dead letter
 MAINTENANCE = Counter(
     "foldtune_upkeep_segments", "Segments removed from the training sets, by maintenance action.", ["action"]
 )
+NOT_KEPT = Counter(
+    "foldtune_records_not_kept",
+    "Valid records that no training set keeps: older than sets.max_age when they arrived (too_old) or by now "
+    "(expired), or beyond sets.max_examples or sets.max_bytes (over_bound).",
+    ["topic", "reason"],
+)
 FOREIGN_WRITES = Counter("foldtune_foreign_writes", "Own writes that found and applied writes of another worker.")
 REBALANCES = Counter("foldtune_rebalances", "Rebalances of the consumer group that this worker took part in.")
 REQUESTS_ENDED = Counter("foldtune_requests_ended", "Fine-tune requests that reached a final state.", ["state"])

@@ -1,6 +1,7 @@
 """Exports what a request selects of one partition: reads the view, and uploads what ``export_child`` writes."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -69,6 +70,9 @@ def export(
         examples = _upload(part.examples, store, command, "examples")
         documents = _upload(part.documents, store, command, "documents")
         ended = time.perf_counter()
+    # Also of folders that have nothing else: the logs themselves may be gone.
+    selected = view.folder_ids() if request.data.folders is None else set(request.data.folders)
+    left_out = part.left_out + Counter({"older than sets.max_age": sum(map(view.too_old, selected))})
     return SnapshotPart(
         request_id=request.request_id,
         model=request.model,
@@ -81,7 +85,7 @@ def export(
         positives=sum(count.examples for count in part.counts),
         agents=tuple(sorted(part.agents & set(request.data.agents or ()))),
         offsets=offsets,
-        left_out=dict(sorted(part.left_out.items())),
+        left_out=dict(sorted(left_out.items())),
         seconds=ended - started,
         store_seconds=ended - written,
     )

@@ -18,11 +18,12 @@ from msgspec import structs
 
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError
+from streams.metrics import NOT_KEPT
 from streams.partitions.positions import stored_position
 from streams.threads import MAINTENANCE, run_in
 from streams.training_sets import state_events
 from streams.training_sets.erasures import Erasures
-from streams.training_sets.fold import RetentionBound, retained, retention_bound
+from streams.training_sets.fold import Retained, RetentionBound, entity_id, retained, retention_bound
 from streams.training_sets.segments import Segment, concatenate, epoch_ms, folder_prefix, pack, unpack
 from streams.training_sets.state_events import StateRecord
 from streams.training_sets.store import PURGED_KEY, PartitionView, TrainingSets
@@ -72,6 +73,8 @@ async def maintain(sets: TrainingSets, partition: int, now: datetime) -> Mainten
             expired = _expired_segments(_committed_view(sets, partition), now)
             await sets.replace(partition, {}, expired)
             counts.evicted = len(expired)
+            for segment in expired:
+                NOT_KEPT.labels(segment.topic_label, "expired").inc(segment.record_count)
             counts.purged = await _purge(sets, partition, now)
             for group in _outgrown(_committed_view(sets, partition), now):
                 counts.compacted += await _compact(sets, partition, group, now)
@@ -184,8 +187,10 @@ async def _compact(sets: TrainingSets, partition: int, group: SegmentGroup, now:
 
 def _compaction_rewrites(view: PartitionView, group: SegmentGroup, now: datetime) -> Iterator[Rewrite]:
     # As tombstones all records of a folder fit into memory at once; with their content, those of some segments do.
-    tombstones = (_tombstone(record) for record in view.records(group.segments))
-    selection = retained(tombstones, _bound(view, group.folder_id, group.topic, now))
+    tombstones = [_tombstone(record) for record in view.records(group.segments)]
+    bound = _bound(view, group.folder_id, group.topic, now)
+    selection = retained(tombstones, bound)
+    _count_not_kept(group.topic, tombstones, selection, bound)
     latest, size_only = _ids(selection.latest.values()), _ids(selection.size_only)
     for start in range(0, len(group.segments), _MAX_SEGMENTS):
         chunk = {
@@ -203,6 +208,19 @@ def _compaction_rewrites(view: PartitionView, group: SegmentGroup, now: datetime
             remaining |= {_id(record): record for record in records if _id(record) in latest}
             remaining |= {_id(record): _tombstone(record) for record in records if _id(record) in size_only}
         yield dict(pack(group.topic, [remaining[record_id] for record_id in sorted(remaining)])), obsolete
+
+
+def _count_not_kept(
+    topic: Topic, tombstones: Iterable[StateRecord], selection: Retained, bound: RetentionBound
+) -> None:
+    """Count the logs or verdicts, not their older versions, that are beyond a bound."""
+    newest: dict[str, datetime] = {}
+    for record in tombstones:
+        if (entity := entity_id(record.event)) not in selection.latest:
+            newest[entity] = max(record.event.occurred_at, newest.get(entity, record.event.occurred_at))
+    expired = sum(bound.oldest is not None and moment < bound.oldest for moment in newest.values())
+    NOT_KEPT.labels(topic.label, "expired").inc(expired)
+    NOT_KEPT.labels(topic.label, "over_bound").inc(len(newest) - expired)
 
 
 def _bound(view: PartitionView, folder_id: str, topic: Topic, now: datetime) -> RetentionBound:

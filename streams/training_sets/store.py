@@ -2,8 +2,11 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
 
 from foldtune.settings import Sets
 from foldtune.topics import Topic
@@ -11,7 +14,7 @@ from streams.errors import OutdatedViewError
 from streams.partitions.changelog_table import Changes, Table
 from streams.training_sets import state_events
 from streams.training_sets.erasures import Erasures
-from streams.training_sets.segments import SEGMENT_PREFIX, Segment, pack, unpack
+from streams.training_sets.segments import SEGMENT_PREFIX, Segment, folder_prefix, pack, unpack
 from streams.training_sets.state_events import NO_FOLDER, ErasureRequested, StateRecord
 
 # Its value identifies the erasures that have been applied to every segment of the partition, and the day.
@@ -39,6 +42,10 @@ class PartitionView:
         """All erasures ever received; raises like ``contents``."""
         records = self.records(self.segments.get(NO_FOLDER, ()))
         return Erasures(record.event for record in records if isinstance(record.event, ErasureRequested))
+
+    def too_old(self, folder_id: str) -> int:
+        """How many logs of a folder were too old when they arrived."""
+        return _too_old(self.table, self.partition, folder_id).logs
 
     def records(self, segments: Iterable[Segment]) -> Iterator[StateRecord]:
         """The records of segments of this view; raises like ``contents``."""
@@ -84,6 +91,15 @@ class TrainingSets:
         await self.replace(partition, dict(pack(topic, records)), ())
         if topic is Topic.ERASURES:
             self._erasures.pop(partition, None)
+
+    async def count_too_old(self, partition: int, offsets: Mapping[str, Sequence[int]]) -> None:
+        """Count logs, by folder, that no set will keep; durable on return, and each once, however often redelivered."""
+        changes: dict[bytes, bytes | None] = {}
+        for folder_id, found in offsets.items():
+            counted = _too_old(self.table, partition, folder_id)
+            if new := [offset for offset in found if offset >= counted.next_offset]:
+                changes[_too_old_key(folder_id)] = msgspec.json.encode((new[-1] + 1, counted.logs + len(new)))
+        await self.write(partition, changes)
 
     async def replace(self, partition: int, packed: dict[Segment, bytes], obsolete: Collection[Segment]) -> None:
         """Write segments, then delete the obsolete ones; durable on return. Raises like ``add``."""
@@ -156,3 +172,19 @@ class TrainingSets:
                 index[segment.folder_id].add(segment)
             self._index[partition] = index
         return self._index[partition]
+
+
+class _TooOld(NamedTuple):
+    """The number of a folder's logs below an offset that were too old when they arrived."""
+
+    next_offset: int = 0
+    logs: int = 0
+
+
+def _too_old(table: Table, partition: int, folder_id: str) -> _TooOld:
+    value = table.get(partition, _too_old_key(folder_id))
+    return msgspec.json.decode(value, type=_TooOld) if value else _TooOld()
+
+
+def _too_old_key(folder_id: str) -> bytes:
+    return b"a|" + folder_prefix(folder_id)

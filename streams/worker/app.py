@@ -157,7 +157,7 @@ class _Components:
         self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader)
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets)
-        ingest = Ingest(self._sets, publisher, settings.bounds)
+        ingest = Ingest(self._sets, publisher, settings.bounds, settings.sets)
         self._coordinator = Coordinator(requests, publisher, store, settings)
         reject = partial(reject_record, publisher)
         data = PartitionConsumer(

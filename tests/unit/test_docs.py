@@ -6,10 +6,16 @@
 import ast
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+
+from foldtune.bounds import Bounds
+from foldtune.events import MAX_ENVELOPE_LOGS
+from foldtune.settings import SetLimits
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,3 +130,35 @@ def test_files_and_modules_are_found_in_the_pages() -> None:
     assert is_module_or_member("foldtune.client.client.FoldtuneClient")
     assert not is_module_or_member("streams.worker.intake")
     assert not is_module_or_member("foldtune.client.client.Missing")
+
+
+BOUND = re.compile(r"^\| [^|]+ \| `?([\w.]*)`? \| ([^|]+) \| [^|]+ \|$", re.MULTILINE)
+
+
+def written(value: object) -> str:
+    """A bound as the README writes it."""
+    match value:
+        case timedelta():
+            return f"{value.days} days" if value.days else f"{value.seconds // 60} minutes"
+        case int() if value % (1 << 20) == 0:
+            return f"{value >> 20} MiB"
+        case int() if value % 1024 == 0:
+            return f"{value >> 10} KiB"
+        case _:
+            return f"{value:,}"
+
+
+def test_the_readme_has_every_bound_of_data_with_its_default() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Bounds\n")[2].partition("\n## ")[0]
+    shown = dict(BOUND.findall(table))
+    assert shown.pop("setting") == "default"
+    assert shown.pop("none") == written(MAX_ENVELOPE_LOGS)
+    sections: tuple[tuple[str, BaseModel, type[BaseModel]], ...] = (
+        ("bounds", Bounds(), Bounds),
+        ("sets", SetLimits(), SetLimits),
+    )
+    assert shown == {
+        f"{name}.{field}": written(getattr(section, field))
+        for name, section, kind in sections
+        for field in kind.model_fields
+    }

@@ -1,7 +1,7 @@
 """State is a function of the topics: of neither the cuts of blocks, nor redelivery, nor any clock."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest import mock
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from foldtune.bounds import Bounds
 from foldtune.settings import SetLimits, Sets
 from foldtune.topics import DATA_TOPICS, Topic
+from streams.metrics import NOT_KEPT
 from streams.partitions.positions import Position, position_changes, stored_position, with_plausible_times
 from streams.training_sets.fold import FolderSet, fold
 from streams.training_sets.ingest import Ingest
@@ -55,13 +56,13 @@ def erasure(name: str, at: datetime) -> bytes:
 class Owner:
     """A worker that owns the partition, and continues from what is in the table."""
 
-    def __init__(self, table: MemoryTable) -> None:
+    def __init__(self, table: MemoryTable, limits: Sets | None = None) -> None:
         self.table = table
-        self.sets = TrainingSets(table, Sets())
+        self.sets = TrainingSets(table, limits or Sets())
         self.letters: set[int] = set()
         publisher = mock.Mock()
         publisher.send_to_dead_letters = self._reject
-        self._ingest = Ingest(self.sets, publisher, Bounds())
+        self._ingest = Ingest(self.sets, publisher, Bounds(), limits or Sets())
 
     async def _reject(self, *letter: Any) -> None:
         _, _, _, (_, _, offset) = letter
@@ -90,7 +91,9 @@ timestamps = st.one_of(
     st.integers(-30, 30).map(lambda minutes: NOON_MS + minutes * 60_000),
     st.just(int(FAR.timestamp() * 1000)),
 )
-occurrences = st.integers(-40, 40).map(lambda minutes: NOON + timedelta(minutes=minutes)) | st.just(FAR)
+occurrences = st.integers(-40, 40).map(lambda minutes: NOON + timedelta(minutes=minutes)) | st.sampled_from(
+    [FAR, NOON - timedelta(days=365), NOON - timedelta(days=9_000)]
+)
 names = st.sampled_from("abc")
 
 
@@ -124,6 +127,7 @@ def test_state_is_the_same_however_blocks_are_cut_and_redelivered(
     assert owner.content() == one_by_one.content()
     assert owner.sets.erasures(0).fingerprint == one_by_one.sets.erasures(0).fingerprint
     assert letters == one_by_one.letters
+    assert owner.sets.view(0).too_old("f") == one_by_one.sets.view(0).too_old("f")
     assert stored_position(table, topic, 0) == stored_position(one_by_one.table, topic, 0)
 
 
@@ -150,3 +154,19 @@ def test_the_position_of_an_older_version_is_read_and_written_for_it() -> None:
     # After a rollback that read on, what it read is read again: from where the time is known.
     asyncio.run(table.write(0, {b"o|chat-logs": b"12"}))
     assert stored_position(table, Topic.CHAT_LOGS, 0) == Position(9, NOON_MS)
+
+
+def test_logs_that_are_too_old_when_they_arrive_are_counted_by_folder() -> None:
+    owner = Owner(MemoryTable(), Sets(max_age=timedelta(days=30), folders={"f": {"max_age": "P10D"}}))
+    counted = NOT_KEPT.labels("chat-logs", "too_old")
+    before = counted._value.get()
+    days = [NOON - timedelta(days=age) for age in (0, 9, 11, 29, 31)]
+    messages = [Message(at, NOON_MS, chat_log(str(at), moment)) for at, moment in enumerate(days)]
+    other = [
+        replace(message, value=message.value.replace(b'"f"', b'"g"'), offset=message.offset + 5) for message in messages
+    ]
+    owner.take(Topic.CHAT_LOGS, messages + other, crash=True)
+    owner.take(Topic.CHAT_LOGS, messages + other)
+    view = owner.sets.view(0)
+    assert [view.too_old(folder) for folder in ("f", "g", "h")] == [3, 1, 0]
+    assert counted._value.get() - before == 2 * 4

@@ -204,3 +204,18 @@ def test_a_deleted_document_is_no_negative_and_one_that_was_never_published_is()
     (row,) = [row for row in examples if row["log_id"] == "c"]
     assert row["positive"] == {"folder_id": X, "document_id": "d9", "text": "never published"}
     assert row["negatives"] == []
+
+
+def test_logs_that_were_too_old_when_they_arrived_are_counted_even_if_the_folder_has_nothing_else() -> None:
+    sets = TrainingSets(MemoryTable(), Sets())
+    asyncio.run(sets.count_too_old(0, {"f": [3, 4, 4], "g": [5]}))
+    asyncio.run(sets.count_too_old(0, {"f": [3, 4, 4, 7]}))
+    for folders, counts in (
+        (("f",), {"older than sets.max_age": 4}),
+        (("f", "g"), {"older than sets.max_age": 5}),
+        (("h",), {}),
+    ):
+        request = FineTuneRequested(request_id="r", model="m", requested_at=NOW, data=DataSelection(folders=folders))
+        command = SnapshotCommand(request=request, partition=0, issued_at=NOW)
+        part = export(command, sets.view(0), (), MemoryObjectStore(), LabelWeights(), call=call_here)
+        assert part.left_out == counts

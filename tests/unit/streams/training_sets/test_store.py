@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from foldtune.settings import Sets
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
+from streams.metrics import NOT_KEPT
 from streams.partitions.changelog_table import Changes
 from streams.partitions.positions import offset_key
 from streams.training_sets import compaction, segments
@@ -599,6 +600,19 @@ def test_expired_segments_are_evicted() -> None:
     done = asyncio.run(compaction.maintain(sets, 0, START + timedelta(days=5)))
     # A day of age, and a day of grace for repeated exports.
     assert done.evicted == 24 * 3
+
+
+def test_logs_beyond_a_bound_are_counted_by_reason_and_older_versions_are_not() -> None:
+    def counts() -> list[float]:
+        return [NOT_KEPT.labels("chat-logs", reason)._value.get() for reason in ("over_bound", "expired")]
+
+    sets, before = TrainingSets(MemoryTable(), Sets(max_examples=2, max_age=timedelta(days=10))), counts()
+    days = [0, 11, 12, 13, 14, 15]
+    events = [log(str(day), START + timedelta(days=day)) for day in days] + [log("15", START + timedelta(days=14))]
+    add(sets, Topic.CHAT_LOGS, [record(at, event) for at, event in enumerate(events)])
+    with mock.patch.object(compaction, "_GROWTH_FACTOR", 0):
+        asyncio.run(compaction.maintain(sets, 0, START + timedelta(days=15)))
+    assert [after - past for after, past in zip(counts(), before, strict=True)] == [3, 1]
 
 
 def test_limits_can_be_set_by_folder() -> None:
