@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -367,3 +368,17 @@ def test_the_events_page_describes_every_type_that_it_names() -> None:
 def test_a_missing_file_is_reported(runner: CliRunner) -> None:
     result = runner.invoke(app, ["import", "logs", "nowhere.jsonl"])
     assert (result.exit_code, result.stderr) == (2, "foldtune: no such file: nowhere.jsonl\n")
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_command_whose_exit_hangs() -> None:
+    program = (
+        "import time; from foldtune import cli; cli.EXIT_SECONDS = 0.2\n"
+        "def app():\n try:\n  print('runs', flush=True); time.sleep(60)\n finally:\n  time.sleep(60)\n"
+        "cli.app = app; cli.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "runs\n"
+        child.terminate()
+        assert child.wait(20) == 128 + signal.SIGTERM
