@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cramjam
-from kafka.record.util import calc_crc32c
+from kafka.record.util import calc_crc32c, encode_varint
 
 _log = logging.getLogger(__name__)
 
@@ -19,12 +19,11 @@ _log = logging.getLogger(__name__)
 MAX_BYTES = 64 * 1024 * 1024
 
 # The record batch, version 2 of the format and the only one that brokers write since Kafka 4: base offset, length, …,
-# version at 16, CRC at 17 (of all after it), attributes at 21, …, number of records at 57, records at 61.
-_LENGTH, _VERSION, _CRC, _ATTRIBUTES, _COUNT, _RECORDS = 8, 16, 17, 21, 57, 61
+# version at 16, CRC at 17 (of all after it), attributes at 21, last offset delta at 23, …, number of records at 57,
+# records at 61.
+_LENGTH, _VERSION, _CRC, _ATTRIBUTES, _LAST_DELTA, _COUNT, _RECORDS = 8, 16, 17, 21, 23, 57, 61
 _LOG_OVERHEAD = 12
 _CODEC_MASK, _SNAPPY = 0x07, 2
-# Length 6, no attributes, the batch's first time and offset, neither key nor value, no headers.
-_EMPTY_RECORD = bytes([12, 0, 0, 0, 1, 1, 0])
 _XERIAL = b"\x82SNAPPY\x00"
 
 
@@ -107,8 +106,14 @@ _DECOMPRESS: dict[int, Callable[..., int]] = {
 
 
 def _without_content(batch: memoryview) -> bytes:
-    """The batch with one record instead of its own; its offsets, producer and times stay."""
-    new = bytearray(batch[:_RECORDS]) + _EMPTY_RECORD
+    """The batch with one record instead of its own, at the last offset, for which a recovery may wait."""
+    new, record = bytearray(batch[:_RECORDS]), bytearray()
+    # No attributes, the batch's first time; then neither key nor value (-1), and no headers.
+    record += bytes(2)
+    encode_varint(struct.unpack_from(">i", new, _LAST_DELTA)[0], record.append)
+    record += bytes([1, 1, 0])
+    encode_varint(len(record), new.append)
+    new += record
     attributes = struct.unpack_from(">h", new, _ATTRIBUTES)[0] & ~_CODEC_MASK
     struct.pack_into(">h", new, _ATTRIBUTES, attributes)
     struct.pack_into(">i", new, _COUNT, 1)

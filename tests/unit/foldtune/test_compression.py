@@ -49,9 +49,9 @@ def test_a_batch_within_the_bound_is_left_alone(records_class: Callable[..., Any
 def test_a_batch_over_the_bound_becomes_one_empty_record(records_class: Callable[..., Any], codec: str) -> None:
     good = batch(codec, [b"good"])
     content = good + batch(codec, [bytes(MAX), b"x"], offset=1) + batch(codec, [b"next"], offset=3)
-    assert decoded(records_class, bounded(content, MAX)) == ([(0, b"good"), (1, None), (3, b"next")], 4)
-    last = bounded(batch(codec, [bytes(MAX), b"x"], offset=1), MAX)
-    assert decoded(records_class, last) == ([(1, None)], 3)
+    assert decoded(records_class, bounded(content, MAX)) == ([(0, b"good"), (2, None), (3, b"next")], 4)
+    last = bounded(batch(codec, [bytes(MAX // 300)] * 300, offset=1), MAX)
+    assert decoded(records_class, last) == ([(300, None)], 301)
 
 
 def test_snappy_without_framing_is_bounded_too() -> None:
