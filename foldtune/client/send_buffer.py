@@ -122,7 +122,8 @@ class SendBuffer:
             self._wait([message], lambda: 0.0)
             if not message.settled:
                 reason = f"not acknowledged within {self._delivery:g} s, and may still arrive"
-                message.error = PublishError(message.topic.label, reason)
+                unreachable = isinstance(self._error, NoBrokerError)
+                message.error = self._error if unreachable else PublishError(message.topic.label, reason)
                 self._drop([message])
             if isinstance(message.error, NoBrokerError | PublishError):
                 # A new one, since several threads may wait for the same attempt.
@@ -280,9 +281,8 @@ class SendBuffer:
                     done.append(message)
             self._error = next((message.error for message in kept + done if message.error), None)
             self._drop(done)
-            for message in done:
-                if message.error and not message.once:
-                    self._lose([message], _publish_error([message], message.error, "refused, and lost"))
+            if refused := [message for message in done if message.error and not message.once]:
+                self._lose(refused, _publish_error(refused, refused[0].error, "refused, and lost"))
             if any(message.error is None for message in done):
                 self._acknowledged_at, self._backoff = time.monotonic(), _BACKOFF[0]
             if kept and not self._abandoned:
