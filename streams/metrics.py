@@ -4,7 +4,7 @@ Counters are updated once per block, never per record. The gauges of the trainin
 ``streams.worker.owned_partitions``, which computes them at the time of the scrape.
 """
 
-from prometheus_client import Counter, Histogram, disable_created_metrics
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 from foldtune.events import SnapshotPart
 from foldtune.reasons import RejectedKind
@@ -27,6 +27,9 @@ NOT_KEPT = Counter(
     ["topic", "reason"],
 )
 FOREIGN_WRITES = Counter("foldtune_foreign_writes", "Own writes that found and applied writes of another worker.")
+CLOCK_SKEW = Gauge(
+    "foldtune_clock_skew_seconds", "The worker's clock less the brokers', as of the last event that it published."
+)
 REBALANCES = Counter("foldtune_rebalances", "Rebalances of the consumer group that this worker took part in.")
 REQUESTS_ENDED = Counter("foldtune_requests_ended", "Fine-tune requests that reached a final state.", ["state"])
 SNAPSHOT_SECONDS = Histogram(
