@@ -26,6 +26,13 @@ NOT_KEPT = Counter(
     "(expired), or beyond sets.max_examples or sets.max_bytes (over_bound).",
     ["topic", "reason"],
 )
+# From zero on, so that the first ones are seen as an increase.
+for _topic, _reasons in (
+    (Topic.CHAT_LOGS, ("too_old", "expired", "over_bound")),
+    (Topic.FEEDBACK, ("expired", "over_bound")),
+):
+    for _reason in _reasons:
+        NOT_KEPT.labels(_topic.label, _reason)
 FOREIGN_WRITES = Counter("foldtune_foreign_writes", "Own writes that found and applied writes of another worker.")
 CLOCK_SKEW = Gauge(
     "foldtune_clock_skew_seconds", "The worker's clock less the brokers', as of the last event that it published."
