@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from types import FrameType
 from typing import Annotated
 
 import structlog
@@ -48,17 +47,13 @@ def run_until_signal(job_consumer: JobConsumer, local: LocalLauncher) -> int:
     stop = threading.Event()
     received: list[signal.Signals] = []
 
-    def request_stop(number: int, _frame: FrameType | None) -> None:
-        # Neither logs nor starts a thread: the code that it interrupts may hold the locks for that.
-        received.append(signal.Signals(number))
-        local.interrupt_all()
-        stop.set()
-
     def code() -> int:
         return 130 if signal.SIGINT in received else 0
 
-    def end_in_time() -> None:
-        stop.wait()
+    def watch() -> None:
+        received.append(signal.Signals(os.read(reader, 1)[0]))
+        stop.set()
+        local.interrupt_all()
         log.info("stopping", signal=received[0].name, running=job_consumer.watched())
         time.sleep(END_SECONDS)
         for request_id in job_consumer.watched():
@@ -66,9 +61,12 @@ def run_until_signal(job_consumer: JobConsumer, local: LocalLauncher) -> int:
         log.warning("shutdown forced", reason=f"not stopped within {END_SECONDS:.0f} s")
         os._exit(code())
 
-    # What hangs is the main thread.
-    threading.Thread(target=end_in_time, name="end in time", daemon=True).start()
+    # Handlers run in the main thread, which may be in a call that hangs; this byte is written at once.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, request_stop)
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=watch, name="watch for signals", daemon=True).start()
     job_consumer.run(stop)
     return code()

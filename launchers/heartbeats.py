@@ -4,6 +4,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -60,7 +61,10 @@ class HeartbeatOwnership(Ownership):
 
 def this_process() -> Owner:
     """A new claimant in the present process."""
-    return Owner(token=uuid.uuid4().hex, host=_host(), pid=os.getpid(), process_started=_started(os.getpid()))
+    pid = os.getpid()
+    return Owner(
+        token=uuid.uuid4().hex, host=_host(), pid=pid, process_started=_started(pid), process_ticks=_started_ticks(pid)
+    )
 
 
 def owner_is_dead(owner: Owner) -> bool:
@@ -68,9 +72,12 @@ def owner_is_dead(owner: Owner) -> bool:
     if owner.host != _host():
         return False
     try:
-        return _started(owner.pid) != owner.process_started
+        started, ticks = _started(owner.pid), _started_ticks(owner.pid)
     except psutil.NoSuchProcess:
         return True
+    if ticks is not None and owner.process_ticks is not None:
+        return ticks != owner.process_ticks
+    return started != owner.process_started
 
 
 class HeartbeatMonitor:
@@ -98,3 +105,12 @@ def _started(pid: int) -> float:
     if process.status() == psutil.STATUS_ZOMBIE:
         raise psutil.NoSuchProcess(pid)
     return float(process.create_time())
+
+
+def _started_ticks(pid: int) -> int | None:
+    try:
+        content = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # Field 22; the second is the name, in parentheses, and may hold anything.
+    return int(content.rpartition(")")[2].split()[19])

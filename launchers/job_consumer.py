@@ -39,9 +39,9 @@ GROUP = "foldtune-launcher"
 # A launcher that was killed leaves the group soon; one that is alive sends heartbeats from a background thread.
 _MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
 # Longer than a trainer's grace to write its checkpoint, ...
-STOP_SECONDS = 23.0
+STOP_SECONDS = 26.5
 # ... and than that by a few calls: a cluster kills a process 30 s after SIGTERM.
-END_SECONDS = 27.0
+END_SECONDS = 28.0
 
 
 class InFlightOffsets:

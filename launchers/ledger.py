@@ -35,6 +35,8 @@ class Owner(Model):
     host: str
     pid: int
     process_started: float
+    # The same in clock ticks since the machine's start, where it has /proc: clocks are set, ticks are not.
+    process_ticks: int | None = None
     # Of a lease: when the owner is certainly gone. What it submitted lives on without it.
     until: UtcTime | None = None
 

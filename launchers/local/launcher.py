@@ -25,8 +25,8 @@ log = structlog.get_logger(__name__)
 
 TRAINER = (sys.executable, "-m", "trainers.job")
 
-# On SIGTERM a trainer writes a checkpoint before it exits; a cluster gives it and its launcher 30 s.
-GRACE_SECONDS = 20.0
+# On SIGTERM a trainer writes a checkpoint, and ends itself within 25 s; a cluster gives it and its launcher 30 s.
+GRACE_SECONDS = 26.0
 
 _INTERRUPTED = RunOutcome(ending=Ending.INTERRUPTED, retryable=True)
 
@@ -108,7 +108,7 @@ class LocalLauncher(Launcher):
         self._stop(run, _INTERRUPTED)
 
     def interrupt_all(self) -> None:
-        """Interrupt all runs at once, from a signal handler too; ``poll`` has the outcome of each."""
+        """Interrupt all runs at once, from any thread; ``poll`` has the outcome of each."""
         for process in list(self._active.values()):
             self._end(process, _INTERRUPTED)
 

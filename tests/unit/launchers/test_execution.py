@@ -15,7 +15,7 @@ from foldtune.events import FineTuneStatus, State, TrainingJob, now
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
 from launchers.execution import OVERDUE, Execution, Phase
-from launchers.heartbeats import DEAD_SECONDS, GIVE_UP_SECONDS, HeartbeatOwnership, this_process
+from launchers.heartbeats import DEAD_SECONDS, GIVE_UP_SECONDS, HeartbeatOwnership, owner_is_dead, this_process
 from launchers.job_consumer import InFlightOffsets
 from launchers.ledger import Ledger
 from launchers.ownership import LEASE, LeaseOwnership
@@ -152,7 +152,7 @@ def test_an_interruption_uses_up_no_attempt(bench: Bench, detached: bool) -> Non
 
 
 def test_a_dead_owner_on_this_machine_is_replaced_at_once(bench: Bench, job: TrainingJob) -> None:
-    dead = this_process().model_copy(update={"process_started": 1.0})
+    dead = this_process().model_copy(update={"process_ticks": 1, "process_started": 1.0})
     bench.ledger.claim(1, dead)
     bench.execution(launcher := FakeLauncher(None)).advance(may_start=True)
     assert [run.attempt for run in launcher.submitted] == [2]
@@ -181,8 +181,17 @@ def test_an_attached_launcher_ignores_expired_leases(bench: Bench, job: Training
     assert not launcher.submitted
 
 
+def test_a_live_owner_is_not_dead_because_the_clock_was_set() -> None:
+    alive = this_process()
+    assert not owner_is_dead(alive.model_copy(update={"process_started": alive.process_started + 3600}))
+    assert owner_is_dead(alive.model_copy(update={"process_ticks": 1}))
+    # As a launcher of the former release wrote it.
+    assert not owner_is_dead(alive.model_copy(update={"process_ticks": None}))
+    assert owner_is_dead(alive.model_copy(update={"process_ticks": None, "process_started": 1.0}))
+
+
 def test_owners_that_die_use_up_the_attempts(bench: Bench, job: TrainingJob) -> None:
-    dead = this_process().model_copy(update={"process_started": 1.0})
+    dead = this_process().model_copy(update={"process_ticks": 1, "process_started": 1.0})
     for number in (1, 2):
         bench.ledger.claim(number, dead)
     bench.finish(bench.execution(launcher := FakeLauncher()))
