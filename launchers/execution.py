@@ -215,6 +215,8 @@ class Execution:
             self._report_state(State.SUBMITTED)
             self._reported_attempt = run.attempt
         if not self._ownership.valid:
+            # Held anew in the next step, if the attempt is still this execution's.
+            self._ownership.release()
             return self._check_later(Phase.WAITING)
         try:
             self._launcher.submit(run)

@@ -27,6 +27,7 @@ class HeartbeatOwnership(Ownership):
         self._owner = this_process()
         self._monitor = HeartbeatMonitor(clock)
         self._renewal: Periodic | None = None
+        self._lapsed = False
 
     def new_owner(self) -> Owner:
         return self._owner
@@ -41,8 +42,9 @@ class HeartbeatOwnership(Ownership):
     def hold(self, attempt: int) -> None:
         if self._renewal is None:
             self._ledger.renew(attempt)
+            self._lapsed = False
             self._renewal = Periodic(
-                lambda: self._ledger.renew(attempt),
+                lambda: self._renew(attempt),
                 RENEW_SECONDS,
                 name="renew heartbeat",
                 request_id=self._ledger.request_id,
@@ -56,7 +58,14 @@ class HeartbeatOwnership(Ownership):
 
     @property
     def valid(self) -> bool:
-        return self._renewal is not None and self._renewal.age <= GIVE_UP_SECONDS
+        if self._renewal and self._renewal.age > GIVE_UP_SECONDS:
+            self._lapsed = True
+        return self._renewal is not None and not self._lapsed
+
+    def _renew(self, attempt: int) -> None:
+        # After a lapse, of a suspended machine for example, another may own the next attempt: to renew would hide it.
+        if self.valid:
+            self._ledger.renew(attempt)
 
 
 def this_process() -> Owner:
@@ -86,13 +95,18 @@ class HeartbeatMonitor:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._heartbeat: object = None
-        self._since = clock()
+        self._since = self._read_at = clock()
 
     def unchanged_seconds(self, heartbeat: object) -> float:
-        """For how long the heartbeat has had this value, since it was first read."""
-        if heartbeat != self._heartbeat:
-            self._heartbeat, self._since = heartbeat, self._clock()
-        return self._clock() - self._since
+        """For how long the heartbeat has had this value, since it was first read.
+
+        Counted anew where this process was away itself: the owner may have been suspended with it.
+        """
+        at = self._clock()
+        if heartbeat != self._heartbeat or at - self._read_at > GIVE_UP_SECONDS:
+            self._heartbeat, self._since = heartbeat, at
+        self._read_at = at
+        return at - self._since
 
 
 def _host() -> str:
