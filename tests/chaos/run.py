@@ -1,11 +1,12 @@
 """One run: real servers, three workers, traffic and faults; afterwards the comparison with the reference model."""
 
+import hashlib
 import io
 import json
 import shutil
 import time
-from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import pyarrow.parquet as pq
 from kafka import TopicPartition
 from rocksdict import AccessType, Options, Rdict
 
-from foldtune.events import FineTuneRequested, FineTuneStatus, SnapshotManifest, TrainingJob, now
+from foldtune.events import (
+    FineTuneCancelled,
+    FineTuneRequested,
+    FineTuneStatus,
+    SnapshotManifest,
+    State,
+    TrainingJob,
+    now,
+)
 from foldtune.kafka import Publisher, consumer, create_topics
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
@@ -22,37 +31,58 @@ from foldtune.topics import Topic
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
 from streams.worker.app import changelogs
-from tests.chaos.faults import SESSION_SECONDS, Faults, Worker
-from tests.chaos.reference import FolderContent, History, Row
-from tests.chaos.traffic import BOUNDED_FOLDERS, FOLDERS, MAX_EXAMPLES, Traffic, Trainer
+from tests.chaos.faults import SESSION_SECONDS, Faults, Injector, Supervisor, Worker, injectors, small_disks
+from tests.chaos.reference import LEFT_OUT, FolderContent, History
+from tests.chaos.traffic import (
+    BOUNDED_FOLDERS,
+    FOLDERS,
+    MAX_EXAMPLES,
+    UNKNOWN_FOLDER,
+    RequestKey,
+    Traffic,
+    Trainer,
+)
+from tests.faulty_s3 import FaultyS3
 from tests.support import environment, settings_of
 
 WORKERS = 3
 # Faust stores its checkpoint in the same database.
 _CHECKPOINT = b"__faust"
-
-
-_ZERO = (
-    "lost",
-    "duplicated",
-    "diverged_folders",
-    "requests_without_one_end",
-    "stores_unlike_changelog",
-    "dead_letters_missing",
-)
+_TABLES = ("training-sets", "requests")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The parameters of a run; ``without`` names a correction to disable in the workers."""
+    """The parameters of a run; ``without`` names corrections to disable in the workers."""
 
     seed: int
     seconds: float
-    fault_every: float = 2.5
+    fault_every: float = 2.0
     kinds: tuple[str, ...] | None = None
-    without: str | None = None
+    without: tuple[str, ...] = ()
     # Seconds after the last fault until every request must have a final status.
     patience: float = 240.0
+
+
+@dataclass
+class Counters:
+    """What must be 0."""
+
+    # Logs that the broker had taken, or that the snapshot should have, and rows of one log more than once.
+    lost: int = 0
+    duplicated: int = 0
+    # Folders of which any field of any row or document differs.
+    diverged_folders: int = 0
+    # No end, or two; an end that neither the request nor its trainer gave cause for.
+    requests_without_one_end: int = 0
+    requests_with_wrong_end: int = 0
+    # Jobs of one request that differ, and manifests that are not those that their job names.
+    snapshots_altered: int = 0
+    # Partitions of both tables for which no worker's RocksDB equals the state replayed from the changelog.
+    stores_unlike_changelog: int = 0
+    dead_letters_missing: int = 0
+    # Valid records that were rejected.
+    dead_letters_unfounded: int = 0
 
 
 @dataclass
@@ -64,30 +94,27 @@ class Report:
     faults: dict[str, int] = field(default_factory=dict)
     logs_published: int = 0
     requests: int = 0
+    ends: dict[str, int] = field(default_factory=dict)
     worker_exits: int = 0
-    lost: int = 0
-    duplicated: int = 0
-    diverged_folders: int = 0
-    requests_without_one_end: int = 0
-    stores_unlike_changelog: int = 0
-    dead_letters_missing: int = 0
+    counters: Counters = field(default_factory=Counters)
 
     @property
     def violations(self) -> dict[str, int]:
         """The counters that must be 0 and are not."""
-        counters = {name: getattr(self, name) for name in _ZERO}
-        return {name: count for name, count in counters.items() if count}
+        return {name: count for name, count in asdict(self.counters).items() if count}
 
     def to_json(self) -> str:
         """One JSON object."""
-        return json.dumps(asdict(self) | {"injected": sum(self.faults.values())})
+        content = asdict(self)
+        return json.dumps(content | content.pop("counters") | {"injected": sum(self.faults.values())})
 
 
 def run(plan: Plan, folder: Path) -> Report:
     """Inject the faults and compare. The log files and data folders stay in ``folder``."""
     report = Report(plan.seed, plan.seconds)
     options = LocalOptions(data_dir=folder / "servers", kafka_port=None, s3_port=None, keep_data=False)
-    with LocalServers(options) as servers:
+    disks = [folder / f"worker-{number}" for number in range(WORKERS)]
+    with LocalServers(options) as servers, FaultyS3(servers.s3_endpoint) as s3, small_disks(disks) as may_fill:
         variables = environment(
             servers,
             folder,
@@ -96,29 +123,46 @@ def run(plan: Plan, folder: Path) -> Report:
             FOLDTUNE_WORKER__BLOCK_RECORDS="50",
             FOLDTUNE_WORKER__SNAPSHOT_TIMEOUT="PT60S",
             FOLDTUNE_WORKER__CATCH_UP_TIMEOUT="PT15S",
-            CHAOS_WITHOUT=plan.without or "",
         )
         settings = settings_of(variables)
         create_topics(settings.kafka, tuple(Topic), changelogs(settings))
         traffic, trainer = Traffic(settings, plan.seed), Trainer(settings)
-        workers = [Worker(number, folder, variables) for number in range(WORKERS)]
-        faults = Faults(servers, workers, traffic, seed=plan.seed, every=plan.fault_every, kinds=plan.kinds)
+        of_worker = variables | {"FOLDTUNE_S3__ENDPOINT_URL": s3.endpoint_url, "CHAOS_WITHOUT": ",".join(plan.without)}
+        workers = [Worker(number, disk, of_worker, servers.kafka.port) for number, disk in enumerate(disks)]
+        supervisor = Supervisor(workers)
+        faults = Faults(servers, s3, workers, traffic, settings)
+        injecting = injectors(
+            faults,
+            seed=plan.seed,
+            every=plan.fault_every,
+            seconds=plan.seconds,
+            kinds=plan.kinds,
+            skipped=() if may_fill else ("disk full",),
+        )
         try:
-            for thread in (traffic, trainer, faults):
-                thread.start()
+            threads: list[Traffic | Trainer | Supervisor | Injector] = [traffic, trainer, supervisor, *injecting]
+            for started in threads:
+                started.start()
             time.sleep(plan.seconds)
-            for thread in (faults, traffic):
-                thread.done.set()
-                thread.join()
-            system = System(settings, traffic, trainer, workers, plan.patience)
-            system.compare(report, folder / "differences.json")
+            ending: list[Traffic | Injector] = [*injecting, traffic]
+            for ended in ending:
+                ended.done.set()
+                ended.join()
+            if errors := [injector.error for injector in injecting if injector.error]:
+                raise ExceptionGroup("faults", errors)
+            trainers = [trainer, *faults.second_trainers]
+            System(settings, traffic, trainers, plan.patience).compare(report, folder / "differences.json")
         finally:
-            trainer.done.set()
+            supervisor.done.set()
+            supervisor.join()
+            for other in (trainer, *faults.second_trainers):
+                other.done.set()
             for worker in workers:
                 worker.stop()
-        report.faults = dict(sorted(faults.counts.items()))
+        for injector in injecting:
+            report.faults |= injector.counts
         report.worker_exits = sum(worker.exits for worker in workers)
-        report.stores_unlike_changelog = _stores_unlike_changelog(settings, workers)
+        report.counters.stores_unlike_changelog = _stores_unlike_changelog(settings_of(workers[0].variables), disks)
     return report
 
 
@@ -128,83 +172,134 @@ class System:
 
     settings: Settings
     traffic: Traffic
-    trainer: Trainer
-    workers: list[Worker]
+    trainers: list[Trainer]
     patience: float
 
     def compare(self, report: Report, differences: Path) -> None:
         """Wait for the final statuses, then compare the system with the reference model and fill in the report."""
         self.traffic.connect().close()
-        self._await_final_states()
-        history = History(self.settings)
+        self._await_final_statuses()
+        counters, history = report.counters, History(self.settings)
         expected, found = history.expected(), self._exported_folders()
-        states = self._final_states()
-        unresolved = {
-            request_id: sorted(states[request_id])
-            for request_id in self.traffic.requested
-            if len(states[request_id]) != 1
+        # The records that make a table's last foreign writes known to its owner.
+        self._touch_every_partition()
+        statuses = self._final_statuses()
+        without_one_end = {
+            key: sorted(states)
+            for key in self.traffic.requested
+            if len(states := {status.state.value for status in statuses[key]}) != 1
         }
+        wrong_end = {key: text for key in self.traffic.requested if (text := self._wrong_end(key, statuses[key]))}
         different: dict[str, Any] = {
-            name: (expected[name], found[name]) for name in FOLDERS if expected[name] != found[name]
+            name: (expected[name], found[name]) for name in (*FOLDERS, LEFT_OUT) if expected[name] != found[name]
         }
-        differences.write_text(json.dumps({"folders": different, "requests": unresolved}, default=asdict, indent=1))
+        altered = self._altered_snapshots()
+        letters = [(record.value, dict(record.headers)) for record in read(self.settings.kafka, Topic.DEAD_LETTERS)]
+        unfounded = [(value, headers) for value, headers in letters if value not in self.traffic.poison]
+        content = {
+            "folders": different,
+            "requests": {" ".join(key): ends for key, ends in (without_one_end | wrong_end).items()},
+            "snapshots": altered,
+            "letters": unfounded,
+        }
+        differences.write_text(json.dumps(content, default=_plain, indent=1))
         for name in FOLDERS:
-            wanted, exported = ([row[0] for row in contents[name].rows] for contents in (expected, found))
-            report.lost += len(set(wanted) - set(exported))
-            report.duplicated += len(exported) - len(set(exported))
-        report.diverged_folders = len(different)
+            wanted, exported = ([row["log_id"] for row in contents[name].rows] for contents in (expected, found))
+            counters.lost += len(set(wanted) - set(exported))
+            counters.duplicated += len(exported) - len(set(exported))
+        counters.lost += len(self.traffic.acknowledged - history.logs)
+        counters.diverged_folders = len(different)
+        counters.requests_without_one_end = len(without_one_end)
+        counters.requests_with_wrong_end = len(wrong_end)
+        counters.snapshots_altered = len(altered)
+        counters.dead_letters_missing = len(self.traffic.poison - {value for value, _ in letters})
+        counters.dead_letters_unfounded = len(unfounded)
         report.logs_published = len(history.logs)
-        report.lost += len(self.traffic.acknowledged - history.logs)
         report.requests = len(self.traffic.requested)
-        report.requests_without_one_end = len(unresolved)
-        letters = {record.value for record in read(self.settings.kafka, Topic.DEAD_LETTERS)}
-        report.dead_letters_missing = len(self.traffic.poison - letters)
+        report.ends = dict(
+            Counter(status.state.value for key in self.traffic.requested for status in statuses[key][:1])
+        )
 
-    def _await_final_states(self) -> None:
+    def _await_final_statuses(self) -> None:
         deadline = time.monotonic() + self.patience
-        while self.traffic.requested - self._final_states().keys() and time.monotonic() < deadline:
-            self._keep_workers_alive()
+        while self.traffic.requested.keys() - self._final_statuses().keys() and time.monotonic() < deadline:
+            time.sleep(0.5)
 
-    def _final_states(self) -> dict[str, set[str]]:
-        """The final states of each request; the same state published twice after a crash counts once."""
-        states: dict[str, set[str]] = defaultdict(set)
+    def _final_statuses(self) -> dict[RequestKey, list[FineTuneStatus]]:
+        """The final statuses of each request; after a crash the same may have been published twice."""
+        statuses: dict[RequestKey, list[FineTuneStatus]] = defaultdict(list)
         for record in read(self.settings.kafka, Topic.FINE_TUNE_STATUS):
             status = FineTuneStatus.model_validate_json(record.value)
             if status.state.terminal:
-                states[status.request_id].add(status.state.value)
-        return states
+                statuses[status.model, status.request_id].append(status)
+        return statuses
 
-    def _keep_workers_alive(self) -> None:
-        for worker in self.workers:
-            worker.keep_alive()
-        time.sleep(0.5)
+    def _wrong_end(self, key: RequestKey, statuses: list[FineTuneStatus]) -> str | None:
+        """The end for which there is no cause."""
+        request = self.traffic.requested[key]
+        unknown = UNKNOWN_FOLDER in (request.data.folders or ())
+        fails = {(request.training.epochs == 3) != trainer.second for trainer in self.trainers}
+        for status in statuses:
+            caused = {
+                State.CANCELLED: key in self.traffic.cancelled,
+                State.REJECTED: unknown,
+                State.COMPLETED: not unknown and False in fails,
+                State.FAILED: status.retryable or (not unknown and True in fails),
+            }
+            if not caused[status.state]:
+                return f"{status.state}: {'; '.join(status.reasons)}"
+        return None
+
+    def _altered_snapshots(self) -> list[str]:
+        store = S3ObjectStore(self.settings.s3)
+        altered = [f"{job.request.model} {job.snapshot_uri}: another job" for job in self.trainers[0].other_jobs]
+        for job in self.trainers[0].jobs.values():
+            content = store.find(store.key(job.snapshot_uri)) or b""
+            if hashlib.sha256(content).hexdigest() != job.snapshot_sha256:
+                altered.append(f"{job.request.model} {job.snapshot_uri}: not as announced")
+        return altered
 
     def _exported_folders(self) -> dict[str, FolderContent]:
-        """The content of every folder in a last snapshot of the system."""
-        job = self._last_job()
-        store = S3ObjectStore(self.settings.s3)
-        manifest = SnapshotManifest.model_validate_json(store.get(store.key(job.snapshot_uri)))
+        """The content of every folder in a last snapshot of the system; nothing, if there is none."""
         contents: dict[str, FolderContent] = defaultdict(FolderContent)
-        for part in manifest.parts:
+        job, store = self._last_job(), S3ObjectStore(self.settings.s3)
+        manifest = store.find(store.key(job.snapshot_uri)) if job else None
+        left_out: Counter[str] = Counter()
+        for part in SnapshotManifest.model_validate_json(manifest).parts if manifest else ():
+            left_out.update(part.left_out)
             for row in _rows(store, part.examples):
-                positive = row["positive"]["document_id"] if row["positive"] else None
-                columns: Row = (row["log_id"], row["question"], row["label"], positive)
-                contents[row["folder_id"]].rows.append(columns)
+                # Of 32 bits.
+                row |= {"occurred_at": row["occurred_at"].isoformat(), "strength": round(row["strength"], 6)}
+                contents[row["folder_id"]].rows.append(row)
             for row in _rows(store, part.documents):
-                contents[row["folder_id"]].documents[row["document_id"]] = row["text"]
+                document = {"title": row["title"], "text": row["text"]}
+                contents[row["folder_id"]].documents[row["document_id"]] = document
+        contents[LEFT_OUT].documents = dict(left_out)
         return contents
 
-    def _last_job(self) -> TrainingJob:
+    def _last_job(self) -> TrainingJob | None:
         with Publisher(self.settings.kafka) as publisher:
             for attempt in range(5):
                 request = FineTuneRequested(request_id=f"last-{attempt}", model=f"last-{attempt}", requested_at=now())
                 publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
                 deadline = time.monotonic() + max(30, self.patience / 4)
                 while time.monotonic() < deadline:
-                    self._keep_workers_alive()
-                    if job := self.trainer.jobs.get(request.request_id):
+                    if job := self.trainers[0].jobs.get((request.model, request.request_id)):
                         return job
-        raise TimeoutError("no last snapshot")
+                    time.sleep(0.2)
+        return None
+
+    def _touch_every_partition(self) -> None:
+        cancel = FineTuneCancelled(request_id="no-such-request", model="none", requested_at=now()).encode()
+        with Publisher(self.settings.kafka) as publisher:
+            for partition in range(self.settings.kafka.partitions):
+                publisher.send_raw(Topic.FINE_TUNE_REQUESTS, cancel, key="none", partition=partition)
+            publisher.flush()
+        time.sleep(3)
+
+
+def _plain(content: Any) -> Any:
+    return asdict(content) if is_dataclass(content) and not isinstance(content, type) else str(content)
 
 
 def _rows(store: S3ObjectStore, file: Any) -> list[dict[str, Any]]:
@@ -212,15 +307,15 @@ def _rows(store: S3ObjectStore, file: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _stores_unlike_changelog(settings: Settings, workers: list[Worker]) -> int:
-    """The number of partitions for which no worker's RocksDB equals the state replayed from the changelog."""
+def _stores_unlike_changelog(settings: Settings, disks: list[Path]) -> int:
+    """The number of partitions, of both tables, for which no worker's RocksDB equals the replayed changelog."""
     differing = 0
-    (topic, *_) = changelogs(settings)
     with consumer(settings.kafka) as client:
-        for partition in range(settings.kafka.partitions):
-            content = _replay(client, TopicPartition(topic, partition))
-            stores = [path for worker in workers for path in worker.data_dir.rglob(f"training-sets-{partition}.db")]
-            differing += all(_rocksdb_content(path) != content for path in stores)
+        for table, topic in zip(_TABLES, changelogs(settings), strict=True):
+            for partition in range(settings.kafka.partitions):
+                content = _replay(client, TopicPartition(topic, partition))
+                stores = [path for disk in disks for path in disk.rglob(f"{table}-{partition}.db")]
+                differing += bool(content) and all(_rocksdb_content(path) != content for path in stores)
     return differing
 
 

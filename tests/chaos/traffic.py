@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import Literal
 
 from tenacity import retry, retry_if_exception_type, stop_after_delay
 
@@ -43,25 +44,32 @@ _REQUEST_EVERY = 15
 
 _SHARES = {"log": 55, "envelope": 2, "update": 3, "feedback": 15, "document": 15, "deletion": 3, "erasure": 1}
 Sent = tuple[Topic, Event, str]
+# An id names a request only together with its model: each id is used for two models.
+RequestKey = tuple[str, str]
+UNKNOWN_FOLDER = "no such folder"
 
 
 class Traffic(threading.Thread):
-    """Publishes until ``done`` is set; ``acknowledged`` holds ids of stored logs, ``requested`` of requests."""
+    """Publishes until ``done`` is set; ``acknowledged`` holds ids of stored logs, ``requested`` the requests."""
 
     def __init__(self, settings: Settings, seed: int) -> None:
         super().__init__(name="traffic", daemon=True)
         self.acknowledged: set[str] = set()
-        self.requested: set[str] = set()
+        self.requested: dict[RequestKey, FineTuneRequested] = {}
+        self.cancelled: set[RequestKey] = set()
         self.poison: set[bytes] = set()
         self.done = threading.Event()
         self._settings = settings
         self._random = random.Random(seed)
         self._recent: list[Sent] = []
         self._number = 0
+        self._request_number = 0
 
     def run(self) -> None:
         tick = 0
         with Publisher(self._settings.kafka) as publisher:
+            # Enough for a training, so that a request for a known folder has no reason to be rejected.
+            self._send(publisher, [(Topic.CHAT_LOGS, self._first_logs(folder), folder) for folder in FOLDERS])
             while not self.done.is_set():
                 self._send(publisher, [self._event() for _ in range(self._random.randrange(30))])
                 if tick % _REQUEST_EVERY == 0:
@@ -70,9 +78,12 @@ class Traffic(threading.Thread):
                 time.sleep(_TICK_SECONDS)
 
     def publish_duplicates(self) -> None:
-        """Publish the last 200 events again, as a producer does that missed the acknowledgement."""
+        """Publish recent events and requests again, as a producer does that missed the acknowledgement."""
+        known = list(self.requested.values())
+        requests = self._random.sample(known, min(3, len(known)))
         with self.connect() as publisher:
-            self._send(publisher, self._recent[-200:])
+            again = [(Topic.FINE_TUNE_REQUESTS, request, request.model) for request in requests]
+            self._send(publisher, [*self._recent[-200:], *again])
 
     def publish_poison(self) -> None:
         """Publish undecodable values to three topics."""
@@ -110,6 +121,11 @@ class Traffic(threading.Thread):
                     self.acknowledged |= {log.log_id for log in event.logs}
         self._recent = [*self._recent, *events][-1000:]
 
+    def _first_logs(self, folder: str) -> ChatLogBatch:
+        numbers = range(self._number + 1, self._number + 61)
+        self._number = numbers[-1]
+        return ChatLogBatch(folder_id=folder, logs=tuple(self._log(folder, f"log-{number:07}") for number in numbers))
+
     def _event(self) -> Sent:  # noqa: PLR0911  one for each kind
         folder = self._random.choice(FOLDERS)
         match self._random.choices(tuple(_SHARES), tuple(_SHARES.values()))[0]:
@@ -130,8 +146,9 @@ class Traffic(threading.Thread):
             case "document":
                 name = f"d{self._random.randrange(40)}"
                 text = f"Text {self._random.randrange(10_000)} of {name}."
+                title = self._random.choice(("", f"Title of {name}"))
                 document = DocumentUpserted(
-                    document_id=name, folder_id=folder, occurred_at=self._event_time(), text=text
+                    document_id=name, folder_id=folder, occurred_at=self._event_time(), title=title, text=text
                 )
                 return Topic.DOCUMENTS, document, folder
             case "deletion":
@@ -142,104 +159,142 @@ class Traffic(threading.Thread):
                     folder,
                 )
             case _:
-                name = f"u{self._random.randrange(200)}"
+                subjects: dict[Literal["user", "conversation", "log", "document"], str] = {
+                    "user": f"u{self._random.randrange(200)}",
+                    "conversation": f"c{self._random.randrange(200)}",
+                    "log": f"log-{self._random.randint(1, self._number + 20):07}",
+                    "document": f"d{self._random.randrange(400)}",
+                }
+                subject, name = self._random.choice(tuple(subjects.items()))
                 erasure = ErasureRequested(
                     erasure_id=f"e{self._random.randrange(10**9)}",
                     occurred_at=self._event_time(),
-                    subject="user",
+                    subject=subject,
                     subject_id=name,
                 )
                 return Topic.ERASURES, erasure, ""
 
     def _log(self, folder: str, log_id: str) -> ChatLog:
-        shown = self._random.sample(range(40), 3)
+        chance = self._random.random
+        retrieved = tuple(
+            RetrievedPassage(
+                document_id=f"d{name}",
+                folder_id=folder if chance() < 0.9 else self._random.choice(FOLDERS),
+                rank=rank,
+                score=chance() if chance() < 0.5 else None,
+                text=f"Passage {self._random.randrange(1000)}, ä" if chance() < 0.3 else None,
+            )
+            for rank, name in enumerate(self._random.sample(range(40), 4), start=1)
+        )
+        shown = [passage.document_id for passage in retrieved]
         return ChatLog(
             log_id=log_id,
             occurred_at=self._event_time(),
-            agent_id="agent",
-            user_id=f"u{self._random.randrange(200)}",
+            agent_id=self._random.choice(("agent", "agent b", "ägent")),
+            conversation_id=f"c{self._random.randrange(200)}" if chance() < 0.5 else None,
+            user_id=f"u{self._random.randrange(200)}" if chance() < 0.9 else None,
             question=f"Question {self._random.randrange(100_000)}?",
             answer="So it is. " * self._random.randrange(300),
             folder_id=folder,
-            retrieved=tuple(
-                RetrievedPassage(document_id=f"d{name}", folder_id=folder, rank=rank)
-                for rank, name in enumerate(shown, start=1)
-            ),
-            cited_document_ids=(f"d{shown[0]}",) if self._random.random() < 0.8 else (),
+            retrieved=retrieved,
+            # Mostly one of those shown; several, in another order, or one that was not shown.
+            cited_document_ids=tuple(self._random.sample([*shown, "d40"], self._random.choice((0, 1, 1, 1, 2, 3)))),
+            feedback=self._verdict() if chance() < 0.1 else None,
         )
 
     def _feedback(self, folder: str) -> Feedback:
         number = self._random.randint(max(1, self._number - 500), self._number + 20)
-        verdict = self._random.choice(
-            (
-                Verdict(rating=Rating.LIKE),
-                Verdict(rating=Rating.DISLIKE),
-                Verdict(correct_document_id=f"d{self._random.randrange(40)}"),
-            )
-        )
         return Feedback(
             feedback_id=f"f{self._random.randrange(10**9)}",
             occurred_at=self._event_time(),
             log_id=f"log-{number:07}",
             folder_id=folder,
-            verdict=verdict,
+            verdict=self._verdict(),
+        )
+
+    def _verdict(self) -> Verdict:
+        correct = f"d{self._random.randrange(40)}"
+        return self._random.choice(
+            (
+                Verdict(rating=Rating.LIKE),
+                Verdict(rating=Rating.DISLIKE),
+                Verdict(correct_document_id=correct),
+                Verdict(rating=Rating.LIKE, correct_document_id=correct),
+            )
         )
 
     def _event_time(self) -> datetime:
         return now() - timedelta(seconds=self._random.random() * 20 * 24 * 3600)
 
     def _publish_request(self, publisher: Publisher) -> None:
-        request_id, model = f"r-{len(self.requested)}", self._random.choice(MODELS)
-        epochs = self._random.choice((1, 2, 3))
-        folders = tuple(self._random.sample((*FOLDERS, "no such folder"), self._random.randint(1, 5)))
+        number, self._request_number = self._request_number, self._request_number + 1
+        request_id, model = f"r-{number // 2}", MODELS[(number // 2 + number % 2) % len(MODELS)]
+        folders = tuple(self._random.sample((*FOLDERS, UNKNOWN_FOLDER), self._random.randint(1, 5)))
         request = FineTuneRequested(
             request_id=request_id,
             model=model,
             requested_at=now(),
             data=DataSelection(folders=folders),
-            training=TrainingKnobs(epochs=epochs),
+            training=TrainingKnobs(epochs=self._random.choice((1, 2, 3))),
         )
-        events: list[Event] = [request]
-        if self._random.random() < 0.2:
-            events.append(FineTuneCancelled(request_id=request_id, model=model, requested_at=now()))
+        key = (model, request_id)
         try:
-            for event in events:
-                publisher.publish(Topic.FINE_TUNE_REQUESTS, event, key=model)
+            publisher.publish(Topic.FINE_TUNE_REQUESTS, request, key=model)
+            self.requested[key] = request
+            if self._random.random() < 0.2:
+                # Before it is acknowledged: the broker may have it even if it does not say so.
+                self.cancelled.add(key)
+                cancel = FineTuneCancelled(request_id=request_id, model=model, requested_at=now())
+                publisher.publish(Topic.FINE_TUNE_REQUESTS, cancel, key=model)
         except PublishError:
             return
-        self.requested.add(request_id)
 
 
 class Trainer(threading.Thread):
-    """Simulates launcher and trainer: runs every job once and reports its states."""
+    """Simulates launcher and trainer: runs every job once and reports its states.
 
-    def __init__(self, settings: Settings) -> None:
+    A ``second`` one is a trainer that comes back and knows nothing of the first: it reports every job again, from the
+    beginning, and with another end.
+    """
+
+    def __init__(self, settings: Settings, *, second: bool = False) -> None:
         super().__init__(name="trainer", daemon=True)
-        self.jobs: dict[str, TrainingJob] = {}
+        self.jobs: dict[RequestKey, TrainingJob] = {}
+        # Jobs that ask for another training than the first of the same request.
+        self.other_jobs: list[TrainingJob] = []
+        self.reported: dict[RequestKey, State] = {}
         self.done = threading.Event()
         self._settings = settings
+        self.second = second
 
     def run(self) -> None:
         kafka = self._settings.kafka
-        with Publisher(kafka) as publisher, consumer(kafka, Topic.TRAINING_JOBS) as jobs:
-            while not self.done.is_set():
-                for records in jobs.poll(timeout_ms=200).values():
-                    for record in records:
-                        self._train(TrainingJob.model_validate_json(record.value), publisher)
+        while not self.done.is_set():
+            with suppress(NoBrokerError), Publisher(kafka) as publisher, consumer(kafka, Topic.TRAINING_JOBS) as jobs:
+                while not self.done.is_set():
+                    for records in jobs.poll(timeout_ms=200).values():
+                        for record in records:
+                            self._train(TrainingJob.model_validate_json(record.value), publisher)
 
     def _train(self, job: TrainingJob, publisher: Publisher) -> None:
         request = job.request
-        if request.request_id in self.jobs:
+        key = (request.model, request.request_id)
+        if (first := self.jobs.setdefault(key, job)) is not job:
+            if _training(first) != _training(job):
+                self.other_jobs.append(job)
             return
-        self.jobs[request.request_id] = job
-        last = State.FAILED if request.training.epochs == 3 else State.COMPLETED
-        for state in (State.SUBMITTED, State.RUNNING, last):
+        fails = (request.training.epochs == 3) != self.second
+        self.reported[key] = State.FAILED if fails else State.COMPLETED
+        for state in (State.SUBMITTED, State.RUNNING, self.reported[key]):
             report = FineTuneStatus(request_id=request.request_id, model=request.model, state=state, at=now())
-            while True:
-                try:
+            while not (self.second and self.done.is_set()):
+                with suppress(PublishError):
                     publisher.publish(
                         Topic.TRAINING_REPORTS, report, key=request.request_id, partition_by=request.model
                     )
-                except PublishError:
-                    continue
-                break
+                    break
+
+
+def _training(job: TrainingJob) -> tuple[str, ...]:
+    """What must be the same in all jobs of a request."""
+    return job.snapshot_uri, job.snapshot_sha256, job.version, job.output_uri
