@@ -53,7 +53,7 @@ class Topic(Enum):
 
 
 def request_key(model: str, request_id: str) -> str:
-    """The key of a request's records: two models may use one id. Neither name contains a slash."""
+    """The key of a request's records, and the start of it: two models may use one id. Neither name has a slash."""
     return f"{model}/{request_id}"
 
 

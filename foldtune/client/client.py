@@ -159,11 +159,13 @@ class FoldtuneClient:
         deadline = time.monotonic() + timeout.total_seconds() if timeout else None
         for record in read(self._settings.kafka, Topic.FINE_TUNE_STATUS, follow=follow, deadline=deadline):
             # Before the record is decoded; the key was the id alone, until 0.1.
-            if (record.key or b"").rpartition(b"/")[2] != request_id.encode():
+            if request_id.encode() not in (record.key or b"").split(b"/"):
                 continue
-            if (status := _decode(record, FineTuneStatus)) is None:
+            if (status := _decode(record, FineTuneStatus)) is None or status.request_id != request_id:
                 continue
-            if model not in {None, status.model} or last.get(status.model) == status:
+            known = last.get(status.model)
+            # A worker that was cut off may repeat earlier states after the end.
+            if model not in {None, status.model} or status == known or (known and known.state.terminal):
                 continue
             last[status.model] = status
             yield status

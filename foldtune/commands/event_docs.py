@@ -21,7 +21,8 @@ TOPIC_EVENTS: dict[Topic, tuple[str, str]] = {
     Topic.TRAINING_REPORTS: ("fine_tune_status, from launcher and trainer", "model/request_id, partitioned by model"),
     Topic.FINE_TUNE_STATUS: (
         "fine_tune_status",
-        "model/request_id, partitioned by model; for SDKs of 0.1 once more under request_id alone",
+        "model/request_id of a final status, model/request_id/progress of any other, partitioned by model; for SDKs of"
+        " 0.1 once more under request_id alone",
     ),
     Topic.TRAINING_JOBS: ("training_job", "model/request_id, partitioned by model"),
     Topic.DEAD_LETTERS: (

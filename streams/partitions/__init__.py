@@ -33,19 +33,22 @@ What each part relies on
       offset; an older one defers work.
     - Erasure: a zombie that merges segments can bring erased text back behind the mark "purged". So a new owner purges
       once whatever the mark says, and an owner purges again after a foreign write.
-    - Coordinator: decisions are not idempotent, two of them could end a request twice. So it writes to the partition
-      before each decision that is published: that write applies whatever other workers have decided.
-    - Other topics: a zombie may publish an event again. All readers are idempotent: commands and parts carry the
-      request, the launchers' ledger starts a job once, and a status is the same again.
+    - Coordinator: decisions are not idempotent, two of them could end a request twice. So the keys of its state carry a
+      claim (``fencing.py``): what a zombie writes late has a key that nobody reads, and a worker publishes nothing once
+      the changelog holds a higher claim. It writes to the partition before each decision, to see that. Final statuses
+      have no claim: they follow from a stored decision, whose completion by a zombie and by the owner is the same.
+    - Other topics: a zombie may publish an event again, also late. All readers are idempotent: commands and parts carry
+      the request, the launchers' ledger starts a job once, and a status is the same again. The final status has a key
+      of its own on the compacted ``fine-tune-status``, so that a late one of another state does not replace it; readers
+      prefer a final status to any other (``foldtune.status_order``). SDKs of 0.1, which read a key that all statuses of
+      a request share, may miss the end in that case.
     - Standbys: Faust may hand over changelog records of a standby after the partition became active. They are older
       than the store, so ``ChangelogTable`` drops them.
 
 What is left
-    - A pause of more than a session in the milliseconds between the coordinator's write and that of its decision: two
-      workers can then decide on one request. Both decisions are published, and the later one is the state.
     - A foreign write after the owner's last own write is detected with its next one. That only delays: the owner writes
       with every block, before every published decision, and daily where something was erased.
 
-``tests/unit/streams/training_sets/test_store.py`` runs random histories with zombies; ``tests/chaos`` pauses real
-workers.
+``tests/unit/streams/training_sets/test_store.py`` and ``tests/unit/streams/requests/test_fencing.py`` run random
+histories with zombies; ``tests/chaos`` pauses real workers.
 """

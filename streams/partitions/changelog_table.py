@@ -34,6 +34,9 @@ Changes = Mapping[bytes, bytes | None]
 class Table(Protocol):
     """Bytes by key, in partitions that a worker owns for a time."""
 
+    def owned_generation(self, partition: int) -> int | None:
+        """The group generation in which this worker owns the partition and has recovered it; else ``None``."""
+
     async def write(self, partition: int, changes: Changes) -> bool:
         """Durably put the keys with a value, and once these are durable delete the keys with ``None``.
 
@@ -77,7 +80,6 @@ class ChangelogTable(Table):
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def owned_generation(self, partition: int) -> int | None:
-        """The group generation in which this worker owns the partition and has recovered it; else ``None``."""
         owned = self._app.tables.actives_ready and self._changelog(partition) in self._app.assignor.assigned_actives()
         return self._app.consumer_generation_id if owned else None
 

@@ -40,6 +40,7 @@ from streams.errors import PartitionLostError, UnreadableStateError
 from streams.metrics import FAILED_TIMERS, REQUESTS_ENDED
 from streams.partitions.changelog_table import Table
 from streams.partitions.consumer import is_at_fault
+from streams.partitions.fencing import FencedTable
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests import lifecycle, retraining_policy
 from streams.requests.lifecycle import Active, ModelState, Transition
@@ -50,11 +51,11 @@ _log = structlog.get_logger()
 # So that nobody takes an id before the policy or the schedule does.
 _RESERVED_IDS = ("auto-", "schedule-")
 _COMMIT = re.compile("[0-9a-f]{40}")
-_BARRIER_KEY = b"t|turn"
 _M = TypeVar("_M", bound=BaseModel)
 # In the dead letter of an entry that cannot be decoded.
 _OUTBOX_ORIGIN = "outbox"
 _MODEL_PREFIX = b"m|"
+_POLICY_PREFIX = b"p|"
 _OUTBOX_PREFIX = b"u|"
 # Waiting requests are part of their model's state, which must fit into one message of the changelog.
 _MAX_REQUEST_BYTES, _MAX_WAITING_BYTES = 256 * 1024, 768 * 1024
@@ -65,9 +66,10 @@ _REQUIRED = (Topic.SNAPSHOT_COMMANDS.label, Topic.TRAINING_JOBS.label)
 
 
 class OutboxEntry(Struct, frozen=True):
-    """What follows from a transition: messages to publish, and final statuses by the keys to store them under."""
+    """What follows from a transition: messages to publish, and values by the keys to store them under."""
 
     messages: tuple[OutgoingRecord, ...]
+    # Final statuses, and the state of the policy; the name is that of the stored form.
     ended: dict[str, str]
 
 
@@ -82,7 +84,8 @@ class Coordinator:
     """Handles the models that hash to this worker's partitions. One event at a time."""
 
     def __init__(self, table: Table, publisher: EventPublisher, store: ObjectStore, settings: Settings) -> None:
-        self._table = table
+        # Final statuses need no fence: each is written as it was decided once, by whoever completes the decision.
+        self._table = FencedTable(table, (_MODEL_PREFIX, _POLICY_PREFIX, _OUTBOX_PREFIX))
         self._publisher = publisher
         self._store = store
         self._settings = settings
@@ -117,7 +120,7 @@ class Coordinator:
         Raises like ``handle``.
         """
         async with self._lock:
-            if any(self._table.keys(partition, _OUTBOX_PREFIX)):
+            if not self._table.claimed(partition) or any(self._table.keys(partition, _OUTBOX_PREFIX)):
                 await self._synchronize(partition)
             for key in list(self._table.keys(partition, _MODEL_PREFIX)):
                 with _failures_logged(partition, key):
@@ -183,16 +186,16 @@ class Coordinator:
         transition = lifecycle.reported(state, status, max_training, now())
         if transition.state == state:
             return
+        policy = None
         if status.state is State.COMPLETED:
             policy = retraining_policy.with_training(self._policy_state(partition, status.model), status.request_id)
-            await self._store_policy_state(partition, status.model, policy)
-        await self._commit(partition, transition)
+        await self._commit(partition, transition, policy)
 
     async def _handle_progress(self, partition: int, value: bytes) -> None:
         progress = TrainingProgressed.model_validate_json(value)
         self._check_partition(progress.partition)
         policy = retraining_policy.with_progress(self._policy_state(partition, progress.model), progress)
-        await self._store_policy_state(partition, progress.model, policy)
+        await self._table.write(partition, {_policy_key(progress.model): _json(policy)})
         await self._request_if_due(partition, progress.model)
 
     def _check_partition(self, partition: int) -> None:
@@ -204,9 +207,9 @@ class Coordinator:
             return
         await self._synchronize(partition)
         if request := self._due_request(partition, model):
-            await self._publisher.publish((OutgoingEvent(Topic.FINE_TUNE_REQUESTS, request, model),), partition)
+            output = OutgoingEvent(Topic.FINE_TUNE_REQUESTS, request, model)
             policy = retraining_policy.with_request(self._policy_state(partition, model), request)
-            await self._store_policy_state(partition, model, policy)
+            await self._commit(partition, Transition(self._model_state(partition, model), (output,)), policy)
 
     def _due_request(self, partition: int, model: str) -> FineTuneRequested | None:
         rule = next((rule for rule in self._settings.policy.rules if rule.model == model), None)
@@ -221,17 +224,19 @@ class Coordinator:
 
     # ── Transactional outbox ─────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _commit(self, partition: int, transition: Transition) -> None:
+    async def _commit(self, partition: int, transition: Transition, policy: PolicyState | None = None) -> None:
         """Store and publish a transition; one that is too large to be written fails the active request instead."""
         try:
-            await self._store_transition(partition, transition)
+            await self._store_transition(partition, transition, policy)
         except RecordRefusedError as error:
             failure = lifecycle.failed(self._model_state(partition, transition.state.model), str(error), now())
             if failure is None:
                 raise
             await self._store_transition(partition, failure)
 
-    async def _store_transition(self, partition: int, transition: Transition) -> None:
+    async def _store_transition(
+        self, partition: int, transition: Transition, policy: PolicyState | None = None
+    ) -> None:
         """Store a transition, and only then publish what follows from it.
 
         Were it published first, a crash in between could lead to another decision, and a request to two final states.
@@ -243,13 +248,16 @@ class Coordinator:
         Raises:
             RecordRefusedError: entry or state are too large; the transition does not count.
         """
-        model, state = transition.state.model, _json(transition.state)
+        model = transition.state.model
+        state = _json(transition.state.model_copy(update={"version": transition.state.version + 1}))
+        puts = {
+            _final_status_key(status.model, status.request_id): status.encode() for status in transition.final_statuses
+        }
+        if policy:
+            puts[_policy_key(model)] = _json(policy)
         entry = OutboxEntry(
             tuple(_records(transition.outputs, partition)),
-            {
-                _final_status_key(status.model, status.request_id).decode(): status.encode().decode()
-                for status in transition.final_statuses
-            },
+            {key.decode(): value.decode() for key, value in puts.items()},
         )
         await self._table.write(partition, {_outbox_key(model, state): msgspec.json.encode(entry)})
         await self._table.write(partition, {_model_key(model): state})
@@ -260,7 +268,7 @@ class Coordinator:
     async def _flush_outbox(self, partition: int) -> None:
         """Complete the transitions that this worker or a former owner committed.
 
-        1. Store the final statuses, so that a request with the same id is answered instead of started.
+        1. Store the final statuses, so that a request with the same id is answered instead of started, and the policy.
         2. Publish the messages.
         3. Delete the entry.
         """
@@ -291,12 +299,11 @@ class Coordinator:
         return await self._publisher.send(entry.messages)
 
     async def _synchronize(self, partition: int) -> None:
-        """Apply foreign writes (``streams.partitions``) before a decision that is published.
+        """Before a decision: apply what others have decided, take over the partition if need be, flush the outbox.
 
-        A zombie resumes with a stale state, in which a request may be overdue that ended long ago. Any write first
-        applies the foreign writes that precede it in the changelog, with outbox entries that were not flushed.
+        A zombie resumes with a stale state, in which a request may be overdue that ended long ago; it ends here.
         """
-        await self._table.write(partition, {_BARRIER_KEY: b""})
+        await self._table.synchronize(partition)
         await self._flush_outbox(partition)
 
     # ── Training jobs ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -413,9 +420,6 @@ class Coordinator:
         except ValidationError as error:
             raise UnreadableStateError(partition, key, *explain(error)) from error
 
-    async def _store_policy_state(self, partition: int, model: str, policy: PolicyState) -> None:
-        await self._table.write(partition, {_policy_key(model): _json(policy)})
-
 
 @contextmanager
 def _failures_logged(partition: int, key: bytes) -> Iterator[None]:
@@ -446,7 +450,7 @@ def _model_key(model: str) -> bytes:
 
 
 def _policy_key(model: str) -> bytes:
-    return b"p|" + model.encode()
+    return _POLICY_PREFIX + model.encode()
 
 
 def _final_status_key(model: str, request_id: str) -> bytes:
@@ -462,7 +466,7 @@ def _records(outputs: tuple[OutgoingEvent, ...], partition: int) -> Iterator[Out
     for record in outgoing_records(outputs, partition):
         yield record
         if record.topic == Topic.FINE_TUNE_STATUS.label and record.key:
-            yield msgspec.structs.replace(record, key=record.key.rpartition("/")[2])
+            yield msgspec.structs.replace(record, key=record.key.split("/")[1])
 
 
 def _json(model: BaseModel) -> bytes:

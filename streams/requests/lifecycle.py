@@ -59,6 +59,8 @@ class ModelState(Model):
     model: ModelName
     active: Active | None = None
     waiting: tuple[FineTuneRequested, ...] = ()
+    # Counts the transitions, so that no two states of a model are alike.
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -308,4 +310,6 @@ def _for_each(status: FineTuneStatus, request_ids: tuple[str, ...]) -> tuple[Fin
 
 
 def _output(status: FineTuneStatus) -> OutgoingEvent:
-    return OutgoingEvent(Topic.FINE_TUNE_STATUS, status, request_key(status.model, status.request_id))
+    """The event of a status. A final one has a key of its own, which no other can overwrite by compaction."""
+    key = request_key(status.model, status.request_id)
+    return OutgoingEvent(Topic.FINE_TUNE_STATUS, status, key if status.state.terminal else f"{key}/progress")

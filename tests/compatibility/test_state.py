@@ -134,19 +134,47 @@ class UnavailableError(Exception):
     """The brokers take nothing."""
 
 
+STATUS = FineTuneStatus(request_id="r", model="m", state=State.CANCELLED, at=NOON, reasons=("cancelled by ann",))
+FINAL = STATUS.encode()
+
+
+def test_a_decision_of_the_first_version_is_completed() -> None:
+    # Committed, and neither published nor recorded as a final status.
+    table, publisher = MemoryTable(), mock.AsyncMock()
+    state = b'{"model":"m","waiting":[]}'
+    message = {"topic": "fine-tune-status", "partition": 0, "key": "r", "value": FINAL.decode()}
+    entry = json.dumps({"messages": [message], "ended": {"r|m|r": FINAL.decode()}}).encode()
+    key = b"u|m|" + hashlib.sha256(state).hexdigest()[:32].encode()
+    asyncio.run(
+        table.write(0, {b"m|m": state, key: entry, b"p|m": b"{}", b"t|turn": b"", b"o|fine-tune-requests": b"7"})
+    )
+    asyncio.run(Coordinator(table, publisher, mock.Mock(), Settings(kafka=KafkaSettings(partitions=1))).tick(0))
+    ((records,), _) = publisher.send.await_args
+    assert [(record.key, record.value) for record in records] == [("r", FINAL.decode())]
+    assert table.get(0, b"r|m|r") == FINAL
+    assert table.get(0, b"o|fine-tune-requests") == b"7"
+    (claim,) = table.keys(0, b"f|")
+    state_keys = [key.removeprefix(b"g" + claim[1:]) for key in table.keys(0, b"g|")]
+    assert state_keys == [b"|m|m", b"|p|m"]
+    assert table.get(0, b"g" + claim[1:] + b"|m|m") == state
+    assert not [key for prefix in (b"m|", b"u|", b"p|") for key in table.keys(0, prefix)]
+
+
 def test_the_outbox_of_a_decision_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     # A request and its cancellation, of which the worker could publish neither.
     monkeypatch.setattr(coordinator, "now", lambda: NOON)
+    monkeypatch.setattr("streams.partitions.fencing.uuid.uuid4", lambda: SimpleNamespace(hex="0123456789abcdef" * 2))
     table, anything = MemoryTable(), mock.Mock()
     publisher = mock.AsyncMock()
     settings = Settings(kafka=KafkaSettings(partitions=1))
     handler: Any = Coordinator(table, publisher, anything, settings)
     request = FineTuneRequested(request_id="r", model="m", requested_at=NOON)
     cancel = FineTuneCancelled(request_id="r", model="m", requested_at=NOON, requested_by="ann")
+    claim = b"|000000000001|0123456789abcdef"
 
     async def story() -> None:
         await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=request.encode())])
-        state = table.get(0, b"m|m")
+        state = table.get(0, b"g" + claim + b"|m|m")
         assert state
         assert json.loads(state)["active"]["request"]["request_id"] == "r"
         publisher.send.side_effect = UnavailableError
@@ -154,17 +182,13 @@ def test_the_outbox_of_a_decision_is_read(monkeypatch: pytest.MonkeyPatch) -> No
             await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=cancel.encode())])
 
     asyncio.run(story())
-    state = table.get(0, b"m|m")
-    assert state == b'{"model":"m","waiting":[]}'
-    status = FineTuneStatus(request_id="r", model="m", state=State.CANCELLED, at=NOON, reasons=("cancelled by ann",))
-    final = status.encode()
-    (key,) = table.keys(0, b"u|")
-    assert key == b"u|m|" + hashlib.sha256(state).hexdigest()[:32].encode()
-    message = {"topic": "fine-tune-status", "partition": 0, "key": "m/r", "value": final.decode()}
-    entry = {
-        "messages": [message, message | {"key": "r"}],
-        "ended": {"r|m|r": final.decode()},
-    }
+    assert table.get(0, b"f" + claim) == b"confirmed"
+    state = table.get(0, b"g" + claim + b"|m|m")
+    assert state == b'{"model":"m","waiting":[],"version":2}'
+    (key,) = table.keys(0, b"g" + claim + b"|u|")
+    assert key == b"g" + claim + b"|u|m|" + hashlib.sha256(state).hexdigest()[:32].encode()
+    message = {"topic": "fine-tune-status", "partition": 0, "key": "m/r", "value": FINAL.decode()}
+    entry = {"messages": [message, message | {"key": "r"}], "ended": {"r|m|r": FINAL.decode()}}
     assert table.get(0, key) == json.dumps(entry, separators=(",", ":")).encode()
-    assert table.get(0, b"r|m|r") == final
+    assert table.get(0, b"r|m|r") == FINAL
     assert table.get(0, b"t|turn") == b""
