@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit integration acceptance chaos search gpu-check bench-ingest bench-train package check format lock schemas clean
+.PHONY: help setup demo test unit integration acceptance chaos fuzz search gpu-check bench-ingest bench-train package check format lock schemas clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -43,6 +43,9 @@ integration: setup ## Each part against real Kafka, a real S3 server and real pr
 
 acceptance: setup ## The demo, the functions of AWS, and a short run of faults
 	$(BIN)/pytest tests/acceptance tests/chaos
+
+fuzz: setup ## Random events at and over every bound, each accounted for; SEED=… EVENTS=…
+	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),0) --events $(or $(EVENTS),10000)
 
 search: setup ## Property tests with many more examples; EXAMPLES=…
 	EXAMPLES=$(or $(EXAMPLES),20) $(BIN)/pytest --numprocesses 2 --dist worksteal tests/unit/streams tests/unit/launchers tests/compatibility

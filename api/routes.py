@@ -116,5 +116,7 @@ def parse_request(body: bytes, caller: str) -> FineTuneRequested:
     if unknown := sorted(set(fields) - _BODY_FIELDS):
         raise BodyError(f"unknown fields: {', '.join(name[:100] for name in unknown[:_MAX_LISTED_FIELDS])}")
     generated = {"request_id": f"api-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"}
-    origin = {"requested_at": now().isoformat(), "requested_by": caller[:256], "origin": "api"}
+    # A header may hold bytes that are not UTF-8, which Python keeps as surrogates and JSON does not know.
+    name = caller[:256].encode(errors="replace").decode()
+    origin = {"requested_at": now().isoformat(), "requested_by": name, "origin": "api"}
     return FineTuneRequested.model_validate_json(json.dumps(generated | fields | origin))

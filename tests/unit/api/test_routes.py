@@ -161,3 +161,9 @@ def test_an_unavailable_store_is_a_503() -> None:
 def test_an_unreadable_status_is_a_server_error() -> None:
     with pytest.raises(ValidationError):
         request_status("r-1", None, lambda *_: FineTuneStatus.model_validate_json("{}"))
+
+
+def test_a_caller_whose_name_is_not_utf8_is_served(topic: Topic) -> None:
+    name = b"\xffada".decode(errors="surrogateescape")
+    assert submit(topic, {"model": "support"}, caller=name)[0] == 202
+    assert topic.requests[0].requested_by == "?ada"

@@ -1,6 +1,7 @@
 """The coordinator with a table in memory, under crashes and a failing object store."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from pydantic import ValidationError
 
 from foldtune.errors import InvalidEventError, ObjectStoreError
 from foldtune.events import (
@@ -460,5 +462,55 @@ def test_only_policy_and_schedule_use_their_ids(request_id: str, origin: str) ->
         await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(request_id, model="m", origin=origin))
         status = last_status(system, request_id)
         assert status.state is (State.SNAPSHOTTING if origin == "policy" else State.REJECTED)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", [None, -1, {}, "unknown"])
+def test_a_request_of_an_invalid_type_is_answered(kind: object) -> None:
+    async def scenario() -> None:
+        system = System()
+        event = {**json.loads(fine_tune_request("r", model="m").encode()), "type": kind}
+        await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", json.dumps(event).encode())
+        status = last_status(system, "r")
+        assert status.state is State.REJECTED
+        assert status.reasons[0].startswith("type: Input should be")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("field", "token", "reason"),
+    [
+        ("seed", "-1", "seed: Input should be greater than or equal to 0"),
+        ("seed", str(2**63), f"seed: Input should be less than or equal to {2**63 - 1}"),
+        ("seed", "1e400", "seed: Input should be a valid integer"),
+        ("requested_by", f'"{"x" * 257}"', "requested_by: String should have at most 256 characters"),
+        ("data", '{"agents":[%s"x"]}' % ('"x",' * 10_000), "data.agents: Tuple should have at most 10000 items"),
+        ("data", '{"folders":[]}', "data.folders: Tuple should have at least 1 item"),
+        ("base_model", '{"uri":"hf://o/n%s"}' % ("n" * 1_200), "base_model.uri: String should have at most 1200 char"),
+        ("weights", '{"temperature":NaN}', "weights.temperature: Input should be a finite number"),
+        ("training", '{"epochs":101}', "training.epochs: Input should be less than or equal to 100"),
+    ],
+)
+def test_every_field_of_a_request_has_a_bound_which_the_rejection_names(field: str, token: str, reason: str) -> None:
+    async def scenario() -> None:
+        system = System()
+        value = fine_tune_request("r", model="m").encode()[:-1] + f',"{field}":{token}}}'.encode()
+        await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", value)
+        status = last_status(system, "r")
+        assert status.state is State.REJECTED
+        assert status.reasons[0].startswith(reason)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("token", ["[" * 10_000, "[" * 10_000 + "]" * 10_000, "1" * 5_000, '"\\ud800"'])
+def test_json_that_is_too_deep_or_wide_is_no_event(token: str) -> None:
+    async def scenario() -> None:
+        system = System()
+        value = fine_tune_request("r", model="m").encode()[:-1] + f',"x":{token}}}'.encode()
+        with pytest.raises(ValidationError, match="Invalid JSON"):
+            await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", value)
 
     asyncio.run(scenario())

@@ -1,0 +1,411 @@
+"""Random events at and over every bound, and what is to become of each."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from random import Random
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from foldtune import events
+from foldtune.bounds import Bounds, Rules, violations
+from foldtune.kafka import partition_of
+from foldtune.knobs import MAX_NAMED, ModelName
+from foldtune.topics import DATA_TOPICS, Topic
+
+PARTITIONS = 4
+MODELS = ("a", "b", "c", "d")
+CODECS = (None, "gzip", "snappy", "lz4", "zstd")
+PAST, FUTURE = "2025-01-01T00:00:00Z", "2150-01-01T00:00:00Z"
+_BOUNDS = Bounds()
+_RULES = Rules(datetime(2026, 1, 1, tzinfo=UTC), _BOUNDS)
+_MAX_REQUEST = 256 * 1024
+# Tokens that json.dumps does not write.
+_RAW = {
+    "@nan": "NaN",
+    "@inf": "-Infinity",
+    "@huge": "1e400",
+    "@digits": "1" * 5_000,
+    "@surrogate": '"\\ud800"',
+    "@deep": "[" * 10_000 + "]" * 10_000,
+    "@unclosed": "[" * 10_000,
+}
+_ODD: tuple[Any, ...] = (
+    *_RAW,
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    2**31,
+    2**63 - 1,
+    2**63,
+    "",
+    " ",
+    "\0",
+    "\x1b[2J",
+    "🗂" * 256,
+    "é" * 257,
+    "x" * 4096,
+    "x" * 4097,
+    "x" * 70_000,
+    [],
+    {},
+    [None],
+    ["x"] * (MAX_NAMED + 1),
+    {"k" * 50_000: 1},
+    "../../etc",
+    FUTURE,
+    "1969-12-31T23:59:59Z",
+    "9999-12-31T23:59:59-23:59",
+    "hf://org/name",
+)
+
+
+class _Ids(BaseModel):
+    request_id: events.RequestId
+    model: ModelName
+    type: object = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One record, and what must become of it: dead letters, or a final status for ``request`` (model and id)."""
+
+    topic: Topic
+    partition: int
+    value: bytes | None
+    letters: int
+    key: bytes | None = None
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+    timestamp: int | None = None
+    codec: str | None = None
+    request: tuple[str, str] | None = None
+    # Events of the data topics that are stored.
+    stored: int = 0
+
+
+_COMMANDS: TypeAdapter[Any] = TypeAdapter(
+    Annotated[events.SnapshotCommand | events.TrainingFinished, Field(discriminator="type")]
+)
+_CONTRACTS: dict[Topic, TypeAdapter[Any]] = {
+    Topic.CHAT_LOGS: TypeAdapter(events.ChatLog),
+    Topic.DOCUMENTS: TypeAdapter(
+        Annotated[events.DocumentUpserted | events.DocumentDeleted, Field(discriminator="type")]
+    ),
+    Topic.FEEDBACK: TypeAdapter(events.Feedback),
+    Topic.ERASURES: TypeAdapter(events.ErasureRequested),
+    Topic.SNAPSHOT_COMMANDS: _COMMANDS,
+    Topic.SNAPSHOT_PARTS: TypeAdapter(events.SnapshotPart),
+    Topic.TRAINING_REPORTS: TypeAdapter(events.FineTuneStatus),
+    Topic.TRAINING_PROGRESS: TypeAdapter(events.TrainingProgressed),
+    Topic.TRAINING_JOBS: TypeAdapter(events.TrainingJob),
+}
+
+
+def _is_valid(topic: Topic, value: bytes) -> bool:
+    """By the contract, not by the decoders of the worker."""
+    try:
+        event = _CONTRACTS[topic].validate_json(value)
+    except ValidationError:
+        return False
+    if topic in DATA_TOPICS:
+        return not any(violations(event, _RULES))
+    return not hasattr(event, "partition") or topic is Topic.SNAPSHOT_COMMANDS or event.partition < PARTITIONS
+
+
+class Generator:
+    """Events of all topics, of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+        self._number = 0
+        self._valid: dict[Topic, Callable[[str], dict[str, Any]]] = {
+            Topic.CHAT_LOGS: self._log,
+            Topic.DOCUMENTS: self._document,
+            Topic.FEEDBACK: self._feedback,
+            Topic.ERASURES: self._erasure,
+            Topic.FINE_TUNE_REQUESTS: self._request,
+            Topic.SNAPSHOT_COMMANDS: self._finished,
+            Topic.SNAPSHOT_PARTS: self._part,
+            Topic.TRAINING_REPORTS: self._report,
+            Topic.TRAINING_PROGRESS: self._progress,
+            Topic.TRAINING_JOBS: self._job,
+        }
+        self.topics = tuple(self._valid)
+
+    def case(self, topic: Topic) -> Case:
+        """A random record of a topic, valid or not."""
+        name = self._name()
+        good = self._valid[topic](name)
+        if topic is Topic.CHAT_LOGS and self._random.random() < 0.1:
+            return self._envelope(name)
+        chance = self._random.random()
+        # A valid job would be run.
+        if chance < 0.3 and topic is not Topic.TRAINING_JOBS:
+            value: bytes | None = self._text(good)
+        elif chance < 0.9:
+            value = self._text(self._mutated(good))
+        else:
+            value = self._bytes(self._text(good))
+        return self._case(topic, name, value)
+
+    def _case(self, topic: Topic, name: str, value: bytes | None) -> Case:
+        partition, request, letters, stored = self._random.randrange(PARTITIONS), None, 0, 0
+        if topic is Topic.FINE_TUNE_REQUESTS:
+            letters, ids, ends = self._fate(value)
+            # By its model: elsewhere it would be passed on, as another record.
+            partition = partition_of(ids.model, PARTITIONS) if ids else partition
+            request = (ids.model, ids.request_id) if ids and ends else None
+        elif value is None:
+            # Without a value a record of a control topic means nothing.
+            letters = int(topic in {*DATA_TOPICS, Topic.SNAPSHOT_COMMANDS, Topic.TRAINING_JOBS})
+        else:
+            large = topic in DATA_TOPICS and len(value) > _BOUNDS.event_bytes
+            letters = int(large or not _is_valid(topic, value))
+            stored = int(topic in DATA_TOPICS and not letters)
+        return Case(topic, partition, value, letters, request=request, stored=stored, **self._envelope_fields(name))
+
+    @staticmethod
+    def _fate(value: bytes | None) -> tuple[int, _Ids | None, bool]:
+        """Of a record of ``fine-tune-requests``: dead letters, its ids, and whether these must get an end."""
+        if value is None:
+            return 0, None, False
+        try:
+            ids = _Ids.model_validate_json(value)
+        except ValidationError:
+            return 1, None, False
+        if ids.type != "fine_tune_cancelled":
+            return 0, ids, True
+        try:
+            events.FineTuneCancelled.model_validate_json(value)
+        except ValidationError:
+            return 1, ids, False
+        return 0, ids, False
+
+    def _envelope(self, name: str) -> Case:
+        """A batch of logs, of which some are invalid: each of these is a dead letter."""
+        logs = [self._log(f"{name}-{number}") for number in range(self._random.randint(1, 20))]
+        logs = [self._mutated(log) if self._random.random() < 0.3 else log for log in logs]
+        value = self._text({"type": "chat_log_batch", "folder_id": "f", "logs": logs})
+        if len(value) > _BOUNDS.event_bytes or not self._readable(value):
+            # One dead letter for all.
+            return self._case(Topic.CHAT_LOGS, name, value)
+        texts = [self._text(log) for log in logs]
+        good = sum(_is_valid(Topic.CHAT_LOGS, text) and json.loads(text)["folder_id"] == "f" for text in texts)
+        partition = self._random.randrange(PARTITIONS)
+        fields = self._envelope_fields(name)
+        return Case(Topic.CHAT_LOGS, partition, value, len(logs) - good, stored=good, **fields)
+
+    @staticmethod
+    def _readable(value: bytes) -> bool:
+        try:
+            json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+    def _envelope_fields(self, name: str) -> dict[str, Any]:
+        """Key, headers, timestamp and codec, as odd as a producer may choose them."""
+        keys = (None, b"", b"\xff", name.encode(), b"k" * 300)
+        headers: tuple[list[tuple[str, bytes]], ...] = (
+            [],
+            [("", b"")],
+            [("foldtune-letter", b"\xff")],
+            [("h", b"x" * 9_000)],
+        )
+        large = self._random.random() < 0.02
+        return {
+            "key": b"k" * 100_000 if large else self._random.choice(keys),
+            "headers": self._random.choice(headers),
+            "timestamp": self._random.choice((None, None, 0, 1_735_689_600_000)),
+            "codec": self._random.choice(CODECS),
+        }
+
+    def _mutated(self, event: dict[str, Any]) -> dict[str, Any]:
+        """The event with some fields replaced, removed or added, at any depth."""
+        changed: dict[str, Any] = json.loads(json.dumps(event))
+        for _ in range(self._random.choice((1, 1, 1, 2, 5))):
+            place: Any = changed
+            while isinstance(place, dict) and place and self._random.random() < 0.4:
+                inner = place[self._random.choice(sorted(place))]
+                if not isinstance(inner, dict) or not inner:
+                    break
+                place = inner
+            name = self._random.choice([*sorted(place), "unknown"])
+            if self._random.random() < 0.15:
+                place.pop(name, None)
+            else:
+                # The worker's fast decoder does not look into fields that it does not know.
+                place[name] = self._random.choice(_ODD if name != "unknown" else _ODD[len(_RAW) :])
+        return changed
+
+    def _bytes(self, text: bytes) -> bytes | None:
+        return self._random.choice(
+            (
+                None,
+                b"",
+                b"null",
+                b"[]",
+                text[: len(text) // 2],
+                b"\xef\xbb\xbf" + text,
+                text.decode(errors="replace").encode("utf-16"),
+                b"[" * 100_000,
+                b"x" * 600_000,
+                bytes(self._random.randrange(256) for _ in range(200)),
+                text.replace(b': "', b': "\xff', 1),
+                b"  " + text + b"\n",
+                text + text,
+                # More than a record may hold, once it is decompressed.
+                b"v" * 1_900_000,
+            )
+        )
+
+    @staticmethod
+    def _text(event: dict[str, Any]) -> bytes:
+        text = json.dumps(event)
+        for name, token in _RAW.items():
+            text = text.replace(json.dumps(name), token)
+        return text.encode()
+
+    def _name(self) -> str:
+        self._number += 1
+        return f"n{self._number}"
+
+    # ── Valid events ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _log(self, name: str) -> dict[str, Any]:
+        passage = {"document_id": "d", "folder_id": "f", "rank": 1, "score": 0.5, "text": "t"}
+        return {
+            "type": "chat_log",
+            "log_id": name,
+            "occurred_at": PAST,
+            "agent_id": "agent",
+            "question": "q" * self._random.choice((1, 100, 4_096)),
+            "folder_id": "f",
+            "retrieved": [passage] * self._random.choice((1, 100)),
+            "feedback": {"rating": "like"},
+        }
+
+    def _document(self, name: str) -> dict[str, Any]:
+        text = "t" * self._random.choice((1, 1_000, 65_536))
+        return {"type": "document_upserted", "document_id": name, "folder_id": "f", "occurred_at": PAST, "text": text}
+
+    def _feedback(self, name: str) -> dict[str, Any]:
+        ids = {"feedback_id": name, "log_id": "n1", "folder_id": "f"}
+        return {"type": "feedback", "occurred_at": PAST, "verdict": {"rating": "dislike"}, **ids}
+
+    def _erasure(self, name: str) -> dict[str, Any]:
+        subject = {"subject": self._random.choice(("user", "log", "conversation")), "subject_id": f"nobody-{name}"}
+        return {"type": "erasure_requested", "erasure_id": name, "occurred_at": PAST, **subject}
+
+    def _request(self, name: str) -> dict[str, Any]:
+        if self._random.random() < 0.1:
+            ids = {"request_id": f"n{self._number - 5}", "model": self._random.choice(MODELS)}
+            return {"type": "fine_tune_cancelled", "requested_at": PAST, **ids}
+        data = {"folders": ["f"], "agents": ["x" * 256] * self._random.choice((1, 500))}
+        return {
+            "type": "fine_tune_requested",
+            "request_id": name,
+            "model": self._random.choice(MODELS),
+            "requested_at": events.now().isoformat(),
+            "requested_by": "fuzz",
+            "data": self._random.choice((data, {"folders": [f"{number}" for number in range(MAX_NAMED)]}, {})),
+            "seed": self._random.choice((0, 2**63 - 1)),
+            "training": {"epochs": 1},
+        }
+
+    def _finished(self, name: str) -> dict[str, Any]:
+        return {"type": "training_finished", "request_id": name, "model": self._random.choice(MODELS)}
+
+    def _part(self, name: str) -> dict[str, Any]:
+        counts = {"left_out": {"no label": 1}, "positives": 30, "agents": ["x"] * self._random.choice((0, 2_000))}
+        return {
+            "type": "snapshot_part",
+            "request_id": name,
+            "model": "a",
+            "partition": 1,
+            "error": "e" * 5_000,
+            **counts,
+        }
+
+    def _report(self, name: str) -> dict[str, Any]:
+        reasons = ["r" * 2_000] * self._random.choice((0, 100))
+        state = self._random.choice(("running", "failed"))
+        return {"request_id": name, "model": "b", "state": state, "at": PAST, "reasons": reasons, "warnings": reasons}
+
+    def _progress(self, name: str) -> dict[str, Any]:
+        return {
+            "type": "training_progressed",
+            "model": "c",
+            "partition": 1,
+            "new_examples": 1,
+            "trained_request_id": name,
+        }
+
+    def _job(self, name: str) -> dict[str, Any]:
+        return {
+            "type": "training_job",
+            "request": {"request_id": name, "model": "a", "requested_at": PAST},
+            "base_model": {"uri": "hf://org/name"},
+            "snapshot_uri": "not on S3",
+            "snapshot_sha256": "0" * 64,
+            "output_uri": "s3://foldtune/models/x",
+            "version": "1",
+            "published_at": PAST,
+            "max_seconds": 60,
+        }
+
+
+def http_call(random: Random) -> tuple[bytes, bool]:
+    """The bytes of one call of the HTTP API, and whether it is a valid request."""
+    body = random.choice(
+        (
+            b'{"model":"d"}',
+            b"",
+            b"{",
+            b"[]",
+            b"\xff\xfe",
+            b"[" * 100_000,
+            b'{"model":"d","seed":%s}' % (b"1" * 5_000),
+            b'{"model":"d","seed":NaN}',
+            b'{"model":"\\ud800"}',
+            b'{"model":"d","request_id":"auto-x","%s":1}' % (b"k" * 5_000),
+            b'{"model":"d","data":{"folders":[%s"x"]}}' % (b'"x",' * 20_000),
+            b"x" * (256 * 1024 + 1),
+        )
+    )
+    target = random.choice(
+        (
+            b"/requests",
+            b"/requests",
+            b"/requests",
+            b"/requests/%ff%00",
+            b"/" + b"x" * 9_000,
+            b"/requests?a=" + b"%ff" * 900,
+        )
+    )
+    method = random.choice((b"POST", b"POST", b"POST", b"GET", b"DELETE", b"\xff"))
+    headers = random.choice(
+        (
+            b"",
+            b"X-Forwarded-User: \xff\xfe\r\n",
+            b"X-Forwarded-User: " + b"u" * 5_000 + b"\r\n",
+            b"H: " + b"h" * 9_000 + b"\r\n",
+        )
+    )
+    head = b"%s %s HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\nConnection: close\r\n\r\n" % (
+        method,
+        target,
+        headers,
+        len(body),
+    )
+    valid = (
+        body == b'{"model":"d"}'
+        and method == b"POST"
+        and target.partition(b"?")[0] == b"/requests"
+        and b"h" * 9 not in headers
+    )
+    return head + body, valid
