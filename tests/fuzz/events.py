@@ -166,7 +166,10 @@ class Generator:
             large = topic in DATA_TOPICS and len(value) > _BOUNDS.event_bytes
             letters = int(large or not _is_valid(topic, value))
             stored = int(topic in DATA_TOPICS and not letters)
-        return Case(topic, partition, value, letters, request=request, stored=stored, **self._envelope_fields(name))
+        fields = self._envelope_fields(name)
+        if topic is Topic.TRAINING_JOBS:
+            fields["codec"] = self._random.choice(CODECS[:2])
+        return Case(topic, partition, value, letters, request=request, stored=stored, **fields)
 
     @staticmethod
     def _fate(value: bytes | None) -> tuple[int, _Ids | None, bool]:

@@ -6,6 +6,7 @@ import statistics
 import time
 import urllib.request
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -50,6 +51,10 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
+class _StoppedError(Exception):
+    """Nothing more can be found out; the report says why."""
+
+
 class Fuzz:
     """A system under random events."""
 
@@ -72,7 +77,9 @@ class Fuzz:
 
     def run(self, count: int, reader: Reader) -> Report:
         """Send ``count`` events, and compare what became of them with what was to."""
-        asyncio.run(self._run(count, reader))
+        with suppress(_StoppedError):
+            asyncio.run(self._run(count, reader))
+        self._compare()
         return self.report
 
     async def _run(self, count: int, reader: Reader) -> None:
@@ -89,12 +96,12 @@ class Fuzz:
                     self._call_api()
                 self._until(reader, self._all_letters, "dead letters")
                 await self._probe(reader)
-                self._check_processes()
+                resident = int(Path(f"/proc/{self._processes['worker'].pid}/statm").read_text().split()[1])
+                self.report.worker_mib.append(resident * _PAGE >> 20)
+            self._until(reader, self._all_ended, "ends of requests")
         finally:
             for producer in self._producers.values():
                 await producer.stop()
-        self._until(reader, self._all_ended, "ends of requests")
-        self._compare()
 
     async def _send(self, case: Case) -> Origin | None:
         topic = case.topic.named(self._prefix)
@@ -145,6 +152,7 @@ class Fuzz:
 
     def _until(self, reader: Reader, condition: Any, what: str) -> None:
         def holds(records: list[Any]) -> bool:
+            self._check_processes()
             for record in records[self._read :]:
                 self._read += 1
                 self._add(record)
@@ -154,8 +162,7 @@ class Fuzz:
             reader.until(holds, PATIENCE)
         except AssertionError:
             self.report.wrong.append(f"{what}: not within {PATIENCE:g} s")
-            self._compare()
-            raise
+            raise _StoppedError from None
 
     def _add(self, record: Any) -> None:
         if record.topic == Topic.DEAD_LETTERS.named(self._prefix):
@@ -175,10 +182,8 @@ class Fuzz:
     def _check_processes(self) -> None:
         for name, process in self._processes.items():
             if not process.alive:
-                self.report.wrong.append(f"{name} has ended")
-                raise RuntimeError(name)
-        resident = int(Path(f"/proc/{self._processes['worker'].pid}/statm").read_text().split()[1])
-        self.report.worker_mib.append(resident * _PAGE >> 20)
+                self.report.wrong.append(f"{name} has ended: {process.log.read_text()[-2000:]}")
+                raise _StoppedError
 
     def _compare(self) -> None:
         report = self.report
@@ -192,7 +197,7 @@ class Fuzz:
             report.wrong.append(f"dead letters of {len(unknown)} records that were not sent: {sorted(unknown)[:5]}")
         report.dead_letters = dict(Counter(origin[0].removeprefix(self._prefix) for origin in self._letters.elements()))
         report.requests = dict(Counter(state for states in self._ends.values() for state in states))
-        report.stored = self._stored()
+        report.stored = self._stored() if self._processes["worker"].alive else 0
         if (wanted := sum(case.stored for case in self._cases.values())) != report.stored:
             report.wrong.append(f"{wanted} events were to be stored, and {report.stored} were")
         if self._probes:
