@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
@@ -23,45 +24,15 @@ _BOUNDS = Bounds()
 _RULES = Rules(datetime(2026, 1, 1, tzinfo=UTC), _BOUNDS)
 _MAX_REQUEST = 256 * 1024
 # Tokens that json.dumps does not write.
-_RAW = {
-    "@nan": "NaN",
-    "@inf": "-Infinity",
-    "@huge": "1e400",
-    "@digits": "1" * 5_000,
-    "@surrogate": '"\\ud800"',
-    "@deep": "[" * 10_000 + "]" * 10_000,
-    "@unclosed": "[" * 10_000,
-}
-_ODD: tuple[Any, ...] = (
-    *_RAW,
-    None,
-    True,
-    -1,
-    0,
-    1.5,
-    2**31,
-    2**63 - 1,
-    2**63,
-    "",
-    " ",
-    "\0",
-    "\x1b[2J",
-    "🗂" * 256,
-    "é" * 257,
-    "x" * 4096,
-    "x" * 4097,
-    "x" * 70_000,
-    [],
-    {},
-    [None],
-    ["x"] * (MAX_NAMED + 1),
-    {"k" * 50_000: 1},
-    "../../etc",
-    FUTURE,
-    "1969-12-31T23:59:59Z",
-    "9999-12-31T23:59:59-23:59",
-    "hf://org/name",
-)
+_RAW = {"@nan": "NaN", "@inf": "-Infinity", "@huge": "1e400", "@digits": "1" * 5_000, "@surrogate": '"\\ud800"'}
+_RAW |= {"@deep": "[" * 10_000 + "]" * 10_000, "@unclosed": "[" * 10_000}
+_NUMBERS = (None, True, -1, 0, 1.5, 2**31, 2**63 - 1, 2**63)
+_TEXTS = ("", " ", "\0", "\x1b[2J", "../../etc", "hf://org/name", "🗂" * 256, "é" * 257)
+_LONG = tuple("x" * length for length in (4_096, 4_097, 70_000))
+_TIMES = (FUTURE, "1969-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59")
+_NESTED = ([], {}, [None], ["x"] * (MAX_NAMED + 1), {"k" * 50_000: 1})
+_PLAIN: tuple[Any, ...] = (*_NUMBERS, *_TEXTS, *_LONG, *_TIMES, *_NESTED)
+_ODD = (*_RAW, *_PLAIN)
 
 
 class _Ids(BaseModel):
@@ -213,12 +184,8 @@ class Generator:
     def _envelope_fields(self, name: str) -> dict[str, Any]:
         """Key, headers, timestamp and codec, as odd as a producer may choose them."""
         keys = (None, b"", b"\xff", name.encode(), b"k" * 300)
-        headers: tuple[list[tuple[str, bytes]], ...] = (
-            [],
-            [("", b"")],
-            [("foldtune-letter", b"\xff")],
-            [("h", b"x" * 9_000)],
-        )
+        headers: list[list[tuple[str, bytes]]] = [[], [("", b"")], [("foldtune-letter", b"\xff")]]
+        headers.append([("h", b"x" * 9_000)])
         large = self._random.random() < 0.02
         return {
             "key": b"k" * 100_000 if large else self._random.choice(keys),
@@ -242,29 +209,16 @@ class Generator:
                 place.pop(name, None)
             else:
                 # The worker's fast decoder does not look into fields that it does not know.
-                place[name] = self._random.choice(_ODD if name != "unknown" else _ODD[len(_RAW) :])
+                place[name] = deepcopy(self._random.choice(_PLAIN if name == "unknown" else _ODD))
         return changed
 
     def _bytes(self, text: bytes) -> bytes | None:
-        return self._random.choice(
-            (
-                None,
-                b"",
-                b"null",
-                b"[]",
-                text[: len(text) // 2],
-                b"\xef\xbb\xbf" + text,
-                text.decode(errors="replace").encode("utf-16"),
-                b"[" * 100_000,
-                b"x" * 600_000,
-                bytes(self._random.randrange(256) for _ in range(200)),
-                text.replace(b': "', b': "\xff', 1),
-                b"  " + text + b"\n",
-                text + text,
-                # More than a record may hold, once it is decompressed.
-                b"v" * 1_900_000,
-            )
-        )
+        """What is no event at all, or only with a different encoding; the largest only fits in compressed."""
+        noise = bytes(self._random.randrange(256) for _ in range(200))
+        broken = (text[: len(text) // 2], text + text, text.replace(b': "', b': "\xff', 1), b"\xef\xbb\xbf" + text)
+        large = (b"[" * 100_000, b"x" * 600_000, b"v" * 1_900_000)
+        spelled = (b"  " + text + b"\n", text.decode(errors="replace").encode("utf-16"))
+        return self._random.choice((None, b"", b"null", b"[]", noise, *broken, *large, *spelled))
 
     @staticmethod
     def _text(event: dict[str, Any]) -> bytes:
@@ -364,51 +318,18 @@ class Generator:
 
 def http_call(random: Random) -> tuple[bytes, bool]:
     """The bytes of one call of the HTTP API, and whether it is a valid request."""
-    body = random.choice(
-        (
-            b'{"model":"d"}',
-            b"",
-            b"{",
-            b"[]",
-            b"\xff\xfe",
-            b"[" * 100_000,
-            b'{"model":"d","seed":%s}' % (b"1" * 5_000),
-            b'{"model":"d","seed":NaN}',
-            b'{"model":"\\ud800"}',
-            b'{"model":"d","request_id":"auto-x","%s":1}' % (b"k" * 5_000),
-            b'{"model":"d","data":{"folders":[%s"x"]}}' % (b'"x",' * 20_000),
-            b"x" * (256 * 1024 + 1),
-        )
+    good, values = (
+        b'{"model":"d"}',
+        (b'"seed":%s' % (b"1" * 5_000), b'"seed":NaN', b'"x":1', b'"%s":1' % (b"k" * 5_000)),
     )
-    target = random.choice(
-        (
-            b"/requests",
-            b"/requests",
-            b"/requests",
-            b"/requests/%ff%00",
-            b"/" + b"x" * 9_000,
-            b"/requests?a=" + b"%ff" * 900,
-        )
-    )
-    method = random.choice((b"POST", b"POST", b"POST", b"GET", b"DELETE", b"\xff"))
-    headers = random.choice(
-        (
-            b"",
-            b"X-Forwarded-User: \xff\xfe\r\n",
-            b"X-Forwarded-User: " + b"u" * 5_000 + b"\r\n",
-            b"H: " + b"h" * 9_000 + b"\r\n",
-        )
-    )
-    head = b"%s %s HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\nConnection: close\r\n\r\n" % (
-        method,
-        target,
-        headers,
-        len(body),
-    )
-    valid = (
-        body == b'{"model":"d"}'
-        and method == b"POST"
-        and target.partition(b"?")[0] == b"/requests"
-        and b"h" * 9 not in headers
-    )
-    return head + body, valid
+    values += (b'"request_id":"\\ud800"', b'"data":{"folders":[%s"x"]}' % (b'"x",' * 20_000))
+    bodies = (good, *(good[:-1] + b"," + value + b"}" for value in values), b"", b"{", b"[]", b"\xff", b"[" * 100_000)
+    body = random.choice((good, *bodies, b"x" * (256 * 1024 + 1)))
+    long = (b"/" + b"x" * 9_000, b"/requests?a=" + b"%ff" * 900)
+    target = random.choice((*[b"/requests"] * 4, b"/requests/%ff%00", *long))
+    method = random.choice((*[b"POST"] * 4, b"GET", b"DELETE", b"\xff"))
+    users = (b"X-Forwarded-User: \xff\xfe\r\n", b"X-Forwarded-User: " + b"u" * 5_000 + b"\r\n")
+    headers = random.choice((b"", *users, b"H: " + b"h" * 9_000 + b"\r\n"))
+    head = b"%s %s HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\n" % (method, target, headers, len(body))
+    valid = body == good and method == b"POST" and target.startswith(b"/requests") and target != b"/requests/%ff%00"
+    return head + b"Connection: close\r\n\r\n" + body, valid and not headers.startswith(b"H")
