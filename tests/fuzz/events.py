@@ -30,7 +30,7 @@ _NUMBERS = (None, True, -1, 0, 1.5, 2**31, 2**63 - 1, 2**63)
 _TEXTS = ("", " ", "\0", "\x1b[2J", "../../etc", "hf://org/name", "🗂" * 256, "é" * 257)
 _LONG = tuple("x" * length for length in (4_096, 4_097, 70_000))
 _TIMES = (FUTURE, "1969-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59")
-_NESTED = ([], {}, [None], ["x"] * (MAX_NAMED + 1), {"k" * 50_000: 1})
+_NESTED: tuple[Any, ...] = ([], {}, [None], ["x"] * (MAX_NAMED + 1), {"k" * 50_000: 1})
 _PLAIN: tuple[Any, ...] = (*_NUMBERS, *_TEXTS, *_LONG, *_TIMES, *_NESTED)
 _ODD = (*_RAW, *_PLAIN)
 
@@ -138,8 +138,6 @@ class Generator:
             letters = int(large or not _is_valid(topic, value))
             stored = int(topic in DATA_TOPICS and not letters)
         fields = self._envelope_fields(name)
-        if topic is Topic.TRAINING_JOBS:
-            fields["codec"] = self._random.choice(CODECS[:2])
         return Case(topic, partition, value, letters, request=request, stored=stored, **fields)
 
     @staticmethod
@@ -322,8 +320,8 @@ def http_call(random: Random) -> tuple[bytes, bool]:
         b'{"model":"d"}',
         (b'"seed":%s' % (b"1" * 5_000), b'"seed":NaN', b'"x":1', b'"%s":1' % (b"k" * 5_000)),
     )
-    values += (b'"request_id":"\\ud800"', b'"data":{"folders":[%s"x"]}' % (b'"x",' * 20_000))
-    bodies = (good, *(good[:-1] + b"," + value + b"}" for value in values), b"", b"{", b"[]", b"\xff", b"[" * 100_000)
+    fields: tuple[bytes, ...] = (*values, b'"request_id":"\\ud800"', b'"data":{"folders":[%s"x"]}' % (b'"x",' * 20_000))
+    bodies = (good, *(good[:-1] + b"," + value + b"}" for value in fields), b"", b"{", b"[]", b"\xff", b"[" * 100_000)
     body = random.choice((good, *bodies, b"x" * (256 * 1024 + 1)))
     long = (b"/" + b"x" * 9_000, b"/requests?a=" + b"%ff" * 900)
     target = random.choice((*[b"/requests"] * 4, b"/requests/%ff%00", *long))
