@@ -31,7 +31,12 @@ def send_compressed(settings: Settings, topic: Topic, key: bytes | None, value: 
 def test_no_event_ends_the_worker_and_each_has_one_end(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
-    # As brokers create the topic by themselves: 1 MiB, which a record may exceed once it is decompressed.
+    worker = start_worker()
+    publisher.send_raw(Topic.CHAT_LOGS, b"{first", key="k", partition=0)
+    publisher.flush()
+    with Reader(settings, Topic.DEAD_LETTERS) as reader:
+        reader.until(bool)
+    # The worker has checked the topics' configuration, and an operator alters one: a record may exceed it decompressed.
     topic = ConfigResource(
         ConfigResourceType.TOPIC,
         Topic.DEAD_LETTERS.named(settings.kafka.topic_prefix),
@@ -40,7 +45,6 @@ def test_no_event_ends_the_worker_and_each_has_one_end(
     admin = KafkaAdminClient(**client_options(settings.kafka))
     admin.alter_configs([topic])
     admin.close()
-    worker = start_worker()
 
     def request(name: str, value: bytes) -> None:
         publisher.send_raw(Topic.FINE_TUNE_REQUESTS, value, key=name)
@@ -74,21 +78,21 @@ def test_no_event_ends_the_worker_and_each_has_one_end(
     names_of_requests = ("unknown", "large", *(f"same-{number}" for number in range(150)))
 
     def complete(records: list[Any]) -> bool:
-        return len(letters(records)) >= 6 and all(ended(name)(records) for name in names_of_requests)
+        return len(letters(records)) >= 7 and all(ended(name)(records) for name in names_of_requests)
 
     with Reader(settings, Topic.FINE_TUNE_STATUS, Topic.DEAD_LETTERS) as reader:
         reader.until(complete)
         # What follows is taken at once, by the same process.
         publisher.send_raw(Topic.CHAT_LOGS, b"{probe", key="k", partition=0)
         publisher.flush()
-        records = reader.until(lambda records: len(letters(records)) >= 7, seconds=5)
+        records = reader.until(lambda records: len(letters(records)) >= 8, seconds=5)
     assert worker.alive
     final = [statuses(records, name)[-1] for name in names_of_requests]
     # "same-0" may still be active when its report comes.
     assert {status.state for status in final} <= {State.REJECTED, State.FAILED}
     assert all(len(status.encode()) < 20_000 for status in final)
     errors = [dict(letter.headers)[ERROR_HEADER].decode() for letter in letters(records)]
-    assert len(errors) == 7
+    assert len(errors) == 8
     assert any("key truncated from 100000 bytes" in error and "2100000 bytes" in error for error in errors)
     assert sum("left out, too large for this topic" in error for error in errors) == 2
     assert sum("partition 99, at most 3" in error for error in errors) == 2
