@@ -174,7 +174,8 @@ class PartitionConsumer:
         try:
             await self._handle(topic, partition, block)
         except Exception as error:
-            if self._stopping or not is_at_fault(error):
+            # An executor that is closed already raises RuntimeError.
+            if not is_at_fault(error) or (self._stopping and isinstance(error, RuntimeError)):
                 raise
             if len(block) == 1:
                 await self._reject(topic, block[0], error)

@@ -81,7 +81,14 @@ def test_no_record_is_rejected_for_what_the_surroundings_are_at_fault_for(error:
     assert handled.rejected == []
 
 
-def test_no_record_is_rejected_while_the_worker_stops() -> None:
+def test_an_invalid_record_is_rejected_while_the_worker_stops() -> None:
+    handled = Handled(KeyError("x"), {1})
+    handled.consumer.stop()
+    handled.run(3)
+    assert (handled.stored, handled.rejected) == ([0, 2], [1])
+
+
+def test_no_record_is_rejected_for_what_a_stopping_worker_has_closed() -> None:
     handled = Handled(RuntimeError("cannot schedule new futures after shutdown"), {1})
     handled.consumer.stop()
     with pytest.raises(RuntimeError):
