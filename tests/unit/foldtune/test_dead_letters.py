@@ -24,6 +24,12 @@ def test_a_dead_letter_with_a_large_key_and_a_large_value_fits_and_says_what_was
     assert error.startswith("value truncated from 3000000 bytes to 2031616; key truncated from 100000 bytes to 1024; ")
 
 
+def test_a_record_without_key_and_value_has_a_dead_letter_that_the_clients_take() -> None:
+    assert dead_letter(None, None, "x", ORIGIN).value == b""
+    assert dead_letter(None, b"k", "x", ORIGIN).value is None
+    assert dead_letter(b"v", None, "x", ORIGIN).without_value().value == b""
+
+
 class NarrowPublisher:
     """Takes records of up to 1,000 bytes."""
 
@@ -51,7 +57,7 @@ def test_a_topic_that_takes_no_large_record_gets_the_dead_letter_without_its_val
     rejected(publisher, b"v" * 5_000, KeyError("x"))
     rejected(publisher, b"v", KeyError("x"))
     assert publisher.sent == [
-        (None, "value of 5000 bytes left out, too large for this topic; KeyError: 'x'"),
+        (b"", "value of 5000 bytes left out, too large for this topic; KeyError: 'x'"),
         (b"v", "KeyError: 'x'"),
     ]
     with pytest.raises(PublishError):
