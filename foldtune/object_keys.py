@@ -3,7 +3,7 @@
 ===================================================  =========================================================
 ``snapshots/REQUEST/examples-PARTITION-X.parquet``   the examples of one partition in a request's snapshot
 ``snapshots/REQUEST/documents-PARTITION-X.parquet``  their documents
-``snapshots/REQUEST/manifest.json``                  the snapshot's files
+``snapshots/REQUEST/manifest.json``                  the snapshot's files; ``manifest-X.json`` of a second snapshot
 ``jobs/REQUEST/job.json``                            the job, as all of its attempts read it
 ``jobs/REQUEST/cancelled``                           empty; exists if the request was cancelled
 ``jobs/REQUEST/attempt-N.NAME``                      the ledger of the job's attempts (``launchers.ledger``)
@@ -76,9 +76,10 @@ def snapshot_file_key(model: str, request_id: str, kind: SnapshotKind, partition
     return f"{snapshot_prefix(model, request_id)}/{kind}-{partition:05d}-{sha256[:16]}.parquet"
 
 
-def snapshot_manifest_key(model: str, request_id: str) -> str:
-    """The manifest of a snapshot."""
-    return f"{snapshot_prefix(model, request_id)}/{MANIFEST}"
+def snapshot_manifest_key(model: str, request_id: str, sha256: str | None = None) -> str:
+    """The manifest of a snapshot; that of a second snapshot of one request has its digest in the name."""
+    name = MANIFEST if sha256 is None else f"manifest-{sha256[:16]}.json"
+    return f"{snapshot_prefix(model, request_id)}/{name}"
 
 
 def job_prefix(model: str, request_id: str) -> str:

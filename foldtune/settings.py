@@ -128,6 +128,10 @@ class WorkerSettings(Section):
     # Records per segment: larger blocks make fewer and larger segments.
     block_records: Annotated[int, Field(ge=1, le=10_000)] = 5_000
     snapshot_timeout: timedelta = timedelta(minutes=15)
+    # Older requests that are not known are rejected: a worker with another app_id reads all that were ever made.
+    max_request_age: Annotated[timedelta, Field(ge=timedelta(minutes=1), le=timedelta(days=3650))] = timedelta(days=7)
+    # Without, a worker keeps the training sets and leaves requests to the workers of another app_id.
+    handle_requests: bool = True
     catch_up_timeout: timedelta = timedelta(minutes=2)
     min_examples: PositiveInt = 20
     # Replicas of each partition's state on other workers, which take over without recovery from the changelog.

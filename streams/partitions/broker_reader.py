@@ -32,6 +32,15 @@ class BrokerReader:
             ends = await consumer.end_offsets(list(partitions.values()))
             return {topic: ends[tp] for topic, tp in partitions.items() if ends[tp] > beginnings[tp]}
 
+    async def whole(self, topic: str, partition: int) -> AsyncIterator[Any]:
+        """The records of a partition from its beginning to its present end."""
+        async with self._lock:
+            consumer, tp = await self._connect(), TopicPartition(topic, partition)
+            first, end = (await consumer.beginning_offsets([tp]))[tp], (await consumer.end_offsets([tp]))[tp]
+        if first < end:
+            async for record in self.records(topic, partition, first, end - 1):
+                yield record
+
     async def records(self, topic: str, partition: int, first: int, last: int) -> AsyncIterator[Any]:
         """The records of a partition from offset ``first`` to ``last``; those that were compacted away are missing."""
         async with self._lock:

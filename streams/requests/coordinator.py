@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -56,6 +56,8 @@ _OUTBOX_ORIGIN = "outbox"
 _MODEL_PREFIX = b"m|"
 _POLICY_PREFIX = b"p|"
 _OUTBOX_PREFIX = b"u|"
+_ENDS_READ_KEY = b"x|ends"
+_WRITTEN_AT_ONCE = 1_000
 # Waiting requests are part of their model's state, which must fit into one message of the changelog.
 _MAX_REQUEST_BYTES, _MAX_WAITING_BYTES = 256 * 1024, 768 * 1024
 # Requests for the same training share its statuses, and all of these are written at once.
@@ -84,7 +86,16 @@ class _RequestIds(BaseModel):
 class Coordinator:
     """Handles the models that hash to this worker's partitions. One event at a time."""
 
-    def __init__(self, table: Table, publisher: EventPublisher, store: ObjectStore, settings: Settings) -> None:
+    def __init__(
+        self,
+        table: Table,
+        publisher: EventPublisher,
+        store: ObjectStore,
+        settings: Settings,
+        statuses: Callable[[int], AsyncIterator[Any]],
+    ) -> None:
+        """``statuses`` reads what a partition of ``fine-tune-status`` holds."""
+        self._statuses = statuses
         # Final statuses need no fence: each is written as it was decided once, by whoever completes the decision.
         self._table = FencedTable(table, (_MODEL_PREFIX, _POLICY_PREFIX, _OUTBOX_PREFIX))
         self._publisher = publisher
@@ -95,7 +106,6 @@ class Coordinator:
         # Jobs being published, by partition and model.
         self._publishing: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._handlers: dict[Topic, Callable[[int, bytes], Awaitable[None]]] = {
-            Topic.FINE_TUNE_REQUESTS: self._handle_request,
             Topic.SNAPSHOT_PARTS: self._handle_part,
             Topic.TRAINING_REPORTS: self._handle_report,
             Topic.TRAINING_PROGRESS: self._handle_progress,
@@ -113,7 +123,10 @@ class Coordinator:
             if message.value is not None:
                 async with self._lock:
                     await self._synchronize(partition)
-                    await self._handlers[topic](partition, message.value)
+                    if topic is Topic.FINE_TUNE_REQUESTS:
+                        await self._handle_request(partition, message.value, message.timestamp)
+                    else:
+                        await self._handlers[topic](partition, message.value)
 
     async def tick(self, partition: int) -> None:
         """Flush the outbox, end overdue requests, publish pending jobs and request due retrainings.
@@ -138,7 +151,7 @@ class Coordinator:
 
     # ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _handle_request(self, partition: int, value: bytes) -> None:
+    async def _handle_request(self, partition: int, value: bytes, written_ms: int) -> None:
         ids = _RequestIds.model_validate_json(value)
         if (owner := partition_of(ids.model, self._partitions)) != partition:
             # Of a producer with another partitioner. Only this model's own coordinator may say how the request stands.
@@ -158,7 +171,7 @@ class Coordinator:
             return
         state = self._model_state(partition, request.model)
         transition = lifecycle.requested(state, request, now())
-        if reasons := tuple(self._rejection_reasons(request, transition)):
+        if reasons := tuple(self._rejection_reasons(request, transition, written_ms)):
             await self._reject(partition, request.request_id, request.model, reasons)
         elif final_status := self._final_status(partition, request.model, request.request_id):
             await self._commit(partition, lifecycle.answered(state, final_status))
@@ -305,7 +318,29 @@ class Coordinator:
         A zombie resumes with a stale state, in which a request may be overdue that ended long ago; it ends here.
         """
         await self._table.synchronize(partition)
+        if self._table.get(partition, _ENDS_READ_KEY) is None:
+            await self._read_ends(partition)
         await self._flush_outbox(partition)
+
+    async def _read_ends(self, partition: int) -> None:
+        """Before the first request: which ones have ended, as workers with another app_id have published.
+
+        Those are read again from the beginning, and must not be taken for new ones.
+        """
+        ends: dict[bytes, bytes | None] = {}
+        async for record in self._statuses(partition):
+            try:
+                status = FineTuneStatus.model_validate_json(record.value or b"")
+            except ValidationError:
+                continue
+            if status.state.terminal:
+                ends[_final_status_key(status.model, status.request_id)] = status.encode()
+        known = {key for key in ends if self._table.get(partition, key) is not None}
+        new = [(key, value) for key, value in ends.items() if key not in known]
+        for start in range(0, len(new), _WRITTEN_AT_ONCE):
+            await self._table.write(partition, dict(new[start : start + _WRITTEN_AT_ONCE]))
+        await self._table.write(partition, {_ENDS_READ_KEY: b"%d" % len(new)})
+        _log.info("ended requests read", partition=partition, requests=len(new))
 
     # ── Training jobs ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -358,7 +393,12 @@ class Coordinator:
         """Upload the manifest; returns the job that refers to it."""
         content = manifest.encode()
         key = snapshot_manifest_key(request.model, request.request_id)
-        await run_in(MANIFESTS, self._store.put, key, content)
+        new = await run_in(MANIFESTS, self._store.put_if_absent, key, content)
+        if not new and await run_in(MANIFESTS, self._store.get, key) != content:
+            # No retry: workers with another app_id have made a snapshot of this request. It stays as it is, and so does
+            # their job, if it has begun: the launchers' ledger keeps the first of a request.
+            key = snapshot_manifest_key(request.model, request.request_id, hashlib.sha256(content).hexdigest())
+            await run_in(MANIFESTS, self._store.put_if_absent, key, content)
         # From the time of the snapshot, not of this attempt: a retry makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{key_segment(request.request_id)[-8:]}"
         return TrainingJob(
@@ -385,7 +425,11 @@ class Coordinator:
         status = FineTuneStatus(request_id=request_id, model=model, state=State.REJECTED, at=now(), reasons=reasons)
         await self._commit(partition, lifecycle.ended(state, status))
 
-    def _rejection_reasons(self, request: FineTuneRequested, transition: Transition) -> Iterator[str]:
+    def _rejection_reasons(self, request: FineTuneRequested, transition: Transition, written_ms: int) -> Iterator[str]:
+        max_age = self._settings.worker.max_request_age
+        # Brokers without timestamps say -1.
+        if 0 < written_ms < (now() - max_age).timestamp() * 1000:
+            yield f"event: published more than {max_age} ago (worker.max_request_age)"
         if request in transition.state.waiting and (waiting := len(_json(transition.state))) > _MAX_WAITING_BYTES:
             yield f"model: requests of {waiting} bytes wait for {request.model!r}, at most {_MAX_WAITING_BYTES}"
         if request in transition.state.waiting and (waiting := len(transition.state.waiting)) > _MAX_WAITING:

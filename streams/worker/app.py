@@ -158,7 +158,8 @@ class _Components:
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets)
         ingest = Ingest(self._sets, publisher, settings.bounds, settings.sets)
-        self._coordinator = Coordinator(requests, publisher, store, settings)
+        statuses = partial(self._reader.whole, Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix))
+        self._coordinator = Coordinator(requests, publisher, store, settings, statuses)
         reject = partial(reject_record, publisher)
         data = PartitionConsumer(
             kafka,
@@ -187,7 +188,7 @@ class _Components:
             reject=reject,
             block_records=1,
         )
-        self._consumers = (data, commands, control)
+        self._consumers = (data, commands, control) if settings.worker.handle_requests else (data,)
         self._consumer_tasks: list[asyncio.Task[None]] = []
         self._snapshots = SnapshotCommandHandler(
             self._sets,
@@ -211,9 +212,10 @@ class _Components:
     def register(self) -> None:
         """Register consumers, timers and the rebalance callbacks with Faust."""
         self._app.task(self._start_consumers)
-        self._register_timer("tick", _TICK_SECONDS, self._coordinator.tick)
+        if self._settings.worker.handle_requests:
+            self._register_timer("tick", _TICK_SECONDS, self._coordinator.tick)
+            self._register_timer("policy", self._settings.policy.interval.total_seconds(), self._report_progress)
         self._register_timer("maintenance", _MAINTENANCE_SECONDS, self._maintain)
-        self._register_timer("policy", self._settings.policy.interval.total_seconds(), self._report_progress)
         self._table.on_recovered(self._on_partitions_changed)
         signals: Any = self._app
         signals.on_partitions_revoked.connect(self._on_partitions_changed, weak=False)

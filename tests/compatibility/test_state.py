@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -130,6 +131,13 @@ def test_the_watermark_of_a_model_is_read() -> None:
     assert table.get(0, b"w|m") == b'{"trained_request_id":"r1","offset":5,"pending":{"r2":9}}'
 
 
+async def no_statuses(_: int) -> AsyncIterator[Any]:
+    """Of no other app id."""
+    records: tuple[Any, ...] = ()
+    for record in records:
+        yield record
+
+
 class UnavailableError(Exception):
     """The brokers take nothing."""
 
@@ -148,7 +156,9 @@ def test_a_decision_of_the_first_version_is_completed() -> None:
     asyncio.run(
         table.write(0, {b"m|m": state, key: entry, b"p|m": b"{}", b"t|turn": b"", b"o|fine-tune-requests": b"7"})
     )
-    asyncio.run(Coordinator(table, publisher, mock.Mock(), Settings(kafka=KafkaSettings(partitions=1))).tick(0))
+    asyncio.run(
+        Coordinator(table, publisher, mock.Mock(), Settings(kafka=KafkaSettings(partitions=1)), no_statuses).tick(0)
+    )
     ((records,), _) = publisher.send.await_args
     assert [(record.key, record.value) for record in records] == [("r", FINAL.decode())]
     assert table.get(0, b"r|m|r") == FINAL
@@ -167,19 +177,19 @@ def test_the_outbox_of_a_decision_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     table, anything = MemoryTable(), mock.Mock()
     publisher = mock.AsyncMock()
     settings = Settings(kafka=KafkaSettings(partitions=1))
-    handler: Any = Coordinator(table, publisher, anything, settings)
+    handler: Any = Coordinator(table, publisher, anything, settings, no_statuses)
     request = FineTuneRequested(request_id="r", model="m", requested_at=NOON)
     cancel = FineTuneCancelled(request_id="r", model="m", requested_at=NOON, requested_by="ann")
     claim = b"|000000000001|0123456789abcdef"
 
     async def story() -> None:
-        await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=request.encode())])
+        await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=request.encode(), timestamp=-1)])
         state = table.get(0, b"g" + claim + b"|m|m")
         assert state
         assert json.loads(state)["active"]["request"]["request_id"] == "r"
         publisher.send.side_effect = UnavailableError
         with suppress(UnavailableError):
-            await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=cancel.encode())])
+            await handler.handle(Topic.FINE_TUNE_REQUESTS, 0, [SimpleNamespace(value=cancel.encode(), timestamp=-1)])
 
     asyncio.run(story())
     assert table.get(0, b"f" + claim) == b"confirmed"

@@ -246,3 +246,49 @@ def forgotten(records: list[Any], request_id: str) -> int:
     return sum(
         f'"trained_request_id":"{request_id}"'.encode() in value and b'"new_examples":0' in value for value in told
     )
+
+
+def test_another_app_id_leaves_what_has_ended_as_it_was(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
+    first = start_worker("one")
+    publish_history(publisher, "alpha", 25)
+    publish_request(publisher, fine_tune_request("done", model="a"))
+    publish_request(publisher, fine_tune_request("bad", model="b", data=DataSelection(folders=("nowhere",))))
+    publish_request(publisher, fine_tune_request("gone", model="c"))
+    cancel = FineTuneCancelled(request_id="gone", model="c", requested_at=now())
+    publisher.publish(Topic.FINE_TUNE_REQUESTS, cancel, key="c")
+    completed = FineTuneStatus(request_id="done", model="a", state=State.COMPLETED, at=now())
+    with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
+        reader.until(lambda records: any(job.request.request_id == "done" for job in jobs(records)))
+        publisher.publish(Topic.TRAINING_REPORTS, completed, key="a/done", partition_by="a")
+        names = ("done", "bad", "gone")
+        records = reader.until(lambda records: all(ended(name)(records) for name in names))
+        ends = {name: statuses(records, name)[-1] for name in names}
+        job = next(job for job in jobs(records) if job.request.request_id == "done")
+        before, told = len(jobs(records)), len(records)
+        manifest = snapshot(settings, job)
+        # Side by side: the sets are built, and no request is taken.
+        more = {"FOLDTUNE_WORKER__APP_ID": f"{settings.worker.app_id}-next"}
+        second = start_worker("two", **more, FOLDTUNE_WORKER__HANDLE_REQUESTS="false")
+        publish_request(publisher, fine_tune_request("beside", model="d", data=DataSelection(folders=("nowhere",))))
+        records = reader.until(ended("beside"))
+        others = [status for status in statuses_after(records, told) if status.request_id != "beside"]
+        # The last end may come once more, under the key for earlier SDKs.
+        assert all(status in ends.values() for status in others)
+        for worker in (first, second):
+            worker.stop()
+        start_worker("two", **more)
+        publish_request(publisher, fine_tune_request("next", model="e"))
+        counts = {name: len(statuses(records, name)) for name in names}
+        records = reader.until(lambda records: len(jobs(records)) > before)
+        # Each is read again, and answered with its end.
+        records = reader.until(lambda records: all(len(statuses(records, name)) > counts[name] for name in names))
+    assert [job.request.request_id for job in jobs(records)[before:]] == ["next"]
+    for name, end in ends.items():
+        assert {status for status in statuses(records, name) if status.state.terminal} == {end}
+    assert snapshot(settings, job) == manifest
+
+
+def statuses_after(records: list[Any], first: int) -> list[FineTuneStatus]:
+    return [FineTuneStatus.model_validate_json(record.value) for record in records[first:] if "status" in record.topic]

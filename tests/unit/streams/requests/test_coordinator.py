@@ -1,10 +1,12 @@
 """The coordinator with a table in memory, under crashes and a failing object store."""
 
 import asyncio
+import hashlib
 import json
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -21,10 +23,12 @@ from foldtune.events import (
     ModelReference,
     SnapshotPart,
     State,
+    TrainingJob,
     now,
 )
 from foldtune.kafka import partition_of
 from foldtune.knobs import DataSelection
+from foldtune.object_keys import snapshot_manifest_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, RequestSettings, Settings, WorkerSettings
 from foldtune.topics import Topic, request_key
@@ -118,9 +122,11 @@ class System:
         self._partitions = partitions
         self.answers = threading.Event()
         self.hangs = True
+        self.manifests: dict[str, bytes] = {}
         store: Any = mock.create_autospec(ObjectStore, instance=True, bucket="bucket")
         store.uri.side_effect = lambda key: f"s3://bucket/{key}"
-        store.put.side_effect = self._put
+        store.put_if_absent.side_effect = self._put
+        store.get.side_effect = self.manifests.get
         settings = Settings(
             kafka=KafkaSettings(partitions=partitions),
             worker=WorkerSettings(min_examples=1),
@@ -128,19 +134,26 @@ class System:
         )
         self.publisher = broker or RecordingPublisher()
         self.table = broker or MemoryTable()
-        self._coordinator = Coordinator(self.table, self.publisher, store, settings)
+        self.published_before: list[FineTuneStatus] = []
+        self._coordinator = Coordinator(self.table, self.publisher, store, settings, self._statuses)
 
-    def _put(self, *_: object) -> None:
+    async def _statuses(self, partition: int) -> AsyncIterator[Any]:
+        for status in self.published_before:
+            if partition_of(status.model, self._partitions) == partition:
+                yield SimpleNamespace(value=status.encode())
+
+    def _put(self, key: str, content: bytes) -> bool:
         if self.hangs:
             self.answers.wait(30)
             if self._fails:
                 raise ObjectStoreError("https://s3")
+        return self.manifests.setdefault(key, content) is content
 
     async def handle(self, topic: Topic, model: str, event: Event) -> None:
         await self.handle_raw(topic, model, event.encode())
 
-    async def handle_raw(self, topic: Topic, model: str, value: bytes) -> None:
-        message = SimpleNamespace(value=value, topic=topic.label, partition=0, offset=0, key=None)
+    async def handle_raw(self, topic: Topic, model: str, value: bytes, timestamp: int = -1) -> None:
+        message = SimpleNamespace(value=value, topic=topic.label, partition=0, offset=0, key=None, timestamp=timestamp)
         await self._coordinator.handle(topic, partition_of(model, self._partitions), [message])
 
     async def request_with_snapshot(self, name: str) -> None:
@@ -512,5 +525,54 @@ def test_json_that_is_too_deep_or_wide_is_no_event(token: str) -> None:
         value = fine_tune_request("r", model="m").encode()[:-1] + f',"x":{token}}}'.encode()
         with pytest.raises(ValidationError, match="Invalid JSON"):
             await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", value)
+
+    asyncio.run(scenario())
+
+
+def test_another_app_id_knows_what_has_ended_and_makes_no_job_of_it() -> None:
+    async def scenario() -> None:
+        system = System()
+        ends = {"done": State.COMPLETED, "bad": State.REJECTED, "gone": State.CANCELLED}
+        system.published_before = [
+            FineTuneStatus(request_id=name, model="m", state=state, at=now())
+            for name, end in ends.items()
+            for state in (State.SNAPSHOTTING, end)
+        ]
+        for name, end in ends.items():
+            await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(name, model="m"))
+            assert system.publisher.states(name, "m") == [end]
+        assert {record.topic for record in system.publisher.sent} == {Topic.FINE_TUNE_STATUS.label}
+
+    asyncio.run(scenario())
+
+
+def test_an_old_request_that_nobody_knows_is_rejected() -> None:
+    async def scenario() -> None:
+        system = System()
+        old = int((now() - timedelta(days=8)).timestamp() * 1000)
+        for name, written in (("old", old), ("new", old + 2 * 86_400_000), ("unknown", -1)):
+            request = fine_tune_request(name, model=name)
+            await system.handle_raw(Topic.FINE_TUNE_REQUESTS, name, request.encode(), written)
+        assert system.publisher.states("old") == [State.REJECTED]
+        for name in ("new", "unknown"):
+            assert system.publisher.states(name) == [State.ACCEPTED, State.SNAPSHOTTING]
+
+    asyncio.run(scenario())
+
+
+def test_the_manifest_of_another_snapshot_is_not_overwritten() -> None:
+    async def scenario() -> None:
+        system = System()
+        system.hangs = False
+        key = snapshot_manifest_key("m", "m")
+        system.manifests[key] = b"of another system"
+        await system.request_with_snapshot("m")
+        await system.ticks_until(jobs=1)
+        assert system.manifests.pop(key) == b"of another system"
+        ((second, content),) = system.manifests.items()
+        (value,) = [record.value for record in system.publisher.sent if record.topic == Topic.TRAINING_JOBS.label]
+        job = TrainingJob.model_validate_json(value)
+        assert job.snapshot_uri == f"s3://bucket/{second}"
+        assert job.snapshot_sha256 == hashlib.sha256(content).hexdigest()
 
     asyncio.run(scenario())

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from random import Random
@@ -59,7 +59,7 @@ class Worker:
         self._events = events
         self._table = ReplicaTable(changelog, self.deliver)
         store: Any = mock.Mock()
-        self._coordinator = Coordinator(self._table, Published(topics, self), store, SETTINGS)
+        self._coordinator = Coordinator(self._table, Published(topics, self), store, SETTINGS, no_statuses)
         self.idle = False
         self._task = asyncio.create_task(self._run())
 
@@ -106,7 +106,9 @@ class Worker:
             try:
                 position = int(self._table.get(0, OFFSET) or 0)
                 for offset, (topic, event) in list(enumerate(self._events))[position:]:
-                    message = SimpleNamespace(value=event.encode(), topic=topic.label, partition=0, offset=offset)
+                    message = SimpleNamespace(
+                        value=event.encode(), topic=topic.label, partition=0, offset=offset, timestamp=-1
+                    )
                     await self._coordinator.handle(topic, 0, [message])
                     await self._table.write(0, {OFFSET: b"%d" % (offset + 1)})
                 await self._coordinator.tick(0)
@@ -114,6 +116,13 @@ class Worker:
             except PartitionLostError:
                 pass
             await asyncio.sleep(0)
+
+
+async def no_statuses(_: int) -> AsyncIterator[Any]:
+    """Of no other app id."""
+    records: tuple[Any, ...] = ()
+    for record in records:
+        yield record
 
 
 def events() -> list[tuple[Topic, Event]]:
