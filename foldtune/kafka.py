@@ -13,6 +13,7 @@ from kafka.consumer import fetcher
 from kafka.errors import (
     CorruptRecordError,
     InvalidRecordError,
+    InvalidReplicationFactorError,
     InvalidTopicError,
     KafkaError,
     KafkaTimeoutError,
@@ -22,7 +23,7 @@ from kafka.errors import (
     TopicAlreadyExistsError,
 )
 from kafka.partitioner.default import murmur2
-from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
+from tenacity import retry, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from foldtune.compression import bound_decompression
 from foldtune.errors import (
@@ -332,6 +333,14 @@ def _partition_counts(admin: KafkaAdminClient, names: list[str]) -> dict[str, in
     return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
 
 
+# A broker that has only just started, or that stood still, is fenced by its controller for a moment; the error is that
+# of a replication factor above the number of brokers.
+@retry(
+    retry=retry_if_exception_type(InvalidReplicationFactorError),
+    wait=wait_fixed(0.5),
+    stop=stop_after_delay(15),
+    reraise=True,
+)
 def _create_if_missing(admin: KafkaAdminClient, settings: KafkaSettings, name: str, config: dict[str, str]) -> bool:
     """Whether the topic was created."""
     new = NewTopic(

