@@ -28,11 +28,12 @@ from tests.faulty_s3 import HUNG, LOST, FaultyS3
 # Longer pauses exceed the session timeout: the worker resumes as a zombie, whose partitions have been reassigned.
 SESSION_SECONDS = 6
 _LONGER = (SESSION_SECONDS + 2, SESSION_SECONDS + 6)
-_YEAR = 365 * 24 * 3600
+# More than a year, the default of ``sets.max_age``.
+_SKEW_SECONDS = 401 * 24 * 3600
 _SLOW_EVERY = 12.0
 _DISK_BYTES = 192 << 20
 # Injected only if named: what workers have not learned to bear yet.
-_ONLY_IF_NAMED = {"wrong clock", "new app id"}
+_ONLY_IF_NAMED = {"wrong clock"}
 _COMPRESSIONS = ("zstd", "lz4", "snappy", "gzip", "producer")
 # What can be undone: after how many seconds, and how.
 Repair = tuple[float, Callable[[], None]] | None
@@ -135,6 +136,7 @@ class Faults:
         self._traffic = traffic
         self._settings = settings
         self.second_trainers: list[Trainer] = []
+        self._skew = _SKEW_SECONDS
         # With the number of times in a round of the schedule.
         self.quick: dict[str, tuple[int, Callable[[random.Random], Repair]]] = {
             "kill -9": (5, partial(self._signal, signal.SIGKILL)),
@@ -198,9 +200,8 @@ class Faults:
         return chance.uniform(*_LONGER), worker.proxy.release
 
     def _skew_clock(self, chance: random.Random) -> Repair:
-        worker = chance.choice(self._workers)
-        # More than a year, the default of ``sets.max_age``.
-        worker.clock.write_text(str(chance.choice((-1.1, 1.1)) * _YEAR))
+        worker, self._skew = chance.choice(self._workers), -self._skew
+        worker.clock.write_text(str(self._skew))
         return chance.uniform(*_LONGER), lambda: worker.clock.unlink(missing_ok=True)
 
     def _fill_disk(self, chance: random.Random) -> Repair:
@@ -232,6 +233,7 @@ class Faults:
                 worker.send(signal.SIGKILL)
                 worker.process.wait()
                 worker.variables["FOLDTUNE_WORKER__APP_ID"] = f"{app}-{int(number) + 1}"
+                worker.variables["FOLDTUNE_WORKER__DATA_DIR"] = str(worker.disk / f"state-{int(number) + 1}")
         return None
 
     def _start_second_trainer(self, chance: random.Random) -> Repair:

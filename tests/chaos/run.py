@@ -76,7 +76,7 @@ class Counters:
     # No end, or two; an end that neither the request nor its trainer gave cause for.
     requests_without_one_end: int = 0
     requests_with_wrong_end: int = 0
-    # Jobs of one request that differ, and manifests that are not those that their job names.
+    # Manifests that are not those that a job names.
     snapshots_altered: int = 0
     # Partitions of both tables for which no worker's RocksDB equals the state replayed from the changelog.
     stores_unlike_changelog: int = 0
@@ -251,13 +251,10 @@ class System:
         return None
 
     def _altered_snapshots(self) -> list[str]:
+        """The addresses at which another manifest is than a job names."""
         store = S3ObjectStore(self.settings.s3)
-        altered = [f"{job.request.model} {job.snapshot_uri}: another job" for job in self.trainers[0].other_jobs]
-        for job in self.trainers[0].jobs.values():
-            content = store.find(store.key(job.snapshot_uri)) or b""
-            if hashlib.sha256(content).hexdigest() != job.snapshot_sha256:
-                altered.append(f"{job.request.model} {job.snapshot_uri}: not as announced")
-        return altered
+        named = sorted(self.trainers[0].snapshots)
+        return [uri for uri, sha256 in named if hashlib.sha256(store.find(store.key(uri)) or b"").hexdigest() != sha256]
 
     def _exported_folders(self) -> dict[str, FolderContent]:
         """The content of every folder in a last snapshot of the system; nothing, if there is none."""

@@ -229,7 +229,9 @@ class Traffic(threading.Thread):
     def _publish_request(self, publisher: Publisher) -> None:
         number, self._request_number = self._request_number, self._request_number + 1
         request_id, model = f"r-{number // 2}", MODELS[(number // 2 + number % 2) % len(MODELS)]
-        folders = tuple(self._random.sample((*FOLDERS, UNKNOWN_FOLDER), self._random.randint(1, 5)))
+        folders = tuple(self._random.sample(FOLDERS, self._random.randint(1, 4)))
+        if self._random.random() < 0.3:
+            folders = (*folders, UNKNOWN_FOLDER)
         request = FineTuneRequested(
             request_id=request_id,
             model=model,
@@ -260,8 +262,8 @@ class Trainer(threading.Thread):
     def __init__(self, settings: Settings, *, second: bool = False) -> None:
         super().__init__(name="trainer", daemon=True)
         self.jobs: dict[RequestKey, TrainingJob] = {}
-        # Jobs that ask for another training than the first of the same request.
-        self.other_jobs: list[TrainingJob] = []
+        # Address and digest that each job names; a request may have a second job, which no launcher starts.
+        self.snapshots: set[tuple[str, str]] = set()
         self.reported: dict[RequestKey, State] = {}
         self.done = threading.Event()
         self._settings = settings
@@ -279,9 +281,8 @@ class Trainer(threading.Thread):
     def _train(self, job: TrainingJob, publisher: Publisher) -> None:
         request = job.request
         key = (request.model, request.request_id)
-        if (first := self.jobs.setdefault(key, job)) is not job:
-            if _training(first) != _training(job):
-                self.other_jobs.append(job)
+        self.snapshots.add((job.snapshot_uri, job.snapshot_sha256))
+        if self.jobs.setdefault(key, job) is not job:
             return
         fails = (request.training.epochs == 3) != self.second
         self.reported[key] = State.FAILED if fails else State.COMPLETED
@@ -293,8 +294,3 @@ class Trainer(threading.Thread):
                         Topic.TRAINING_REPORTS, report, key=request.request_id, partition_by=request.model
                     )
                     break
-
-
-def _training(job: TrainingJob) -> tuple[str, ...]:
-    """What must be the same in all jobs of a request."""
-    return job.snapshot_uri, job.snapshot_sha256, job.version, job.output_uri
