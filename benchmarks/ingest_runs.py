@@ -98,6 +98,7 @@ def worker(settings: Settings) -> None:
 
     launched = time.perf_counter()
     app: Any = create_app(settings, S3ObjectStore(settings.s3))
+    app.conf.datadir.mkdir(parents=True, exist_ok=True)
     collect_garbage_less_often()
     ends = {int(partition): end for partition, end in json.loads(os.environ["BENCH_ENDS"]).items()}
     started = cpu_at_start = 0.0

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
@@ -297,6 +298,16 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs
                 raise PartitionCountError(name, count, settings.partitions)
         if existing and settings.topic_config != "ignore":
             _check_configs(admin, settings, {name: configs[name] for name in existing})
+
+
+def topic_ids(settings: KafkaSettings, names: Sequence[str]) -> dict[str, str]:
+    """The brokers' ids of topics, by name: a topic that is deleted and made anew gets another one.
+
+    Brokers before Kafka 2.8 have none.
+    """
+    with _admin(settings) as admin:
+        ids = {topic["name"]: topic.get("topic_id") for topic in admin.describe_topics(list(names))}
+    return {name: str(found) for name, found in ids.items() if found and UUID(str(found)).int}
 
 
 def create_if_missing(settings: KafkaSettings, topic: Topic) -> None:

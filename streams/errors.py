@@ -18,6 +18,10 @@ class CannotListenError(FoldtuneError):
     """Cannot listen on worker.http_host and worker.http_port (host, port, reason):"""
 
 
+class StoreInUseError(FoldtuneError):
+    """Another worker uses this folder below worker.data_dir, each needs its own:"""
+
+
 class UnreadableStateError(FoldtuneError):
     """The stored state cannot be decoded (partition, key, reason):"""
 

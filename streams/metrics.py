@@ -34,6 +34,11 @@ for _topic, _reasons in (
     for _reason in _reasons:
         NOT_KEPT.labels(_topic.label, _reason)
 FOREIGN_WRITES = Counter("foldtune_foreign_writes", "Own writes that found and applied writes of another worker.")
+REMOVED_STORES = Counter(
+    "foldtune_removed_stores",
+    "Partitions' local databases that were removed and are recovered from the changelog: damaged, or ahead of it.",
+    ["reason"],
+)
 CLOCK_SKEW = Gauge(
     "foldtune_clock_skew_seconds", "The worker's clock less the brokers', as of the last event that it published."
 )

@@ -8,6 +8,7 @@ for updates that a crash loses. Here a write is one awaited call, and needs no c
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import faust
@@ -19,6 +20,7 @@ from foldtune.topics import MAX_CHANGELOG_RECORD_BYTES
 from streams.errors import PartitionLostError
 from streams.metrics import FOREIGN_WRITES
 from streams.partitions.broker_reader import BrokerReader
+from streams.partitions.local_store import STORE_SCHEME
 from streams.partitions.producing import acknowledged, check_size, enqueue
 
 _log = structlog.get_logger()
@@ -74,6 +76,7 @@ class ChangelogTable(Table):
             value_type=bytes,
             recovery_buffer_size=_CHANGELOG_BUFFER,
             options=dict(_ROCKSDB_OPTIONS),
+            store=f"{STORE_SCHEME}:{name}",
         )
         self._apply_batch = self._table.apply_changelog_batch
         self._table.apply_changelog_batch = self._apply_unless_owned
@@ -116,8 +119,9 @@ class ChangelogTable(Table):
                 async for record in self._reader.records(self._table.changelog_topic_name, partition, first, last):
                     _add(batch, {record.key: record.value})
             self._check_owned(partition)
-            self._rocksdb(partition).write(batch)
-            self._table.data.set_persisted_offset(self._changelog(partition), last)
+            with self._rocksdb(partition) as database:
+                database.write(batch)
+                self._table.data.set_persisted_offset(self._changelog(partition), last)
             return contiguous
 
     async def _append(self, partition: int, changes: Changes) -> list[int]:
@@ -132,20 +136,25 @@ class ChangelogTable(Table):
         return offsets
 
     def get(self, partition: int, key: bytes) -> bytes | None:
-        value: bytes | None = self._rocksdb(partition).get(key)
-        return value
+        with self._rocksdb(partition) as database:
+            value: bytes | None = database.get(key)
+            return value
 
     def keys(self, partition: int, prefix: bytes) -> Iterator[bytes]:
         self._check_owned(partition)
-        for key in self._rocksdb(partition).keys(from_key=prefix):
-            if not key.startswith(prefix):
-                return
-            yield key
+        with self._rocksdb(partition) as database:
+            # Not its ``keys``, which end at a damaged block as at the last one.
+            iterator = database.iter()
+            iterator.seek(prefix)
+            while iterator.valid() and (key := iterator.key()).startswith(prefix):
+                yield key
+                iterator.next()
+            iterator.status()
 
     def reclaim(self, partition: int) -> None:
-        database = self._rocksdb(partition)
-        database.flush()
-        database.compact_range(None, None)
+        with self._rocksdb(partition) as database:
+            database.flush()
+            database.compact_range(None, None)
 
     def _check_owned(self, partition: int) -> None:
         """Raise ``PartitionLostError`` unless ``owns``."""
@@ -157,9 +166,11 @@ class ChangelogTable(Table):
         # they would undo newer writes; foreign ones among them are found by ``write``.
         self._apply_batch([event for event in events if not self.owns(event.message.partition)])
 
-    def _rocksdb(self, partition: int) -> Any:
+    @contextmanager
+    def _rocksdb(self, partition: int) -> Iterator[Any]:
         # Faust's own mapping takes the partition from the current event; exports and timers have none.
-        return self._table.data._db_for_partition(partition)
+        with self._table.data.marking_damage(partition):
+            yield self._table.data._db_for_partition(partition)
 
     def _changelog(self, partition: int) -> TP:
         return TP(self._table.changelog_topic_name, partition)

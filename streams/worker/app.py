@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import faust
@@ -33,6 +32,7 @@ from streams.metrics import FAILED_TIMERS, MAINTENANCE, REBALANCES
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
 from streams.partitions.consumer import PartitionConsumer, is_at_fault
+from streams.partitions.local_store import remove_stores_ahead, store_folder
 from streams.publishing.dead_letters import reject_record
 from streams.publishing.publisher import FaustEventPublisher
 from streams.requests.coordinator import Coordinator
@@ -91,6 +91,7 @@ class _App(faust.App):
 
     async def on_start(self) -> None:
         await self.components.start()
+        remove_stores_ahead(cast(Any, self.tables).recovery)
         await super().on_start()
 
     async def on_stop(self) -> None:
@@ -123,7 +124,7 @@ def _create_faust_app(settings: Settings) -> _App:
         # made within this time, and waits for its answer as long again.
         producer_request_timeout=session / 2,
         store="rocksdb://",
-        datadir=str(Path(worker.data_dir).absolute()),
+        datadir=str(store_folder(worker)),
         topic_partitions=kafka.partitions,
         topic_replication_factor=kafka.replication_factor,
         topic_disable_leader=True,

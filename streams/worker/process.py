@@ -9,11 +9,12 @@ from typing import NoReturn
 import faust
 import structlog
 
-from foldtune.kafka import create_topics
+from foldtune.kafka import create_topics, topic_ids
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
 from foldtune.topics import Topic
+from streams.partitions.local_store import open_store_folder
 from streams.worker.app import changelogs, create_app
 
 _log = structlog.get_logger()
@@ -27,6 +28,7 @@ def run(settings: Settings) -> None:
     Raises:
         InvalidSettingsError: the object store ignores conditional writes.
         PartitionCountError: an existing topic has another number of partitions than the settings.
+        StoreInUseError: another worker uses the same data_dir.
         SystemExit: the worker has ended, with its exit code.
     """
     configure_logs(settings.log_level)
@@ -34,15 +36,17 @@ def run(settings: Settings) -> None:
     create_topics(settings.kafka, tuple(Topic), changelogs(settings))
     store = S3ObjectStore(settings.s3)
     store.check()
+    # Held until the process ends.
+    lock = open_store_folder(settings.worker, topic_ids(settings.kafka, changelogs(settings)))
     app = create_app(settings, store)
     collect_garbage_less_often()
-    settings.worker.data_dir.mkdir(parents=True, exist_ok=True)
     process = _WorkerProcess(
         app, loglevel=settings.log_level, redirect_stdouts=False, override_logging=False, quiet=True
     )
     # It would be drawn into the log.
     process.spinner = None
-    process.execute_from_commandline()
+    with lock:
+        process.execute_from_commandline()
 
 
 class _WorkerProcess(faust.Worker):

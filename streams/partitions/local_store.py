@@ -1,0 +1,220 @@
+"""The tables' RocksDB databases on this machine, one for each partition.
+
+They are derived from the changelogs. So a database that is not a prefix of its changelog, or not readable, is removed,
+and recovered from the changelog: each says so once, in the log and by ``foldtune_removed_stores``. The databases lie
+below a folder of the app id, together with the ids that the brokers gave to its changelogs: a topic that is deleted and
+made anew gets another id.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+from faust.stores import STORES
+from faust.stores.rocksdb import Store
+from faust.types import TP
+
+from foldtune.settings import WorkerSettings
+from streams.errors import StoreInUseError
+from streams.metrics import REMOVED_STORES
+
+_log = structlog.get_logger()
+STORE_SCHEME = "foldtune"
+STORES.aliases[STORE_SCHEME] = f"{__name__}:LocalStore"
+
+_DATABASES, _LOCK, _CHANGELOGS = "v1", "lock", "changelogs.json"
+_DAMAGED, _REMOVED = ".damaged", ".removed"
+# The former worker on this folder may still be ending, which takes it 8 s.
+_LOCK_SECONDS = 15.0
+# RocksDB may call it corruption when it cannot open a file.
+_SURROUNDINGS = tuple(
+    os.strerror(code)
+    for code in (
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EPERM,
+        errno.EROFS,
+    )
+)
+
+
+def store_folder(worker: WorkerSettings) -> Path:
+    """The folder of an app id's databases."""
+    # With a prefix: an app id may be "..".
+    return worker.data_dir.absolute() / f"app-{worker.app_id}"
+
+
+def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str]) -> IO[bytes]:
+    """Lock the folder for this process, and remove databases that are not of these changelogs, given with their ids.
+
+    Brokers before Kafka 2.8 give none. The lock ends with the returned file.
+
+    Raises:
+        StoreInUseError: another process uses the folder.
+    """
+    folder = store_folder(worker)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    for other in [*folder.parent.glob("app-*"), folder.parent]:
+        databases = other / _DATABASES
+        if other != folder and databases.is_dir() and not _in_use(other / _LOCK, *databases.rglob("LOCK")):
+            # Before folders had an app id in their names, they were the data_dir itself.
+            _remove(databases, "of another app id, or of an earlier release")
+            if other != folder.parent:
+                shutil.rmtree(other, ignore_errors=True)
+    known = _known(folder / _CHANGELOGS)
+    if (folder / _DATABASES).exists() and (
+        known is None or any(known.get(name, found) != found for name, found in changelogs.items())
+    ):
+        _remove(folder / _DATABASES, "of changelogs that were deleted")
+    for leftover in (folder / _DATABASES).rglob(f"*{_REMOVED}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    (folder / _CHANGELOGS).write_text(json.dumps((known or {}) | dict(changelogs)))
+    return lock
+
+
+def _known(path: Path) -> dict[str, str] | None:
+    with suppress(OSError, ValueError):
+        known = json.loads(path.read_bytes())
+        if isinstance(known, dict):
+            return known
+    return None
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    file = (folder / _LOCK).open("ab")
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                file.close()
+                raise StoreInUseError(str(folder)) from error
+            time.sleep(0.1)
+        else:
+            return file
+
+
+def _in_use(*locks: Path) -> bool:
+    for path in locks:
+        with suppress(FileNotFoundError), path.open("r+b") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
+def _remove(folder: Path, why: str) -> None:
+    _log.warning("store removed", folder=str(folder), why=why)
+    shutil.rmtree(folder)
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether RocksDB says that a database's files are not what it has written."""
+    # Its errors are of no class of their own.
+    text = str(error)
+    if type(error) is not Exception or any(surroundings in text for surroundings in _SURROUNDINGS):
+        return False
+    return text.startswith("Corruption") or os.strerror(errno.ENOENT) in text
+
+
+class LocalStore(Store):
+    """Faust's store, which removes databases that cannot be used."""
+
+    def _open_for_partition(self, partition: int) -> Any:
+        if self._mark(partition).exists():
+            self.remove(partition, "damaged", error=self._mark(partition).read_text(errors="replace"))
+        try:
+            return super()._open_for_partition(partition)
+        except Exception as error:
+            if not is_damage(error) or not self.partition_path(partition).exists():
+                raise
+            self.remove(partition, "damaged", error=str(error))
+        return super()._open_for_partition(partition)
+
+    def persisted_offset(self, tp: TP) -> int | None:
+        with self.marking_damage(tp.partition):
+            return super().persisted_offset(tp)
+
+    def apply_changelog_batch(
+        self, batch: Iterable[Any], to_key: Callable[[Any], Any], to_value: Callable[[Any], Any]
+    ) -> None:
+        events = list(batch)
+        for partition in {event.message.partition for event in events}:
+            mine = [event for event in events if event.message.partition == partition]
+            with self.marking_damage(partition):
+                super().apply_changelog_batch(mine, to_key, to_value)
+
+    @contextmanager
+    def marking_damage(self, partition: int) -> Iterator[None]:
+        """Mark the database on an error that says that it is damaged: the next process to open it removes it.
+
+        This process may be reading it in several threads, and has derived state from it.
+        """
+        try:
+            yield
+        except Exception as error:
+            if is_damage(error):
+                _log.error("store damaged", table=self.table_name, partition=partition, error=str(error))
+                with suppress(OSError):
+                    self._mark(partition).write_text(str(error))
+            raise
+
+    def remove(self, partition: int, reason: str, **details: object) -> None:
+        """Remove a partition's database, which is then recovered from the changelog."""
+        REMOVED_STORES.labels(reason).inc()
+        _log.error(
+            "store removed, recovering from the changelog",
+            table=self.table_name,
+            partition=partition,
+            reason=reason,
+            **details,
+        )
+        self._dbs.pop(partition, None)
+        path = self.partition_path(partition)
+        removed = path.with_name(path.name + _REMOVED)
+        shutil.rmtree(removed, ignore_errors=True)
+        # In one step: RocksDB might take a half of the files for a database.
+        with suppress(FileNotFoundError):
+            path.rename(removed)
+        self._mark(partition).unlink(missing_ok=True)
+        shutil.rmtree(removed, ignore_errors=True)
+
+    def _mark(self, partition: int) -> Path:
+        path = self.partition_path(partition)
+        return path.with_name(path.name + _DAMAGED)
+
+
+def remove_stores_ahead(recovery: Any) -> None:
+    """Have Faust's recovery remove databases that are ahead of their changelog; by itself it would end the process.
+
+    A changelog is shorter after an unclean election of a broker, or when its records were deleted.
+    """
+    build_offsets = recovery._build_offsets
+
+    async def build(consumer: Any, tps: set[TP], destination: dict[TP, int | None], title: str) -> None:
+        ends = await consumer.highwaters(*tps)
+        for tp in set(tps):
+            offset, end = destination.get(tp), ends.get(tp)
+            if offset is not None and end is not None and offset >= end:
+                store = recovery.tp_to_table[tp].data
+                store.remove(tp.partition, "ahead", offset=offset, end_offset=end)
+                destination[tp] = None
+        await build_offsets(consumer, tps, destination, title)
+
+    recovery._build_offsets = build

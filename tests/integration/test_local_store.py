@@ -1,0 +1,65 @@
+"""A worker whose local databases are not of its changelogs, or damaged, recovers from the changelog."""
+
+from pathlib import Path
+from uuid import uuid4
+
+from kafka import KafkaAdminClient
+
+from foldtune.kafka import Publisher, client_options
+from foldtune.settings import Settings
+from foldtune.topics import Topic
+from streams.worker.app import changelogs
+from tests.integration.conftest import StartWorker
+from tests.integration.test_worker import exported, jobs, publish_history, publish_request, snapshot
+from tests.support import ChildProcess, Reader, fine_tune_request
+
+
+def examples(settings: Settings, publisher: Publisher, name: str) -> int:
+    """The number of examples of a snapshot that is requested now."""
+    # One model for each request: requests of one model wait for each other.
+    publish_request(publisher, fine_tune_request(name, model=name))
+    with Reader(settings, Topic.TRAINING_JOBS) as reader:
+        found = reader.until(lambda records: name in {job.request.model for job in jobs(records)})
+    (job,) = [job for job in jobs(found) if job.request.model == name]
+    return len(exported(settings, snapshot(settings, job), "examples"))
+
+
+def said(worker: ChildProcess, event: str) -> int:
+    return worker.log.read_text().count(event)
+
+
+def test_stores_that_are_not_of_the_changelogs_or_damaged_are_rebuilt(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    publish_history(publisher, "alpha", 25)
+    worker = start_worker()
+    assert examples(settings, publisher, "first") == 25
+    worker.stop()
+
+    # A file of a database is cut.
+    (database,) = [path.parent for path in (tmp_path / "one").rglob("training-sets-*.db/*.sst") if path.stat().st_size][
+        :1
+    ]
+    for file in database.glob("*.sst"):
+        file.write_bytes(file.read_bytes()[:-20])
+    worker = start_worker()
+    assert examples(settings, publisher, "damaged") == 25
+    worker.stop()
+    assert said(worker, '"store removed, recovering from the changelog"') == 1
+
+    # The changelogs are deleted. Their topics are made anew, and the state from the inputs.
+    admin = KafkaAdminClient(**client_options(settings.kafka))
+    admin.delete_topics(list(changelogs(settings)))
+    admin.close()
+    worker = start_worker()
+    assert examples(settings, publisher, "changelogs-deleted") == 25
+    worker.stop()
+    assert said(worker, "of changelogs that were deleted") == 1
+
+    # Another app id, with the same volume.
+    worker = start_worker(FOLDTUNE_WORKER__APP_ID=f"t{uuid4().hex[:8]}")
+    assert examples(settings, publisher, "other-app-id") == 25
+    worker.stop()
+    assert said(worker, "of another app id") == 1
+    assert len(list((tmp_path / "one").glob("app-*"))) == 1
+    assert said(worker, "ConsistencyError") == 0
