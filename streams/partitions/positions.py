@@ -8,10 +8,11 @@ and the offset that it belongs to, so that a redelivery from there judges alike.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from foldtune.bounds import EARLIEST_MS, LATEST_MS, is_plausible
-from foldtune.topics import Topic
+from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.changelog_table import Changes, Table
 
 
@@ -34,6 +35,12 @@ def stored_position(table: Table, topic: Topic, partition: int) -> Position:
 def position_changes(topic: Topic, position: Position) -> Changes:
     """What stores a position; the offset also by itself, where version 0.1.0 looks for it after a rollback."""
     return {_position_key(topic): b"%d %d" % position, offset_key(topic): b"%d" % position.offset}
+
+
+def newest_time(table: Table, partition: int) -> datetime:
+    """The newest plausible time of the data topics' records that were handled; 1970 if there is none."""
+    newest = max(stored_position(table, topic, partition).newest_ms for topic in DATA_TOPICS)
+    return datetime.fromtimestamp(newest / 1000, UTC)
 
 
 def offset_key(topic: Topic) -> bytes:

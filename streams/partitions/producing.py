@@ -1,25 +1,15 @@
 """Writes single records through Faust's producer: bounded, and with one error for what cannot be written."""
 
-import threading
-import time
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import structlog
 from aiokafka import errors
 from aiokafka.structs import RecordMetadata
 from faust.exceptions import ProducerSendError
 
 from foldtune.errors import RecordRefusedError
-from streams.metrics import CLOCK_SKEW
-
-_log = structlog.get_logger()
-# The acknowledgement of a record takes a part of it.
-MAX_SKEW_SECONDS = 60
-# aiokafka's RecordMetadata.timestamp_type of a record that a broker has stamped.
-_APPEND_TIME = 1
-_skewed = threading.Event()
+from streams.partitions.broker_clock import CLOCK
 
 # By client or broker, of one record: it is too large for its topic, or the topic takes no such records. ``CORRUPT``
 # is how older brokers refuse a record without a key on a compacted topic.
@@ -69,19 +59,8 @@ async def acknowledged(topic: Any, future: Awaitable[RecordMetadata]) -> RecordM
     """
     with _refusals(topic):
         record = await future
-    if record.timestamp_type == _APPEND_TIME:
-        observe_clock(record.timestamp / 1000, time.time())
+    CLOCK.observe(record)
     return record
-
-
-def observe_clock(brokers: float, worker: float) -> None:
-    """Compare this machine's clock with the brokers', just after a record was appended."""
-    skew = worker - brokers
-    if abs(skew) > MAX_SKEW_SECONDS and not _skewed.is_set():
-        _log.error("clock differs from the brokers'", seconds=round(skew), at_most=MAX_SKEW_SECONDS)
-    # Once, until it is right again.
-    (_skewed.set if abs(skew) > MAX_SKEW_SECONDS else _skewed.clear)()
-    CLOCK_SKEW.set(skew)
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from foldtune.events import (
     State,
     TrainingJob,
     TrainingProgressed,
-    now,
 )
 from foldtune.kafka import partition_of
 from foldtune.knobs import ModelName
@@ -37,6 +36,7 @@ from foldtune.settings import Settings
 from foldtune.topics import Topic, request_key
 from streams.errors import PartitionLostError, UnreadableStateError
 from streams.metrics import FAILED_TIMERS, REQUESTS_ENDED
+from streams.partitions.broker_clock import now
 from streams.partitions.changelog_table import Table
 from streams.partitions.consumer import is_at_fault
 from streams.partitions.fencing import FencedTable
@@ -134,6 +134,7 @@ class Coordinator:
         Raises like ``handle``.
         """
         async with self._lock:
+            # A claim is written, so the brokers' time is known from here on.
             if not self._table.claimed(partition) or any(self._table.keys(partition, _OUTBOX_PREFIX)):
                 await self._synchronize(partition)
             for key in list(self._table.keys(partition, _MODEL_PREFIX)):

@@ -15,7 +15,6 @@ from foldtune.events import (
     TopicOffset,
     TrainingFinished,
     TrainingProgressed,
-    now,
 )
 from foldtune.kafka import partition_of
 from foldtune.object_store import ObjectStore
@@ -23,6 +22,7 @@ from foldtune.settings import PolicyRule, Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
 from streams.metrics import observe_snapshot
+from streams.partitions.broker_clock import CLOCK
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord
 from streams.snapshots.export import export
 from streams.snapshots.export_process import ExportProcess
@@ -118,7 +118,7 @@ class SnapshotCommandHandler:
 
     async def _export_or_failure(self, command: SnapshotCommand, partition: int) -> SnapshotPart:
         timeout = self._settings.worker.snapshot_timeout
-        if now() - command.issued_at > timeout:
+        if CLOCK.known and CLOCK.now() - command.issued_at > timeout:
             # Its request has failed since. After an outage, or read from the beginning, there may be many of these.
             _log.info("stale snapshot command skipped", partition=partition, issued_at=str(command.issued_at))
             return _failed_part(command, partition, f"the command was read more than {timeout} after it was issued")

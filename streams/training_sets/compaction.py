@@ -59,26 +59,30 @@ class MaintenanceCounts:
     merged: int = 0
 
 
-async def maintain(sets: TrainingSets, partition: int, now: datetime) -> MaintenanceCounts:
+async def maintain(
+    sets: TrainingSets, partition: int, now: datetime, as_of: datetime | None = None
+) -> MaintenanceCounts:
     """Evict, purge, compact and merge; does nothing while an export holds the partition.
+
+    ``as_of`` is the time at which records count as too old; by default ``now``.
 
     Raises:
         PartitionLostError: another worker owns the partition now, and continues.
     """
-    counts = MaintenanceCounts()
+    counts, as_of = MaintenanceCounts(), as_of or now
     if sets.rewrite_lock(partition).locked():
         return counts
     async with sets.rewrite_lock(partition):
         with suppress(OutdatedViewError):
-            expired = _expired_segments(_committed_view(sets, partition), now)
+            expired = _expired_segments(_committed_view(sets, partition), as_of)
             await sets.replace(partition, {}, expired)
             counts.evicted = len(expired)
             for segment in expired:
                 NOT_KEPT.labels(segment.topic_label, "expired").inc(segment.record_count)
             counts.purged = await _purge(sets, partition, now)
-            for group in _outgrown(_committed_view(sets, partition), now):
-                counts.compacted += await _compact(sets, partition, group, now)
-            counts.merged = await _rewrite(sets, partition, _merge_rewrites(_committed_view(sets, partition), now))
+            for group in _outgrown(_committed_view(sets, partition), as_of):
+                counts.compacted += await _compact(sets, partition, group, as_of)
+            counts.merged = await _rewrite(sets, partition, _merge_rewrites(_committed_view(sets, partition), as_of))
     return counts
 
 
@@ -108,12 +112,12 @@ async def _rewrite(sets: TrainingSets, partition: int, rewrites: Iterator[Rewrit
 # ── Eviction ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _expired_segments(view: PartitionView, now: datetime) -> list[Segment]:
+def _expired_segments(view: PartitionView, as_of: datetime) -> list[Segment]:
     """The segments all of whose records are too old, by their keys alone."""
     expired = []
     for folder_id in view.folder_ids():
         for segment in view.segments[folder_id]:
-            oldest = _bound(view, folder_id, segment.topic, now).oldest
+            oldest = _bound(view, folder_id, segment.topic, as_of).oldest
             if oldest and segment.newest_ms < epoch_ms(oldest):
                 expired.append(segment)
     return expired
@@ -151,13 +155,13 @@ class SegmentGroup(NamedTuple):
         return _COMPACTED_PREFIX + folder_prefix(self.folder_id) + self.topic.label.encode()
 
 
-def _outgrown(view: PartitionView, now: datetime) -> list[SegmentGroup]:
+def _outgrown(view: PartitionView, as_of: datetime) -> list[SegmentGroup]:
     """The groups that outgrow their bound and the last compaction's result, so every record is read about twice."""
     outgrown = []
     for folder_id, segments in view.segments.items():
         for topic, of_topic in groupby(segments, key=lambda segment: segment.topic):
             group = SegmentGroup(folder_id, topic, tuple(of_topic))
-            volume, bound = Volume.of(group.segments), _bound(view, folder_id, topic, now)
+            volume, bound = Volume.of(group.segments), _bound(view, folder_id, topic, as_of)
             unbounded = bound == RetentionBound()
             allowed = Volume(SMALL_RECORDS, SMALL_BYTES) if unbounded else Volume(bound.max_items, bound.max_bytes)
             if not volume.outgrows(allowed):
@@ -168,9 +172,9 @@ def _outgrown(view: PartitionView, now: datetime) -> list[SegmentGroup]:
     return outgrown
 
 
-async def _compact(sets: TrainingSets, partition: int, group: SegmentGroup, now: datetime) -> int:
+async def _compact(sets: TrainingSets, partition: int, group: SegmentGroup, as_of: datetime) -> int:
     """Rewrite the segments with records that no fold can depend on any more."""
-    deleted = await _rewrite(sets, partition, _compaction_rewrites(sets.view(partition), group, now))
+    deleted = await _rewrite(sets, partition, _compaction_rewrites(sets.view(partition), group, as_of))
     segments = sets.view(partition).segments.get(group.folder_id, ())
     after = Volume.of([segment for segment in segments if segment.topic is group.topic])
     await sets.write(partition, {group.compacted_key: msgspec.json.encode(after)})
@@ -185,10 +189,10 @@ async def _compact(sets: TrainingSets, partition: int, group: SegmentGroup, now:
     return deleted
 
 
-def _compaction_rewrites(view: PartitionView, group: SegmentGroup, now: datetime) -> Iterator[Rewrite]:
+def _compaction_rewrites(view: PartitionView, group: SegmentGroup, as_of: datetime) -> Iterator[Rewrite]:
     # As tombstones all records of a folder fit into memory at once; with their content, those of some segments do.
     tombstones = [_tombstone(record) for record in view.records(group.segments)]
-    bound = _bound(view, group.folder_id, group.topic, now)
+    bound = _bound(view, group.folder_id, group.topic, as_of)
     selection = retained(tombstones, bound)
     _count_not_kept(group.topic, tombstones, selection, bound)
     latest, size_only = _ids(selection.latest.values()), _ids(selection.size_only)
@@ -223,8 +227,8 @@ def _count_not_kept(
     NOT_KEPT.labels(topic.label, "over_bound").inc(len(newest) - expired)
 
 
-def _bound(view: PartitionView, folder_id: str, topic: Topic, now: datetime) -> RetentionBound:
-    return retention_bound(topic, view.limits.of(folder_id), now - GRACE)
+def _bound(view: PartitionView, folder_id: str, topic: Topic, as_of: datetime) -> RetentionBound:
+    return retention_bound(topic, view.limits.of(folder_id), as_of - GRACE)
 
 
 def _tombstone(record: StateRecord) -> StateRecord:
@@ -282,7 +286,7 @@ def _purge_rewrites(view: PartitionView, erasures: Erasures) -> Iterator[Rewrite
 # ── Merging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _merge_rewrites(view: PartitionView, now: datetime) -> Iterator[Rewrite]:
+def _merge_rewrites(view: PartitionView, as_of: datetime) -> Iterator[Rewrite]:
     """Small segments of a folder and a topic become large ones.
 
     Erasures are not applied here: ``_purge`` does that, also to what foreign writes bring back.
@@ -290,7 +294,7 @@ def _merge_rewrites(view: PartitionView, now: datetime) -> Iterator[Rewrite]:
     for folder_id, segments in view.segments.items():
         for topic in Topic:
             small = [segment for segment in segments if segment.topic is topic and _is_small(segment)]
-            bound = _bound(view, folder_id, topic, now)
+            bound = _bound(view, folder_id, topic, as_of)
             for start in range(0, len(small), _MAX_SEGMENTS):
                 chunk = small[start : start + _MAX_SEGMENTS]
                 if len(chunk) >= FAN_IN:

@@ -22,17 +22,19 @@ from faust.types.auth import CredentialsT
 from pydantic import Field, TypeAdapter
 
 from foldtune.compression import bound_decompression
-from foldtune.events import SnapshotCommand, TrainingFinished, now
+from foldtune.events import SnapshotCommand, TrainingFinished
 from foldtune.kafka import client_options
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings
 from foldtune.topics import DATA_TOPICS, MAX_RECORD_BYTES, Topic
 from streams.errors import PartitionLostError, brokers_at_fault
 from streams.metrics import FAILED_TIMERS, MAINTENANCE, REBALANCES
+from streams.partitions.broker_clock import CLOCK
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
 from streams.partitions.consumer import PartitionConsumer, is_at_fault
 from streams.partitions.local_store import remove_stores_ahead, store_folder
+from streams.partitions.positions import newest_time
 from streams.publishing.dead_letters import reject_record
 from streams.publishing.publisher import FaustEventPublisher
 from streams.requests.coordinator import Coordinator
@@ -281,7 +283,10 @@ class _Components:
         self._app.timer(seconds, name=name)(on_timer)
 
     async def _maintain(self, partition: int) -> None:
-        counts = await maintain(self._sets, partition, now())
+        now = CLOCK.now()
+        # What is evicted is gone: by the machine's clock not before a record of that time.
+        as_of = now if CLOCK.stamped else min(now, newest_time(self._table, partition))
+        counts = await maintain(self._sets, partition, now, as_of)
         for action, count in asdict(counts).items():
             MAINTENANCE.labels(action).inc(count)
         if counts != MaintenanceCounts():

@@ -51,9 +51,9 @@ def start_worker(variables: dict[str, str], settings: Settings, tmp_path: Path) 
     """Starts worker processes, each with a data folder of its own, and ends them with the test."""
     started: list[ChildProcess] = []
 
-    def start(name: str = "one", **more: str) -> ChildProcess:
+    def start(name: str = "one", module: str = "foldtune", **more: str) -> ChildProcess:
         mine = {"FOLDTUNE_WORKER__DATA_DIR": str(tmp_path / name), "FOLDTUNE_WORKER__INSTANCE_ID": name}
-        started.append(ChildProcess(["worker"], variables | mine | more, tmp_path / f"{name}.log"))
+        started.append(ChildProcess(["worker"], variables | mine | more, tmp_path / f"{name}.log", module))
         return started[-1]
 
     yield start

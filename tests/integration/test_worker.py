@@ -3,6 +3,7 @@
 import hashlib
 import io
 import signal
+import time
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -115,6 +116,38 @@ def test_a_worker_stops_quickly_and_cleanly(
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         reader.until(lambda records: bool(jobs(records)))
     assert worker.stop(seconds=20) == 0
+
+
+def test_a_worker_whose_clock_is_a_year_ahead_keeps_every_log_and_ends_no_request(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
+    first = start_worker(FOLDTUNE_SETS__MAX_AGE="P30D")
+    publish_history(publisher, "alpha", 25)
+    publish_request(publisher, fine_tune_request("before"))
+    with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
+        reader.until(lambda records: len(jobs(records)) == 1)
+        first.stop()
+        skewed = start_worker("skewed", module="tests.integration.skewed_worker", FOLDTUNE_SETS__MAX_AGE="P30D")
+        rounds = 0
+        # Once it merges segments, it has looked for old ones, and for overdue requests.
+        while "segments maintained" not in skewed.log.read_text():
+            rounds += 1
+            publish_history(publisher, "beta", 1)
+            reader.until(lambda _: True)
+            assert rounds < 600, "nothing was maintained"
+            time.sleep(0.1)
+        assert not ended("before")(reader.records)
+        done = FineTuneStatus(request_id="before", model="model", state=State.COMPLETED, at=now())
+        publisher.publish(Topic.TRAINING_REPORTS, done, key="before", partition_by="model")
+        reader.until(ended("before"))
+        publish_request(publisher, fine_tune_request("after", model="other"))
+        _, job = jobs(reader.until(lambda records: len(jobs(records)) == 2))
+    assert {status.state for status in statuses(reader.records, "before") if status.state.terminal} == {State.COMPLETED}
+    # Not of next year, also where it is named by its time.
+    assert abs(job.published_at - now()) < timedelta(minutes=5)
+    examples = exported(settings, snapshot(settings, job), "examples")
+    assert Counter(row["folder_id"] for row in examples) == {"alpha": 25, "beta": 1}
+    assert "clock differs from the brokers'" in skewed.log.read_text()
 
 
 def test_poison_is_dead_lettered_and_does_not_block(

@@ -3,16 +3,25 @@
 import asyncio
 import os
 from contextlib import suppress
-from typing import NoReturn, cast
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn, cast
 
 import pytest
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from faust.exceptions import ProducerSendError
 
+from foldtune import events
 from foldtune.object_store import ObjectStore
-from foldtune.settings import Settings
+from foldtune.settings import Sets, Settings
+from foldtune.topics import Topic
+from streams.partitions.broker_clock import BrokerClock
+from streams.partitions.positions import Position, position_changes
+from streams.training_sets.state_events import ChatLog, StateRecord
+from streams.training_sets.store import TrainingSets
 from streams.worker import app
 from streams.worker.app import create_app
+from tests.acknowledgement import acknowledgement
+from tests.memory_table import MemoryTable
 
 
 class ProcessEndedError(Exception):
@@ -60,3 +69,42 @@ def test_work_is_repeated_while_the_brokers_are_at_fault_and_anything_else_ends_
 def test_nothing_is_sent_again_after_the_session() -> None:
     conf = create_app(Settings(), cast(ObjectStore, None)).conf
     assert conf.producer_request_timeout * 2 <= conf.broker_session_timeout == 30
+
+
+WRITTEN = datetime(2026, 11, 26, tzinfo=UTC)
+DAY, YEAR = timedelta(days=1), timedelta(days=365)
+
+
+@pytest.mark.parametrize("skew", [YEAR, -YEAR])
+@pytest.mark.parametrize("stamped", [None, True, False])
+def test_what_is_too_old_is_evicted_by_the_brokers_time_never_by_the_machines(
+    monkeypatch: pytest.MonkeyPatch, skew: timedelta, stamped: bool | None
+) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    sets = TrainingSets(MemoryTable(), Sets(max_age=30 * DAY))
+    monkeypatch.setattr(components, "_sets", sets)
+    monkeypatch.setattr(components, "_table", sets.table)
+    clock = BrokerClock()
+    monkeypatch.setattr(app, "CLOCK", clock)
+    log = ChatLog(log_id="l", occurred_at=WRITTEN, agent_id="a", question="Why?", folder_id="f")
+
+    async def evicted_at(moment: datetime, newest: datetime) -> bool:
+        """Whether the log is, when the brokers have this time, and the newest record of the partition that one."""
+        monkeypatch.setattr(events, "now", lambda: moment + skew)
+        if stamped is not None:
+            clock.observe(acknowledgement(moment, stamped=stamped))
+        position = Position(1, int(newest.timestamp() * 1000))
+        await sets.write(0, position_changes(Topic.CHAT_LOGS, position))
+        await components._maintain(0)
+        return not sets.view(0).segments
+
+    async def scenario() -> None:
+        await sets.add(0, Topic.CHAT_LOGS, [StateRecord(offset=0, position=0, event=log, size=1)])
+        assert not await evicted_at(WRITTEN + 30 * DAY, newest=WRITTEN)
+        # In the grace of a day.
+        assert not await evicted_at(WRITTEN + 30 * DAY, newest=WRITTEN + 30 * DAY)
+        # By producers' times not before a record of that time, nor before the machine's time.
+        assert await evicted_at(WRITTEN + 32 * DAY, newest=WRITTEN) is bool(stamped)
+        assert await evicted_at(WRITTEN + 32 * DAY, newest=WRITTEN + 32 * DAY) is (bool(stamped) or skew > 0 * DAY)
+
+    asyncio.run(scenario())
