@@ -169,7 +169,8 @@ class LocalStore(Store):
         try:
             yield
         except Exception as error:
-            if is_damage(error):
+            # Once: Faust's recovery goes on after an error, and meets it with each record.
+            if is_damage(error) and not self._mark(partition).exists():
                 _log.error("store damaged", table=self.table_name, partition=partition, error=str(error))
                 with suppress(OSError):
                     self._mark(partition).write_text(str(error))
@@ -203,7 +204,7 @@ class LocalStore(Store):
 def remove_stores_ahead(recovery: Any) -> None:
     """Have Faust's recovery remove databases that are ahead of their changelog; by itself it would end the process.
 
-    A changelog is shorter after an unclean election of a broker, or when its records were deleted.
+    A changelog is shorter after an unclean election, or when it was made anew by brokers without topic ids.
     """
     build_offsets = recovery._build_offsets
 
