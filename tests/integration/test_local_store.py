@@ -24,6 +24,12 @@ def examples(settings: Settings, publisher: Publisher, name: str) -> int:
     return len(exported(settings, snapshot(settings, job), "examples"))
 
 
+def delete_changelogs(settings: Settings) -> None:
+    admin = KafkaAdminClient(**client_options(settings.kafka))
+    admin.delete_topics(list(changelogs(settings)))
+    admin.close()
+
+
 def said(worker: ChildProcess, event: str) -> int:
     return worker.log.read_text().count(event)
 
@@ -48,13 +54,20 @@ def test_stores_that_are_not_of_the_changelogs_or_damaged_are_rebuilt(
     assert said(worker, '"store removed, recovering from the changelog"') == 1
 
     # The changelogs are deleted. Their topics are made anew, and the state from the inputs.
-    admin = KafkaAdminClient(**client_options(settings.kafka))
-    admin.delete_topics(list(changelogs(settings)))
-    admin.close()
+    delete_changelogs(settings)
     worker = start_worker()
     assert examples(settings, publisher, "changelogs-deleted") == 25
     worker.stop()
     assert said(worker, "of changelogs that were deleted") == 1
+
+    # The same once more, with brokers that tell no ids.
+    (changelogs_file,) = (tmp_path / "one").rglob("changelogs.json")
+    changelogs_file.write_text("{}")
+    delete_changelogs(settings)
+    worker = start_worker()
+    assert examples(settings, publisher, "ahead") == 25
+    worker.stop()
+    assert said(worker, '"reason": "ahead"') >= 1
 
     # Another app id, with the same volume.
     worker = start_worker(FOLDTUNE_WORKER__APP_ID=f"t{uuid4().hex[:8]}")
