@@ -89,11 +89,16 @@ def reject_record(publisher: Publisher, record: Any, error: Exception) -> None:
     """
     reasons = "; ".join(explain(error))
     letter = dead_letter(record.value, record.key, reasons, (record.topic, record.partition, record.offset))
+    source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
     try:
         _publish(publisher, letter)
     except RecordRefusedError:
-        _publish(publisher, letter.without_value())
-    source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        try:
+            _publish(publisher, letter.without_value())
+        except RecordRefusedError as refused:
+            # Or whoever consumes the record would meet it for ever.
+            _log.error("dead letter lost", **source, error=reasons, refusal=str(refused))
+            return
     _log.warning("record sent to dead letters", **source, error=reasons, exc_info=kind_of(error) == "failed" and error)
 
 

@@ -2,13 +2,16 @@
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from foldtune.dead_letters import ERROR_HEADER, dead_letter, reject_record
 from foldtune.errors import PublishError, RecordRefusedError
 from foldtune.events import FineTuneRequested
+from foldtune.kafka import Publisher
 from foldtune.topics import Topic
 
 ORIGIN = ("chat-logs", 1, 5)
@@ -62,6 +65,15 @@ def test_a_topic_that_takes_no_large_record_gets_the_dead_letter_without_its_val
     ]
     with pytest.raises(PublishError):
         rejected(NarrowPublisher(PublishError), b"v" * 5_000, KeyError("x"))
+
+
+def test_a_dead_letter_that_the_topic_never_takes_is_lost_and_logged_and_the_consumer_goes_on() -> None:
+    publisher = mock.create_autospec(Publisher, instance=True)
+    publisher.flush.side_effect = RecordRefusedError("dead-letters", "needs a key")
+    with capture_logs() as logs:
+        rejected(publisher, b"v", KeyError("x"))
+    assert publisher.flush.call_count == 2
+    assert [(log["event"], log["offset"], log["error"]) for log in logs] == [("dead letter lost", 3, "KeyError: 'x'")]
 
 
 def test_the_names_of_unknown_fields_are_cut() -> None:
