@@ -6,10 +6,13 @@ from typing import Any
 
 from kafka import TopicPartition
 
-from foldtune.errors import TopicMissingError
+from foldtune.errors import NoBrokerError, TopicMissingError
 from foldtune.kafka import POLL_MILLISECONDS, consumer
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
+
+# Without ``follow``: records that exist come within a second, and those of a broker that is started anew within this.
+SILENCE_SECONDS = 30.0
 
 
 def read(
@@ -22,6 +25,7 @@ def read(
 
     Raises:
         TopicMissingError: the topic does not exist.
+        NoBrokerError: the brokers sent nothing for ``SILENCE_SECONDS`` before the end was reached.
     """
     with consumer(settings) as client:
         name = topic.named(settings.topic_prefix)
@@ -31,11 +35,24 @@ def read(
         client.assign(partitions)
         client.seek_to_beginning(*partitions)
         ends = client.end_offsets(partitions)
-        while follow or any(client.position(partition) < end for partition, end in ends.items()):
-            if deadline is not None and time.monotonic() > deadline:
+        silence = 0.0
+        while True:
+            began = time.monotonic()
+            if deadline is not None and began > deadline:
+                return
+            if not follow and all(_position(client, partition) >= end for partition, end in ends.items()):
                 return
             polled = client.poll(timeout_ms=POLL_MILLISECONDS)
+            # Without the time that the caller takes between two records.
+            silence = 0.0 if polled else silence + time.monotonic() - began
+            if silence > SILENCE_SECONDS and not follow:
+                raise NoBrokerError(settings.bootstrap_servers)
             for records in polled.values():
                 yield from records
             if idle and not polled:
                 yield None
+
+
+def _position(client: Any, partition: TopicPartition) -> int:
+    # None while no broker has told where the partition begins.
+    return client.position(partition, timeout_ms=POLL_MILLISECONDS) or 0
