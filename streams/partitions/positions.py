@@ -6,14 +6,21 @@ as written at the newest plausible time before it in its partition. That time is
 and the offset that it belongs to, so that a redelivery from there judges alike.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import structlog
+
 from foldtune.bounds import EARLIEST_MS, LATEST_MS, is_plausible
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.changelog_table import Changes, Table
+
+_log = structlog.get_logger()
+# The offset, and the newest timestamp.
+_POSITION = re.compile(rb"(\d{1,18})(?: (\d{1,13}))?")
 
 
 class Position(NamedTuple):
@@ -25,11 +32,15 @@ class Position(NamedTuple):
 
 def stored_position(table: Table, topic: Topic, partition: int) -> Position:
     """The position of a topic, as the table has it."""
-    if value := table.get(partition, _position_key(topic)):
-        offset, newest_ms = value.split()
-        return Position(int(offset), int(newest_ms))
     # Version 0.1.0 stored the offset alone.
-    return Position(int(table.get(partition, offset_key(topic)) or 0), 0)
+    for key in (_position_key(topic), offset_key(topic)):
+        if not (value := table.get(partition, key)):
+            continue
+        if match := _POSITION.fullmatch(value):
+            return Position(int(match[1]), int(match[2] or 0))
+        # Written by somebody else. Records that are handled again change nothing.
+        _log.error("stored offset not readable", topic=topic.label, partition=partition, key=key, value=value[:100])
+    return Position(0, 0)
 
 
 def position_changes(topic: Topic, position: Position) -> Changes:
