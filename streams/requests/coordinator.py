@@ -13,7 +13,7 @@ from msgspec import Struct
 from pydantic import BaseModel, ValidationError
 
 from foldtune import excerpts
-from foldtune.errors import InvalidEventError, ObjectStoreError, RecordRefusedError
+from foldtune.errors import InfrastructureError, InvalidEventError, RecordRefusedError
 from foldtune.events import (
     REPORTING_TIME,
     FineTuneCancelled,
@@ -365,7 +365,7 @@ class Coordinator:
         with suppress(PartitionLostError):
             try:
                 following: Transition | None = await self._job_transition(state, state.active, manifest)
-            except ObjectStoreError:
+            except InfrastructureError:
                 # The next tick retries.
                 _log.exception("manifest upload failed, will retry", model=model, request_id=manifest.request_id)
                 return

@@ -12,9 +12,10 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from aiokafka.errors import KafkaTimeoutError
 from pydantic import ValidationError
 
-from foldtune.errors import InvalidEventError, ObjectStoreError
+from foldtune.errors import InvalidEventError, ObjectMissingError, ObjectStoreError
 from foldtune.events import (
     Event,
     FineTuneCancelled,
@@ -32,8 +33,9 @@ from foldtune.object_keys import snapshot_manifest_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, RequestSettings, Settings, WorkerSettings
 from foldtune.topics import Topic, request_key
-from streams.errors import UnreadableStateError
+from streams.errors import UnreadableStateError, brokers_at_fault
 from streams.partitions.changelog_table import Changes
+from streams.partitions.consumer import is_at_fault
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests.coordinator import Coordinator
 from tests.memory_table import MemoryTable
@@ -122,11 +124,13 @@ class System:
         self._partitions = partitions
         self.answers = threading.Event()
         self.hangs = True
+        # The next manifest, after it was found.
+        self.deletes = False
         self.manifests: dict[str, bytes] = {}
         store: Any = mock.create_autospec(ObjectStore, instance=True, bucket="bucket")
         store.uri.side_effect = lambda key: f"s3://bucket/{key}"
         store.put_if_absent.side_effect = self._put
-        store.get.side_effect = self.manifests.get
+        store.get.side_effect = self._get
         settings = Settings(
             kafka=KafkaSettings(partitions=partitions),
             worker=WorkerSettings(min_examples=1),
@@ -135,19 +139,31 @@ class System:
         self.publisher = broker or RecordingPublisher()
         self.table = broker or MemoryTable()
         self.published_before: list[FineTuneStatus] = []
+        # How many of these the brokers tell before they no longer answer.
+        self.silent_after: int | None = None
         self._coordinator = Coordinator(self.table, self.publisher, store, settings, self._statuses)
 
     async def _statuses(self, partition: int) -> AsyncIterator[Any]:
-        for status in self.published_before:
+        for number, status in enumerate(self.published_before):
+            if number == self.silent_after:
+                raise KafkaTimeoutError
             if partition_of(status.model, self._partitions) == partition:
                 yield SimpleNamespace(value=status.encode())
+        if self.silent_after is not None:
+            raise KafkaTimeoutError
 
     def _put(self, key: str, content: bytes) -> bool:
         if self.hangs:
             self.answers.wait(30)
             if self._fails:
                 raise ObjectStoreError("https://s3")
-        return self.manifests.setdefault(key, content) is content
+        return not self.deletes and self.manifests.setdefault(key, content) is content
+
+    def _get(self, key: str) -> bytes:
+        if self.deletes:
+            self.deletes = False
+            raise ObjectMissingError(key)
+        return self.manifests[key]
 
     async def handle(self, topic: Topic, model: str, event: Event) -> None:
         await self.handle_raw(topic, model, event.encode())
@@ -189,6 +205,18 @@ def test_a_hanging_manifest_upload_does_not_block_other_models() -> None:
             # Once more when the job waits for a launcher.
             [State.ACCEPTED, State.SNAPSHOTTING, State.SNAPSHOTTING]
         ] * 2
+
+    asyncio.run(scenario())
+
+
+def test_a_manifest_that_is_deleted_while_it_is_compared_is_uploaded_again() -> None:
+    async def scenario() -> None:
+        system = System()
+        system.hangs = False
+        system.deletes = True
+        await system.request_with_snapshot("r")
+        await system.ticks_until(jobs=1)
+        assert system.publisher.states("r")[-1] is State.SNAPSHOTTING
 
     asyncio.run(scenario())
 
@@ -542,6 +570,30 @@ def test_another_app_id_knows_what_has_ended_and_makes_no_job_of_it() -> None:
             await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(name, model="m"))
             assert system.publisher.states(name, "m") == [end]
         assert {record.topic for record in system.publisher.sent} == {Topic.FINE_TUNE_STATUS.label}
+
+    asyncio.run(scenario())
+
+
+def test_a_request_is_taken_again_where_the_brokers_did_not_tell_what_has_ended() -> None:
+    async def scenario() -> None:
+        system = System()
+        end = FineTuneStatus(request_id="r", model="m", state=State.COMPLETED, at=now())
+        system.published_before = [end]
+        request = fine_tune_request("r", model="m")
+        # Before the first record, and after it.
+        for system.silent_after in (0, 1):
+            with pytest.raises(KafkaTimeoutError) as caught:
+                await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+            # So the consumer waits, and repeats the record.
+            assert brokers_at_fault(caught.value)
+            assert not is_at_fault(caught.value)
+        assert not system.publisher.sent
+        system.silent_after = None
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+        assert system.publisher.states("r", "m") == [State.COMPLETED]
+        # Read once.
+        system.silent_after = 0
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
 
     asyncio.run(scenario())
 
