@@ -133,16 +133,16 @@ def test_a_worker_whose_clock_is_a_year_ahead_keeps_every_log_and_ends_no_reques
         while "segments maintained" not in skewed.log.read_text():
             rounds += 1
             publish_history(publisher, "beta", 1)
-            reader.until(lambda _: True)
             assert rounds < 600, "nothing was maintained"
             time.sleep(0.1)
-        assert not ended("before")(reader.records)
+        # Refused, had it ended by itself.
         done = FineTuneStatus(request_id="before", model="model", state=State.COMPLETED, at=now())
         publisher.publish(Topic.TRAINING_REPORTS, done, key="before", partition_by="model")
         reader.until(ended("before"))
+        ends = {status.state for status in statuses(reader.records, "before") if status.state.terminal}
+        assert ends == {State.COMPLETED}
         publish_request(publisher, fine_tune_request("after", model="other"))
-        _, job = jobs(reader.until(lambda records: len(jobs(records)) == 2))
-    assert {status.state for status in statuses(reader.records, "before") if status.state.terminal} == {State.COMPLETED}
+        _, job = jobs(reader.until(lambda records: len(jobs(records)) == 2 or ended("after")(records)))
     # Not of next year, also where it is named by its time.
     assert abs(job.published_at - now()) < timedelta(minutes=5)
     examples = exported(settings, snapshot(settings, job), "examples")
