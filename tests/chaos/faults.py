@@ -32,8 +32,6 @@ _LONGER = (SESSION_SECONDS + 2, SESSION_SECONDS + 6)
 _SKEW_SECONDS = 401 * 24 * 3600
 _SLOW_EVERY = 12.0
 _DISK_BYTES = 192 << 20
-# Injected only if named: what workers have not learned to bear yet.
-_ONLY_IF_NAMED = {"wrong clock"}
 _COMPRESSIONS = ("zstd", "lz4", "snappy", "gzip", "producer")
 # What can be undone: after how many seconds, and how.
 Repair = tuple[float, Callable[[], None]] | None
@@ -233,7 +231,6 @@ class Faults:
                 worker.send(signal.SIGKILL)
                 worker.process.wait()
                 worker.variables["FOLDTUNE_WORKER__APP_ID"] = f"{app}-{int(number) + 1}"
-                worker.variables["FOLDTUNE_WORKER__DATA_DIR"] = str(worker.disk / f"state-{int(number) + 1}")
         return None
 
     def _start_second_trainer(self, chance: random.Random) -> Repair:
@@ -306,7 +303,7 @@ def injectors(
     """One for quick faults and one for slow ones, which overlap; of all kinds or some."""
     found = []
     for speed, known, pace in (("quick", faults.quick, every), ("slow", faults.slow, _SLOW_EVERY)):
-        wanted = kinds or known.keys() - _ONLY_IF_NAMED
+        wanted = kinds or known.keys()
         chosen = {name: fault for name, fault in known.items() if name in wanted and name not in skipped}
         if chosen:
             found.append(Injector(chosen, seed=f"{seed} {speed}", every=pace, seconds=seconds))
