@@ -18,14 +18,16 @@ class StatusRecord(Model):
 def supersedes(new: StatusRecord, old: StatusRecord) -> bool:
     """Whether ``new`` is the newer status of one request (same id, same model).
 
-    A final state supersedes any other, then the higher offset wins:
+    A final state supersedes any other; of two final ones the lower offset wins, of two others the higher one:
 
     - A model's statuses are all in one partition, and only the coordinator of that partition publishes them: offsets
       are in the order of its decisions. Times are not: ``at`` is of whoever reported, each with its own clock.
     - A request ends once, but producers are not fenced: a worker that was paused past its session may still publish an
-      earlier state after its successor has published the end.
+      earlier state after its successor has published the end, or an end of its own.
     - Redelivery and reading the topic again bring lower offsets, which lose.
     """
+    if new.status.state.terminal and old.status.state.terminal:
+        return new.offset < old.offset
     return (new.status.state.terminal, new.offset) > (old.status.state.terminal, old.offset)
 
 

@@ -68,6 +68,11 @@ def test_a_final_state_is_final_even_at_a_lower_offset() -> None:
     assert fold([cancelled, late]) == fold([late, cancelled]) == (cancelled,)
 
 
+def test_the_first_end_of_a_request_counts() -> None:
+    first, late = record(5, State.COMPLETED), record(6, State.FAILED, 1)
+    assert fold([first, late]) == fold([late, first]) == (first,)
+
+
 def test_an_id_used_for_two_models_has_the_status_of_the_later_one() -> None:
     first, second = record(9, State.COMPLETED, 0, "a"), record(2, State.RUNNING, 60, "c")
     assert fold([first, second]) == fold([second, first]) == (second, first)

@@ -38,8 +38,10 @@ def test_requests_of_two_models_under_one_id_are_both_kept() -> None:
     assert newest.model == "sales"
     assert store.newest("r-1", "support") == record(2, State.COMPLETED, "support", -60).status
     store.update(record(1, State.RUNNING, "support", 5))
+    # The request ended before.
     store.update(record(3, State.COMPLETED, "support", 20))
-    assert store.newest("r-1") == record(3, State.COMPLETED, "support", 20).status
+    store.update(record(10, State.RUNNING, "sales", -70))
+    assert store.newest("r-1") == record(2, State.COMPLETED, "support", -60).status
 
 
 def test_an_object_of_the_first_version_is_read() -> None:
