@@ -4,7 +4,7 @@ On a consumer's connection a request would queue behind a fetch that waits for n
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -22,12 +22,12 @@ class BrokerReader:
         self._consumer: AIOKafkaConsumer | None = None
         self._lock = asyncio.Lock()
 
-    async def end_offsets(self, partition: int) -> dict[Topic, int]:
-        """The end offset of each data topic that is not empty."""
+    async def end_offsets(self, partition: int, topics: Sequence[Topic] = DATA_TOPICS) -> dict[Topic, int]:
+        """The end offset of each of the topics that is not empty."""
         async with self._lock:
             consumer = await self._connect()
             prefix = self._settings.topic_prefix
-            partitions = {topic: TopicPartition(topic.named(prefix), partition) for topic in DATA_TOPICS}
+            partitions = {topic: TopicPartition(topic.named(prefix), partition) for topic in topics}
             beginnings = await consumer.beginning_offsets(list(partitions.values()))
             ends = await consumer.end_offsets(list(partitions.values()))
             return {topic: ends[tp] for topic, tp in partitions.items() if ends[tp] > beginnings[tp]}

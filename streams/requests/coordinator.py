@@ -103,6 +103,8 @@ class Coordinator:
         self._settings = settings
         self._partitions = settings.kafka.partitions
         self._lock = asyncio.Lock()
+        # Statuses read so far, of requests that had ended: progress before the first record is handled.
+        self.statuses_read = 0
         # Jobs being published, by partition and model.
         self._publishing: dict[tuple[int, str], asyncio.Task[None]] = {}
         self._handlers: dict[Topic, Callable[[int, bytes], Awaitable[None]]] = {
@@ -330,6 +332,7 @@ class Coordinator:
         """
         ends: dict[bytes, bytes | None] = {}
         async for record in self._statuses(partition):
+            self.statuses_read += 1
             try:
                 status = FineTuneStatus.model_validate_json(record.value or b"")
             except ValidationError:

@@ -57,6 +57,7 @@ _TICK_SECONDS = 2.0
 # The group would give the partitions of a member to others after one session.
 _STANDSTILL_SESSIONS = 2
 _MEMBERSHIP, _NO_PARTITIONS = "membership in the group", "partitions"
+_HANDLING_OF_REQUESTS = "handling of requests"
 # A consumer that fetches nothing for so long leaves its group for ever, and Faust fetches nothing once the tables are
 # recovered. That a worker stands still is noticed otherwise.
 _NEVER_SECONDS = timedelta(days=3650).total_seconds()
@@ -202,6 +203,7 @@ class _Components:
         )
         self._stopping = False
         self._next_data_offset = data.next_offset
+        self._next_control_offset = control.next_offset
         self._membership = Membership(app)
         self._watchdog = Watchdog()
         limit = settings.worker.session_timeout.total_seconds() * _STANDSTILL_SESSIONS
@@ -209,7 +211,9 @@ class _Components:
         self._loop_watchdog = LoopWatchdog(self._loops, limit)
         self._background: list[asyncio.Task[None]] = []
         # With a reader of its own: a request that times out must not disturb an export's.
-        self._broker_monitor = BrokerMonitor(BrokerReader(kafka), self._owned_partitions, data.next_offset)
+        # Not the snapshot commands: an export may take long.
+        watched = (*DATA_TOPICS, *(_CONTROL_TOPICS if settings.worker.handle_requests else ()))
+        self._broker_monitor = BrokerMonitor(BrokerReader(kafka), self._owned_partitions, self._next_offset, watched)
         self._http_server = self._create_http_server()
 
     def register(self) -> None:
@@ -331,10 +335,23 @@ class _Components:
             recovery = cast(Any, self._app.tables)._recovery
             due[_NO_PARTITIONS] = tuple(recovery.active_offsets.values()) if recovery else None
         for (topic, partition), records in self._broker_monitor.lag.items():
-            if records and partition in owned:
+            if not (records and partition in owned):
+                continue
+            if topic in DATA_TOPICS:
                 offset = self._next_data_offset(topic, partition)
                 due[f"ingest of {topic.label}/{partition}"] = offset, self._publisher.dead_letters
+            else:
+                due[_HANDLING_OF_REQUESTS] = self._handled_requests(owned)
         return due
+
+    def _handled_requests(self, owned: list[int]) -> Hashable:
+        """Of all partitions together: the coordinator handles one event at a time."""
+        offsets = (self._next_control_offset(topic, partition) for topic in _CONTROL_TOPICS for partition in owned)
+        return *offsets, self._coordinator.statuses_read, self._publisher.dead_letters
+
+    def _next_offset(self, topic: Topic, partition: int) -> int:
+        of_topic = self._next_control_offset if topic in _CONTROL_TOPICS else self._next_data_offset
+        return of_topic(topic, partition)
 
     def _is_surplus(self) -> bool:
         """Whether the group has no partition for this worker: it is a member of it, and has none assigned."""

@@ -1,8 +1,8 @@
-"""Whether the brokers respond, and how far behind the data topics the worker is."""
+"""Whether the brokers respond, and how far behind its topics the worker is."""
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
@@ -20,17 +20,19 @@ _UNRESPONSIVE_SECONDS = 20.0
 
 
 class BrokerMonitor:
-    """Polls the brokers for the end offsets of the data topics, over a connection of its own."""
+    """Polls the brokers for the end offsets of the consumed topics, over a connection of its own."""
 
     def __init__(
         self,
         reader: BrokerReader,
         owned_partitions: Callable[[], list[int]],
         next_offset: Callable[[Topic, int], int],
+        topics: Sequence[Topic] = DATA_TOPICS,
     ) -> None:
         self._reader = reader
         self._owned_partitions = owned_partitions
         self._next_offset = next_offset
+        self._topics = topics
         self._answers = Answers(time.monotonic(), time.monotonic())
         self._failed = False
         # Records published and not yet consumed, as last measured.
@@ -62,7 +64,7 @@ class BrokerMonitor:
         for partition in self._owned_partitions() or [0]:
             try:
                 async with asyncio.timeout(_TIMEOUT_SECONDS):
-                    ends = await self._reader.end_offsets(partition)
+                    ends = await self._reader.end_offsets(partition, self._topics)
             except (KafkaError, TimeoutError) as error:
                 _log.warning("brokers unresponsive", partition=partition, error=repr(error))
                 self._failed = True
@@ -76,6 +78,6 @@ class BrokerMonitor:
             self._failed = False
             if partition in self._owned_partitions():
                 # An empty topic has no lag, whatever its end offset: its records have expired.
-                for topic in DATA_TOPICS:
+                for topic in self._topics:
                     lag[topic, partition] = max(0, ends.get(topic, 0) - self._next_offset(topic, partition))
         self.lag = lag

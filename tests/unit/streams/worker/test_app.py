@@ -12,8 +12,8 @@ from faust.exceptions import ProducerSendError
 
 from foldtune import events
 from foldtune.object_store import ObjectStore
-from foldtune.settings import Sets, Settings
-from foldtune.topics import Topic
+from foldtune.settings import Sets, Settings, WorkerSettings
+from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.broker_clock import BrokerClock
 from streams.partitions.positions import Position, position_changes
 from streams.training_sets.state_events import ChatLog, StateRecord
@@ -108,3 +108,33 @@ def test_what_is_too_old_is_evicted_by_the_brokers_time_never_by_the_machines(
         assert await evicted_at(WRITTEN + 32 * DAY, newest=WRITTEN + 32 * DAY) is (bool(stamped) or skew > 0 * DAY)
 
     asyncio.run(scenario())
+
+
+def test_requests_that_are_not_handled_are_a_standstill_and_progress_of_any_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    offsets = {(topic, partition): 0 for topic in app._CONTROL_TOPICS for partition in (0, 1)}
+    monkeypatch.setattr(components, "_owned_partitions", lambda: [0, 1])
+    monkeypatch.setattr(components, "_next_control_offset", lambda *of: offsets[of])
+    assert components._due() == {}
+    components._broker_monitor.lag = {(Topic.FINE_TUNE_REQUESTS, 1): 1}
+    ((what, stuck),) = components._due().items()
+    assert what == "handling of requests"
+    assert components._due() == {what: stuck}
+    # The coordinator handles one event at a time, of whichever partition.
+    offsets[Topic.TRAINING_REPORTS, 0] = 1
+    assert components._due()[what] != stuck
+    # What has ended is read before the first of them.
+    _, stuck = components._due().popitem()
+    components._coordinator.statuses_read += 1
+    assert components._due()[what] != stuck
+    components._broker_monitor.lag = {(Topic.FINE_TUNE_REQUESTS, 2): 1}
+    assert components._due() == {}
+
+
+@pytest.mark.parametrize("handles", [True, False])
+def test_the_lag_of_what_a_worker_handles_is_measured(handles: bool) -> None:
+    settings = Settings(worker=WorkerSettings(handle_requests=handles))
+    monitored = set(cast(Any, create_app(settings, cast(ObjectStore, None))).components._broker_monitor._topics)
+    assert monitored == {*DATA_TOPICS, *(app._CONTROL_TOPICS if handles else ())}

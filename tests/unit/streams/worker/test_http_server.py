@@ -1,7 +1,7 @@
 """A worker's metrics, without servers."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ class Brokers:
         self.end_by_partition = ends
         self.connections = 1
 
-    async def end_offsets(self, partition: int) -> dict[Topic, int]:
+    async def end_offsets(self, partition: int, _: Sequence[Topic]) -> dict[Topic, int]:
         if self.end_by_partition is None:
             raise KafkaConnectionError
         return {Topic.CHAT_LOGS: self.end_by_partition[partition]}
