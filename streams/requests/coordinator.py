@@ -158,6 +158,9 @@ class Coordinator:
         ids = _RequestIds.model_validate_json(value)
         if (owner := partition_of(ids.model, self._partitions)) != partition:
             # Of a producer with another partitioner. Only this model's own coordinator may say how the request stands.
+            if self._is_too_old(written_ms):
+                # It would be young again, and was passed on before, by workers with another app_id.
+                raise InvalidEventError(f"of another partition, {self._too_old}")
             _log.warning("request of another partition passed on", request_id=ids.request_id, model=ids.model)
             record = OutgoingRecord(Topic.FINE_TUNE_REQUESTS.label, owner, ids.model, value.decode(errors="replace"))
             await self._publisher.send((record,))
@@ -430,10 +433,8 @@ class Coordinator:
         await self._commit(partition, lifecycle.ended(state, status))
 
     def _rejection_reasons(self, request: FineTuneRequested, transition: Transition, written_ms: int) -> Iterator[str]:
-        max_age = self._settings.worker.max_request_age
-        # Brokers without timestamps say -1.
-        if 0 < written_ms < (now() - max_age).timestamp() * 1000:
-            yield f"event: published more than {max_age} ago (worker.max_request_age)"
+        if self._is_too_old(written_ms):
+            yield f"event: {self._too_old}"
         if request in transition.state.waiting and (waiting := len(_json(transition.state))) > _MAX_WAITING_BYTES:
             yield f"model: requests of {waiting} bytes wait for {request.model!r}, at most {_MAX_WAITING_BYTES}"
         if request in transition.state.waiting and (waiting := len(transition.state.waiting)) > _MAX_WAITING:
@@ -450,6 +451,14 @@ class Coordinator:
             yield "base_model.revision: a hub model needs a full commit hash, so that a request always means one model"
         if base and base.uri.startswith("s3://") and not base.uri.startswith(f"s3://{self._store.bucket}/"):
             yield f"base_model.uri: must be in the bucket {self._store.bucket!r}"
+
+    def _is_too_old(self, written_ms: int) -> bool:
+        # Brokers without timestamps say -1.
+        return 0 < written_ms < (now() - self._settings.worker.max_request_age).timestamp() * 1000
+
+    @property
+    def _too_old(self) -> str:
+        return f"published more than {self._settings.worker.max_request_age} ago (worker.max_request_age)"
 
     # ── State ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

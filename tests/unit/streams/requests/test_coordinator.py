@@ -301,6 +301,11 @@ def test_a_request_of_another_partition_is_passed_on_and_ends_nothing() -> None:
         (record,) = system.publisher.sent
         assert (record.topic, record.partition, record.key) == (Topic.FINE_TUNE_REQUESTS.label, 1, model)
         assert record.value.encode() == event.encode()
+        # Passed on it would be young again.
+        old = int((now() - timedelta(days=8)).timestamp() * 1000)
+        with pytest.raises(InvalidEventError, match="of another partition, published more than 7 days"):
+            await system.handle_raw(Topic.FINE_TUNE_REQUESTS, elsewhere, event.encode(), old)
+        assert system.publisher.sent == [record]
 
     asyncio.run(scenario())
 
