@@ -4,6 +4,7 @@ import asyncio
 import os
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
 import pytest
@@ -20,6 +21,7 @@ from streams.training_sets.state_events import ChatLog, StateRecord
 from streams.training_sets.store import TrainingSets
 from streams.worker import app
 from streams.worker.app import create_app
+from streams.worker.watchdog import Standstill
 from tests.acknowledgement import acknowledgement
 from tests.memory_table import MemoryTable
 
@@ -138,3 +140,38 @@ def test_the_lag_of_what_a_worker_handles_is_measured(handles: bool) -> None:
     settings = Settings(worker=WorkerSettings(handle_requests=handles))
     monitored = set(cast(Any, create_app(settings, cast(ObjectStore, None))).components._broker_monitor._topics)
     assert monitored == {*DATA_TOPICS, *(app._CONTROL_TOPICS if handles else ())}
+
+
+def test_a_worker_without_partitions_stands_still_unless_the_group_has_none_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    monkeypatch.setattr(components, "_owned_partitions", list)
+    faust_app = app_in_group()
+    faust_app.tables._recovery = SimpleNamespace(active_offsets={"changelog": 7})
+    monkeypatch.setattr(components, "_app", faust_app)
+    assert components._due() == {}
+    faust_app.rebalancing = True
+    assert components._due() == {"partitions": (7,)}
+    faust_app.tables._recovery.active_offsets["changelog"] = 8
+    assert components._due() == {"partitions": (8,)}
+
+
+def test_a_worker_that_stands_still_for_a_session_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    monkeypatch.setattr(components, "_app", app_in_group())
+    assert components._not_ready() is None
+    components._watchdog.longest = Standstill("handling of requests", 30.0)
+    assert components._not_ready() is None
+    components._watchdog.longest = Standstill("handling of requests", 30.5)
+    assert components._not_ready() == "no progress for 30 s: handling of requests"
+
+
+def app_in_group() -> Any:
+    """As much of Faust's application as is looked at: a member of its group, without partitions."""
+    return SimpleNamespace(
+        rebalancing=False,
+        in_recovery=False,
+        tables=SimpleNamespace(actives_ready=True, _recovery=None),
+        assignor=SimpleNamespace(assigned_actives=set),
+    )
