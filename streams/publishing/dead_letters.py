@@ -1,5 +1,7 @@
 """Sends rejected records to the dead letters: acknowledged, logged and counted."""
 
+import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -25,6 +27,17 @@ async def send_to_dead_letters(publisher: EventPublisher, topic: Topic, message:
         error=error,
     )
     count_rejected(topic, rejected.kind)
+
+
+async def send_all_to_dead_letters(
+    publisher: EventPublisher, topic: Topic, rejected: Iterable[tuple[Any, Rejected]]
+) -> None:
+    """``send_to_dead_letters`` for messages and what was rejected of them, in order; awaits the brokers once."""
+    calls = [send_to_dead_letters(publisher, topic, message, part) for message, part in rejected]
+    # All of them are awaited: none is left to fail unseen while the block is already being repeated.
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
 
 
 async def reject_record(publisher: EventPublisher, topic: Topic, message: Any, error: Exception) -> None:

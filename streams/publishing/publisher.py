@@ -1,5 +1,6 @@
 """How a worker publishes: everything is acknowledged by the brokers when a call returns."""
 
+import asyncio
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -62,7 +63,10 @@ class EventPublisher(Protocol):
     async def send_to_dead_letters(
         self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
     ) -> None:
-        """Publish a record to the dead letters; ``origin`` is its topic (with prefix), partition and offset."""
+        """Publish a record to the dead letters; ``origin`` is its topic (with prefix), partition and offset.
+
+        Calls at a time are published in their order.
+        """
 
 
 class FaustEventPublisher(EventPublisher):
@@ -72,6 +76,7 @@ class FaustEventPublisher(EventPublisher):
         self._partitions = settings.partitions
         # Those acknowledged: a block of invalid records proceeds by them.
         self.dead_letters = 0
+        self._letters_in_order = asyncio.Lock()
         self._topics: dict[str, Any] = {
             topic.label: app.topic(
                 topic.named(settings.topic_prefix),
@@ -124,7 +129,8 @@ class FaustEventPublisher(EventPublisher):
         whole = dead_letter(value, key, error, origin)
         for letter in (whole, whole.without_value()):
             try:
-                future = await enqueue(topic, key=letter.key, value=letter.value, headers=letter.headers)
+                async with self._letters_in_order:
+                    future = await enqueue(topic, key=letter.key, value=letter.value, headers=letter.headers)
                 await acknowledged(topic, future)
             except RecordRefusedError as refused:
                 reason = str(refused)

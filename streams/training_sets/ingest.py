@@ -11,7 +11,7 @@ from foldtune.reasons import Rejected
 from foldtune.settings import Sets
 from foldtune.topics import Topic
 from streams.metrics import NOT_KEPT, RECORDS
-from streams.publishing.dead_letters import send_to_dead_letters
+from streams.publishing.dead_letters import send_all_to_dead_letters
 from streams.publishing.publisher import EventPublisher
 from streams.threads import DECODING, run_in
 from streams.training_sets.decoding import decode_block
@@ -50,10 +50,8 @@ class Ingest:
             _log.warning("logs too old for any training set", partition=partition, logs=count, folders=len(too_old))
         if len(records) < len(results):
             by_offset = {message.offset: message for message in messages}
-            # One at a time, so that dead letters keep the order of the topic.
-            for result in results:
-                if isinstance(result, Rejected):
-                    await send_to_dead_letters(self._publisher, topic, by_offset[result.offset], result)
+            rejected = [(by_offset[result.offset], result) for result in results if isinstance(result, Rejected)]
+            await send_all_to_dead_letters(self._publisher, topic, rejected)
 
     def _too_old(self, messages: Sequence[Any], records: Sequence[StateRecord]) -> dict[str, list[int]]:
         """By folder, the offsets of logs that were older than its ``max_age`` when they were written to the topic."""
