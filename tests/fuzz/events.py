@@ -1,7 +1,7 @@
 """Random events at and over every bound, and what is to become of each."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,17 +43,21 @@ class _Ids(BaseModel):
 
 @dataclass(frozen=True)
 class Case:
-    """One record, and what must become of it: dead letters, or a final status for ``request`` (model and id)."""
+    """One record, and what must become of it.
+
+    ``answer`` is the topic and the ids of what must be published for it: the end of a request or job, or a part.
+    """
 
     topic: Topic
     partition: int
     value: bytes | None
-    letters: int
+    # Dead letters; ``None``: one, or it is stored.
+    letters: int | None
     key: bytes | None = None
     headers: list[tuple[str, bytes]] = field(default_factory=list)
     timestamp: int | None = None
     codec: str | None = None
-    request: tuple[str, str] | None = None
+    answer: tuple[str, ...] | None = None
     # Events of the data topics that are stored.
     stored: int = 0
 
@@ -99,7 +103,7 @@ class Generator:
             Topic.FEEDBACK: self._feedback,
             Topic.ERASURES: self._erasure,
             Topic.FINE_TUNE_REQUESTS: self._request,
-            Topic.SNAPSHOT_COMMANDS: self._finished,
+            Topic.SNAPSHOT_COMMANDS: self._command,
             Topic.SNAPSHOT_PARTS: self._part,
             Topic.TRAINING_REPORTS: self._report,
             Topic.TRAINING_PROGRESS: self._progress,
@@ -123,13 +127,31 @@ class Generator:
             value = self._bytes(self._text(good))
         return self._case(topic, name, value)
 
+    def good_cases(self, partition: int) -> list[Case]:
+        """A valid event for each of the worker's consumers, which costs it little."""
+        name = self._name()
+        model = next(model for model in MODELS if partition_of(model, PARTITIONS) == partition)
+        cancelled = {"type": "fine_tune_cancelled", "requested_at": PAST, "request_id": name, "model": model}
+        return [
+            Case(Topic.CHAT_LOGS, partition, self._text(self._log(name)), 0, stored=1),
+            Case(Topic.FINE_TUNE_REQUESTS, partition, self._text(cancelled), 0),
+            Case(Topic.SNAPSHOT_COMMANDS, partition, self._text(self._finished(name)), 0),
+        ]
+
+    def job_without_snapshot(self) -> Case:
+        """A valid job, which its trainer cannot carry out."""
+        name = self._name()
+        value = self._text(self._job(name) | {"snapshot_uri": f"s3://foldtune/snapshots/{name}/manifest.json"})
+        return Case(Topic.TRAINING_JOBS, 0, value, 0, answer=(Topic.TRAINING_REPORTS.label, "a", name))
+
     def _case(self, topic: Topic, name: str, value: bytes | None) -> Case:
-        partition, request, letters, stored = self._random.randrange(PARTITIONS), None, 0, 0
+        partition, answer, stored = self._random.randrange(PARTITIONS), None, 0
+        letters: int | None = 0
         if topic is Topic.FINE_TUNE_REQUESTS:
             letters, ids, ends = self._fate(value)
             # By its model: elsewhere it would be passed on, as another record.
             partition = partition_of(ids.model, PARTITIONS) if ids else partition
-            request = (ids.model, ids.request_id) if ids and ends else None
+            answer = (Topic.FINE_TUNE_STATUS.label, ids.model, ids.request_id) if ids and ends else None
         elif value is None:
             # Without a value a record of a control topic means nothing.
             letters = int(topic in {*DATA_TOPICS, Topic.SNAPSHOT_COMMANDS, Topic.TRAINING_JOBS})
@@ -137,8 +159,15 @@ class Generator:
             large = topic in DATA_TOPICS and len(value) > _BOUNDS.event_bytes
             letters = int(large or not _is_valid(topic, value))
             stored = int(topic in DATA_TOPICS and not letters)
+            if topic in DATA_TOPICS and letters and not large and b'unknown": ' in value:
+                # The worker's fast decoder does not look into fields that it does not know.
+                letters = None
+            if topic is Topic.SNAPSHOT_COMMANDS and not letters:
+                event = _COMMANDS.validate_json(value)
+                if isinstance(event, events.SnapshotCommand):
+                    answer = (Topic.SNAPSHOT_PARTS.label, event.request.request_id, str(partition))
         fields = self._envelope_fields(name)
-        return Case(topic, partition, value, letters, request=request, stored=stored, **fields)
+        return Case(topic, partition, value, letters, answer=answer, stored=stored, **fields)
 
     @staticmethod
     def _fate(value: bytes | None) -> tuple[int, _Ids | None, bool]:
@@ -160,7 +189,7 @@ class Generator:
     def _envelope(self, name: str) -> Case:
         """A batch of logs, of which some are invalid: each of these is a dead letter."""
         logs = [self._log(f"{name}-{number}") for number in range(self._random.randint(1, 20))]
-        logs = [self._mutated(log) if self._random.random() < 0.3 else log for log in logs]
+        logs = [self._mutated(log, unknown=_PLAIN) if self._random.random() < 0.3 else log for log in logs]
         value = self._text({"type": "chat_log_batch", "folder_id": "f", "logs": logs})
         if len(value) > _BOUNDS.event_bytes or not self._readable(value):
             # One dead letter for all.
@@ -192,7 +221,7 @@ class Generator:
             "codec": self._random.choice(CODECS),
         }
 
-    def _mutated(self, event: dict[str, Any]) -> dict[str, Any]:
+    def _mutated(self, event: dict[str, Any], unknown: Sequence[Any] = _ODD) -> dict[str, Any]:
         """The event with some fields replaced, removed or added, at any depth."""
         changed: dict[str, Any] = json.loads(json.dumps(event))
         for _ in range(self._random.choice((1, 1, 1, 2, 5))):
@@ -206,8 +235,7 @@ class Generator:
             if self._random.random() < 0.15:
                 place.pop(name, None)
             else:
-                # The worker's fast decoder does not look into fields that it does not know.
-                place[name] = deepcopy(self._random.choice(_PLAIN if name == "unknown" else _ODD))
+                place[name] = deepcopy(self._random.choice(unknown if name == "unknown" else _ODD))
         return changed
 
     def _bytes(self, text: bytes) -> bytes | None:
@@ -215,8 +243,9 @@ class Generator:
         noise = bytes(self._random.randrange(256) for _ in range(200))
         broken = (text[: len(text) // 2], text + text, text.replace(b': "', b': "\xff', 1), b"\xef\xbb\xbf" + text)
         large = (b"[" * 100_000, b"x" * 600_000, b"v" * 1_900_000)
+        unknown = (b'{"unknown": "\xff\xfe", ' + text[1:], b'{"\xffunknown": 1, ' + text[1:])
         spelled = (b"  " + text + b"\n", text.decode(errors="replace").encode("utf-16"))
-        return self._random.choice((None, b"", b"null", b"[]", noise, *broken, *large, *spelled))
+        return self._random.choice((None, b"", b"null", b"[]", noise, *broken, *large, *unknown, *spelled))
 
     @staticmethod
     def _text(event: dict[str, Any]) -> bytes:
@@ -274,6 +303,15 @@ class Generator:
 
     def _finished(self, name: str) -> dict[str, Any]:
         return {"type": "training_finished", "request_id": name, "model": self._random.choice(MODELS)}
+
+    def _command(self, name: str) -> dict[str, Any]:
+        if self._random.random() < 0.5:
+            return self._finished(name)
+        issued_at = self._random.choice((events.now().isoformat(), PAST))
+        request = self._request(name)
+        if request["type"] != "fine_tune_requested":
+            return self._finished(name)
+        return {"type": "snapshot_command", "request": request, "partition": 0, "issued_at": issued_at}
 
     def _part(self, name: str) -> dict[str, Any]:
         counts = {"left_out": {"no label": 1}, "positives": 30, "agents": ["x"] * self._random.choice((0, 2_000))}

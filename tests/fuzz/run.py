@@ -14,9 +14,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError
+from pydantic import ValidationError
 
 from foldtune.dead_letters import OFFSET_HEADER, PARTITION_HEADER, TOPIC_HEADER
-from foldtune.events import FineTuneStatus
+from foldtune.events import FineTuneStatus, SnapshotPart
 from foldtune.kafka import create_topics
 from foldtune.settings import Settings
 from foldtune.topics import DATA_TOPICS, Topic
@@ -29,6 +30,10 @@ from tests.support import ChildProcess, Reader, environment, settings_of
 BATCH = 100
 # A batch and the ends of all requests, on a busy machine.
 PATIENCE = 180.0
+# Of a good event: what is to be counted, and what fails the run, if the same event was quicker without bad ones before.
+SLOW_SECONDS, STUCK_SECONDS = 1.0, 5.0
+# The worker's memory, last third against first third, once caches and buffers are full.
+MAX_GROWTH, WARM_UP_BATCHES = 1.1, 10
 _PAGE = 4096
 
 Origin = tuple[str, int, int]
@@ -44,10 +49,14 @@ class Report:
     refused: int = 0
     dead_letters: dict[str, int] = field(default_factory=dict)
     stored: int = 0
-    requests: dict[str, int] = field(default_factory=dict)
+    # What became of requests, snapshot commands and valid jobs.
+    answers: dict[str, int] = field(default_factory=dict)
     http: dict[str, int] = field(default_factory=dict)
-    probe_seconds: dict[str, float] = field(default_factory=dict)
+    # By topic: how long good events took right after a batch, and once more without one.
+    good_events: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    # Samples, one a batch; and the medians of their first and last third, after a warm-up.
     worker_mib: list[int] = field(default_factory=list)
+    worker_mib_thirds: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
 
@@ -71,9 +80,13 @@ class Fuzz:
         self._producers: dict[str | None, AIOKafkaProducer] = {}
         self._cases: dict[Origin, Case] = {}
         self._letters: Counter[Origin] = Counter()
+        # When the worker made the last one, and when the brokers took its record; in ms.
+        self._lettered_at: dict[Origin, int] = {}
+        self._sent_at: dict[Origin, int] = {}
         self._read = 0
-        self._ends: dict[tuple[str, str], set[str]] = {}
-        self._probes: list[float] = []
+        self._answers: dict[tuple[str, ...], set[str]] = {}
+        # Seconds of a good event after a batch, and without.
+        self._pairs: dict[str, list[tuple[float, float]]] = {}
 
     def run(self, count: int, reader: Reader) -> Report:
         """Send ``count`` events, and compare what became of them with what was to."""
@@ -94,11 +107,16 @@ class Fuzz:
                     await self._send(self._generator.case(self._random.choice(self._generator.topics)))
                 for _ in range(BATCH // 20):
                     self._call_api()
+                after = await self._good_events(reader)
                 self._until(reader, self._all_letters, "dead letters")
-                await self._probe(reader)
+                control = await self._good_events(reader)
+                for topic, seconds in after.items():
+                    self._pairs.setdefault(topic, []).append((seconds, control[topic]))
                 resident = int(Path(f"/proc/{self._processes['worker'].pid}/statm").read_text().split()[1])
                 self.report.worker_mib.append(resident * _PAGE >> 20)
-            self._until(reader, self._all_ended, "ends of requests")
+            for _ in range(count // 1000):
+                await self._send(self._generator.job_without_snapshot())
+            self._until(reader, self._all_answered, "answers")
         finally:
             for producer in self._producers.values():
                 await producer.stop()
@@ -120,20 +138,25 @@ class Fuzz:
             return None
         origin = (topic, case.partition, metadata.offset)
         self._cases[origin] = case
+        self._sent_at[origin] = metadata.timestamp
         self.report.records[case.topic.label] = self.report.records.get(case.topic.label, 0) + 1
         return origin
 
-    async def _probe(self, reader: Reader) -> None:
-        """How long the next record of each consumer takes, on every partition."""
-        started = time.monotonic()
-        topics = (Topic.CHAT_LOGS, Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_COMMANDS)
-        sent = [
-            await self._send(Case(topic, number, b"{probe", letters=1))
-            for topic in topics
-            for number in range(PARTITIONS)
-        ]
-        self._until(reader, lambda: all(self._letters[origin] for origin in sent if origin), "probes")
-        self._probes.append(time.monotonic() - started)
+    async def _good_events(self, reader: Reader) -> dict[str, float]:
+        """By topic, how long a good event takes on the slowest partition: until the bad one behind it is rejected."""
+        sent: dict[str, list[Origin]] = {}
+        for partition in range(PARTITIONS):
+            for good in self._generator.good_cases(partition):
+                await self._send(good)
+                marker = await self._send(Case(good.topic, partition, b"{marker", letters=1))
+                assert marker
+                sent.setdefault(good.topic.label, []).append(marker)
+        markers = [marker for group in sent.values() for marker in group]
+        self._until(reader, lambda: all(self._letters[marker] for marker in markers), "good events")
+        return {
+            topic: max(self._lettered_at[marker] - self._sent_at[marker] for marker in group) / 1000
+            for topic, group in sent.items()
+        }
 
     def _call_api(self) -> None:
         content, valid = http_call(self._random)
@@ -166,19 +189,29 @@ class Fuzz:
             raise _StoppedError from None
 
     def _add(self, record: Any) -> None:
-        if record.topic == Topic.DEAD_LETTERS.named(self._prefix):
+        label = record.topic.removeprefix(self._prefix)
+        if label == Topic.DEAD_LETTERS.label:
             headers = {name: value.decode() for name, value in record.headers}
-            self._letters[headers[TOPIC_HEADER], int(headers[PARTITION_HEADER]), int(headers[OFFSET_HEADER])] += 1
-        elif record.value is not None:
-            status = FineTuneStatus.model_validate_json(record.value)
-            if status.state.terminal:
-                self._ends.setdefault((status.model, status.request_id), set()).add(status.state.value)
+            origin = headers[TOPIC_HEADER], int(headers[PARTITION_HEADER]), int(headers[OFFSET_HEADER])
+            self._letters[origin] += 1
+            self._lettered_at[origin] = record.timestamp
+            return
+        # What is read back of the reports and parts was sent here, in part, and is not always valid.
+        with suppress(ValidationError):
+            if label == Topic.SNAPSHOT_PARTS.label:
+                part = SnapshotPart.model_validate_json(record.value or b"")
+                self._answers.setdefault((label, part.request_id, str(part.partition)), set()).add("part")
+            else:
+                status = FineTuneStatus.model_validate_json(record.value or b"")
+                if status.state.terminal:
+                    ids = (label, status.model, status.request_id)
+                    self._answers.setdefault(ids, set()).add(status.state.value)
 
     def _all_letters(self) -> bool:
-        return all(self._letters[origin] >= case.letters for origin, case in self._cases.items())
+        return all(self._letters[origin] >= (case.letters or 0) for origin, case in self._cases.items())
 
-    def _all_ended(self) -> bool:
-        return all(case.request in self._ends for case in self._cases.values() if case.request)
+    def _all_answered(self) -> bool:
+        return all(case.answer in self._answers for case in self._cases.values() if case.answer)
 
     def _check_processes(self) -> None:
         for name, process in self._processes.items():
@@ -188,26 +221,55 @@ class Fuzz:
 
     def _compare(self) -> None:
         report = self.report
+        wanted = 0
         for origin, case in self._cases.items():
-            if self._letters[origin] != case.letters:
-                text = f"{self._letters[origin]} dead letters instead of {case.letters}"
+            letters = self._letters[origin]
+            wanted += 1 - letters if case.letters is None else case.stored
+            if letters != case.letters and (case.letters is not None or letters > 1):
+                text = f"{letters} dead letters instead of {case.letters}"
                 report.wrong.append(f"{origin}: {text}: {(case.value or b'')[:200]!r}")
-            if case.request and len(self._ends.get(case.request, ())) != 1:
-                report.wrong.append(f"{case.request}: ended as {self._ends.get(case.request)}")
+            if case.answer and len(self._answers.get(case.answer, ())) != 1:
+                report.wrong.append(f"{case.answer}: answered by {self._answers.get(case.answer)}")
         if unknown := set(self._letters) - set(self._cases):
             report.wrong.append(f"dead letters of {len(unknown)} records that were not sent: {sorted(unknown)[:5]}")
         report.dead_letters = dict(Counter(origin[0].removeprefix(self._prefix) for origin in self._letters.elements()))
-        report.requests = dict(Counter(state for states in self._ends.values() for state in states))
-        report.stored = self._stored() if self._processes["worker"].alive else 0
-        if (wanted := sum(case.stored for case in self._cases.values())) != report.stored:
+        answered = {case.answer for case in self._cases.values() if case.answer} & set(self._answers)
+        report.answers = dict(Counter(f"{ids[0]} {state}" for ids in answered for state in self._answers[ids]))
+        report.stored = self._await_stored(wanted)
+        if wanted != report.stored:
             report.wrong.append(f"{wanted} events were to be stored, and {report.stored} were")
+        self._compare_times()
+        self._compare_memory()
         # The first ones say enough.
         del report.wrong[20:]
-        if self._probes:
-            report.probe_seconds = {"median": statistics.median(self._probes), "longest": max(self._probes)}
-        middle = report.worker_mib[len(report.worker_mib) // 2 :]
-        if middle and middle[-1] > middle[0] * 1.2 + 20:
-            report.wrong.append(f"the worker's memory has grown: {middle[0]} to {middle[-1]} MiB")
+
+    def _compare_times(self) -> None:
+        for topic, pairs in self._pairs.items():
+            columns = dict(zip(("after", "control"), zip(*pairs, strict=True), strict=True))
+            self.report.good_events[topic] = {
+                "median": [statistics.median(column) for column in columns.values()],
+                "p99": [sorted(column)[len(column) * 99 // 100] for column in columns.values()],
+                "slow": [sum(seconds > SLOW_SECONDS for seconds in column) for column in columns.values()],
+                "ratio": [round(statistics.median(after / max(control, 0.001) for after, control in pairs), 2)],
+            }
+            if stuck := [pair for pair in pairs if pair[0] > STUCK_SECONDS > pair[1]]:
+                self.report.wrong.append(f"{topic}: good events took {stuck} s, after bad ones and without")
+
+    def _compare_memory(self) -> None:
+        samples = self.report.worker_mib[WARM_UP_BATCHES:]
+        if third := len(samples) // 3:
+            first, last = statistics.median(samples[:third]), statistics.median(samples[-third:])
+            self.report.worker_mib_thirds = [first, last]
+            if last > first * MAX_GROWTH:
+                self.report.wrong.append(f"the worker's memory has grown from {first} to {last} MiB")
+
+    def _await_stored(self, wanted: int) -> int:
+        """What the worker has stored; no dead letter says that it is done with its last events."""
+        deadline = time.monotonic() + 30
+        stored = -1
+        while self._processes["worker"].alive and stored != wanted and time.monotonic() < deadline:
+            stored = self._stored()
+        return stored
 
     def _stored(self) -> int:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['worker']}/metrics", timeout=30) as answer:
@@ -234,7 +296,8 @@ def fuzz(servers: LocalServers, seed: int, count: int, folder: Path) -> Report:
     try:
         for name, port in ports.items():
             _await_port(port, processes[name])
-        with Reader(settings, Topic.DEAD_LETTERS, Topic.FINE_TUNE_STATUS) as reader:
+        answers = (Topic.FINE_TUNE_STATUS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_REPORTS)
+        with Reader(settings, Topic.DEAD_LETTERS, *answers) as reader:
             return Fuzz(seed, settings, processes, ports).run(count, reader)
     finally:
         for process in processes.values():
