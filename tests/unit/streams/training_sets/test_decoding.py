@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from foldtune import events
@@ -15,6 +16,7 @@ from foldtune.bounds import Bounds, Rules, written_at
 from foldtune.reasons import Rejected
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.training_sets.decoding import decode, decode_block
+from streams.training_sets.segments import pack, unpack
 from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, StateRecord, encode
 from tests.examples import examples
 
@@ -268,3 +270,36 @@ def test_the_number_of_reasons_is_bounded() -> None:
     (result,) = decode_block(Topic.CHAT_LOGS, [message], Bounds())
     assert isinstance(result, Rejected)
     assert len(result.reasons) <= 20
+
+
+UNKNOWN = (
+    b'"unknown": ' + b"1" * 5_000,
+    b'"unknown": 1e400',
+    b'"unknown": {"a": [' + b"-" + b"9" * 5_000 + b"]}",
+    b'"unknown": "\xff\xfe"',
+    b'"unknown": "\\ud800"',
+    b'"\xff": 1',
+    b'"' + b"k" * 3_000 + b'": 1',
+    b'"unknown": ' + b"[" * 900 + b"]" * 900,
+)
+PLAIN = (
+    (Topic.CHAT_LOGS, log()),
+    (Topic.CHAT_LOGS, {"type": "chat_log_batch", "folder_id": "f", "logs": [log(), log(log_id="l2")]}),
+    (Topic.DOCUMENTS, log(type="document_upserted", document_id="d", text="words")),
+    (Topic.FEEDBACK, log(type="feedback", feedback_id="b", verdict={"rating": "like"})),
+    (Topic.ERASURES, log(type="erasure_requested", erasure_id="e", subject="user", subject_id="u")),
+)
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN, ids=range(len(UNKNOWN)))
+@pytest.mark.parametrize(("topic", "plain"), PLAIN, ids=[str(number) for number in range(len(PLAIN))])
+def test_nothing_of_an_unknown_field_is_stored(topic: Topic, plain: dict[str, Any], unknown: bytes) -> None:
+    """What the fast decoder does not look into can harm neither an export nor another reader of the state."""
+    value = as_json(plain)
+    for changed in (b"{" + unknown + b", " + value[1:], value.replace(b'{"log_id"', b"{" + unknown + b', "log_id"')):
+        results = decoded(changed, topic)
+        records = [result for result in results if isinstance(result, StateRecord)]
+        expected = [replace(record, size=0) for record in decoded(plain, topic) if isinstance(record, StateRecord)]
+        stored = [record for _, content in pack(topic, records) for record in unpack(content)]
+        assert [replace(record, size=0) for record in stored] in (expected, [])
+        assert len(records) == len(results) or not records
