@@ -17,7 +17,8 @@ from foldtune.knobs import MAX_NAMED, ModelName
 from foldtune.topics import DATA_TOPICS, Topic
 
 PARTITIONS = 4
-MODELS = ("a", "b", "c", "d")
+# One of each partition.
+MODELS = {partition_of(name, PARTITIONS): name for name in "jihgfedcba"}
 CODECS = (None, "gzip", "snappy", "lz4", "zstd")
 PAST, FUTURE = "2025-01-01T00:00:00Z", "2150-01-01T00:00:00Z"
 _BOUNDS = Bounds()
@@ -130,8 +131,8 @@ class Generator:
     def good_cases(self, partition: int) -> list[Case]:
         """A valid event for each of the worker's consumers, which costs it little."""
         name = self._name()
-        model = next(model for model in MODELS if partition_of(model, PARTITIONS) == partition)
-        cancelled = {"type": "fine_tune_cancelled", "requested_at": PAST, "request_id": name, "model": model}
+        ids = {"request_id": name, "model": MODELS[partition]}
+        cancelled = {"type": "fine_tune_cancelled", "requested_at": PAST, **ids}
         return [
             Case(Topic.CHAT_LOGS, partition, self._text(self._log(name)), 0, stored=1),
             Case(Topic.FINE_TUNE_REQUESTS, partition, self._text(cancelled), 0),
@@ -287,13 +288,13 @@ class Generator:
 
     def _request(self, name: str) -> dict[str, Any]:
         if self._random.random() < 0.1:
-            ids = {"request_id": f"n{self._number - 5}", "model": self._random.choice(MODELS)}
+            ids = {"request_id": f"n{self._number - 5}", "model": self._random.choice(tuple(MODELS.values()))}
             return {"type": "fine_tune_cancelled", "requested_at": PAST, **ids}
         data = {"folders": ["f"], "agents": ["x" * 256] * self._random.choice((1, 500))}
         return {
             "type": "fine_tune_requested",
             "request_id": name,
-            "model": self._random.choice(MODELS),
+            "model": self._random.choice(tuple(MODELS.values())),
             "requested_at": events.now().isoformat(),
             "requested_by": "fuzz",
             "data": self._random.choice((data, {"folders": [f"{number}" for number in range(MAX_NAMED)]}, {})),
@@ -302,7 +303,7 @@ class Generator:
         }
 
     def _finished(self, name: str) -> dict[str, Any]:
-        return {"type": "training_finished", "request_id": name, "model": self._random.choice(MODELS)}
+        return {"type": "training_finished", "request_id": name, "model": self._random.choice(tuple(MODELS.values()))}
 
     def _command(self, name: str) -> dict[str, Any]:
         if self._random.random() < 0.5:

@@ -200,7 +200,8 @@ class Fuzz:
         with suppress(ValidationError):
             if label == Topic.SNAPSHOT_PARTS.label:
                 part = SnapshotPart.model_validate_json(record.value or b"")
-                self._answers.setdefault((label, part.request_id, str(part.partition)), set()).add("part")
+                ids = (label, part.request_id, str(part.partition))
+                self._answers.setdefault(ids, set()).add("failed" if part.error else "exported")
             else:
                 status = FineTuneStatus.model_validate_json(record.value or b"")
                 if status.state.terminal:
@@ -238,6 +239,9 @@ class Fuzz:
         report.stored = self._await_stored(wanted)
         if wanted != report.stored:
             report.wrong.append(f"{wanted} events were to be stored, and {report.stored} were")
+        for name, process in self._processes.items():
+            errors = [line for line in process.log.read_text().splitlines() if '"level": "error"' in line]
+            report.wrong += [f"{name}: {line[:1000]}" for line in errors[:5]]
         self._compare_times()
         self._compare_memory()
         # The first ones say enough.
