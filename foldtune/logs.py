@@ -36,8 +36,18 @@ def configure_logs(log_level: LogLevel = "INFO") -> None:
     logging.getLogger("aiokafka.consumer.group_coordinator").setLevel(max(level, logging.WARNING))
     # It warns of a record that was not acknowledged, with all that is in it; the caller logs the error.
     logging.getLogger("faust.topics").setLevel(max(level, logging.ERROR))
+    logging.getLogger("aiohttp.server").addFilter(_malformed_call)
     structlog.configure(
         processors=[*common, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def _malformed_call(record: logging.LogRecord) -> bool:
+    """What is not HTTP is its sender's error, which aiohttp logs as one of the server, with a traceback."""
+    kind = record.exc_info[0] if record.exc_info else None
+    if kind and kind.__module__ == "aiohttp.http_exceptions":
+        record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
+        record.msg = f"malformed call, {kind.__name__}: {record.msg}"
+    return True
