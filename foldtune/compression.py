@@ -72,14 +72,15 @@ def _decompressed_size(batch: memoryview, limit: int) -> int | None:
 
 def _measured(decompress_into: Callable[..., int], content: memoryview, limit: int) -> int:
     compressed = bytes(content)
-    # A buffer of the whole limit would cost more than most batches.
-    first = min(16 * len(compressed) + 1024, limit)
-    try:
-        return decompress_into(compressed, bytearray(first))
-    except cramjam.DecompressionError:
-        if first == limit:
-            raise
-        return decompress_into(compressed, bytearray(limit))
+    # By steps: to clear a buffer of the whole limit takes longer than to decompress most batches.
+    size = min(16 * len(compressed) + 1024, limit)
+    while True:
+        try:
+            return decompress_into(compressed, bytearray(size))
+        except cramjam.DecompressionError:
+            if size == limit:
+                raise
+            size = min(4 * size, limit)
 
 
 def _snappy_size(content: memoryview) -> int:

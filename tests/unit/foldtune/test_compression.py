@@ -1,6 +1,7 @@
 """A batch that decompresses to too much becomes one empty record; all others are decoded as they are."""
 
 import struct
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka.record import MemoryRecords, MemoryRecordsBuilder
 
-from foldtune.compression import bounded
+from foldtune.compression import MAX_BYTES, bounded
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 MAX = 100_000
@@ -52,6 +53,18 @@ def test_a_batch_over_the_bound_becomes_one_empty_record(records_class: Callable
     assert decoded(records_class, bounded(content, MAX)) == ([(0, b"good"), (2, None), (3, b"next")], 4)
     last = bounded(batch(codec, [bytes(MAX // 300)] * 300, offset=1), MAX)
     assert decoded(records_class, last) == ([(300, None)], 301)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_a_batch_that_shrinks_well_is_measured_without_a_buffer_of_the_whole_bound(codec: str) -> None:
+    """It is cleared in the worker's event loop, for each such batch."""
+    content = batch(codec, [b"v" * 1_000_000])
+    tracemalloc.start()
+    try:
+        assert bounded(content) is content
+        assert tracemalloc.get_traced_memory()[1] < MAX_BYTES // 8
+    finally:
+        tracemalloc.stop()
 
 
 def test_snappy_without_framing_is_bounded_too() -> None:
