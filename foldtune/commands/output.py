@@ -91,6 +91,8 @@ def state_of(status: FineTuneStatus) -> str:
 def details(status: FineTuneStatus) -> str:
     """A status without its state and its warnings, as text."""
     parts = [*status.reasons]
+    if status.state is State.WAITING:
+        parts.append("waits for an earlier request of its model")
     if status.waiting_for:
         parts.append(f"waits for a {status.waiting_for}")
     if progress := status.progress:

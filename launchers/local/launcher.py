@@ -92,7 +92,10 @@ class LocalLauncher(Launcher):
             self._enforce_deadlines(process, run)
             return RunStatus(running=True)
         _signal_group(process.popen, signal.SIGKILL)  # the rest of the group
-        outcome = outcome_of(code, process.stopping).model_copy(update={"log_uri": process.log_file.close()})
+        outcome = outcome_of(code, process.stopping)
+        if outcome.retryable and process.stopping is None and (cause := process.log_file.last_error()):
+            outcome = outcome.model_copy(update={"reasons": (*outcome.reasons, cause)})
+        outcome = outcome.model_copy(update={"log_uri": process.log_file.close()})
         process.lock.close()
         self._ended[run.name] = outcome
         del self._active[run.name]

@@ -1,10 +1,12 @@
 """A run's output: a file on this machine, copied to the object store while it grows."""
 
+import json
 from pathlib import Path
 
 import structlog
 
 from foldtune.errors import ObjectStoreError
+from foldtune.excerpts import excerpt
 from foldtune.object_keys import attempt_key
 from foldtune.object_store import ObjectStore
 from launchers.periodic import Periodic
@@ -14,6 +16,7 @@ log = structlog.get_logger(__name__)
 
 # Often enough to follow a training, seldom enough not to matter on the bill.
 UPLOAD_SECONDS = 30.0
+_TAIL_BYTES = 64 * 1024
 
 
 class LogFile:
@@ -27,6 +30,20 @@ class LogFile:
         self._key = attempt_key(request.model, request.request_id, run.attempt, "log")
         self.file = self._path.open("ab")
         self._uploads = Periodic(self._upload, UPLOAD_SECONDS, name="upload log", **self._ids)
+
+    def last_error(self) -> str | None:
+        """What the trainer's last error line says; ``None`` if its log has none near the end."""
+        with self._path.open("rb") as file:
+            file.seek(max(0, self._path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        for line in reversed(lines):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and record.get("level") == "error" and record.get("error"):
+                return excerpt(str(record["error"]))
+        return None
 
     def close(self) -> str | None:
         """Upload the whole file; its URI, or ``None`` where that failed: a log is not worth an outcome."""

@@ -225,6 +225,12 @@ def test_a_status_shows_each_warning_once_and_the_newest_progress(
     assert shown.splitlines()[-1] == f"r: {WARNING}"
 
 
+def test_a_waiting_request_says_what_it_waits_for(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = FineTuneStatus(request_id="r", model="m", state=State.WAITING, at=now())
+    monkeypatch.setattr(FoldtuneClient, "requests", lambda _: {("m", "r"): waiting})
+    assert "waits for an earlier request of its model" in runner.invoke(app, ["status"]).stdout
+
+
 def test_the_table_is_empty_without_requests(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FoldtuneClient, "requests", lambda _: {})
     result = runner.invoke(app, ["status"])

@@ -18,6 +18,7 @@ from launchers.port import Ending, LaunchError, Run, RunBusyError
 from launchers.run_outcomes import outcome_of
 from tests.unit.launchers.conftest import MakeLocal, make_job
 from tests.unit.launchers.test_port import HANG, ended
+from trainers.exit_codes import ExitCode
 
 URI = "s3://memory/jobs/j/job.json"
 
@@ -52,6 +53,15 @@ def test_a_signal_is_named() -> None:
     outcome = outcome_of(-signal.SIGSEGV)
     assert outcome.retryable
     assert "SIGSEGV" in outcome.reasons[0]
+
+
+def test_a_failed_run_tells_the_trainers_last_error(make_local: MakeLocal, job: TrainingJob) -> None:
+    line = '{"error": "hf://org/model: unknown host", "event": "training failed", "level": "error"}'
+    launcher = make_local(f"print('{line}'); print('no JSON'); print('[]'); raise SystemExit({ExitCode.TRY_AGAIN:d})")
+    launcher.submit(run := Run(job, URI, 1))
+    outcome = ended(launcher, run)
+    assert outcome.retryable
+    assert outcome.reasons[1:] == ("hf://org/model: unknown host",)
 
 
 def test_a_run_is_busy_while_an_earlier_one_of_its_job_runs(make_local: MakeLocal, job: TrainingJob) -> None:
