@@ -1,7 +1,7 @@
 """Random events at and over every bound, and what is to become of each."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -66,7 +66,9 @@ class Case:
 _COMMANDS: TypeAdapter[Any] = TypeAdapter(
     Annotated[events.SnapshotCommand | events.TrainingFinished, Field(discriminator="type")]
 )
-_CONTRACTS: dict[Topic, TypeAdapter[Any]] = {
+# Requests are judged by ``_fate``.
+CONTRACTS: dict[Topic, TypeAdapter[Any]] = {
+    Topic.FINE_TUNE_REQUESTS: TypeAdapter(events.FineTuneRequested),
     Topic.CHAT_LOGS: TypeAdapter(events.ChatLog),
     Topic.DOCUMENTS: TypeAdapter(
         Annotated[events.DocumentUpserted | events.DocumentDeleted, Field(discriminator="type")]
@@ -84,7 +86,7 @@ _CONTRACTS: dict[Topic, TypeAdapter[Any]] = {
 def _is_valid(topic: Topic, value: bytes) -> bool:
     """By the contract, not by the decoders of the worker."""
     try:
-        event = _CONTRACTS[topic].validate_json(value)
+        event = CONTRACTS[topic].validate_json(value)
     except ValidationError:
         return False
     if topic in DATA_TOPICS:
@@ -98,24 +100,11 @@ class Generator:
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
         self._number = 0
-        self._valid: dict[Topic, Callable[[str], dict[str, Any]]] = {
-            Topic.CHAT_LOGS: self._log,
-            Topic.DOCUMENTS: self._document,
-            Topic.FEEDBACK: self._feedback,
-            Topic.ERASURES: self._erasure,
-            Topic.FINE_TUNE_REQUESTS: self._request,
-            Topic.SNAPSHOT_COMMANDS: self._command,
-            Topic.SNAPSHOT_PARTS: self._part,
-            Topic.TRAINING_REPORTS: self._report,
-            Topic.TRAINING_PROGRESS: self._progress,
-            Topic.TRAINING_JOBS: self._job,
-        }
-        self.topics = tuple(self._valid)
 
     def case(self, topic: Topic) -> Case:
         """A random record of a topic, valid or not."""
         name = self._name()
-        good = self._valid[topic](name)
+        good = self._valid(topic, name)
         if topic is Topic.CHAT_LOGS and self._random.random() < 0.1:
             return self._envelope(name)
         chance = self._random.random()
@@ -134,16 +123,18 @@ class Generator:
         ids = {"request_id": name, "model": MODELS[partition]}
         cancelled = {"type": "fine_tune_cancelled", "requested_at": PAST, **ids}
         return [
-            Case(Topic.CHAT_LOGS, partition, self._text(self._log(name)), 0, stored=1),
+            Case(Topic.CHAT_LOGS, partition, self._text(self._valid(Topic.CHAT_LOGS, name)), 0, stored=1),
             Case(Topic.FINE_TUNE_REQUESTS, partition, self._text(cancelled), 0),
-            Case(Topic.SNAPSHOT_COMMANDS, partition, self._text(self._finished(name)), 0),
+            Case(Topic.SNAPSHOT_COMMANDS, partition, self._text({"type": "training_finished", **ids}), 0),
         ]
 
     def job_without_snapshot(self) -> Case:
         """A valid job, which its trainer cannot carry out."""
         name = self._name()
-        value = self._text(self._job(name) | {"snapshot_uri": f"s3://foldtune/snapshots/{name}/manifest.json"})
-        return Case(Topic.TRAINING_JOBS, 0, value, 0, answer=(Topic.TRAINING_REPORTS.label, "a", name))
+        job = self._valid(Topic.TRAINING_JOBS, name)
+        job["snapshot_uri"] = f"s3://foldtune/snapshots/{name}/manifest.json"
+        answer = (Topic.TRAINING_REPORTS.label, job["request"]["model"], name)
+        return Case(Topic.TRAINING_JOBS, 0, self._text(job), 0, answer=answer)
 
     def _case(self, topic: Topic, name: str, value: bytes | None) -> Case:
         partition, answer, stored = self._random.randrange(PARTITIONS), None, 0
@@ -189,7 +180,7 @@ class Generator:
 
     def _envelope(self, name: str) -> Case:
         """A batch of logs, of which some are invalid: each of these is a dead letter."""
-        logs = [self._log(f"{name}-{number}") for number in range(self._random.randint(1, 20))]
+        logs = [self._valid(Topic.CHAT_LOGS, f"{name}-{number}") for number in range(self._random.randint(1, 20))]
         logs = [self._mutated(log, unknown=_PLAIN) if self._random.random() < 0.3 else log for log in logs]
         value = self._text({"type": "chat_log_batch", "folder_id": "f", "logs": logs})
         if len(value) > _BOUNDS.event_bytes or not self._readable(value):
@@ -259,98 +250,75 @@ class Generator:
         self._number += 1
         return f"n{self._number}"
 
-    # ── Valid events ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _log(self, name: str) -> dict[str, Any]:
+    def _valid(self, topic: Topic, name: str) -> dict[str, Any]:
+        choice = self._random.choice
+        ids = {"request_id": name, "model": choice(tuple(MODELS.values()))}
         passage = {"document_id": "d", "folder_id": "f", "rank": 1, "score": 0.5, "text": "t"}
-        return {
-            "type": "chat_log",
-            "log_id": name,
-            "occurred_at": PAST,
-            "agent_id": "agent",
-            "question": "q" * self._random.choice((1, 100, 4_096)),
-            "folder_id": "f",
-            "retrieved": [passage] * self._random.choice((1, 100)),
-            "feedback": {"rating": "like"},
+        reasons = ["r" * 2_000] * choice((0, 100))
+        agents = {"folders": ["f"], "agents": ["x" * 256] * choice((1, 500))}
+        data = choice((agents, {"folders": [f"{number}" for number in range(MAX_NAMED)]}, {}))
+        request = {"requested_at": events.now().isoformat(), "data": data, "seed": choice((0, 2**63 - 1)), **ids}
+        requested = {"type": "fine_tune_requested", "requested_by": "fuzz", "training": {"epochs": 1}, **request}
+        earlier = {"request_id": f"n{self._number - 5}", "model": ids["model"]}
+        cancelled = {"type": "fine_tune_cancelled", "requested_at": PAST, **earlier}
+        issued_at = choice((events.now().isoformat(), PAST))
+        command = {"type": "snapshot_command", "request": request, "partition": 0, "issued_at": issued_at}
+        event: dict[Topic, dict[str, Any]] = {
+            Topic.CHAT_LOGS: {
+                "type": "chat_log",
+                "log_id": name,
+                "agent_id": "agent",
+                "question": "q" * choice((1, 100, 4_096)),
+                "retrieved": [passage] * choice((1, 100)),
+                "feedback": {"rating": "like"},
+            },
+            Topic.DOCUMENTS: {"type": "document_upserted", "document_id": name, "text": "t" * choice((1, 999, 65_536))},
+            Topic.FEEDBACK: {"type": "feedback", "feedback_id": name, "log_id": "n1", "verdict": {"rating": "dislike"}},
+            Topic.ERASURES: {
+                "type": "erasure_requested",
+                "erasure_id": name,
+                "subject": choice(("user", "log", "conversation")),
+                "subject_id": f"nobody-{name}",
+            },
+            Topic.FINE_TUNE_REQUESTS: choice((*[requested] * 9, cancelled)),
+            Topic.SNAPSHOT_COMMANDS: choice(({"type": "training_finished", **ids}, command)),
+            Topic.SNAPSHOT_PARTS: {
+                "type": "snapshot_part",
+                "partition": 1,
+                "error": "e" * 5_000,
+                "left_out": {"no label": 1},
+                "positives": 30,
+                "agents": ["x"] * choice((0, 2_000)),
+                **ids,
+            },
+            Topic.TRAINING_REPORTS: {
+                "state": choice(("running", "failed")),
+                "at": PAST,
+                "reasons": reasons,
+                "warnings": reasons,
+                **ids,
+            },
+            Topic.TRAINING_PROGRESS: {
+                "type": "training_progressed",
+                "model": "c",
+                "partition": 1,
+                "new_examples": 1,
+                "trained_request_id": name,
+            },
+            Topic.TRAINING_JOBS: {
+                "type": "training_job",
+                "request": {"requested_at": PAST, **ids},
+                "base_model": {"uri": "hf://org/name"},
+                "snapshot_uri": "not on S3",
+                "snapshot_sha256": "0" * 64,
+                "output_uri": "s3://foldtune/models/x",
+                "version": "1",
+                "published_at": PAST,
+                "max_seconds": 60,
+            },
         }
-
-    def _document(self, name: str) -> dict[str, Any]:
-        text = "t" * self._random.choice((1, 1_000, 65_536))
-        return {"type": "document_upserted", "document_id": name, "folder_id": "f", "occurred_at": PAST, "text": text}
-
-    def _feedback(self, name: str) -> dict[str, Any]:
-        ids = {"feedback_id": name, "log_id": "n1", "folder_id": "f"}
-        return {"type": "feedback", "occurred_at": PAST, "verdict": {"rating": "dislike"}, **ids}
-
-    def _erasure(self, name: str) -> dict[str, Any]:
-        subject = {"subject": self._random.choice(("user", "log", "conversation")), "subject_id": f"nobody-{name}"}
-        return {"type": "erasure_requested", "erasure_id": name, "occurred_at": PAST, **subject}
-
-    def _request(self, name: str) -> dict[str, Any]:
-        if self._random.random() < 0.1:
-            ids = {"request_id": f"n{self._number - 5}", "model": self._random.choice(tuple(MODELS.values()))}
-            return {"type": "fine_tune_cancelled", "requested_at": PAST, **ids}
-        data = {"folders": ["f"], "agents": ["x" * 256] * self._random.choice((1, 500))}
-        return {
-            "type": "fine_tune_requested",
-            "request_id": name,
-            "model": self._random.choice(tuple(MODELS.values())),
-            "requested_at": events.now().isoformat(),
-            "requested_by": "fuzz",
-            "data": self._random.choice((data, {"folders": [f"{number}" for number in range(MAX_NAMED)]}, {})),
-            "seed": self._random.choice((0, 2**63 - 1)),
-            "training": {"epochs": 1},
-        }
-
-    def _finished(self, name: str) -> dict[str, Any]:
-        return {"type": "training_finished", "request_id": name, "model": self._random.choice(tuple(MODELS.values()))}
-
-    def _command(self, name: str) -> dict[str, Any]:
-        if self._random.random() < 0.5:
-            return self._finished(name)
-        issued_at = self._random.choice((events.now().isoformat(), PAST))
-        request = self._request(name)
-        if request["type"] != "fine_tune_requested":
-            return self._finished(name)
-        return {"type": "snapshot_command", "request": request, "partition": 0, "issued_at": issued_at}
-
-    def _part(self, name: str) -> dict[str, Any]:
-        counts = {"left_out": {"no label": 1}, "positives": 30, "agents": ["x"] * self._random.choice((0, 2_000))}
-        return {
-            "type": "snapshot_part",
-            "request_id": name,
-            "model": "a",
-            "partition": 1,
-            "error": "e" * 5_000,
-            **counts,
-        }
-
-    def _report(self, name: str) -> dict[str, Any]:
-        reasons = ["r" * 2_000] * self._random.choice((0, 100))
-        state = self._random.choice(("running", "failed"))
-        return {"request_id": name, "model": "b", "state": state, "at": PAST, "reasons": reasons, "warnings": reasons}
-
-    def _progress(self, name: str) -> dict[str, Any]:
-        return {
-            "type": "training_progressed",
-            "model": "c",
-            "partition": 1,
-            "new_examples": 1,
-            "trained_request_id": name,
-        }
-
-    def _job(self, name: str) -> dict[str, Any]:
-        return {
-            "type": "training_job",
-            "request": {"request_id": name, "model": "a", "requested_at": PAST},
-            "base_model": {"uri": "hf://org/name"},
-            "snapshot_uri": "not on S3",
-            "snapshot_sha256": "0" * 64,
-            "output_uri": "s3://foldtune/models/x",
-            "version": "1",
-            "published_at": PAST,
-            "max_seconds": 60,
-        }
+        common = {"folder_id": "f", "occurred_at": PAST} if topic in DATA_TOPICS else {}
+        return event[topic] | common
 
 
 def http_call(random: Random) -> tuple[bytes, bool]:
