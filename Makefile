@@ -44,8 +44,8 @@ integration: setup ## Each part against real Kafka, a real S3 server and real pr
 acceptance: setup ## The demo, the functions of AWS, and a short run of faults
 	$(BIN)/pytest tests/acceptance tests/chaos
 
-fuzz: setup ## Random events at and over every bound, each accounted for; SEED=… EVENTS=…
-	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),0) --events $(or $(EVENTS),10000)
+fuzz: setup ## Random events at and over every bound, each accounted for; SEED=… EVENTS=… MINUTES=…
+	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),0) --events $(or $(EVENTS),10000) --minutes $(or $(MINUTES),30)
 
 search: setup ## Property tests with many more examples; EXAMPLES=…
 	EXAMPLES=$(or $(EXAMPLES),20) $(BIN)/pytest --numprocesses 2 --dist worksteal tests/unit/streams tests/unit/launchers tests/compatibility

@@ -89,14 +89,14 @@ class Fuzz:
         # Seconds of a good event after a batch, and without.
         self._pairs: dict[str, list[tuple[float, float]]] = {}
 
-    def run(self, count: int, reader: Reader) -> Report:
-        """Send ``count`` events, and compare what became of them with what was to."""
+    def run(self, count: int, seconds: float, reader: Reader) -> Report:
+        """Send ``count`` events, for at most ``seconds``, and compare what became of them with what was to."""
         with suppress(_StoppedError):
-            asyncio.run(self._run(count, reader))
+            asyncio.run(self._run(count, time.monotonic() + seconds, reader))
         self._compare()
         return self.report
 
-    async def _run(self, count: int, reader: Reader) -> None:
+    async def _run(self, count: int, deadline: float, reader: Reader) -> None:
         servers = self._settings.kafka.bootstrap_servers
         for codec in CODECS:
             producer = AIOKafkaProducer(bootstrap_servers=servers, compression_type=codec, max_request_size=4 << 20)
@@ -104,6 +104,8 @@ class Fuzz:
             self._producers[codec] = producer
         try:
             for start in range(0, count, BATCH):
+                if time.monotonic() > deadline:
+                    break
                 for _ in range(min(BATCH, count - start)):
                     await self._send(self._generator.case(self._random.choice(tuple(CONTRACTS))))
                 for _ in range(BATCH // 20):
@@ -285,15 +287,15 @@ class Fuzz:
         return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.rpartition(" ")[0] in labels)
 
 
-def run(seed: int, count: int, folder: Path) -> Report:
+def run(seed: int, count: int, seconds: float, folder: Path) -> Report:
     """``fuzz`` on servers of its own."""
     options = LocalOptions(data_dir=folder / "servers", kafka_port=None, s3_port=None, keep_data=False)
     with LocalServers(options) as servers:
-        return fuzz(servers, seed, count, folder)
+        return fuzz(servers, seed, count, seconds, folder)
 
 
-def fuzz(servers: LocalServers, seed: int, count: int, folder: Path) -> Report:
-    """Start a worker, a launcher and the HTTP API, and send them ``count`` events."""
+def fuzz(servers: LocalServers, seed: int, count: int, seconds: float, folder: Path) -> Report:
+    """Start a worker, a launcher and the HTTP API, and send them ``count`` events, for at most ``seconds``."""
     ports = {"worker": free_port(), "api": free_port()}
     variables = environment(servers, folder, FOLDTUNE_WORKER__HTTP_PORT=str(ports["worker"]))
     settings = settings_of(variables)
@@ -305,7 +307,7 @@ def fuzz(servers: LocalServers, seed: int, count: int, folder: Path) -> Report:
             _await_port(port, processes[name])
         answers = (Topic.FINE_TUNE_STATUS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_REPORTS)
         with Reader(settings, Topic.DEAD_LETTERS, *answers) as reader:
-            return Fuzz(seed, settings, processes, ports).run(count, reader)
+            return Fuzz(seed, settings, processes, ports).run(count, seconds, reader)
     finally:
         for process in processes.values():
             process.stop()

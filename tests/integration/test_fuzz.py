@@ -7,7 +7,7 @@ from tests.fuzz.run import fuzz
 
 
 def test_random_events_are_accounted_for_and_end_no_process(local_servers: LocalServers, tmp_path: Path) -> None:
-    report = fuzz(local_servers, 3, 150, tmp_path)
+    report = fuzz(local_servers, 3, 150, 60, tmp_path)
     assert report.wrong == []
     assert len(report.records) == 10
     assert all(report.records.values())
