@@ -37,9 +37,9 @@ test: setup ## All tests, on real servers and a real model; says how long each t
 unit: setup ## The inner loop: no server, two processes
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow" tests/unit tests/compatibility
 
-integration: setup ## Each part against real Kafka, a real S3 server and real processes
-	$(BIN)/pytest -m slow tests/unit
-	$(BIN)/pytest tests/integration
+integration: setup ## Each part against real Kafka, a real S3 server and real processes; two at a time
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m slow tests/unit
+	$(BIN)/pytest --numprocesses 2 --dist worksteal tests/integration
 
 acceptance: setup ## The demo, the functions of AWS, and a short run of faults
 	$(BIN)/pytest tests/acceptance tests/chaos
