@@ -34,13 +34,14 @@ def test_every_counter_has_a_sabotage() -> None:
     assert sorted(sabotage.counter for sabotage in SABOTAGES) == sorted(Counters.__dataclass_fields__)
 
 
-# Several in one run, as far as none hides another; ``--sabotage`` runs each by itself.
+# Several in one run, as far as none hides another, and only those that a short run surely meets; ``--sabotage`` runs
+# each by itself.
 @pytest.mark.parametrize(
     "names",
     [
-        ("durable-ingest", "durable-requests", "durable-snapshots", "durable-dead-letters"),
-        ("unique-records", "known-folders", "broker-time"),
-        ("order-of-events", "durable-store"),
+        ("durable-ingest", "durable-requests", "durable-dead-letters"),
+        ("unique-records", "broker-time"),
+        ("order-of-events",),
     ],
     ids=" ".join,
 )
