@@ -14,7 +14,7 @@ from foldtune.events import FineTuneStatus, State, now
 from foldtune.kafka import Publisher, partition_of
 from foldtune.settings import Settings
 from foldtune.topics import MAX_RECORD_BYTES, Topic
-from streams.partitions.consumer import PartitionConsumer
+from streams.partitions.consumer import Handler, PartitionConsumer
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import exported, jobs, publish_request, snapshot, statuses
 from tests.memory_table import MemoryTable
@@ -144,6 +144,19 @@ class Owned(MemoryTable):
         return 1 if partition in self.owned else None
 
 
+def consumer_of(settings: Settings, table: Owned, handle: Handler, *, block_records: int) -> PartitionConsumer:
+    """Consumes chat logs into ``table``."""
+    return PartitionConsumer(
+        settings.kafka,
+        (Topic.CHAT_LOGS,),
+        cast(Any, table),
+        write=table.write,
+        handle=handle,
+        reject=mock.AsyncMock(),
+        block_records=block_records,
+    )
+
+
 def test_partitions_are_consumed_concurrently(settings: Settings) -> None:
     table, started, released = Owned(), asyncio.Event(), asyncio.Event()
     handled: list[tuple[int, bytes]] = []
@@ -161,15 +174,7 @@ def test_partitions_are_consumed_concurrently(settings: Settings) -> None:
                 await asyncio.sleep(0.05)
 
     async def consume() -> None:
-        consumer: Any = PartitionConsumer(
-            settings.kafka,
-            (Topic.CHAT_LOGS,),
-            cast(Any, table),
-            write=table.write,
-            handle=handle,
-            reject=mock.AsyncMock(),
-            block_records=2,
-        )
+        consumer = consumer_of(settings, table, handle, block_records=2)
         producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
         async with producer, asyncio.TaskGroup() as group:
             for partition in (0, 1):
@@ -200,15 +205,7 @@ def test_records_are_handled_again_when_the_brokers_did_not_acknowledge_their_ou
             raise KafkaTimeoutError
 
     async def consume() -> None:
-        consumer: Any = PartitionConsumer(
-            settings.kafka,
-            (Topic.CHAT_LOGS,),
-            cast(Any, table),
-            write=table.write,
-            handle=handle,
-            reject=mock.AsyncMock(),
-            block_records=1,
-        )
+        consumer = consumer_of(settings, table, handle, block_records=1)
         producer = AIOKafkaProducer(bootstrap_servers=settings.kafka.bootstrap_servers)
         async with asyncio.timeout(30), producer, asyncio.TaskGroup() as group:
             for number in range(3):
