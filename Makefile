@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit integration acceptance chaos fuzz search gpu-check bench-ingest bench-train package check format lock schemas clean
+.PHONY: help setup demo test unit integration acceptance matrix chaos fuzz search gpu-check bench-ingest bench-train package check format lock schemas clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -39,10 +39,13 @@ unit: setup ## The inner loop: no server, two processes
 
 integration: setup ## Each part against real Kafka, a real S3 server and real processes; two at a time
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m slow tests/unit
-	$(BIN)/pytest --numprocesses 2 --dist worksteal tests/integration
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not matrix" tests/integration
 
 acceptance: setup ## The demo, the functions of AWS, and a short run of faults
 	$(BIN)/pytest tests/acceptance tests/chaos
+
+matrix: setup ## Every documented form of starting 1, 2, 3 and 5 workers
+	$(BIN)/pytest -m matrix --durations 0 -o junit_family=xunit1 --junit-xml build/matrix.xml tests/integration
 
 fuzz: setup ## Random events at and over every bound, each accounted for; SEED=… EVENTS=… MINUTES=…
 	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),0) --events $(or $(EVENTS),10000) --minutes $(or $(MINUTES),30)
