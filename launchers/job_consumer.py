@@ -8,7 +8,7 @@ when its job is settled on the ledger; the events of a launcher that died are re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from foldtune.dead_letters import reject_record
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import FineTuneStatus, State, TrainingJob, now
+from foldtune.excerpts import excerpt
 from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
 from foldtune.object_store import ObjectStore
 from foldtune.reasons import explain
@@ -38,6 +39,7 @@ log = structlog.get_logger(__name__)
 GROUP = "foldtune-launcher"
 # A launcher that was killed leaves the group soon; one that is alive sends heartbeats from a background thread.
 _MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
+RETRY_SECONDS = 1.0
 # Longer than a trainer's grace to write its checkpoint, ...
 STOP_SECONDS = 26.5
 # ... and than that by a few calls: a cluster kills a process 30 s after SIGTERM.
@@ -60,6 +62,10 @@ class InFlightOffsets:
     def settle(self, offset: int) -> None:
         """Mark an offset's event as done."""
         self._settled[offset] = True
+
+    def forget(self, offset: int) -> None:
+        """Take back the start of an offset."""
+        del self._settled[offset]
 
     def committable(self) -> int | None:
         """The offset up to which (exclusive) all events are settled; ``None`` while the oldest one is not."""
@@ -101,18 +107,27 @@ class JobConsumer:
 
     def run(self, stop: threading.Event) -> None:
         """Consume until ``stop`` is set; then interrupt the runs, which leaves their jobs to the next launcher."""
-        with self._connect() as (jobs, ended, publisher):
-            try:
-                while not stop.is_set():
+        with ExitStack() as clients:
+            connected = None
+            while not connected and not stop.is_set():
+                with _retried(stop):
+                    connected = clients.enter_context(self._connected())
+            if connected:
+                self._consume(*connected, stop)
+
+    def _consume(self, jobs: Any, ended: EndedRequests, publisher: Publisher, stop: threading.Event) -> None:
+        try:
+            while not stop.is_set():
+                with _retried(stop):
                     self._receive(jobs, ended, publisher)
                     ended.refresh()
-                    self._advance(ended, publisher)
-                    self._commit(jobs)
-            finally:
-                self._stop()
+                self._advance(ended, publisher)
+                self._commit(jobs)
+        finally:
+            self._stop()
 
     @contextmanager
-    def _connect(self) -> Iterator[tuple[Any, EndedRequests, Publisher]]:
+    def _connected(self) -> Iterator[tuple[Any, EndedRequests, Publisher]]:
         kafka = self._settings.kafka
         with (
             Publisher(kafka) as publisher,
@@ -133,8 +148,15 @@ class JobConsumer:
         # A rebalance in here may bring a partition that is not paused: one event too many then waits for its slot.
         for partition, records in jobs.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).items():
             for record in records:
-                if self._offsets.setdefault(partition, InFlightOffsets()).start(record.offset):
-                    self._accept(partition, record, ended, publisher)
+                offsets = self._offsets.setdefault(partition, InFlightOffsets())
+                if offsets.start(record.offset):
+                    try:
+                        self._accept(partition, record, ended, publisher)
+                    except TRANSIENT_ERRORS:
+                        # To be read again: an offset in flight that nothing settles would hold up its partition.
+                        offsets.forget(record.offset)
+                        jobs.seek(partition, record.offset)
+                        raise
 
     def _accept(self, partition: TopicPartition, record: Any, ended: EndedRequests, publisher: Publisher) -> None:
         try:
@@ -210,6 +232,16 @@ class JobConsumer:
             time.sleep(0.05)
         for execution in running:
             log_left(execution.job.request.request_id, recorded=not execution.running)
+
+
+@contextmanager
+def _retried(stop: threading.Event) -> Iterator[None]:
+    """Outlasts brokers that do not answer: the caller's loop tries again, and the runs go on meanwhile."""
+    try:
+        yield
+    except TRANSIENT_ERRORS as error:
+        log.warning("transient error, will retry", error=excerpt(str(error)))
+        stop.wait(RETRY_SECONDS)
 
 
 def log_left(request_id: str, *, recorded: bool) -> None:

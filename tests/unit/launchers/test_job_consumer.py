@@ -1,11 +1,15 @@
 """A job that meets a defect ends, and neither the launcher nor its other jobs do."""
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
+from kafka.errors import KafkaError, MetadataEmptyBrokerList
 from kafka.structs import TopicPartition
 
 from foldtune.dead_letters import ERROR_HEADER
@@ -14,6 +18,7 @@ from foldtune.events import State
 from foldtune.settings import Settings
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
+from launchers import job_consumer
 from launchers.job_consumer import InFlightOffsets, JobConsumer
 from launchers.port import Run
 from tests.fakes.launcher import FakeLauncher
@@ -86,3 +91,62 @@ def test_no_job_ends_for_what_the_machine_is_at_fault_for(store: MemoryObjectSto
     with mock.patch.object(launcher, "submit", side_effect=error), pytest.raises(type(error)):
         consumer._advance(ended, published)
     assert published.letters == []
+
+
+class OneRecord:
+    """A consumer's poll, seek and pausing, for a partition with one record."""
+
+    def __init__(self, record: SimpleNamespace) -> None:
+        self._record = record
+        self._position = 0
+
+    def assignment(self) -> set[TopicPartition]:
+        return {PARTITION}
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        pass
+
+    resume = pause
+
+    def poll(self, **_: object) -> dict[TopicPartition, list[SimpleNamespace]]:
+        position, self._position = self._position, 1
+        return {PARTITION: [self._record]} if position == 0 else {}
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        assert partition == PARTITION
+        self._position = offset
+
+
+def test_an_event_whose_dead_letter_cannot_be_written_is_read_again(store: MemoryObjectStore) -> None:
+    published = mock.Mock(**{"send_raw.side_effect": PublishError("dead-letters", "no broker")})
+    consumer: Any = JobConsumer(Settings(), store, FakeLauncher())
+    record = SimpleNamespace(topic="training-jobs", partition=0, offset=0, key=b"k", value=b"{", headers=())
+    jobs = OneRecord(record)
+    with pytest.raises(PublishError):
+        consumer._receive(jobs, mock.Mock(), published)
+    published.send_raw.side_effect = None
+    consumer._receive(jobs, mock.Mock(), published)
+    assert published.send_raw.call_count == 2
+    assert consumer._offsets[PARTITION].committable() == 1
+
+
+def test_a_launcher_outlasts_brokers_that_do_not_answer(store: MemoryObjectStore) -> None:
+    consumer: Any = JobConsumer(Settings(), store, FakeLauncher())
+    stop = threading.Event()
+    jobs = mock.Mock(**{"assignment.return_value": set(), "poll.side_effect": [KafkaError("fenced"), {}]})
+    ended = mock.Mock(**{"refresh.side_effect": stop.set})
+    connections = [MetadataEmptyBrokerList("no broker"), PublishError("t", "no broker"), (jobs, ended, mock.Mock())]
+    with (
+        mock.patch.object(job_consumer, "RETRY_SECONDS", 0),
+        mock.patch.object(consumer, "_connected", side_effect=map(connection, connections)),
+    ):
+        consumer.run(stop)
+    assert jobs.poll.call_count == 2
+
+
+@contextmanager
+def connection(outcome: Any) -> Iterator[Any]:
+    """One attempt to connect: an error, or the clients."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    yield outcome
