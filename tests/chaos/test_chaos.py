@@ -36,6 +36,7 @@ def test_every_counter_has_a_sabotage() -> None:
 
 # Several in one run, as far as none hides another, and only those that a short run surely meets; ``--sabotage`` runs
 # each by itself.
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "names",
     [

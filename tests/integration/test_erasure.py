@@ -178,7 +178,7 @@ def test_erased_content_is_removed_everywhere(
     assert markers_in(rocksdb_values(worker_folder)) == everything
     # On opening, RocksDB flushes its write-ahead log into tables.
     worker = start_worker()
-    wait_until(lambda: markers_in(files(worker_folder, "*.sst")) == everything, "markers in RocksDB's tables", 20)
+    wait_until(lambda: markers_in(files(worker_folder, "*.sst")) == everything, "markers in RocksDB's tables")
 
     for subject, name in (("user", "u-1"), ("conversation", "c-1"), ("log", "by-itself"), ("document", "secret")):
         result = runner.invoke(app, ["erase", f"--{subject}", name, "--yes"])

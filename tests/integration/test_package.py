@@ -457,12 +457,12 @@ def test_every_parameter_has_bounds_that_its_default_satisfies(template: dict[st
 @pytest.mark.parametrize(
     ("parameter", "where"),
     [
-        ("vpcId=mine", "VpcId"),
+        pytest.param("vpcId=mine", "VpcId", marks=pytest.mark.matrix),
         ("kafkaBootstrapServers=kafka", "KafkaBootstrapServers"),
-        ("trainerImageTag=latest", "TrainerImageTag"),
-        ("kafkaAuthentication=none", "KafkaAuthentication"),
-        ("alarmEmail=nobody", "AlarmEmail"),
-        ("logLevel=WARNING", "LogLevel"),
+        pytest.param("trainerImageTag=latest", "TrainerImageTag", marks=pytest.mark.matrix),
+        pytest.param("kafkaAuthentication=none", "KafkaAuthentication", marks=pytest.mark.matrix),
+        pytest.param("alarmEmail=nobody", "AlarmEmail", marks=pytest.mark.matrix),
+        pytest.param("logLevel=WARNING", "LogLevel", marks=pytest.mark.matrix),
     ],
 )
 def test_an_invalid_parameter_is_refused(tmp_path: Path, parameter: str, where: str) -> None:

@@ -27,7 +27,9 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("full_precision")
-@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+@pytest.mark.parametrize(
+    "pooling", ["mean", *(pytest.param(name, marks=pytest.mark.matrix) for name in ("cls", "lasttoken"))]
+)
 def test_onnx_runtime_gives_the_embeddings_of_the_encoder(pooling: Any, folder: Path) -> None:
     import onnxruntime
 

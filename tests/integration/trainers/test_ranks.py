@@ -77,7 +77,7 @@ def assert_near(path: Path, other: MemoryObjectStore, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, two[name], rtol=0, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.matrix)])
 def test_ranks_train_the_weights_of_one_process(
     processes: int, alone: MemoryObjectStore, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -136,7 +136,7 @@ def test_inconsistent_rank_variables_are_reported(
     assert (ranks.rank(), ranks.world_size()) == (0, 1)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.matrix), 1])
 def test_a_lost_rank_terminates_the_other(lost: int, tiny_folder: Path, tmp_path: Path) -> None:
     port = str(free_port())
     started = []

@@ -24,6 +24,7 @@ def services() -> dict[str, Any]:
     return services
 
 
+@pytest.mark.slow
 def test_the_files_are_valid() -> None:
     files = [COMPOSE, COMPOSE.with_name("compose.gpu.yaml")]
     check = Path(sys.executable).parent / "check-jsonschema"

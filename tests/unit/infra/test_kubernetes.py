@@ -41,6 +41,7 @@ def pods(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[str, dict[str, 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", VERSIONS)
 def test_every_object_is_valid(objects: dict[tuple[str, str], dict[str, Any]], of: str) -> None:
     for (kind, _), item in objects.items():

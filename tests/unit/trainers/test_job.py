@@ -97,6 +97,7 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
     assert ("**passed**" in card) == last.promoted
 
 
+@pytest.mark.slow
 def test_the_next_version_is_compared_with_the_promoted_one(
     start: Start, store: MemoryObjectStore, tables: Any
 ) -> None:
@@ -389,6 +390,7 @@ def test_an_interrupted_validation_stops_at_once_and_is_repeated(
     assert metrics[0]["validation"] == metrics[1]["validation"]
 
 
+@pytest.mark.slow
 def test_the_choice_of_validation_is_reported(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     code, _ = start(put_job(store, tables(MANY_EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=64, epochs=2)))
     assert code == ExitCode.DONE
@@ -512,6 +514,7 @@ def test_unusual_texts_are_trained_on_and_counted(
     assert np.isfinite(json.loads(artifact(store, "training.json"))["loss"]).all()
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_in_a_warning(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,7 @@ def test_an_unexpected_error_has_a_traceback() -> None:
     assert user_message(ZeroDivisionError()) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["status"], ["request", "m"], ["topics", "create"]])
 def test_a_missing_broker_is_named_with_setting_and_value(command: list[str], tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"

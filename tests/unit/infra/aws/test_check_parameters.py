@@ -61,6 +61,7 @@ def test_functions_refuse_an_instance_type_without_a_price(monkeypatch: pytest.M
         Settings()
 
 
+@pytest.mark.slow
 def test_packaging_stops_at_an_invalid_parameter() -> None:
     command = [sys.executable, "-m", "infra.aws.check_parameters"]
     for values, code, message in ((GOOD, 0, ""), (GOOD | {"ScheduleModels": "["}, 1, "ScheduleModels: ")):

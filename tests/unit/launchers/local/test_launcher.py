@@ -39,6 +39,7 @@ def test_the_trainer_gets_job_and_settings_and_its_log_is_uploaded(
     assert outcome.log_uri.endswith("/attempt-1.log")
 
 
+@pytest.mark.slow
 def test_a_run_past_its_time_is_terminated_then_killed(make_local: MakeLocal, tmp_path: Path) -> None:
     deaf = f"import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); {HANG}"
     launcher = make_local(deaf, grace_seconds=0.5)
@@ -116,6 +117,7 @@ launcher.submit(Run(job, {URI!r}, 1))
 """
 
 
+@pytest.mark.slow
 def test_the_trainer_dies_with_a_killed_launcher(job: TrainingJob, tmp_path: Path) -> None:
     launcher = subprocess.Popen([sys.executable, "-c", PARENT, job.encode().decode(), str(tmp_path)])
     try:

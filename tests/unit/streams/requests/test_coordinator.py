@@ -189,6 +189,7 @@ class System:
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_hanging_manifest_upload_does_not_block_other_models() -> None:
     async def scenario() -> None:
         system = System(fails=True)
@@ -209,6 +210,7 @@ def test_a_hanging_manifest_upload_does_not_block_other_models() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_a_manifest_that_is_deleted_while_it_is_compared_is_uploaded_again() -> None:
     async def scenario() -> None:
         system = System()

@@ -39,6 +39,7 @@ def test_exceptions_are_raised_in_the_caller() -> None:
     process.close()
 
 
+@pytest.mark.slow
 def test_the_export_process_exits_with_a_killed_worker() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

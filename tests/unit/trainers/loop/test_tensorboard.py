@@ -15,6 +15,7 @@ from trainers.loop.optimizer import UNVALIDATED_LEARNING_RATE
 from trainers.loop.tensorboard import TensorBoardLogger
 
 
+@pytest.mark.slow
 def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
