@@ -17,6 +17,7 @@ from foldtune.errors import TRANSIENT_ERRORS, FoldtuneError, OutOfBoundsError
 from foldtune.events import FineTuneRequested, FineTuneStatus, RequestId, now
 from foldtune.knobs import ModelName
 from foldtune.reasons import reasons_of
+from foldtune.request_ids import RESERVED, is_reserved
 
 Publish = Callable[[FineTuneRequested], None]
 # By request id and, where the caller names one, model.
@@ -104,7 +105,7 @@ def parse_request(body: bytes, caller: str) -> FineTuneRequested:
     """The request of a JSON body, in the name of ``caller`` (cut to 256 characters).
 
     Raises:
-        BodyError: not a JSON object, or one with fields that a caller may not set.
+        BodyError: not a JSON object, or one with fields or an id that a caller may not set.
         pydantic.ValidationError: a field is invalid or missing.
     """
     try:
@@ -115,6 +116,8 @@ def parse_request(body: bytes, caller: str) -> FineTuneRequested:
         raise BodyError("should be a JSON object")
     if unknown := sorted(set(fields) - _BODY_FIELDS):
         raise BodyError(f"unknown fields: {', '.join(name[:100] for name in unknown[:_MAX_LISTED_FIELDS])}")
+    if isinstance(request_id := fields.get("request_id"), str) and is_reserved(request_id):
+        raise BodyError(RESERVED)
     generated = {"request_id": f"api-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"}
     # A header may hold bytes that are not UTF-8, which Python keeps as surrogates and JSON does not know.
     name = caller[:256].encode(errors="replace").decode()

@@ -218,7 +218,10 @@ class RequestSettings(Section):
 
 
 class ScheduleSettings(Section):
-    """Models that the scheduled function requests; the time is set in EventBridge."""
+    """Models that the scheduled function requests; the time is set in EventBridge.
+
+    Workers that have it too take requests of the schedule for these only.
+    """
 
     models: tuple[ModelName, ...] = ()
 

@@ -34,6 +34,7 @@ from foldtune.events import (
     now,
 )
 from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
+from foldtune.request_ids import RESERVED, is_reserved
 from foldtune.settings import Settings
 from foldtune.status_order import StatusRecord, merge_status
 from foldtune.topic_reader import read
@@ -129,6 +130,8 @@ class FoldtuneClient:
 
     def request_fine_tune(self, request: FineTuneRequested) -> None:
         """Publish a request and wait for its acknowledgement; ``wait`` and ``statuses`` report its progress."""
+        if is_reserved(request.request_id):
+            raise OutOfBoundsError(RESERVED)
         self._check_size(request)
         self._buffer.publish(
             Message(Topic.FINE_TUNE_REQUESTS, request.encode(), (request.request_id,), key=request.model)

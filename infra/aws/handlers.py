@@ -39,6 +39,7 @@ from foldtune.kafka import DELIVERY_SECONDS, Publisher
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
 from foldtune.reports import publish_report
+from foldtune.request_ids import scheduled_request
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
 from foldtune.status_order import StatusRecord
@@ -185,14 +186,7 @@ def schedule(event: dict[str, Any], context: Context) -> None:
     settings = load_settings()
     with _publishing(settings) as publisher:
         for model in settings.schedule.models:
-            request = FineTuneRequested(
-                request_id=f"schedule-{model}-{fired_at:%Y%m%dT%H%M%S}",
-                model=model,
-                requested_at=fired_at,
-                requested_by="schedule",
-                origin="policy",
-            )
-            publisher().send(Topic.FINE_TUNE_REQUESTS, request, key=model)
+            publisher().send(Topic.FINE_TUNE_REQUESTS, scheduled_request(model, fired_at), key=model)
         if settings.schedule.models:
             publisher().flush()
 

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,7 +33,8 @@ from foldtune.knobs import ModelName
 from foldtune.object_keys import key_segment, model_prefix, snapshot_manifest_key
 from foldtune.object_store import ObjectStore
 from foldtune.reasons import explain
-from foldtune.settings import Settings
+from foldtune.request_ids import POLICY_PREFIX, RESERVED, is_reserved, scheduled_request
+from foldtune.settings import PolicyRule, Settings
 from foldtune.topics import Topic, request_key
 from streams.errors import PartitionLostError, UnreadableStateError
 from streams.metrics import FAILED_TIMERS, REQUESTS_ENDED
@@ -47,8 +49,8 @@ from streams.requests.retraining_policy import PolicyState
 from streams.threads import MANIFESTS, run_in
 
 _log = structlog.get_logger()
-# So that nobody takes an id before the policy or the schedule does.
-_RESERVED_IDS = ("auto-", "schedule-")
+# Of the clocks that EventBridge and the brokers go by.
+_SCHEDULE_SKEW = timedelta(minutes=5)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _M = TypeVar("_M", bound=BaseModel)
 # In the dead letter of an entry that cannot be decoded.
@@ -170,6 +172,9 @@ class Coordinator:
             if cancellation := lifecycle.cancelled(self._model_state(partition, cancel.model), cancel, now()):
                 await self._commit(partition, cancellation)
             return
+        if is_reserved(ids.request_id) and not self._known_status(partition, ids.model, ids.request_id):
+            # No rejection: it would end the request that policy or schedule will make under this id.
+            self._check_author(partition, _decode_request(value), written_ms)
         try:
             request = _decode_request(value)
         except (ValidationError, InvalidEventError) as error:
@@ -232,11 +237,13 @@ class Coordinator:
             await self._commit(partition, Transition(self._model_state(partition, model), (output,)), policy)
 
     def _due_request(self, partition: int, model: str) -> FineTuneRequested | None:
-        rule = next((rule for rule in self._settings.policy.rules if rule.model == model), None)
-        state = self._model_state(partition, model)
+        rule, state = self._policy_rule(model), self._model_state(partition, model)
         if rule is None or state.active or state.waiting:
             return None
         return retraining_policy.due_request(self._policy_state(partition, model), rule, now())
+
+    def _policy_rule(self, model: str) -> PolicyRule | None:
+        return next((rule for rule in self._settings.policy.rules if rule.model == model), None)
 
     def _timed_out(self, partition: int, model: str) -> Transition | None:
         state = self._model_state(partition, model)
@@ -424,9 +431,7 @@ class Coordinator:
     async def _reject(self, partition: int, request_id: str, model: str, reasons: tuple[str, ...]) -> None:
         # An invalid event with the id of an earlier request does not end that request; its status is the answer.
         state = self._model_state(partition, model)
-        if status := (
-            self._final_status(partition, model, request_id) or lifecycle.current_status(state, request_id, now())
-        ):
+        if status := self._known_status(partition, model, request_id):
             await self._commit(partition, lifecycle.answered(state, status))
             return
         status = FineTuneStatus(request_id=request_id, model=model, state=State.REJECTED, at=now(), reasons=reasons)
@@ -442,8 +447,6 @@ class Coordinator:
         allowed = self._settings.requests
         if allowed.models and request.model not in allowed.models:
             yield f"model: {request.model!r} is none of requests.models"
-        if request.request_id.startswith(_RESERVED_IDS) and request.origin != "policy":
-            yield f"request_id: ids that begin with {' or '.join(_RESERVED_IDS)} are those of policy and schedule"
         base: ModelReference | None = request.base_model
         if base and allowed.base_models and not any(_covers(entry, base.uri) for entry in allowed.base_models):
             yield f"base_model.uri: {excerpts.name(base.uri)} is none of requests.base_models"
@@ -451,6 +454,24 @@ class Coordinator:
             yield "base_model.revision: a hub model needs a full commit hash, so that a request always means one model"
         if base and base.uri.startswith("s3://") and not base.uri.startswith(f"s3://{self._store.bucket}/"):
             yield f"base_model.uri: must be in the bucket {self._store.bucket!r}"
+
+    def _check_author(self, partition: int, request: FineTuneRequested, written_ms: int) -> None:
+        """Refuse a reserved id of anyone but its owner, as far as events without signatures tell.
+
+        Raises:
+            InvalidEventError: neither the policy nor the schedule writes this request.
+        """
+        if request.request_id.startswith(POLICY_PREFIX):
+            policy, rule = self._policy_state(partition, request.model), self._policy_rule(request.model)
+            if not retraining_policy.is_own(policy, rule, request, written_ms):
+                raise InvalidEventError(f"{RESERVED}, and this is none of the policy's")
+            return
+        if request != scheduled_request(request.model, request.requested_at):
+            raise InvalidEventError(f"{RESERVED}, and the schedule writes other requests")
+        if (models := self._settings.schedule.models) and request.model not in models:
+            raise InvalidEventError(f"{RESERVED}, and {request.model!r} is none of schedule.models")
+        if request.requested_at > now() + _SCHEDULE_SKEW:
+            raise InvalidEventError(f"{RESERVED}, and {request.requested_at.isoformat()} has not come yet")
 
     def _is_too_old(self, written_ms: int) -> bool:
         # Brokers without timestamps say -1.
@@ -467,6 +488,11 @@ class Coordinator:
 
     def _final_status(self, partition: int, model: str, request_id: str) -> FineTuneStatus | None:
         return self._decoded(partition, _final_status_key(model, request_id), FineTuneStatus)
+
+    def _known_status(self, partition: int, model: str, request_id: str) -> FineTuneStatus | None:
+        """The status of a request that was taken before."""
+        final, state = self._final_status(partition, model, request_id), self._model_state(partition, model)
+        return final or lifecycle.current_status(state, request_id, now())
 
     def _policy_state(self, partition: int, model: str) -> PolicyState:
         return self._decoded(partition, _policy_key(model), PolicyState) or PolicyState()

@@ -7,6 +7,7 @@ from pydantic import AwareDatetime, Field
 
 from foldtune.events import FineTuneRequested, Model, TrainingProgressed
 from foldtune.knobs import DataSelection
+from foldtune.request_ids import POLICY_ID, POLICY_PREFIX
 from foldtune.settings import PolicyRule
 
 
@@ -44,7 +45,7 @@ def due_request(state: PolicyState, rule: PolicyRule, now: datetime) -> FineTune
         return None
     basis = "\0".join((rule.model, state.trained_request_id or "", state.last_request_id or ""))
     return FineTuneRequested(
-        request_id=f"auto-{hashlib.sha256(basis.encode()).hexdigest()[:20]}",
+        request_id=f"{POLICY_PREFIX}{hashlib.sha256(basis.encode()).hexdigest()[:20]}",
         model=rule.model,
         requested_at=now,
         requested_by="retraining policy",
@@ -59,3 +60,17 @@ def due_request(state: PolicyState, rule: PolicyRule, now: datetime) -> FineTune
 def with_request(state: PolicyState, request: FineTuneRequested) -> PolicyState:
     """Starts the cooldown after a request was published."""
     return state.model_copy(update={"last_request_id": request.request_id, "last_request_at": request.requested_at})
+
+
+def is_own(state: PolicyState, rule: PolicyRule | None, request: FineTuneRequested, written_ms: int) -> bool:
+    """Whether the policy made this request, as far as its state tells; ``written_ms`` is when it was written.
+
+    After the policy's last request nobody writes another. What was written before it, or before a state that was built
+    anew (of another app id) has one, cannot be told from what the policy wrote then.
+    """
+    if request.origin != "policy" or not POLICY_ID.fullmatch(request.request_id):
+        return False
+    if state.last_request_at is None:
+        return rule is not None
+    before = 0 < written_ms < state.last_request_at.timestamp() * 1000
+    return before or request.request_id == state.last_request_id

@@ -71,6 +71,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "digests",
         "snapshot_schema",
         "events",
+        "request_ids",
         "errors",
         "bounds",
         "reasons",

@@ -78,6 +78,8 @@ def test_a_request_without_an_id_gets_one(topic: Topic) -> None:
         ([], "body: should be a JSON object"),
         ({"model": "Not A Name"}, "model"),
         ({"model": "support", "request_id": "../x"}, "request_id"),
+        ({"model": "support", "request_id": "auto-0123"}, "request_id: ids that begin with auto- or schedule-"),
+        ({"model": "support", "request_id": "schedule-support-20260301T040000"}, "request_id: ids that begin with"),
         ({"model": "support", "trainng": {}}, "body: unknown fields: trainng"),
         ({"model": "support", "requested_by": "someone else"}, "body: unknown fields: requested_by"),
         ({"model": "support", "training": {"epochs": 0}}, "training.epochs"),

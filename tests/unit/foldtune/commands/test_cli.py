@@ -249,6 +249,12 @@ def test_a_request_without_an_id_is_named_after_its_model(runner: CliRunner, mon
     assert FineTuneRequested.model_validate_json(sent[0].encode()) == sent[0]
 
 
+@pytest.mark.parametrize("request_id", ["auto-1", "schedule-m-20260101T000000"])
+def test_an_id_of_policy_or_schedule_is_refused_before_it_is_sent(runner: CliRunner, request_id: str) -> None:
+    result = runner.invoke(app, ["request", "m", "--request-id", request_id])
+    assert (result.exit_code, "those of policy and schedule" in result.output) == (2, True), result.output
+
+
 def test_waiting_shows_each_warning_once(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FoldtuneClient, "request_fine_tune", lambda *_: None)
     monkeypatch.setattr(FoldtuneClient, "statuses", lambda *_, **__: iter(statuses(*HISTORY)))

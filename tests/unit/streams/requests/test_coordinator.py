@@ -19,19 +19,30 @@ from foldtune.errors import InvalidEventError, ObjectMissingError, ObjectStoreEr
 from foldtune.events import (
     Event,
     FineTuneCancelled,
+    FineTuneRequested,
     FineTuneStatus,
     FolderCount,
     ModelReference,
     SnapshotPart,
     State,
     TrainingJob,
+    TrainingProgressed,
     now,
 )
 from foldtune.kafka import partition_of
 from foldtune.knobs import DataSelection
 from foldtune.object_keys import snapshot_manifest_key
 from foldtune.object_store import ObjectStore
-from foldtune.settings import KafkaSettings, RequestSettings, Settings, WorkerSettings
+from foldtune.request_ids import scheduled_request
+from foldtune.settings import (
+    KafkaSettings,
+    PolicyRule,
+    PolicySettings,
+    RequestSettings,
+    ScheduleSettings,
+    Settings,
+    WorkerSettings,
+)
 from foldtune.topics import Topic, request_key
 from streams.errors import UnreadableStateError, brokers_at_fault
 from streams.partitions.changelog_table import Changes
@@ -118,7 +129,7 @@ class System:
         fails: bool = False,
         broker: MortalBroker | None = None,
         partitions: int = PARTITIONS,
-        requests: RequestSettings | None = None,
+        **sections: Any,
     ) -> None:
         self._fails = fails
         self._partitions = partitions
@@ -134,7 +145,7 @@ class System:
         settings = Settings(
             kafka=KafkaSettings(partitions=partitions),
             worker=WorkerSettings(min_examples=1),
-            requests=requests or RequestSettings(),
+            **sections,
         )
         self.publisher = broker or RecordingPublisher()
         self.table = broker or MemoryTable()
@@ -502,14 +513,80 @@ def test_the_coordinator_accepts_what_the_settings_allow_whoever_wrote_it(
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("request_id", ["auto-1", "schedule-m-20260101"])
-@pytest.mark.parametrize("origin", ["api", "person", "policy"])
-def test_only_policy_and_schedule_use_their_ids(request_id: str, origin: str) -> None:
+FIRED_AT = now().replace(microsecond=0) - timedelta(minutes=1)
+SCHEDULED = scheduled_request("m", FIRED_AT)
+RULES = PolicySettings(rules=(PolicyRule(model="m", new_examples=10, cooldown=timedelta(0)),))
+POLICY_ID = f"auto-{'0' * 20}"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        fine_tune_request("auto-1", model="m", origin="policy"),
+        fine_tune_request(POLICY_ID, model="m", origin="api"),
+        fine_tune_request(POLICY_ID, model="other", origin="policy"),
+        fine_tune_request("schedule-m-20260101", model="m", origin="policy"),
+        SCHEDULED.model_copy(update={"origin": "api"}),
+        SCHEDULED.model_copy(update={"requested_by": "someone"}),
+        SCHEDULED.model_copy(update={"seed": 1}),
+        SCHEDULED.model_copy(update={"requested_at": FIRED_AT - timedelta(days=1)}),
+        scheduled_request("m", now() + timedelta(hours=1)),
+        scheduled_request("unscheduled", FIRED_AT),
+        SCHEDULED.model_copy(update={"model": "m-2"}),
+    ],
+)
+def test_a_reserved_id_is_refused_unless_its_owner_wrote_the_request_and_stays_free(
+    request_: FineTuneRequested,
+) -> None:
     async def scenario() -> None:
-        system = System()
-        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(request_id, model="m", origin=origin))
-        status = last_status(system, request_id)
-        assert status.state is (State.SNAPSHOTTING if origin == "policy" else State.REJECTED)
+        system = System(policy=RULES, schedule=ScheduleSettings(models=("m",)))
+        with pytest.raises(InvalidEventError, match="those of policy and schedule"):
+            await system.handle(Topic.FINE_TUNE_REQUESTS, request_.model, request_)
+        assert not system.publisher.sent
+        # An invalid event is no rejection either.
+        invalid = request_.encode().replace(b'"seed":', b'"seed":-1')
+        with pytest.raises(ValidationError):
+            await system.handle_raw(Topic.FINE_TUNE_REQUESTS, request_.model, invalid)
+        assert not system.publisher.sent
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("models", [(), ("m",)])
+def test_a_request_of_the_schedule_is_taken(models: tuple[str, ...]) -> None:
+    async def scenario() -> None:
+        system = System(schedule=ScheduleSettings(models=models))
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", SCHEDULED)
+        assert last_status(system, SCHEDULED.request_id, "m").state is State.SNAPSHOTTING
+
+    asyncio.run(scenario())
+
+
+def test_a_request_of_the_policy_is_taken_and_no_other_after_it() -> None:
+    async def scenario() -> None:
+        system = System(policy=RULES, partitions=1)
+        await system.handle(Topic.TRAINING_PROGRESS, "m", TrainingProgressed(model="m", partition=0, new_examples=10))
+        (record,) = system.publisher.sent
+        request = FineTuneRequested.model_validate_json(record.value)
+        other = request.model_copy(update={"request_id": POLICY_ID})
+        with pytest.raises(InvalidEventError, match="none of the policy's"):
+            await system.handle(Topic.FINE_TUNE_REQUESTS, "m", other)
+        for _ in range(2):
+            await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+        assert system.publisher.states(request.request_id, "m")[-2:] == [State.SNAPSHOTTING] * 2
+        # Written before, and read after it.
+        before = int(request.requested_at.timestamp() * 1000) - 60_000
+        await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", other.encode(), timestamp=before)
+        assert last_status(system, POLICY_ID, "m").state is State.WAITING
+
+    asyncio.run(scenario())
+
+
+def test_under_another_app_id_the_policys_requests_under_way_are_taken_again() -> None:
+    async def scenario() -> None:
+        system = System(policy=RULES)
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(POLICY_ID, model="m", origin="policy"))
+        assert last_status(system, POLICY_ID, "m").state is State.SNAPSHOTTING
 
     asyncio.run(scenario())
 
