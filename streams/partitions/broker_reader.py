@@ -5,6 +5,7 @@ On a consumer's connection a request would queue behind a fetch that waits for n
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -39,6 +40,16 @@ class BrokerReader:
             first, end = (await consumer.beginning_offsets([tp]))[tp], (await consumer.end_offsets([tp]))[tp]
         if first < end:
             async for record in self.records(topic, partition, first, end - 1):
+                yield record
+
+    async def since(self, topic: str, partition: int, moment: datetime) -> AsyncIterator[Any]:
+        """The records of a partition that were written at ``moment`` or later, to its present end."""
+        async with self._lock:
+            consumer, tp = await self._connect(), TopicPartition(topic, partition)
+            found = (await consumer.offsets_for_times({tp: int(moment.timestamp() * 1000)}))[tp]
+            end = (await consumer.end_offsets([tp]))[tp]
+        if found and found.offset < end:
+            async for record in self.records(topic, partition, found.offset, end - 1):
                 yield record
 
     async def records(self, topic: str, partition: int, first: int, last: int) -> AsyncIterator[Any]:

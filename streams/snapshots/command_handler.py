@@ -1,14 +1,17 @@
 """Handles snapshot commands: waits for ingestion to catch up, exports, and reports the number of new examples."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from foldtune.events import (
     Event,
+    FineTuneStatus,
     Model,
     SnapshotCommand,
     SnapshotPart,
@@ -32,6 +35,7 @@ from streams.training_sets.store import TrainingSets
 _log = structlog.get_logger()
 _MAX_PENDING = 64
 _POLL = timedelta(milliseconds=50)
+StatusesSince = Callable[[int, datetime], AsyncIterator[Any]]
 
 
 class Watermark(Model):
@@ -90,12 +94,16 @@ class SnapshotCommandHandler:
         publisher: EventPublisher,
         store: ObjectStore,
         settings: Settings,
+        *,
+        statuses: StatusesSince,
     ) -> None:
+        """``statuses`` reads what a partition of ``fine-tune-status`` got since a moment."""
         self._sets = sets
         self._offsets = offsets
         self._publisher = publisher
         self._store = store
         self._settings = settings
+        self._statuses = statuses
         self._process = ExportProcess()
         self._last_reports: dict[tuple[str, int], TrainingProgressed] = {}
 
@@ -123,6 +131,9 @@ class SnapshotCommandHandler:
             _log.info("stale snapshot command skipped", partition=partition, issued_at=str(command.issued_at))
             return _failed_part(command, partition, f"the command was read more than {timeout} after it was issued")
         try:
+            if await self._has_ended(command):
+                _log.info("snapshot command of an ended request skipped", partition=partition)
+                return _failed_part(command, partition, "the request has ended")
             await self._offsets.catch_up(partition, self._settings.worker.catch_up_timeout)
             part = await self._export(command, partition)
         except PartitionLostError:
@@ -134,6 +145,19 @@ class SnapshotCommandHandler:
         observe_snapshot(part)
         _log.info("snapshot exported", partition=partition, folders=part.folder_count, seconds=round(part.seconds, 3))
         return part
+
+    async def _has_ended(self, command: SnapshotCommand) -> bool:
+        """Whether the request was cancelled, for example, while its command waited for other exports."""
+        request, ended = command.request, False
+        partition = partition_of(request.model, self._settings.kafka.partitions)
+        # To the end: the reader's connection is shared.
+        async for record in self._statuses(partition, command.issued_at):
+            with suppress(ValidationError):
+                status = FineTuneStatus.model_validate_json(record.value or b"")
+                is_of_request = (status.model, status.request_id) == (request.model, request.request_id)
+                # One that was cancelled may have a training that goes on for others.
+                ended |= is_of_request and status.state.terminal and not status.run_continues
+        return ended
 
     async def _export(self, command: SnapshotCommand, partition: int) -> SnapshotPart:
         async with self._sets.rewrite_lock(partition):

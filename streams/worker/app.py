@@ -162,7 +162,8 @@ class _Components:
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets)
         ingest = Ingest(self._sets, publisher, settings.bounds, settings.sets)
-        statuses = partial(self._reader.whole, Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix))
+        status_topic = Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix)
+        statuses = partial(self._reader.whole, status_topic)
         self._coordinator = Coordinator(requests, publisher, store, settings, statuses)
         reject = partial(reject_record, publisher)
         data = PartitionConsumer(
@@ -200,6 +201,7 @@ class _Components:
             publisher,
             store,
             settings,
+            statuses=partial(self._reader.since, status_topic),
         )
         self._stopping = False
         self._next_data_offset = data.next_offset

@@ -126,7 +126,8 @@ def test_the_watermark_of_a_model_is_read() -> None:
     pending = b'{"trained_request_id":null,"offset":3,"pending":{"r1":5,"r2":9}}'
     asyncio.run(table.write(0, {b"w|m": pending}))
     anything: Any = mock.Mock()
-    handler = SnapshotCommandHandler(TrainingSets(table, Sets()), anything, anything, anything, Settings())
+    sets = TrainingSets(table, Sets())
+    handler = SnapshotCommandHandler(sets, anything, anything, anything, Settings(), statuses=anything)
     asyncio.run(handler.training_finished(TrainingFinished(request_id="r1", model="m"), 0))
     assert table.get(0, b"w|m") == b'{"trained_request_id":"r1","offset":5,"pending":{"r2":9}}'
 

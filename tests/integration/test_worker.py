@@ -12,7 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from foldtune.dead_letters import ERROR_HEADER, OFFSET_HEADER, TOPIC_HEADER
-from foldtune.events import FineTuneCancelled, FineTuneStatus, SnapshotManifest, State, TrainingJob, now
+from foldtune.events import (
+    FineTuneCancelled,
+    FineTuneStatus,
+    SnapshotCommand,
+    SnapshotManifest,
+    SnapshotPart,
+    State,
+    TrainingJob,
+    now,
+)
 from foldtune.kafka import Publisher, partition_of
 from foldtune.knobs import DataSelection
 from foldtune.object_store import S3ObjectStore
@@ -253,6 +262,35 @@ def test_a_repeated_request_starts_nothing(
     assert [job.request.request_id for job in jobs(records)] == ["r", "next"]
     *_, last = statuses(records, "r")
     assert last.state is (State.CANCELLED if again == "after its end" else State.SNAPSHOTTING)
+
+
+def test_a_command_whose_request_has_ended_since_is_not_exported(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker
+) -> None:
+    start_worker()
+    publish_history(publisher, "alpha", 25)
+    issued_at = now()
+    for name, run_continues in (("shared", True), ("gone", None)):
+        end = FineTuneStatus(
+            request_id=name, model="model", state=State.CANCELLED, at=issued_at, run_continues=run_continues
+        )
+        publisher.publish(Topic.FINE_TUNE_STATUS, end, key=f"model/{name}", partition_by="model")
+    commands = [
+        SnapshotCommand(request=fine_tune_request(name), partition=0, issued_at=at)
+        for name, at in (("gone", issued_at), ("shared", issued_at), ("gone", now() + timedelta(minutes=1)))
+    ]
+    for command in commands:
+        publisher.send_raw(Topic.SNAPSHOT_COMMANDS, command.encode(), key=None, partition=0)
+    publisher.flush()
+    with Reader(settings, Topic.SNAPSHOT_PARTS) as reader:
+        records = reader.until(lambda records: len(records) == len(commands))
+    parts = [SnapshotPart.model_validate_json(record.value) for record in records]
+    assert [(part.request_id, part.error) for part in parts] == [
+        ("gone", "the request has ended"),
+        ("shared", None),
+        # Ended before this command was issued: not the request that it is of.
+        ("gone", None),
+    ]
 
 
 def test_the_retraining_policy_publishes_a_request(

@@ -1,14 +1,17 @@
 """Which snapshot commands are exported."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from foldtune import events
-from foldtune.events import SnapshotCommand, SnapshotPart
+from foldtune.events import FineTuneStatus, SnapshotCommand, SnapshotPart, State
+from foldtune.kafka import partition_of
 from foldtune.settings import Sets, Settings
 from foldtune.topics import Topic
 from streams.partitions.broker_clock import BrokerClock
@@ -27,13 +30,20 @@ class ExportedError(Exception):
     """The snapshot is not left out."""
 
 
-def error_of(issued_at: datetime) -> str:
+def error_of(issued_at: datetime, *statuses: bytes) -> str:
     """What the part says that answers a command, whose export would raise ``ExportedError``."""
     settings = Settings()
+
+    async def statuses_since(partition: int, moment: datetime) -> AsyncIterator[Any]:
+        assert (partition, moment) == (partition_of("model", settings.kafka.partitions), issued_at)
+        for value in statuses:
+            yield SimpleNamespace(value=value)
+
     publisher, anything = mock.create_autospec(EventPublisher, instance=True), mock.Mock()
     publisher.publish.return_value = ()
     offsets: Any = mock.Mock(catch_up=mock.AsyncMock(side_effect=ExportedError))
-    handler = SnapshotCommandHandler(TrainingSets(MemoryTable(), Sets()), offsets, publisher, anything, settings)
+    sets = TrainingSets(MemoryTable(), Sets())
+    handler = SnapshotCommandHandler(sets, offsets, publisher, anything, settings, statuses=statuses_since)
     command = SnapshotCommand(request=fine_tune_request("r"), partition=0, issued_at=issued_at)
     asyncio.run(handler.export(command, 2))
     ((event,), _) = publisher.publish.await_args.args
@@ -56,3 +66,26 @@ def test_a_command_whose_request_has_timed_out_by_the_brokers_time_is_answered_a
     clock.observe(acknowledgement(NOW))
     assert "more than 0:15:00 after it was issued" in error_of(stale)
     assert "ExportedError" in error_of(NOW - timeout + timedelta(minutes=1))
+
+
+def status(state: State = State.CANCELLED, **changes: Any) -> bytes:
+    fields: dict[str, Any] = {"request_id": "r", "model": "model", "state": state, "at": NOW, **changes}
+    return FineTuneStatus(**fields).encode()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ended"),
+    [
+        ([status()], True),
+        ([status(State.SNAPSHOTTING), status(State.FAILED)], True),
+        # Cancelled by the last who shared the training.
+        ([status(run_continues=True), status()], True),
+        ([], False),
+        ([status(State.SNAPSHOTTING), b"{nope", b""], False),
+        ([status(request_id="other"), status(model="other")], False),
+        ([status(run_continues=True)], False),
+    ],
+)
+def test_the_command_of_an_ended_request_is_answered_and_not_exported(statuses: list[bytes], ended: bool) -> None:
+    error = error_of(events.now(), *statuses)
+    assert error == "the request has ended" if ended else "ExportedError" in error
