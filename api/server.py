@@ -5,10 +5,9 @@ the API Gateway checks tokens (``serverless.yml``).
 """
 
 import asyncio
-import os
 import threading
+from functools import partial
 from http import HTTPStatus
-from typing import NoReturn
 
 import structlog
 from aiohttp import web
@@ -28,6 +27,7 @@ from api.routes import (
 from foldtune.client.client import FoldtuneClient
 from foldtune.events import FineTuneStatus
 from foldtune.settings import Settings
+from foldtune.shutdown import exit_after
 from foldtune.status_order import StatusRecord, merge_status, select_status
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
@@ -129,14 +129,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 async def _bound_shutdown(_: web.Application) -> None:
     """Without brokers the client tries for longer, and the interpreter waits for the threads of requests."""
-    deadline = threading.Timer(_SHUTDOWN_SECONDS, _exit)
-    deadline.daemon = True
-    deadline.start()
-
-
-def _exit() -> NoReturn:
-    _log.warning("shutdown forced", reason=f"not stopped within {_SHUTDOWN_SECONDS:.0f} s")
-    os._exit(0)
+    reason = f"not stopped within {_SHUTDOWN_SECONDS:.0f} s"
+    exit_after(_SHUTDOWN_SECONDS, 0, partial(_log.warning, "shutdown forced", reason=reason))
 
 
 @web.middleware

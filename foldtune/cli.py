@@ -4,16 +4,16 @@ The SDK's own commands are listed here; those of ``foldtune-server`` are found t
 ``foldtune.commands``.
 """
 
-import os
 import signal
 import sys
-import threading
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from foldtune.shutdown import exit_after
 
 ENTRY_POINT_GROUP = "foldtune.commands"
 # Below a cluster's grace of 30 s, and above what the client waits for in ``close``.
@@ -115,9 +115,7 @@ def _root(
 
 def _end(*_: object) -> NoReturn:
     # What an exit waits for, such as the acknowledgement of events or a download, may hang with its server.
-    timer = threading.Timer(EXIT_SECONDS, os._exit, (128 + signal.SIGTERM,))
-    timer.daemon = True
-    timer.start()
+    exit_after(EXIT_SECONDS, 128 + signal.SIGTERM)
     sys.exit(128 + signal.SIGTERM)
 
 

@@ -1,9 +1,7 @@
 """``foldtune launcher``."""
 
-import os
 import signal
 import threading
-import time
 from typing import Annotated
 
 import structlog
@@ -13,6 +11,7 @@ from foldtune.kafka import create_topics
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import load_settings
+from foldtune.shutdown import call_on_signal, exit_after
 from foldtune.topics import Topic
 from launchers.job_consumer import END_SECONDS, JobConsumer, log_left
 from launchers.local.launcher import LocalLauncher
@@ -50,23 +49,21 @@ def run_until_signal(job_consumer: JobConsumer, local: LocalLauncher) -> int:
     def code() -> int:
         return 130 if signal.SIGINT in received else 0
 
-    def watch() -> None:
-        received.append(signal.Signals(os.read(reader, 1)[0]))
+    def end(number: signal.Signals) -> None:
+        received.append(number)
+        exit_after(END_SECONDS, code(), last_words)
         stop.set()
         local.interrupt_all()
-        log.info("stopping", signal=received[0].name, running=job_consumer.watched())
-        time.sleep(END_SECONDS)
+        log.info("stopping", signal=number.name, running=job_consumer.watched())
+
+    def last_words() -> None:
         for request_id in job_consumer.watched():
             log_left(request_id, recorded=False)
         log.warning("shutdown forced", reason=f"not stopped within {END_SECONDS:.0f} s")
-        os._exit(code())
 
-    # Handlers run in the main thread, which may be in a call that hangs; this byte is written at once.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    call_on_signal(numbers, end)
+    for number in numbers:
         signal.signal(number, lambda *_: None)
-    threading.Thread(target=watch, name="watch for signals", daemon=True).start()
     job_consumer.run(stop)
     return code()

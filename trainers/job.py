@@ -24,6 +24,7 @@ from foldtune.logs import configure_logs
 from foldtune.object_store import ObjectStore, S3ObjectStore
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
+from foldtune.shutdown import call_on_signal, exit_after
 from trainers.engine import ranks
 from trainers.engine.embedder import run_worker_rank
 from trainers.errors import BadJobError, InfrastructureFailedError, InterruptedTrainingError, KnobError, TrainerError
@@ -34,9 +35,12 @@ from trainers.pipeline import produce_model
 from trainers.publishing.model_publisher import announce_model, is_published
 from trainers.publishing.reporting import EventSink, KafkaEventSink, Reporter
 from trainers.retrying_store import RetryingStore
-from trainers.sigterm_deadline import end_after_sigterm
 
 log = structlog.get_logger()
+
+# From SIGTERM to the end of the process, whatever it waits for. AWS Batch, Kubernetes and the local launcher kill after
+# half a minute.
+END_SECONDS = 25.0
 
 
 def main(arguments: list[str]) -> ExitCode:
@@ -147,6 +151,15 @@ def _raise_interrupted(number: int, _: FrameType | None) -> None:
     raise InterruptedTrainingError(signal.Signals(number).name)
 
 
+def _bound_end(_: signal.Signals) -> None:
+    exit_after(END_SECONDS, ExitCode.TRY_AGAIN, _give_up)
+
+
+def _give_up() -> None:
+    log.error("training did not end in time after SIGTERM, exiting", seconds=END_SECONDS)
+    ranks.write_exit_code(ExitCode.TRY_AGAIN)
+
+
 if __name__ == "__main__":
-    end_after_sigterm()
+    call_on_signal((signal.SIGTERM,), _bound_end)
     sys.exit(main(sys.argv[1:]))

@@ -2,9 +2,8 @@
 
 import gc
 import os
-import threading
+from functools import partial
 from signal import Signals
-from typing import NoReturn
 
 import faust
 import structlog
@@ -13,6 +12,7 @@ from foldtune.kafka import create_topics, topic_ids
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
+from foldtune.shutdown import exit_after
 from foldtune.topics import Topic
 from streams.partitions.local_store import open_store_folder
 from streams.worker.app import changelogs, create_app
@@ -58,18 +58,15 @@ class _WorkerProcess(faust.Worker):
 
     def _schedule_shutdown(self, signal: Signals) -> None:
         if self._signal_stop_time:
-            _exit(f"second signal ({signal.name})")
+            _log_forced(f"second signal ({signal.name})")
+            os._exit(0)
         _log.info("stopping", signal=signal.name)
-        # A thread, not the event loop: what delays the end may block the loop, or run after it.
-        deadline = threading.Timer(_SHUTDOWN_SECONDS, _exit, [f"not stopped within {_SHUTDOWN_SECONDS:.0f} s"])
-        deadline.daemon = True
-        deadline.start()
+        exit_after(_SHUTDOWN_SECONDS, 0, partial(_log_forced, f"not stopped within {_SHUTDOWN_SECONDS:.0f} s"))
         super()._schedule_shutdown(signal)
 
 
-def _exit(reason: str) -> NoReturn:
+def _log_forced(reason: str) -> None:
     _log.warning("shutdown forced", reason=reason)
-    os._exit(0)
 
 
 def collect_garbage_less_often() -> None:

@@ -33,7 +33,7 @@ log = structlog.get_logger()
 # Raise it with every change to the training or to the form of its state: older checkpoints are then ignored.
 CHECKPOINT_VERSION = 6
 # How long a training waits for the upload of a checkpoint, which then goes on in the background; and after SIGTERM,
-# from the signal on: the process has to be gone soon (``trainers.sigterm_deadline``).
+# from the signal on: the process has to be gone soon (``trainers.job.END_SECONDS``).
 UPLOAD_SECONDS = 60.0
 SIGTERM_UPLOAD_SECONDS = 20.0
 

@@ -30,12 +30,11 @@ from trainers import retrying_store
 from trainers.data.dataset import Dataset, split
 from trainers.evaluation.metrics import Evaluation
 from trainers.exit_codes import ExitCode
-from trainers.job import run
+from trainers.job import END_SECONDS, run
 from trainers.pipeline import measure_incumbent
 from trainers.publishing.reporting import Reporter
 from trainers.publishing.results import Baseline
 from trainers.retrying_store import RetryingStore
-from trainers.sigterm_deadline import END_SECONDS
 
 
 @dataclass(frozen=True)
