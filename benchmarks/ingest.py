@@ -32,9 +32,10 @@ from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from foldtune.events import ChatLog, ChatLogBatch, FineTuneRequested, RetrievedPassage, SnapshotPart, now
-from foldtune.kafka import Publisher, client_options, consumer, create_topics
+from foldtune.kafka import Publisher, client_options, consumer
 from foldtune.knobs import DataSelection
 from foldtune.settings import Settings
+from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers

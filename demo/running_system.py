@@ -9,8 +9,8 @@ from pydantic import SecretStr
 
 from demo.base_model import prepare_base_model
 from demo.supervised_process import SupervisedProcess
-from foldtune.kafka import create_topics
 from foldtune.settings import KafkaSettings, S3Settings, Settings, TrainerSettings, WorkerSettings, settings_environment
+from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions
 from infra.local.server import log_tail

@@ -7,11 +7,11 @@ from typing import Annotated
 import structlog
 import typer
 
-from foldtune.kafka import create_topics
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import load_settings
 from foldtune.shutdown import call_on_signal, exit_after
+from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from launchers.job_consumer import END_SECONDS, JobConsumer, log_left
 from launchers.local.launcher import LocalLauncher

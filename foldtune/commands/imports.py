@@ -15,9 +15,9 @@ from foldtune.client.client import DELIVERY, FoldtuneClient
 from foldtune.commands.errors import UserError
 from foldtune.errors import OutOfBoundsError
 from foldtune.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, EventType, Feedback, now
-from foldtune.kafka import create_if_missing
 from foldtune.reasons import reasons_of
 from foldtune.settings import Settings, load_settings
+from foldtune.topic_admin import create_if_missing
 from foldtune.topics import Topic
 
 app = typer.Typer(add_completion=False, help="Publish JSON Lines files.", no_args_is_help=True)

@@ -15,9 +15,9 @@ def _group() -> None:
 @app.command()
 def create() -> None:
     """Create missing topics; check the number of partitions of existing ones, and their configuration."""
-    from foldtune.kafka import create_topics  # noqa: PLC0415  slow to import, and help needs none of it
     from foldtune.logs import configure_logs  # noqa: PLC0415
     from foldtune.settings import load_settings  # noqa: PLC0415
+    from foldtune.topic_admin import create_topics  # noqa: PLC0415  slow to import, and help needs none of it
     from foldtune.topics import Topic  # noqa: PLC0415
 
     settings = load_settings()

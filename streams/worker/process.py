@@ -8,11 +8,11 @@ from signal import Signals
 import faust
 import structlog
 
-from foldtune.kafka import create_topics, topic_ids
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
 from foldtune.shutdown import exit_after
+from foldtune.topic_admin import create_topics, topic_ids
 from foldtune.topics import Topic
 from streams.partitions.local_store import open_store_folder
 from streams.worker.app import changelogs, create_app

@@ -28,9 +28,10 @@ from foldtune.events import (
     RetrievedPassage,
     now,
 )
-from foldtune.kafka import Publisher, client_options, create_topics
+from foldtune.kafka import Publisher, client_options
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings, load_settings, settings_environment
+from foldtune.topic_admin import create_topics
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
 from infra.aws.handlers import api, batch_state, launch

@@ -23,9 +23,10 @@ from foldtune.events import (
     TrainingJob,
     now,
 )
-from foldtune.kafka import Publisher, consumer, create_topics
+from foldtune.kafka import Publisher, consumer
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
+from foldtune.topic_admin import create_topics
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 
 from foldtune.dead_letters import OFFSET_HEADER, PARTITION_HEADER, TOPIC_HEADER
 from foldtune.events import FineTuneStatus, SnapshotPart
-from foldtune.kafka import create_topics
 from foldtune.settings import Settings
+from foldtune.topic_admin import create_topics
 from foldtune.topics import DATA_TOPICS, Topic
 from infra.local.options import LocalOptions
 from infra.local.ports import free_port

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from foldtune.kafka import Publisher, create_topics
+from foldtune.kafka import Publisher
 from foldtune.settings import Settings, load_settings
+from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from infra.local.stack import LocalServers
 from tests.support import ChildProcess, environment, settings_of

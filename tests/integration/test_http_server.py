@@ -19,9 +19,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from foldtune.kafka import Publisher, create_topics, partition_of
+from foldtune.kafka import Publisher, partition_of
 from foldtune.knobs import DataSelection
 from foldtune.settings import Settings
+from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions
 from infra.local.ports import free_port

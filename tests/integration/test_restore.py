@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from foldtune.events import TrainingJob
-from foldtune.kafka import Publisher, create_topics
+from foldtune.kafka import Publisher
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
+from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from infra.local.stack import LocalServers
 from tests.integration.conftest import StartWorker

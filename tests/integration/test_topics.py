@@ -17,8 +17,9 @@ from foldtune.bounds import Bounds
 from foldtune.cli import app
 from foldtune.errors import PublishError, TopicConfigError, TopicMissingError
 from foldtune.events import DocumentUpserted, now
-from foldtune.kafka import Publisher, client_options, create_topics
+from foldtune.kafka import Publisher, client_options
 from foldtune.settings import Sets, Settings
+from foldtune.topic_admin import create_topics
 from foldtune.topic_reader import read
 from foldtune.topics import CHANGELOG_CONFIG, Topic
 from streams.partitions.consumer import PartitionConsumer

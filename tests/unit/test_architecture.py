@@ -82,6 +82,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "secrets",
         "compression",
         "kafka",
+        "topic_admin",
         "reports",
         "dead_letters",
         "topic_reader",
