@@ -14,6 +14,9 @@ from launchers.periodic import boottime
 
 # Long enough for a few calls to the object store, the brokers and the service.
 LEASE = timedelta(minutes=2)
+# By which the clocks of two launchers may differ: an owner submits nothing after ``until`` by its own clock, and another
+# takes over this much later by its own.
+MAX_SKEW = timedelta(minutes=5)
 
 
 class Ownership(Protocol):
@@ -70,7 +73,7 @@ class LeaseOwnership(Ownership):
         return False
 
     def owner_is_gone(self, attempt: Attempt) -> bool:
-        return attempt.owner.until is not None and self._clock() > attempt.owner.until
+        return attempt.owner.until is not None and self._clock() - MAX_SKEW > attempt.owner.until
 
     def hold(self, attempt: int) -> None:
         pass

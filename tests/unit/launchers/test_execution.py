@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldtune.events import FineTuneStatus, State, TrainingJob, now
+from foldtune.events import QUEUEING_TIME, FineTuneStatus, State, TrainingJob, now
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
 from launchers.execution import OVERDUE, Execution, Phase
 from launchers.heartbeats import DEAD_SECONDS, GIVE_UP_SECONDS, HeartbeatOwnership, owner_is_dead, this_process
 from launchers.job_consumer import InFlightOffsets
 from launchers.ledger import Ledger
-from launchers.ownership import LEASE, LeaseOwnership
+from launchers.ownership import LEASE, MAX_SKEW, LeaseOwnership
 from launchers.periodic import boottime
 from launchers.port import Ending, Launcher, LaunchError, Run, RunOutcome, job_segment
 from tests.fakes.launcher import SUCCESS, FakeLauncher
@@ -250,6 +250,15 @@ def test_days_in_the_queue_do_not_count(bench: Bench, detached: bool) -> None:
     assert len(launcher.submitted) == 1
 
 
+def test_a_clock_that_is_ahead_by_hours_refuses_no_job_in_the_queue(
+    bench: Bench, job: TrainingJob, detached: bool
+) -> None:
+    attempts = 2 * timedelta(seconds=job.max_seconds)
+    bench.seconds = (QUEUEING_TIME + attempts + timedelta(hours=1)).total_seconds()
+    bench.finish(bench.execution(launcher := FakeLauncher(detached=detached)))
+    assert len(launcher.submitted) == 1
+
+
 def test_each_attempt_is_reported_as_running_once(bench: Bench, detached: bool) -> None:
     launcher = FakeLauncher(None, None, detached=detached)
     execution = bench.execution(launcher)
@@ -332,7 +341,7 @@ def test_any_step_can_be_retried(job: TrainingJob, detached: bool) -> None:
 
 
 def after_the_lease(bench: Bench) -> None:
-    bench.seconds += LEASE.total_seconds() + 1
+    bench.seconds += (LEASE + MAX_SKEW).total_seconds() + 1
 
 
 def test_a_detached_run_outlives_its_launcher(bench: Bench) -> None:
@@ -392,6 +401,22 @@ def test_a_clock_that_is_set_back_makes_no_lease_longer(bench: Bench) -> None:
     before = ownership.valid
     bench.drift = LEASE.total_seconds() + 1
     assert (before, ownership.valid) == (True, False)
+
+
+@pytest.mark.parametrize("skew", [-MAX_SKEW, timedelta(0), MAX_SKEW])
+def test_a_lease_holds_for_a_launcher_whose_clock_differs(bench: Bench, skew: timedelta) -> None:
+    submit_timeout = timedelta(seconds=30)
+    owner = LeaseOwnership(submit_timeout, clock=lambda: bench.time, elapsed=lambda: bench.elapsed)
+    bench.ledger.claim(1, owner.new_owner())
+    other = LeaseOwnership(submit_timeout, clock=lambda: bench.time + skew)
+    [attempt] = bench.ledger.attempts()
+    bench.seconds += LEASE.total_seconds() - 1
+    assert owner.valid
+    # What it began to submit at the last moment has taken effect.
+    bench.seconds += submit_timeout.total_seconds()
+    assert (owner.valid, other.owner_is_gone(attempt)) == (False, False)
+    bench.seconds += 2 * MAX_SKEW.total_seconds() + 2
+    assert other.owner_is_gone(attempt)
 
 
 def test_of_many_that_take_over_one_claim_at_once_one_succeeds(bench: Bench) -> None:

@@ -15,12 +15,13 @@ from launchers.batch.launcher import LISTED, BatchLauncher
 from launchers.execution import OVERDUE
 from launchers.heartbeats import this_process
 from launchers.ledger import Ledger
+from launchers.ownership import MAX_SKEW
 from launchers.port import RunBusyError, job_segment
 from tests.batch_service import BatchService, state_change
 from tests.unit.launchers.conftest import MOMENT, make_job
 
 # How long a function may take, and after which time its lease has expired.
-TIMEOUT, EXPIRED = timedelta(seconds=120), timedelta(seconds=200)
+TIMEOUT, EXPIRED = timedelta(seconds=120), timedelta(seconds=200) + MAX_SKEW
 
 
 class Killed(BaseException):
@@ -245,7 +246,7 @@ def test_a_killed_launch_is_taken_over_only_after_its_lease(job: TrainingJob) ->
             bench.launch(job)
         bench.time += timedelta(seconds=40)
     assert not bench.batch.jobs
-    bench.time += timedelta(seconds=40)
+    bench.time += timedelta(seconds=40) + MAX_SKEW
     bench.launch(job)
     assert len(bench.batch.jobs) == 1
 
