@@ -14,7 +14,7 @@ from launchers.periodic import boottime
 
 # Long enough for a few calls to the object store, the brokers and the service.
 LEASE = timedelta(minutes=2)
-# By which the clocks of two launchers may differ: an owner submits nothing after ``until`` by its own clock, and another
+# By which the clocks of two launchers may differ: an owner submits nothing after ``until`` by its clock; another
 # takes over this much later by its own.
 MAX_SKEW = timedelta(minutes=5)
 
