@@ -19,6 +19,7 @@ from tests.unit.infra.test_kubernetes import rendered
 
 ROOT = Path(__file__).parents[2]
 COUNTS = (1, 2, 3, 5)
+RUNNING_WITHIN_SECONDS = 90
 INSTANCE_ID = "FOLDTUNE_WORKER__INSTANCE_ID"
 DATA_DIR = "FOLDTUNE_WORKER__DATA_DIR"
 # Of where a worker runs, not of how it is started.
@@ -118,5 +119,9 @@ def test_workers_share_the_partitions_soon_and_for_good(
         own = {"FOLDTUNE_WORKER__HTTP_PORT": "0", "FOLDTUNE_WORKER__HTTP_HOST": "127.0.0.1"}
         own[DATA_DIR] = str(settings.worker.data_dir / str(number))
         workers.append(MonitoredWorker(start_worker(str(number), **{INSTANCE_ID: ""} | given | own)))
-    record_property("seconds_until_shared", round(until(lambda: shared(workers), SHARED_WITHIN_SECONDS), 1))
+    # A busy machine takes long to start interpreters, which says nothing about the group.
+    running = until(lambda: all(worker.get("/health")[0] for worker in workers), RUNNING_WITHIN_SECONDS)
+    sharing = until(lambda: shared(workers), SHARED_WITHIN_SECONDS)
+    record_property("seconds_until_running", round(running, 1))
+    record_property("seconds_until_shared", round(running + sharing, 1))
     assert_stays_shared(workers)
