@@ -5,9 +5,11 @@ Nested fields take a double underscore: ``FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS``. A
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -39,6 +41,11 @@ from foldtune.knobs import DatasetKnobs, ModelName, TrainingKnobs, WeightKnobs
 from foldtune.reasons import Location, field_of, invalid_fields
 
 ENV_PREFIX = "FOLDTUNE_"
+# Kubernetes gives each pod the addresses of its namespace's services, foldtune-api for example, as variables.
+_SERVICE_LINK = re.compile(
+    r"\w+_(service_host|service_port(_\w+)?|port_\d+_(tcp|udp|sctp)_(proto|port|addr))=.*"
+    r"|\w+_port(_\d+_(tcp|udp|sctp))?=(tcp|udp|sctp)://.*"
+)
 SETTINGS_FILE = "foldtune.toml"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -264,7 +271,23 @@ class Settings(BaseSettings):
 
 
 class _Environment(EnvSettingsSource):
-    """The environment, where text that is not JSON is left to validation, whose errors name the variable."""
+    """The environment, where text that is not JSON is left to validation, whose errors name the variable.
+
+    So are variables of no setting, which pydantic-settings ignores: as in the file, a misspelt one is an error.
+    """
+
+    def __call__(self) -> dict[str, Any]:
+        unknown = {
+            name.removeprefix(self.env_prefix.lower()): value
+            for name, value in self.env_vars.items()
+            if name.startswith(self.env_prefix.lower()) and not _SERVICE_LINK.fullmatch(f"{name}={value}")
+        }
+        for field_name, field in self.settings_cls.model_fields.items():
+            unknown.pop(field_name, None)
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                # What is unknown in a section is validated with it.
+                unknown = {name: value for name, value in unknown.items() if not name.startswith(f"{field_name}__")}
+        return super().__call__() | unknown
 
     def explode_env_vars(self, field_name: str, field: FieldInfo, env_vars: Mapping[str, str | None]) -> dict[str, Any]:
         # A section's own variable first: the variables of its fields are merged into it, not replaced by it.
@@ -299,7 +322,7 @@ def _explanations(error: ValidationError) -> Iterator[str]:
         kind, value = _type_of(location), details["input"]
         match details["type"]:
             case "extra_forbidden":
-                expected = "unknown setting"
+                expected = f"unknown setting{_suggestion(location)}"
             case "model_type" if kind is not None:
                 first = _variable((*location, next(iter(kind.model_fields))))
                 expected = f"Input should be a section, as JSON or as one variable per field ({first}, …)"
@@ -322,6 +345,20 @@ def _source(location: Location) -> str:
         if (variable := _variable(location[:length])) in variables:
             return variable if length == len(location) else f"{variable}, {field_of(location)}"
     return f"{SETTINGS_FILE}, {field_of(location)}"
+
+
+def _suggestion(location: Location) -> str:
+    known = {"__".join(map(str, other)): other for other in _locations(Settings)}
+    for nearest in get_close_matches("__".join(map(str, location)), known, n=1):
+        name = field_of if _source(location).startswith(SETTINGS_FILE) else _variable
+        return f", did you mean {name(known[nearest])}?"
+    return ""
+
+
+def _locations(kind: Any, prefix: Location = ()) -> Iterator[Location]:
+    for name, field in getattr(kind, "model_fields", {}).items():
+        yield (*prefix, name)
+        yield from _locations(field.annotation, (*prefix, name))
 
 
 def _variable(location: Location) -> str:

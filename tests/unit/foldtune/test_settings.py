@@ -93,6 +93,42 @@ def test_an_error_does_not_show_secrets(monkeypatch: pytest.MonkeyPatch, variabl
     assert "hunter2" not in message
 
 
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("FOLDTUNE_LOGLEVEL", ", did you mean FOLDTUNE_LOG_LEVEL?"),
+        ("FOLDTUNE_LOG_LEVEL__X", ", did you mean FOLDTUNE_LOG_LEVEL?"),
+        ("FOLDTUNE_KAFKA_BOOTSTRAP_SERVERS", ", did you mean FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS?"),
+        ("FOLDTUNE_KAFKA__BOOTSTRAP_SERVER", ", did you mean FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS?"),
+        ("FOLDTUNE_WORKR__APP_ID", ", did you mean FOLDTUNE_WORKER__APP_ID?"),
+        ("FOLDTUNE_WORKER_HTTP_PORT", ", did you mean FOLDTUNE_WORKER__HTTP_PORT?"),
+        ("FOLDTUNE_ZZZ", ""),
+    ],
+)
+def test_a_variable_of_no_setting_is_refused_with_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch, variable: str, nearest: str
+) -> None:
+    assert error_of(monkeypatch, **{variable: "hunter2"}) == f"Invalid settings: {variable}: unknown setting{nearest}"
+
+
+def test_an_unknown_name_in_the_file_is_refused_with_the_nearest_one() -> None:
+    Path("foldtune.toml").write_text("[worker]\napp = 'x'\n[workers]\n")
+    with pytest.raises(InvalidSettingsError) as error:
+        load_settings.__wrapped__()
+    assert "foldtune.toml, worker.app: unknown setting, did you mean worker.app_id?" in str(error.value)
+    assert "foldtune.toml, workers: unknown setting, did you mean worker?" in str(error.value)
+
+
+def test_the_addresses_of_kubernetes_services_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = {"": "tcp://10.0.0.1:80", "_PROTO": "tcp", "_PORT": "80", "_ADDR": "10.0.0.1"}
+    for service in ("FOLDTUNE", "FOLDTUNE_API", "FOLDTUNE_KAFKA"):
+        service_port = {f"{service}_SERVICE_{name}": "80" for name in ("HOST", "PORT", "PORT_HTTP")}
+        links = {f"{service}_PORT_80_TCP{name}": value for name, value in address.items()}
+        for name, value in (service_port | links | {f"{service}_PORT": "tcp://10.0.0.1:80"}).items():
+            monkeypatch.setenv(name, value)
+    assert load_settings.__wrapped__() == Settings()
+
+
 def test_a_file_that_is_not_toml_is_named() -> None:
     for content in (b"[kafka", b"\xff"):
         Path("foldtune.toml").write_bytes(content)
