@@ -32,7 +32,7 @@ from streams.metrics import FAILED_TIMERS, MAINTENANCE, REBALANCES
 from streams.partitions.broker_clock import CLOCK
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
-from streams.partitions.consumer import PartitionConsumer, is_at_fault
+from streams.partitions.consumer import Handler, PartitionConsumer, Write, is_at_fault
 from streams.partitions.local_store import remove_stores_ahead, store_folder
 from streams.partitions.positions import newest_time
 from streams.publishing.dead_letters import reject_record
@@ -155,68 +155,60 @@ class _Components:
     def __init__(self, app: faust.App, settings: Settings, store: ObjectStore) -> None:
         self._app = app
         self._settings = settings
-        kafka = settings.kafka
-        self._publisher = publisher = FaustEventPublisher(app, kafka)
+        kafka, worker = settings.kafka, settings.worker
+        self._publisher = FaustEventPublisher(app, kafka)
         self._reader = BrokerReader(kafka)
         self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader)
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets)
-        ingest = Ingest(self._sets, publisher, settings.bounds, settings.sets)
+        ingest = Ingest(self._sets, self._publisher, settings.bounds, settings.sets)
         status_topic = Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix)
         statuses = partial(self._reader.whole, status_topic)
-        self._coordinator = Coordinator(requests, publisher, store, settings, statuses)
-        reject = partial(reject_record, publisher)
-        data = PartitionConsumer(
-            kafka,
-            DATA_TOPICS,
-            self._table,
-            write=self._sets.write,
-            handle=ingest.handle,
-            reject=reject,
-            block_records=settings.worker.block_records,
-        )
-        commands = PartitionConsumer(
-            kafka,
-            (Topic.SNAPSHOT_COMMANDS,),
-            self._table,
-            write=self._sets.write,
-            handle=self._handle_commands,
-            reject=reject,
-            block_records=1,
-        )
-        control = PartitionConsumer(
-            kafka,
-            _CONTROL_TOPICS,
-            requests,
-            write=requests.write,
-            handle=self._coordinator.handle,
-            reject=reject,
-            block_records=1,
-        )
-        self._consumers = (data, commands, control) if settings.worker.handle_requests else (data,)
+        self._coordinator = Coordinator(requests, self._publisher, store, settings, statuses)
+
+        write = self._sets.write
+        self._data = self._create_consumer(DATA_TOPICS, self._table, write, ingest.handle, worker.block_records)
+        commands = self._create_consumer((Topic.SNAPSHOT_COMMANDS,), self._table, write, self._handle_commands)
+        self._control = self._create_consumer(_CONTROL_TOPICS, requests, requests.write, self._coordinator.handle)
+        self._consumers = (self._data, commands, self._control) if worker.handle_requests else (self._data,)
         self._consumer_tasks: list[asyncio.Task[None]] = []
+        offsets = DataOffsets(self._data.next_offset, self._reader.end_offsets, self._table.owns)
         self._snapshots = SnapshotCommandHandler(
             self._sets,
-            DataOffsets(data.next_offset, self._reader.end_offsets, self._table.owns),
-            publisher,
+            offsets,
+            self._publisher,
             store,
             settings,
             statuses=partial(self._reader.since, status_topic),
         )
         self._stopping = False
-        self._next_data_offset = data.next_offset
-        self._next_control_offset = control.next_offset
+
         self._membership = Membership(app)
         self._watchdog = Watchdog()
-        limit = settings.worker.session_timeout.total_seconds() * _STANDSTILL_SESSIONS
-        self._standstill_limit = limit
-        self._loop_watchdog = LoopWatchdog(self._loops, limit)
+        self._standstill_limit = worker.session_timeout.total_seconds() * _STANDSTILL_SESSIONS
+        self._loop_watchdog = LoopWatchdog(self._loops, self._standstill_limit)
+        self._broker_monitor = self._create_broker_monitor()
         self._background: list[asyncio.Task[None]] = []
-        # With a reader of its own: a request that times out must not disturb an export's.
-        # Not the snapshot commands: an export may take long.
-        watched = (*DATA_TOPICS, *(_CONTROL_TOPICS if settings.worker.handle_requests else ()))
-        self._broker_monitor = BrokerMonitor(BrokerReader(kafka), self._owned_partitions, self._next_offset, watched)
         self._http_server = self._create_http_server()
+
+    def _create_consumer(
+        self, topics: tuple[Topic, ...], table: ChangelogTable, write: Write, handle: Handler, block_records: int = 1
+    ) -> PartitionConsumer:
+        return PartitionConsumer(
+            self._settings.kafka,
+            topics,
+            table,
+            write=write,
+            handle=handle,
+            reject=partial(reject_record, self._publisher),
+            block_records=block_records,
+        )
+
+    def _create_broker_monitor(self) -> BrokerMonitor:
+        # Not the snapshot commands: an export may take long.
+        watched = (*DATA_TOPICS, *(_CONTROL_TOPICS if self._settings.worker.handle_requests else ()))
+        # With a reader of its own: a request that times out must not disturb an export's.
+        return BrokerMonitor(BrokerReader(self._settings.kafka), self._owned_partitions, self._next_offset, watched)
 
     def register(self) -> None:
         """Register consumers, timers and the rebalance callbacks with Faust."""
@@ -340,7 +332,7 @@ class _Components:
             if not (records and partition in owned):
                 continue
             if topic in DATA_TOPICS:
-                offset = self._next_data_offset(topic, partition)
+                offset = self._data.next_offset(topic, partition)
                 due[f"ingest of {topic.label}/{partition}"] = offset, self._publisher.dead_letters
             else:
                 due[_HANDLING_OF_REQUESTS] = self._handled_requests(owned)
@@ -348,12 +340,11 @@ class _Components:
 
     def _handled_requests(self, owned: list[int]) -> Hashable:
         """Of all partitions together: the coordinator handles one event at a time."""
-        offsets = (self._next_control_offset(topic, partition) for topic in _CONTROL_TOPICS for partition in owned)
+        offsets = (self._control.next_offset(topic, partition) for topic in _CONTROL_TOPICS for partition in owned)
         return *offsets, self._coordinator.statuses_read, self._publisher.dead_letters
 
     def _next_offset(self, topic: Topic, partition: int) -> int:
-        of_topic = self._next_control_offset if topic in _CONTROL_TOPICS else self._next_data_offset
-        return of_topic(topic, partition)
+        return (self._control if topic in _CONTROL_TOPICS else self._data).next_offset(topic, partition)
 
     def _is_surplus(self) -> bool:
         """Whether the group has no partition for this worker: it is a member of it, and has none assigned."""

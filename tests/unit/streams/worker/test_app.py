@@ -118,7 +118,7 @@ def test_requests_that_are_not_handled_are_a_standstill_and_progress_of_any_is_n
     components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
     offsets = {(topic, partition): 0 for topic in app._CONTROL_TOPICS for partition in (0, 1)}
     monkeypatch.setattr(components, "_owned_partitions", lambda: [0, 1])
-    monkeypatch.setattr(components, "_next_control_offset", lambda *of: offsets[of])
+    monkeypatch.setattr(components._control, "next_offset", lambda *of: offsets[of])
     assert components._due() == {}
     components._broker_monitor.lag = {(Topic.FINE_TUNE_REQUESTS, 1): 1}
     ((what, stuck),) = components._due().items()
