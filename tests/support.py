@@ -7,13 +7,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel
 
-from foldtune.events import ChatLog, DocumentUpserted, Event, FineTuneRequested, RetrievedPassage, now
+from foldtune.events import (
+    ChatLog,
+    DocumentUpserted,
+    Event,
+    FineTuneRequested,
+    GateVerdict,
+    ModelReady,
+    ModelReference,
+    RetrievalMetrics,
+    RetrievedPassage,
+    now,
+)
 from foldtune.kafka import client_options
 from foldtune.settings import Settings
 from foldtune.topics import Topic
@@ -154,3 +166,31 @@ def folder_history(folder_id: str, count: int) -> Iterator[tuple[Topic, Event]]:
 def fine_tune_request(name: str, model: str = "model", **changes: Any) -> FineTuneRequested:
     """A request with defaults."""
     return FineTuneRequested(request_id=name, model=model, requested_at=now(), requested_by="test", **changes)
+
+
+def model_ready(**fields: Any) -> ModelReady:
+    """The event of a promoted model, with defaults for what does not matter."""
+    metrics = RetrievalMetrics(
+        recall_at_1=0.1, recall_at_5=0.2, recall_at_10=0.3, mrr_at_10=0.2, ndcg_at_10=0.2, questions=10, documents=20
+    )
+    others: dict[str, Any] = {
+        "request_id": "r",
+        "model": "m",
+        "version": "000001",
+        "model_uri": "s3://memory/models/m/000001",
+        "manifest_sha256": "0" * 64,
+        "base_model": ModelReference(uri="hf://org/model"),
+        "embedding_space_id": "space",
+        "dimension": 384,
+        "normalized": True,
+        "requires_reindex": True,
+        "metrics_before": metrics,
+        "metrics_after": metrics,
+        "gate": GateVerdict(promote=True, reasons=(), ndcg_gain=0.1, ndcg_gain_interval=(0.05, 0.15)),
+        "snapshot_uri": "s3://memory/snapshots/r/manifest.json",
+        "snapshot_sha256": "0" * 64,
+        "snapshot_offsets": (),
+        "training_seconds": 1.0,
+        "published_at": datetime(2026, 3, 1, tzinfo=UTC),
+    }
+    return ModelReady(**others | fields)

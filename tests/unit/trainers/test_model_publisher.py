@@ -9,18 +9,14 @@ import pytest
 
 from foldtune.client.deployment import fetch_model
 from foldtune.errors import ObjectStoreError
-from foldtune.events import GateVerdict, ModelReady, ModelReference, RetrievalMetrics, State, TrainingJob
+from foldtune.events import ModelReady, State, TrainingJob
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, published_prefix, put_job
-from tests.runbooks import NOW
+from tests.support import model_ready
 from tests.unit.trainers.conftest import example, make_tables
 from trainers.errors import ImpossibleJobError
 from trainers.publishing.model_publisher import LatestModel, announce_model, is_published, latest_model, publish_model
 from trainers.publishing.reporting import Reporter
-
-METRICS = RetrievalMetrics(
-    recall_at_1=0.1, recall_at_5=0.2, recall_at_10=0.3, mrr_at_10=0.2, ndcg_at_10=0.2, questions=10, documents=20
-)
 
 
 class InterferingStore(MemoryObjectStore):
@@ -54,25 +50,12 @@ def publish(store: MemoryObjectStore, folder: Path, content: str, version: str =
     mine = folder / content
     mine.mkdir(parents=True, exist_ok=True)
     (mine / "model.safetensors").write_text(content)
-    ready = ModelReady(
-        request_id="r",
-        model="m",
+    ready = model_ready(
         version=version,
         model_uri=job.output_uri,
-        manifest_sha256="0" * 64,
-        base_model=ModelReference(uri="hf://org/model"),
         embedding_space_id=content,
-        dimension=384,
-        normalized=True,
-        requires_reindex=True,
-        metrics_before=METRICS,
-        metrics_after=METRICS,
-        gate=GateVerdict(promote=True, reasons=(), ndcg_gain=0.1, ndcg_gain_interval=(0.05, 0.15)),
         snapshot_uri=job.snapshot_uri,
         snapshot_sha256=job.snapshot_sha256,
-        snapshot_offsets=(),
-        training_seconds=1.0,
-        published_at=NOW,
     )
     publish_model(mine, ready, job, store, Reporter(sink, job))
     return sink

@@ -1,7 +1,6 @@
 """A model is deployed completely and verified, or not at all."""
 
 import hashlib
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,13 @@ from pydantic import ValidationError
 
 from foldtune.client.deployment import Deployer, fetch_model
 from foldtune.errors import ModelFileError, ObjectStoreError
-from foldtune.events import GateVerdict, ManifestFile, ModelManifest, ModelReady, ModelReference, RetrievalMetrics
+from foldtune.events import ManifestFile, ModelManifest, ModelReady
 from foldtune.object_keys import key_segment
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
+from tests.support import model_ready
 
 FILES = {"config.json": b"{}", "1_Pooling/config.json": b'{"mean": true}', "model.safetensors": b"weights"}
-METRICS = RetrievalMetrics(
-    recall_at_1=0.1, recall_at_5=0.2, recall_at_10=0.3, mrr_at_10=0.2, ndcg_at_10=0.2, questions=10, documents=20
-)
 
 
 def publish(store: ObjectStore, version: str, files: dict[str, bytes] = FILES) -> ModelReady:
@@ -29,25 +26,11 @@ def publish(store: ObjectStore, version: str, files: dict[str, bytes] = FILES) -
         entries.append(ManifestFile(path=path, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content)))
     manifest = ModelManifest(files=tuple(entries)).encode()
     store.put(f"{prefix}/manifest.json", manifest)
-    return ModelReady(
-        request_id="r-1",
+    return model_ready(
         model="support",
         version=version,
         model_uri=store.uri(prefix),
         manifest_sha256=hashlib.sha256(manifest).hexdigest(),
-        base_model=ModelReference(uri="hf://org/model"),
-        embedding_space_id="space",
-        dimension=384,
-        normalized=True,
-        requires_reindex=True,
-        metrics_before=METRICS,
-        metrics_after=METRICS,
-        gate=GateVerdict(promote=True, reasons=(), ndcg_gain=0.1, ndcg_gain_interval=(0.05, 0.15)),
-        snapshot_uri="s3://memory/snapshots/r-1/manifest.json",
-        snapshot_sha256="0" * 64,
-        snapshot_offsets=(),
-        training_seconds=1.0,
-        published_at=datetime(2025, 1, 2, tzinfo=UTC),
     )
 
 
