@@ -23,7 +23,7 @@ from foldtune.topics import Topic
 from infra.local.stack import LocalServers
 from tests.chaos.proxy import HoldingProxy
 from tests.chaos.traffic import Traffic, Trainer
-from tests.faulty_s3 import HUNG, LOST, FaultyS3
+from tests.s3_proxy import HUNG, LOST, S3Proxy
 
 # Longer pauses exceed the session timeout: the worker resumes as a zombie, whose partitions have been reassigned.
 SESSION_SECONDS = 6
@@ -123,7 +123,7 @@ class Faults:
     def __init__(
         self,
         servers: LocalServers,
-        s3: FaultyS3,
+        s3: S3Proxy,
         workers: list[Worker],
         traffic: Traffic,
         settings: Settings,

@@ -25,7 +25,7 @@ from foldtune.events import (
 )
 from foldtune.kafka import Publisher, consumer
 from foldtune.object_store import S3ObjectStore
-from foldtune.settings import Settings
+from foldtune.settings import S3Settings, Settings
 from foldtune.topic_admin import create_topics
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
@@ -43,7 +43,7 @@ from tests.chaos.traffic import (
     Traffic,
     Trainer,
 )
-from tests.faulty_s3 import FaultyS3
+from tests.s3_proxy import S3Proxy
 from tests.support import environment, settings_of
 
 WORKERS = 3
@@ -115,7 +115,11 @@ def run(plan: Plan, folder: Path) -> Report:
     report = Report(plan.seed, plan.seconds)
     options = LocalOptions(data_dir=folder / "servers", kafka_port=None, s3_port=None, keep_data=False)
     disks = [folder / f"worker-{number}" for number in range(WORKERS)]
-    with LocalServers(options) as servers, FaultyS3(servers.s3_endpoint) as s3, small_disks(disks) as may_fill:
+    with (
+        LocalServers(options) as servers,
+        S3Proxy(S3Settings(endpoint_url=servers.s3_endpoint)) as s3,
+        small_disks(disks) as may_fill,
+    ):
         variables = environment(
             servers,
             folder,

@@ -22,7 +22,7 @@ from foldtune.testing import MemoryObjectStore
 from streams.worker.process import run as run_worker
 from tests.jobs import put_job
 from tests.runbooks import tables
-from tests.s3_gateway import Gateway, s3_gateway
+from tests.s3_proxy import S3Proxy
 from tests.support import settings_of
 from trainers.job import _run_rank_0 as run_job
 from trainers.loop.checkpoints import Checkpoints, TrainingState
@@ -150,9 +150,9 @@ def test_a_deleted_object_is_not_replaced(store: ObjectStore, key: str) -> None:
 def test_a_store_that_cannot_be_relied_on_is_refused_with_words(
     settings: Settings, behaviour: dict[str, Any], words: str
 ) -> None:
-    with s3_gateway(Gateway(settings.s3, **behaviour)) as gateway:
-        unfit = settings.model_copy(update={"s3": gateway.settings})
-        words = rf"endpoint_url {gateway.settings.endpoint_url}, bucket .*: it {words}"
+    with S3Proxy(settings.s3, **behaviour) as proxy:
+        unfit = settings.model_copy(update={"s3": proxy.settings})
+        words = rf"endpoint_url {proxy.settings.endpoint_url}, bucket .*: it {words}"
         with pytest.raises(InvalidSettingsError, match=words):
             S3ObjectStore(unfit.s3).check()
         with pytest.raises(InvalidSettingsError, match=words):
@@ -170,8 +170,8 @@ def test_a_store_that_cannot_be_relied_on_is_refused_with_words(
 def test_a_store_without_checksums_takes_everything_when_told_so(settings: Settings, key: str, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(bytes(1 << 20) * 9)
-    with s3_gateway(Gateway(settings.s3, refuses_checksums=True)) as gateway:
-        store = S3ObjectStore(gateway.settings.model_copy(update={"checksums": "when_required"}))
+    with S3Proxy(settings.s3, refuses_checksums=True) as proxy:
+        store = S3ObjectStore(proxy.settings.model_copy(update={"checksums": "when_required"}))
         store.check()
         store.put_file(key, source)
         store.get_file(key, target)

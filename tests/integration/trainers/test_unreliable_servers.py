@@ -21,8 +21,8 @@ from foldtune.knobs import TrainingKnobs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
 from infra.local.stack import LocalServers
-from tests.faulty_s3 import HUNG, FaultyS3
 from tests.jobs import RecordingEventSink, put_job
+from tests.s3_proxy import HUNG, S3Proxy
 from tests.support import environment, settings_of
 from tests.unit.trainers.test_incumbent import put_version
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
@@ -41,7 +41,7 @@ from trainers.retrying_store import RetryingStore
 class System:
     """An S3 server behind a proxy, a job in it, and the variables of a trainer that uses both."""
 
-    s3: FaultyS3
+    s3: S3Proxy
     store: S3ObjectStore
     job: TrainingJob
     variables: dict[str, str]
@@ -54,7 +54,7 @@ class System:
 @pytest.fixture
 def system(local_servers: LocalServers, tables: Any, tiny_folder: Path, tmp_path: Path) -> Iterator[System]:
     trainer = {"FOLDTUNE_TRAINER__MODEL_FOLDERS": json.dumps([str(tiny_folder)])}
-    with FaultyS3(local_servers.environment["FOLDTUNE_S3__ENDPOINT_URL"]) as s3:
+    with S3Proxy(settings_of(local_servers.environment).s3) as s3:
         variables = environment(local_servers, tmp_path, FOLDTUNE_S3__ENDPOINT_URL=s3.endpoint_url, **trainer)
         store = S3ObjectStore(settings_of(variables).s3)
         base, knobs = ModelReference(uri=tiny_folder.as_uri()), TrainingKnobs(batch_size=2, epochs=1)

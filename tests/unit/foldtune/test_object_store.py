@@ -5,10 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pydantic import SecretStr
 
 from foldtune.errors import TRANSIENT_ERRORS, InvalidSettingsError, ObjectStoreError, ObjectStoreRefusedError
 from foldtune.object_store import S3ObjectStore
-from tests.s3_gateway import Gateway, Reply, s3_gateway
+from foldtune.settings import S3Settings
+from tests.s3_proxy import CLOSED, Fault, Reply, S3Proxy
 
 # Each client of boto3 takes a while to make.
 pytestmark = pytest.mark.slow
@@ -24,81 +26,83 @@ CALLS: dict[str, Call] = {
     "list": lambda store, _: store.list("k"),
     "delete": lambda store, _: store.delete("k"),
 }
-PASSING = {
-    "slow down": Reply.error(503, "SlowDown"),
-    "internal error": Reply.error(500, "InternalError"),
+PASSING: dict[str, Fault] = {
+    "slow down": "SlowDown",
+    "internal error": "InternalError",
     "a gateway's page": Reply(502, b"<html>Bad gateway"),
-    "expired token": Reply.error(400, "ExpiredToken"),
-    "token to refresh": Reply.error(400, "TokenRefreshRequired"),
-    "skewed clock": Reply.error(403, "RequestTimeTooSkewed"),
-    "request timeout": Reply.error(400, "RequestTimeout"),
-    "closed connection": Reply(0),
+    "expired token": "ExpiredToken",
+    "token to refresh": "TokenRefreshRequired",
+    "skewed clock": "RequestTimeTooSkewed",
+    "request timeout": "RequestTimeout",
+    "closed connection": CLOSED,
 }
+OK = Reply(200)
 
 
 @pytest.fixture
-def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gateway]:
+def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Proxy]:
     """A server that gives whatever answer the test says, and retries without pauses."""
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda _: None))
     (tmp_path / "file").write_bytes(b"content")
-    with s3_gateway(Gateway()) as running:
+    keys = S3Settings(access_key_id="key", secret_access_key=SecretStr("secret"))
+    with S3Proxy(keys) as running:
         yield running
 
 
 @pytest.mark.parametrize("problem", PASSING)
-def test_what_passes_is_transient_whatever_was_called(problem: str, gateway: Gateway, tmp_path: Path) -> None:
-    gateway.reply = PASSING[problem]
-    store = S3ObjectStore(gateway.settings)
+def test_what_passes_is_transient_whatever_was_called(problem: str, proxy: S3Proxy, tmp_path: Path) -> None:
+    proxy.fail(PASSING[problem])
+    store = S3ObjectStore(proxy.settings)
     for name, call in CALLS.items():
         with pytest.raises(ObjectStoreError) as raised:
             call(store, tmp_path)
         assert isinstance(raised.value, TRANSIENT_ERRORS), name
         assert not isinstance(raised.value, ObjectStoreRefusedError), name
-    assert gateway.requests <= len(CALLS) * 5 * 2
+    assert len(proxy.failed) <= len(CALLS) * 5 * 2
 
 
 @pytest.mark.parametrize("code", ["AccessDenied", "SignatureDoesNotMatch", "NoSuchBucket", "NotImplemented"])
-def test_what_needs_an_operator_is_a_refusal(code: str, gateway: Gateway, tmp_path: Path) -> None:
-    gateway.reply = Reply.error({"NoSuchBucket": 404, "NotImplemented": 501}.get(code, 403), code)
-    store = S3ObjectStore(gateway.settings)
+def test_what_needs_an_operator_is_a_refusal(code: str, proxy: S3Proxy, tmp_path: Path) -> None:
+    proxy.fail(code)
+    store = S3ObjectStore(proxy.settings)
     for name, call in CALLS.items():
         if name == "get_file":
             # Its HEAD has no body that could tell a missing bucket from a missing object.
             continue
         with pytest.raises(ObjectStoreRefusedError, match=code):
             call(store, tmp_path)
-    assert gateway.requests == len(CALLS) - 1
+    assert len(proxy.failed) == len(CALLS) - 1
     with pytest.raises(ObjectStoreRefusedError):
         store.find("k")
 
 
-def test_one_error_in_a_call_is_not_seen(gateway: Gateway, tmp_path: Path) -> None:
-    store = S3ObjectStore(gateway.settings)
+def test_one_error_in_a_call_is_not_seen(proxy: S3Proxy, tmp_path: Path) -> None:
+    store = S3ObjectStore(proxy.settings)
     for problem in ("slow down", "internal error", "a gateway's page", "closed connection", "request timeout"):
-        gateway.replies, gateway.reply = [PASSING[problem]], Reply(200)
+        proxy.fail(PASSING[problem], OK)
         store.put_file("k", tmp_path / "file")
 
 
-def test_a_body_that_breaks_off_is_read_again(gateway: Gateway) -> None:
+def test_a_body_that_breaks_off_is_read_again(proxy: S3Proxy) -> None:
     cut = Reply(200, b"half", missing=4)
-    gateway.replies, gateway.reply = [cut, cut], Reply(200, b"the whole")
-    store = S3ObjectStore(gateway.settings)
+    proxy.fail(cut, cut, Reply(200, b"the whole"))
+    store = S3ObjectStore(proxy.settings)
     with pytest.raises(KeyError):
         # Without an ETag, which a real server sends: the body was read to its end.
         store.get("k")
-    gateway.reply = cut
+    proxy.fail(cut)
     with pytest.raises(ObjectStoreError):
         store.get("k")
 
 
-def test_an_answer_that_is_not_of_s3_is_transient(gateway: Gateway) -> None:
-    gateway.reply = Reply(200, b"<html>please log in")
+def test_an_answer_that_is_not_of_s3_is_transient(proxy: S3Proxy) -> None:
+    proxy.fail(Reply(200, b"<html>please log in"))
     with pytest.raises(ObjectStoreError):
-        S3ObjectStore(gateway.settings).list("k")
+        S3ObjectStore(proxy.settings).list("k")
 
 
-def test_keys_that_cannot_be_renewed_are_transient(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = S3ObjectStore(gateway.settings)
+def test_keys_that_cannot_be_renewed_are_transient(proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = S3ObjectStore(proxy.settings)
 
     def expired(**_: object) -> None:
         msg = "Credentials were refreshed, but the refreshed credentials are still expired."
@@ -110,7 +114,7 @@ def test_keys_that_cannot_be_renewed_are_transient(gateway: Gateway, monkeypatch
 
 
 def test_new_keys_of_a_profile_are_taken_once_the_old_ones_have_expired(
-    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: S3Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -119,23 +123,23 @@ def test_new_keys_of_a_profile_are_taken_once_the_old_ones_have_expired(
     profile = "[default]\naws_access_key_id = {}\naws_secret_access_key = secret\n"
     file.write_text(profile.format("OLD"))
     keys = {"access_key_id": None, "secret_access_key": None}
-    store = S3ObjectStore(gateway.settings.model_copy(update=keys))
+    store = S3ObjectStore(proxy.settings.model_copy(update=keys))
     file.write_text(profile.format("NEW"))
-    gateway.reply = Reply.error(400, "ExpiredToken")
+    proxy.fail("ExpiredToken")
     with pytest.raises(ObjectStoreError):
         store.put("k", b"x")
-    gateway.reply = Reply(200)
+    proxy.fail(OK)
     store.put("k", b"x")
-    assert "Credential=NEW/" in gateway.authorization
+    assert "Credential=NEW/" in proxy.authorization
 
 
-def test_a_store_that_is_away_is_not_waited_for_by_its_check(gateway: Gateway) -> None:
-    gateway.reply = Reply(0)
-    S3ObjectStore(gateway.settings).check()
-    assert gateway.requests <= 2
+def test_a_store_that_is_away_is_not_waited_for_by_its_check(proxy: S3Proxy) -> None:
+    proxy.fail(CLOSED)
+    S3ObjectStore(proxy.settings).check()
+    assert len(proxy.failed) <= 2
 
 
-def test_a_store_that_takes_no_writes_is_refused_by_name(gateway: Gateway) -> None:
-    gateway.reply = Reply.error(403, "AccessDenied")
-    with pytest.raises(InvalidSettingsError, match=rf"127.0.0.1:{gateway.port}.*AccessDenied"):
-        S3ObjectStore(gateway.settings).check()
+def test_a_store_that_takes_no_writes_is_refused_by_name(proxy: S3Proxy) -> None:
+    proxy.fail("AccessDenied")
+    with pytest.raises(InvalidSettingsError, match=rf"{proxy.endpoint_url}.*AccessDenied"):
+        S3ObjectStore(proxy.settings).check()

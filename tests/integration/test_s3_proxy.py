@@ -1,4 +1,4 @@
-"""The faults that ``tests.faulty_s3`` injects, as the object store's clients see them."""
+"""The faults that ``tests.s3_proxy`` injects, as the object store's clients see them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,22 +7,22 @@ import pytest
 
 from foldtune.errors import ObjectStoreError
 from foldtune.object_store import S3ObjectStore
-from tests.faulty_s3 import CLOSED, LOST, FaultyS3
+from tests.s3_proxy import CLOSED, LOST, S3Proxy
 from tests.support import settings_of
 
 
 @pytest.fixture
-def s3(variables: dict[str, str]) -> Iterator[FaultyS3]:
-    with FaultyS3(settings_of(variables).s3.endpoint_url or "") as proxy:
+def s3(variables: dict[str, str]) -> Iterator[S3Proxy]:
+    with S3Proxy(settings_of(variables).s3) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def store(variables: dict[str, str], s3: FaultyS3) -> S3ObjectStore:
-    return S3ObjectStore(settings_of(variables | {"FOLDTUNE_S3__ENDPOINT_URL": s3.endpoint_url}).s3)
+def store(s3: S3Proxy) -> S3ObjectStore:
+    return S3ObjectStore(s3.settings)
 
 
-def test_requests_pass_through_the_proxy(store: S3ObjectStore, s3: FaultyS3, tmp_path: Path) -> None:
+def test_requests_pass_through_the_proxy(store: S3ObjectStore, s3: S3Proxy, tmp_path: Path) -> None:
     large = bytes(range(256)) * (36 * 1024)
     (tmp_path / "large").write_bytes(large)
     store.put_file("faulty/large", tmp_path / "large")
@@ -39,7 +39,7 @@ def test_requests_pass_through_the_proxy(store: S3ObjectStore, s3: FaultyS3, tmp
     assert not s3.failed
 
 
-def test_the_proxy_injects_faults_until_it_is_healed(store: S3ObjectStore, s3: FaultyS3) -> None:
+def test_the_proxy_injects_faults_until_it_is_healed(store: S3ObjectStore, s3: S3Proxy) -> None:
     for fault in ("AccessDenied", "ExpiredToken", "RequestTimeTooSkewed"):
         s3.fail(fault, only=lambda method, _: method == "PUT")
         with pytest.raises(ObjectStoreError, match=fault):
