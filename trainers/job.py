@@ -114,6 +114,8 @@ def run(job: TrainingJob, settings: Settings, store: ObjectStore, sink: EventSin
     except TrainerError as error:
         log.error("training failed", error=str(error), retryable=error.retryable)  # noqa: TRY400 - for people
         if error.retryable:
+            if not isinstance(error, InterruptedTrainingError):
+                _report_error(reporter, str(error))
             return error.exit_code
         try:
             reporter.publish_state(State.FAILED, reasons=(str(error),))
@@ -121,7 +123,15 @@ def run(job: TrainingJob, settings: Settings, store: ObjectStore, sink: EventSin
             log.error("failure not reported", error=str(unreported))  # noqa: TRY400 - for people
             return unreported.exit_code
         return error.exit_code
+    except Exception as error:
+        _report_error(reporter, f"{type(error).__name__}: {error}")
+        raise
     return ExitCode.DONE
+
+
+def _report_error(reporter: Reporter, reason: str) -> None:
+    """Tell why this attempt failed: whether another follows is the launcher's to say, which sees the exit code only."""
+    reporter.publish_state(State.RUNNING, reasons=(reason,))
 
 
 def _run(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Reporter) -> None:

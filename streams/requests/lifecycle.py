@@ -25,7 +25,7 @@ from foldtune.events import (
     State,
     TrainingFinished,
 )
-from foldtune.excerpts import first_names
+from foldtune.excerpts import bounded, first_names
 from foldtune.knobs import ModelName
 from foldtune.topics import Topic, request_key
 from streams.publishing.publisher import OutgoingEvent
@@ -203,6 +203,10 @@ def reported(state: ModelState, status: FineTuneStatus, max_training: timedelta,
     if status.log_url is None:
         # Only the launcher knows the page of the run's log, and the trainer reports later.
         status = status.model_copy(update={"log_url": active.status.log_url})
+    if status.state is State.FAILED:
+        # The launcher knows how the trainer ended, and the trainer's last report why.
+        reasons = bounded(tuple(dict.fromkeys((*status.reasons, *active.status.reasons))))
+        status = status.model_copy(update={"reasons": reasons})
     statuses = _for_each(status, active.request_ids)
     outputs = tuple(map(_output, statuses))
     if not status.state.terminal:

@@ -538,6 +538,22 @@ def test_a_failing_store_is_retryable(
     code, sink = start(job)
     assert code == ExitCode.TRY_AGAIN
     assert sink.statuses[-1].state == State.RUNNING
+    assert "reset by peer" in sink.statuses[-1].reasons[0]
+
+
+def test_an_error_that_nobody_expected_is_reported_before_the_process_ends(
+    store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sink = RecordingEventSink()
+    monkeypatch.setattr(store, "get", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(
+            put_job(store, tables(EXAMPLES, DOCUMENTS)),
+            Settings(trainer=TrainerSettings(work_dir=tmp_path)),
+            store,
+            sink,
+        )
+    assert sink.statuses[-1].reasons == ("ZeroDivisionError: division by zero",)
 
 
 def test_a_missing_job_is_named(store: MemoryObjectStore) -> None:

@@ -228,6 +228,27 @@ def test_the_page_of_the_log_stays_in_later_reports() -> None:
     assert last.final_statuses[0].log_url == "https://log"
 
 
+def test_a_failure_tells_what_the_trainer_has_reported_of_its_last_attempt() -> None:
+    def told(state: State, *reasons: str) -> FineTuneStatus:
+        return status("r", state).model_copy(update={"reasons": reasons})
+
+    first = lifecycle.reported(training(), told(State.RUNNING, "no bucket"), TRAINING, NOW).state
+    again = lifecycle.reported(first, told(State.RUNNING), TRAINING, NOW).state
+    last = lifecycle.reported(again, told(State.RUNNING, "disk full"), TRAINING, NOW).state
+    exit_code = "the trainer could not finish and requested a retry"
+    # A launcher on the trainer's machine has read its log.
+    for reasons in ((exit_code,), (exit_code, "disk full")):
+        (failed,) = lifecycle.reported(last, told(State.FAILED, *reasons), TRAINING, NOW).final_statuses
+        assert failed.reasons == (exit_code, "disk full")
+    (failed,) = lifecycle.reported(again, told(State.FAILED, exit_code), TRAINING, NOW).final_statuses
+    assert failed.reasons == (exit_code,)
+    (completed,) = lifecycle.reported(last, told(State.COMPLETED), TRAINING, NOW).final_statuses
+    assert completed.reasons == ()
+    many = lifecycle.reported(last, told(State.RUNNING, *(str(number) for number in range(25))), TRAINING, NOW).state
+    (failed,) = lifecycle.reported(many, told(State.FAILED, *"abcdefgh"), TRAINING, NOW).final_statuses
+    assert (len(failed.reasons), failed.reasons[-1]) == (26, "and 8 more")
+
+
 def shared_training() -> ModelState:
     """Of requests s, t and u, of which s leads; its job is published."""
     state = training("r", request("s"), request("t"), request("u"))
