@@ -40,20 +40,11 @@ def assert_stays_shared(workers: list[MonitoredWorker], seconds: float = 8) -> N
     assert [worker.value("foldtune_foreign_writes_total") for worker in workers] == [0] * len(workers)
 
 
-def test_workers_without_instance_id_share_the_partitions_as_they_come(start_worker: StartWorker) -> None:
+def test_workers_with_and_without_instance_id_share_the_partitions_as_they_come(start_worker: StartWorker) -> None:
     workers: list[MonitoredWorker] = []
-    for name in ("one", "two", "three"):
-        workers.append(MonitoredWorker(start_worker(name, **UNNAMED)))
+    for name, variables in {"one": UNNAMED, "two": UNNAMED, "three": WITH_HTTP}.items():
+        workers.append(MonitoredWorker(start_worker(name, **variables)))
         until(lambda: shared(workers), SHARED_WITHIN_SECONDS)
-    assert_stays_shared(workers)
-
-
-def test_workers_with_and_without_instance_id_that_start_together_share_the_partitions(
-    start_worker: StartWorker,
-) -> None:
-    kinds = {"one": WITH_HTTP, "two": UNNAMED, "three": UNNAMED, "four": WITH_HTTP, "five": UNNAMED}
-    workers = [MonitoredWorker(start_worker(name, **variables)) for name, variables in kinds.items()]
-    until(lambda: shared(workers), SHARED_WITHIN_SECONDS)
     assert_stays_shared(workers)
 
 
