@@ -217,6 +217,27 @@ def hanging_object_store() -> Iterator[tuple[str, threading.Event]]:
             connection.close()
 
 
+@contextmanager
+def exporting_worker(variables: dict[str, str], log: Path) -> Iterator[MonitoredWorker]:
+    """A worker whose object store hangs while it exports a folder of 25 logs for the request ``r``."""
+    kafka = settings_of(variables).kafka
+    create_topics(kafka, tuple(Topic))
+    with hanging_object_store() as (address, connected):
+        process = ChildProcess(["worker"], variables | WITH_HTTP | {"FOLDTUNE_S3__ENDPOINT_URL": address}, log)
+        try:
+            worker = MonitoredWorker(process)
+            until(lambda: ready(worker))
+            # It was checked at the start.
+            connected.clear()
+            with Publisher(kafka) as publisher:
+                publish_history(publisher, "alpha", 25)
+                publish_request(publisher, fine_tune_request("r"))
+            assert connected.wait(60)
+            yield worker
+        finally:
+            process.kill()
+
+
 def test_an_unresponsive_broker_makes_a_worker_unready_but_not_unstoppable(
     own_servers: LocalServers, tmp_path: Path
 ) -> None:
@@ -244,30 +265,14 @@ def test_an_unresponsive_broker_makes_a_worker_unready_but_not_unstoppable(
 def test_a_worker_waits_for_brokers_that_are_gone_and_stops_without_them(
     own_servers: LocalServers, tmp_path: Path
 ) -> None:
-    variables = environment(own_servers, tmp_path)
-    settings = settings_of(variables)
-    create_topics(settings.kafka, tuple(Topic))
-    with hanging_object_store() as (address, connected):
-        process = ChildProcess(
-            ["worker"], variables | WITH_HTTP | {"FOLDTUNE_S3__ENDPOINT_URL": address}, tmp_path / "log"
-        )
-        try:
-            worker = MonitoredWorker(process)
-            until(lambda: ready(worker))
-            connected.clear()
-            with Publisher(settings.kafka) as publisher:
-                publish_history(publisher, "alpha", 25)
-                publish_request(publisher, fine_tune_request("r"))
-            assert connected.wait(60)
-            with suspended_broker(own_servers):
-                # Longer than the two sessions in which a worker has to make progress otherwise.
-                time.sleep(25)
-                assert process.alive
-            until(lambda: ready(worker), 60)
-            with suspended_broker(own_servers):
-                assert seconds_to_stop(process) < 10
-        finally:
-            process.kill()
+    with exporting_worker(environment(own_servers, tmp_path), tmp_path / "log") as worker:
+        with suspended_broker(own_servers):
+            # Longer than the two sessions in which a worker has to make progress otherwise.
+            time.sleep(25)
+            assert worker.worker.alive
+        until(lambda: ready(worker), 60)
+        with suspended_broker(own_servers):
+            assert seconds_to_stop(worker.worker) < 10
 
 
 def test_the_api_stops_while_the_broker_hangs(own_servers: LocalServers, tmp_path: Path) -> None:
@@ -310,22 +315,17 @@ def test_a_recovering_worker_is_unready_with_a_reason(variables: dict[str, str],
 
 @pytest.mark.parametrize("signal_twice", [False, True], ids=["once", "twice"])
 def test_a_worker_stops_during_an_export(
-    settings: Settings, publisher: Publisher, start_worker: StartWorker, signal_twice: bool
+    settings: Settings, variables: dict[str, str], start_worker: StartWorker, tmp_path: Path, signal_twice: bool
 ) -> None:
-    with hanging_object_store() as (address, connected):
-        worker = start_worker(FOLDTUNE_S3__ENDPOINT_URL=address, **WITH_HTTP)
-        until(lambda: ready(MonitoredWorker(worker)))
-        # It was checked at the start.
-        connected.clear()
-        publish_history(publisher, "alpha", 25)
-        publish_request(publisher, fine_tune_request("r"))
-        assert connected.wait(60)
+    # As the next one is started.
+    named = {"FOLDTUNE_WORKER__INSTANCE_ID": "one", "FOLDTUNE_WORKER__DATA_DIR": str(tmp_path / "one")}
+    with exporting_worker(variables | named, tmp_path / "log") as worker:
         if signal_twice:
-            worker.send(signal.SIGTERM)
-            until(lambda: '"stopping"' in worker.log.read_text())
-        assert seconds_to_stop(worker) < (3 if signal_twice else 10)
+            worker.worker.send(signal.SIGTERM)
+            until(lambda: '"stopping"' in worker.worker.log.read_text())
+        assert seconds_to_stop(worker.worker) < (3 if signal_twice else 10)
     # The next worker repeats the interrupted export.
-    start_worker()
+    start_worker("one")
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     assert len(exported(settings, snapshot(settings, job), "examples")) == 25
@@ -334,25 +334,14 @@ def test_a_worker_stops_during_an_export(
 def test_ingest_goes_on_while_the_object_store_hangs(local_servers: LocalServers, tmp_path: Path) -> None:
     # More exports at a time than asyncio's own pool has threads.
     variables = environment(local_servers, tmp_path, FOLDTUNE_KAFKA__PARTITIONS="40")
-    settings = settings_of(variables)
-    create_topics(settings.kafka, tuple(Topic))
-    with hanging_object_store() as (address, connected), Publisher(settings.kafka) as publisher:
-        process = ChildProcess(
-            ["worker"], variables | WITH_HTTP | {"FOLDTUNE_S3__ENDPOINT_URL": address}, tmp_path / "log"
-        )
-        try:
-            worker = MonitoredWorker(process)
-            until(lambda: ready(worker))
-            connected.clear()
-            publish_history(publisher, "alpha", 25)
-            publish_request(publisher, fine_tune_request("r"))
-            assert connected.wait(60)
-            for number in range(10):
-                publish_history(publisher, f"folder {number}", 25)
-            until(lambda: worker.value("foldtune_records_total", topic="chat-logs") == 275, 20)
-            assert ready(worker)
-        finally:
-            process.kill()
+    with (
+        exporting_worker(variables, tmp_path / "log") as worker,
+        Publisher(settings_of(variables).kafka) as publisher,
+    ):
+        for number in range(10):
+            publish_history(publisher, f"folder {number}", 25)
+        until(lambda: worker.value("foldtune_records_total", topic="chat-logs") == 275, 20)
+        assert ready(worker)
 
 
 # ── Standby ──────────────────────────────────────────────────────────────────────────────────────────────────────────
