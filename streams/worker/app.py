@@ -158,6 +158,8 @@ class _Components:
         kafka, worker = settings.kafka, settings.worker
         self._publisher = FaustEventPublisher(app, kafka)
         self._reader = BrokerReader(kafka)
+        # Of its own: the coordinator must not wait for what exports read.
+        self._status_reader = BrokerReader(kafka)
         self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader)
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets)
@@ -179,7 +181,7 @@ class _Components:
             self._publisher,
             store,
             settings,
-            statuses=partial(self._reader.since, status_topic),
+            statuses=partial(self._status_reader.since, status_topic),
         )
         self._stopping = False
 
@@ -248,6 +250,7 @@ class _Components:
         """Disconnect, and stop the HTTP server."""
         self._snapshots.close()
         await self._reader.close()
+        await self._status_reader.close()
         await self._broker_monitor.close()
         if self._http_server:
             await self._http_server.stop()
