@@ -1,6 +1,7 @@
 """One run: real servers, a worker, a launcher and the HTTP API; random events in batches, each followed by probes."""
 
 import asyncio
+import re
 import socket
 import statistics
 import time
@@ -36,6 +37,7 @@ SLOW_SECONDS, STUCK_SECONDS, STUCK_TIMES = 1.0, 5.0, 100
 # The worker's memory, last third against first third. RocksDB's buffers, up to 256 MiB, fill for longer than a run.
 MAX_GROWTH, WARM_UP_BATCHES = 1.2, 10
 _PAGE = 4096
+_OF_CLIENTS = re.compile(r'"logger": "(aio)?kafka\b')
 
 Origin = tuple[str, int, int]
 
@@ -245,7 +247,7 @@ class Fuzz:
         for name, process in self._processes.items():
             lines = process.log.read_text().splitlines()
             # The Kafka clients' errors are those of a slow machine.
-            errors = [line for line in lines if '"level": "error"' in line and '"logger": "aiokafka' not in line]
+            errors = [line for line in lines if '"level": "error"' in line and not _OF_CLIENTS.search(line)]
             report.wrong += [f"{name}: {line[:1000]}" for line in errors[:5]]
         self._compare_times()
         self._compare_memory()
