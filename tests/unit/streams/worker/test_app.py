@@ -73,6 +73,18 @@ def test_nothing_is_sent_again_after_the_session() -> None:
     assert conf.producer_request_timeout * 2 <= conf.broker_session_timeout == 30
 
 
+@pytest.mark.parametrize(("instance_id", "sent"), [("", None), ("worker-1", "worker-1")])
+def test_a_worker_without_a_name_is_no_static_member(instance_id: str, sent: str | None) -> None:
+    settings = Settings(worker=WorkerSettings(instance_id=instance_id))
+    assert create_app(settings, cast(ObjectStore, None)).conf.consumer_group_instance_id == sent
+
+
+def test_a_worker_stays_in_its_group_while_it_recovers_nothing() -> None:
+    # Faust fetches nothing then, after which aiokafka would leave the group, for ever.
+    year = timedelta(days=365).total_seconds()
+    assert create_app(Settings(), cast(ObjectStore, None)).conf.broker_max_poll_interval > year
+
+
 WRITTEN = datetime(2026, 11, 26, tzinfo=UTC)
 DAY, YEAR = timedelta(days=1), timedelta(days=365)
 
@@ -165,6 +177,71 @@ def test_a_worker_that_stands_still_for_a_session_is_not_ready(monkeypatch: pyte
     assert components._not_ready() is None
     components._watchdog.longest = Standstill("handling of requests", 30.5)
     assert components._not_ready() == "no progress for 30 s: handling of requests"
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Why the process would have ended."""
+    reasons: list[tuple[object, ...]] = []
+
+    def end(*why: object, **details: object) -> NoReturn:
+        reasons.append((*why, *details.values()))
+        raise ProcessEndedError
+
+    monkeypatch.setattr(app, "exit_standing_still", end)
+    return reasons
+
+
+def test_a_worker_that_lost_its_membership_ends(
+    monkeypatch: pytest.MonkeyPatch, ends: list[tuple[object, ...]]
+) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    monkeypatch.setattr(components._membership, "error", lambda: "[Error 82] FencedInstanceIdError")
+    with pytest.raises(ProcessEndedError):
+        asyncio.run(asyncio.wait_for(components._watch(), 5))
+    assert ends == [("membership in the group", 0, "[Error 82] FencedInstanceIdError")]
+
+
+def test_a_worker_ends_after_two_sessions_of_standstill(
+    monkeypatch: pytest.MonkeyPatch, ends: list[tuple[object, ...]]
+) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    monkeypatch.setattr(app, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(components._membership, "attach", lambda: True)
+    monkeypatch.setattr(components, "_due", dict)
+    looked_at: list[dict[str, object]] = []
+    standstills = iter([59.0, 60.0, 61.0])
+
+    def look(due: dict[str, object], *_: object) -> Standstill:
+        looked_at.append(due)
+        return Standstill("membership in the group", next(standstills))
+
+    monkeypatch.setattr(components._watchdog, "look", look)
+    with pytest.raises(ProcessEndedError):
+        asyncio.run(asyncio.wait_for(components._watch(), 5))
+    # A group that confirms nothing is a standstill, too.
+    assert looked_at == 3 * [{"membership in the group": 0}]
+    assert ends == [("membership in the group", 61.0)]
+
+
+def test_a_block_of_invalid_records_proceeds_by_its_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    monkeypatch.setattr(components, "_owned_partitions", lambda: [0])
+    monkeypatch.setattr(components, "_next_data_offset", lambda *_: 5)
+    components._broker_monitor.lag = {(Topic.CHAT_LOGS, 0): 1}
+    ((what, stuck),) = components._due().items()
+    assert (what, stuck) == ("ingest of chat-logs/0", components._due()[what])
+    components._publisher.dead_letters += 1
+    assert components._due()[what] != stuck
+
+
+def test_a_worker_whose_consumer_has_ended_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    running, ended = (cast(Any, SimpleNamespace(done=lambda done=done: done)) for done in (False, True))
+    monkeypatch.setattr(components, "_consumer_tasks", [running])
+    assert components._unhealthy() is None
+    monkeypatch.setattr(components, "_consumer_tasks", [running, ended])
+    assert components._unhealthy() == "a consumer has ended"
 
 
 def app_in_group() -> Any:
