@@ -79,6 +79,14 @@ def test_snappy_without_framing_is_bounded_too() -> None:
     assert bounded(bytes(raw), 2 * MAX) == bytes(raw)
 
 
+def test_snappy_with_a_block_of_negative_length_is_damaged() -> None:
+    """Else its blocks would be counted backwards, for ever."""
+    raw = bytearray(batch("snappy", [bytes(1_000)]))
+    assert raw[61:69] == b"\x82SNAPPY\0"
+    struct.pack_into(">i", raw, 61 + 16, -4)
+    assert decoded(MemoryRecords, bounded(bytes(raw), MAX)) == ([(0, None)], 1)
+
+
 def test_batches_beyond_the_bound_together_are_left_for_the_next_fetch() -> None:
     batches = [batch("zstd", [bytes(40_000)], offset=offset) for offset in range(5)]
     assert bounded(b"".join(batches), MAX) == b"".join(batches[:2])

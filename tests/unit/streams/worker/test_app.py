@@ -7,9 +7,12 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
+import aiokafka.consumer.fetcher
+import kafka.consumer.fetcher
 import pytest
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from faust.exceptions import ProducerSendError
+from kafka.record import MemoryRecordsBuilder
 
 from foldtune import events
 from foldtune.object_store import ObjectStore
@@ -83,6 +86,17 @@ def test_a_worker_stays_in_its_group_while_it_recovers_nothing() -> None:
     # Faust fetches nothing then, after which aiokafka would leave the group, for ever.
     year = timedelta(days=365).total_seconds()
     assert create_app(Settings(), cast(ObjectStore, None)).conf.broker_max_poll_interval > year
+
+
+@pytest.mark.parametrize("library", [aiokafka.consumer.fetcher, kafka.consumer.fetcher])
+def test_what_a_worker_reads_with_is_bounded(library: Any) -> None:
+    builder = MemoryRecordsBuilder(2, compression_type=4, batch_size=10_000)
+    builder.append(timestamp=None, key=b"k", value=bytes(1_000), headers=[])
+    builder.close()
+    # Damaged is treated like too large, and quicker to make.
+    damaged = bytes(builder.buffer()[:61]) + bytes(len(builder.buffer()) - 61)
+    (record,) = library.MemoryRecords(damaged).next_batch()
+    assert (record.key, record.value) == (None, None)
 
 
 WRITTEN = datetime(2026, 11, 26, tzinfo=UTC)
