@@ -138,6 +138,7 @@ class System:
         # The next manifest, after it was found.
         self.deletes = False
         self.manifests: dict[str, bytes] = {}
+        self.threads: set[str] = set()
         store: Any = mock.create_autospec(ObjectStore, instance=True, bucket="bucket")
         store.uri.side_effect = lambda key: f"s3://bucket/{key}"
         store.put_if_absent.side_effect = self._put
@@ -164,6 +165,7 @@ class System:
             raise KafkaTimeoutError
 
     def _put(self, key: str, content: bytes) -> bool:
+        self.threads.add(threading.current_thread().name)
         if self.hangs:
             self.answers.wait(30)
             if self._fails:
@@ -300,6 +302,30 @@ def test_two_models_may_use_one_id() -> None:
         ended, other = (request_key(model, "friday") for model in models)
         assert set(newest) == {"friday", ended, f"{ended}/progress", f"{other}/progress"}
         assert {record.partition for record in system.publisher.sent} == {None, partition_of("sales", PARTITIONS)}
+
+    asyncio.run(scenario())
+
+
+def test_a_request_is_new_where_another_model_has_ended_one_of_its_id() -> None:
+    async def scenario() -> None:
+        system = System()
+        first, second = "sales", same_partition("sales")
+        await system.handle(Topic.FINE_TUNE_REQUESTS, first, fine_tune_request("friday", model=first))
+        cancel = FineTuneCancelled(request_id="friday", model=first, requested_at=now())
+        await system.handle(Topic.FINE_TUNE_REQUESTS, first, cancel)
+        await system.handle(Topic.FINE_TUNE_REQUESTS, second, fine_tune_request("friday", model=second))
+        assert system.publisher.states("friday", second) == [State.ACCEPTED, State.SNAPSHOTTING]
+
+    asyncio.run(scenario())
+
+
+def test_manifests_are_uploaded_in_threads_of_their_own() -> None:
+    async def scenario() -> None:
+        system = System()
+        system.hangs = False
+        await system.request_with_snapshot("r")
+        await system.ticks_until(jobs=1)
+        assert {name.partition("_")[0] for name in system.threads} == {"manifests"}
 
     asyncio.run(scenario())
 
@@ -472,7 +498,9 @@ def test_an_event_that_names_no_partition_of_ours_is_refused() -> None:
 # ── What a request may ask for ───────────────────────────────────────────────────────────────────────────────────────
 
 COMMIT = "0123456789" * 4
-ALLOWED = RequestSettings(models=("m",), base_models=("hf://org/", "hf://other/name", "s3://bucket/bases/"))
+ALLOWED = RequestSettings(
+    models=("m",), base_models=("hf://org/", "hf://other/name", "s3://bucket/bases/", "s3://elsewhere/")
+)
 
 
 @pytest.mark.parametrize(
@@ -497,6 +525,11 @@ ALLOWED = RequestSettings(models=("m",), base_models=("hf://org/", "hf://other/n
             "m",
             {"base_model": ModelReference(uri="hf://org/any", revision="main")},
             "base_model.revision: a hub model needs a full commit hash, so that a request always means one model",
+        ),
+        (
+            "m",
+            {"base_model": ModelReference(uri="s3://elsewhere/bases/one")},
+            "base_model.uri: must be in the bucket 'bucket'",
         ),
     ],
 )

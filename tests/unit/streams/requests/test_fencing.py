@@ -3,9 +3,10 @@
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import chain, repeat
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from foldtune.events import Event, FineTuneCancelled, FineTuneStatus, State, now
 from foldtune.settings import KafkaSettings, Settings, WorkerSettings
 from foldtune.topics import Topic
 from streams.errors import PartitionLostError
+from streams.partitions.fencing import FencedTable
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests.coordinator import Coordinator
 from tests.examples import examples
@@ -187,6 +189,31 @@ def check(changelog: Changelog, topics: list[OutgoingRecord]) -> None:
     assert set(stored) == set(REQUESTS)
     for name in REQUESTS:
         assert ends[name] == {stored[name]} == {newest[f"m/{name}"]}
+
+
+def test_of_two_workers_that_take_over_at_once_one_may_write() -> None:
+    async def scenario() -> None:
+        changelog = Changelog()
+
+        def worker(pauses: Iterable[int]) -> FencedTable:
+            turns = iter(pauses)
+
+            async def deliver(records: Sequence[Callable[[], None]]) -> None:
+                for record in records:
+                    record()
+                for _ in range(next(turns)):
+                    await asyncio.sleep(0)
+
+            return FencedTable(ReplicaTable(changelog, deliver), (b"m|",))
+
+        # In step until both have claimed, each before it sees the other's claim; then one is slower.
+        workers = worker(repeat(1)), worker(chain(repeat(1, 4), repeat(20)))
+        await asyncio.gather(*(each.synchronize(0) for each in workers))
+        writes = [each.write(0, {b"m|model": b"state"}) for each in workers]
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+        assert [isinstance(outcome, PartitionLostError) for outcome in outcomes].count(True) == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 5))
 
 
 @settings(max_examples=examples(10), deadline=None)

@@ -207,7 +207,7 @@ def test_the_time_of_a_training_begins_with_its_first_step() -> None:
     again = lifecycle.reported(running, status("r", State.SUBMITTED), TRAINING, later).state
     again = lifecycle.reported(again, status("r", State.RUNNING), TRAINING, later + TRAINING / 2).state
     assert lifecycle.timed_out(again, TRAINING, PARTITIONS, later + TRAINING) is None
-    lost = lifecycle.timed_out(again, TRAINING, PARTITIONS, later + TRAINING * 2)
+    lost = lifecycle.timed_out(again, TRAINING, PARTITIONS, later + TRAINING + timedelta(seconds=1))
     assert lost
     assert "no end was reported" in lost.final_statuses[0].reasons[0]
 

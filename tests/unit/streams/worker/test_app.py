@@ -241,7 +241,7 @@ def test_a_worker_ends_after_two_sessions_of_standstill(
 def test_a_block_of_invalid_records_proceeds_by_its_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
     monkeypatch.setattr(components, "_owned_partitions", lambda: [0])
-    monkeypatch.setattr(components, "_next_data_offset", lambda *_: 5)
+    monkeypatch.setattr(components._data, "next_offset", lambda *_: 5)
     components._broker_monitor.lag = {(Topic.CHAT_LOGS, 0): 1}
     ((what, stuck),) = components._due().items()
     assert (what, stuck) == ("ingest of chat-logs/0", components._due()[what])
@@ -256,6 +256,13 @@ def test_a_worker_whose_consumer_has_ended_is_unhealthy(monkeypatch: pytest.Monk
     assert components._unhealthy() is None
     monkeypatch.setattr(components, "_consumer_tasks", [running, ended])
     assert components._unhealthy() == "a consumer has ended"
+
+
+def test_a_worker_whose_brokers_do_not_answer_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    monkeypatch.setattr(components, "_app", app_in_group())
+    monkeypatch.setattr(components._broker_monitor, "unresponsive_seconds", lambda: 21.0)
+    assert components._not_ready() == "the brokers have not answered for 21 s"
 
 
 def app_in_group() -> Any:
