@@ -20,6 +20,7 @@ from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 from launchers import job_consumer
 from launchers.job_consumer import InFlightOffsets, JobConsumer
+from launchers.local.launcher import GRACE_SECONDS
 from launchers.port import Run
 from tests.fakes.launcher import FakeLauncher
 
@@ -55,6 +56,10 @@ class Published:
 
     def flush(self) -> None:
         pass
+
+
+def test_a_launcher_waits_for_its_trainers_checkpoints_and_ends_within_a_clusters_grace() -> None:
+    assert GRACE_SECONDS < job_consumer.STOP_SECONDS < job_consumer.END_SECONDS < 30
 
 
 def test_a_job_that_meets_a_defect_is_a_dead_letter_and_a_failed_request(store: MemoryObjectStore) -> None:

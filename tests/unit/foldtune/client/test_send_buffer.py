@@ -186,6 +186,25 @@ def test_flush_names_what_is_missing_and_keeps_it(make: Callable[..., SendBuffer
     assert len(set(broker.stored)) == 12
 
 
+@pytest.mark.slow
+def test_flush_waits_while_anything_is_acknowledged(make: Callable[..., SendBuffer], broker: Broker) -> None:
+    buffer, answer = make(delivery=1), broker.flush
+
+    def answer_slowly() -> None:
+        time.sleep(0.2)
+        answer()
+        if broker.outcomes:
+            # For the next round to acknowledge.
+            buffer.put(message("other", key="g"))
+
+    broker.flush = answer_slowly  # type: ignore[method-assign]
+    broker.outcomes = [{b"last": KafkaTimeoutError()} for _ in range(7)]
+    buffer.put(message("other", key="g"))
+    buffer.put(message("last"))
+    buffer.flush()
+    assert b"last" in broker.stored
+
+
 def test_close_names_what_is_lost(
     make: Callable[..., SendBuffer], broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

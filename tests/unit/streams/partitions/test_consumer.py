@@ -9,11 +9,11 @@ import pytest
 from aiokafka.errors import MessageSizeTooLargeError, NotLeaderForPartitionError
 from faust.exceptions import ProducerSendError
 
-from foldtune.errors import ObjectStoreError, RecordRefusedError
+from foldtune.errors import ObjectStoreError, PublishError, RecordRefusedError
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 from streams.errors import PartitionLostError, UnreadableStateError
-from streams.partitions.consumer import PartitionConsumer
+from streams.partitions.consumer import PartitionConsumer, is_at_fault
 from streams.partitions.producing import acknowledged, enqueue
 from tests.memory_table import MemoryTable
 
@@ -119,7 +119,9 @@ def test_a_record_that_client_or_brokers_refuse_is_at_fault_itself(*, at_once: b
         topic = RefusingTopic(error, at_once=at_once)
         await acknowledged(topic, await enqueue(topic, key=None, value=b""))
 
-    with pytest.raises(RecordRefusedError, match="t, "):
+    with pytest.raises(RecordRefusedError, match="t, ") as refused:
         asyncio.run(write(MessageSizeTooLargeError()))
+    assert is_at_fault(refused.value)
+    assert not is_at_fault(PublishError("t"))
     with pytest.raises((NotLeaderForPartitionError, ProducerSendError)):
         asyncio.run(write(NotLeaderForPartitionError()))

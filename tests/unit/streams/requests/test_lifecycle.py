@@ -264,6 +264,18 @@ def cancel(state: ModelState, name: str) -> Transition:
     return transition
 
 
+def test_where_a_training_ends_without_a_model_its_cancelled_leader_is_told_to_stop_too() -> None:
+    left = cancel(shared_training(), "s").state
+    failed = lifecycle.reported(left, status("s", State.FAILED), TRAINING, NOW)
+    assert states(failed) == [("t", State.FAILED), ("u", State.FAILED), ("s", State.CANCELLED)]
+    (stopped,) = [
+        output.event
+        for output in failed.outputs
+        if isinstance(output.event, FineTuneStatus) and output.event.request_id == "s"
+    ]
+    assert stopped.run_continues is None
+
+
 def test_a_cancelled_leader_leaves_its_training_to_those_who_share_it() -> None:
     left = cancel(shared_training(), "s")
     assert [(status.request_id, status.state) for status in left.final_statuses] == [("s", State.CANCELLED)]
