@@ -42,6 +42,7 @@ from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandle
 from streams.training_sets.compaction import MaintenanceCounts, maintain
 from streams.training_sets.ingest import Ingest
 from streams.training_sets.store import TrainingSets
+from streams.worker import group_consumer
 from streams.worker.broker_monitor import BrokerMonitor
 from streams.worker.http_server import WorkerHttpServer, listen
 from streams.worker.membership import Membership
@@ -77,6 +78,7 @@ def create_app(settings: Settings, store: ObjectStore) -> faust.App:
         CannotListenError: the address of the HTTP server is unknown or taken.
     """
     app = _create_faust_app(settings)
+    group_consumer.install(app)
     app.components = _Components(app, settings, store)
     app.components.register()
     return app

@@ -273,3 +273,14 @@ def app_in_group() -> Any:
         tables=SimpleNamespace(actives_ready=True, _recovery=None),
         assignor=SimpleNamespace(assigned_actives=set),
     )
+
+
+def test_no_fetch_of_the_group_consumer_holds_up_a_recovery() -> None:
+    async def fetch_wait_ms() -> int:
+        transport = cast(Any, create_app(Settings(), cast(ObjectStore, None))).transport
+        handlers = dict.fromkeys(("callback", "on_partitions_revoked", "on_partitions_assigned"), str)
+        thread = transport.create_consumer(**handlers)._new_consumer_thread()
+        return int(thread._create_worker_consumer(transport)._fetch_max_wait_ms)
+
+    # Faust's own is 1,500.
+    assert asyncio.run(fetch_wait_ms()) == 100
