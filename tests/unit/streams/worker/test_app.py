@@ -12,6 +12,7 @@ import kafka.consumer.fetcher
 import pytest
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from faust.exceptions import ProducerSendError
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from kafka.record import MemoryRecordsBuilder
 
 from foldtune import events
@@ -275,12 +276,10 @@ def app_in_group() -> Any:
     )
 
 
-def test_no_fetch_of_the_group_consumer_holds_up_a_recovery() -> None:
-    async def fetch_wait_ms() -> int:
-        transport = cast(Any, create_app(Settings(), cast(ObjectStore, None))).transport
-        handlers = dict.fromkeys(("callback", "on_partitions_revoked", "on_partitions_assigned"), str)
-        thread = transport.create_consumer(**handlers)._new_consumer_thread()
-        return int(thread._create_worker_consumer(transport)._fetch_max_wait_ms)
-
-    # Faust's own is 1,500.
-    assert asyncio.run(fetch_wait_ms()) == 100
+def test_no_fetch_of_the_group_consumer_holds_up_a_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    created = SimpleNamespace(_fetch_max_wait_ms=1_500)
+    monkeypatch.setattr(AIOKafkaConsumerThread, "_create_worker_consumer", lambda *_: created)
+    monkeypatch.setattr(AIOKafkaConsumerThread, "__init__", lambda *_, **__: None)
+    kind = cast(Any, create_app(Settings(), cast(ObjectStore, None))).transport.Consumer
+    thread = kind._new_consumer_thread(SimpleNamespace(loop=None, beacon=None))
+    assert thread._create_worker_consumer(None)._fetch_max_wait_ms == 100
