@@ -11,7 +11,7 @@ from foldtune import kafka
 from foldtune.errors import NoBrokerError, PublishError, RecordRefusedError
 from foldtune.events import ErasureRequested, now
 from foldtune.settings import KafkaSettings
-from foldtune.topics import Topic
+from foldtune.topics import CHANGELOG_CONFIG, Topic
 
 EVENT = ErasureRequested(erasure_id="e", occurred_at=now(), subject="user", subject_id="u")
 
@@ -67,6 +67,11 @@ def test_a_record_that_the_brokers_do_not_take_is_told_from_one_that_may_succeed
     with pytest.raises(PublishError, match="2 of 2 messages") as raised:
         publisher.publish(Topic.ERASURES, EVENT, key="k")
     assert not isinstance(raised.value, RecordRefusedError)
+
+
+def test_the_brokers_are_to_stamp_every_topic_and_changelog() -> None:
+    for config in (*(topic.config for topic in Topic), CHANGELOG_CONFIG):
+        assert config["message.timestamp.type"] == "LogAppendTime"
 
 
 def test_a_missing_broker_is_named_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from kafka.errors import KafkaError, MetadataEmptyBrokerList
 from kafka.structs import TopicPartition
 
 from foldtune.dead_letters import ERROR_HEADER
-from foldtune.errors import PublishError
+from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import State
 from foldtune.settings import Settings
 from foldtune.testing import MemoryObjectStore
@@ -60,6 +60,15 @@ class Published:
 
 def test_a_launcher_waits_for_its_trainers_checkpoints_and_ends_within_a_clusters_grace() -> None:
     assert GRACE_SECONDS < job_consumer.STOP_SECONDS < job_consumer.END_SECONDS < 30
+
+
+def test_a_claim_that_cannot_be_given_back_keeps_no_other_run_from_its_interruption(store: MemoryObjectStore) -> None:
+    consumer: Any = JobConsumer(Settings(), store, FakeLauncher(), parallel=2)
+    executions = [mock.Mock(running=False) for _ in range(2)]
+    executions[0].interrupt.side_effect = ObjectStoreError("s3")
+    consumer._executions = dict(enumerate(executions))
+    consumer._stop()
+    executions[1].interrupt.assert_called_once()
 
 
 def test_a_job_that_meets_a_defect_is_a_dead_letter_and_a_failed_request(store: MemoryObjectStore) -> None:

@@ -160,8 +160,18 @@ def test_a_newer_version_takes_the_place_of_one_that_fails(tmp_path: Path) -> No
     deployer.offer(publish(store, "v1"))
     assert list(deployer.deploy_due()) == []
     deployer.offer(publish(store, "v2"))
+    # Read again, from the beginning.
+    deployer.offer(publish(store, "v1"))
     assert [folder.name for folder in deployer.deploy_due()] == ["v2"]
     assert (len(reported), deployer.idle) == (1, True)
+
+
+def test_a_model_in_another_bucket_does_not_end_the_deployer(tmp_path: Path) -> None:
+    store, clock = MemoryObjectStore(), Clock()
+    deployer, reported = failures_of(store, tmp_path, clock)
+    deployer.offer(publish(store, "v1").model_copy(update={"model_uri": "s3://elsewhere/models/m/v1"}))
+    assert list(deployer.deploy_due()) == []
+    assert "elsewhere" in reported[0]
 
 
 def test_a_deployment_never_goes_back_by_itself(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
@@ -225,6 +225,56 @@ def test_an_event_that_is_waited_for_is_not_sent_after_its_error(
         buffer.publish(message("d1"))
     buffer.publish(message("d2", key=None))
     assert broker.stored == [b"d2", b"d2"]
+
+
+def test_each_thread_that_waits_for_a_refused_event_is_told(make: Callable[..., SendBuffer], broker: Broker) -> None:
+    broker.answers.clear()
+    broker.outcomes = [MessageSizeTooLargeError()]
+    buffer = make()
+    buffer.put(message("large"))
+    errors: list[str] = []
+
+    def flush() -> None:
+        try:
+            buffer.flush()
+        except PublishError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=flush) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 5
+    while len(cast(Any, buffer._changed)._waiters) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    broker.answers.set()
+    for thread in threads:
+        thread.join(10)
+    assert [error.endswith("lost: 1 (large)") for error in errors] == [True, True]
+
+
+def test_a_topic_that_brokers_do_not_tell_of_is_asked_for_once_in_each_attempt(
+    make: Callable[..., SendBuffer], broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    answer = broker.send_raw
+
+    def ask(topic: Topic, value: bytes, *, key: str) -> Any:
+        asked.append(value)
+        if len(asked) == 1:
+            raise KafkaTimeoutError
+        return answer(topic, value, key=key)
+
+    monkeypatch.setattr(broker, "send_raw", ask)
+    # So that all three are in the first attempt.
+    broker.reachable = False
+    buffer = make()
+    for number in range(3):
+        buffer.put(message(f"{number}", key=f"{number}"))
+    broker.reachable = True
+    buffer.flush()
+    assert len(set(broker.stored)) == 3
+    assert asked.count(b"0") == 2
+    assert len(asked) == 4
 
 
 def test_threads_that_wait_for_a_silent_broker_do_not_wait_for_each_other(

@@ -319,6 +319,29 @@ def test_a_request_is_new_where_another_model_has_ended_one_of_its_id() -> None:
     asyncio.run(scenario())
 
 
+def test_no_two_states_of_a_model_are_alike() -> None:
+    """Else what was to follow from an earlier one would follow once more."""
+
+    async def scenario() -> None:
+        system = System()
+        written: list[bytes] = []
+        write = system.table.write
+
+        async def record(partition: int, changes: Changes) -> bool:
+            written.extend(value for key, value in changes.items() if key.endswith(b"|m|r") and value)
+            return await write(partition, changes)
+
+        with mock.patch.object(system.table, "write", record):
+            for _ in range(2):
+                # Known, cancelled, and idle again.
+                await system.handle(Topic.FINE_TUNE_REQUESTS, "r", fine_tune_request("r", model="r"))
+                cancel = FineTuneCancelled(request_id="r", model="r", requested_at=now())
+                await system.handle(Topic.FINE_TUNE_REQUESTS, "r", cancel)
+        assert len(written) == len(set(written)) == 3
+
+    asyncio.run(scenario())
+
+
 def test_manifests_are_uploaded_in_threads_of_their_own() -> None:
     async def scenario() -> None:
         system = System()
@@ -683,10 +706,22 @@ def test_another_app_id_knows_what_has_ended_and_makes_no_job_of_it() -> None:
             for name, end in ends.items()
             for state in (State.SNAPSHOTTING, end)
         ]
+        unreadable: Any = SimpleNamespace(model="m", encode=lambda: b"?")
+        system.published_before.insert(1, unreadable)
         for name, end in ends.items():
             await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(name, model="m"))
             assert system.publisher.states(name, "m") == [end]
         assert {record.topic for record in system.publisher.sent} == {Topic.FINE_TUNE_STATUS.label}
+
+    asyncio.run(scenario())
+
+
+def test_another_app_id_takes_what_has_not_ended_from_the_beginning() -> None:
+    async def scenario() -> None:
+        system = System()
+        system.published_before = [FineTuneStatus(request_id="r", model="m", state=State.RUNNING, at=now())]
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request("r", model="m"))
+        assert system.publisher.states("r", "m") == [State.ACCEPTED, State.SNAPSHOTTING]
 
     asyncio.run(scenario())
 
