@@ -71,6 +71,11 @@ def test_a_claim_that_cannot_be_given_back_keeps_no_other_run_from_its_interrupt
     executions[1].interrupt.assert_called_once()
 
 
+def test_a_job_starts_only_once_all_ends_that_were_published_are_read() -> None:
+    ended: Any = mock.Mock(state=lambda *_: State.CANCELLED if ended.catch_up.called else None)
+    assert job_consumer._caught_up_and_ended(ended, make_job("r"))
+
+
 def test_a_job_that_meets_a_defect_is_a_dead_letter_and_a_failed_request(store: MemoryObjectStore) -> None:
     published, ended = Published(), mock.Mock(**{"state.return_value": None})
     consumer: Any = JobConsumer(Settings(), store, BrokenLauncher(), parallel=2)

@@ -319,6 +319,20 @@ def test_a_request_is_new_where_another_model_has_ended_one_of_its_id() -> None:
     asyncio.run(scenario())
 
 
+def test_requests_wait_up_to_the_bytes_that_one_record_takes() -> None:
+    async def scenario() -> None:
+        system = System()
+        for number in range(6):
+            names = tuple(f"{number}-{name}".ljust(250, "x") for name in range(800))
+            request = fine_tune_request(f"r{number}", model="m", data=DataSelection(folders=names))
+            await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+        states = [last_status(system, f"r{number}").state for number in range(6)]
+        assert states == [State.SNAPSHOTTING, *2 * [State.WAITING], *3 * [State.REJECTED]]
+        assert "bytes wait for 'm', at most 786432" in last_status(system, "r5").reasons[0]
+
+    asyncio.run(scenario())
+
+
 def test_no_two_states_of_a_model_are_alike() -> None:
     """Else what was to follow from an earlier one would follow once more."""
 

@@ -77,6 +77,10 @@ def test_nothing_is_sent_again_after_the_session() -> None:
     assert conf.producer_request_timeout * 2 <= conf.broker_session_timeout == 30
 
 
+def test_what_is_acknowledged_is_on_all_replicas() -> None:
+    assert create_app(Settings(), cast(ObjectStore, None)).conf.producer_acks == -1
+
+
 @pytest.mark.parametrize(("instance_id", "sent"), [("", None), ("worker-1", "worker-1")])
 def test_a_worker_without_a_name_is_no_static_member(instance_id: str, sent: str | None) -> None:
     settings = Settings(worker=WorkerSettings(instance_id=instance_id))
