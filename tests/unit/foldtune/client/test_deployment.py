@@ -203,3 +203,26 @@ def test_an_operator_who_goes_back_is_not_overruled_by_the_next_start(tmp_path: 
     restarted.offer(publish(store, "v3"))
     list(restarted.deploy_due())
     assert current(tmp_path) == "v3"
+
+
+def test_without_a_record_of_the_newest_version_it_is_the_current_one(tmp_path: Path) -> None:
+    """Of a folder that an earlier release wrote."""
+    store, clock = MemoryObjectStore(), Clock()
+    deployer, _ = failures_of(store, tmp_path, clock)
+    deployer.offer(publish(store, "v2"))
+    assert len(list(deployer.deploy_due())) == 1
+    next(tmp_path.rglob(".newest")).unlink()
+    deployer.offer(publish(store, "v1"))
+    assert deployer.idle
+
+
+def test_a_model_whose_link_was_removed_is_deployed_again(tmp_path: Path) -> None:
+    store, clock = MemoryObjectStore(), Clock()
+    deployer, _ = failures_of(store, tmp_path, clock)
+    ready = publish(store, "v1")
+    deployer.offer(ready)
+    assert len(list(deployer.deploy_due())) == 1
+    next(tmp_path.rglob("current")).unlink()
+    deployer.offer(ready)
+    assert len(list(deployer.deploy_due())) == 1
+    assert current(tmp_path) == "v1"
