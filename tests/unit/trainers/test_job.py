@@ -145,6 +145,7 @@ def always_promote(before: Evaluation, after: Evaluation, seed: int, baseline: s
     )
 
 
+@pytest.mark.slow
 def test_forgetting_is_a_warning_and_may_prevent_promotion(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,7 +288,8 @@ def test_a_model_that_could_not_be_uploaded_is_published_without_training_again(
     stores[1].failing = "models/"
     first = RecordingEventSink()
     assert run(failed, settings, stores[1], first) == ExitCode.TRY_AGAIN
-    assert first.statuses[-1].state is State.EVALUATING
+    assert (first.statuses[-1].state, first.statuses[-2].state) == (State.RUNNING, State.EVALUATING)
+    assert "run the job again" in first.statuses[-1].reasons[0]
     stores[1].failing = None
     second = RecordingEventSink()
     assert run(failed, settings, stores[1], second) == ExitCode.DONE
@@ -407,6 +409,7 @@ def test_the_choice_of_validation_is_reported(start: Start, store: MemoryObjectS
     assert f"| 0.6 | {merge['ndcg']['0.6']:.4f} |" in card
 
 
+@pytest.mark.slow
 def test_with_too_few_questions_the_last_weights_are_kept_with_a_warning(
     start: Start, store: MemoryObjectStore, tables: Any
 ) -> None:
@@ -456,6 +459,7 @@ def test_too_many_layers_are_refused_with_the_bound(start: Start, store: MemoryO
     assert "training.trainable_layers is 9, base_model has 3 layers" in failure(sink)
 
 
+@pytest.mark.slow
 def test_frozen_layers_of_an_unknown_layout_are_a_warning(
     store: MemoryObjectStore, tables: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -477,6 +481,7 @@ def test_frozen_layers_of_an_unknown_layout_are_a_warning(
     assert "the frozen layers of a albert model are not cached: slower" in sink.statuses[-1].warnings
 
 
+@pytest.mark.slow
 def test_twenty_examples_are_trained_on_but_not_promoted(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     code, sink = start(put_job(store, tables(EXAMPLES[:20], DOCUMENTS)))
     assert code == ExitCode.DONE
@@ -486,6 +491,7 @@ def test_twenty_examples_are_trained_on_but_not_promoted(start: Start, store: Me
     assert any("5 held-out groups of questions" in reason for reason in last.reasons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, "all"])
 def test_unusual_texts_are_trained_on_and_counted(
     start: Start, store: MemoryObjectStore, tables: Any, layers: Any

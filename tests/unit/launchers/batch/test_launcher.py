@@ -15,6 +15,8 @@ from launchers.batch.batch_job import BatchJob
 from launchers.batch.launcher import BatchLauncher, batch_client
 from launchers.port import Ending, LaunchError, Run, RunOutcome
 
+# An account of moto for each test takes a second.
+pytestmark = pytest.mark.slow
 REGION = "us-east-1"
 
 

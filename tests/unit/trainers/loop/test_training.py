@@ -135,7 +135,11 @@ FEW_POSITIONS: dict[str, Any] = {**SMALL, "vocab_size": 30522, "pad_token_id": 1
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize(
     "encoding_config",
-    [EncodingConfig("mean"), EncodingConfig("cls"), EncodingConfig("lasttoken")],
+    [
+        EncodingConfig("mean"),
+        pytest.param(EncodingConfig("cls"), marks=pytest.mark.slow),
+        pytest.param(EncodingConfig("lasttoken"), marks=pytest.mark.slow),
+    ],
     ids=lambda one: one.pooling,
 )
 @pytest.mark.parametrize(
