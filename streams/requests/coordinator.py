@@ -348,7 +348,8 @@ class Coordinator:
             except ValidationError:
                 continue
             if status.state.terminal:
-                ends[_final_status_key(status.model, status.request_id)] = status.encode()
+                # The first one counts, as for every reader.
+                ends.setdefault(_final_status_key(status.model, status.request_id), status.encode())
         known = {key for key in ends if self._table.get(partition, key) is not None}
         new = [(key, value) for key, value in ends.items() if key not in known]
         for start in range(0, len(new), _WRITTEN_AT_ONCE):

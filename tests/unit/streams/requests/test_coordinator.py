@@ -718,7 +718,8 @@ def test_another_app_id_knows_what_has_ended_and_makes_no_job_of_it() -> None:
         system.published_before = [
             FineTuneStatus(request_id=name, model="m", state=state, at=now())
             for name, end in ends.items()
-            for state in (State.SNAPSHOTTING, end)
+            # Of a worker that was cut off: the first end counts.
+            for state in (State.SNAPSHOTTING, end, State.FAILED)
         ]
         unreadable: Any = SimpleNamespace(model="m", encode=lambda: b"?")
         system.published_before.insert(1, unreadable)
