@@ -19,9 +19,15 @@ class EndedRequests:
     """Reads ``fine-tune-status`` from its beginning; the topic is compacted, so that is one status per request."""
 
     def __init__(self, consumer: Any, topic: str) -> None:
-        """``consumer`` belongs to no group and has no topics yet."""
+        """``consumer`` belongs to no group and has no topics yet.
+
+        Raises:
+            KafkaError: the brokers do not tell the topic's partitions.
+        """
         self._consumer = consumer
         partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        if not partitions:
+            raise KafkaTimeoutError(f"no broker tells the partitions of {topic}")
         consumer.assign(partitions)
         consumer.seek_to_beginning(*partitions)
         self._ended: dict[tuple[str, str], State] = {}

@@ -5,6 +5,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from kafka.errors import KafkaTimeoutError
 
 from foldtune.events import FineTuneStatus, State, now
 from launchers.ended_requests import EndedRequests
@@ -42,3 +43,9 @@ def test_a_cancelled_request_whose_training_goes_on_for_others_is_stopped_with_t
     goes_on = status("a", State.CANCELLED, run_continues=True)
     assert ended(consumer, goes_on).state("a", "friday") is None
     assert ended(consumer, goes_on, status("a", State.CANCELLED)).state("a", "friday") is State.CANCELLED
+
+
+def test_a_topic_whose_partitions_no_broker_tells_is_asked_for_again(consumer: mock.Mock) -> None:
+    consumer.partitions_for_topic = lambda _: None
+    with pytest.raises(KafkaTimeoutError):
+        ended(consumer)
