@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml server/pyproject.toml requirements.lock
 demo: setup ## The whole loop on real Kafka and S3, in minutes; KEEP=1 leaves it running
 	$(BIN)/foldtune demo $(if $(KEEP),--keep)
 
-test: setup ## All tests, on real servers and a real model; says how long each tier took
+test: setup ## The three tiers, on real servers and a real model; says how long each took
 	@failed=; times=; for tier in unit integration acceptance; do \
 		started=$$(date +%s); $(MAKE) --no-print-directory $$tier || failed="$$failed $$tier"; \
 		times="$$times, $$tier $$(($$(date +%s) - started)) s"; \

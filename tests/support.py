@@ -87,6 +87,10 @@ class ChildProcess:
         """Send SIGTERM and wait; the exit status."""
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+    def wait(self, seconds: float) -> int:
+        """Wait without another signal, which ends an interpreter that is exiting at once; the exit status."""
         return self._process.wait(seconds)
 
     def kill(self) -> None:

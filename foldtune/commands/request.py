@@ -37,7 +37,7 @@ def request(
 ) -> None:
     """Request a fine-tuned model. Knobs that are not given have their defaults."""
     content = {
-        # A generated id starts with the model's name, which must be validated first.
+        # A generated id contains the model's name, which must be validated first.
         "request_id": request_id or "unnamed",
         "model": model,
         "requested_at": now().isoformat(),
@@ -48,7 +48,7 @@ def request(
     }
     event = FineTuneRequested.model_validate_json(json.dumps(content | knob_sections(knobs)))
     if request_id is None:
-        generated = f"{model}-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        generated = f"cli-{model}-{now():%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         event = event.model_copy(update={"request_id": generated})
     with FoldtuneClient(load_settings()) as client:
         client.request_fine_tune(event)

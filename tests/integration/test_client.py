@@ -292,7 +292,7 @@ def test_commands_end_on_sigterm_though_no_broker_answers(
         with silent_broker(local_servers):
             for child in children.values():
                 child.send(signal.SIGTERM)
-            assert {name: child.stop(30) for name, child in children.items()} == dict.fromkeys(children, 143)
+            assert {name: child.wait(30) for name, child in children.items()} == dict.fromkeys(children, 143)
     finally:
         for child in children.values():
             child.kill()

@@ -77,7 +77,8 @@ def test_expired_credentials_cost_a_repetition_or_another_run_but_no_training(
     store, sink = RetryingStore(system.store), RecordingEventSink()
     system.s3.fail("ExpiredToken", only=uploads)
     assert run(system.job, system.settings, store, sink) == ExitCode.TRY_AGAIN
-    assert sink.statuses[-1].state is State.EVALUATING
+    assert (sink.statuses[-1].state, sink.statuses[-2].state) == (State.RUNNING, State.EVALUATING)
+    assert "ExpiredToken" in sink.statuses[-1].reasons[0]
     assert not store.exists("models/m/000001/manifest.json")
     # In the next run they expire, too, and are renewed in time.
     monkeypatch.setattr(retrying_store, "PATIENCE_SECONDS", 60)

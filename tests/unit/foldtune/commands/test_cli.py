@@ -245,7 +245,7 @@ def test_a_request_without_an_id_is_named_after_its_model(runner: CliRunner, mon
     shown = [runner.invoke(app, ["request", "m"]).stdout.strip() for _ in range(2)]
     assert shown == [request.request_id for request in sent]
     assert len(set(shown)) == 2
-    assert all(name.startswith("m-") for name in shown)
+    assert all(name.startswith("cli-m-") for name in shown)
     assert FineTuneRequested.model_validate_json(sent[0].encode()) == sent[0]
 
 
