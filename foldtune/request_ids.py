@@ -11,6 +11,8 @@ RESERVED = f"request_id: ids that begin with {' or '.join(RESERVED_PREFIXES)} ar
 # The policy's: a digest.
 POLICY_ID = re.compile(POLICY_PREFIX + "[0-9a-f]{20}")
 
+_SCHEDULED_FIELDS = ("request_id", "requested_by", "origin", "base_model", "data")
+
 
 def is_reserved(request_id: str) -> bool:
     """Whether only the policy or the schedule may request under this id."""
@@ -26,3 +28,12 @@ def scheduled_request(model: str, fired_at: datetime) -> FineTuneRequested:
         requested_by="schedule",
         origin="policy",
     )
+
+
+def is_scheduled(request: FineTuneRequested) -> bool:
+    """Whether the schedule writes such a request.
+
+    Knobs and seed are not compared: an event names all defaults, and those of the function may be of another release.
+    """
+    own = scheduled_request(request.model, request.requested_at)
+    return all(getattr(request, field) == getattr(own, field) for field in _SCHEDULED_FIELDS)

@@ -33,7 +33,7 @@ from foldtune.knobs import ModelName
 from foldtune.object_keys import key_segment, model_prefix, snapshot_manifest_key
 from foldtune.object_store import ObjectStore
 from foldtune.reasons import explain
-from foldtune.request_ids import POLICY_PREFIX, RESERVED, is_reserved, scheduled_request
+from foldtune.request_ids import POLICY_PREFIX, RESERVED, is_reserved, is_scheduled
 from foldtune.settings import PolicyRule, Settings
 from foldtune.topics import Topic, request_key
 from streams.errors import PartitionLostError, UnreadableStateError
@@ -340,7 +340,7 @@ class Coordinator:
 
         Those are read again from the beginning, and must not be taken for new ones.
         """
-        ends: dict[bytes, bytes | None] = {}
+        begun_ms, ends = int(now().timestamp() * 1000), dict[bytes, bytes | None]()
         async for record in self._statuses(partition):
             self.statuses_read += 1
             try:
@@ -354,7 +354,8 @@ class Coordinator:
         new = [(key, value) for key, value in ends.items() if key not in known]
         for start in range(0, len(new), _WRITTEN_AT_ONCE):
             await self._table.write(partition, dict(new[start : start + _WRITTEN_AT_ONCE]))
-        await self._table.write(partition, {_ENDS_READ_KEY: b"%d" % len(new)})
+        # Once a count was stored here: as a time it is before every record.
+        await self._table.write(partition, {_ENDS_READ_KEY: b"%d" % begun_ms})
         _log.info("ended requests read", partition=partition, requests=len(new))
 
     # ── Training jobs ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -464,10 +465,11 @@ class Coordinator:
         """
         if request.request_id.startswith(POLICY_PREFIX):
             policy, rule = self._policy_state(partition, request.model), self._policy_rule(request.model)
-            if not retraining_policy.is_own(policy, rule, request, written_ms):
+            begun_ms = int(self._table.get(partition, _ENDS_READ_KEY) or 0)
+            if not retraining_policy.is_own(policy, rule, request, written_ms=written_ms, state_begun_ms=begun_ms):
                 raise InvalidEventError(f"{RESERVED}, and this is none of the policy's")
             return
-        if request != scheduled_request(request.model, request.requested_at):
+        if not is_scheduled(request):
             raise InvalidEventError(f"{RESERVED}, and the schedule writes other requests")
         if (models := self._settings.schedule.models) and request.model not in models:
             raise InvalidEventError(f"{RESERVED}, and {request.model!r} is none of schedule.models")

@@ -62,15 +62,17 @@ def with_request(state: PolicyState, request: FineTuneRequested) -> PolicyState:
     return state.model_copy(update={"last_request_id": request.request_id, "last_request_at": request.requested_at})
 
 
-def is_own(state: PolicyState, rule: PolicyRule | None, request: FineTuneRequested, written_ms: int) -> bool:
-    """Whether the policy made this request, as far as its state tells; ``written_ms`` is when it was written.
+def is_own(
+    state: PolicyState, rule: PolicyRule | None, request: FineTuneRequested, *, written_ms: int, state_begun_ms: int
+) -> bool:
+    """Whether the policy made this request, as far as its state tells, which begins at ``state_begun_ms``.
 
-    After the policy's last request nobody writes another. What was written before it, or before a state that was built
-    anew (of another app id) has one, cannot be told from what the policy wrote then.
+    After the policy's last request nobody writes another. What was written before it, or before the state was begun
+    (by workers with another app id), cannot be told from what the policy wrote then.
     """
-    if request.origin != "policy" or not POLICY_ID.fullmatch(request.request_id):
+    if request.origin != "policy" or request.base_model or not POLICY_ID.fullmatch(request.request_id):
         return False
     if state.last_request_at is None:
-        return rule is not None
+        return rule is not None and 0 < written_ms < state_begun_ms
     before = 0 < written_ms < state.last_request_at.timestamp() * 1000
     return before or request.request_id == state.last_request_id

@@ -30,7 +30,7 @@ from foldtune.events import (
     now,
 )
 from foldtune.kafka import partition_of
-from foldtune.knobs import DataSelection
+from foldtune.knobs import DataSelection, TrainingKnobs
 from foldtune.object_keys import snapshot_manifest_key
 from foldtune.object_store import ObjectStore
 from foldtune.request_ids import scheduled_request
@@ -49,6 +49,7 @@ from streams.partitions.changelog_table import Changes
 from streams.partitions.consumer import is_at_fault
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests.coordinator import Coordinator
+from streams.requests.retraining_policy import PolicyState, due_request
 from tests.memory_table import MemoryTable
 from tests.support import fine_tune_request
 
@@ -598,7 +599,8 @@ POLICY_ID = f"auto-{'0' * 20}"
         fine_tune_request("schedule-m-20260101", model="m", origin="policy"),
         SCHEDULED.model_copy(update={"origin": "api"}),
         SCHEDULED.model_copy(update={"requested_by": "someone"}),
-        SCHEDULED.model_copy(update={"seed": 1}),
+        SCHEDULED.model_copy(update={"base_model": ModelReference(uri="hf://org/any", revision=COMMIT)}),
+        SCHEDULED.model_copy(update={"data": DataSelection(agents=("a",))}),
         SCHEDULED.model_copy(update={"requested_at": FIRED_AT - timedelta(days=1)}),
         scheduled_request("m", now() + timedelta(hours=1)),
         scheduled_request("unscheduled", FIRED_AT),
@@ -618,6 +620,16 @@ def test_a_reserved_id_is_refused_unless_its_owner_wrote_the_request_and_stays_f
         with pytest.raises(ValidationError):
             await system.handle_raw(Topic.FINE_TUNE_REQUESTS, request_.model, invalid)
         assert not system.publisher.sent
+
+    asyncio.run(scenario())
+
+
+def test_a_request_of_the_schedule_is_taken_from_a_release_with_other_defaults() -> None:
+    async def scenario() -> None:
+        system = System()
+        request = SCHEDULED.model_copy(update={"training": TrainingKnobs(epochs=7), "seed": 1})
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+        assert last_status(system, request.request_id, "m").state is State.SNAPSHOTTING
 
     asyncio.run(scenario())
 
@@ -655,8 +667,48 @@ def test_a_request_of_the_policy_is_taken_and_no_other_after_it() -> None:
 def test_under_another_app_id_the_policys_requests_under_way_are_taken_again() -> None:
     async def scenario() -> None:
         system = System(policy=RULES)
-        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request(POLICY_ID, model="m", origin="policy"))
+        written = int(now().timestamp() * 1000) - 60_000
+        request = fine_tune_request(POLICY_ID, model="m", origin="policy")
+        await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", request.encode(), timestamp=written)
         assert last_status(system, POLICY_ID, "m").state is State.SNAPSHOTTING
+
+    asyncio.run(scenario())
+
+
+def test_nobody_takes_the_policys_first_id_before_it() -> None:
+    async def scenario() -> None:
+        system = System(policy=RULES, partitions=1)
+        first = due_request(PolicyState(new_examples={"0": 10}), RULES.rules[0], now())
+        assert first
+        # Begins the state.
+        await system.tick()
+        forged = first.model_copy(update={"seed": 1}).encode()
+        for written in (-1, 0, int(now().timestamp() * 1000) + 1_000):
+            with pytest.raises(InvalidEventError, match="none of the policy's"):
+                await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", forged, timestamp=written)
+        # Written before, but not of the policy's kind.
+        before = int(now().timestamp() * 1000) - 60_000
+        based = first.model_copy(update={"base_model": ModelReference(uri="hf://org/any", revision=COMMIT)}).encode()
+        with pytest.raises(InvalidEventError, match="none of the policy's"):
+            await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", based, timestamp=before)
+        await system.handle(Topic.TRAINING_PROGRESS, "m", TrainingProgressed(model="m", partition=0, new_examples=10))
+        (record,) = system.publisher.sent
+        request = FineTuneRequested.model_validate_json(record.value)
+        assert request.request_id == first.request_id
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+        assert last_status(system, first.request_id, "m").state is State.SNAPSHOTTING
+
+    asyncio.run(scenario())
+
+
+def test_a_state_of_the_previous_form_takes_no_unknown_request_for_the_policys() -> None:
+    async def scenario() -> None:
+        system = System(policy=RULES)
+        # The count of requests that had ended.
+        await system.table.write(partition_of("m", PARTITIONS), {b"x|ends": b"3"})
+        forged = fine_tune_request(POLICY_ID, model="m", origin="policy").encode()
+        with pytest.raises(InvalidEventError, match="none of the policy's"):
+            await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", forged, timestamp=int(now().timestamp() * 1000))
 
     asyncio.run(scenario())
 
