@@ -31,6 +31,11 @@ def supersedes(new: StatusRecord, old: StatusRecord) -> bool:
     return (new.status.state.terminal, new.offset) > (old.status.state.terminal, old.offset)
 
 
+def first_end(first: FineTuneStatus, later: FineTuneStatus) -> FineTuneStatus:
+    """What counts of two published ends of one request: the first, whose run continues only as long as both say so."""
+    return first if later.run_continues else first.model_copy(update={"run_continues": None})
+
+
 def merge_status(known: Iterable[StatusRecord], new: StatusRecord) -> tuple[StatusRecord, ...]:
     """The newest record of each model under one request id, ``new`` included; the first is the id's status.
 
@@ -44,10 +49,14 @@ def merge_status(known: Iterable[StatusRecord], new: StatusRecord) -> tuple[Stat
     records = {record.status.model: record for record in known}
     old = records.get(new.status.model)
     if old is None or supersedes(new, old):
-        if old and new.status.log_url is None:
-            status = new.status.model_copy(update={"log_url": old.status.log_url})
-            new = new.model_copy(update={"status": status})
-        records[new.status.model] = new
+        newest, status = new, new.status
+        if old and status.log_url is None:
+            status = status.model_copy(update={"log_url": old.status.log_url})
+    else:
+        newest, status = old, old.status
+    if old and old.status.state.terminal and new.status.state.terminal:
+        status = first_end(status, old.status if newest is new else new.status)
+    records[status.model] = newest.model_copy(update={"status": status})
     return tuple(sorted(records.values(), key=lambda record: (record.status.at, record.status.model), reverse=True))
 
 

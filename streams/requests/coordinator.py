@@ -35,6 +35,7 @@ from foldtune.object_store import ObjectStore
 from foldtune.reasons import explain
 from foldtune.request_ids import POLICY_PREFIX, RESERVED, is_reserved, is_scheduled
 from foldtune.settings import PolicyRule, Settings
+from foldtune.status_order import first_end
 from foldtune.topics import Topic, request_key
 from streams.errors import PartitionLostError, UnreadableStateError
 from streams.metrics import FAILED_TIMERS, REQUESTS_ENDED
@@ -277,9 +278,8 @@ class Coordinator:
         """
         model = transition.state.model
         state = _json(transition.state.model_copy(update={"version": transition.state.version + 1}))
-        puts = {
-            _final_status_key(status.model, status.request_id): status.encode() for status in transition.final_statuses
-        }
+        ends = (*transition.final_statuses, *transition.stopped_statuses)
+        puts = {_final_status_key(status.model, status.request_id): status.encode() for status in ends}
         if policy:
             puts[_policy_key(model)] = _json(policy)
         entry = OutboxEntry(
@@ -348,8 +348,10 @@ class Coordinator:
             except ValidationError:
                 continue
             if status.state.terminal:
-                # The first one counts, as for every reader.
-                ends.setdefault(_final_status_key(status.model, status.request_id), status.encode())
+                key = _final_status_key(status.model, status.request_id)
+                if first := ends.get(key):
+                    status = first_end(FineTuneStatus.model_validate_json(first), status)
+                ends[key] = status.encode()
         known = {key for key in ends if self._table.get(partition, key) is not None}
         new = [(key, value) for key, value in ends.items() if key not in known]
         for start in range(0, len(new), _WRITTEN_AT_ONCE):

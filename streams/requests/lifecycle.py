@@ -7,7 +7,7 @@ consumers tolerate (commands and parts carry the request, jobs are started once)
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pydantic import AwareDatetime
@@ -71,6 +71,8 @@ class Transition:
     outputs: tuple[OutgoingEvent, ...] = ()
     # Of the requests that end with it.
     final_statuses: tuple[FineTuneStatus, ...] = ()
+    # Of a request that has ended before, told once more: from now on its run is to be stopped, too.
+    stopped_statuses: tuple[FineTuneStatus, ...] = ()
     # Set when the snapshot is complete: next, the manifest is uploaded and the job published.
     manifest: SnapshotManifest | None = None
 
@@ -216,10 +218,8 @@ def reported(state: ModelState, status: FineTuneStatus, max_training: timedelta,
         return Transition(state.model_copy(update={"active": running}), outputs)
     if status.state is State.COMPLETED:
         finished = TrainingFinished(request_id=status.request_id, model=state.model)
-        outputs = (*outputs, OutgoingEvent(Topic.SNAPSHOT_COMMANDS, finished))
-    elif active.left:
-        outputs = (*outputs, _output(_stopped(active.left)))
-    return _start_next(state, outputs, statuses, now)
+        return _start_next(state, (*outputs, OutgoingEvent(Topic.SNAPSHOT_COMMANDS, finished)), statuses, now)
+    return _stop(state, active, statuses, now)
 
 
 def timed_out(state: ModelState, snapshot_timeout: timedelta, partitions: int, now: datetime) -> Transition | None:
@@ -262,8 +262,14 @@ def _end_active(
 ) -> Transition:
     status = _status(active.request, final, now, reasons).model_copy(update={"retryable": retryable})
     statuses = _for_each(status, active.request_ids)
-    told = (*statuses, _stopped(active.left)) if active.left else statuses
-    return _start_next(state, tuple(map(_output, told)), statuses, now)
+    return _stop(state, active, statuses, now)
+
+
+def _stop(state: ModelState, active: Active, final_statuses: tuple[FineTuneStatus, ...], now: datetime) -> Transition:
+    """Ends a training without a model, and starts the next; the run's leader, if it had left, is told once more."""
+    stopped = (active.left.model_copy(update={"run_continues": None}),) if active.left else ()
+    outputs = tuple(map(_output, (*final_statuses, *stopped)))
+    return replace(_start_next(state, outputs, final_statuses, now), stopped_statuses=stopped)
 
 
 def _start_next(
@@ -301,11 +307,6 @@ def _rejection_reasons(request: FineTuneRequested, parts: tuple[SnapshotPart, ..
 
 def _status(request: FineTuneRequested, state: State, now: datetime, reasons: tuple[str, ...] = ()) -> FineTuneStatus:
     return FineTuneStatus(request_id=request.request_id, model=request.model, state=state, at=now, reasons=reasons)
-
-
-def _stopped(left: FineTuneStatus) -> FineTuneStatus:
-    """The end of a request that had left its training, once more: now the run is to be stopped, too."""
-    return left.model_copy(update={"run_continues": None})
 
 
 def _for_each(status: FineTuneStatus, request_ids: tuple[str, ...]) -> tuple[FineTuneStatus, ...]:

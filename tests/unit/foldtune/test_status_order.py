@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from itertools import permutations
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,9 +16,9 @@ PAGE = "https://example.com/log"
 PARTITIONS = {"a": 0, "b": 0, "c": 1}
 
 
-def record(offset: int, state: State, seconds: float = 0, model: str = "a", log_url: str | None = None) -> StatusRecord:
+def record(offset: int, state: State, seconds: float = 0, model: str = "a", **fields: Any) -> StatusRecord:
     at = MOMENT + timedelta(seconds=seconds)
-    status = FineTuneStatus(request_id="r-1", model=model, state=state, at=at, log_url=log_url)
+    status = FineTuneStatus(request_id="r-1", model=model, state=state, at=at, **fields)
     return StatusRecord(partition=PARTITIONS[model], offset=offset, status=status)
 
 
@@ -34,7 +35,11 @@ def topics(draw: st.DrawFn) -> list[StatusRecord]:
     offsets = draw(st.lists(st.integers(0, 30), min_size=1, max_size=8, unique=True))
     return [
         record(
-            offset, draw(st.sampled_from(State)), draw(st.integers(-5, 5)), draw(st.sampled_from(sorted(PARTITIONS)))
+            offset,
+            draw(st.sampled_from(State)),
+            draw(st.integers(-5, 5)),
+            draw(st.sampled_from(sorted(PARTITIONS))),
+            run_continues=draw(st.sampled_from([None, True])),
         )
         for offset in offsets
     ]
@@ -71,6 +76,15 @@ def test_a_final_state_is_final_even_at_a_lower_offset() -> None:
 def test_the_first_end_of_a_request_counts() -> None:
     first, late = record(5, State.COMPLETED), record(6, State.FAILED, 1)
     assert fold([first, late]) == fold([late, first]) == (first,)
+
+
+def test_a_run_that_went_on_for_others_has_ended_once_the_same_end_is_told_without_that() -> None:
+    goes_on, stopped = (record(offset, State.CANCELLED, run_continues=on) for offset, on in ((5, True), (9, None)))
+    for published in permutations([goes_on, stopped, goes_on, record(7, State.RUNNING)]):
+        (newest,) = fold(list(published))
+        assert (newest.offset, newest.status.run_continues) == (5, None)
+    (newest,) = fold([goes_on, record(7, State.RUNNING), goes_on])
+    assert newest.status.run_continues
 
 
 def test_an_id_used_for_two_models_has_the_status_of_the_later_one() -> None:

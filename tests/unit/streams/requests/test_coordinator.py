@@ -783,6 +783,29 @@ def test_another_app_id_knows_what_has_ended_and_makes_no_job_of_it() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("another_app_id", [False, True])
+def test_a_cancelled_leader_whose_run_was_stopped_later_is_not_said_to_continue(*, another_app_id: bool) -> None:
+    async def scenario() -> None:
+        system = System(partitions=1)
+        leader, follower = (fine_tune_request(name, model="m") for name in ("a", "b"))
+        # Those that wait beside each other, behind another training, share one.
+        for request in (fine_tune_request("first", model="m", seed=1), leader, follower):
+            await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+        for name in ("first", "a", "b"):
+            cancel = FineTuneCancelled(request_id=name, model="m", requested_at=now())
+            await system.handle(Topic.FINE_TUNE_REQUESTS, "m", cancel)
+        ends = [status for status in system.publisher.statuses("a", "m") if status.state.terminal]
+        assert [status.run_continues for status in ends] == [True, None]
+        if another_app_id:
+            system = System(partitions=1)
+            system.published_before = ends
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", leader)
+        answer = last_status(system, "a", "m")
+        assert (answer.state, answer.run_continues) == (State.CANCELLED, None)
+
+    asyncio.run(scenario())
+
+
 def test_another_app_id_takes_what_has_not_ended_from_the_beginning() -> None:
     async def scenario() -> None:
         system = System()

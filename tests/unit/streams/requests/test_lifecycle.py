@@ -274,6 +274,7 @@ def test_where_a_training_ends_without_a_model_its_cancelled_leader_is_told_to_s
         if isinstance(output.event, FineTuneStatus) and output.event.request_id == "s"
     ]
     assert stopped.run_continues is None
+    assert failed.stopped_statuses == (stopped,)
 
 
 def test_a_cancelled_leader_leaves_its_training_to_those_who_share_it() -> None:
@@ -297,6 +298,7 @@ def test_a_training_is_stopped_once_nobody_wants_it() -> None:
         ("t", State.CANCELLED, None),
         ("s", State.CANCELLED, None),
     ]
+    assert last.stopped_statuses == (told[1],)
     assert last.state.active is None
 
 
