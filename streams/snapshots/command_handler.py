@@ -150,13 +150,17 @@ class SnapshotCommandHandler:
         """Whether the request was cancelled, for example, while its command waited for other exports."""
         request, ended = command.request, False
         partition = partition_of(request.model, self._settings.kafka.partitions)
-        # To the end: the reader's connection is shared.
-        async for record in self._statuses(partition, command.issued_at):
-            with suppress(ValidationError):
-                status = FineTuneStatus.model_validate_json(record.value or b"")
-                is_of_request = (status.model, status.request_id) == (request.model, request.request_id)
-                # One that was cancelled may have a training that goes on for others.
-                ended |= is_of_request and status.state.terminal and not status.run_continues
+        try:
+            # To the end: the reader's connection is shared.
+            async for record in self._statuses(partition, command.issued_at):
+                with suppress(ValidationError):
+                    status = FineTuneStatus.model_validate_json(record.value or b"")
+                    is_of_request = (status.model, status.request_id) == (request.model, request.request_id)
+                    # One that was cancelled may have a training that goes on for others.
+                    ended |= is_of_request and status.state.terminal and not status.run_continues
+        except Exception as error:
+            # An export too many costs less than a request that fails.
+            _log.warning("ends of requests not read, exporting", partition=partition, error=repr(error))
         return ended
 
     async def _export(self, command: SnapshotCommand, partition: int) -> SnapshotPart:

@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from aiokafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 
 from foldtune import events
 from foldtune.events import FineTuneStatus, SnapshotCommand, SnapshotPart, State
@@ -30,7 +31,7 @@ class ExportedError(Exception):
     """The snapshot is not left out."""
 
 
-def error_of(issued_at: datetime, *statuses: bytes) -> str:
+def error_of(issued_at: datetime, *statuses: bytes, then: Exception | None = None) -> str:
     """What the part says that answers a command, whose export would raise ``ExportedError``."""
     settings = Settings()
 
@@ -38,6 +39,8 @@ def error_of(issued_at: datetime, *statuses: bytes) -> str:
         assert (partition, moment) == (partition_of("model", settings.kafka.partitions), issued_at)
         for value in statuses:
             yield SimpleNamespace(value=value)
+        if then:
+            raise then
 
     publisher, anything = mock.create_autospec(EventPublisher, instance=True), mock.Mock()
     publisher.publish.return_value = ()
@@ -89,3 +92,9 @@ def status(state: State = State.CANCELLED, **changes: Any) -> bytes:
 def test_the_command_of_an_ended_request_is_answered_and_not_exported(statuses: list[bytes], ended: bool) -> None:
     error = error_of(events.now(), *statuses)
     assert error == "the request has ended" if ended else "ExportedError" in error
+
+
+@pytest.mark.parametrize("error", [KafkaTimeoutError(), OffsetOutOfRangeError({})])
+def test_a_command_is_exported_where_the_brokers_do_not_tell_whether_its_request_has_ended(error: Exception) -> None:
+    assert "ExportedError" in error_of(events.now(), status(State.SNAPSHOTTING), then=error)
+    assert error_of(events.now(), status(), then=error) == "the request has ended"
