@@ -21,6 +21,7 @@ from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 from streams.errors import OutdatedViewError, PartitionLostError, brokers_at_fault
+from streams.partitions.broker_reader import FETCH_WAIT_MS
 from streams.partitions.changelog_table import ChangelogTable, Changes
 from streams.partitions.positions import Position, position_changes, stored_position, with_plausible_times
 
@@ -29,9 +30,6 @@ _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 0.5
 # The default of 1 MiB a partition would cut a backlog into blocks of a thousand logs.
 _FETCH_BYTES = 4 << 20
-# While one partition is being handled, the fetch of the others may wait for new records at the broker; the next fetch
-# of the first one queues behind it.
-_FETCH_WAIT_MS = 100
 
 # Handles some records of one partition, in order; when it returns, their effects are durable. A record's timestamp is
 # plausible, or 0 (``streams.partitions.positions``).
@@ -103,7 +101,7 @@ class PartitionConsumer:
                 auto_offset_reset="earliest",
                 isolation_level="read_committed",
                 max_partition_fetch_bytes=_FETCH_BYTES,
-                fetch_max_wait_ms=_FETCH_WAIT_MS,
+                fetch_max_wait_ms=FETCH_WAIT_MS,
             ) as consumer,
             asyncio.TaskGroup() as group,
         ):

@@ -6,15 +6,15 @@ import faust
 from aiokafka import AIOKafkaConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 
-# Recovery asks for offsets three times, on the connection on which a fetch waits at the broker; Faust lets it wait for
-# 1.5 s each time, in which a partition that has moved stands still.
-_FETCH_WAIT_MS = 100
+from streams.partitions.broker_reader import FETCH_WAIT_MS
 
 
 class _Thread(AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
-        cast(Any, consumer)._fetch_max_wait_ms = _FETCH_WAIT_MS
+        # Recovery asks for offsets three times; Faust lets a fetch wait for 1.5 s each time, in which a partition that
+        # has moved stands still.
+        cast(Any, consumer)._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
 
