@@ -214,11 +214,13 @@ class FineTuneRequested(Event):
     """Requests one fine-tuned model. Idempotent: a repeated ``request_id`` gets the status of the first request."""
 
     type: Literal["fine_tune_requested"] = "fine_tune_requested"
-    request_id: RequestId
+    request_id: RequestId = Field(
+        description="Ids that begin with `auto-` or `schedule-` are the policy's and schedule's"
+    )
     model: ModelName
     requested_at: UtcTime
     requested_by: Id = "unknown"
-    origin: Literal["person", "api", "policy"] = "api"
+    origin: Literal["person", "api", "policy"] = Field("api", description="`policy`: the policy's or the schedule's")
     base_model: ModelReference | None = Field(None, description="Default: the worker's trainer.base_model")
     data: DataSelection = DataSelection()
     dataset: DatasetKnobs = DatasetKnobs()
@@ -275,7 +277,11 @@ class FineTuneStatus(Event):
     model: ModelName
     state: State
     at: UtcTime
-    reasons: Reasons = Field((), description="Why it was rejected or failed; each names a field and its bound")
+    reasons: Reasons = Field(
+        (),
+        description="Why it was rejected or failed, each with field and bound if there is one; "
+        "of a `running` one, why an attempt failed",
+    )
     warnings: Reasons = ()
     retryable: bool = False
     progress: Progress | None = None

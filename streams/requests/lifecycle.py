@@ -202,6 +202,10 @@ def reported(state: ModelState, status: FineTuneStatus, max_training: timedelta,
     active = state.active
     if active is None or status.request_id != active.request.request_id:
         return Transition(state)
+    if status.log_url and status.state is State.RUNNING and active.status.log_url in {None, status.log_url}:
+        # The launcher's report of an attempt, which may come after the trainer has told why that failed. The page of a
+        # new attempt is another one.
+        status = status.model_copy(update={"reasons": status.reasons or active.status.reasons})
     if status.log_url is None:
         # Only the launcher knows the page of the run's log, and the trainer reports later.
         status = status.model_copy(update={"log_url": active.status.log_url})

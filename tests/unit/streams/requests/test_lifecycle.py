@@ -249,6 +249,24 @@ def test_a_failure_tells_what_the_trainer_has_reported_of_its_last_attempt() -> 
     assert (len(failed.reasons), failed.reasons[-1]) == (26, "and 8 more")
 
 
+def test_a_late_report_of_the_launcher_keeps_why_the_attempt_failed_and_that_of_the_next_one_does_not() -> None:
+    def page(number: int) -> FineTuneStatus:
+        return status("r", State.RUNNING).model_copy(update={"log_url": f"https://log/{number}"})
+
+    def end_after(*reports: FineTuneStatus) -> tuple[str, ...]:
+        state = training()
+        for report in (*reports, status("r", State.FAILED)):
+            transition = lifecycle.reported(state, report, TRAINING, NOW)
+            state = transition.state
+        return transition.final_statuses[0].reasons
+
+    error = status("r", State.RUNNING).model_copy(update={"reasons": ("disk full",)})
+    assert end_after(error, page(1)) == ("disk full",)
+    assert end_after(page(1), error, page(1)) == ("disk full",)
+    assert end_after(page(1), error, page(2)) == ()
+    assert end_after(page(1), error, page(1), status("r", State.RUNNING)) == ()
+
+
 def shared_training() -> ModelState:
     """Of requests s, t and u, of which s leads; its job is published."""
     state = training("r", request("s"), request("t"), request("u"))
