@@ -280,7 +280,7 @@ class FineTuneStatus(Event):
     reasons: Reasons = Field(
         (),
         description="Why it was rejected or failed, each with field and bound if there is one; "
-        "of a `running` one, why an attempt failed",
+        "of a `running` one, why an attempt failed; of a completed one, what the gate found",
     )
     warnings: Reasons = ()
     retryable: bool = False
