@@ -1,7 +1,7 @@
 """The port of the object store, and its implementation on S3 (``foldtune.testing`` has one in memory)."""
 
 import builtins
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -183,7 +183,7 @@ class S3ObjectStore(ObjectStore):
 
     def put(self, key: str, content: bytes) -> None:
         with self._wrapped_errors(key):
-            self._client.put_object(Bucket=self.bucket, Key=key, Body=content)
+            self._etag(key, self._client.put_object(Bucket=self.bucket, Key=key, Body=content))
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         # 412: the object exists. 409: a concurrent write of it is in progress.
@@ -196,7 +196,13 @@ class S3ObjectStore(ObjectStore):
     @retry(retry=retry_if_exception_type(_BODY_ERRORS), stop=stop_after_attempt(3), reraise=True)
     def _get(self, key: str) -> tuple[bytes, str]:
         response = self._client.get_object(Bucket=self.bucket, Key=key)
-        return response["Body"].read(), response["ETag"]
+        return response["Body"].read(), self._etag(key, response)
+
+    def _etag(self, key: str, response: Mapping[str, Any]) -> str:
+        """Of what answers 200 without one, such as a proxy's page of HTML, nothing is an object nor was written."""
+        if etag := response.get("ETag"):
+            return str(etag)
+        raise ObjectStoreError(self.uri(key), "answered without an ETag, so not by an S3 server")
 
     def put_if_match(self, key: str, content: bytes, etag: str) -> bool:
         # 404: the object was deleted in the meantime.
@@ -212,7 +218,7 @@ class S3ObjectStore(ObjectStore):
     def exists(self, key: str) -> bool:
         try:
             with self._wrapped_errors(key, may_be_missing=True):
-                self._client.head_object(Bucket=self.bucket, Key=key)
+                self._etag(key, self._client.head_object(Bucket=self.bucket, Key=key))
         except ObjectMissingError:
             return False
         return True
@@ -234,7 +240,7 @@ class S3ObjectStore(ObjectStore):
         """Whether the object was written; ``failed`` are the HTTP statuses of a condition that is not met."""
         with self._wrapped_errors(key):
             try:
-                self._client.put_object(Bucket=self.bucket, Key=key, Body=content, **condition)
+                self._etag(key, self._client.put_object(Bucket=self.bucket, Key=key, Body=content, **condition))
             except ClientError as error:
                 if _status(error) in failed and _code(error) != _NO_BUCKET:
                     return False

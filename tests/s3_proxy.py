@@ -43,6 +43,7 @@ class Reply:
     status: int
     body: bytes = b""
     missing: int = 0
+    etag: str = ""
 
 
 # An error code of ``CODES``, one of the other faults, or a response.
@@ -158,7 +159,8 @@ def _handler(proxy: S3Proxy) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             if isinstance(fault, Reply):
-                self._answer(fault.status, [], fault.body, missing=fault.missing)
+                etag = [("ETag", fault.etag)] if fault.etag else []
+                self._answer(fault.status, etag, fault.body, missing=fault.missing)
                 self.close_connection = True
                 return
             if fault in CODES:
