@@ -44,7 +44,7 @@ class DeadLetterRecord:
         """For a topic that takes no record of this size."""
         # First, so that it is not cut off.
         error = f"value of {len(self.value or b'')} bytes left out, too large for this topic; {self.error}"
-        return replace(self, value=_none_or_empty(self.key), error=error)
+        return replace(self, value=none_or_empty(self.key), error=error)
 
 
 def dead_letter(value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]) -> DeadLetterRecord:
@@ -56,14 +56,14 @@ def dead_letter(value: bytes | None, key: bytes | None, error: str, origin: tupl
         error = f"key truncated from {len(key)} bytes to {_MAX_KEY_BYTES}; {error}"
         key = key[:_MAX_KEY_BYTES]
     if value is None:
-        value = _none_or_empty(key)
+        value = none_or_empty(key)
     elif len(value) > _MAX_VALUE_BYTES:
         error = f"value truncated from {len(value)} bytes to {_MAX_VALUE_BYTES}; {error}"
         value = value[:_MAX_VALUE_BYTES]
     return DeadLetterRecord(key, value, error, origin)
 
 
-def _none_or_empty(key: bytes | None) -> bytes | None:
+def none_or_empty(key: bytes | None) -> bytes | None:
     """For a record without a value; the clients refuse one that has no key either."""
     return b"" if key is None else None
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from foldtune.bounds import written_at
-from foldtune.dead_letters import ERROR_HEADER, OFFSET_HEADER, PARTITION_HEADER, TOPIC_HEADER
+from foldtune.dead_letters import ERROR_HEADER, OFFSET_HEADER, PARTITION_HEADER, TOPIC_HEADER, none_or_empty
 from foldtune.kafka import Publisher, consumer
 from foldtune.settings import KafkaSettings
 from foldtune.topic_reader import read
@@ -183,7 +183,13 @@ def _send_receipt(publisher: Publisher, dead_letter: DeadLetter, metadata: Any) 
         (PARTITION_HEADER, str(metadata.partition).encode()),
         (OFFSET_HEADER, str(metadata.offset).encode()),
     ]
-    publisher.send_raw(Topic.DEAD_LETTERS, None, key=dead_letter.key, partition=dead_letter.partition, headers=headers)
+    publisher.send_raw(
+        Topic.DEAD_LETTERS,
+        none_or_empty(dead_letter.key),
+        key=dead_letter.key,
+        partition=dead_letter.partition,
+        headers=headers,
+    )
 
 
 def _dead_letter(record: Any, headers: dict[str, str]) -> DeadLetter:

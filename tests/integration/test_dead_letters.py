@@ -97,6 +97,15 @@ def test_a_replay_succeeds_under_a_wider_bound_and_poison_fails_again(
     assert sorted(row["log_id"] for row in examples) == sorted(["long", *(f"alpha-{number}" for number in range(25))])
 
 
+def test_a_letter_without_a_key_is_replayed_once(settings: Settings, publisher: Publisher, runner: CliRunner) -> None:
+    origin = dead_letter_headers("", Topic.ERASURES.named(settings.kafka.topic_prefix), 3, 0)
+    publisher.send_raw(Topic.DEAD_LETTERS, b"{}", key=None, headers=origin)
+    publisher.flush()
+    assert replay(runner, "--all") == "1 replayed, 0 refused\n"
+    [letter] = listed(runner)
+    assert letter["replayed"]
+
+
 def test_headers_do_not_select_the_replay_topic(settings: Settings, publisher: Publisher, runner: CliRunner) -> None:
     for name in ("somebody-elses", Topic.TRAINING_JOBS.named(settings.kafka.topic_prefix)):
         publisher.send_raw(Topic.DEAD_LETTERS, b"{}", key="k", headers=dead_letter_headers("", name, 0, 0))
