@@ -98,7 +98,11 @@ class ApiServer:
         return application
 
     async def _post_request(self, call: web.Request) -> web.Response:
-        body, caller = await call.read(), call.headers.get("X-Forwarded-User") or "unknown"
+        try:
+            body = await call.read()
+        except (web.RequestPayloadError, ConnectionResetError):
+            return _response(refusal(HTTPStatus.BAD_REQUEST, "body: it ends early, or is not of its Content-Encoding"))
+        caller = call.headers.get("X-Forwarded-User") or "unknown"
         # In a thread, since it waits for the brokers.
         return _response(await asyncio.to_thread(submit_request, body, caller, self._publish))
 

@@ -86,6 +86,11 @@ def test_a_body_over_the_bound_is_refused_in_json(server: ApiServer, published: 
     assert not published
 
 
+def test_a_body_that_is_not_of_its_encoding_is_refused_in_json(server: ApiServer) -> None:
+    code, content = call(server, "POST", "/requests", data=b"nope", headers={"Content-Encoding": "gzip"})
+    assert (code, content["errors"]) == (400, ["body: it ends early, or is not of its Content-Encoding"])
+
+
 def test_other_routes_and_methods_are_refused_in_json(server: ApiServer) -> None:
     assert call(server, "GET", "/models") == (404, {"errors": ["no such route: GET /models"]})
     assert call(server, "DELETE", "/requests/r-1") == (405, {"errors": ["no such route: DELETE /requests/r-1"]})
