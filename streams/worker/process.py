@@ -4,6 +4,7 @@ import gc
 import os
 from functools import partial
 from signal import Signals
+from typing import NoReturn
 
 import faust
 import structlog
@@ -55,6 +56,15 @@ class _WorkerProcess(faust.Worker):
     Without a limit, Faust tries for a minute to leave the group of unreachable brokers, and the interpreter waits for
     the end of an upload.
     """
+
+    def execute_from_commandline(self) -> NoReturn:
+        try:
+            super().execute_from_commandline()
+        except SystemExit:
+            # What Faust was starting when the signal came may have crashed.
+            if self._signal_stop_time:
+                raise SystemExit(0) from None
+            raise
 
     def _schedule_shutdown(self, signal: Signals) -> None:
         if self._signal_stop_time:

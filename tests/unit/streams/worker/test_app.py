@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
 import aiokafka.consumer.fetcher
+import faust
 import kafka.consumer.fetcher
 import pytest
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
@@ -25,6 +27,7 @@ from streams.training_sets.state_events import ChatLog, StateRecord
 from streams.training_sets.store import TrainingSets
 from streams.worker import app
 from streams.worker.app import create_app
+from streams.worker.process import _WorkerProcess
 from streams.worker.watchdog import Standstill
 from tests.acknowledgement import acknowledgement
 from tests.memory_table import MemoryTable
@@ -287,3 +290,15 @@ def test_no_fetch_of_the_group_consumer_holds_up_a_recovery(monkeypatch: pytest.
     kind = cast(Any, create_app(Settings(), cast(ObjectStore, None))).transport.Consumer
     thread = kind._new_consumer_thread(SimpleNamespace(loop=None, beacon=None))
     assert thread._create_worker_consumer(None)._fetch_max_wait_ms == 100
+
+
+@pytest.mark.parametrize(("stopped_at", "code"), [(None, 1), (1.0, 0)])
+def test_what_a_signal_interrupts_at_the_start_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, stopped_at: float | None, code: int
+) -> None:
+    monkeypatch.setattr(faust.Worker, "execute_from_commandline", lambda _: sys.exit(1))
+    worker = object.__new__(_WorkerProcess)
+    worker._signal_stop_time = stopped_at
+    with pytest.raises(SystemExit) as raised:
+        worker.execute_from_commandline()
+    assert raised.value.code == code
