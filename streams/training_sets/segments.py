@@ -82,11 +82,14 @@ def pack(topic: Topic, records: Iterable[StateRecord]) -> Iterator[tuple[Segment
     """Encode records of one topic, in offset order, as segments with their content: one or more for each folder."""
     by_folder: dict[str, list[StateRecord]] = defaultdict(list)
     for record in records:
-        by_folder[state_events.folder_of(record.event)].append(record)
+        event = record.event
+        if isinstance(event, ChatLog):
+            # Training a retriever does not need the answer, so its text is not stored.
+            event.answer = None
+        by_folder[state_events.folder_of(event)].append(record)
     for folder_id, group in by_folder.items():
-        encoded = [_encode_record(record) for record in group]
-        for start, end in _split_by_size(encoded):
-            yield _build_segment(folder_id, topic, group[start:end], encoded[start:end])
+        for part, content in _encode(group):
+            yield _build_segment(folder_id, topic, part, content), content
 
 
 def unpack(content: bytes) -> list[StateRecord]:
@@ -135,19 +138,24 @@ def epoch_ms(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _encode_record(record: StateRecord) -> bytes:
-    if isinstance(record.event, ChatLog):
-        # Training a retriever does not need the answer, so its text is not stored.
-        record.event.answer = None
-    return state_events.encode(record)
+def _encode(records: list[StateRecord]) -> Iterator[tuple[list[StateRecord], bytes]]:
+    """Records as the contents of segments, of at most ``_MAX_BYTES`` or one record each.
+
+    Measured as encoded, not as received, which may differ much: so segments are as large as they can be.
+    """
+    content = state_events.encode(records)
+    # Almost always: one call for all is faster than one for each.
+    if len(content) <= _MAX_BYTES:
+        yield records, content
+        return
+    encoded = list(map(state_events.encode, records))
+    for start, end in _split_by_size(encoded):
+        yield records[start:end], b"[" + b",".join(encoded[start:end]) + b"]"
 
 
-def _build_segment(
-    folder_id: str, topic: Topic, records: list[StateRecord], encoded: list[bytes]
-) -> tuple[Segment, bytes]:
-    content = b"[" + b",".join(encoded) + b"]"
+def _build_segment(folder_id: str, topic: Topic, records: list[StateRecord], content: bytes) -> Segment:
     times = [record.event.occurred_at for record in records]
-    segment = Segment(
+    return Segment(
         folder_id=folder_id,
         topic_label=topic.label,
         first_offset=records[0].offset,
@@ -159,7 +167,6 @@ def _build_segment(
         size=len(content),
         digest=_digest(content),
     )
-    return segment, content
 
 
 def _digest(content: bytes) -> str:
@@ -167,10 +174,7 @@ def _digest(content: bytes) -> str:
 
 
 def _split_by_size(encoded: list[bytes]) -> Iterator[tuple[int, int]]:
-    """Index ranges of at most ``_MAX_BYTES``, or of one record.
-
-    Measured as encoded, not as received, which may differ much: so segments are as large as they can be.
-    """
+    """Index ranges of at most ``_MAX_BYTES``, or of one record."""
     start = size = 0
     for index, content in enumerate(encoded):
         if size + len(content) > _MAX_BYTES and index > start:
