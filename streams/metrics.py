@@ -4,9 +4,11 @@ Counters are updated once per block, never per record. The gauges of the trainin
 ``streams.worker.owned_partitions``, which computes them at the time of the scrape.
 """
 
+from typing import get_args
+
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-from foldtune.events import SnapshotPart
+from foldtune.events import SnapshotPart, State
 from foldtune.reasons import RejectedKind
 from foldtune.topics import Topic
 
@@ -26,13 +28,6 @@ NOT_KEPT = Counter(
     "(expired), or beyond sets.max_examples or sets.max_bytes (over_bound).",
     ["topic", "reason"],
 )
-# From zero on, so that the first ones are seen as an increase.
-for _topic, _reasons in (
-    (Topic.CHAT_LOGS, ("too_old", "expired", "over_bound")),
-    (Topic.FEEDBACK, ("expired", "over_bound")),
-):
-    for _reason in _reasons:
-        NOT_KEPT.labels(_topic.label, _reason)
 FOREIGN_WRITES = Counter("foldtune_foreign_writes", "Own writes that found and applied writes of another worker.")
 REMOVED_STORES = Counter(
     "foldtune_removed_stores",
@@ -42,6 +37,7 @@ REMOVED_STORES = Counter(
 CLOCK_SKEW = Gauge(
     "foldtune_clock_skew_seconds", "The worker's clock less the brokers', as of the last event that it published."
 )
+PARTITIONS = Gauge("foldtune_partitions", "Partitions of each topic, as configured.")
 REBALANCES = Counter("foldtune_rebalances", "Rebalances of the consumer group that this worker took part in.")
 REQUESTS_ENDED = Counter("foldtune_requests_ended", "Fine-tune requests that reached a final state.", ["state"])
 SNAPSHOT_SECONDS = Histogram(
@@ -50,13 +46,30 @@ SNAPSHOT_SECONDS = Histogram(
 SNAPSHOT_STORE_SECONDS = Histogram(
     "foldtune_snapshot_store_seconds", "The part of it spent on the object store.", buckets=_SNAPSHOT_BUCKETS
 )
-
-
 REFUSED_RECORDS = Counter(
     "foldtune_refused_records", "Records of the worker that could not be written; they are dead letters.", ["topic"]
 )
 LOST_DEAD_LETTERS = Counter("foldtune_lost_dead_letters", "Dead letters that the brokers refused, without a value too.")
 FAILED_TIMERS = Counter("foldtune_failed_timers", "Timers that met an unexpected error, once per partition.", ["timer"])
+
+# From zero on, so that the first one is an increase.
+for _topic, _reasons in (
+    (Topic.CHAT_LOGS, ("too_old", "expired", "over_bound")),
+    (Topic.FEEDBACK, ("expired", "over_bound")),
+):
+    for _reason in _reasons:
+        NOT_KEPT.labels(_topic.label, _reason)
+for _topic in Topic:
+    REFUSED_RECORDS.labels(_topic.label)
+    for _reason in get_args(RejectedKind):
+        REJECTED.labels(_topic.label, _reason)
+for _reason in ("damaged", "ahead"):
+    REMOVED_STORES.labels(_reason)
+for _timer in ("tick", "policy", "maintenance"):
+    FAILED_TIMERS.labels(_timer)
+for _state in State:
+    if _state.terminal:
+        REQUESTS_ENDED.labels(_state.value)
 
 
 def count_rejected(topic: Topic, reason: RejectedKind) -> None:

@@ -28,7 +28,7 @@ from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings
 from foldtune.topics import DATA_TOPICS, MAX_RECORD_BYTES, Topic
 from streams.errors import PartitionLostError, brokers_at_fault
-from streams.metrics import FAILED_TIMERS, MAINTENANCE, REBALANCES
+from streams.metrics import FAILED_TIMERS, MAINTENANCE, PARTITIONS, REBALANCES
 from streams.partitions.broker_clock import CLOCK
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
@@ -366,6 +366,7 @@ class _Components:
         worker = self._settings.worker
         if worker.http_port is None:
             return None
+        PARTITIONS.set(self._settings.kafka.partitions)
         collector = OwnedPartitions(
             self._owned_partitions,
             self._sets.cached_segments,
