@@ -91,25 +91,37 @@ class S3Settings(Section):
     checksums: Literal["when_supported", "when_required"] = "when_supported"
 
 
+_MaxAge = Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=36_525))]
+
+
 class SetLimits(Section):
     """Retention of a folder's rolling training set: when any limit is exceeded, the oldest logs are dropped.
 
     Documents are the corpus, not examples: the newest version of each is retained until it is deleted.
     """
 
-    max_age: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=36_525))] = timedelta(days=365)
+    max_age: _MaxAge = timedelta(days=365)
     max_examples: PositiveInt = 100_000
     max_bytes: PositiveInt = 256 * 1024 * 1024
+
+
+class FolderLimits(Section):
+    """A folder's own limits; those that are not set are those of all folders."""
+
+    max_age: _MaxAge | None = None
+    max_examples: PositiveInt | None = None
+    max_bytes: PositiveInt | None = None
 
 
 class Sets(SetLimits):
     """The limits of all training sets, with overrides by folder."""
 
-    folders: dict[str, SetLimits] = {}
+    folders: dict[str, FolderLimits] = {}
 
     def of(self, folder_id: str) -> SetLimits:
         """A folder's limits."""
-        return self.folders.get(folder_id, self)
+        own = self.folders.get(folder_id)
+        return self.model_copy(update=own.model_dump(exclude_none=True)) if own else self
 
 
 class LabelWeights(Section):

@@ -29,7 +29,7 @@ class Ingest:
         self._publisher = publisher
         self._bounds = bounds
         self._limits = limits
-        self._least_max_age = min(folder.max_age for folder in (limits, *limits.folders.values()))
+        self._least_max_age = min((limits.max_age, *(limits.of(folder_id).max_age for folder_id in limits.folders)))
 
     async def handle(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
         """Store the valid records and send the rest to the dead letters; both are durable on return.

@@ -6,7 +6,7 @@ import pytest
 
 from foldtune.errors import InvalidSettingsError
 from foldtune.events import ModelReference
-from foldtune.settings import Settings, load_settings, settings_environment
+from foldtune.settings import SetLimits, Settings, load_settings, settings_environment
 
 
 @pytest.fixture(autouse=True)
@@ -136,11 +136,29 @@ def test_a_file_that_is_not_toml_is_named() -> None:
             load_settings.__wrapped__()
 
 
+def test_a_folder_has_the_operators_limits_unless_it_sets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDTUNE_SETS__MAX_AGE", "P30D")
+    monkeypatch.setenv("FOLDTUNE_SETS__MAX_EXAMPLES", "500")
+    monkeypatch.setenv(
+        "FOLDTUNE_SETS__FOLDERS", '{"few": {"max_examples": 50}, "young": {"max_age": "P10D"}, "as is": {}}'
+    )
+    sets, bound = Settings().sets, SetLimits().max_bytes
+    limits = {name: sets.of(name) for name in ("few", "young", "as is", "any other")}
+    assert {name: (of.max_age.days, of.max_examples, of.max_bytes) for name, of in limits.items()} == {
+        "few": (30, 50, bound),
+        "young": (10, 500, bound),
+        "as is": (30, 500, bound),
+        "any other": (30, 500, bound),
+    }
+
+
 def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDTUNE_KAFKA__SASL_PASSWORD", "hunter2")
     monkeypatch.setenv("FOLDTUNE_TRAINER__BASE_MODEL", "file:///models/x")
+    monkeypatch.setenv("FOLDTUNE_SETS__FOLDERS", '{"f": {"max_examples": 50}}')
     settings = Settings()
     monkeypatch.delenv("FOLDTUNE_KAFKA__SASL_PASSWORD")
+    monkeypatch.delenv("FOLDTUNE_SETS__FOLDERS")
     monkeypatch.delenv("FOLDTUNE_TRAINER__BASE_MODEL")
     for name, value in settings_environment(settings).items():
         monkeypatch.setenv(name, value)
