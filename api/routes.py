@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from foldtune.errors import TRANSIENT_ERRORS, FoldtuneError, OutOfBoundsError
 from foldtune.events import FineTuneRequested, FineTuneStatus, RequestId, now
+from foldtune.excerpts import excerpt
 from foldtune.knobs import ModelName
-from foldtune.reasons import reasons_of
+from foldtune.reasons import explain, reasons_of
 from foldtune.request_ids import RESERVED, is_reserved
 
 Publish = Callable[[FineTuneRequested], None]
@@ -59,16 +60,20 @@ def refusal(status: HTTPStatus, *errors: str) -> Answer:
 BODY_TOO_LARGE = refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: at most {MAX_BODY_BYTES} bytes")
 
 
-def submit_request(body: bytes, caller: str, publish: Publish) -> Answer:
-    """``POST /requests``: publish the request; a body without a ``request_id`` gets a generated one."""
+def submit_request(body: bytes, content_type: str, caller: str, publish: Publish) -> Answer:
+    """``POST /requests``: publish the request; a body without a ``request_id`` gets a generated one.
+
+    A browser sends other content types to any site without asking that site first.
+    """
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        reason = f"content-type: should be application/json, got {excerpt(content_type, 100)!r}"
+        return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason)
     if len(body) > MAX_BODY_BYTES:
         return BODY_TOO_LARGE
     try:
         request = parse_request(body, caller)
-    except ValidationError as error:
-        return refusal(HTTPStatus.BAD_REQUEST, *reasons_of(error))
-    except BodyError as error:
-        return refusal(HTTPStatus.BAD_REQUEST, str(error))
+    except (ValidationError, BodyError) as error:
+        return refusal(HTTPStatus.BAD_REQUEST, *explain(error))
     try:
         publish(request)
     except OutOfBoundsError as error:

@@ -236,6 +236,13 @@ class RequestSettings(Section):
     base_models: Annotated[tuple[Annotated[str, Field(pattern=MODEL_URI)], ...], Field(max_length=1000)] = ()
 
 
+class ApiSettings(Section):
+    """The HTTP API in a cluster."""
+
+    # Names by which it may be called, such as that of its ingress; localhost and all IP addresses need not be named.
+    hosts: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")], ...], Field(max_length=1000)] = ()
+
+
 class ScheduleSettings(Section):
     """Models that the scheduled function requests; the time is set in EventBridge.
 
@@ -267,6 +274,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     requests: RequestSettings = RequestSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    api: ApiSettings = ApiSettings()
     log_level: LogLevel = "INFO"
 
     @classmethod

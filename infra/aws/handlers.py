@@ -158,7 +158,8 @@ def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
         return _http_response(refusal(HTTPStatus.UNAUTHORIZED, "a token is needed"))
     match call.route_key:
         case "POST /requests":
-            answer = submit_request(call.content, call.caller, _publish_request)
+            content_type = call.headers.get("content-type", "")
+            answer = submit_request(call.content, content_type, call.caller, _publish_request)
         case "GET /requests/{id}":
             statuses = StatusStore(S3ObjectStore(load_settings().s3))
             answer = request_status(call.request_id, call.model, statuses.newest)

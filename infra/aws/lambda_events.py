@@ -72,6 +72,8 @@ class HttpRequest(_Payload):
     route_key: str
     path_parameters: dict[str, str] | None = None
     query_string_parameters: dict[str, str] | None = None
+    # Their names in lower case.
+    headers: dict[str, str] = {}
     body: str | None = None
     is_base64_encoded: bool = Field(False, alias="isBase64Encoded")
     request_context: _RequestContext = _RequestContext()

@@ -29,7 +29,7 @@ BAD: list[tuple[Any, str]] = [
 
 def call(url: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any]]:
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, headers)  # noqa: S310 - this machine's own server
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"} | headers)  # noqa: S310 - this machine's own server
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
             return answer.status, json.load(answer)
@@ -82,3 +82,5 @@ def test_an_invalid_request_is_answered_with_the_reason(api: str) -> None:
         assert code == 400
         assert words in answer["errors"][0]
     assert call(f"{api}/requests", b" " * (256 * 1024 + 1))[0] == 413
+    assert call(f"{api}/requests", {"model": "helpdesk"}, **{"Content-Type": "text/plain"})[0] == 415
+    assert call(f"{api}/requests", {"model": "helpdesk"}, Host="foldtune.evil.example")[0] == 421

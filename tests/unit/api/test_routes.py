@@ -31,7 +31,7 @@ def topic() -> Topic:
 
 def submit(topic: Topic, body: object, caller: str = "user-7") -> tuple[int, dict[str, Any]]:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return plain(submit_request(content, caller, topic.publish))
+    return plain(submit_request(content, "application/json", caller, topic.publish))
 
 
 def plain(answer: Answer) -> tuple[int, dict[str, Any]]:
@@ -48,6 +48,18 @@ def newest_status(request_id: str, model: str | None) -> FineTuneStatus | None:
 
 
 # ── POST /requests ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON ; charset=utf-8"])
+def test_a_body_in_json_is_taken(topic: Topic, content_type: str) -> None:
+    assert submit_request(b'{"model": "support"}', content_type, "user-7", topic.publish).status == 202
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
+def test_a_body_of_another_content_type_is_refused(topic: Topic, content_type: str) -> None:
+    code, content = plain(submit_request(b'{"model": "support"}', content_type, "user-7", topic.publish))
+    assert (code, topic.requests) == (415, [])
+    assert content["errors"] == [f"content-type: should be application/json, got {content_type!r}"]
 
 
 def test_a_request_is_published_under_the_callers_name(topic: Topic) -> None:

@@ -16,6 +16,7 @@ from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.settings import Settings
 from foldtune.status_order import StatusRecord
 
+JSON = {"Content-Type": "application/json"}
 MOMENT = now()
 T = TypeVar("T")
 
@@ -81,14 +82,42 @@ def test_a_status_is_answered(server: ApiServer, statuses: StatusCache) -> None:
 
 
 def test_a_body_over_the_bound_is_refused_in_json(server: ApiServer, published: list[FineTuneRequested]) -> None:
-    code, content = call(server, "POST", "/requests", data=b" " * (MAX_BODY_BYTES + 1))
+    code, content = call(server, "POST", "/requests", data=b" " * (MAX_BODY_BYTES + 1), headers=JSON)
     assert (code, content["errors"]) == (413, [f"body: at most {MAX_BODY_BYTES} bytes"])
     assert not published
 
 
 def test_a_body_that_is_not_of_its_encoding_is_refused_in_json(server: ApiServer) -> None:
-    code, content = call(server, "POST", "/requests", data=b"nope", headers={"Content-Encoding": "gzip"})
+    code, content = call(server, "POST", "/requests", data=b"nope", headers=JSON | {"Content-Encoding": "gzip"})
     assert (code, content["errors"]) == (400, ["body: it ends early, or is not of its Content-Encoding"])
+
+
+def test_a_form_that_a_browser_sends_from_anywhere_is_refused(
+    server: ApiServer, published: list[FineTuneRequested]
+) -> None:
+    for body in (b'{"model": "support"}', {"model": "support"}):
+        code, content = call(server, "POST", "/requests", data=body)
+        assert (code, published) == (415, [])
+        assert content["errors"][0].startswith("content-type: should be application/json, got ")
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8080", "127.0.0.1", "10.1.2.3:8080", "[::1]:8080", "api.example.com", "Bind:80"]
+)
+def test_the_api_answers_under_addresses_and_the_names_that_it_is_given(host: str, statuses: StatusCache) -> None:
+    server = ApiServer(lambda _: None, statuses, ("bind", "API.example.com"))
+    assert call(server, "GET", "/requests/r-1", headers={"Host": host})[0] == 404
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "api.example.com.evil.example", "127.0.0.1.evil.example:8080", "", "a:b:c", "api.example.com@x"],
+)
+def test_the_api_refuses_calls_under_any_other_name(host: str, statuses: StatusCache) -> None:
+    server = ApiServer(lambda _: None, statuses, ("api.example.com",))
+    for path in ("/requests/r-1", "/health", "/other"):
+        code, content = call(server, "GET", path, headers={"Host": host})
+        assert (code, content["errors"]) == (421, [f"host: {host!r} is none of this API's names (api.hosts)"])
 
 
 def test_other_routes_and_methods_are_refused_in_json(server: ApiServer) -> None:
