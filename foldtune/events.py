@@ -77,9 +77,11 @@ class Model(BaseModel):
 
 
 class Event(Model):
-    """One Kafka message. Fields may be added at any time; a changed meaning takes a new ``schema_version``."""
+    """One Kafka message. Fields may be added at any time; a changed meaning takes a new ``schema_version``, which an
+    older release refuses instead of misunderstanding it.
+    """
 
-    schema_version: PositiveInt = SCHEMA_VERSION
+    schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
 
     def encode(self) -> bytes:
         """The event as JSON in UTF-8, without absent fields."""

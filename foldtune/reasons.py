@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from foldtune import excerpts
 from foldtune.errors import FoldtuneError, InvalidEventError
-from foldtune.events import BUCKET, MODEL_URI, REQUEST_ID
+from foldtune.events import BUCKET, MODEL_URI, REQUEST_ID, SCHEMA_VERSION
 from foldtune.knobs import MODEL_NAME
 
 # An event may have many thousand errors; only the first ones are reported.
@@ -26,8 +26,9 @@ _PATTERNS = {
 }
 
 
-# A label for metrics: undecodable, over the size limit of the whole event, against a rule, or met by a defect.
-RejectedKind = Literal["unreadable", "oversized", "invalid", "failed"]
+# A label for metrics: undecodable, over the size limit of the whole event, against a rule, of a newer release, not in
+# the partition of its folder, or met by a defect.
+RejectedKind = Literal["unreadable", "oversized", "invalid", "unknown_version", "misplaced", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,12 @@ def field_of(location: Location) -> str:
 
 
 def reasons_of(error: ValidationError, named: Callable[[Location], str] = field_of) -> tuple[str, ...]:
-    """One line for each invalid field: its name, as ``named`` formats it, and its bound."""
+    """One line for each invalid field: its name, as ``named`` formats it, and its bound.
+
+    Of a version that is not known, that alone: what its fields mean is not known either.
+    """
+    if version := _unknown_version(error):
+        return (version,)
     return excerpts.bounded([f"{named(location)}: {reason}" for location, reason, _ in invalid_fields(error)])
 
 
@@ -67,6 +73,17 @@ def invalid_fields(error: ValidationError) -> Iterator[tuple[Location, str, Any]
     for location, (first, *others) in fields.items():
         alternatives = [f" or {_reason(other).removeprefix(_SHOULD)}" for other in others]
         yield location, "".join([_reason(first), *alternatives]), first
+
+
+def _unknown_version(error: ValidationError) -> str | None:
+    for details in error.errors(include_url=False, include_context=False)[:_MAX_ERRORS]:
+        if details["loc"][-1:] == ("schema_version",) and details["type"] == "less_than_equal":
+            version = excerpts.excerpt(str(details["input"]), _MAX_FIELD)
+            return (
+                f"{field_of(details['loc'])}: version {version} is of a newer release, this one knows them up to "
+                f"{SCHEMA_VERSION}; upgrade it, then replay the event"
+            )
+    return None
 
 
 def _reason(details: Any) -> str:
@@ -89,10 +106,12 @@ def explain(error: Exception) -> tuple[str, ...]:
 
 
 def kind_of(error: Exception) -> RejectedKind:
-    """Whether the event is not JSON at all, breaks a rule, or met a defect."""
+    """Whether the event is not JSON at all, of a newer release, breaks a rule, or met a defect."""
     if isinstance(error, InvalidEventError):
         return "invalid"
     if not isinstance(error, ValidationError):
         return "failed"
+    if _unknown_version(error):
+        return "unknown_version"
     unreadable = any(details["type"] == "json_invalid" for details in error.errors(include_url=False))
     return "unreadable" if unreadable else "invalid"

@@ -75,6 +75,9 @@ class KafkaSettings(Section):
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$")] = ""
     partitions: Annotated[int, Field(ge=1, le=1024)] = 4
     replication_factor: Annotated[int, Field(ge=1, le=16)] = 1
+    # The partitioner of all producers of logs, documents and feedback. With murmur2 workers reject what is not in the
+    # partition of its folder; with another they cannot tell, and feedback beside the partition of its log does nothing.
+    partitioner: Literal["murmur2", "other"] = "murmur2"
     # Of topics that exist, made by the brokers or by an older version: what becomes of configuration that is not ours.
     topic_config: Literal["alter", "refuse", "ignore"] = "alter"
 

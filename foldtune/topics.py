@@ -58,7 +58,8 @@ def request_key(model: str, request_id: str) -> str:
 
 
 # The inputs of the training sets, co-partitioned by folder.
-DATA_TOPICS = (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK, Topic.ERASURES)
+KEYED_BY_FOLDER = (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK)
+DATA_TOPICS = (*KEYED_BY_FOLDER, Topic.ERASURES)
 
 # Erased text must not stay in a changelog for weeks, as by default where little is written. The active segment, which
 # brokers never compact, is bounded for the same reason (default: 1 GiB).

@@ -9,6 +9,7 @@ from kafka.errors import KafkaTimeoutError
 from pydantic import ValidationError
 
 from foldtune.events import FineTuneStatus, State
+from foldtune.reasons import explain
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +70,7 @@ class EndedRequests:
                 topic=record.topic,
                 partition=record.partition,
                 offset=record.offset,
-                error=f"{error.error_count()} validation errors",
+                error="; ".join(explain(error)),
             )
             return
         # One that was cancelled may have a training that goes on for others.

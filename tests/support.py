@@ -123,7 +123,7 @@ class Reader:
         deadline = time.monotonic() + seconds
         while not condition(self.records):
             if time.monotonic() > deadline:
-                seen = "\n".join(f"{record.topic}: {record.value[:400]!r}" for record in self.records[-20:])
+                seen = "\n".join(f"{record.topic}: {(record.value or b'')[:400]!r}" for record in self.records[-20:])
                 msg = f"not within {seconds} s; the last of {len(self.records)} records:\n{seen}"
                 raise AssertionError(msg)
             for records in self._client.poll(timeout_ms=200).values():

@@ -22,6 +22,7 @@ from foldtune.events import State, TrainingJob
 from foldtune.kafka import Publisher
 from foldtune.logs import configure_logs
 from foldtune.object_store import ObjectStore, S3ObjectStore
+from foldtune.reasons import explain
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
 from foldtune.shutdown import call_on_signal, exit_after
@@ -102,7 +103,9 @@ def read_job(store: ObjectStore, uri: str) -> TrainingJob:
     """
     try:
         return TrainingJob.model_validate_json(store.get(store.key(uri)))
-    except (ObjectMissingError, ValidationError, ValueError) as error:
+    except ValidationError as error:
+        raise BadJobError(uri, "; ".join(explain(error))) from error
+    except (ObjectMissingError, ValueError) as error:
         raise BadJobError(uri, error) from error
 
 

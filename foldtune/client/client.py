@@ -34,6 +34,7 @@ from foldtune.events import (
     now,
 )
 from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
+from foldtune.reasons import explain
 from foldtune.request_ids import RESERVED, is_reserved
 from foldtune.settings import Settings
 from foldtune.status_order import StatusRecord, merge_status
@@ -299,9 +300,9 @@ def _decode(record: object, kind: type[E]) -> E | None:
         return kind.model_validate_json(value)
     except ValidationError as error:
         _log.warning(
-            "invalid event skipped: type=%s topic=%s partition=%s offset=%s errors=%d",
+            "invalid event skipped: type=%s topic=%s partition=%s offset=%s error=%s",
             kind.__name__,
             *(getattr(record, name, None) for name in ("topic", "partition", "offset")),
-            error.error_count(),
+            "; ".join(explain(error)),
         )
         return None

@@ -16,6 +16,7 @@ from foldtune.errors import FoldtuneError, ModelFileError, ObjectMissingError
 from foldtune.events import ManifestFile, ModelManifest, ModelReady
 from foldtune.object_keys import MANIFEST, key_segment, manifest_key
 from foldtune.object_store import ObjectStore
+from foldtune.reasons import explain
 
 CURRENT = "current"
 # Beside the link: the newest version that it ever pointed to. An older ``current`` was set by hand, and stays.
@@ -161,7 +162,7 @@ def _verified_manifest(content: bytes, sha256: str) -> ModelManifest:
     try:
         return ModelManifest.model_validate_json(content)
     except ValidationError as error:
-        raise ModelFileError(f"{MANIFEST}: {error}") from error
+        raise ModelFileError(f"{MANIFEST}: {'; '.join(explain(error))}") from error
 
 
 def _download_file(store: ObjectStore, key: str, path: Path, file: ManifestFile) -> None:

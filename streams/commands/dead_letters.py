@@ -17,6 +17,7 @@ from streams.publishing.dead_letter_replay import (
     DeadLetter,
     Filter,
     decode_headers,
+    destination,
     input_partitions,
     read_dead_letters,
     read_records,
@@ -96,10 +97,10 @@ def replay_dead_letters(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be replayed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Publish events again, unchanged, to the topic and partition that they came from.
+    """Publish events again, unchanged, to the topic that they came from and the partition of their folder.
 
-    Useful once the cause is gone: a bound, a version, a clock. An event that fails again becomes a new dead letter.
-    Exit code 1 if one was refused.
+    Useful once the cause is gone: a bound, a version, a clock, a partitioner. An event that fails
+    again becomes a new dead letter. Exit code 1 if one was refused.
     """
     kafka = load_settings().kafka
     dead_letters = _select(kafka, dead_letter_ids or [], everything, _filter(kafka, topic, since, contains))
@@ -111,11 +112,12 @@ def replay_dead_letters(
             typer.echo(f"{dead_letter_id} refused: {printable(reason)}", err=True)
     if dry_run:
         for dead_letter in replayable:
-            typer.echo(f"{dead_letter.id} to {_origin_text(dead_letter).rpartition(':')[0]}")
+            target = destination(dead_letter, kafka, partitions) or ()
+            typer.echo(f"{dead_letter.id} to {' '.join(map(str, target))}")
     elif replayable:
         if not yes:
             typer.confirm(f"Replay {_event_count(len(replayable))} to {', '.join(_topics(replayable))}?", abort=True)
-        typer.echo(f"{replay(kafka, replayable)} replayed, {len(dead_letters) - len(replayable)} refused")
+        typer.echo(f"{replay(kafka, replayable, partitions)} replayed, {len(dead_letters) - len(replayable)} refused")
     else:
         typer.echo("nothing to replay")
     if len(replayable) < len(dead_letters):

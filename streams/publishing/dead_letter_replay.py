@@ -1,4 +1,4 @@
-"""Reads the dead letters and replays them: publishes their bytes again where they came from.
+"""Reads the dead letters and replays them: publishes their bytes again where they came from, or where they belong.
 
 A replay leaves a receipt in the dead letter's own partition of ``dead-letters``: a record without a value, whose
 headers name the dead letter and the topic, partition and offset of the replayed record. A later dead letter that comes
@@ -16,10 +16,10 @@ import msgspec
 
 from foldtune.bounds import written_at
 from foldtune.dead_letters import ERROR_HEADER, OFFSET_HEADER, PARTITION_HEADER, TOPIC_HEADER, none_or_empty
-from foldtune.kafka import Publisher, consumer
+from foldtune.kafka import Publisher, consumer, partition_of
 from foldtune.settings import KafkaSettings
 from foldtune.topic_reader import read
-from foldtune.topics import DATA_TOPICS, Topic
+from foldtune.topics import DATA_TOPICS, KEYED_BY_FOLDER, Topic
 
 # On a replayed record and on its receipt: the id of the dead letter.
 LETTER_HEADER = "foldtune-letter"
@@ -28,7 +28,6 @@ REPLAYS_HEADER = "foldtune-replays"
 
 # Anybody can write headers, so records are replayed only to topics that take events from outside.
 INPUTS = (*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS)
-_KEYED_BY_FOLDER = (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK)
 # Dead letters replayed between two flushes; values of up to 1 MiB are in memory meanwhile.
 _BATCH_SIZE = 50
 
@@ -129,9 +128,10 @@ def refusal_reason(dead_letter: DeadLetter, settings: KafkaSettings, partitions:
         return f"its origin {origin.topic!r} is none of foldtune's inputs"
     if origin.partition >= (count := partitions[origin.topic]):
         return f"its origin is partition {origin.partition} of {origin.topic!r}, which has {count} partitions"
-    by_folder = {topic.named(settings.topic_prefix) for topic in _KEYED_BY_FOLDER}
     folder_id, key = dead_letter.folder_id, dead_letter.key
-    if origin.topic in by_folder and folder_id is not None and key is not None and folder_id.encode() != key:
+    if settings.partitioner != "murmur2" and folder_id and _is_by_folder(dead_letter, settings):
+        if key is None or folder_id.encode() == key:
+            return None
         # It was rejected for this as a part of an envelope. Alone it would be valid, and put the folder's logs on a
         # second partition.
         key_text = key.decode(errors="backslashreplace")
@@ -139,10 +139,30 @@ def refusal_reason(dead_letter: DeadLetter, settings: KafkaSettings, partitions:
     return None
 
 
-def replay(settings: KafkaSettings, dead_letters: Collection[DeadLetter]) -> int:
+def destination(
+    dead_letter: DeadLetter, settings: KafkaSettings, partitions: Mapping[str, int]
+) -> tuple[str, int] | None:
+    """Topic and partition to which a dead letter without a ``refusal_reason`` is replayed: where its folder lies.
+
+    Without a folder, or where the producers' partitioner is not known, to where it came from.
+    """
+    if dead_letter.origin is None:
+        return None
+    topic, partition, _ = dead_letter.origin
+    if settings.partitioner == "murmur2" and dead_letter.folder_id and _is_by_folder(dead_letter, settings):
+        partition = partition_of(dead_letter.folder_id, partitions[topic])
+    return topic, partition
+
+
+def _is_by_folder(dead_letter: DeadLetter, settings: KafkaSettings) -> bool:
+    by_folder = {topic.named(settings.topic_prefix) for topic in KEYED_BY_FOLDER}
+    return dead_letter.origin is not None and dead_letter.origin.topic in by_folder
+
+
+def replay(settings: KafkaSettings, dead_letters: Collection[DeadLetter], partitions: Mapping[str, int]) -> int:
     """Publish dead letters without a ``refusal_reason`` again; returns how many, all acknowledged by the brokers.
 
-    Each goes to the partition that it came from, so events of one key keep their order.
+    Each goes to its ``destination``, so events of one key keep their order.
 
     Raises:
         PublishError: a record was not acknowledged; those before it are replayed, and may be replayed again.
@@ -159,14 +179,16 @@ def replay(settings: KafkaSettings, dead_letters: Collection[DeadLetter]) -> int
             sent = []
             for record in batch:
                 dead_letter = chosen[f"{record.partition}:{record.offset}"]
-                if dead_letter.origin is None:
+                if (target := destination(dead_letter, settings, partitions)) is None:
                     continue
+                name, partition = target
                 headers = [
                     (LETTER_HEADER, dead_letter.id.encode()),
                     (REPLAYS_HEADER, str(dead_letter.failures).encode()),
                 ]
-                topic, partition = topics[dead_letter.origin.topic], dead_letter.origin.partition
-                future = publisher.send_raw(topic, record.value, key=record.key, partition=partition, headers=headers)
+                future = publisher.send_raw(
+                    topics[name], record.value, key=record.key, partition=partition, headers=headers
+                )
                 sent.append((dead_letter, future))
             publisher.flush()
             for dead_letter, future in sent:

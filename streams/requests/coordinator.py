@@ -32,7 +32,7 @@ from foldtune.kafka import partition_of
 from foldtune.knobs import ModelName
 from foldtune.object_keys import key_segment, model_prefix, snapshot_manifest_key
 from foldtune.object_store import ObjectStore
-from foldtune.reasons import explain
+from foldtune.reasons import explain, kind_of
 from foldtune.request_ids import POLICY_PREFIX, RESERVED, is_reserved, is_scheduled
 from foldtune.settings import PolicyRule, Settings
 from foldtune.status_order import first_end
@@ -179,6 +179,9 @@ class Coordinator:
         try:
             request = _decode_request(value)
         except (ValidationError, InvalidEventError) as error:
+            if kind_of(error) == "unknown_version":
+                # No rejection, which would be the request's end: it waits in the dead letters for the upgrade.
+                raise
             await self._reject(partition, ids.request_id, ids.model, explain(error))
             return
         state = self._model_state(partition, request.model)
@@ -345,7 +348,8 @@ class Coordinator:
             self.statuses_read += 1
             try:
                 status = FineTuneStatus.model_validate_json(record.value or b"")
-            except ValidationError:
+            except ValidationError as error:
+                _log.warning("invalid status skipped", partition=partition, error="; ".join(explain(error)))
                 continue
             if status.state.terminal:
                 key = _final_status_key(status.model, status.request_id)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -10,10 +11,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from foldtune import events
 from foldtune.bounds import Bounds, Rules, violations, written_at
+from foldtune.events import SCHEMA_VERSION
+from foldtune.kafka import partition_of
 from foldtune.reasons import Rejected, kind_of, reasons_of
 from foldtune.topics import Topic
 from streams.training_sets import state_events
-from streams.training_sets.state_events import StateEvent, StateRecord
+from streams.training_sets.state_events import StateRecord, WireEvent
 
 DecodeResult = StateRecord | Rejected
 
@@ -42,6 +45,32 @@ def decode_block(topic: Topic, messages: Sequence[Any], bounds: Bounds) -> list[
     return results
 
 
+def reject_misplaced(
+    results: list[DecodeResult], messages: Sequence[Any], partition: int, partitions: int
+) -> list[DecodeResult]:
+    """Reject each message with a record of a folder that lies in another partition; the whole message, unchanged.
+
+    Its owner would not see what a producer with another partitioner, another key or none has sent here.
+    """
+    records: list[Any] = [result for result in results if isinstance(result, StateRecord)]
+    homes = {folder: _home(folder, partitions) for folder in {record.event.folder_id for record in records}}
+    if not any(home != partition for home in homes.values()):
+        return results
+    misplaced = {record.offset: home for record in records if (home := homes[record.event.folder_id]) != partition}
+    reason = (
+        f"folder_id: lies in partition {{}}, and the record came to partition {partition} of {partitions}: "
+        "producers need the murmur2 partitioner, with folder_id as the key (kafka.partitioner)"
+    )
+    return [
+        *(result for result in results if result.offset not in misplaced),
+        *(
+            Rejected(message.offset, 0, (reason.format(misplaced[message.offset]),), message.value, "misplaced")
+            for message in messages
+            if message.offset in misplaced
+        ),
+    ]
+
+
 def _decode_message(topic: Topic, message: Any, bounds: Bounds) -> list[DecodeResult]:
     if (written := written_at(message.timestamp)) is None:
         return [Rejected(message.offset, 0, (_WITHOUT_TIME,), message.value or b"")]
@@ -51,7 +80,8 @@ def _decode_message(topic: Topic, message: Any, bounds: Bounds) -> list[DecodeRe
 def _is_clearly_valid(log: state_events.ChatLog, bounds: Bounds, latest: datetime) -> bool:
     """A cheap sufficient check of all bounds, true of almost all logs: a character has at most four bytes."""
     if (
-        not _EPOCH <= log.occurred_at <= latest
+        log.schema_version > SCHEMA_VERSION
+        or not _EPOCH <= log.occurred_at <= latest
         or len(log.question) * 4 > bounds.question_bytes
         or log.question.isspace()
         or len(log.retrieved) > bounds.passages_per_log
@@ -75,6 +105,8 @@ def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list
         event = fast_decode(value)
     except _DECODE_ERRORS:
         return _decode_slowly(topic, offset, value, rules)
+    if event.schema_version > SCHEMA_VERSION:
+        return [_validate(topic, offset, 0, value, rules)]
     if reasons := tuple(violations(event, rules)):
         return [Rejected(offset, 0, reasons, value)]
     return [StateRecord(offset, 0, event, len(value))]
@@ -87,6 +119,8 @@ def _decode_slowly(topic: Topic, offset: int, value: bytes, rules: Rules) -> lis
     try:
         batch = _BATCH_DECODER.decode(value)
     except _DECODE_ERRORS:
+        return _validate_logs(offset, value, rules)
+    if max(batch.schema_version, *(log.schema_version for log in batch.logs)) > SCHEMA_VERSION:
         return _validate_logs(offset, value, rules)
     return _check_logs(batch, offset, len(value), rules)
 
@@ -115,6 +149,11 @@ def _validate_logs(offset: int, value: bytes, rules: Rules) -> list[DecodeResult
         content = None
     if not isinstance(content, dict) or content.get("type") != "chat_log_batch":
         return [_validate(Topic.CHAT_LOGS, offset, 0, value, rules)]
+    try:
+        events.Event.model_validate(content)
+    except ValidationError as error:
+        if kind_of(error) == "unknown_version":
+            return [Rejected(offset, 0, reasons_of(error), value, "unknown_version")]
     logs = content.get("logs")
     if not isinstance(logs, list) or not logs:
         return [Rejected(offset, 0, ("logs: a list of at least 1 is needed",), value)]
@@ -150,12 +189,14 @@ _WITHOUT_TIME = (
     "timestamp: neither this record nor one before it in its partition has a time from 2020 to 2099, in milliseconds "
     "(message.timestamp.type of the topic)"
 )
+# Of some thousand folders: computing it takes as long as decoding a log.
+_home = lru_cache(maxsize=16_384)(partition_of)
 _LOG_DECODER = msgspec.json.Decoder(state_events.ChatLog)
 _BATCH_DECODER = msgspec.json.Decoder(state_events.ChatLogBatch)
 _FOLDER_MISMATCH = "folder_id: a log in an envelope must be of the envelope's folder"
 _Document = Annotated[events.DocumentUpserted | events.DocumentDeleted, Field(discriminator="type")]
 # By topic: the fast decoder, and the contract, which explains.
-_DECODERS: dict[Topic, tuple[Callable[[bytes], StateEvent], TypeAdapter[Any]]] = {
+_DECODERS: dict[Topic, tuple[Callable[[bytes], WireEvent], TypeAdapter[Any]]] = {
     Topic.CHAT_LOGS: (_LOG_DECODER.decode, TypeAdapter(events.ChatLog)),
     Topic.DOCUMENTS: (
         msgspec.json.Decoder(state_events.DocumentUpserted | state_events.DocumentDeleted).decode,

@@ -9,12 +9,12 @@ import structlog
 from foldtune.bounds import Bounds, written_at
 from foldtune.reasons import Rejected
 from foldtune.settings import Sets
-from foldtune.topics import Topic
+from foldtune.topics import KEYED_BY_FOLDER, Topic
 from streams.metrics import NOT_KEPT, RECORDS
 from streams.publishing.dead_letters import send_all_to_dead_letters
 from streams.publishing.publisher import EventPublisher
 from streams.threads import DECODING, run_in
-from streams.training_sets.decoding import decode_block
+from streams.training_sets.decoding import DecodeResult, decode_block, reject_misplaced
 from streams.training_sets.state_events import StateRecord, folder_of
 from streams.training_sets.store import TrainingSets
 
@@ -24,11 +24,15 @@ _log = structlog.get_logger()
 class Ingest:
     """Handles the data topics block by block."""
 
-    def __init__(self, sets: TrainingSets, publisher: EventPublisher, bounds: Bounds, limits: Sets) -> None:
+    def __init__(
+        self, sets: TrainingSets, publisher: EventPublisher, bounds: Bounds, limits: Sets, partitions: int | None
+    ) -> None:
+        """``partitions`` is their number where each record must be in the partition of its folder."""
         self._sets = sets
         self._publisher = publisher
         self._bounds = bounds
         self._limits = limits
+        self._partitions = partitions
         self._least_max_age = min((limits.max_age, *(limits.of(folder_id).max_age for folder_id in limits.folders)))
 
     async def handle(self, topic: Topic, partition: int, messages: Sequence[Any]) -> None:
@@ -38,7 +42,7 @@ class Ingest:
             PartitionLostError: another worker owns the partition now; the block is redelivered to it.
         """
         # In a thread: a crafted block may take long to decode, and a worker without heartbeats loses its partitions.
-        results = await run_in(DECODING, decode_block, topic, messages, self._bounds)
+        results = await run_in(DECODING, self._decode, topic, partition, messages)
         records = [result for result in results if isinstance(result, StateRecord)]
         # Before the dead letters: a record that cannot be stored leads to another try, without them.
         await self._sets.add(partition, topic, records)
@@ -52,6 +56,12 @@ class Ingest:
             by_offset = {message.offset: message for message in messages}
             rejected = [(by_offset[result.offset], result) for result in results if isinstance(result, Rejected)]
             await send_all_to_dead_letters(self._publisher, topic, rejected)
+
+    def _decode(self, topic: Topic, partition: int, messages: Sequence[Any]) -> list[DecodeResult]:
+        results = decode_block(topic, messages, self._bounds)
+        if self._partitions is None or topic not in KEYED_BY_FOLDER:
+            return results
+        return reject_misplaced(results, messages, partition, self._partitions)
 
     def _too_old(self, messages: Sequence[Any], records: Sequence[StateRecord]) -> dict[str, list[int]]:
         """By folder, the offsets of logs that were older than its ``max_age`` when they were written to the topic."""

@@ -15,6 +15,7 @@ from foldtune.events import MAX_ENVELOPE_LOGS
 
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Time = Annotated[datetime, Meta(tz=True)]
+# Of any version: what an earlier release has stored stays readable. ``decoding`` refuses those that are not known.
 Version = Annotated[int, Meta(ge=1)]
 
 
@@ -122,9 +123,9 @@ class ErasureRequested(Struct, omit_defaults=True, gc=False, tag_field="type", t
     schema_version: Version = 1
 
 
-StateEvent = (
-    ChatLog | LogTombstone | Feedback | FeedbackTombstone | DocumentUpserted | DocumentDeleted | ErasureRequested
-)
+# Those that are received, and what erasures leave of them.
+WireEvent = ChatLog | Feedback | DocumentUpserted | DocumentDeleted | ErasureRequested
+StateEvent = WireEvent | LogTombstone | FeedbackTombstone
 # Erasures apply to every folder: they are stored under an id that no folder has, since a folder's is never empty.
 NO_FOLDER = ""
 

@@ -165,7 +165,8 @@ class _Components:
         self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader)
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets)
-        ingest = Ingest(self._sets, self._publisher, settings.bounds, settings.sets)
+        partitions = kafka.partitions if kafka.partitioner == "murmur2" else None
+        ingest = Ingest(self._sets, self._publisher, settings.bounds, settings.sets, partitions)
         status_topic = Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix)
         statuses = partial(self._reader.whole, status_topic)
         self._coordinator = Coordinator(requests, self._publisher, store, settings, statuses)

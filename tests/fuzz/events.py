@@ -14,7 +14,7 @@ from foldtune import events
 from foldtune.bounds import Bounds, Rules, violations
 from foldtune.kafka import partition_of
 from foldtune.knobs import MAX_NAMED, ModelName
-from foldtune.topics import DATA_TOPICS, Topic
+from foldtune.topics import DATA_TOPICS, KEYED_BY_FOLDER, Topic
 
 PARTITIONS = 4
 # One of each partition.
@@ -41,6 +41,7 @@ class _Ids(BaseModel):
     request_id: events.RequestId
     model: ModelName
     type: object = ""
+    schema_version: object = 1
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,19 @@ CONTRACTS: dict[Topic, TypeAdapter[Any]] = {
 }
 
 
-def _is_valid(topic: Topic, value: bytes) -> bool:
-    """By the contract, not by the decoders of the worker."""
+def _valid_event(topic: Topic, value: bytes) -> Any:
+    """By the contract, not by the decoders of the worker; ``None`` of an invalid one."""
     if topic in DATA_TOPICS:
         # Pydantic takes no longer number, even of a field that it does not know; the state's decoder skips that field.
         value = value.replace(_DIGITS, _DIGITS[:4_000])
     try:
         event = CONTRACTS[topic].validate_json(value)
     except ValidationError:
-        return False
+        return None
     if topic in DATA_TOPICS:
-        return not any(violations(event, _RULES))
-    return not hasattr(event, "partition") or topic is Topic.SNAPSHOT_COMMANDS or event.partition < PARTITIONS
+        return None if any(violations(event, _RULES)) else event
+    known = not hasattr(event, "partition") or topic is Topic.SNAPSHOT_COMMANDS or event.partition < PARTITIONS
+    return event if known else None
 
 
 class Generator:
@@ -125,9 +127,10 @@ class Generator:
         """A valid event for each of the worker's consumers, which costs it little."""
         name = self._name()
         ids = {"request_id": name, "model": MODELS[partition]}
+        log = self._valid(Topic.CHAT_LOGS, name) | {"folder_id": MODELS[partition]}
         cancelled = {"type": "fine_tune_cancelled", "requested_at": PAST, **ids}
         return [
-            Case(Topic.CHAT_LOGS, partition, self._text(self._valid(Topic.CHAT_LOGS, name)), 0, stored=1),
+            Case(Topic.CHAT_LOGS, partition, self._text(log), 0, stored=1),
             Case(Topic.FINE_TUNE_REQUESTS, partition, self._text(cancelled), 0),
             Case(Topic.SNAPSHOT_COMMANDS, partition, self._text({"type": "training_finished", **ids}), 0),
         ]
@@ -153,17 +156,24 @@ class Generator:
             letters = int(topic in {*DATA_TOPICS, Topic.SNAPSHOT_COMMANDS, Topic.TRAINING_JOBS})
         else:
             large = topic in DATA_TOPICS and len(value) > _BOUNDS.event_bytes
-            letters = int(large or not _is_valid(topic, value))
+            event = None if large else _valid_event(topic, value)
+            letters = int(event is None)
+            if event and topic in KEYED_BY_FOLDER:
+                partition = self._partition(event.folder_id)
+                letters = int(partition != partition_of(event.folder_id, PARTITIONS))
             stored = int(topic in DATA_TOPICS and not letters)
-            if topic in DATA_TOPICS and letters and not large and b'unknown": ' in value:
+            if topic in DATA_TOPICS and event is None and not large and b'unknown": ' in value:
                 # The worker's fast decoder does not look into fields that it does not know.
                 letters = None
-            if topic is Topic.SNAPSHOT_COMMANDS and not letters:
-                event = _COMMANDS.validate_json(value)
-                if isinstance(event, events.SnapshotCommand):
-                    answer = (Topic.SNAPSHOT_PARTS.label, event.request.request_id, str(partition))
+            if isinstance(event, events.SnapshotCommand):
+                answer = (Topic.SNAPSHOT_PARTS.label, event.request.request_id, str(partition))
         fields = self._envelope_fields(name)
         return Case(topic, partition, value, letters, answer=answer, stored=stored, **fields)
+
+    def _partition(self, folder_id: str) -> int:
+        """Mostly that of the folder, as by the murmur2 partitioner; sometimes any."""
+        any_partition = self._random.randrange(PARTITIONS)
+        return any_partition if self._random.random() < 0.1 else partition_of(folder_id, PARTITIONS)
 
     @staticmethod
     def _fate(value: bytes | None) -> tuple[int, _Ids | None, bool]:
@@ -175,7 +185,9 @@ class Generator:
         except ValidationError:
             return 1, None, False
         if ids.type != "fine_tune_cancelled":
-            return 0, ids, True
+            # Of a newer release: it waits in the dead letters, and has no end.
+            newer = isinstance(ids.schema_version, int) and ids.schema_version > events.SCHEMA_VERSION
+            return int(newer), ids, not newer
         try:
             events.FineTuneCancelled.model_validate_json(value)
         except ValidationError:
@@ -191,9 +203,13 @@ class Generator:
             # One dead letter for all.
             return self._case(Topic.CHAT_LOGS, name, value)
         texts = [self._text(log) for log in logs]
-        good = sum(_is_valid(Topic.CHAT_LOGS, text) and json.loads(text)["folder_id"] == "f" for text in texts)
-        partition = self._random.randrange(PARTITIONS)
+        read = [_valid_event(Topic.CHAT_LOGS, text) for text in texts]
+        good = sum(log is not None and log.folder_id == "f" for log in read)
+        partition = self._partition("f")
         fields = self._envelope_fields(name)
+        if good and partition != partition_of("f", PARTITIONS):
+            # One dead letter for all.
+            return Case(Topic.CHAT_LOGS, partition, value, 1, **fields)
         return Case(Topic.CHAT_LOGS, partition, value, len(logs) - good, stored=good, **fields)
 
     @staticmethod
@@ -339,6 +355,11 @@ def http_call(random: Random) -> tuple[bytes, bool]:
     method = random.choice((*[b"POST"] * 4, b"GET", b"DELETE", b"\xff"))
     users = (b"X-Forwarded-User: \xff\xfe\r\n", b"X-Forwarded-User: " + b"u" * 5_000 + b"\r\n")
     headers = random.choice((b"", *users, b"H: " + b"h" * 9_000 + b"\r\n"))
-    head = b"%s %s HTTP/1.1\r\nHost: x\r\n%sContent-Length: %d\r\n" % (method, target, headers, len(body))
+    host, kind = random.choice((b"127.0.0.1",) * 9 + (b"x",)), random.choice((b"application/json",) * 9 + (b"a/b",))
+    head = b"%s %s HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\n%sContent-Length: %d\r\n" % (
+        *(method, target, host, kind, headers),
+        len(body),
+    )
     valid = body == good and method == b"POST" and target.startswith(b"/requests") and target != b"/requests/%ff%00"
+    valid = valid and host != b"x" and kind != b"a/b"
     return head + b"Connection: close\r\n\r\n" + body, valid and not headers.startswith(b"H")

@@ -33,9 +33,9 @@ def replay(runner: CliRunner, *arguments: str) -> str:
 
 
 def await_letters(settings: Settings, count: int) -> None:
-    """Until there are so many letters; receipts have no value."""
+    """Until there are so many letters; receipts have no value, or an empty one."""
     with Reader(settings, Topic.DEAD_LETTERS) as reader:
-        reader.until(lambda records: sum(record.value is not None for record in records) == count)
+        reader.until(lambda records: sum(bool(record.value) for record in records) == count)
 
 
 def long_question(folder_id: str) -> ChatLog:
@@ -58,8 +58,14 @@ def test_a_replay_succeeds_under_a_wider_bound_and_poison_fails_again(
     publisher.publish(Topic.CHAT_LOGS, long_question("alpha"), key="alpha")
     await_letters(settings, 2)
     topic, home = Topic.CHAT_LOGS.named(settings.kafka.topic_prefix), partition_of("alpha", 4)
+    # As by a producer with another partitioner, which sends no key either.
+    astray = long_question("alpha").model_copy(update={"log_id": "astray", "question": "where?"})
+    publisher.send_raw(Topic.CHAT_LOGS, astray.encode(), key=None, partition=(home + 1) % 4)
+    publisher.flush()
+    await_letters(settings, 3)
 
-    poison, too_long = listed(runner)
+    poison, too_long, misplaced = listed(runner)
+    assert "producers need the murmur2 partitioner" in misplaced["error"]
     assert [(one["topic"], one["partition"], one["offset"]) for one in (poison, too_long)] == [
         (topic, home, 25),
         (topic, home, 26),
@@ -71,13 +77,16 @@ def test_a_replay_succeeds_under_a_wider_bound_and_poison_fails_again(
     assert shown.endswith('\n\n{nope \\xff "needle"\n')
     assert runner.invoke(app, ["dead-letters", "show", poison["id"], "--raw"]).stdout_bytes == POISON
 
+    # To the partition of its folder, where it is taken.
+    assert replay(runner, misplaced["id"]) == "1 replayed, 0 refused\n"
     # Nothing has changed: both come back.
     assert replay(runner, "--all") == "2 replayed, 0 refused\n"
-    await_letters(settings, 4)
-    told = {(one["key"], one["offset"], one["failures"], one["replayed"]) for one in listed(runner)}
-    assert told == {("alpha", 25, 1, True), ("alpha", 26, 1, True), ("alpha", 27, 2, False), ("alpha", 28, 2, False)}
+    await_letters(settings, 5)
+    told = {(one["key"], one["offset"], one["failures"], one["replayed"]) for one in listed(runner) if one["key"]}
+    assert told == {("alpha", 25, 1, True), ("alpha", 26, 1, True), ("alpha", 28, 2, False), ("alpha", 29, 2, False)}
     with Reader(settings, Topic.CHAT_LOGS) as reader:
-        replayed = reader.until(lambda records: len(records) == 29)[27]
+        records = reader.until(lambda records: len(records) == 31)
+    (replayed,) = [record for record in records if (record.partition, record.offset) == (home, 28)]
     assert (replayed.partition, replayed.key, replayed.value) == (home, b"alpha", POISON)
     assert dict(replayed.headers) == {LETTER_HEADER: poison["id"].encode(), REPLAYS_HEADER: b"1"}
 
@@ -85,16 +94,18 @@ def test_a_replay_succeeds_under_a_wider_bound_and_poison_fails_again(
     assert worker.stop() == 0
     start_worker(FOLDTUNE_BOUNDS__QUESTION_BYTES="8192")
     assert replay(runner, "--all") == "2 replayed, 0 refused\n"
-    await_letters(settings, 5)
-    assert [one["failures"] for one in listed(runner)] == [1, 1, 2, 2, 3]
-    assert [one["replayed"] for one in listed(runner)] == [True, True, True, True, False]
+    await_letters(settings, 6)
+    assert [one["failures"] for one in listed(runner)] == [1, 1, 1, 2, 2, 3]
+    assert [one["replayed"] for one in listed(runner)] == [True, True, True, True, True, False]
     # Once more what is in already: it counts once.
     replay(runner, too_long["id"])
     publish_request(publisher, fine_tune_request("r"))
     with Reader(settings, Topic.TRAINING_JOBS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
     examples = exported(settings, snapshot(settings, job), "examples")
-    assert sorted(row["log_id"] for row in examples) == sorted(["long", *(f"alpha-{number}" for number in range(25))])
+    assert sorted(row["log_id"] for row in examples) == sorted(
+        ["astray", "long", *(f"alpha-{number}" for number in range(25))]
+    )
 
 
 def test_a_letter_without_a_key_is_replayed_once(settings: Settings, publisher: Publisher, runner: CliRunner) -> None:

@@ -138,7 +138,7 @@ def test_state_is_the_same_in_whatever_blocks_producers_times_are_read(
             letters.append(letter[3][2])
 
         sets = TrainingSets(table, Sets())
-        ingest = Ingest(sets, mock.Mock(send_to_dead_letters=reject), Bounds(), Sets())
+        ingest = Ingest(sets, mock.Mock(send_to_dead_letters=reject), Bounds(), Sets(), None)
 
         async def handle(topic: Topic, partition: int, messages: Sequence[Any]) -> None:
             await ingest.handle(topic, partition, messages)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from foldtune.errors import ObjectMissingError
 from foldtune.events import SnapshotFile, SnapshotManifest
 from foldtune.object_store import ObjectStore
+from foldtune.reasons import explain
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from trainers.errors import BadSnapshotError
 
@@ -32,7 +33,7 @@ def read_snapshot(store: ObjectStore, uri: str, sha256: str) -> Snapshot:
     try:
         manifest = SnapshotManifest.model_validate_json(_get_verified(store, uri, sha256))
     except ValidationError as error:
-        raise BadSnapshotError(f"{uri}: {error}") from error
+        raise BadSnapshotError(f"{uri}: {'; '.join(explain(error))}") from error
     for part in manifest.parts:
         if part.error is not None:
             raise BadSnapshotError(f"partition {part.partition}: {part.error}")

@@ -62,7 +62,7 @@ class Owner:
         self.letters: set[int] = set()
         publisher = mock.Mock()
         publisher.send_to_dead_letters = self._reject
-        self._ingest = Ingest(self.sets, publisher, Bounds(), limits or Sets())
+        self._ingest = Ingest(self.sets, publisher, Bounds(), limits or Sets(), None)
 
     async def _reject(self, *letter: Any) -> None:
         _, _, _, (_, _, offset) = letter

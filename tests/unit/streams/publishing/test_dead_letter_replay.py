@@ -14,10 +14,18 @@ from typer.testing import CliRunner
 from foldtune.cli import app
 from foldtune.commands.output import printable
 from foldtune.dead_letters import dead_letter_headers
+from foldtune.kafka import partition_of
 from foldtune.settings import KafkaSettings, load_settings
 from streams.commands import dead_letters as command
 from streams.publishing import dead_letter_replay
-from streams.publishing.dead_letter_replay import LETTER_HEADER, DeadLetter, RecordId, read_dead_letters, refusal_reason
+from streams.publishing.dead_letter_replay import (
+    LETTER_HEADER,
+    DeadLetter,
+    RecordId,
+    destination,
+    read_dead_letters,
+    refusal_reason,
+)
 
 KAFKA = KafkaSettings(topic_prefix="p-")
 PARTITIONS = {"p-chat-logs": 4, "p-fine-tune-requests": 4}
@@ -117,6 +125,16 @@ def test_a_cycle_of_receipts_ends(put: Put) -> None:
             dead_letter(RecordId("p-chat-logs", 4, 2)),
             "its origin is partition 4 of 'p-chat-logs', which has 4 partitions",
         ),
+        (dead_letter(folder_id="f"), None),
+    ],
+)
+def test_replays_go_only_to_inputs(letter: DeadLetter, reason: str | None) -> None:
+    assert refusal_reason(letter, KAFKA, PARTITIONS) == reason
+
+
+@pytest.mark.parametrize(
+    ("letter", "reason"),
+    [
         (dead_letter(folder_id="k"), None),
         (dead_letter(key=None, folder_id="f"), None),
         (dead_letter(folder_id="f"), "its folder_id 'f' differs from its key 'k': publish it as a new event"),
@@ -126,8 +144,23 @@ def test_a_cycle_of_receipts_ends(put: Put) -> None:
         ),
     ],
 )
-def test_replays_go_only_to_inputs_and_to_the_partition_of_the_folder(letter: DeadLetter, reason: str | None) -> None:
-    assert refusal_reason(letter, KAFKA, PARTITIONS) == reason
+def test_with_another_partitioner_a_folder_is_not_replayed_under_another_key(
+    letter: DeadLetter, reason: str | None
+) -> None:
+    kafka = KAFKA.model_copy(update={"partitioner": "other"})
+    assert refusal_reason(letter, kafka, PARTITIONS) == reason
+    assert destination(letter, kafka, PARTITIONS) == ("p-chat-logs", 1)
+
+
+@pytest.mark.parametrize("key", [None, b"k", b"f"])
+def test_a_replay_goes_to_the_partition_of_the_folder_wherever_the_record_came_from(key: bytes | None) -> None:
+    home = partition_of("f", 4)
+    assert home != ORIGIN.partition
+    assert destination(dead_letter(key=key, folder_id="f"), KAFKA, PARTITIONS) == ("p-chat-logs", home)
+    request = dead_letter(RecordId("p-fine-tune-requests", 3, 0), folder_id="f")
+    for unkeyed in (dead_letter(key=key), request):
+        assert unkeyed.origin
+        assert destination(unkeyed, KAFKA, PARTITIONS) == unkeyed.origin[:2]
 
 
 def test_the_list_escapes_control_characters(runner: CliRunner, put: Put) -> None:
@@ -228,7 +261,7 @@ def test_replay_needs_a_confirmation(
     put(b"x", dead_letter_headers("", "passwords", 1, 5))
     replayed: list[list[DeadLetter]] = []
 
-    def replay(_kafka: KafkaSettings, dead_letters: list[DeadLetter]) -> int:
+    def replay(_kafka: KafkaSettings, dead_letters: list[DeadLetter], _partitions: dict[str, int]) -> int:
         replayed.append(dead_letters)
         return len(dead_letters)
 

@@ -33,6 +33,7 @@ from foldtune.kafka import partition_of
 from foldtune.knobs import DataSelection, TrainingKnobs
 from foldtune.object_keys import snapshot_manifest_key
 from foldtune.object_store import ObjectStore
+from foldtune.reasons import kind_of
 from foldtune.request_ids import scheduled_request
 from foldtune.settings import (
     KafkaSettings,
@@ -748,6 +749,20 @@ def test_every_field_of_a_request_has_a_bound_which_the_rejection_names(field: s
         status = last_status(system, "r")
         assert status.state is State.REJECTED
         assert status.reasons[0].startswith(reason)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("event", [{}, {"type": "fine_tune_cancelled"}, {"training": "of another meaning"}])
+def test_a_request_of_a_later_version_waits_in_the_dead_letters_and_gets_no_end(event: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        system = System()
+        newer = {**json.loads(fine_tune_request("r", model="m").encode()), "schema_version": 2, **event}
+        # Whoever handles what comes in sends it to the dead letters.
+        with pytest.raises(ValidationError) as refused:
+            await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", json.dumps(newer).encode())
+        assert kind_of(refused.value) == "unknown_version"
+        assert system.publisher.statuses("r", "m") == []
 
     asyncio.run(scenario())
 

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from foldtune import events
 from foldtune.bounds import Bounds, Rules, written_at
+from foldtune.kafka import partition_of
 from foldtune.reasons import Rejected
 from foldtune.topics import DATA_TOPICS, Topic
-from streams.training_sets.decoding import decode, decode_block
+from streams.training_sets.decoding import decode, decode_block, reject_misplaced
 from streams.training_sets.segments import pack, unpack
 from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, StateRecord, encode
 from tests.examples import examples
@@ -123,6 +124,79 @@ def test_an_invalid_log_does_not_reject_its_envelope() -> None:
     assert isinstance(wrong, Rejected)
     assert wrong.reasons == ("folder_id: a log in an envelope must be of the envelope's folder",)
     assert json.loads(wrong.value)["folder_id"] == "g"
+
+
+@pytest.mark.parametrize(
+    ("topic", "content"),
+    [
+        (Topic.CHAT_LOGS, log(schema_version=2)),
+        (Topic.CHAT_LOGS, {"schema_version": 2, "type": "chat_log_batch", "folder_id": "f", "logs": [log()]}),
+        (Topic.CHAT_LOGS, {"schema_version": 2, "type": "chat_log_batch", "pages": "unknown"}),
+        (Topic.DOCUMENTS, log(schema_version=2, type="document_upserted", document_id="d", text="words")),
+        (Topic.DOCUMENTS, log(schema_version=2, type="document_deleted", document_id="d")),
+        (Topic.FEEDBACK, log(schema_version=2, type="feedback", feedback_id="b", verdict={"rating": "like"})),
+        (
+            Topic.ERASURES,
+            log(schema_version=2, type="erasure_requested", erasure_id="e", subject="user", subject_id="u"),
+        ),
+        (Topic.FEEDBACK, log(schema_version=2, type="feedback", feedback_id="b", verdict={"stars": 5})),
+    ],
+)
+def test_an_event_of_a_later_version_waits_whole_in_the_dead_letters(topic: Topic, content: dict[str, Any]) -> None:
+    message = Message(7, int(NOON.timestamp() * 1000), as_json(content))
+    (rejected,) = decode_block(topic, [message], BOUNDS)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.kind, rejected.value) == ("unknown_version", message.value)
+    assert "schema_version: version 2 is of a newer release" in rejected.reasons[0]
+
+
+def test_of_an_envelope_only_the_logs_of_a_later_version_wait() -> None:
+    logs = [log(), log(log_id="l2", schema_version=2), log(log_id="l3")]
+    first, second, third = decoded({"type": "chat_log_batch", "folder_id": "f", "logs": logs})
+    assert isinstance(first, StateRecord)
+    assert isinstance(third, StateRecord)
+    assert isinstance(second, Rejected)
+    assert (second.kind, json.loads(second.value)) == ("unknown_version", logs[1])
+
+
+def test_a_stored_event_of_a_later_version_stays_readable() -> None:
+    # Earlier releases took them.
+    stored = (
+        b'[[7,0,{"type":"chat_log","log_id":"l","occurred_at":"2026-01-01T12:00:00Z","agent_id":"a","question":"q",'
+        b'"folder_id":"f","schema_version":2},9]]'
+    )
+    (record,) = unpack(stored)
+    assert isinstance(record.event, ChatLog)
+
+
+def test_what_comes_to_another_partition_than_its_folders_is_rejected_whole_with_the_partitioner_named() -> None:
+    document = log(type="document_upserted", document_id="d", text="words")
+    feedback = log(type="feedback", feedback_id="b", verdict={"rating": "like"})
+    envelope = {
+        "type": "chat_log_batch",
+        "folder_id": "f",
+        "logs": [log(answer="kept"), log(question=1), log(log_id="m")],
+    }
+    home = partition_of("f", 4)
+    for topic, content in (
+        (Topic.CHAT_LOGS, log()),
+        (Topic.CHAT_LOGS, envelope),
+        (Topic.DOCUMENTS, document),
+        (Topic.FEEDBACK, feedback),
+    ):
+        messages = [
+            Message(at, int(NOON.timestamp() * 1000), as_json(event))
+            for at, event in enumerate((content, log(folder_id="g") | {"type": "chat_log"}))
+        ]
+        results = decode_block(topic, messages, BOUNDS)
+        assert reject_misplaced(results, messages, home, 4) == results
+        (rejected,) = [result for result in reject_misplaced(results, messages, 1, 4) if result.offset == 0]
+        assert isinstance(rejected, Rejected)
+        assert (rejected.kind, rejected.value) == ("misplaced", messages[0].value)
+        assert rejected.reasons == (
+            f"folder_id: lies in partition {home}, and the record came to partition 1 of 4: producers need the murmur2 "
+            "partitioner, with folder_id as the key (kafka.partitioner)",
+        )
 
 
 def test_an_empty_envelope_is_rejected() -> None:
