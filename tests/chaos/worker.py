@@ -10,8 +10,8 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def without_durable_snapshots() -> None:
         threading.Timer(4 * DELAY_SECONDS, put, (store, key, content)).start()
         return True
 
-    S3ObjectStore.put_if_absent = put_later  # type: ignore[method-assign]
+    S3ObjectStore.put_if_absent = put_later  # type: ignore[method-assign,assignment]
 
 
 def without_unique_records() -> None:
@@ -143,9 +143,10 @@ def without_durable_store() -> None:
         def write(self, batch: Any) -> None:
             asyncio.get_running_loop().call_later(2 * DELAY_SECONDS, self._database.write, batch)
 
-    def late(self: Any, partition: int) -> Any:
-        database = store(self, partition)
-        return LateStore(database) if self._table.name == "training-sets" else database
+    @contextmanager
+    def late(self: Any, partition: int) -> Iterator[Any]:
+        with store(self, partition) as database:
+            yield LateStore(database) if self._table.name == "training-sets" else database
 
     ChangelogTable._rocksdb = late  # type: ignore[method-assign]
 
