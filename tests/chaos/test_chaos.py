@@ -43,6 +43,7 @@ def test_every_counter_has_a_sabotage() -> None:
         ("durable-ingest", "durable-requests", "durable-dead-letters"),
         ("unique-records", "broker-time"),
         ("order-of-events",),
+        ("durable-snapshots",),
     ],
     ids=" ".join,
 )
