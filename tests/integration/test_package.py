@@ -39,9 +39,14 @@ POLLERS = {"ec2:DescribeSecurityGroups", "ec2:DescribeVpcs"}
 EVERY_FUNCTION = {
     "logs:CreateLogStream": {"log-group:/aws/lambda/foldtune-dev-NAME:*"},
     "logs:PutLogEvents": {"log-group:/aws/lambda/foldtune-dev-NAME:*"},
-    "secretsmanager:GetSecretValue": {"KafkaSecretArn", "KafkaCaSecretArn"},
+    "secretsmanager:GetSecretValue": {"SECRET", "KafkaCaSecretArn"},
     "kms:Decrypt": {"KafkaSecretKeyArn"},
     **{action: {"*"} for action in UNBOUND - POLLERS if action.startswith("ec2:")},
+}
+# Whose credentials at the brokers a function has.
+SECRETS = {
+    **dict.fromkeys(("launch", "batch-state"), "KafkaLauncherSecretArn"),
+    **dict.fromkeys(("api", "schedule"), "KafkaApiSecretArn"),
 }
 # The metrics of AWS itself, with their dimensions.
 AWS_METRICS = {
@@ -164,8 +169,9 @@ def test_each_function_has_the_permissions_that_it_needs_and_no_others(resources
     functions = of_type(resources, "AWS::Lambda::Function")
     (function,) = [value for value in functions.values() if value["FunctionName"] == f"foldtune-dev-{name}"]
     role = function["Role"]["Fn::GetAtt"][0]
+    assert function["Environment"]["Variables"]["FOLDTUNE_KAFKA__SECRET_ARN"] == {"Ref": SECRETS[name]}
     wanted = {
-        action: {resource.replace("NAME", name) for resource in on}
+        action: {resource.replace("NAME", name).replace("SECRET", SECRETS[name]) for resource in on}
         for action, on in (EVERY_FUNCTION | FUNCTIONS[name]).items()
     }
     assert permissions(resources, role) == wanted
@@ -189,7 +195,7 @@ def test_a_training_writes_only_below_its_own_prefixes(resources: dict[str, Any]
     # Secrets are readable only if the training reads its certificates itself.
     assert set(found) == objects | {"secretsmanager:GetSecretValue", "kms:Decrypt"}
     policies = resources["JobRole"]["Properties"]["ManagedPolicyArns"]
-    assert policies == {"Fn::If": ["TrainingReadsSecrets", [{"Ref": "KafkaPolicy"}], {"Ref": "AWS::NoValue"}]}
+    assert policies == {"Fn::If": ["TrainingReadsSecrets", [{"Ref": "KafkaTrainerPolicy"}], {"Ref": "AWS::NoValue"}]}
 
 
 def test_a_worker_has_access_only_to_snapshots(resources: dict[str, Any]) -> None:

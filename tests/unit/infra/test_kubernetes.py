@@ -67,6 +67,9 @@ def test_references_between_objects_resolve(objects: dict[tuple[str, str], dict[
         assert {probe["port"] for probe in probes} <= ports
         configured = [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source]
         assert [("ConfigMap", config) in objects for config in configured] == [True]
+        # A user of its own at the brokers.
+        secrets = [source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source]
+        assert secrets == [f"foldtune-kafka-{name.removeprefix('foldtune-')}"]
         assert {mount["name"] for mount in container["volumeMounts"]} <= {
             volume["name"] for volume in template["spec"]["volumes"]
         } | {"data"}
