@@ -7,10 +7,21 @@ from typing import Any
 from uuid import UUID
 
 from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ConfigResource,
+    ConfigResourceType,
+    NewTopic,
+    ResourcePattern,
+    ResourceType,
+)
 from kafka.errors import InvalidReplicationFactorError, KafkaError, TopicAlreadyExistsError
 from tenacity import retry, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
+from foldtune.acls import Acl
 from foldtune.errors import PartitionCountError, TopicConfigError, TopicMissingError
 from foldtune.kafka import connect
 from foldtune.settings import KafkaSettings
@@ -34,7 +45,13 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs
     configs = {topic.named(settings.topic_prefix): topic.config for topic in topics}
     configs |= dict.fromkeys(changelogs, CHANGELOG_CONFIG)
     with _admin(settings) as admin:
-        existing = [name for name, config in configs.items() if not _create_if_missing(admin, settings, name, config)]
+        # Brokers refuse a client without the permission to create a topic also where it exists.
+        known = set(admin.list_topics())
+        existing = [
+            name
+            for name, config in configs.items()
+            if name in known or not _create_if_missing(admin, settings, name, config)
+        ]
         for name, count in _partition_counts(admin, list(configs)).items():
             if count != settings.partitions:
                 raise PartitionCountError(name, count, settings.partitions)
@@ -69,6 +86,27 @@ def create_if_missing(settings: KafkaSettings, topic: Topic) -> None:
             _partition_counts(admin, [name])
         except KafkaError as error:
             raise TopicMissingError(name) from error
+
+
+def create_acls(settings: KafkaSettings, principal: str, acls: Sequence[Acl]) -> None:
+    """Allow a principal what the ACLs say, beside what it may do already.
+
+    Raises:
+        NoBrokerError: no broker answers.
+        KafkaError: the brokers refuse one; without an authorizer, all.
+    """
+    with _admin(settings) as admin:
+        created = admin.create_acls([entry for acl in acls for entry in _entries(principal, acl)])
+    for error in created["failed"]:
+        raise error
+
+
+def _entries(principal: str, acl: Acl) -> Iterator[ACL]:
+    kind, pattern = ResourceType[acl.resource.upper()], ACLResourcePatternType.PREFIXED
+    for name in acl.names:
+        resource = ResourcePattern(kind, name, pattern if acl.prefixed else ACLResourcePatternType.LITERAL)
+        for operation in acl.operations:
+            yield ACL(principal, "*", ACLOperation[operation], ACLPermissionType.ALLOW, resource)
 
 
 @contextmanager

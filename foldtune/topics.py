@@ -61,6 +61,15 @@ def request_key(model: str, request_id: str) -> str:
 KEYED_BY_FOLDER = (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK)
 DATA_TOPICS = (*KEYED_BY_FOLDER, Topic.ERASURES)
 
+# Faust names a table's changelog by the application and the table.
+TABLES = ("training-sets", "requests")
+
+
+def changelogs(app_id: str) -> tuple[str, ...]:
+    """The changelog topics of a worker's tables."""
+    return tuple(f"{app_id}-{table}-changelog" for table in TABLES)
+
+
 # Erased text must not stay in a changelog for weeks, as by default where little is written. The active segment, which
 # brokers never compact, is bounded for the same reason (default: 1 GiB).
 CHANGELOG_CONFIG = _COMPACTED | {

@@ -59,6 +59,8 @@ SETTINGS = {
     "num.network.threads": "2",
     "num.io.threads": "4",
 }
+# Further values are added to these.
+LISTS = ("listeners", "advertised.listeners", "listener.security.protocol.map")
 
 
 def settings_text(options: LocalOptions, log_dir: Path, port: int, controller_port: int) -> str:
@@ -70,6 +72,8 @@ def settings_text(options: LocalOptions, log_dir: Path, port: int, controller_po
         "advertised.listeners": f"PLAINTEXT://{HOST}:{port}",
         "log.dirs": str(log_dir),
     }
+    for name, value in options.kafka_settings.items():
+        settings[name] = f"{settings[name]},{value}" if name in LISTS else value
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 

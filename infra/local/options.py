@@ -20,6 +20,8 @@ class LocalOptions(Section):
     access_key: str = "foldtune"
     secret_key: str = "foldtune-local"  # noqa: S105
     partitions: PositiveInt = 4
+    # More of the broker's properties; listeners are added to its own.
+    kafka_settings: dict[str, str] = Field(default_factory=dict)
     kafka_heap_mib: Annotated[int, Field(ge=128)] = 512
     s3_heap_mib: Annotated[int, Field(ge=64)] = 256
     start_seconds: PositiveInt = 90

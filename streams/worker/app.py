@@ -21,6 +21,7 @@ from faust.types import TP
 from faust.types.auth import CredentialsT
 from pydantic import Field, TypeAdapter
 
+from foldtune import topics
 from foldtune.compression import bound_decompression
 from foldtune.events import SnapshotCommand, TrainingFinished
 from foldtune.kafka import client_options
@@ -62,7 +63,7 @@ _HANDLING_OF_REQUESTS = "handling of requests"
 # A consumer that fetches nothing for so long leaves its group for ever, and Faust fetches nothing once the tables are
 # recovered. That a worker stands still is noticed otherwise.
 _NEVER_SECONDS = timedelta(days=3650).total_seconds()
-_TRAINING_SETS, _REQUESTS = "training-sets", "requests"
+_TRAINING_SETS, _REQUESTS = topics.TABLES
 _DRAIN_SECONDS = 4.0
 _CONTROL_TOPICS = (Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_REPORTS, Topic.TRAINING_PROGRESS)
 
@@ -86,7 +87,7 @@ def create_app(settings: Settings, store: ObjectStore) -> faust.App:
 
 def changelogs(settings: Settings) -> tuple[str, ...]:
     """The changelog topics of the worker's tables, as Faust names them."""
-    return tuple(f"{settings.worker.app_id}-{table}-changelog" for table in (_TRAINING_SETS, _REQUESTS))
+    return topics.changelogs(settings.worker.app_id)
 
 
 class _App(faust.App):

@@ -11,6 +11,7 @@ from foldtune.settings import Settings, load_settings
 from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from infra.local.stack import LocalServers
+from tests.secured import SecuredServers, secured_servers
 from tests.support import ChildProcess, environment, settings_of
 
 StartWorker = Callable[..., ChildProcess]
@@ -60,3 +61,10 @@ def start_worker(variables: dict[str, str], settings: Settings, tmp_path: Path) 
     yield start
     for child in started:
         child.kill()
+
+
+@pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredServers]:
+    """Servers of which the broker demands credentials, and knows what each user may do."""
+    with secured_servers(tmp_path_factory.mktemp("secured")) as servers:
+        yield servers

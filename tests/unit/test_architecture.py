@@ -77,6 +77,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "status_order",
         "shutdown",
         "settings",
+        "acls",
         "logs",
         "object_store",
         "secrets",
