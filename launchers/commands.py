@@ -13,8 +13,10 @@ from foldtune.settings import load_settings
 from foldtune.shutdown import call_on_signal, exit_after
 from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
+from foldtune.work_folders import remove_abandoned
 from launchers.job_consumer import END_SECONDS, JobConsumer, log_left
 from launchers.local.launcher import LocalLauncher
+from trainers.environment import WORK_PREFIX
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +34,7 @@ def launcher(
     create_topics(settings.kafka, (Topic.TRAINING_JOBS, *reports, Topic.DEAD_LETTERS))
     store = S3ObjectStore(settings.s3)
     store.check()
+    remove_abandoned(settings.trainer.work_dir, WORK_PREFIX)
     local = LocalLauncher(settings, store)
     if code := run_until_signal(JobConsumer(settings, store, local, parallel=parallel), local):
         raise typer.Exit(code)

@@ -12,6 +12,10 @@ ALLOCATOR_ENVIRONMENT: dict[str, str] = {
 }
 
 
+# Of a training's folder below ``trainer.work_dir``.
+WORK_PREFIX = "trainer-"
+
+
 def job_environment(settings: Settings) -> dict[str, str]:
     """This process's environment with exactly ``settings``, whatever their source, and the allocator's options."""
     return environment_without_settings() | ALLOCATOR_ENVIRONMENT | settings_environment(settings)

@@ -26,8 +26,10 @@ from foldtune.reasons import explain
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
 from foldtune.shutdown import call_on_signal, exit_after
+from foldtune.work_folders import work_folder
 from trainers.engine import ranks
 from trainers.engine.embedder import run_worker_rank
+from trainers.environment import WORK_PREFIX
 from trainers.errors import BadJobError, InfrastructureFailedError, InterruptedTrainingError, KnobError, TrainerError
 from trainers.exit_codes import ExitCode
 from trainers.loop.checkpoints import Checkpoints
@@ -155,9 +157,13 @@ def _run(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Rep
 
 @contextmanager
 def _work_dir(settings: Settings) -> Iterator[Path]:
-    settings.trainer.work_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="training-", dir=settings.trainer.work_dir) as folder:
-        yield Path(folder)
+    with work_folder(settings.trainer.work_dir, WORK_PREFIX) as folder:
+        # Also what libraries write: nothing of a training must be left elsewhere if this process is killed.
+        former, tempfile.tempdir = tempfile.tempdir, str(folder)
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = former
 
 
 def _raise_interrupted(number: int, _: FrameType | None) -> None:

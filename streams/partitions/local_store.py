@@ -57,6 +57,11 @@ def store_folder(worker: WorkerSettings) -> Path:
     return worker.data_dir.absolute() / f"app-{worker.app_id}"
 
 
+def exports_folder(worker: WorkerSettings) -> Path:
+    """Where exports write their files, beside the databases: both hold texts."""
+    return store_folder(worker) / "exports"
+
+
 def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str]) -> IO[bytes]:
     """Lock the folder for this process, and remove databases that are not of these changelogs, given with their ids.
 
@@ -195,6 +200,15 @@ class LocalStore(Store):
             path.rename(removed)
         self._mark(partition).unlink(missing_ok=True)
         shutil.rmtree(removed, ignore_errors=True)
+
+    def remove_unused(self, partition: int, seconds: float) -> None:
+        """Remove a database that is not open, and into which nothing was written for so long."""
+        path = self.partition_path(partition)
+        if partition in self._dbs or not path.is_dir():
+            return
+        if max(file.stat().st_mtime for file in (path, *path.iterdir())) < time.time() - seconds:
+            _log.info("store of a lost partition removed", table=self.table_name, partition=partition)
+            shutil.rmtree(path, ignore_errors=True)
 
     def _mark(self, partition: int) -> Path:
         path = self.partition_path(partition)

@@ -26,6 +26,7 @@ from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
 from streams.metrics import observe_snapshot
 from streams.partitions.broker_clock import CLOCK
+from streams.partitions.local_store import exports_folder
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord
 from streams.snapshots.export import export
 from streams.snapshots.export_process import ExportProcess
@@ -178,6 +179,7 @@ class SnapshotCommandHandler:
                         self._store,
                         self._settings.strengths,
                         call=self._process,
+                        folder=exports_folder(self._settings.worker),
                     )
                 except OutdatedViewError as error:
                     _log.info("snapshot export restarted", partition=partition, error=str(error))

@@ -4,18 +4,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from foldtune.events import SnapshotCommand, SnapshotFile, SnapshotPart, TopicOffset
 from foldtune.object_keys import SnapshotKind, snapshot_file_key
 from foldtune.object_store import ObjectStore
 from foldtune.settings import LabelWeights
+from foldtune.work_folders import work_folder
 from streams.snapshots import export_child
 from streams.snapshots.export_child import Selection, WrittenFile
 from streams.training_sets.store import PartitionView
 
 T = TypeVar("T")
+EXPORT_PREFIX = "export-"
 # Segments sent to the child at a time: a few megabytes.
 _SEGMENTS_PER_CALL = 16
 
@@ -35,10 +37,12 @@ def export(
     weights: LabelWeights,
     *,
     call: Call,
+    folder: Path,
 ) -> SnapshotPart:
     """Write the partition's part of a snapshot, folder by folder: memory grows with the largest folder only.
 
-    This side reads the view and uploads the files; ``call`` decides where ``export_child`` does the rest.
+    This side reads the view and uploads the files from below ``folder``; ``call`` decides where ``export_child`` does
+    the rest.
 
     The same view gives the same bytes, and objects are named by their digest: exports that are repeated or run
     concurrently cannot corrupt each other.
@@ -51,7 +55,8 @@ def export(
     request = command.request
     started = time.perf_counter()
     next_offsets = {offset.topic: offset.offset for offset in offsets}
-    with TemporaryDirectory(prefix="foldtune-snapshot-") as directory:
+    with work_folder(folder, EXPORT_PREFIX) as path:
+        directory = str(path)
         call(partial(export_child.begin, directory, Selection(command, view.erasures(), weights, next_offsets)))
         try:
             for folder_id in view.folder_ids(request.data.folders):

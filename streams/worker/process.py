@@ -15,7 +15,9 @@ from foldtune.settings import Settings
 from foldtune.shutdown import exit_after
 from foldtune.topic_admin import create_topics, topic_ids
 from foldtune.topics import Topic
-from streams.partitions.local_store import open_store_folder
+from foldtune.work_folders import remove_abandoned
+from streams.partitions.local_store import exports_folder, open_store_folder
+from streams.snapshots.export import EXPORT_PREFIX
 from streams.worker.app import changelogs, create_app
 
 _log = structlog.get_logger()
@@ -39,6 +41,7 @@ def run(settings: Settings) -> None:
     store.check()
     # Held until the process ends.
     lock = open_store_folder(settings.worker, topic_ids(settings.kafka, changelogs(settings)))
+    remove_abandoned(exports_folder(settings.worker), EXPORT_PREFIX)
     app = create_app(settings, store)
     collect_garbage_less_often()
     process = _WorkerProcess(

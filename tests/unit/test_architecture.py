@@ -76,6 +76,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "reasons",
         "status_order",
         "shutdown",
+        "work_folders",
         "settings",
         "acls",
         "logs",

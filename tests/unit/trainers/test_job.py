@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,11 +23,12 @@ from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, artifact, published_prefix, put_job
 from tests.unit.trainers.conftest import example, use_compute_dtype
 from trainers.engine.trainable_encoder import TrainableEncoder
+from trainers.environment import WORK_PREFIX
 from trainers.errors import BadJobError, InfrastructureFailedError
 from trainers.evaluation.gate import gate
 from trainers.evaluation.metrics import Evaluation
 from trainers.exit_codes import ExitCode
-from trainers.job import main, read_job, run
+from trainers.job import _work_dir, main, read_job, run
 from trainers.loop.checkpoints import Checkpoints, TrainingState
 from trainers.loop.validation import Validation
 from trainers.model.base_models import packaged_minilm, packaged_minilm_folder
@@ -318,6 +320,18 @@ def test_a_full_disk_is_a_reason_to_try_again(store: MemoryObjectStore, tables: 
     (tmp_path / "file").touch()
     settings = Settings(trainer=TrainerSettings(work_dir=tmp_path / "file"))
     assert run(put_job(store, tables(EXAMPLES, DOCUMENTS)), settings, store, RecordingEventSink()) == ExitCode.TRY_AGAIN
+
+
+def test_the_files_of_a_training_that_was_killed_are_removed_and_all_of_its_own_lie_below_the_work_dir(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / f"{WORK_PREFIX}left"
+    left.mkdir()
+    (left / "questions").write_text("text")
+    with _work_dir(Settings(trainer=TrainerSettings(work_dir=tmp_path))) as folder:
+        assert not left.exists()
+        assert Path(tempfile.gettempdir()) == folder
+    assert Path(tempfile.gettempdir()) != folder
 
 
 def test_an_impossible_job_that_could_not_be_reported_is_tried_again_and_said_so(

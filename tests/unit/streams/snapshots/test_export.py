@@ -5,6 +5,8 @@ import io
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
@@ -86,7 +88,8 @@ def run(
     request = FineTuneRequested(request_id="r", model="m", requested_at=NOW, data=data)
     command = SnapshotCommand(request=request, partition=0, issued_at=NOW)
     offsets = (TopicOffset(topic="chat-logs", partition=0, offset=end),)
-    return export(command, sets.view(0), offsets, store, LabelWeights(), call=call_here)
+    with TemporaryDirectory() as folder:
+        return export(command, sets.view(0), offsets, store, LabelWeights(), call=call_here, folder=Path(folder))
 
 
 def rows(part: SnapshotPart, store: MemoryObjectStore) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -206,7 +209,9 @@ def test_a_deleted_document_is_no_negative_and_one_that_was_never_published_is()
     assert row["negatives"] == []
 
 
-def test_logs_that_were_too_old_when_they_arrived_are_counted_even_if_the_folder_has_nothing_else() -> None:
+def test_logs_that_were_too_old_when_they_arrived_are_counted_even_if_the_folder_has_nothing_else(
+    tmp_path: Path,
+) -> None:
     sets = TrainingSets(MemoryTable(), Sets())
     asyncio.run(sets.count_too_old(0, {"f": [3, 4, 4], "g": [5]}))
     asyncio.run(sets.count_too_old(0, {"f": [3, 4, 4, 7]}))
@@ -217,5 +222,5 @@ def test_logs_that_were_too_old_when_they_arrived_are_counted_even_if_the_folder
     ):
         request = FineTuneRequested(request_id="r", model="m", requested_at=NOW, data=DataSelection(folders=folders))
         command = SnapshotCommand(request=request, partition=0, issued_at=NOW)
-        part = export(command, sets.view(0), (), MemoryObjectStore(), LabelWeights(), call=call_here)
+        part = export(command, sets.view(0), (), MemoryObjectStore(), LabelWeights(), call=call_here, folder=tmp_path)
         assert part.left_out == counts
