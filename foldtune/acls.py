@@ -52,7 +52,7 @@ RIGHTS: Mapping[Part, Rights] = {
         ),
         writes=(
             *(Topic.SNAPSHOT_COMMANDS, Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_PROGRESS),
-            *(Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS, Topic.DEAD_LETTERS),
+            *(Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS, Topic.DEAD_LETTERS, Topic.ERASURE_CONFIRMATIONS),
         ),
         manages=tuple(Topic),
     ),
@@ -69,7 +69,10 @@ RIGHTS: Mapping[Part, Rights] = {
     Part.API: Rights(reads=(Topic.FINE_TUNE_STATUS,), writes=(Topic.FINE_TUNE_REQUESTS,)),
     # All other commands.
     Part.OPERATOR: Rights(
-        reads=(*_INPUTS, Topic.FINE_TUNE_STATUS, Topic.MODEL_READY, Topic.TRAINING_JOBS, Topic.DEAD_LETTERS),
+        reads=(
+            *(*_INPUTS, Topic.ERASURE_CONFIRMATIONS, Topic.FINE_TUNE_STATUS),
+            *(Topic.MODEL_READY, Topic.TRAINING_JOBS, Topic.DEAD_LETTERS),
+        ),
         writes=(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS),
         manages=tuple(Topic),
     ),

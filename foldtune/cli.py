@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "deploy": ("foldtune.commands.deploy", "Download the newest models to a folder, verified."),
     "dead-letters": (None, "List, show and replay rejected records."),
     "restore": (None, "Republish events from a snapshot after topics were lost."),
-    "erase": (None, "Erase a user, a log, a conversation or a document."),
+    "erase": (None, "Erase a user, log, conversation, agent, document or folder."),
     "negatives": (None, "Explain the hard negatives of a question."),
     "topics": ("foldtune.commands.topics", "Create the topics."),
     "config": ("foldtune.commands.config", "Show the effective settings."),

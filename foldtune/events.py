@@ -189,16 +189,38 @@ class DocumentDeleted(Event):
 
 
 class ErasureRequested(Event):
-    """Erases all events of one user, log, conversation or document from state, changelog and later snapshots.
+    """Erases what names one subject from state, changelog and later snapshots, in every folder or in one.
 
-    Covers events that occurred up to ``occurred_at``, also those that arrive later.
+    Covers events that occurred up to ``occurred_at``, also those that arrive later; of logs and feedback, as clocks may
+    be ahead, also those dated up to ``bounds.future`` after it. A subject is a `user`, `log`, `conversation` or `agent`
+    (their logs; of a log also its feedback), a `document` (its text, also in logs) or a `folder` (all of it, and its
+    documents' texts in other folders' logs). The state keeps a keyed digest of ``subject_id``, and this topic its name.
     """
 
     type: Literal["erasure_requested"] = "erasure_requested"
-    erasure_id: Id
+    erasure_id: Id = Field(description="Names nobody: it is kept, and stands in the confirmations")
     occurred_at: UtcTime
-    subject: Literal["user", "log", "conversation", "document"]
+    subject: Literal["user", "log", "conversation", "document", "folder", "agent"]
     subject_id: Id
+    folder_id: FolderId | None = Field(
+        None, description="Only in this folder; of a document, only that of this folder. Workers of 0.1 ignore it"
+    )
+
+
+class ErasureConfirmed(Event):
+    """An erasure has been applied to all that a partition of the training sets holds. One for each partition.
+
+    It may be repeated. A worker applies erasures at once to what arrives and to snapshots, and to what it holds when
+    ``worker.erasure_interval`` has passed since it last did.
+    """
+
+    type: Literal["erasure_confirmed"] = "erasure_confirmed"
+    erasure_id: Id
+    app_id: Annotated[str, StringConstraints(max_length=64)] = Field(description="Of the worker: each has its own sets")
+    partition: Count
+    at: UtcTime
+    records: Count = Field(description="Records that were changed, by this and by all erasures applied at that time")
+    compacted_by: UtcTime = Field(description="When the brokers have removed it from the changelog, by their settings")
 
 
 # ── Requests and their status ────────────────────────────────────────────────────────────────────────────────────────
@@ -509,6 +531,7 @@ EVENTS: tuple[type[Event], ...] = (
     DocumentUpserted,
     DocumentDeleted,
     ErasureRequested,
+    ErasureConfirmed,
     FineTuneRequested,
     FineTuneCancelled,
     FineTuneStatus,

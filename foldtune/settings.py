@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -137,6 +138,13 @@ class LabelWeights(Section):
     retrieved_min_score: float = 0.0
 
 
+def _long_keys(keys: SecretStr) -> SecretStr:
+    if any(len(key.strip()) < 16 for key in keys.get_secret_value().split(",")):
+        msg = "should have keys of at least 16 characters, separated by commas"
+        raise ValueError(msg)
+    return keys
+
+
 class WorkerSettings(Section):
     """The stream worker."""
 
@@ -158,6 +166,11 @@ class WorkerSettings(Section):
     min_examples: PositiveInt = 20
     # Replicas of each partition's state on other workers, which take over without recovery from the changelog.
     standby_replicas: Annotated[int, Field(ge=0, le=16)] = 0
+    # Erasures are applied at once to what arrives and to snapshots; to what is stored, at most once in this time.
+    erasure_interval: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=7))] = timedelta(hours=1)
+    # Keys of the digests by which erased subjects are kept: the newest first, separated by commas. A key is removed
+    # only together with the state, which another app_id builds anew.
+    erasure_keys: Annotated[SecretStr, AfterValidator(_long_keys)] | None = None
     # Address of metrics and health checks; no server without a port, any free port (named in the log) with 0.
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535)] | None = None

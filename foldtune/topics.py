@@ -1,5 +1,6 @@
 """The topics, in the order of the data flow. All have the same number of partitions."""
 
+from datetime import timedelta
 from enum import Enum
 
 # Above the brokers' default of 1 MiB: a dead letter is an event of up to that size plus its errors.
@@ -25,6 +26,8 @@ class Topic(Enum):
     FEEDBACK = ("feedback", _UNLIMITED)
     # Sent to every partition.
     ERASURES = ("erasures", _UNLIMITED)
+    # To the partition that it is of.
+    ERASURE_CONFIRMATIONS = ("erasure-confirmations", _UNLIMITED)
     SNAPSHOT_COMMANDS = ("snapshot-commands", _DEFAULT)
     # Keyed by model name.
     FINE_TUNE_REQUESTS = ("fine-tune-requests", _UNLIMITED)
@@ -72,11 +75,15 @@ def changelogs(app_id: str) -> tuple[str, ...]:
 
 # Erased text must not stay in a changelog for weeks, as by default where little is written. The active segment, which
 # brokers never compact, is bounded for the same reason (default: 1 GiB).
+_COMPACTION_LAG = timedelta(days=1)
 CHANGELOG_CONFIG = _COMPACTED | {
-    "max.compaction.lag.ms": str(24 * 3600 * 1000),
+    "max.compaction.lag.ms": str(int(_COMPACTION_LAG.total_seconds() * 1000)),
     "segment.bytes": str(64 << 20),
     "max.message.bytes": str(MAX_RECORD_BYTES),
 }
+# What is deleted from a changelog is gone from the brokers' disks within this time, also where nothing else is written:
+# the worker's daily record closes the segment, which is compacted a day later at the latest; and a day for the cleaner.
+COMPACTED_WITHIN = 3 * _COMPACTION_LAG
 MAX_CHANGELOG_RECORD_BYTES = MAX_RECORD_BYTES - _RECORD_OVERHEAD
 
 # What data is lost without: also a topic's own, other value is wrong. For all other keys a value that was set on the

@@ -22,6 +22,10 @@ class StoreInUseError(FoldtuneError):
     """Another worker uses this folder below worker.data_dir, each needs its own:"""
 
 
+class ErasureKeyMissingError(FoldtuneError):
+    """An erasure was stored with a key that worker.erasure_keys does not have any more (start of its digest):"""
+
+
 class UnreadableStateError(FoldtuneError):
     """The stored state cannot be decoded (partition, key, reason):"""
 

@@ -13,6 +13,7 @@ TOPIC_EVENTS: dict[Topic, tuple[str, str]] = {
     Topic.DOCUMENTS: ("document_upserted, document_deleted", "folder_id"),
     Topic.FEEDBACK: ("feedback", "folder_id"),
     Topic.ERASURES: ("erasure_requested", "none, sent to every partition"),
+    Topic.ERASURE_CONFIRMATIONS: ("erasure_confirmed", "erasure_id, sent to the partition that it is of"),
     Topic.SNAPSHOT_COMMANDS: ("snapshot_command, training_finished", "none, sent to the partition that it concerns"),
     Topic.FINE_TUNE_REQUESTS: ("fine_tune_requested, fine_tune_cancelled", "model"),
     Topic.SNAPSHOT_PARTS: ("snapshot_part", "model"),

@@ -22,6 +22,7 @@ from streams.metrics import FOREIGN_WRITES
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.local_store import STORE_SCHEME
 from streams.partitions.producing import acknowledged, check_size, enqueue
+from streams.threads import MAINTENANCE, run_in
 
 _log = structlog.get_logger()
 # Faust's defaults are 2 GiB of block cache and 192 MiB of buffers for each partition.
@@ -29,6 +30,9 @@ _ROCKSDB_OPTIONS = {"block_cache_size": 16 << 20, "write_buffer_size": 8 << 20, 
 
 # Faust collects 1,000 records of a changelog before it writes them; with the widest segments that is 400 MB.
 _CHANGELOG_BUFFER = 64
+
+# A worker that is restarted may get its partitions back, and reads only what it has missed.
+_LOST_SECONDS = 24 * 3600.0
 
 Changes = Mapping[bytes, bytes | None]
 
@@ -66,8 +70,12 @@ class Table(Protocol):
 class ChangelogTable(Table):
     """Kept in RocksDB, backed by a compacted changelog topic."""
 
-    def __init__(self, app: faust.App, name: str, partitions: int, reader: BrokerReader) -> None:
+    def __init__(
+        self, app: faust.App, name: str, partitions: int, reader: BrokerReader, reclaimed_key: bytes | None = None
+    ) -> None:
+        """The owner writes ``reclaimed_key`` after each ``reclaim``."""
         self._app = app
+        self._reclaimed_key = reclaimed_key
         self._reader = reader
         self._table: Any = cast(Any, app).Table(
             name,
@@ -81,6 +89,8 @@ class ChangelogTable(Table):
         self._apply_batch = self._table.apply_changelog_batch
         self._table.apply_changelog_batch = self._apply_unless_owned
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Partitions of standbys whose owner has removed deleted values from its disk.
+        self._reclaimable: set[int] = set()
 
     def owned_generation(self, partition: int) -> int | None:
         owned = self._app.tables.actives_ready and self._changelog(partition) in self._app.assignor.assigned_actives()
@@ -156,6 +166,13 @@ class ChangelogTable(Table):
             database.flush()
             database.compact_range(None, None)
 
+    def remove_lost(self) -> None:
+        """Remove the databases of partitions that have been other workers' for a day: no erasure reaches them."""
+        mine = self._app.assignor.assigned_actives() | self._app.assignor.assigned_standbys()
+        for partition in range(self._app.conf.topic_partitions):
+            if self._changelog(partition) not in mine:
+                self._table.data.remove_unused(partition, _LOST_SECONDS)
+
     def _check_owned(self, partition: int) -> None:
         """Raise ``PartitionLostError`` unless ``owns``."""
         if not self.owns(partition):
@@ -164,7 +181,17 @@ class ChangelogTable(Table):
     def _apply_unless_owned(self, events: Iterable[Any]) -> None:
         # Faust buffers records for standbys, and hands them over after the partition became active, too. Applied then,
         # they would undo newer writes; foreign ones among them are found by ``write``.
-        self._apply_batch([event for event in events if not self.owns(event.message.partition)])
+        events = [event for event in events if not self.owns(event.message.partition)]
+        self._apply_batch(events)
+        self._reclaimable |= {event.message.partition for event in events if event.message.key == self._reclaimed_key}
+
+    async def reclaim_standbys(self) -> None:
+        """Remove deleted values from the disk where the owner has done so: a standby has them in its files, too."""
+        standbys = self._app.assignor.assigned_standbys()
+        while self._reclaimable:
+            partition = self._reclaimable.pop()
+            if self._changelog(partition) in standbys:
+                await run_in(MAINTENANCE, self.reclaim, partition)
 
     @contextmanager
     def _rocksdb(self, partition: int) -> Iterator[Any]:

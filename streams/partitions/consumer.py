@@ -20,7 +20,7 @@ from foldtune.errors import TRANSIENT_ERRORS, RecordRefusedError
 from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
-from streams.errors import OutdatedViewError, PartitionLostError, brokers_at_fault
+from streams.errors import ErasureKeyMissingError, OutdatedViewError, PartitionLostError, brokers_at_fault
 from streams.partitions.broker_reader import FETCH_WAIT_MS
 from streams.partitions.changelog_table import ChangelogTable, Changes
 from streams.partitions.positions import Position, position_changes, stored_position, with_plausible_times
@@ -48,6 +48,7 @@ _SURROUNDINGS = (
     BrokenExecutor,
     PartitionLostError,
     OutdatedViewError,
+    ErasureKeyMissingError,
 )
 
 

@@ -5,7 +5,7 @@ run by two workers at once, or interrupted anywhere, it leaves the same training
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,11 +22,11 @@ from streams.metrics import NOT_KEPT
 from streams.partitions.positions import stored_position
 from streams.threads import MAINTENANCE, run_in
 from streams.training_sets import state_events
-from streams.training_sets.erasures import Erasures
+from streams.training_sets.erasures import Erasures, superseded_erasures, unconfirmed_erasures
 from streams.training_sets.fold import Retained, RetentionBound, entity_id, retained, retention_bound
 from streams.training_sets.segments import Segment, concatenate, epoch_ms, folder_prefix, pack, unpack
-from streams.training_sets.state_events import StateRecord
-from streams.training_sets.store import PURGED_KEY, PartitionView, TrainingSets
+from streams.training_sets.state_events import NO_FOLDER, StateRecord
+from streams.training_sets.store import SWEPT_KEY, PartitionView, TrainingSets
 
 _log = structlog.get_logger()
 # Segments below both sizes are merged once there are FAN_IN of them: each record is rewritten about
@@ -42,11 +42,27 @@ GRACE = timedelta(days=1)
 _GROWTH_FACTOR = 2
 # Prefix of the keys that store what the last compaction left.
 _COMPACTED_PREFIX = b"c|"
+# The mark of version 0.1.
+_PURGED_KEY = b"x|purged"
 
 # Offset and position: identifies a record in its topic and partition.
 StateRecordId = tuple[int, int]
 # Replacements with their content, and the segments to delete.
 Rewrite = tuple[dict[Segment, bytes], list[Segment]]
+# Publishes that erasures, by their ids, are applied to a whole partition, and how many records they changed.
+Confirm = Callable[[int, Sequence[str], int], Awaitable[None]]
+
+
+async def _tell_nobody(partition: int, erasure_ids: Sequence[str], records: int) -> None:
+    """For maintenance that no one waits for."""
+
+
+@dataclass(frozen=True)
+class Sweeping:
+    """When new erasures are applied to the segments that are there, and who is told."""
+
+    interval: timedelta = timedelta(0)
+    confirm: Confirm = _tell_nobody
 
 
 @dataclass
@@ -60,9 +76,13 @@ class MaintenanceCounts:
 
 
 async def maintain(
-    sets: TrainingSets, partition: int, now: datetime, as_of: datetime | None = None
+    sets: TrainingSets,
+    partition: int,
+    now: datetime,
+    as_of: datetime | None = None,
+    sweeping: Sweeping | None = None,
 ) -> MaintenanceCounts:
-    """Evict, purge, compact and merge; does nothing while an export holds the partition.
+    """Evict, erase, compact and merge; does nothing while an export holds the partition.
 
     ``as_of`` is the time at which records count as too old; by default ``now``.
 
@@ -79,7 +99,7 @@ async def maintain(
             counts.evicted = len(expired)
             for segment in expired:
                 NOT_KEPT.labels(segment.topic_label, "expired").inc(segment.record_count)
-            counts.purged = await _purge(sets, partition, now)
+            counts.purged = await _sweep(sets, partition, now, sweeping or Sweeping())
             for group in _outgrown(_committed_view(sets, partition), as_of):
                 counts.compacted += await _compact(sets, partition, group, as_of)
             counts.merged = await _rewrite(sets, partition, _merge_rewrites(_committed_view(sets, partition), as_of))
@@ -246,40 +266,64 @@ def _ids(records: Iterable[StateRecord]) -> set[StateRecordId]:
 # ── Erasure ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _purge(sets: TrainingSets, partition: int, now: datetime) -> int:
-    """Rewrite every segment that holds erased content, once for each set of erasures.
+async def _sweep(sets: TrainingSets, partition: int, now: datetime, sweeping: Sweeping) -> int:
+    """Apply all erasures to every segment, and confirm those that are new; returns how many segments it rewrote.
 
-    The marker is written again every day: the broker compacts erased text away only when newer records follow, in a
-    quiet partition's changelog too. A worker that recovered from the changelog before that has the text in its files.
+    What is new waits until ``sweeping.interval`` after the last sweep: each reads all segments and rewrites files.
+    Exports and what is ingested are without erased content before it.
     """
     erasures = sets.erasures(partition)
-    marker = erasures.fingerprint + f"|{now:%Y-%m-%d}".encode()
-    stored = sets.table.get(partition, PURGED_KEY) or b""
-    # A new owner checks every segment once, whatever the marker says: a zombie (``streams.partitions``) may have
-    # written after it.
-    is_new_owner = partition not in sets.purged
-    if not erasures or (stored == marker and not is_new_owner):
+    if not erasures:
+        return 0
+    unconfirmed, named = unconfirmed_erasures(sets.table, partition), sets.view(partition).named_erasures()
+    swept_at = _swept_at(sets, partition)
+    # Not one of the future: it is of a clock that went wrong.
+    is_due = swept_at is None or not now - sweeping.interval < swept_at <= now
+    # A new owner sweeps once, whatever the marker says: a zombie (``streams.partitions``) may have written after it.
+    is_full = partition not in sets.swept or (is_due and bool(unconfirmed or named))
+    # The marker is written again every day: the broker compacts erased text away only when newer records follow, in a
+    # quiet partition's changelog too. A worker that recovered before that has the text in its files.
+    is_daily = swept_at is None or swept_at.date() != now.date()
+    if not (is_full or is_daily):
         return 0
     foreign_writes = sets.foreign_write_count[partition]
-    purged = 0
-    # 1. Write the segments without the erased content, then delete the old ones.
-    if is_new_owner or not stored.startswith(erasures.fingerprint):
-        purged = await _rewrite(sets, partition, _purge_rewrites(sets.view(partition), erasures))
-    # 2. Compact RocksDB's files, which hold deleted values until then.
+    rewritten, counts = 0, Counter[str]()
+    if is_full:
+        # 1. Replace erasures that version 0.1 stored by name.
+        if named:
+            await sets.write(partition, sets.erasure_rules.changes(named))
+            obsolete = sets.view(partition).segments.get(NO_FOLDER, ())
+            await sets.replace(partition, {}, obsolete)
+            unconfirmed = unconfirmed_erasures(sets.table, partition)
+        # 2. Write the segments without the erased content, then delete the old ones.
+        rewritten = await _rewrite(sets, partition, _sweep_rewrites(sets.view(partition), erasures, counts))
+    # 3. Compact RocksDB's files, which hold deleted values until then.
     await run_in(MAINTENANCE, sets.table.reclaim, partition)
-    # 3. Write the marker: after a crash before it everything is repeated, as after foreign writes meanwhile.
-    if sets.foreign_write_count[partition] == foreign_writes:
-        sets.purged.add(partition)
-        if stored != marker:
-            await sets.write(partition, {PURGED_KEY: marker})
-    return purged
+    if sets.foreign_write_count[partition] != foreign_writes:
+        return rewritten
+    # 4. Confirm, then write the marker: after a crash before it everything is repeated, as after foreign writes.
+    sets.swept.add(partition)
+    changes: dict[bytes, bytes | None] = {}
+    if is_full and unconfirmed:
+        await sweeping.confirm(partition, sorted(set(unconfirmed.values())), counts["records"])
+        changes |= dict.fromkeys((*unconfirmed, *superseded_erasures(sets.table, partition)))
+    if changes or is_daily:
+        await sets.write(partition, {SWEPT_KEY: now.isoformat().encode(), _PURGED_KEY: None, **changes})
+    return rewritten
 
 
-def _purge_rewrites(view: PartitionView, erasures: Erasures) -> Iterator[Rewrite]:
+def _swept_at(sets: TrainingSets, partition: int) -> datetime | None:
+    with suppress(ValueError):
+        return datetime.fromisoformat((sets.table.get(partition, SWEPT_KEY) or b"").decode())
+    return None
+
+
+def _sweep_rewrites(view: PartitionView, erasures: Erasures, counts: Counter[str]) -> Iterator[Rewrite]:
     for folder_id in view.folder_ids():
         for segment in view.segments[folder_id]:
             pairs = [(record, erasures.apply(record)) for record in view.records([segment])]
-            if any(record is not after for record, after in pairs):
+            if changed := sum(record is not after for record, after in pairs):
+                counts["records"] += changed
                 yield dict(pack(segment.topic, [after for _, after in pairs])), [segment]
 
 
@@ -289,7 +333,7 @@ def _purge_rewrites(view: PartitionView, erasures: Erasures) -> Iterator[Rewrite
 def _merge_rewrites(view: PartitionView, as_of: datetime) -> Iterator[Rewrite]:
     """Small segments of a folder and a topic become large ones.
 
-    Erasures are not applied here: ``_purge`` does that, also to what foreign writes bring back.
+    Erasures are not applied here: ``_sweep`` does that, also to what foreign writes bring back.
     """
     for folder_id, segments in view.segments.items():
         for topic in Topic:

@@ -10,7 +10,7 @@ from foldtune.topic_reader import read
 from foldtune.topics import Topic
 from streams.training_sets import state_events
 from streams.training_sets.decoding import decode
-from streams.training_sets.erasures import Erasures
+from streams.training_sets.erasures import ErasureRules, Erasures
 from streams.training_sets.state_events import ChatLog, DocumentUpserted, Feedback, StateEvent, StateRecord
 
 
@@ -41,15 +41,22 @@ class AffectedIds:
                 self.documents.add(event.document_id)
 
 
+def erasures_of(erasure: ErasureRequested, settings: Settings) -> Erasures:
+    """One erasure alone, to be applied as workers do."""
+    rules = ErasureRules.of(settings.worker, settings.bounds)
+    event = state_events.ErasureRequested(
+        erasure.erasure_id, erasure.occurred_at, erasure.subject, erasure.subject_id, erasure.folder_id
+    )
+    return Erasures([rules.erased(event)], rules)
+
+
 def preview_erasure(erasure: ErasureRequested, settings: Settings) -> dict[str, AffectedIds]:
     """What the erasure affects in the data topics now, by folder; folders without any are left out.
 
     Raises:
         TopicMissingError: a data topic does not exist.
     """
-    erasures = Erasures(
-        [state_events.ErasureRequested(erasure.erasure_id, erasure.occurred_at, erasure.subject, erasure.subject_id)]
-    )
+    erasures = erasures_of(erasure, settings)
     by_folder: dict[str, AffectedIds] = defaultdict(AffectedIds)
     for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK):
         # As ``streams.partitions.positions`` does, from the beginning of the topic.

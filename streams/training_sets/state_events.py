@@ -118,15 +118,16 @@ class ErasureRequested(Struct, omit_defaults=True, gc=False, tag_field="type", t
 
     erasure_id: Id
     occurred_at: Time
-    subject: Literal["user", "log", "conversation", "document"]
+    subject: Literal["user", "log", "conversation", "document", "folder", "agent"]
     subject_id: Id
+    folder_id: Id | None = None
     schema_version: Version = 1
 
 
 # Those that are received, and what erasures leave of them.
 WireEvent = ChatLog | Feedback | DocumentUpserted | DocumentDeleted | ErasureRequested
 StateEvent = WireEvent | LogTombstone | FeedbackTombstone
-# Erasures apply to every folder: they are stored under an id that no folder has, since a folder's is never empty.
+# Version 0.1 stored erasures as segments, under an id that no folder has, since a folder's is never empty.
 NO_FOLDER = ""
 
 encode = msgspec.json.Encoder().encode

@@ -8,17 +8,18 @@ from typing import NamedTuple
 
 import msgspec
 
-from foldtune.settings import Sets
+from foldtune.bounds import Bounds
+from foldtune.settings import Sets, WorkerSettings
 from foldtune.topics import Topic
 from streams.errors import OutdatedViewError
 from streams.partitions.changelog_table import Changes, Table
 from streams.training_sets import state_events
-from streams.training_sets.erasures import Erasures
+from streams.training_sets.erasures import ErasureRules, Erasures, stored_erasures
 from streams.training_sets.segments import SEGMENT_PREFIX, Segment, folder_prefix, pack, unpack
 from streams.training_sets.state_events import NO_FOLDER, ErasureRequested, StateRecord
 
-# Its value identifies the erasures that have been applied to every segment of the partition, and the day.
-PURGED_KEY = b"x|purged"
+# When all erasures were last applied to every segment of the partition, and its files were compacted.
+SWEPT_KEY = b"x|swept"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class PartitionView:
     table: Table
     segments: dict[str, tuple[Segment, ...]]
     limits: Sets
+    erasure_rules: ErasureRules
 
     def folder_ids(self, selected: Collection[str] | None = None) -> list[str]:
         """The partition's folders, those ``selected`` or all, sorted."""
@@ -39,9 +41,14 @@ class PartitionView:
         )
 
     def erasures(self) -> Erasures:
-        """All erasures ever received; raises like ``contents``."""
+        """All erasures ever received; raises like ``contents``, and like ``Table.keys``."""
+        stored = [erased for _, erased in stored_erasures(self.table, self.partition)]
+        return Erasures([*stored, *map(self.erasure_rules.erased, self.named_erasures())], self.erasure_rules)
+
+    def named_erasures(self) -> list[ErasureRequested]:
+        """Those that version 0.1 stored with the names of their subjects; raises like ``contents``."""
         records = self.records(self.segments.get(NO_FOLDER, ()))
-        return Erasures(record.event for record in records if isinstance(record.event, ErasureRequested))
+        return [record.event for record in records if isinstance(record.event, ErasureRequested)]
 
     def too_old(self, folder_id: str) -> int:
         """How many logs of a folder were too old when they arrived."""
@@ -68,10 +75,11 @@ class PartitionView:
 class TrainingSets:
     """Adds records and gives views. Caches keys and erasures in memory, never content."""
 
-    def __init__(self, table: Table, limits: Sets) -> None:
+    def __init__(self, table: Table, limits: Sets, erasure_rules: ErasureRules | None = None) -> None:
         self.table = table
-        # Partitions that this worker has purged, RocksDB's files included, since it became their owner.
-        self.purged: set[int] = set()
+        self.erasure_rules = erasure_rules or ErasureRules.of(WorkerSettings(), Bounds())
+        # Partitions that this worker has swept, RocksDB's files included, since it became their owner.
+        self.swept: set[int] = set()
         # Per partition, the number of own writes that found foreign ones before them (``streams.partitions``).
         self.foreign_write_count: Counter[int] = Counter()
         self._limits = limits
@@ -85,12 +93,16 @@ class TrainingSets:
         Raises:
             PartitionLostError: another worker owns the partition now; the block is redelivered to it.
         """
+        if topic is Topic.ERASURES:
+            events = [record.event for record in records if isinstance(record.event, ErasureRequested)]
+            await self.write(partition, self.erasure_rules.changes(events))
+            if partition in self._erasures:
+                self._erasures[partition].add(map(self.erasure_rules.erased, events))
+            return
         # What is erased of a record that is redelivered or late is not even written.
         if erasures := self.erasures(partition):
             records = [erasures.apply(record) for record in records]
         await self.replace(partition, dict(pack(topic, records)), ())
-        if topic is Topic.ERASURES:
-            self._erasures.pop(partition, None)
 
     async def count_too_old(self, partition: int, offsets: Mapping[str, Sequence[int]]) -> None:
         """Count logs, by folder, that no set will keep; durable on return, and each once, however often redelivered."""
@@ -118,17 +130,17 @@ class TrainingSets:
             # Foreign writes: the index does not have their segments, and erasures may have to be applied to them.
             self._index.pop(partition, None)
             self._erasures.pop(partition, None)
-            self.purged.discard(partition)
+            self.swept.discard(partition)
             self.foreign_write_count[partition] += 1
 
     def view(self, partition: int) -> PartitionView:
         """The partition's present training sets."""
         index = self._segments(partition)
         segments = {folder_id: tuple(sorted(group)) for folder_id, group in index.items() if group}
-        return PartitionView(partition, self.table, segments, self._limits)
+        return PartitionView(partition, self.table, segments, self._limits, self.erasure_rules)
 
     def erasures(self, partition: int) -> Erasures:
-        """All erasures that the partition ever received, cached."""
+        """All erasures that the partition ever received, cached; raises like ``PartitionView.erasures``."""
         if partition not in self._erasures:
             self._erasures[partition] = self.view(partition).erasures()
         return self._erasures[partition]
@@ -161,7 +173,7 @@ class TrainingSets:
         """Drop the caches after a rebalance: another worker may have written to any partition."""
         self._index.clear()
         self._erasures.clear()
-        self.purged.clear()
+        self.swept.clear()
 
     def _segments(self, partition: int) -> dict[str, set[Segment]]:
         # Built lazily from the keys, which are all there is after a restart or a rebalance.

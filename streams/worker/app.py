@@ -23,11 +23,11 @@ from pydantic import Field, TypeAdapter
 
 from foldtune import topics
 from foldtune.compression import bound_decompression
-from foldtune.events import SnapshotCommand, TrainingFinished
+from foldtune.events import ErasureConfirmed, SnapshotCommand, TrainingFinished
 from foldtune.kafka import client_options
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings
-from foldtune.topics import DATA_TOPICS, MAX_RECORD_BYTES, Topic
+from foldtune.topics import COMPACTED_WITHIN, DATA_TOPICS, MAX_RECORD_BYTES, Topic
 from streams.errors import PartitionLostError, brokers_at_fault
 from streams.metrics import FAILED_TIMERS, MAINTENANCE, PARTITIONS, REBALANCES
 from streams.partitions.broker_clock import CLOCK
@@ -37,12 +37,13 @@ from streams.partitions.consumer import Handler, PartitionConsumer, Write, is_at
 from streams.partitions.local_store import remove_stores_ahead, store_folder
 from streams.partitions.positions import newest_time
 from streams.publishing.dead_letters import reject_record
-from streams.publishing.publisher import FaustEventPublisher
+from streams.publishing.publisher import FaustEventPublisher, OutgoingEvent
 from streams.requests.coordinator import Coordinator
 from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
-from streams.training_sets.compaction import MaintenanceCounts, maintain
+from streams.training_sets.compaction import MaintenanceCounts, Sweeping, maintain
+from streams.training_sets.erasures import ErasureRules
 from streams.training_sets.ingest import Ingest
-from streams.training_sets.store import TrainingSets
+from streams.training_sets.store import SWEPT_KEY, TrainingSets
 from streams.worker import group_consumer
 from streams.worker.broker_monitor import BrokerMonitor
 from streams.worker.http_server import WorkerHttpServer, listen
@@ -163,9 +164,10 @@ class _Components:
         self._reader = BrokerReader(kafka)
         # Of its own: the coordinator must not wait for what exports read.
         self._status_reader = BrokerReader(kafka)
-        self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader)
+        self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader, SWEPT_KEY)
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
-        self._sets = TrainingSets(self._table, settings.sets)
+        self._sets = TrainingSets(self._table, settings.sets, ErasureRules.of(worker, settings.bounds))
+        self._sweeping = Sweeping(worker.erasure_interval, self._confirm_erasures)
         partitions = kafka.partitions if kafka.partitioner == "murmur2" else None
         ingest = Ingest(self._sets, self._publisher, settings.bounds, settings.sets, partitions)
         status_topic = Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix)
@@ -223,6 +225,7 @@ class _Components:
             self._register_timer("tick", _TICK_SECONDS, self._coordinator.tick)
             self._register_timer("policy", self._settings.policy.interval.total_seconds(), self._report_progress)
         self._register_timer("maintenance", _MAINTENANCE_SECONDS, self._maintain)
+        self._app.timer(_MAINTENANCE_SECONDS, name="standbys")(self._reclaim_standbys)
         self._table.on_recovered(self._on_partitions_changed)
         signals: Any = self._app
         signals.on_partitions_revoked.connect(self._on_partitions_changed, weak=False)
@@ -291,11 +294,34 @@ class _Components:
         now = CLOCK.now()
         # What is evicted is gone: by the machine's clock not before a record of that time.
         as_of = now if CLOCK.stamped else min(now, newest_time(self._table, partition))
-        counts = await maintain(self._sets, partition, now, as_of)
+        counts = await maintain(self._sets, partition, now, as_of, self._sweeping)
         for action, count in asdict(counts).items():
             MAINTENANCE.labels(action).inc(count)
         if counts != MaintenanceCounts():
             _log.info("segments maintained", partition=partition, **asdict(counts))
+
+    async def _reclaim_standbys(self) -> None:
+        with _exit_on_error("standbys"):
+            if self._app.tables.actives_ready and not self._app.rebalancing:
+                await self._table.reclaim_standbys()
+                self._table.remove_lost()
+
+    async def _confirm_erasures(self, partition: int, erasure_ids: Sequence[str], records: int) -> None:
+        at = CLOCK.now()
+        events = (
+            ErasureConfirmed(
+                erasure_id=erasure_id,
+                app_id=self._settings.worker.app_id,
+                partition=partition,
+                at=at,
+                records=records,
+                compacted_by=at + COMPACTED_WITHIN,
+            )
+            for erasure_id in erasure_ids
+        )
+        outgoing = tuple(OutgoingEvent(Topic.ERASURE_CONFIRMATIONS, event, event.erasure_id) for event in events)
+        await self._publisher.publish(outgoing, partition)
+        _log.info("erasures applied", partition=partition, erasures=len(erasure_ids), records=records)
 
     async def _report_progress(self, partition: int) -> None:
         for rule in self._settings.policy.rules:

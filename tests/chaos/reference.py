@@ -31,7 +31,8 @@ class History:
     def __init__(self, settings: Settings) -> None:
         self.logs: set[str] = set()
         # By partition: an erasure is published to each, and a broker may take some of these records only.
-        self._erased: dict[tuple[int, str, str], datetime] = {}
+        self._erased: dict[tuple[int, str, str, str | None], datetime] = {}
+        self._future = settings.bounds.future
         self._partitions: dict[str, int] = {}
         self._latest: dict[tuple[str, str, str], tuple[datetime, Json]] = {}
         for topic in DATA_TOPICS:
@@ -66,10 +67,16 @@ class History:
         contents[LEFT_OUT].documents = dict(left_out)
         return contents
 
-    def _covers(self, folder: str, subject: str, name: str | None, moment: datetime) -> bool:
-        """Whether an erasure covers what occurred in a folder at a moment."""
-        until = self._erased.get((self._partitions[folder], subject, name)) if name is not None else None
-        return until is not None and moment <= until
+    def _covers(
+        self, folder: str, subject: str, name: str | None, moment: datetime, passage_folder: str | None = None
+    ) -> bool:
+        """Whether an erasure covers what occurred in a folder at a moment: of logs, by clocks that may be ahead."""
+        if name is None:
+            return False
+        ahead = timedelta(0) if subject == "document" and passage_folder is None else self._future
+        partition = self._partitions[folder]
+        times = [self._erased.get((partition, subject, name, other)) for other in (None, passage_folder or folder)]
+        return any(until is not None and moment - ahead <= until for until in times)
 
     def _newest(self, kind: str, folder: str, limit: int) -> dict[str, Json]:
         """The newest events by log id, oldest first; ``limit`` applies to bounded folders only."""
@@ -88,7 +95,7 @@ class History:
 
     def _add_event(self, topic: Topic, partition: int, event: Json, occurred_at: datetime) -> None:
         if topic is Topic.ERASURES:
-            subject = (partition, event["subject"], event["subject_id"])
+            subject = (partition, event["subject"], event["subject_id"], event.get("folder_id"))
             self._erased[subject] = max(occurred_at, self._erased.get(subject, occurred_at))
             return
         kind, name = {
@@ -149,10 +156,9 @@ class History:
         """A passage as the log has it, without the text of an erased document."""
         for passage in log["retrieved"]:
             if passage["document_id"] == name:
-                text = (
-                    None if self._covers(log["folder_id"], "document", name, event_time(log)) else passage.get("text")
-                )
-                return {"folder_id": passage["folder_id"], "document_id": name, "text": text}
+                of = passage["folder_id"]
+                erased = self._covers(log["folder_id"], "document", name, event_time(log), of)
+                return {"folder_id": of, "document_id": name, "text": None if erased else passage.get("text")}
         return {"folder_id": log["folder_id"], "document_id": name, "text": None}
 
 

@@ -171,6 +171,7 @@ class Traffic(threading.Thread):
                     occurred_at=self._event_time(),
                     subject=subject,
                     subject_id=name,
+                    folder_id=folder if self._random.random() < 0.5 else None,
                 )
                 return Topic.ERASURES, erasure, ""
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -100,25 +100,65 @@ def test_the_key_of_a_segment_is_read() -> None:
     assert Segment.from_key(key) == segment
 
 
-def test_the_markers_of_compaction_and_purge_are_read() -> None:
+def test_the_marker_of_compaction_is_read() -> None:
     table = MemoryTable()
     sets = TrainingSets(table, Sets(max_examples=1))
 
     async def story() -> None:
         logs = [state_events.ChatLog(f"l{n}", NOON, "a", "how?", "f") for n in range(4)]
         await sets.add(0, Topic.CHAT_LOGS, [StateRecord(n, 0, log, 100) for n, log in enumerate(logs)])
-        await sets.add(
-            0, Topic.ERASURES, [StateRecord(0, 0, state_events.ErasureRequested("e", NOON, "log", "x"), 100)]
-        )
         await sets.write(0, {b"o|chat-logs": b"4", b"o|erasures": b"1"})
         await compaction.maintain(sets, 0, NOON)
 
     asyncio.run(story())
-    marks = {key: table.get(0, key) for prefix in (b"c|", b"x|") for key in table.keys(0, prefix)}
-    assert marks == {
-        b"c|s|252f10c83610ebca|chat-logs": b"[1,131]",
-        b"x|purged": b"1f32e1169a87b4b3d1fe0a809356d94f70168a07c132f6b4005a27304632f6f3|2026-01-01",
+    marks = {key: table.get(0, key) for key in table.keys(0, b"c|")}
+    assert marks == {b"c|s|252f10c83610ebca|chat-logs": b"[1,131]"}
+
+
+def test_an_erasure_is_read() -> None:
+    table = MemoryTable()
+    sets = TrainingSets(table, Sets())
+    erasure = state_events.ErasureRequested("e", NOON, "log", "l")
+
+    async def story() -> None:
+        log = state_events.ChatLog("l", NOON, "a", "how?", "f")
+        await sets.add(0, Topic.CHAT_LOGS, [StateRecord(0, 0, log, 100)])
+        await sets.add(0, Topic.ERASURES, [StateRecord(0, 0, erasure, 100)])
+
+    asyncio.run(story())
+    assert {key: table.get(0, key) for prefix in (b"e|", b"q|") for key in table.keys(0, prefix)} == {
+        b"e|5ef17885d3a81c084e93e861c89a70da": b'["log",false,"e5023659ca4fd068b6bcf7672fedca32","b14aaaab",'
+        b'"2026-01-01T12:00:00Z"]',
+        b"q|5ef17885d3a81c084e93e861c89a70da3f79bb7b": b"e",
     }
+    asyncio.run(compaction.maintain(sets, 0, NOON))
+    assert {key: table.get(0, key) for prefix in (b"q|", b"x|") for key in table.keys(0, prefix)} == {
+        b"x|swept": b"2026-01-01T12:00:00+00:00"
+    }
+
+
+def test_an_erasure_of_version_0_1_is_applied_and_its_name_is_forgotten() -> None:
+    table, confirmed = MemoryTable(), []
+    log = state_events.ChatLog("l", NOON, "a", "how?", "f", user_id="u-1")
+    stored = [pack(Topic.CHAT_LOGS, [StateRecord(0, 0, log, 100)])]
+    erasure = state_events.ErasureRequested("e", NOON, "user", "u-1")
+    stored.append(pack(Topic.ERASURES, [StateRecord(0, 0, erasure, 100)]))
+    content = {segment.key: value for segments in stored for segment, value in segments}
+    marker = {b"x|purged": b"1f32e1169a87b4b3d1fe0a809356d94f70168a07c132f6b4005a27304632f6f3|2026-01-01"}
+    asyncio.run(table.write(0, content | marker))
+    sets = TrainingSets(table, Sets())
+    assert sets.erasures(0).apply(StateRecord(1, 0, log, 100)).event == state_events.LogTombstone("l", NOON, "f")
+
+    async def confirm(partition: int, erasure_ids: Sequence[str], records: int) -> None:
+        confirmed.append((partition, *erasure_ids, records))
+
+    asyncio.run(compaction.maintain(sets, 0, NOON, sweeping=compaction.Sweeping(confirm=confirm)))
+    assert confirmed == [(0, "e", 1)]
+    left = {key: table.get(0, key) or b"" for key in table.keys(0, b"")}
+    assert b"u-1" not in b"".join([*left, *left.values()])
+    assert b"x|purged" not in left
+    heir = TrainingSets(table, Sets())
+    assert heir.erasures(0).apply(StateRecord(1, 0, log, 100)).event == state_events.LogTombstone("l", NOON, "f")
 
 
 def test_the_watermark_of_a_model_is_read() -> None:

@@ -297,7 +297,7 @@ class Generator:
             Topic.ERASURES: {
                 "type": "erasure_requested",
                 "erasure_id": name,
-                "subject": choice(("user", "log", "conversation")),
+                "subject": choice(("user", "log", "conversation", "agent", "document", "folder")),
                 "subject_id": f"nobody-{name}",
             },
             Topic.FINE_TUNE_REQUESTS: choice((*[requested] * 9, cancelled)),

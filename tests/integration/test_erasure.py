@@ -19,7 +19,7 @@ from foldtune.kafka import Publisher, client_options, consumer, partition_of
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.stack import LocalServers
-from streams.training_sets.store import PURGED_KEY
+from streams.training_sets.store import SWEPT_KEY
 from streams.worker.app import changelogs
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import exported, jobs, publish_history, publish_request, snapshot
@@ -166,7 +166,7 @@ def test_erased_content_is_removed_everywhere(
     home, everything = partition_of(FOLDER, 4), {*ERASED, KEPT}
     broker_folder = local_servers.options.data_dir / "kafka" / f"{changelogs(settings)[0]}-{home}"
     worker_folder = tmp_path / "one"
-    worker = start_worker()
+    worker = start_worker(FOLDTUNE_WORKER__ERASURE_INTERVAL="PT0S")
     publish_history(publisher, FOLDER, 25)
     publish_marked(publisher)
 
@@ -177,14 +177,15 @@ def test_erased_content_is_removed_everywhere(
     assert worker.stop() == 0
     assert markers_in(rocksdb_values(worker_folder)) == everything
     # On opening, RocksDB flushes its write-ahead log into tables.
-    worker = start_worker()
+    worker = start_worker(FOLDTUNE_WORKER__ERASURE_INTERVAL="PT0S")
     wait_until(lambda: markers_in(files(worker_folder, "*.sst")) == everything, "markers in RocksDB's tables")
 
     for subject, name in (("user", "u-1"), ("conversation", "c-1"), ("log", "by-itself"), ("document", "secret")):
-        result = runner.invoke(app, ["erase", f"--{subject}", name, "--yes"])
+        folder = ["--folder", FOLDER] if subject == "document" else []
+        result = runner.invoke(app, ["erase", f"--{subject}", name, *folder, "--yes"])
         assert result.exit_code == 0, result.output
     wait_until(lambda: markers_in(latest_in_changelog(settings, home).values()) == {KEPT}, "erased segments")
-    wait_until(lambda: all(PURGED_KEY in latest_in_changelog(settings, n) for n in range(4)), "purge records")
+    wait_until(lambda: all(SWEPT_KEY in latest_in_changelog(settings, n) for n in range(4)), "purge records")
     assert markers_in(snapshot_rows(settings, publisher, "after")) == {KEPT}
 
     compact_soon(settings)

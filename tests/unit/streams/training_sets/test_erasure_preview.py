@@ -36,12 +36,27 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[ErasureRequested]:
     return events
 
 
-@pytest.mark.parametrize("subject", ["user", "log", "conversation", "document"])
-def test_each_subject_can_be_erased(runner: CliRunner, published: list[ErasureRequested], subject: str) -> None:
-    command = ["erase", f"--{subject}", "u 1", "--before", "2025-01-02", "--yes"]
+@pytest.mark.parametrize(
+    ("options", "subject", "folder_id"),
+    [
+        (["--user", "u 1"], "user", None),
+        (["--user", "u 1", "--folder", "f"], "user", "f"),
+        (["--log", "u 1"], "log", None),
+        (["--conversation", "u 1"], "conversation", None),
+        (["--agent", "u 1"], "agent", None),
+        (["--folder", "u 1"], "folder", None),
+        (["--document", "u 1", "--folder", "f"], "document", "f"),
+        (["--document", "u 1", "--all-folders"], "document", None),
+    ],
+)
+def test_each_subject_can_be_erased(
+    runner: CliRunner, published: list[ErasureRequested], options: list[str], subject: str, folder_id: str | None
+) -> None:
+    command = ["erase", *options, "--before", "2025-01-02", "--yes"]
     results = [runner.invoke(app, command) for _ in range(2)]
     assert [result.exit_code for result in results] == [0, 0]
     assert (published[0].subject, published[0].subject_id, published[0].occurred_at) == (subject, "u 1", T0)
+    assert published[0].folder_id == folder_id
     # A repeated command publishes the same erasure.
     assert published[0] == published[1]
     assert published[0].erasure_id in results[0].stdout
@@ -67,8 +82,12 @@ def test_nothing_is_published_without_confirmation(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give one of --user, --log, --conversation and --document"),
-        (["--user", "u", "--log", "l"], "give one of --user, --log, --conversation and --document"),
+        ([], "give one of --user, --log, --conversation, --agent and --document"),
+        (["--user", "u", "--log", "l"], "give one of --user, --log, --conversation, --agent and --document"),
+        (["--document", "d"], "--document needs --folder or --all-folders"),
+        (["--document", "d", "--folder", "f", "--all-folders"], "--document needs --folder or --all-folders"),
+        (["--user", "u", "--all-folders"], "--document needs --folder or --all-folders"),
+        (["--folder", ""], "subject_id"),
         (["--user", ""], "subject_id"),
         (["--user", "u" * 257], "subject_id"),
         (["--user", "\udcff"], "subject_id"),

@@ -58,7 +58,7 @@ logs = st.builds(
     ChatLog,
     log_id=names,
     occurred_at=moments,
-    agent_id=st.just("agent"),
+    agent_id=names,
     user_id=st.none() | names,
     conversation_id=st.none() | names,
     question=st.sampled_from(["how?", "why? " * 100]),
@@ -77,8 +77,9 @@ erasures = st.builds(
     ErasureRequested,
     erasure_id=names,
     occurred_at=moments,
-    subject=st.sampled_from(["user", "log", "conversation", "document"]),
-    subject_id=names,
+    subject=st.sampled_from(["user", "log", "conversation", "agent", "document", "folder"]),
+    subject_id=names | folders,
+    folder_id=st.none() | folders,
 )
 inputs = st.one_of(
     st.tuples(st.just(Topic.CHAT_LOGS), logs),
@@ -100,14 +101,17 @@ def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
     """An independent implementation: sort by time, let the last version win, cut off the oldest, erase."""
     requests: list[Any] = history[Topic.ERASURES]
 
-    def erased(subject: str, name: str | None, at: datetime) -> bool:
+    def erased(subject: str, name: str | None, at: datetime, folder_id: str = folder_id) -> bool:
         return any(
-            request.subject == subject and request.subject_id == name and at <= request.occurred_at
+            request.subject == subject
+            and request.subject_id == name
+            and request.folder_id in {None, folder_id}
+            and at <= request.occurred_at
             for request in requests
         )
 
     def of_folder(topic: Topic) -> list[Any]:
-        return [event for event in history[topic] if event.folder_id == folder_id]  # type: ignore[union-attr]
+        return [event for event in history[topic] if event.folder_id == folder_id]
 
     def within(topic: Topic, count: int, oldest: datetime) -> list[Any]:
         # The longest tail in order of time that is within every bound; an entity is as large as its largest version.
@@ -131,7 +135,10 @@ def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
     feedback_by_log = {event.log_id: event for event in feedback}
     logs: list[JudgedLog] = []
     for log in sorted(last.values(), key=lambda log: (log.occurred_at, log.log_id)):
-        subjects = (("user", log.user_id), ("log", log.log_id), ("conversation", log.conversation_id))
+        subjects = (
+            *(("user", log.user_id), ("log", log.log_id), ("conversation", log.conversation_id)),
+            *(("agent", log.agent_id), ("folder", log.folder_id)),
+        )
         if any(erased(subject, name, log.occurred_at) for subject, name in subjects):
             continue
         newest = feedback_by_log.get(log.log_id)
@@ -139,6 +146,7 @@ def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
             newest is not None
             and newest.occurred_at >= log.occurred_at - skew
             and not erased("log", newest.log_id, newest.occurred_at)
+            and not erased("folder", newest.folder_id, newest.occurred_at)
         )
         verdict = newest.verdict if counts and newest is not None else log.feedback
         logs.append(JudgedLog(without_texts(log, erased), verdict))
@@ -146,7 +154,9 @@ def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
     documents = tuple(
         document
         for document in newest
-        if isinstance(document, DocumentUpserted) and not erased("document", document.document_id, document.occurred_at)
+        if isinstance(document, DocumentUpserted)
+        and not erased("document", document.document_id, document.occurred_at)
+        and not erased("folder", document.folder_id, document.occurred_at)
     )
     deleted = {document.document_id for document in newest} - {document.document_id for document in documents}
     return FolderSet(folder_id, tuple(logs), documents, frozenset(deleted))
@@ -154,7 +164,10 @@ def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
 
 def without_texts(log: ChatLog, erased: Any) -> ChatLog:
     def is_erased(passage: RetrievedPassage) -> bool:
-        return passage.text is not None and erased("document", passage.document_id, log.occurred_at)
+        subjects = (("document", passage.document_id), ("folder", passage.folder_id))
+        return passage.text is not None and any(
+            erased(subject, name, log.occurred_at, passage.folder_id) for subject, name in subjects
+        )
 
     if not any(is_erased(passage) for passage in log.retrieved):
         return log
