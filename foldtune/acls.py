@@ -105,6 +105,9 @@ def acls(part: Part, settings: Settings) -> Iterator[Acl]:
             yield Acl(("READ",), "group", (settings.worker.app_id,))
         case Part.LAUNCHER:
             yield Acl(("READ",), "group", (f"{prefix}foldtune-",), prefixed=True)
+        case Part.OPERATOR:
+            # Of records: ``foldtune erase --artifacts --delete``.
+            yield Acl(("DELETE",), "topic", (Topic.DEAD_LETTERS.named(prefix),))
         case Part.DEPLOYER:
             yield Acl(("READ",), "group", (f"{prefix}deployer",), prefixed=True)
 

@@ -1,12 +1,12 @@
 """Topics as the settings want them: created, checked, and altered or refused."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import (
     ACL,
     ACLOperation,
@@ -107,6 +107,17 @@ def _entries(principal: str, acl: Acl) -> Iterator[ACL]:
         resource = ResourcePattern(kind, name, pattern if acl.prefixed else ACLResourcePatternType.LITERAL)
         for operation in acl.operations:
             yield ACL(principal, "*", ACLOperation[operation], ACLPermissionType.ALLOW, resource)
+
+
+def delete_records(settings: KafkaSettings, topic: Topic, offsets: Mapping[int, int]) -> None:
+    """Delete the records of a topic before an offset, by partition.
+
+    Raises:
+        KafkaError: the brokers do not let this client do so.
+    """
+    name = topic.named(settings.topic_prefix)
+    with _admin(settings) as admin:
+        admin.delete_records({TopicPartition(name, partition): offset for partition, offset in offsets.items()})
 
 
 @contextmanager

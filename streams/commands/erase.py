@@ -16,6 +16,7 @@ from foldtune.events import ErasureConfirmed, ErasureRequested, now
 from foldtune.settings import Settings, load_settings
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
+from streams.commands.erased_artifacts import handle_artifacts
 from streams.training_sets.erasure_preview import preview_erasure
 
 app = typer.Typer(add_completion=False)
@@ -65,6 +66,18 @@ def erase(
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    artifacts: Annotated[
+        bool,
+        typer.Option(
+            "--artifacts",
+            help="Erase nothing from the training sets; find snapshots and dead letters of before that have it, and the"
+            " models that were trained on it.",
+        ),
+    ] = False,
+    delete: Annotated[
+        bool,
+        typer.Option("--delete", help="With --artifacts: write those snapshots anew, delete those dead letters."),
+    ] = False,
     wait: Annotated[
         int, typer.Option(metavar="SECONDS", min=0, help="Wait so long until every partition has confirmed it.")
     ] = 0,
@@ -76,7 +89,7 @@ def erase(
 
     Snapshots from then on do not hold it. What is stored is cleared within worker.erasure_interval, each partition
     confirms it, and the brokers compact their changelog within three days more. It stays in the input topics, the dead
-    letters, earlier snapshots and models that were trained on it.
+    letters, earlier snapshots and models that were trained on it: see --artifacts.
     """
     settings = load_settings()
     if status is not None:
@@ -88,6 +101,11 @@ def erase(
         before,
         all_folders=all_folders,
     )
+    if delete and not artifacts:
+        raise UserError("--delete goes with --artifacts")
+    if artifacts:
+        handle_artifacts(event, settings, delete=delete, yes=yes)
+        return
     if dry_run:
         _show_counts(event, settings)
         return

@@ -41,13 +41,16 @@ class AffectedIds:
                 self.documents.add(event.document_id)
 
 
-def erasures_of(erasure: ErasureRequested, settings: Settings) -> Erasures:
-    """One erasure alone, to be applied as workers do."""
+def erasures_of(settings: Settings, *erasures: ErasureRequested) -> Erasures:
+    """These erasures alone, to be applied as workers do."""
     rules = ErasureRules.of(settings.worker, settings.bounds)
-    event = state_events.ErasureRequested(
-        erasure.erasure_id, erasure.occurred_at, erasure.subject, erasure.subject_id, erasure.folder_id
+    events = (
+        state_events.ErasureRequested(
+            erasure.erasure_id, erasure.occurred_at, erasure.subject, erasure.subject_id, erasure.folder_id
+        )
+        for erasure in erasures
     )
-    return Erasures([rules.erased(event)], rules)
+    return Erasures(map(rules.erased, events), rules)
 
 
 def preview_erasure(erasure: ErasureRequested, settings: Settings) -> dict[str, AffectedIds]:
@@ -56,7 +59,7 @@ def preview_erasure(erasure: ErasureRequested, settings: Settings) -> dict[str, 
     Raises:
         TopicMissingError: a data topic does not exist.
     """
-    erasures = erasures_of(erasure, settings)
+    erasures = erasures_of(settings, erasure)
     by_folder: dict[str, AffectedIds] = defaultdict(AffectedIds)
     for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK):
         # As ``streams.partitions.positions`` does, from the beginning of the topic.

@@ -1,0 +1,59 @@
+"""Deletes dead letters that name an erased subject.
+
+Kafka deletes the beginning of a partition only: dead letters before the last of these are published again.
+"""
+
+import json
+from collections.abc import Collection
+
+from foldtune.events import ErasureRequested
+from foldtune.kafka import Publisher
+from foldtune.settings import KafkaSettings
+from foldtune.topic_admin import delete_records
+from foldtune.topics import Topic
+from streams.publishing.dead_letter_replay import DeadLetter, read_dead_letters, read_records
+
+
+def letters_that_name(erasure: ErasureRequested, settings: KafkaSettings) -> list[DeadLetter]:
+    """The dead letters that name the subject, and the folder if the erasure is of one; raises like ``read``.
+
+    Whenever they occurred, and in whatever field: what was rejected need not be readable.
+    """
+    names = [erasure.subject_id, *([] if erasure.folder_id is None else [erasure.folder_id])]
+    return read_dead_letters(settings, lambda letter, value: all(_is_named(name, letter, value) for name in names))
+
+
+def delete_letters(letters: Collection[DeadLetter], settings: KafkaSettings) -> int:
+    """Delete dead letters, and publish those again that lie before them and were not replayed; returns how many.
+
+    These get new ids, and count as rejected now and for the first time.
+
+    Raises:
+        PublishError: one was not acknowledged; nothing is deleted.
+    """
+    last: dict[int, int] = {}
+    for letter in letters:
+        last[letter.partition] = max(letter.offset, last.get(letter.partition, letter.offset))
+    deleted = {letter.id for letter in letters}
+    kept = {
+        letter.id
+        for letter in read_dead_letters(settings)
+        if letter.offset < last.get(letter.partition, 0) and letter.id not in deleted and not letter.replayed
+    }
+    with Publisher(settings) as publisher:
+        for record in read_records(settings, kept):
+            publisher.send_raw(
+                Topic.DEAD_LETTERS, record.value, key=record.key, partition=record.partition, headers=record.headers
+            )
+        publisher.flush()
+    delete_records(settings, Topic.DEAD_LETTERS, {partition: offset + 1 for partition, offset in last.items()})
+    return len(kept)
+
+
+def _is_named(name: str, letter: DeadLetter, value: bytes) -> bool:
+    quoted = {json.dumps(name), json.dumps(name, ensure_ascii=False)}
+    return (
+        letter.key == name.encode()
+        or any(text in letter.error for text in (*quoted, repr(name)))
+        or any(text.encode("utf-8", "surrogatepass") in value for text in quoted)
+    )

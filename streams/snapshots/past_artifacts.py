@@ -1,0 +1,214 @@
+"""What was made before an erasure and still has its subject: snapshots, with their checkpoints and models.
+
+Snapshots of requests that have ended are written anew without it. Models cannot be, and are listed.
+"""
+
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from foldtune.events import SnapshotFile, SnapshotManifest, TrainingJob
+from foldtune.object_keys import job_key, latest_key, manifest_key, request_segment
+from foldtune.object_store import ObjectStore
+from streams.training_sets.erasures import Erasures
+from streams.training_sets.state_events import ChatLog, DocumentUpserted, RetrievedPassage, StateEvent, StateRecord
+
+_SNAPSHOTS, _CHECKPOINTS, _JOBS = "snapshots/", "checkpoints/", "jobs/"
+# Documents have no time in a snapshot: whenever they were published, they count as covered.
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+Request = tuple[str, str]
+Row = dict[str, Any]
+
+
+@dataclass
+class AffectedSnapshot:
+    """A request's snapshot that has what is to be erased."""
+
+    segment: str
+    # By key: of some requests there are two, and none of an export that was given up.
+    manifests: dict[str, SnapshotManifest]
+    # Whether its request has ended: nothing reads it any more.
+    ended: bool
+    # By key, the number of rows that are to be changed or left out.
+    files: dict[str, int] = field(default_factory=dict)
+    # Files that may have it; whoever repairs or deletes them decides.
+    unreadable: list[str] = field(default_factory=list)
+    checkpoints: list[str] = field(default_factory=list)
+
+    @property
+    def request(self) -> str:
+        """Model and request id, or the part of the key that is made of them."""
+        manifest = next(iter(self.manifests.values()), None)
+        return f"{manifest.model}/{manifest.request_id}" if manifest else self.segment
+
+
+@dataclass(frozen=True)
+class AffectedModel:
+    """A model that was trained on it, or on top of one that was."""
+
+    job: TrainingJob
+    published: bool
+    is_newest: bool
+
+
+class PastArtifacts:
+    """Searches the bucket."""
+
+    def __init__(self, store: ObjectStore, erasures: Erasures, ended: Collection[Request]) -> None:
+        """``ended`` are the model and id of each request that has ended."""
+        self._store = store
+        self._erasures = erasures
+        self._ended = {request_segment(*request) for request in ended}
+
+    def snapshots(self) -> Iterator[AffectedSnapshot]:
+        """All that have it."""
+        by_segment: dict[str, list[str]] = defaultdict(list)
+        for key in self._store.list(_SNAPSHOTS):
+            by_segment[key.split("/")[1]].append(key)
+        for segment, keys in by_segment.items():
+            counts = {key: self._count(key) for key in keys if key.endswith(".parquet")}
+            files = {key: count for key, count in counts.items() if count}
+            unreadable = [key for key, count in counts.items() if count is None]
+            if not (files or unreadable):
+                continue
+            manifests = {key: manifest for key in keys if key.endswith(".json") and (manifest := self._manifest(key))}
+            checkpoints = self._store.list(f"{_CHECKPOINTS}{segment}/")
+            yield AffectedSnapshot(segment, manifests, segment in self._ended, files, unreadable, checkpoints)
+
+    def erase(self, snapshot: AffectedSnapshot) -> None:
+        """Write a snapshot anew without it, and delete its checkpoints. Cut short, it can be repeated."""
+        # 1. The new files, named by their digests.
+        # 2. The manifests and the jobs that name these, so that a restoration from them goes on to work.
+        # 3. Delete the old files.
+        new: dict[str, SnapshotFile] = {}
+        for key in snapshot.files:
+            if (table := self._read(key)) is not None:
+                new[self._store.uri(key)] = self._write(key, _erased(table, self._erasures)[0])
+        for key, manifest in snapshot.manifests.items():
+            self._replace_manifest(key, manifest, new)
+        for key in (*snapshot.files, *snapshot.checkpoints):
+            if key not in {self._store.key(file.uri) for file in new.values()}:
+                self._store.delete(key)
+
+    def models(self, snapshots: Collection[AffectedSnapshot]) -> list[AffectedModel]:
+        """The models that were trained on snapshots, and those that began with such a model."""
+        manifests = {self._store.uri(key) for snapshot in snapshots for key in snapshot.manifests}
+        jobs = [job for key in self._store.list(_JOBS) if key.endswith("/job.json") and (job := self._job(key))]
+        found: list[TrainingJob] = []
+        while new := [
+            job
+            for job in jobs
+            if job not in found
+            and (
+                job.snapshot_uri in manifests
+                or any(f"{job.base_model.uri}/".startswith(f"{parent.output_uri}/") for parent in found)
+            )
+        ]:
+            found += new
+        return [self._model(job) for job in found]
+
+    def _model(self, job: TrainingJob) -> AffectedModel:
+        prefix = self._store.key(job.output_uri)
+        latest = self._store.find(latest_key(prefix))
+        newest = json.loads(latest).get("version") if latest else None
+        return AffectedModel(job, self._store.exists(manifest_key(prefix)), newest == job.version)
+
+    def _count(self, key: str) -> int | None:
+        table = self._read(key)
+        return None if table is None else _erased(table, self._erasures)[1]
+
+    def _read(self, key: str) -> pa.Table | None:
+        try:
+            return pq.ParquetFile(pa.BufferReader(self._store.get(key))).read(use_threads=False)
+        except pa.ArrowException:
+            return None
+
+    def _write(self, key: str, table: pa.Table) -> SnapshotFile:
+        output = io.BytesIO()
+        pq.write_table(table, output, compression="zstd")
+        sha256 = hashlib.sha256(output.getvalue()).hexdigest()
+        new = f"{key.rpartition('-')[0]}-{sha256[:16]}.parquet"
+        self._store.put(new, output.getvalue())
+        return SnapshotFile(uri=self._store.uri(new), sha256=sha256, rows=table.num_rows)
+
+    def _replace_manifest(self, key: str, manifest: SnapshotManifest, new: dict[str, SnapshotFile]) -> None:
+        parts = tuple(
+            part.model_copy(
+                update={
+                    "examples": part.examples and new.get(part.examples.uri, part.examples),
+                    "documents": part.documents and new.get(part.documents.uri, part.documents),
+                }
+            )
+            for part in manifest.parts
+        )
+        content = manifest.model_copy(update={"parts": parts}).encode()
+        self._store.put(key, content)
+        name = job_key(manifest.model, manifest.request_id)
+        job = self._job(name)
+        if job and job.snapshot_uri == self._store.uri(key):
+            digest = hashlib.sha256(content).hexdigest()
+            self._store.put(name, job.model_copy(update={"snapshot_sha256": digest}).encode())
+
+    def _manifest(self, key: str) -> SnapshotManifest | None:
+        try:
+            return SnapshotManifest.model_validate_json(self._store.get(key))
+        except ValidationError:
+            return None
+
+    def _job(self, key: str) -> TrainingJob | None:
+        try:
+            return TrainingJob.model_validate_json(self._store.find(key) or b"")
+        except ValidationError:
+            return None
+
+
+def _erased(table: pa.Table, erasures: Erasures) -> tuple[pa.Table, int]:
+    """A table of examples or documents without what is erased, and how many of its rows that changes."""
+    apply = _erased_example if "question" in table.schema.names else _erased_document
+    rows, changed = [], 0
+    for row in table.to_pylist():
+        remaining = apply(row, erasures)
+        changed += remaining is not row
+        if remaining is not None:
+            rows.append(remaining)
+    return pa.Table.from_pylist(rows, schema=table.schema), changed
+
+
+def _erased_example(row: Row, erasures: Erasures) -> Row | None:
+    passages = [*([row["positive"]] if row["positive"] else []), *row["negatives"]]
+    log = ChatLog(
+        log_id=row["log_id"],
+        occurred_at=row["occurred_at"],
+        agent_id=row["agent_id"],
+        question=row["question"],
+        folder_id=row["folder_id"],
+        conversation_id=row["conversation_id"],
+        retrieved=tuple(RetrievedPassage(**passage, rank=rank) for rank, passage in enumerate(passages, start=1)),
+    )
+    remaining = _applied(log, erasures)
+    if remaining is log:
+        return row
+    if not isinstance(remaining, ChatLog):
+        return None
+    texts = [passage | {"text": kept.text} for passage, kept in zip(passages, remaining.retrieved, strict=True)]
+    positive = texts.pop(0) if row["positive"] else None
+    return row | {"positive": positive, "negatives": texts}
+
+
+def _erased_document(row: Row, erasures: Erasures) -> Row | None:
+    document = DocumentUpserted(row["document_id"], row["folder_id"], _LONG_AGO, row["text"], row["title"])
+    return row if _applied(document, erasures) is document else None
+
+
+def _applied(event: StateEvent, erasures: Erasures) -> StateEvent:
+    return erasures.apply(StateRecord(0, 0, event, 0)).event

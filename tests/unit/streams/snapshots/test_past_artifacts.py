@@ -1,0 +1,211 @@
+"""Snapshots of before an erasure: found, written anew, and the models that were trained on them."""
+
+import hashlib
+import io
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from foldtune.events import (
+    ErasureRequested,
+    FineTuneRequested,
+    ModelReference,
+    SnapshotFile,
+    SnapshotManifest,
+    SnapshotPart,
+    TrainingJob,
+)
+from foldtune.object_keys import (
+    checkpoint_key,
+    job_key,
+    latest_key,
+    manifest_key,
+    model_prefix,
+    snapshot_file_key,
+    snapshot_manifest_key,
+)
+from foldtune.settings import Settings
+from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
+from foldtune.testing import MemoryObjectStore
+from streams.snapshots.past_artifacts import PastArtifacts
+from streams.training_sets.erasure_preview import erasures_of
+from trainers.data.snapshot import read_snapshot
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def passage(document_id: str, text: str | None = "words") -> dict[str, str | None]:
+    return {"folder_id": "f", "document_id": document_id, "text": text}
+
+
+def example(log_id: str, *, conversation_id: str | None = None, **changes: Any) -> dict[str, Any]:
+    return {
+        "log_id": log_id,
+        "occurred_at": NOON,
+        "folder_id": "f",
+        "agent_id": "a",
+        "conversation_id": conversation_id,
+        "question": f"question of {log_id}",
+        "positive": passage("d1"),
+        "label": "cited",
+        "strength": 1.0,
+        "negatives": [passage("d2"), passage("d3", None)],
+        **changes,
+    }
+
+
+ROWS = [example("l1", conversation_id="c"), example("l2"), example("l3", positive=None, label="disliked")]
+DOCUMENTS_ROWS = [{"folder_id": "f", "document_id": f"d{n}", "title": "t", "text": f"text {n}"} for n in (1, 2)]
+
+
+class Bucket:
+    """With the snapshot, checkpoint, job and model of each request."""
+
+    def __init__(self) -> None:
+        self.store = MemoryObjectStore()
+        self.jobs: dict[str, TrainingJob] = {}
+
+    def add(self, request_id: str, base: str = "hf://org/model", *, published: bool = True) -> TrainingJob:
+        store = self.store
+        examples = self._put("examples", request_id, pa.Table.from_pylist(ROWS, EXAMPLES))
+        documents = self._put("documents", request_id, pa.Table.from_pylist(DOCUMENTS_ROWS, DOCUMENTS))
+        part = SnapshotPart(request_id=request_id, model="m", partition=0, examples=examples, documents=documents)
+        manifest = SnapshotManifest(request_id=request_id, model="m", created_at=NOON, parts=(part,))
+        key, output = snapshot_manifest_key("m", request_id), model_prefix("m", f"v-{request_id}")
+        store.put(key, manifest.encode())
+        job = TrainingJob(
+            request=FineTuneRequested(request_id=request_id, model="m", requested_at=NOON),
+            base_model=ModelReference(uri=base),
+            snapshot_uri=store.uri(key),
+            snapshot_sha256=hashlib.sha256(manifest.encode()).hexdigest(),
+            output_uri=store.uri(output),
+            version=f"v-{request_id}",
+            published_at=NOON,
+            max_seconds=60,
+        )
+        store.put(job_key("m", request_id), job.encode())
+        store.put(checkpoint_key("m", request_id, job.version), b"tensors")
+        if published:
+            store.put(manifest_key(output), b"{}")
+        return job
+
+    def _put(self, kind: Literal["examples", "documents"], request_id: str, table: pa.Table) -> SnapshotFile:
+        output = io.BytesIO()
+        pq.write_table(table, output)
+        sha256 = hashlib.sha256(output.getvalue()).hexdigest()
+        key = snapshot_file_key("m", request_id, kind, 0, sha256)
+        self.store.put(key, output.getvalue())
+        return SnapshotFile(uri=self.store.uri(key), sha256=sha256, rows=table.num_rows)
+
+    def past(self, subject: str, subject_id: str, ended: Collection[str] = ("r",), **fields: Any) -> PastArtifacts:
+        content = {"erasure_id": "e", "occurred_at": NOON, "subject": subject, "subject_id": subject_id, **fields}
+        erasures = erasures_of(Settings(), ErasureRequested.model_validate(content))
+        return PastArtifacts(self.store, erasures, {("m", request_id) for request_id in ended})
+
+    def rows(self, request_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What a restoration reads, which verifies every digest."""
+        job = TrainingJob.model_validate_json(self.store.get(job_key("m", request_id)))
+        snapshot = read_snapshot(self.store, job.snapshot_uri, job.snapshot_sha256)
+        return snapshot.examples.to_pylist(), snapshot.documents.to_pylist()
+
+
+@pytest.fixture
+def bucket() -> Bucket:
+    made = Bucket()
+    made.add("r")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("subject", "fields", "left", "changed"),
+    [
+        (("log", "l2"), {}, ["l1", "l3"], 1),
+        (("conversation", "c"), {}, ["l2", "l3"], 1),
+        (("agent", "a"), {}, [], 3),
+        (("folder", "f"), {}, [], 5),
+        (("log", "l2"), {"folder_id": "g"}, ["l1", "l2", "l3"], 0),
+        (("log", "l2"), {"occurred_at": NOON - timedelta(days=1)}, ["l1", "l2", "l3"], 0),
+    ],
+)
+def test_a_snapshot_is_written_anew_without_what_is_erased(
+    bucket: Bucket, subject: tuple[str, str], fields: dict[str, Any], left: list[str], changed: int
+) -> None:
+    before = bucket.store.list("")
+    snapshots = list(bucket.past(*subject, **fields).snapshots())
+    assert sum(sum(snapshot.files.values()) for snapshot in snapshots) == changed
+    # Looking changes nothing.
+    assert bucket.store.list("") == before
+    for snapshot in snapshots:
+        bucket.past(*subject, **fields).erase(snapshot)
+    assert [row["log_id"] for row in bucket.rows("r")[0]] == left
+    assert list(bucket.past(*subject, **fields).snapshots()) == []
+    # Nothing of the old files is left, nor is the checkpoint.
+    assert len(bucket.store.list("snapshots/")) == 3
+    assert bucket.store.list("checkpoints/") == ([] if changed else before[:1])
+
+
+def test_the_text_of_an_erased_document_leaves_the_examples_and_these_stay(bucket: Bucket) -> None:
+    past = bucket.past("document", "d1", folder_id="f")
+    (snapshot,) = past.snapshots()
+    past.erase(snapshot)
+    examples, documents = bucket.rows("r")
+    assert [document["document_id"] for document in documents] == ["d2"]
+    assert [row["positive"] and row["positive"]["text"] for row in examples] == [None, None, None]
+    assert [[found["text"] for found in row["negatives"]] for row in examples] == [["words", None]] * 3
+    assert [row["question"] for row in examples] == [row["question"] for row in ROWS]
+
+
+def test_a_snapshot_is_in_use_until_its_request_has_ended(bucket: Bucket) -> None:
+    (snapshot,) = bucket.past("log", "l1", ended=()).snapshots()
+    assert not snapshot.ended
+    assert snapshot.request == "m/r"
+    (snapshot,) = bucket.past("log", "l1").snapshots()
+    assert snapshot.ended
+
+
+def test_files_that_no_manifest_names_are_found_too(bucket: Bucket) -> None:
+    # Of an export that was repeated, or whose request failed.
+    bucket.store.delete(snapshot_manifest_key("m", "r"))
+    (snapshot,) = bucket.past("log", "l1").snapshots()
+    bucket.past("log", "l1").erase(snapshot)
+    contents = b"".join(bucket.store.get(key) for key in bucket.store.list("snapshots/"))
+    assert b"question of l1" not in contents
+    assert b"question of l2" in contents
+
+
+def test_a_file_that_cannot_be_read_is_named_and_left(bucket: Bucket) -> None:
+    key = bucket.store.list("snapshots/")[0]
+    bucket.store.put(key, b"damaged")
+    (snapshot,) = bucket.past("log", "l1").snapshots()
+    bucket.past("log", "l1").erase(snapshot)
+    assert snapshot.unreadable == [key]
+    assert bucket.store.get(key) == b"damaged"
+
+
+def test_an_erasure_that_was_cut_short_is_repeated(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    past = bucket.past("log", "l1")
+    (snapshot,) = past.snapshots()
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryObjectStore, "delete", lambda *_: None)
+        past.erase(snapshot)
+    (snapshot,) = past.snapshots()
+    past.erase(snapshot)
+    assert list(past.snapshots()) == []
+    assert [row["log_id"] for row in bucket.rows("r")[0]] == ["l2", "l3"]
+
+
+def test_models_that_were_trained_on_it_or_began_with_such_a_model_are_listed(bucket: Bucket) -> None:
+    job = bucket.add("r")
+    past = bucket.past("log", "l1")
+    snapshots = list(past.snapshots())
+    bucket.add("child", f"{job.output_uri}/runs/x", published=False)
+    bucket.add("grandchild", bucket.add("child", f"{job.output_uri}/runs/x").output_uri)
+    bucket.add("stranger", f"{job.output_uri}-other")
+    latest = latest_key(bucket.store.key(job.output_uri))
+    bucket.store.put(latest, b'{"version": "v-grandchild"}')
+    found = {model.job.version: (model.published, model.is_newest) for model in past.models(snapshots)}
+    assert found == {"v-r": (True, False), "v-child": (True, False), "v-grandchild": (True, True)}
