@@ -65,6 +65,8 @@ _WRITTEN_AT_ONCE = 1_000
 _MAX_REQUEST_BYTES, _MAX_WAITING_BYTES = 256 * 1024, 768 * 1024
 # Requests for the same training share its statuses, and all of these are written at once.
 _MAX_WAITING = 50
+# What launcher and trainer report; the others are decided here.
+_OF_RUNS = frozenset(State) - {State.ACCEPTED, State.WAITING, State.SNAPSHOTTING, State.REJECTED}
 # Without these messages a request hangs until it times out.
 _REQUIRED = (Topic.SNAPSHOT_COMMANDS.label, Topic.TRAINING_JOBS.label)
 
@@ -209,6 +211,7 @@ class Coordinator:
 
     async def _handle_report(self, partition: int, value: bytes) -> None:
         status = FineTuneStatus.model_validate_json(value)
+        self._check_report(status)
         state = self._model_state(partition, status.model)
         trainer = self._settings.trainer
         max_training = trainer.max_duration * trainer.max_attempts + REPORTING_TIME
@@ -226,6 +229,13 @@ class Coordinator:
         policy = retraining_policy.with_progress(self._policy_state(partition, progress.model), progress)
         await self._table.write(partition, {_policy_key(progress.model): _json(policy)})
         await self._request_if_due(partition, progress.model)
+
+    def _check_report(self, status: FineTuneStatus) -> None:
+        if status.state not in _OF_RUNS:
+            raise InvalidEventError(f"state: {status.state}, which no launcher or trainer reports")
+        models = self._store.uri(model_prefix(status.model, ""))
+        if status.model_uri and not status.model_uri.startswith(models):
+            raise InvalidEventError(f"model_uri: {excerpts.name(status.model_uri)} is not below {models}")
 
     def _check_partition(self, partition: int) -> None:
         if partition >= self._partitions:

@@ -534,6 +534,27 @@ def test_an_event_that_names_no_partition_of_ours_is_refused() -> None:
     run_bounds(steps)
 
 
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({"state": State.ACCEPTED}, "state: accepted, which no launcher or trainer reports"),
+        ({"state": State.REJECTED}, "state: rejected, which"),
+        ({"state": State.COMPLETED, "model_uri": "s3://bucket/models/other/v1"}, "model_uri: '.*' is not below "),
+        ({"state": State.COMPLETED, "model_uri": "s3://elsewhere/models/m/v1"}, "model_uri: '.*' is not below "),
+    ],
+    ids=["accepted", "rejected", "another model", "another bucket"],
+)
+def test_a_report_that_no_run_of_this_model_makes_is_refused(report: dict[str, Any], reason: str) -> None:
+    async def steps(system: System) -> None:
+        await system.request_with_snapshot("m")
+        await system.ticks_until(jobs=1)
+        status = FineTuneStatus(request_id="m", model="m", at=now(), **report)
+        with pytest.raises(InvalidEventError, match=reason):
+            await system.handle(Topic.TRAINING_REPORTS, "m", status)
+
+    assert last_status(run_bounds(steps), "m").state is State.SNAPSHOTTING
+
+
 # ── What a request may ask for ───────────────────────────────────────────────────────────────────────────────────────
 
 COMMIT = "0123456789" * 4
