@@ -365,6 +365,15 @@ class SnapshotFile(Model):
     rows: Count
 
 
+class LostRecords(Model):
+    """Records that a topic lost: `expired` before they were read, `truncated` or `recreated` with the topic since."""
+
+    topic: Annotated[str, StringConstraints(max_length=249)]
+    cause: Annotated[str, StringConstraints(max_length=64)]
+    records: Count
+    last_at: UtcTime = Field(description="When a loss was noticed last")
+
+
 class SnapshotPart(Event):
     """One partition's share of a snapshot, or the error of its export."""
 
@@ -385,6 +394,9 @@ class SnapshotPart(Event):
     offsets: Annotated[tuple[TopicOffset, ...], Field(max_length=64)] = ()
     left_out: dict[Annotated[str, StringConstraints(max_length=256)], Count] = Field(
         {}, max_length=64, description="Number of logs without an example, by reason"
+    )
+    lost: tuple[LostRecords, ...] = Field(
+        (), max_length=64, description="What the partition's topics lost that the request might have selected"
     )
     seconds: NonNegativeFloat = Field(0.0, description="Duration of the export")
     store_seconds: NonNegativeFloat = Field(0.0, description="Of that, time spent on the object store")

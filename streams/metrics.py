@@ -28,6 +28,16 @@ NOT_KEPT = Counter(
     "(expired), or beyond sets.max_examples or sets.max_bytes (over_bound).",
     ["topic", "reason"],
 )
+LOST_RECORDS = Counter(
+    "foldtune_lost_records",
+    "Records that a topic no longer has: before they were read (expired), or since (truncated, recreated).",
+    ["topic", "cause"],
+)
+TOPIC_MISCONFIGURED = Gauge(
+    "foldtune_topic_misconfigured",
+    "1 for a setting of a topic that is not as it should be; the log says what it is, and what it should be.",
+    ["topic", "setting"],
+)
 FOREIGN_WRITES = Counter("foldtune_foreign_writes", "Own writes that found and applied writes of another worker.")
 REMOVED_STORES = Counter(
     "foldtune_removed_stores",
@@ -63,6 +73,8 @@ for _topic in Topic:
     REFUSED_RECORDS.labels(_topic.label)
     for _reason in get_args(RejectedKind):
         REJECTED.labels(_topic.label, _reason)
+    for _cause in ("expired", "truncated", "recreated"):
+        LOST_RECORDS.labels(_topic.label, _cause)
 for _reason in ("damaged", "ahead"):
     REMOVED_STORES.labels(_reason)
 for _timer in ("tick", "policy", "maintenance"):

@@ -13,17 +13,29 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from faust.exceptions import FaustError
+from msgspec import structs
 
 from foldtune.errors import TRANSIENT_ERRORS, RecordRefusedError
 from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 from streams.errors import ErasureKeyMissingError, OutdatedViewError, PartitionLostError, brokers_at_fault
+from streams.partitions.broker_clock import CLOCK
 from streams.partitions.broker_reader import FETCH_WAIT_MS
 from streams.partitions.changelog_table import ChangelogTable, Changes
-from streams.partitions.positions import Position, position_changes, stored_position, with_plausible_times
+from streams.partitions.lost_records import continued, is_recreated, tell_losses
+from streams.partitions.positions import (
+    History,
+    Position,
+    find_position,
+    position_changes,
+    stored_position,
+    with_plausible_times,
+    with_state_offsets,
+)
+from streams.partitions.topic_watch import TopicWatch
 
 _log = structlog.get_logger()
 _POLL_SECONDS = 0.2
@@ -32,7 +44,7 @@ _RETRY_SECONDS = 0.5
 _FETCH_BYTES = 4 << 20
 
 # Handles some records of one partition, in order; when it returns, their effects are durable. A record's timestamp is
-# plausible, or 0 (``streams.partitions.positions``).
+# plausible, or 0, and its offset the state's (``streams.partitions.positions``).
 Handler = Callable[[Topic, int, Sequence[Any]], Awaitable[None]]
 Write = Callable[[int, Changes], Awaitable[object]]
 # Sends a record that could not be handled to the dead letters, with the error.
@@ -73,9 +85,11 @@ class PartitionConsumer:
         handle: Handler,
         reject: Reject,
         block_records: int,
+        watch: TopicWatch | None = None,
     ) -> None:
         """``handle`` gets blocks of at most ``block_records``; ``write`` stores the next offset in ``table``.
 
+        Without ``watch`` a topic that was made anew, and has grown longer since, is not told from its former self.
         A record for which ``handle`` raises an error that the surroundings are not at fault for gets to ``reject``.
         """
         self._kafka = kafka
@@ -85,21 +99,25 @@ class PartitionConsumer:
         self._handle = handle
         self._reject = reject
         self._block_records = block_records
+        self._watch = watch
         # Of partitions that are being consumed: the one in the table may go back, when a foreign write is applied.
         self._positions: dict[tuple[Topic, int], Position] = {}
         self._stopping = False
 
     def next_offset(self, topic: Topic, partition: int) -> int:
         """The offset of the next record to handle; the effects of all before it are durable."""
-        return self._position(topic, partition).offset
+        return self.position(topic, partition).offset
+
+    def position(self, topic: Topic, partition: int) -> Position:
+        """Where a topic is continued."""
+        return self._positions.get((topic, partition)) or stored_position(self._table, topic, partition)
 
     async def run(self) -> None:
         """Consume until ``stop``; raises what neither the client nor ``handle`` can recover from."""
-        # "earliest" is for a stored offset outside of the topic's offsets: records expired, or the topic was recreated.
         async with (
             AIOKafkaConsumer(
                 **client_options(self._kafka),
-                auto_offset_reset="earliest",
+                auto_offset_reset="none",
                 isolation_level="read_committed",
                 max_partition_fetch_bytes=_FETCH_BYTES,
                 fetch_max_wait_ms=FETCH_WAIT_MS,
@@ -125,13 +143,23 @@ class PartitionConsumer:
     async def _consume(self, consumer: Any, partition: int, generation: int) -> None:
         """Consume a partition as long as it is owned in this generation."""
         topic_partitions = self._topic_partitions(partition)
+        out_of_range = False
         while self._active(partition, generation):
-            for tp, topic in topic_partitions.items():
+            for topic in topic_partitions.values():
                 self._positions.pop((topic, partition), None)
-                consumer.seek(tp, self.next_offset(topic, partition))
-            consumer.resume(*topic_partitions)
             try:
+                await self._begin_new(consumer, partition)
+                if out_of_range or self._recreated(partition):
+                    await self._continue_lost(consumer, partition)
+                out_of_range = False
+                for tp, topic in topic_partitions.items():
+                    consumer.seek(tp, self.next_offset(topic, partition))
+                consumer.resume(*topic_partitions)
                 await self._poll(consumer, partition, generation)
+            except OffsetOutOfRangeError as error:
+                _log.warning("stored offset not on the topic", partition=partition, error=str(error))
+                out_of_range = True
+                await asyncio.sleep(_RETRY_SECONDS)
             except PartitionLostError as error:
                 _log.info("partition lost", partition=partition, error=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -145,26 +173,64 @@ class PartitionConsumer:
         for topic in topic_partitions.values():
             self._positions.pop((topic, partition), None)
 
+    async def _begin_new(self, consumer: Any, partition: int) -> None:
+        """Store where topics begin that were never read: what expires from there on is a loss."""
+        new = {
+            tp: topic
+            for tp, topic in self._topic_partitions(partition).items()
+            if find_position(self._table, topic, partition) is None
+        }
+        if not new:
+            return
+        changes: dict[bytes, bytes | None] = {}
+        for tp, first in (await consumer.beginning_offsets(list(new))).items():
+            changes |= position_changes(new[tp], Position(first, 0, History(topic_id=self._topic_id(new[tp]))))
+            if first:
+                # By another app_id, perhaps.
+                _log.info("topic begun behind expired records", topic=tp.topic, partition=partition, offset=first)
+        await self._write(partition, changes)
+
+    async def _continue_lost(self, consumer: Any, partition: int) -> None:
+        """Have topics that no longer have the next offset be continued where they begin; what is lost is told once."""
+        topic_partitions = self._topic_partitions(partition)
+        if self._watch:
+            # It may have been made anew just now.
+            await self._watch.look()
+        firsts = await consumer.beginning_offsets(list(topic_partitions))
+        ends = await consumer.end_offsets(list(topic_partitions))
+        for tp, topic in topic_partitions.items():
+            before = self.position(topic, partition)
+            after = continued(before, firsts[tp], ends[tp], self._topic_id(topic), CLOCK.now())
+            if after != before:
+                await self._store_position(topic, partition, after)
+                tell_losses(topic, partition, before, after)
+
+    def _recreated(self, partition: int) -> bool:
+        return any(is_recreated(self.position(topic, partition), self._topic_id(topic)) for topic in self._topics)
+
+    def _topic_id(self, topic: Topic) -> str:
+        return self._watch.ids.get(topic.named(self._kafka.topic_prefix), "") if self._watch else ""
+
     async def _poll(self, consumer: Any, partition: int, generation: int) -> None:
         topic_partitions = self._topic_partitions(partition)
-        while self._active(partition, generation):
+        while self._active(partition, generation) and not self._recreated(partition):
             fetched = await consumer.getmany(*topic_partitions, timeout_ms=int(_POLL_SECONDS * 1000))
             for tp, topic in topic_partitions.items():
                 for block in _blocks(fetched.get(tp, ()), self._block_records):
                     if not self._active(partition, generation):
                         return
-                    records, after = with_plausible_times(block, self._position(topic, partition))
-                    await self._handle_or_reject(topic, partition, records)
+                    before = self.position(topic, partition)
+                    records, after = with_plausible_times(block, before)
+                    await self._handle_or_reject(topic, partition, with_state_offsets(records, before.history.shift))
                     await self._store_position(topic, partition, after)
                 # The marker at the end of a transaction takes an offset and is never fetched; it may be the last one.
-                position = self._position(topic, partition)
+                position = self.position(topic, partition)
                 if position.offset < (offset := await consumer.position(tp)):
                     await self._store_position(topic, partition, position._replace(offset=offset))
 
-    def _position(self, topic: Topic, partition: int) -> Position:
-        return self._positions.get((topic, partition)) or stored_position(self._table, topic, partition)
-
     async def _store_position(self, topic: Topic, partition: int, position: Position) -> None:
+        if not position.history.topic_id:
+            position = position._replace(history=structs.replace(position.history, topic_id=self._topic_id(topic)))
         await self._write(partition, position_changes(topic, position))
         self._positions[topic, partition] = position
 

@@ -5,7 +5,7 @@ publish. Both are stored before anything is published, and after a crash events 
 consumers tolerate (commands and parts carry the request, jobs are started once).
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -29,6 +29,14 @@ from foldtune.excerpts import bounded, first_names
 from foldtune.knobs import ModelName
 from foldtune.topics import Topic, request_key
 from streams.publishing.publisher import OutgoingEvent
+
+# Topic and cause.
+LossKind = tuple[str, str]
+_LOSSES = {
+    "expired": "expired before they were read",
+    "truncated": "that were read are no longer on the topic, which lost its end",
+    "recreated": "that were read are no longer on the topic, which was made anew",
+}
 
 
 class Active(Model):
@@ -185,7 +193,8 @@ def failed(state: ModelState, reason: str, now: datetime) -> Transition | None:
 
 def job_published(state: ModelState, active: Active, job: OutgoingEvent, now: datetime) -> Transition:
     """Publishes the job, whose training must have started within ``QUEUEING_TIME``, else the request fails."""
-    waiting = active.status.model_copy(update={"at": now, "waiting_for": "launcher"})
+    warnings = _with_losses(active, active.status.warnings)
+    waiting = active.status.model_copy(update={"at": now, "waiting_for": "launcher", "warnings": warnings})
     published = active.model_copy(update={"deadline": now + QUEUEING_TIME + REPORTING_TIME, "status": waiting})
     statuses = _for_each(waiting, active.request_ids)
     return Transition(state.model_copy(update={"active": published}), (*map(_output, statuses), job))
@@ -213,6 +222,7 @@ def reported(state: ModelState, status: FineTuneStatus, max_training: timedelta,
         # The launcher knows how the trainer ended, and the trainer's last report why.
         reasons = bounded(tuple(dict.fromkeys((*status.reasons, *active.status.reasons))))
         status = status.model_copy(update={"reasons": reasons})
+    status = status.model_copy(update={"warnings": _with_losses(active, status.warnings)})
     statuses = _for_each(status, active.request_ids)
     outputs = tuple(map(_output, statuses))
     if not status.state.terminal:
@@ -264,7 +274,8 @@ def _end_active(
     *,
     retryable: bool = False,
 ) -> Transition:
-    status = _status(active.request, final, now, reasons).model_copy(update={"retryable": retryable})
+    more = {"retryable": retryable, "warnings": _with_losses(active, ())}
+    status = _status(active.request, final, now, reasons).model_copy(update=more)
     statuses = _for_each(status, active.request_ids)
     return _stop(state, active, statuses, now)
 
@@ -307,6 +318,23 @@ def _rejection_reasons(request: FineTuneRequested, parts: tuple[SnapshotPart, ..
             left_out.update(part.left_out)
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
         yield f"data: {examples} examples, at least {min_examples}; left out: {counts or 'none'}"
+
+
+def _with_losses(active: Active, warnings: tuple[str, ...]) -> tuple[str, ...]:
+    """The warnings, and what the snapshot lacks because topics lost it."""
+    records, last, partitions = Counter[LossKind](), dict[LossKind, datetime](), defaultdict[LossKind, list[int]](list)
+    for part in active.parts:
+        for lost in part.lost:
+            kind = lost.topic, lost.cause
+            records[kind] += lost.records
+            last[kind] = max(lost.last_at, last.get(kind, lost.last_at))
+            partitions[kind].append(part.partition)
+    told = [
+        f"{kind[0]}: {count} records {_LOSSES.get(kind[1], kind[1])}, the last noticed at "
+        f"{last[kind].isoformat(timespec='seconds')}, of partitions {', '.join(map(str, partitions[kind]))}"
+        for kind, count in sorted(records.items())
+    ]
+    return bounded(tuple(dict.fromkeys((*warnings, *told))))
 
 
 def _status(request: FineTuneRequested, state: State, now: datetime, reasons: tuple[str, ...] = ()) -> FineTuneStatus:

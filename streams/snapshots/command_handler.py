@@ -1,9 +1,9 @@
 """Handles snapshot commands: waits for ingestion to catch up, exports, and reports the number of new examples."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from foldtune.events import (
     Event,
     FineTuneStatus,
+    LostRecords,
     Model,
     SnapshotCommand,
     SnapshotPart,
@@ -27,6 +28,7 @@ from streams.errors import OutdatedViewError, PartitionLostError
 from streams.metrics import observe_snapshot
 from streams.partitions.broker_clock import CLOCK
 from streams.partitions.local_store import exports_folder
+from streams.partitions.positions import Position
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord
 from streams.snapshots.export import export
 from streams.snapshots.export_process import ExportProcess
@@ -35,6 +37,8 @@ from streams.training_sets.store import TrainingSets
 
 _log = structlog.get_logger()
 _MAX_PENDING = 64
+# What sets drop by its age.
+_AGING = frozenset({Topic.CHAT_LOGS.label, Topic.FEEDBACK.label})
 _POLL = timedelta(milliseconds=50)
 StatusesSince = Callable[[int, datetime], AsyncIterator[Any]]
 
@@ -53,11 +57,11 @@ class DataOffsets:
 
     def __init__(
         self,
-        next_offset: Callable[[Topic, int], int],
+        position: Callable[[Topic, int], Position],
         end_offsets: Callable[[int], Awaitable[dict[Topic, int]]],
         owns: Callable[[int], bool],
     ) -> None:
-        self._next_offset = next_offset
+        self._position = position
         self._end_offsets = end_offsets
         self._owns = owns
 
@@ -67,10 +71,18 @@ class DataOffsets:
         Raises:
             PartitionLostError: another worker owns the partition now, and ingests it.
         """
-        end_offsets = await self._end_offsets(partition)
+        before = {topic: self._position(topic, partition) for topic in DATA_TOPICS}
+        ends = await self._end_offsets(partition)
+
+        def reached(topic: Topic) -> bool:
+            position = self._position(topic, partition)
+            # Beyond the end: the topic was made anew, or lost its end, which its consumer is about to notice.
+            is_former = before[topic].offset > ends[topic] and position.history == before[topic].history
+            return position.offset >= ends[topic] and not is_former
+
         try:
             async with asyncio.timeout(timeout.total_seconds()):
-                while any(self._next_offset(topic, partition) < end for topic, end in end_offsets.items()):
+                while not all(map(reached, ends)):
                     if not self._owns(partition):
                         raise PartitionLostError(partition)
                     await asyncio.sleep(_POLL.total_seconds())
@@ -78,11 +90,18 @@ class DataOffsets:
             _log.warning("exporting without the newest events", partition=partition, waited=str(timeout))
 
     def next_offsets(self, partition: int) -> tuple[TopicOffset, ...]:
-        """The next offset to ingest of each data topic."""
+        """The next offset to ingest of each data topic, as the state counts."""
         return tuple(
-            TopicOffset(topic=topic.label, partition=partition, offset=self._next_offset(topic, partition))
+            TopicOffset(topic=topic.label, partition=partition, offset=self._position(topic, partition).state_offset)
             for topic in DATA_TOPICS
         )
+
+    def lost(self, partition: int) -> Iterator[LostRecords]:
+        """What was lost of each data topic."""
+        for topic in DATA_TOPICS:
+            for cause, lost in self._position(topic, partition).history.lost.items():
+                last_at = datetime.fromtimestamp(lost.last_ms / 1000, UTC)
+                yield LostRecords(topic=topic.label, cause=cause, records=lost.records, last_at=last_at)
 
 
 class SnapshotCommandHandler:
@@ -169,8 +188,9 @@ class SnapshotCommandHandler:
             while True:
                 # Without an await between the two, so that the view holds every record below the offsets.
                 offsets, view = self._offsets.next_offsets(partition), self._sets.view(partition)
+                lost = tuple(self._touched_by_loss(command, partition))
                 try:
-                    return await run_in(
+                    part = await run_in(
                         EXPORTS,
                         export,
                         command,
@@ -183,6 +203,19 @@ class SnapshotCommandHandler:
                     )
                 except OutdatedViewError as error:
                     _log.info("snapshot export restarted", partition=partition, error=str(error))
+                else:
+                    return part.model_copy(update={"lost": lost})
+
+    def _touched_by_loss(self, command: SnapshotCommand, partition: int) -> Iterator[LostRecords]:
+        """What was lost that the request might have selected; of which folders it was, nobody knows."""
+        data, sets = command.request.data, self._settings.sets
+        if data.folders and partition not in {partition_of(f, self._settings.kafka.partitions) for f in data.folders}:
+            return
+        oldest = command.issued_at - max((sets.max_age, *(sets.of(folder_id).max_age for folder_id in sets.folders)))
+        for lost in self._offsets.lost(partition):
+            # A record is older than its loss. Documents and erasures count for ever.
+            if lost.topic not in _AGING or lost.last_at >= max(oldest, data.start or oldest):
+                yield lost
 
     def close(self) -> None:
         """End the export process."""

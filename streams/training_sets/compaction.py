@@ -112,7 +112,7 @@ def _committed_view(sets: TrainingSets, partition: int) -> PartitionView:
     Exports leave out records from there on, so a newer version of an entity there must not replace an older one yet.
     """
     view = sets.view(partition)
-    next_offsets = {topic.label: stored_position(sets.table, topic, partition).offset for topic in DATA_TOPICS}
+    next_offsets = {topic.label: stored_position(sets.table, topic, partition).state_offset for topic in DATA_TOPICS}
     committed = {
         folder_id: tuple(segment for segment in segments if segment.last_offset < next_offsets[segment.topic_label])
         for folder_id, segments in view.segments.items()

@@ -27,6 +27,7 @@ from foldtune.events import ErasureConfirmed, SnapshotCommand, TrainingFinished
 from foldtune.kafka import client_options
 from foldtune.object_store import ObjectStore
 from foldtune.settings import KafkaSettings, Settings
+from foldtune.topic_admin import inspect_topics
 from foldtune.topics import COMPACTED_WITHIN, DATA_TOPICS, MAX_RECORD_BYTES, Topic
 from streams.errors import PartitionLostError, brokers_at_fault
 from streams.metrics import FAILED_TIMERS, MAINTENANCE, PARTITIONS, REBALANCES
@@ -36,6 +37,7 @@ from streams.partitions.changelog_table import ChangelogTable
 from streams.partitions.consumer import Handler, PartitionConsumer, Write, is_at_fault
 from streams.partitions.local_store import remove_stores_ahead, store_folder
 from streams.partitions.positions import newest_time
+from streams.partitions.topic_watch import TopicWatch
 from streams.publishing.dead_letters import reject_record
 from streams.publishing.publisher import FaustEventPublisher, OutgoingEvent
 from streams.requests.coordinator import Coordinator
@@ -164,6 +166,7 @@ class _Components:
         self._reader = BrokerReader(kafka)
         # Of its own: the coordinator must not wait for what exports read.
         self._status_reader = BrokerReader(kafka)
+        self._topic_watch = TopicWatch(partial(inspect_topics, kafka, tuple(Topic), changelogs(settings)))
         self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader, SWEPT_KEY)
         requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets, ErasureRules.of(worker, settings.bounds))
@@ -180,7 +183,7 @@ class _Components:
         self._control = self._create_consumer(_CONTROL_TOPICS, requests, requests.write, self._coordinator.handle)
         self._consumers = (self._data, commands, self._control) if worker.handle_requests else (self._data,)
         self._consumer_tasks: list[asyncio.Task[None]] = []
-        offsets = DataOffsets(self._data.next_offset, self._reader.end_offsets, self._table.owns)
+        offsets = DataOffsets(self._data.position, self._reader.end_offsets, self._table.owns)
         self._snapshots = SnapshotCommandHandler(
             self._sets,
             offsets,
@@ -210,6 +213,7 @@ class _Components:
             handle=handle,
             reject=partial(reject_record, self._publisher),
             block_records=block_records,
+            watch=self._topic_watch,
         )
 
     def _create_broker_monitor(self) -> BrokerMonitor:
@@ -236,7 +240,11 @@ class _Components:
         """Start the HTTP server, and what watches the worker: Faust's tasks begin after the first recovery only."""
         if self._http_server:
             await self._http_server.start()
-        watching = {"broker monitor": self._broker_monitor.run, "watchdog": self._watch}
+        watching = {
+            "broker monitor": self._broker_monitor.run,
+            "topic watch": self._topic_watch.run,
+            "watchdog": self._watch,
+        }
         self._background = [asyncio.create_task(_keep_running(where, work)) for where, work in watching.items()]
         self._loop_watchdog.start()
 

@@ -13,7 +13,7 @@ from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
 from foldtune.shutdown import exit_after
-from foldtune.topic_admin import create_topics, topic_ids
+from foldtune.topic_admin import create_topics, inspect_topics
 from foldtune.topics import Topic
 from foldtune.work_folders import remove_abandoned
 from streams.partitions.local_store import exports_folder, open_store_folder
@@ -40,7 +40,7 @@ def run(settings: Settings) -> None:
     store = S3ObjectStore(settings.s3)
     store.check()
     # Held until the process ends.
-    lock = open_store_folder(settings.worker, topic_ids(settings.kafka, changelogs(settings)))
+    lock = open_store_folder(settings.worker, inspect_topics(settings.kafka, (), changelogs(settings)).ids)
     remove_abandoned(exports_folder(settings.worker), EXPORT_PREFIX)
     app = create_app(settings, store)
     collect_garbage_less_often()

@@ -167,4 +167,4 @@ def test_state_is_the_same_in_whatever_blocks_producers_times_are_read(
 
     asyncio.run(publish())
     one_by_one, at_once = (asyncio.run(state_of(size)) for size in (1, 5_000))
-    assert one_by_one == at_once == ([1, 2, 4, 5], [0, 3], {"p|chat-logs": millis, "o|chat-logs": 6})
+    assert one_by_one == at_once == ([1, 2, 4, 5], [0, 3], {"n|chat-logs": millis, "o|chat-logs": 6})

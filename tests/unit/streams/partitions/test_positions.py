@@ -159,7 +159,7 @@ def test_the_position_of_an_older_version_is_read_and_written_for_it() -> None:
 @pytest.mark.parametrize("garbage", [b"?", b"-1 0", b"9 9 9", b"\xff", b"1" * 19, b"1 " + b"9" * 14])
 def test_a_stored_offset_that_is_not_readable_makes_the_records_be_read_again(garbage: bytes) -> None:
     table = MemoryTable()
-    asyncio.run(table.write(0, {b"p|chat-logs": garbage, b"o|chat-logs": b"7"}))
+    asyncio.run(table.write(0, {b"n|chat-logs": garbage, b"o|chat-logs": b"7"}))
     assert stored_position(table, Topic.CHAT_LOGS, 0) == Position(7, 0)
     asyncio.run(table.write(0, {b"o|chat-logs": garbage}))
     assert stored_position(table, Topic.CHAT_LOGS, 0) == Position(0, 0)

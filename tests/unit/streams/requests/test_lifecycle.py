@@ -14,6 +14,7 @@ from foldtune.events import (
     FineTuneRequested,
     FineTuneStatus,
     FolderCount,
+    LostRecords,
     SnapshotCommand,
     SnapshotPart,
     State,
@@ -387,3 +388,35 @@ class Histories(RuleBasedStateMachine):
 
 Histories.TestCase.settings = settings(max_examples=examples(30), stateful_step_count=30, deadline=None)
 TestHistories = Histories.TestCase
+
+
+def test_every_status_after_a_snapshot_tells_what_its_sets_lack_because_topics_lost_it() -> None:
+    logs = LostRecords(topic="chat-logs", cause="expired", records=500, last_at=NOW)
+    later = logs.model_copy(update={"records": 7, "last_at": NOW + timedelta(hours=1)})
+    erasures = LostRecords(topic="erasures", cause="of another version", records=1, last_at=NOW)
+    warnings = (
+        "chat-logs: 507 records expired before they were read, the last noticed at "
+        f"{later.last_at.isoformat()}, of partitions 0, 1",
+        f"erasures: 1 records of another version, the last noticed at {NOW.isoformat()}, of partitions 1",
+    )
+
+    def gathered(examples: int) -> Transition:
+        state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
+        state = lifecycle.part_received(state, part("r", 0, examples, lost=(logs,)), PARTITIONS, 20, NOW).state
+        return lifecycle.part_received(state, part("r", 1, examples, lost=(later, erasures)), PARTITIONS, 20, NOW)
+
+    (rejected,) = gathered(1).final_statuses
+    assert rejected.warnings == warnings
+    state = gathered(30).state
+    assert state.active
+    published = lifecycle.job_published(state, state.active, JOB, NOW)
+    assert [output.event.warnings for output in published.outputs if isinstance(output.event, FineTuneStatus)] == [
+        warnings
+    ]
+    of_trainer = status("r", State.COMPLETED).model_copy(update={"warnings": ("of the trainer",)})
+    (completed,) = lifecycle.reported(published.state, of_trainer, TRAINING, NOW).final_statuses
+    assert completed.warnings == ("of the trainer", *warnings)
+    running = lifecycle.reported(published.state, status("r", State.RUNNING), TRAINING, NOW).state
+    assert lifecycle.current_status(running, "r", NOW) == status("r", State.RUNNING).model_copy(
+        update={"warnings": warnings}
+    )

@@ -9,16 +9,19 @@ from unittest import mock
 
 import pytest
 from aiokafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
+from structlog.testing import capture_logs
 
 from foldtune import events
 from foldtune.events import FineTuneStatus, SnapshotCommand, SnapshotPart, State
 from foldtune.kafka import partition_of
+from foldtune.knobs import DataSelection
 from foldtune.settings import Sets, Settings
-from foldtune.topics import Topic
+from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.broker_clock import BrokerClock
+from streams.partitions.positions import History, Lost, Position
 from streams.publishing.publisher import EventPublisher
 from streams.snapshots import command_handler
-from streams.snapshots.command_handler import SnapshotCommandHandler
+from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
 from streams.training_sets.store import TrainingSets
 from tests.acknowledgement import acknowledgement
 from tests.memory_table import MemoryTable
@@ -98,3 +101,62 @@ def test_the_command_of_an_ended_request_is_answered_and_not_exported(statuses: 
 def test_a_command_is_exported_where_the_brokers_do_not_tell_whether_its_request_has_ended(error: Exception) -> None:
     assert "ExportedError" in error_of(events.now(), status(State.SNAPSHOTTING), then=error)
     assert error_of(events.now(), status(), then=error) == "the request has ended"
+
+
+def touched(issued_at: datetime, data: DataSelection, *, partition: int = 0) -> list[str]:
+    """Of what was lost at ``NOW``, what a request is told."""
+    lost = {"expired": Lost(5, int(NOW.timestamp() * 1000))}
+    position = Position(9, 0, History(shift=3, lost=lost))
+    offsets = DataOffsets(lambda topic, _: Position(9, 0) if topic is Topic.FEEDBACK else position, mock.Mock(), bool)
+    assert {offset.topic: offset.offset for offset in offsets.next_offsets(partition)} == {
+        "chat-logs": 12,
+        "documents": 12,
+        "feedback": 9,
+        "erasures": 12,
+    }
+    settings = Settings(sets=Sets(max_age=timedelta(days=30), folders={"f": {"max_age": "P60D"}}))
+    anything: Any = mock.Mock()
+    sets = TrainingSets(MemoryTable(), Sets())
+    handler = SnapshotCommandHandler(sets, offsets, anything, anything, settings, statuses=anything)
+    request = fine_tune_request("r").model_copy(update={"data": data})
+    command = SnapshotCommand(request=request, partition=0, issued_at=issued_at)
+    found = list(handler._touched_by_loss(command, partition))
+    assert {(loss.cause, loss.records, loss.last_at) for loss in found} <= {("expired", 5, NOW)}
+    return [loss.topic for loss in found]
+
+
+def test_a_request_is_told_of_losses_that_its_selection_might_have_had() -> None:
+    everything, forever = ["chat-logs", "documents", "erasures"], ["documents", "erasures"]
+    assert touched(NOW, DataSelection()) == everything
+    # The longest of all sets; documents and erasures do not age.
+    assert touched(NOW + timedelta(days=59), DataSelection()) == everything
+    assert touched(NOW + timedelta(days=61), DataSelection()) == forever
+    assert touched(NOW, DataSelection(start=NOW - timedelta(days=1))) == everything
+    assert touched(NOW + timedelta(days=9), DataSelection(start=NOW + timedelta(days=1))) == forever
+    mine = partition_of("g", Settings().kafka.partitions)
+    assert touched(NOW, DataSelection(folders=("g",)), partition=mine) == everything
+    assert touched(NOW, DataSelection(folders=("g",)), partition=mine + 1) == []
+
+
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_an_export_waits_for_a_topic_whose_end_is_behind_the_offset(*, shrunk: bool) -> None:
+    """Nothing of it is ingested; what the consumer reads next has the former records' offsets."""
+    positions = {topic: Position(9, 0) for topic in DATA_TOPICS}
+
+    async def end_offsets(_: int) -> dict[Topic, int]:
+        return {Topic.CHAT_LOGS: 5 if shrunk else 9, Topic.DOCUMENTS: 9}
+
+    async def scenario() -> None:
+        offsets = DataOffsets(lambda topic, _: positions[topic], end_offsets, bool)
+        waiting = asyncio.create_task(offsets.catch_up(1, timedelta(seconds=5)))
+        await asyncio.sleep(0.06)
+        assert waiting.done() is not shrunk
+        positions[Topic.CHAT_LOGS] = Position(3, 0, History(shift=9))
+        await asyncio.sleep(0.06)
+        assert waiting.done() is not shrunk
+        positions[Topic.CHAT_LOGS] = Position(5, 0, History(shift=9))
+        await waiting
+
+    with capture_logs() as logs:
+        asyncio.run(scenario())
+    assert not logs
