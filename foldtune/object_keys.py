@@ -1,4 +1,4 @@
-"""The layout of the bucket: every object key that foldtune reads or writes.
+"""The layout of the bucket: every object key that foldtune reads or writes, below ``s3.prefix``.
 
 ===================================================  =========================================================
 ``snapshots/REQUEST/examples-PARTITION-X.parquet``   the examples of one partition in a request's snapshot

@@ -56,9 +56,13 @@ _NO_BUCKET = "NoSuchBucket"
 
 
 class ObjectStore(Protocol):
-    """An object store with conditional writes. Keys are relative to one bucket."""
+    """An object store with conditional writes. Keys are relative to a prefix in one bucket.
+
+    A key that begins with a slash is of an object elsewhere in the bucket; ``key`` gives those to addresses.
+    """
 
     bucket: str
+    prefix: str = ""
 
     def put(self, key: str, content: bytes) -> None:
         """Write an object atomically."""
@@ -117,7 +121,13 @@ class ObjectStore(Protocol):
 
     def uri(self, key: str) -> str:
         """The object's ``s3://`` address."""
-        return f"s3://{self.bucket}/{key}"
+        return f"s3://{self.bucket}/{self.full_key(key)}"
+
+    def full_key(self, key: str) -> str:
+        """The key as the bucket has it."""
+        if self.prefix and key.startswith("/"):
+            return key[1:]
+        return self.prefix + key
 
     def key(self, uri: str) -> str:
         """The key of an address in this bucket.
@@ -129,7 +139,10 @@ class ObjectStore(Protocol):
         if bucket != self.bucket:
             msg = f"{uri} is not in the bucket {self.bucket!r}"
             raise ValueError(msg)
-        return key
+        if not self.prefix:
+            return key
+        below = key.removeprefix(self.prefix)
+        return f"/{key}" if below == key or below.startswith("/") else below
 
 
 class S3ObjectStore(ObjectStore):
@@ -140,7 +153,7 @@ class S3ObjectStore(ObjectStore):
     """
 
     def __init__(self, settings: S3Settings) -> None:
-        self.bucket = settings.bucket
+        self.bucket, self.prefix = settings.bucket, settings.prefix
         self._settings = settings
         self._client = _client(settings)
 
@@ -183,7 +196,7 @@ class S3ObjectStore(ObjectStore):
 
     def put(self, key: str, content: bytes) -> None:
         with self._wrapped_errors(key):
-            self._etag(key, self._client.put_object(Bucket=self.bucket, Key=key, Body=content))
+            self._etag(key, self._client.put_object(Bucket=self.bucket, Key=self.full_key(key), Body=content))
 
     def put_if_absent(self, key: str, content: bytes) -> bool:
         # 412: the object exists. 409: a concurrent write of it is in progress.
@@ -195,7 +208,7 @@ class S3ObjectStore(ObjectStore):
 
     @retry(retry=retry_if_exception_type(_BODY_ERRORS), stop=stop_after_attempt(3), reraise=True)
     def _get(self, key: str) -> tuple[bytes, str]:
-        response = self._client.get_object(Bucket=self.bucket, Key=key)
+        response = self._client.get_object(Bucket=self.bucket, Key=self.full_key(key))
         return response["Body"].read(), self._etag(key, response)
 
     def _etag(self, key: str, response: Mapping[str, Any]) -> str:
@@ -210,7 +223,7 @@ class S3ObjectStore(ObjectStore):
 
     def put_file(self, key: str, path: Path) -> None:
         with self._wrapped_errors(key):
-            self._client.upload_file(str(path), self.bucket, key)
+            self._client.upload_file(str(path), self.bucket, self.full_key(key))
 
     def get(self, key: str) -> bytes:
         return self.get_with_etag(key)[0]
@@ -218,29 +231,38 @@ class S3ObjectStore(ObjectStore):
     def exists(self, key: str) -> bool:
         try:
             with self._wrapped_errors(key, may_be_missing=True):
-                self._etag(key, self._client.head_object(Bucket=self.bucket, Key=key))
+                self._etag(key, self._client.head_object(Bucket=self.bucket, Key=self.full_key(key)))
         except ObjectMissingError:
             return False
         return True
 
     def get_file(self, key: str, path: Path) -> None:
         with self._wrapped_errors(key, may_be_missing=True):
-            self._client.download_file(self.bucket, key, str(path))
+            self._client.download_file(self.bucket, self.full_key(key), str(path))
 
     def list(self, prefix: str) -> builtins.list[str]:
+        full = self.full_key(prefix)
         with self._wrapped_errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-            return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
+            found = sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+        return [prefix + key.removeprefix(full) for key in found]
+
+    def has_any(self, prefix: str) -> bool:
+        """Whether there is a key under a prefix."""
+        with self._wrapped_errors(prefix):
+            page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.full_key(prefix), MaxKeys=1)
+        return bool(page.get("Contents"))
 
     def delete(self, key: str) -> None:
         with self._wrapped_errors(key):
-            self._client.delete_object(Bucket=self.bucket, Key=key)
+            self._client.delete_object(Bucket=self.bucket, Key=self.full_key(key))
 
     def _put_on_condition(self, key: str, content: bytes, failed: set[int], **condition: Any) -> bool:
         """Whether the object was written; ``failed`` are the HTTP statuses of a condition that is not met."""
         with self._wrapped_errors(key):
             try:
-                self._etag(key, self._client.put_object(Bucket=self.bucket, Key=key, Body=content, **condition))
+                full = self.full_key(key)
+                self._etag(key, self._client.put_object(Bucket=self.bucket, Key=full, Body=content, **condition))
             except ClientError as error:
                 if _status(error) in failed and _code(error) != _NO_BUCKET:
                     return False

@@ -12,7 +12,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -48,6 +48,7 @@ _SERVICE_LINK = re.compile(
     r"|\w+_port(_\d+_(tcp|udp|sctp))?=(tcp|udp|sctp)://.*"
 )
 SETTINGS_FILE = "foldtune.toml"
+DEFAULT_APP_ID = "foldtune"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -73,6 +74,7 @@ class KafkaSettings(Section):
     # ARNs in AWS Secrets Manager, the same as Lambda's event source mapping has; read by functions and trainings.
     secret_arn: str | None = None
     ca_secret_arn: str | None = None
+    # Tells installations on the same brokers and in the same bucket apart; worker.app_id and s3.prefix begin with it.
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,64}$")] = ""
     partitions: Annotated[int, Field(ge=1, le=1024)] = 4
     replication_factor: Annotated[int, Field(ge=1, le=16)] = 1
@@ -87,6 +89,8 @@ class S3Settings(Section):
     """The bucket. Without keys, boto3's default credential chain (role, profile, environment) applies."""
 
     bucket: Annotated[str, Field(pattern=BUCKET)] = "foldtune"
+    # What all keys begin with; kafka.topic_prefix, if it is not set.
+    prefix: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9._-]*$", max_length=200)] = ""
     endpoint_url: str | None = None
     region: str = "us-east-1"
     access_key_id: str | None = None
@@ -148,7 +152,9 @@ def _long_keys(keys: SecretStr) -> SecretStr:
 class WorkerSettings(Section):
     """The stream worker."""
 
-    app_id: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,64}$")] = "foldtune"
+    # Names the consumer group, the changelogs and the folder of the databases. If it is not set, kafka.topic_prefix
+    # stands before it.
+    app_id: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,64}$")] = DEFAULT_APP_ID
     # Kafka's static membership: a restarted worker gets its partitions back before its old session expires.
     instance_id: str | None = None
     data_dir: Path = Path(".foldtune/worker")
@@ -268,6 +274,14 @@ class ScheduleSettings(Section):
     models: tuple[ModelName, ...] = ()
 
 
+_S = TypeVar("_S", bound=Section)
+
+
+def _with(section: _S, **derived: str) -> _S:
+    """The section with values that still count as not set."""
+    return cast(_S, type(section).model_construct(section.model_fields_set, **dict(section) | derived))
+
+
 class Settings(BaseSettings):
     """All settings."""
 
@@ -292,6 +306,16 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings()
     api: ApiSettings = ApiSettings()
     log_level: LogLevel = "INFO"
+
+    @model_validator(mode="after")
+    def _isolated(self) -> Self:
+        """Have what is named after the topics' prefix begin with it, unless it was set."""
+        prefix = self.kafka.topic_prefix
+        if "app_id" not in self.worker.model_fields_set:
+            object.__setattr__(self, "worker", _with(self.worker, app_id=f"{prefix}{DEFAULT_APP_ID}"))
+        if "prefix" not in self.s3.model_fields_set:
+            object.__setattr__(self, "s3", _with(self.s3, prefix=prefix))
+        return self
 
     @classmethod
     def settings_customise_sources(

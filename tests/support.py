@@ -38,6 +38,7 @@ def environment(servers: LocalServers, folder: Path, **more: str) -> dict[str, s
     return servers.environment | {
         "FOLDTUNE_KAFKA__TOPIC_PREFIX": f"{name}-",
         "FOLDTUNE_WORKER__APP_ID": name,
+        "FOLDTUNE_S3__PREFIX": f"{name}/",
         "FOLDTUNE_WORKER__DATA_DIR": str(folder / "worker"),
         "FOLDTUNE_WORKER__SESSION_TIMEOUT": "PT6S",
         "FOLDTUNE_TRAINER__WORK_DIR": str(folder / "jobs"),

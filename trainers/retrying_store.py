@@ -25,7 +25,7 @@ class RetryingStore(ObjectStore):
     """Repeats each request for ``PATIENCE_SECONDS``, unless it was refused, or the object does not exist."""
 
     def __init__(self, store: ObjectStore) -> None:
-        self.bucket = store.bucket
+        self.bucket, self.prefix = store.bucket, store.prefix
         self._store = store
 
     def put(self, key: str, content: bytes) -> None:

@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 STORE_SCHEME = "foldtune"
 STORES.aliases[STORE_SCHEME] = f"{__name__}:LocalStore"
 
-_DATABASES, _LOCK, _CHANGELOGS = "v1", "lock", "changelogs.json"
+_DATABASES, _LOCK, _CHANGELOGS, _TOPIC_PREFIX = "v1", "lock", "changelogs.json", "topic-prefix"
 _DAMAGED, _REMOVED = ".damaged", ".removed"
 # The former worker on this folder may still be ending, which takes it 8 s.
 _LOCK_SECONDS = 15.0
@@ -62,10 +62,11 @@ def exports_folder(worker: WorkerSettings) -> Path:
     return store_folder(worker) / "exports"
 
 
-def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str]) -> IO[bytes]:
+def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str], topic_prefix: str = "") -> IO[bytes]:
     """Lock the folder for this process, and remove databases that are not of these changelogs, given with their ids.
 
-    Brokers before Kafka 2.8 give none. The lock ends with the returned file.
+    Brokers before Kafka 2.8 give none. Databases of installations with another ``topic_prefix`` stay. The lock ends
+    with the returned file.
 
     Raises:
         StoreInUseError: another process uses the folder.
@@ -75,6 +76,8 @@ def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str]) -> 
     lock = _lock(folder)
     for other in [*folder.parent.glob("app-*"), folder.parent]:
         databases = other / _DATABASES
+        if _prefix_of(other) not in {None, topic_prefix}:
+            continue
         if other != folder and databases.is_dir() and not _in_use(other / _LOCK, *databases.rglob("LOCK")):
             # Before folders had an app id in their names, they were the data_dir itself.
             _remove(databases, "of another app id, or of an earlier release")
@@ -87,6 +90,7 @@ def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str]) -> 
         _remove(folder / _DATABASES, "of changelogs that were deleted")
     for leftover in (folder / _DATABASES).rglob(f"*{_REMOVED}"):
         shutil.rmtree(leftover, ignore_errors=True)
+    (folder / _TOPIC_PREFIX).write_text(topic_prefix)
     (folder / _CHANGELOGS).write_text(json.dumps((known or {}) | dict(changelogs)))
     return lock
 
@@ -96,6 +100,12 @@ def _known(path: Path) -> dict[str, str] | None:
         known = json.loads(path.read_bytes())
         if isinstance(known, dict):
             return known
+    return None
+
+
+def _prefix_of(folder: Path) -> str | None:
+    with suppress(OSError, ValueError):
+        return (folder / _TOPIC_PREFIX).read_text()
     return None
 
 

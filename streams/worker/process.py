@@ -19,6 +19,7 @@ from foldtune.work_folders import remove_abandoned
 from streams.partitions.local_store import exports_folder, open_store_folder
 from streams.snapshots.export import EXPORT_PREFIX
 from streams.worker.app import changelogs, create_app
+from streams.worker.earlier_names import with_earlier_names
 
 _log = structlog.get_logger()
 # Docker kills a container 10 s after SIGTERM.
@@ -29,18 +30,21 @@ def run(settings: Settings) -> None:
     """Create missing topics, join the group and work on the assigned partitions until SIGINT or SIGTERM.
 
     Raises:
-        InvalidSettingsError: the object store ignores conditional writes.
+        InvalidSettingsError: the object store ignores conditional writes; or an earlier release's state may be another
+            installation's.
         PartitionCountError: an existing topic has another number of partitions than the settings.
         StoreInUseError: another worker uses the same data_dir.
         SystemExit: the worker has ended, with its exit code.
     """
     configure_logs(settings.log_level)
+    settings = with_earlier_names(settings)
     # The changelogs too: the group's first assignment leaves out topics that do not exist yet.
     create_topics(settings.kafka, tuple(Topic), changelogs(settings))
     store = S3ObjectStore(settings.s3)
     store.check()
     # Held until the process ends.
-    lock = open_store_folder(settings.worker, inspect_topics(settings.kafka, (), changelogs(settings)).ids)
+    found = inspect_topics(settings.kafka, (), changelogs(settings))
+    lock = open_store_folder(settings.worker, found.ids, settings.kafka.topic_prefix)
     remove_abandoned(exports_folder(settings.worker), EXPORT_PREFIX)
     app = create_app(settings, store)
     collect_garbage_less_often()

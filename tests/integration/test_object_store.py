@@ -51,6 +51,27 @@ def test_objects_are_listed_by_prefix_in_order(store: ObjectStore, key: str) -> 
     assert store.get(f"{key}/a/b") == b"a/b"
 
 
+def test_stores_with_other_prefixes_meet_only_by_address(settings: Settings, key: str, tmp_path: Path) -> None:
+    stores = [S3ObjectStore(settings.s3.model_copy(update={"prefix": f"{key}/{name}-"})) for name in ("a", "ab", "b")]
+    first, *others = stores
+    for store in stores:
+        assert store.put_if_absent("jobs/x", store.prefix.encode())
+        assert store.list("jobs/") == ["jobs/x"]
+        assert store.get("jobs/x") == store.prefix.encode()
+        assert store.has_any("jobs/")
+        assert not store.has_any("x")
+    for store in others:
+        elsewhere = store.key(first.uri("jobs/x"))
+        content, etag = store.get_with_etag(elsewhere)
+        assert content == first.prefix.encode()
+        assert store.put_if_match(elsewhere, content, etag)
+        store.get_file(elsewhere, tmp_path / "file")
+        assert (tmp_path / "file").read_bytes() == content
+        assert store.list(store.key(first.uri("jobs/"))) == [elsewhere]
+    first.delete("jobs/x")
+    assert [store.exists("jobs/x") for store in stores] == [False, True, True]
+
+
 def test_a_put_overwrites(store: ObjectStore, key: str) -> None:
     store.put(key, b"one")
     store.put(key, b"")

@@ -8,6 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from foldtune.errors import TRANSIENT_ERRORS, InvalidSettingsError, ObjectStoreError, ObjectStoreRefusedError
+from foldtune.object_keys import manifest_key
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import S3Settings
 from tests.s3_proxy import CLOSED, Fault, Reply, S3Proxy
@@ -149,3 +150,13 @@ def test_a_store_that_takes_no_writes_is_refused_by_name(proxy: S3Proxy) -> None
     proxy.fail("AccessDenied")
     with pytest.raises(InvalidSettingsError, match=rf"{proxy.endpoint_url}.*AccessDenied"):
         S3ObjectStore(proxy.settings).check()
+
+
+def test_keys_are_below_the_prefix_and_addresses_elsewhere_in_the_bucket_stay_what_they_are() -> None:
+    plain, store = (S3ObjectStore(S3Settings(bucket="bucket", prefix=prefix)) for prefix in ("", "a-"))
+    assert store.uri("jobs/x") == "s3://bucket/a-jobs/x"
+    for uri in ("s3://bucket/a-jobs/x", "s3://bucket/jobs/x", "s3://bucket//x", "s3://bucket/a-/x", "s3://bucket/a-"):
+        assert store.uri(store.key(uri)) == uri
+        assert plain.uri(plain.key(uri)) == uri
+    assert store.key("s3://bucket/a-jobs/x") == "jobs/x"
+    assert manifest_key(store.key("s3://bucket/base-models/x")) == "/base-models/x/manifest.json"

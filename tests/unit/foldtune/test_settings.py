@@ -152,8 +152,30 @@ def test_a_folder_has_the_operators_limits_unless_it_sets_its_own(monkeypatch: p
     }
 
 
+def test_a_topic_prefix_also_names_the_application_and_the_keys_unless_they_are_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def names() -> tuple[str, str]:
+        return Settings().worker.app_id, Settings().s3.prefix
+
+    assert names() == ("foldtune", "")
+    monkeypatch.setenv("FOLDTUNE_KAFKA__TOPIC_PREFIX", "a-")
+    assert names() == ("a-foldtune", "a-")
+    monkeypatch.setenv("FOLDTUNE_S3", '{"prefix": ""}')
+    assert names() == ("a-foldtune", "")
+    monkeypatch.setenv("FOLDTUNE_S3__PREFIX", "team/x-")
+    monkeypatch.setenv("FOLDTUNE_WORKER__APP_ID", "foldtune")
+    assert names() == ("foldtune", "team/x-")
+
+
+@pytest.mark.parametrize("prefix", ["/a", "a//b", "../a", "a b", "a/../b"])
+def test_a_prefix_of_keys_is_a_plain_path(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    assert "FOLDTUNE_S3__PREFIX" in error_of(monkeypatch, FOLDTUNE_S3__PREFIX=prefix)
+
+
 def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLDTUNE_KAFKA__SASL_PASSWORD", "hunter2")
+    monkeypatch.setenv("FOLDTUNE_KAFKA__TOPIC_PREFIX", "a-")
     monkeypatch.setenv("FOLDTUNE_TRAINER__BASE_MODEL", "file:///models/x")
     monkeypatch.setenv("FOLDTUNE_SETS__FOLDERS", '{"f": {"max_examples": 50}}')
     settings = Settings()

@@ -215,6 +215,18 @@ def test_stores_of_another_app_id_and_of_earlier_releases_are_removed(tmp_path: 
     assert foreign.exists()
 
 
+def test_stores_of_an_installation_with_another_topic_prefix_stay(tmp_path: Path) -> None:
+    stores = {}
+    for prefix in ("", "a-", "b-"):
+        settings = WorkerSettings(app_id=f"{prefix}foldtune", data_dir=tmp_path)
+        open_store_folder(settings, IDS, prefix).close()
+        stores[prefix] = store_folder(settings) / "v1" / "tables" / "sets-0.db"
+        stores[prefix].mkdir(parents=True)
+    next_of_a = WorkerSettings(app_id="a-next", data_dir=tmp_path)
+    open_store_folder(next_of_a, IDS, "a-").close()
+    assert {prefix: store.exists() for prefix, store in stores.items()} == {"": True, "a-": False, "b-": True}
+
+
 def test_a_folder_that_another_process_uses_is_refused_and_not_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
