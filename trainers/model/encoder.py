@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from trainers.errors import BadModelError, NotFiniteError, TrainerError
@@ -58,8 +58,8 @@ class Encoder:
         """Load a model folder of sentence-transformers or transformers with float32 weights; remote code is never run.
 
         Raises:
-            BadModelError: no safetensors weights, unreadable files, or an unsupported architecture, module or pooling
-                mode.
+            BadModelError: no safetensors weights, unreadable files, quantization, an adapter, or an unsupported
+                architecture, module or pooling mode.
         """
         folder = Path(folder)
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -68,7 +68,10 @@ class Encoder:
         try:
             encoding_config = read_encoding_config(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **options)
+            config = _config_without_code(folder, options)
+            model = AutoModel.from_pretrained(
+                folder, config=config, use_safetensors=True, dtype=torch.float32, **options
+            )
         except (TrainerError, MemoryError):
             raise
         # The files of a model are untrusted: whatever fails on them, the model is not usable.
@@ -167,6 +170,20 @@ class Encoder:
     def batch_tokens(self) -> int:
         """Tokens of a batch, padding included, that suit the device."""
         return BATCH_TOKENS_CUDA if self.device.type == "cuda" else BATCH_TOKENS
+
+
+def _config_without_code(folder: Path, options: dict[str, Any]) -> Any:
+    """The configuration of a model, which must not choose the code that computes it: kernels would be fetched from
+    wherever it says, and the weights of an adapter's base model as well.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise BadModelError(f"{folder.name}: adapters are not supported")
+    config = AutoConfig.from_pretrained(folder, **options)
+    if getattr(config, "quantization_config", None) is not None:
+        raise BadModelError(f"{folder.name}: quantization_config of config.json is not supported")
+    # The library's own choice, instead of one that was read from the file.
+    config._attn_implementation = config._experts_implementation = None
+    return config
 
 
 def default_device() -> torch.device:

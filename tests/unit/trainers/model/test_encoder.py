@@ -1,5 +1,6 @@
 """Tokenizing, pooling and embedding."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -70,3 +71,44 @@ def test_weights_of_another_shape_are_the_models_fault(tiny_folder: Path, tmp_pa
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(BadModelError):
         Encoder.load(folder, "cpu")
+
+
+def model_with(tiny_folder: Path, folder: Path, config: dict[str, object]) -> Path:
+    """A model with more in its config.json, and code beside it that leaves a trace when it runs."""
+    shutil.copytree(tiny_folder, folder)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | config))
+    (folder / "code.py").write_text(f"open({str(folder / 'trace')!r}, 'w').close()")
+    return folder
+
+
+KERNELS = "somebody/kernels"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"attn_implementation": KERNELS},
+        {"_attn_implementation": KERNELS},
+        {"attn_implementation": {"": KERNELS}},
+        {"attn_implementation": "flash_attention_2"},
+        {"experts_implementation": KERNELS},
+        {"auto_map": {"AutoModel": "code.Model", "AutoConfig": "code.Config"}},
+    ],
+)
+def test_a_models_config_does_not_choose_its_code(config: dict[str, object], tiny_folder: Path, tmp_path: Path) -> None:
+    folder = model_with(tiny_folder, tmp_path / "model", config)
+    usual, loaded = (Encoder.load(path, "cpu") for path in (tiny_folder, folder))
+    assert loaded.model.config._attn_implementation == usual.model.config._attn_implementation
+    np.testing.assert_array_equal(loaded.encode(["some words"]), usual.encode(["some words"]))
+    assert not (folder / "trace").exists()
+
+
+def test_quantization_and_adapters_are_refused_by_name(tiny_folder: Path, tmp_path: Path) -> None:
+    quantized = model_with(tiny_folder, tmp_path / "quantized", {"quantization_config": {"quant_method": "fp8"}})
+    with pytest.raises(BadModelError, match=r"quantization_config of config\.json is not supported"):
+        Encoder.load(quantized, "cpu")
+    adapter = model_with(tiny_folder, tmp_path / "adapter", {})
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "/etc"}')
+    with pytest.raises(BadModelError, match="adapters are not supported"):
+        Encoder.load(adapter, "cpu")
