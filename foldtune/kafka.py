@@ -21,9 +21,10 @@ from kafka.errors import (
 from kafka.partitioner.default import murmur2
 
 from foldtune.compression import bound_decompression
-from foldtune.errors import NoBrokerError, PublishError, RecordRefusedError
+from foldtune.errors import InvalidSettingsError, NoBrokerError, PublishError, RecordRefusedError
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
+from foldtune.tokens import tokens
 from foldtune.topics import MAX_RECORD_BYTES, Topic
 
 bound_decompression(fetcher)
@@ -55,20 +56,26 @@ def partition_of(key: str, partitions: int) -> int:
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Address and credentials of the brokers, as the options that kafka-python and aiokafka share.
+    """Address and credentials of the brokers, as the options of kafka-python.
 
-    ``streams.worker.app`` converts them for Faust.
+    ``streams.partitions.connection`` has those of aiokafka and Faust.
+
+    Raises:
+        InvalidSettingsError: a certificate or key cannot be used, or AWS's region is not known.
     """
     options: dict[str, Any] = {
         "bootstrap_servers": settings.bootstrap_servers.split(","),
         "security_protocol": settings.security_protocol,
     }
     if settings.security_protocol.startswith("SASL"):
-        options |= {
-            "sasl_mechanism": settings.sasl_mechanism,
-            "sasl_plain_username": settings.sasl_username,
-            "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
-        }
+        if provider := tokens(settings):
+            options |= {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": provider}
+        else:
+            options |= {
+                "sasl_mechanism": settings.sasl_mechanism,
+                "sasl_plain_username": settings.sasl_username,
+                "sasl_plain_password": settings.sasl_password.get_secret_value() if settings.sasl_password else None,
+            }
     if settings.security_protocol.endswith("SSL"):
         options["ssl_context"] = _tls_context(settings)
     return options
@@ -76,12 +83,18 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
 
 def _tls_context(settings: KafkaSettings) -> ssl.SSLContext:
     """Verifies the broker against the configured (else the system's) authorities; mutual TLS with a certificate."""
-    context = ssl.create_default_context(cafile=settings.ssl_cafile)
+    try:
+        context = ssl.create_default_context(cafile=settings.ssl_cafile)
+    except (ssl.SSLError, OSError) as error:
+        raise InvalidSettingsError(f"kafka.ssl_cafile {settings.ssl_cafile}: {error}") from error
     if settings.ssl_certfile:
-        password = settings.ssl_key_password
-        context.load_cert_chain(
-            settings.ssl_certfile, settings.ssl_keyfile, password.get_secret_value() if password else None
-        )
+        # Without one, OpenSSL would ask at the terminal.
+        password = settings.ssl_key_password.get_secret_value() if settings.ssl_key_password else ""
+        try:
+            context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, password)
+        except (ssl.SSLError, OSError) as error:
+            files = f"kafka.ssl_certfile {settings.ssl_certfile}, ssl_keyfile {settings.ssl_keyfile}"
+            raise InvalidSettingsError(f"{files}, or ssl_key_password: {error}") from error
     return context
 
 

@@ -15,6 +15,7 @@ from pydantic.alias_generators import to_camel
 
 from foldtune.errors import SecretError
 from foldtune.object_store import AWS_ERRORS
+from foldtune.reasons import reasons_of
 from foldtune.settings import KafkaSettings, Settings
 
 
@@ -43,7 +44,11 @@ def kafka_with_secrets(settings: Settings) -> Iterator[KafkaSettings]:
         if kafka.ca_secret_arn:
             authority = _read_secret(kafka.ca_secret_arn, settings).certificate
             changes["ssl_cafile"] = _write_pem(Path(folder, "authority.pem"), authority, kafka.ca_secret_arn)
-        yield KafkaSettings.model_validate(kafka.model_dump() | changes)
+        try:
+            complete = KafkaSettings.model_validate(kafka.model_dump() | changes)
+        except ValidationError as error:
+            raise SecretError(kafka.secret_arn, "; ".join(reasons_of(error))) from None
+        yield complete
 
 
 def _credentials(secret: _Secret, name: str, folder: Path) -> dict[str, object]:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cache
@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FilePath,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -64,12 +65,15 @@ class KafkaSettings(Section):
 
     bootstrap_servers: str = "127.0.0.1:9092"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM"] = "PLAIN"
+    # With OAUTHBEARER id and secret of the client at the authorization server.
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
-    ssl_cafile: Path | None = None
-    ssl_certfile: Path | None = None
-    ssl_keyfile: Path | None = None
+    sasl_oauthbearer_token_endpoint_url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    sasl_oauthbearer_scope: str | None = None
+    ssl_cafile: FilePath | None = None
+    ssl_certfile: FilePath | None = None
+    ssl_keyfile: FilePath | None = None
     ssl_key_password: SecretStr | None = None
     # ARNs in AWS Secrets Manager, the same as Lambda's event source mapping has; read by functions and trainings.
     secret_arn: str | None = None
@@ -83,6 +87,32 @@ class KafkaSettings(Section):
     partitioner: Literal["murmur2", "other"] = "murmur2"
     # Of topics that exist, made by the brokers or by an older version: what becomes of configuration that is not ours.
     topic_config: Literal["alter", "refuse", "ignore"] = "alter"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """What would have no effect is refused too: whoever sets it believes the connection to be what it is not."""
+        protocol, mechanism = self.security_protocol, self.sasl_mechanism
+        sasl, oauth = protocol.startswith("SASL"), mechanism == "OAUTHBEARER"
+        password, token = ("sasl_username", "sasl_password"), ("sasl_oauthbearer_token_endpoint_url",)
+        files = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_key_password")
+        # Of each kind of settings, when it has an effect, and with what.
+        for fields, used, by in (
+            (password, sasl and mechanism != "AWS_MSK_IAM", f"{protocol}, {mechanism}"),
+            ((*token, "sasl_oauthbearer_scope"), sasl and oauth, f"{protocol}, {mechanism}"),
+            (files, protocol.endswith("SSL"), protocol),
+            (("ssl_keyfile", "ssl_key_password"), self.ssl_certfile is not None, "no ssl_certfile"),
+        ):
+            if found := [field for field in fields if getattr(self, field) is not None and not used]:
+                msg = f"{_variables(found)}: without effect, given {by}"
+                raise ValueError(msg)
+        needed = (*(() if self.secret_arn or mechanism == "AWS_MSK_IAM" else password), *(token if oauth else ()))
+        if sasl and (missing := [field for field in needed if getattr(self, field) is None]):
+            msg = f"{_variables(missing)}: needed for {protocol} with {mechanism}"
+            raise ValueError(msg)
+        if sasl and mechanism == "AWS_MSK_IAM" and protocol != "SASL_SSL":
+            msg = f"{_variables(['security_protocol'])}: should be SASL_SSL for AWS_MSK_IAM, got {protocol}"
+            raise ValueError(msg)
+        return self
 
 
 class S3Settings(Section):
@@ -423,6 +453,10 @@ def _locations(kind: Any, prefix: Location = ()) -> Iterator[Location]:
 
 def _variable(location: Location) -> str:
     return f"{ENV_PREFIX}{'__'.join(map(str, location)).upper()}"
+
+
+def _variables(kafka_fields: Iterable[str]) -> str:
+    return " and ".join(_variable(("kafka", field)) for field in kafka_fields)
 
 
 def _type_of(location: Location) -> Any:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_plus
 
 import pytest
 from cryptography import x509
@@ -30,6 +31,8 @@ from infra.local.stack import LocalServers
 LISTENERS = {"TLS": "SSL", "MTLS": "SSL", "SCRAM": "SASL_SSL", "OAUTH": "SASL_SSL"}
 PASSWORD = "correct horse"  # noqa: S105
 ISSUER, AUDIENCE = "https://issuer.example.com/", "kafka"
+# As a broker of Amazon MSK does, after hours.
+REAUTHENTICATION_SECONDS = 3
 _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 _OAUTH = "org.apache.kafka.common.security.oauthbearer"
 
@@ -56,6 +59,18 @@ class SecuredServers:
         """The variables of a user with a password."""
         credentials = {"SASL_MECHANISM": mechanism, "SASL_USERNAME": name, "SASL_PASSWORD": password}
         return self.environment("SCRAM", **{f"FOLDTUNE_KAFKA__{field}": value for field, value in credentials.items()})
+
+    def certified(self) -> dict[str, str]:
+        """The variables of a client with a certificate."""
+        files = {"SSL_CERTFILE": "client.pem", "SSL_KEYFILE": "client.key"}
+        variables = {f"FOLDTUNE_KAFKA__{field}": str(self.folder / name) for field, name in files.items()}
+        return self.environment("MTLS", **variables)
+
+    def with_tokens(self, client: str, password: str = PASSWORD) -> dict[str, str]:
+        """The variables of a client of the authorization server."""
+        variables = self.user(client, "OAUTHBEARER", password)
+        endpoint = {"FOLDTUNE_KAFKA__SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": self.token_url}
+        return variables | endpoint | {"FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS": f"{HOST}:{self.ports['OAUTH']}"}
 
     def create_users(self, names: Sequence[str]) -> None:
         """Create users of both SCRAM mechanisms."""
@@ -98,7 +113,8 @@ def broker_settings(folder: Path, ports: dict[str, int], keys_url: str) -> dict[
         "advertised.listeners": listeners,
         "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in LISTENERS.items()),
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "super.users": "User:ANONYMOUS",
+        # And the users of tests that are about the connection alone.
+        "super.users": "User:ANONYMOUS;User:CN=client;User:plain;User:client",
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(folder / "broker.pem"),
         "ssl.truststore.type": "PEM",
@@ -115,6 +131,7 @@ def broker_settings(folder: Path, ports: dict[str, int], keys_url: str) -> dict[
         "listener.name.oauth.oauthbearer.sasl.server.callback.handler.class": (
             f"{_OAUTH}.OAuthBearerValidatorCallbackHandler"
         ),
+        "listener.name.oauth.oauthbearer.connections.max.reauth.ms": str(REAUTHENTICATION_SECONDS * 1000),
         "listener.name.oauth.oauthbearer.sasl.oauthbearer.jwks.endpoint.url": keys_url,
         "listener.name.oauth.oauthbearer.sasl.oauthbearer.expected.audience": AUDIENCE,
         "listener.name.oauth.oauthbearer.sasl.oauthbearer.expected.issuer": ISSUER,
@@ -190,7 +207,7 @@ def token_server() -> Iterator[str]:
             self.rfile.read(int(self.headers["Content-Length"]))
             given = self.headers.get("Authorization", "").removeprefix("Basic ")
             client, _, password = base64.b64decode(given).decode().partition(":")
-            if password != PASSWORD:
+            if unquote_plus(password) != PASSWORD:
                 self._answer(401, {"error": "invalid_client"})
                 return
             self._answer(200, {"access_token": token(client), "token_type": "Bearer", "expires_in": 3600})

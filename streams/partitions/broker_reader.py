@@ -10,9 +10,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import DATA_TOPICS, Topic
+from streams.partitions.connection import aiokafka_options
 
 # A fetch may wait for new records at the broker, and the next request on its connection queues behind it: the fetch of
 # another partition that has records, the recovery's requests for offsets, or the next read.
@@ -81,7 +81,7 @@ class BrokerReader:
         if self._consumer is None:
             # An end offset leaves out what a transaction has not committed yet.
             consumer = AIOKafkaConsumer(
-                **client_options(self._settings),
+                **aiokafka_options(self._settings),
                 isolation_level="read_committed",
                 auto_offset_reset="none",
                 fetch_max_wait_ms=FETCH_WAIT_MS,

@@ -18,13 +18,13 @@ from faust.exceptions import FaustError
 from msgspec import structs
 
 from foldtune.errors import TRANSIENT_ERRORS, RecordRefusedError
-from foldtune.kafka import client_options
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 from streams.errors import ErasureKeyMissingError, OutdatedViewError, PartitionLostError, brokers_at_fault
 from streams.partitions.broker_clock import CLOCK
 from streams.partitions.broker_reader import FETCH_WAIT_MS
 from streams.partitions.changelog_table import ChangelogTable, Changes
+from streams.partitions.connection import aiokafka_options
 from streams.partitions.lost_records import continued, is_recreated, tell_losses
 from streams.partitions.positions import (
     History,
@@ -116,7 +116,7 @@ class PartitionConsumer:
         """Consume until ``stop``; raises what neither the client nor ``handle`` can recover from."""
         async with (
             AIOKafkaConsumer(
-                **client_options(self._kafka),
+                **aiokafka_options(self._kafka),
                 auto_offset_reset="none",
                 isolation_level="read_committed",
                 max_partition_fetch_bytes=_FETCH_BYTES,

@@ -18,15 +18,13 @@ import faust
 import structlog
 from aiokafka.consumer import fetcher
 from faust.types import TP
-from faust.types.auth import CredentialsT
 from pydantic import Field, TypeAdapter
 
 from foldtune import topics
 from foldtune.compression import bound_decompression
 from foldtune.events import ErasureConfirmed, SnapshotCommand, TrainingFinished
-from foldtune.kafka import client_options
 from foldtune.object_store import ObjectStore
-from foldtune.settings import KafkaSettings, Settings
+from foldtune.settings import Settings
 from foldtune.topic_admin import inspect_topics
 from foldtune.topics import COMPACTED_WITHIN, DATA_TOPICS, MAX_RECORD_BYTES, Topic
 from streams.errors import PartitionLostError, brokers_at_fault
@@ -34,6 +32,7 @@ from streams.metrics import FAILED_TIMERS, MAINTENANCE, PARTITIONS, REBALANCES
 from streams.partitions.broker_clock import CLOCK
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
+from streams.partitions.connection import faust_credentials
 from streams.partitions.consumer import Handler, PartitionConsumer, Write, is_at_fault
 from streams.partitions.local_store import remove_stores_ahead, store_folder
 from streams.partitions.positions import newest_time
@@ -118,7 +117,7 @@ def _create_faust_app(settings: Settings) -> _App:
     return _App(
         worker.app_id,
         broker=[f"kafka://{server}" for server in kafka.bootstrap_servers.split(",")],
-        broker_credentials=_credentials(kafka),
+        broker_credentials=faust_credentials(kafka),
         broker_session_timeout=session,
         broker_heartbeat_interval=session / 10,
         broker_request_timeout=max(90.0, session),
@@ -140,19 +139,6 @@ def _create_faust_app(settings: Settings) -> _App:
         table_standby_replicas=worker.standby_replicas,
         web_enabled=False,
     )
-
-
-def _credentials(settings: KafkaSettings) -> CredentialsT | None:
-    options = client_options(settings)
-    context = options.get("ssl_context")
-    if "sasl_mechanism" in options:
-        return faust.SASLCredentials(
-            username=options["sasl_plain_username"],
-            password=options["sasl_plain_password"],
-            mechanism=options["sasl_mechanism"],
-            ssl_context=context,
-        )
-    return faust.SSLCredentials(context) if context else None
 
 
 class _Components:

@@ -83,6 +83,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "object_store",
         "secrets",
         "compression",
+        "tokens",
         "kafka",
         "topic_admin",
         "reports",

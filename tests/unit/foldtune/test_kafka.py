@@ -1,6 +1,7 @@
 """Errors of the publisher."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from foldtune import kafka
-from foldtune.errors import NoBrokerError, PublishError, RecordRefusedError
+from foldtune.errors import InvalidSettingsError, NoBrokerError, PublishError, RecordRefusedError
 from foldtune.events import ErasureRequested, now
 from foldtune.settings import KafkaSettings
 from foldtune.topics import CHANGELOG_CONFIG, Topic
@@ -81,3 +82,11 @@ def test_a_missing_broker_is_named_by_its_address(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kafka, "KafkaProducer", refuse)
     with pytest.raises(NoBrokerError, match=r"127\.0\.0\.1:1"):
         kafka.Publisher(KafkaSettings(bootstrap_servers="127.0.0.1:1"))
+
+
+@pytest.mark.parametrize("field", ["ssl_cafile", "ssl_certfile"])
+def test_a_file_that_is_no_certificate_is_refused_by_its_setting(field: str, tmp_path: Path) -> None:
+    (tmp_path / "file.pem").write_text("nothing")
+    settings = KafkaSettings.model_validate({"security_protocol": "SSL", field: tmp_path / "file.pem"})
+    with pytest.raises(InvalidSettingsError, match=rf"kafka\.{field} .*file\.pem"):
+        kafka.client_options(settings)

@@ -106,7 +106,10 @@ def test_a_training_reports_with_the_credentials_of_the_secret(client: Any, monk
 
     monkeypatch.setattr(trainer, "Publisher", no_broker)
     arn = secret(client, {"username": "one", "password": "p1"})
-    with pytest.raises(NoBrokerError), trainer._publisher(Settings(kafka=KafkaSettings(secret_arn=arn))):
+    with (
+        pytest.raises(NoBrokerError),
+        trainer._publisher(Settings(kafka=KafkaSettings(security_protocol="SASL_SSL", secret_arn=arn))),
+    ):
         pass
     [kafka] = used
     assert kafka.sasl_username == "one"
@@ -118,4 +121,15 @@ def test_a_secret_of_another_format_is_an_error_without_its_content(client: Any,
     with pytest.raises(SecretError) as error, kafka_with_secrets(settings):
         pass
     assert "secret:kafka" in str(error.value)
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_secret_that_does_not_suit_the_protocol_is_an_error_of_the_secret(client: Any) -> None:
+    arn = secret(client, {"username": "one", "password": "s3cret"})
+    settings = Settings(kafka=KafkaSettings(security_protocol="SSL", secret_arn=arn))
+    with (
+        pytest.raises(SecretError, match=r"secret:kafka.*SASL_USERNAME.* without effect") as error,
+        kafka_with_secrets(settings),
+    ):
+        pass
     assert "s3cret" not in str(error.value)

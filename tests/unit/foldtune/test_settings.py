@@ -119,6 +119,50 @@ def test_an_unknown_name_in_the_file_is_refused_with_the_nearest_one() -> None:
     assert "foldtune.toml, workers: unknown setting, did you mean worker?" in str(error.value)
 
 
+SASL = {"SASL_USERNAME": "me", "SASL_PASSWORD": "hunter2"}
+TOKENS = {"SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": "https://issuer.example.com/token"}
+
+
+@pytest.mark.parametrize(
+    ("kafka", "problem"),
+    [
+        (SASL, "SASL_USERNAME and SASL_PASSWORD: without effect, given PLAINTEXT, PLAIN"),
+        ({"SASL_PASSWORD": "hunter2", "SECURITY_PROTOCOL": "SSL"}, "SASL_PASSWORD: without effect, given SSL, PLAIN"),
+        ({"SECURITY_PROTOCOL": "SASL_SSL"}, "SASL_USERNAME and SASL_PASSWORD: needed for SASL_SSL with PLAIN"),
+        (
+            {"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "SCRAM-SHA-512", "SASL_USERNAME": "me"},
+            "SASL_PASSWORD: needed for SASL_SSL with SCRAM-SHA-512",
+        ),
+        (
+            {"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "OAUTHBEARER", **SASL},
+            "SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL: needed for SASL_SSL with OAUTHBEARER",
+        ),
+        (
+            {"SECURITY_PROTOCOL": "SASL_SSL", **SASL, **TOKENS},
+            "SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL: without effect, given SASL_SSL, PLAIN",
+        ),
+        (
+            {"SECURITY_PROTOCOL": "SASL_PLAINTEXT", "SASL_MECHANISM": "AWS_MSK_IAM"},
+            "SECURITY_PROTOCOL: should be SASL_SSL for AWS_MSK_IAM, got SASL_PLAINTEXT",
+        ),
+        (
+            {"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "AWS_MSK_IAM", **SASL},
+            "SASL_USERNAME and SASL_PASSWORD: without effect, given SASL_SSL, AWS_MSK_IAM",
+        ),
+        ({"SSL_CAFILE": __file__}, "SSL_CAFILE: without effect, given PLAINTEXT"),
+        ({"SECURITY_PROTOCOL": "SSL", "SSL_KEYFILE": __file__}, "SSL_KEYFILE: without effect, given no ssl_certfile"),
+        ({"SECURITY_PROTOCOL": "SSL", "SSL_CAFILE": "/none"}, "SSL_CAFILE: Path does not point to a file, got '/none'"),
+    ],
+)
+def test_a_connection_that_is_not_what_it_seems_is_refused_by_the_variable(
+    monkeypatch: pytest.MonkeyPatch, kafka: dict[str, str], problem: str
+) -> None:
+    message = error_of(monkeypatch, **{f"FOLDTUNE_KAFKA__{name}": value for name, value in kafka.items()})
+    assert message.replace("FOLDTUNE_KAFKA__", "").endswith(problem)
+    assert f"FOLDTUNE_KAFKA__{problem.partition(':')[0].partition(' ')[0]}" in message
+    assert "hunter2" not in message
+
+
 def test_the_addresses_of_kubernetes_services_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     address = {"": "tcp://10.0.0.1:80", "_PROTO": "tcp", "_PORT": "80", "_ADDR": "10.0.0.1"}
     for service in ("FOLDTUNE", "FOLDTUNE_API", "FOLDTUNE_KAFKA"):
@@ -174,6 +218,8 @@ def test_a_prefix_of_keys_is_a_plain_path(monkeypatch: pytest.MonkeyPatch, prefi
 
 
 def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDTUNE_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("FOLDTUNE_KAFKA__SASL_USERNAME", "me")
     monkeypatch.setenv("FOLDTUNE_KAFKA__SASL_PASSWORD", "hunter2")
     monkeypatch.setenv("FOLDTUNE_KAFKA__TOPIC_PREFIX", "a-")
     monkeypatch.setenv("FOLDTUNE_TRAINER__BASE_MODEL", "file:///models/x")
