@@ -130,7 +130,9 @@ class Verdict(Model):
 
 
 class ChatLog(Event):
-    """One answered question, published to the folder of each cited document, else to that of the top passage."""
+    """One answered question. It belongs to ``folder_id``; the SDK publishes a copy to the folder of each cited
+    document, else to that of the top passage, as other producers should.
+    """
 
     type: Literal["chat_log"] = "chat_log"
     log_id: Id
@@ -216,7 +218,9 @@ class ErasureConfirmed(Event):
 
     type: Literal["erasure_confirmed"] = "erasure_confirmed"
     erasure_id: Id
-    app_id: Annotated[str, StringConstraints(max_length=64)] = Field(description="Of the worker: each has its own sets")
+    app_id: Annotated[str, StringConstraints(max_length=128)] = Field(
+        description="Of the worker: each has its own sets"
+    )
     partition: Count
     at: UtcTime
     records: Count = Field(description="Records that were changed, by this and by all erasures applied at that time")

@@ -1,6 +1,7 @@
 """What version 1 wrote must be readable for good: a fixture here is never changed, only added."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from pydantic import ValidationError
 from foldtune.commands import event_docs
 from foldtune.events import EVENTS, Event, json_schemas
 from foldtune.reasons import explain, kind_of
+from foldtune.snapshot_schema import Label
 from foldtune.topics import Topic
+from streams.training_sets.fold import CLOCK_SKEW
 
 VERSION_1 = Path(__file__).parent / "v1"
 BY_TYPE: dict[str, type[Event]] = {event.model_fields["type"].default: event for event in EVENTS}
@@ -65,8 +68,14 @@ def test_the_page_and_the_schemas_are_up_to_date(tmp_path: Path) -> None:
     assert {path.stem for path in (DOCS / "schemas").glob("*.json")} == set(json_schemas())
 
 
-def test_the_page_names_every_topic() -> None:
-    assert set(event_docs.TOPIC_EVENTS) == set(Topic)
+def test_the_page_names_every_topic_and_every_label() -> None:
+    assert set(event_docs.TOPIC_EVENTS) == set(event_docs.RESTORED_FROM) == set(Topic)
+    assert {row[0] for row in event_docs.LABELS} == set(Label)
+
+
+def test_the_page_says_by_how_much_a_verdict_may_precede_its_log() -> None:
+    assert timedelta(days=1) == CLOCK_SKEW
+    assert "more than a day before it" in " ".join(event_docs.page().split())
 
 
 def _within(old: Any, new: Any) -> bool:
