@@ -31,7 +31,7 @@ def test_version_1_is_read_completely(name: str) -> None:
     event = BY_TYPE[name].model_validate_json(json.dumps(fixture(name)))
     assert BY_TYPE[name].model_validate_json(event.encode()) == event
     # What it says comes out again, so nothing of it was ignored.
-    assert _within(fixture(name), json.loads(event.encode()))
+    assert within(fixture(name), json.loads(event.encode()))
 
 
 @pytest.mark.parametrize("name", BY_TYPE)
@@ -78,9 +78,10 @@ def test_the_page_says_by_how_much_a_verdict_may_precede_its_log() -> None:
     assert "more than a day before it" in " ".join(event_docs.page().split())
 
 
-def _within(old: Any, new: Any) -> bool:
+def within(old: Any, new: Any) -> bool:
+    """Whether all that one JSON value says stands in another."""
     if isinstance(old, dict):
-        return all(key in new and _within(value, new[key]) for key, value in old.items())
+        return all(key in new and within(value, new[key]) for key, value in old.items())
     if isinstance(old, list):
-        return len(old) == len(new) and all(map(_within, old, new))
+        return len(old) == len(new) and all(map(within, old, new))
     return bool(old == new)

@@ -1,0 +1,94 @@
+"""Processes of version 0.1 beside today's: what each writes, the other takes.
+
+Version 0.1 is known by the JSON Schemas that were made of its models: they ignore unknown fields, as its readers do.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from foldtune.events import State, json_schemas
+from tests.compatibility.test_events import BY_TYPE, fixture, within
+
+V0_1: dict[str, Any] = {
+    line["event"]: line["schema"]
+    for line in map(json.loads, (Path(__file__).parent / "schemas_v0_1.jsonl").read_text().splitlines())
+}
+LOST = {"topic": "chat-logs", "cause": "expired", "records": 3, "last_at": "2026-01-01T12:00:00Z"}
+# What events have since: a field that is added to one belongs here.
+ADDED: dict[str, dict[str, Any]] = {
+    "erasure_requested": {"folder_id": "f"},
+    "fine_tune_status": {"waiting_for": "launcher", "run_continues": True},
+    "snapshot_part": {"lost": [LOST]},
+    "snapshot_manifest": {"parts": [fixture("snapshot_part") | {"lost": [LOST]}]},
+}
+# Values that version 0.1 refuses, so that they wait in its dead letters; the changelog says so.
+REFUSED = {("erasure_requested", "subject", "folder"), ("erasure_requested", "subject", "agent")}
+
+
+@pytest.mark.parametrize("name", V0_1)
+def test_version_0_1_reads_what_is_written_today(name: str) -> None:
+    added = ADDED.get(name, {})
+    event = BY_TYPE[name].model_validate_json(json.dumps(fixture(name) | added))
+    written = json.loads(event.encode())
+    assert within(added, written)
+    jsonschema.validate(written, V0_1[name])
+
+
+def test_every_field_that_was_added_is_tried() -> None:
+    found = {(name, field) for name in V0_1 for field in _added_fields(V0_1[name], json_schemas()[name])}
+    tried = {(name, field) for name, fields in ADDED.items() for field in _names(fields)}
+    assert {(name, field) for name, field in found if (name, field) not in tried} == set()
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_is_known_to_version_0_1(state: State) -> None:
+    jsonschema.validate(fixture("fine_tune_status") | {"state": state.value}, V0_1["fine_tune_status"])
+
+
+def test_values_that_version_0_1_refuses_are_those_that_the_changelog_names() -> None:
+    new = {
+        (name, field, value)
+        for name, schema in V0_1.items()
+        for field, values in _values(json_schemas()[name])
+        for value in set(values) - {known for other, all_ in _values(schema) if other == field for known in all_}
+        if any(other == field for other, _ in _values(schema))
+    }
+    assert new == REFUSED
+    for name, field, value in REFUSED:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(fixture(name) | {field: value}, V0_1[name])
+
+
+def _objects(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "", schema.get("properties", {})
+    for name, part in schema.get("$defs", {}).items():
+        yield name, part.get("properties", {})
+
+
+def _added_fields(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    known = dict(_objects(old))
+    for name, fields in _objects(new):
+        yield from set(fields) - set(known.get(name, {}))
+
+
+def _names(fields: Any) -> Iterator[str]:
+    for name, value in fields.items():
+        yield name
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                yield from _names(part)
+
+
+def _values(schema: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    for _, fields in _objects(schema):
+        for name, field in fields.items():
+            if "enum" in field:
+                yield name, field["enum"]
+    for name, part in schema.get("$defs", {}).items():
+        if "enum" in part:
+            yield name, part["enum"]
