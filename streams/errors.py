@@ -26,6 +26,10 @@ class ErasureKeyMissingError(FoldtuneError):
     """An erasure was stored with a key that worker.erasure_keys does not have any more (start of its digest):"""
 
 
+class StoreOutdatedError(FoldtuneError):
+    """The local database is to be removed, its changelog was written again or it is damaged (table, partition):"""
+
+
 class UnreadableStateError(FoldtuneError):
     """The stored state cannot be decoded (partition, key, reason):"""
 

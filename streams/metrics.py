@@ -41,8 +41,14 @@ TOPIC_MISCONFIGURED = Gauge(
 FOREIGN_WRITES = Counter("foldtune_foreign_writes", "Own writes that found and applied writes of another worker.")
 REMOVED_STORES = Counter(
     "foldtune_removed_stores",
-    "Partitions' local databases that were removed and are recovered from the changelog: damaged, or ahead of it.",
+    "Partitions' local databases that were removed and are recovered from the changelog: damaged, ahead of it, of its "
+    "former self (outdated), or of one that was deleted.",
     ["reason"],
+)
+RESTORED_CHANGELOGS = Counter(
+    "foldtune_restored_changelogs",
+    "Changelogs of a partition that had lost their end and were written again from the owner's database.",
+    ["table"],
 )
 CLOCK_SKEW = Gauge(
     "foldtune_clock_skew_seconds", "The worker's clock less the brokers', as of the last event that it published."
@@ -75,7 +81,7 @@ for _topic in Topic:
         REJECTED.labels(_topic.label, _reason)
     for _cause in ("expired", "truncated", "recreated"):
         LOST_RECORDS.labels(_topic.label, _cause)
-for _reason in ("damaged", "ahead"):
+for _reason in ("damaged", "ahead", "outdated", "deleted"):
     REMOVED_STORES.labels(_reason)
 for _timer in ("tick", "policy", "maintenance"):
     FAILED_TIMERS.labels(_timer)

@@ -14,6 +14,9 @@ Detection
     write waits for the offsets of its own records. If these are not exactly the next after the checkpoint, there are
     foreign writes among them (``ChangelogTable.write``).
 
+    Offsets that are not above the checkpoint are no foreign writes: the changelog has lost its end
+    (``streams.partitions.restoration``).
+
 On detection
     Everything from the checkpoint to the last own record is read from the changelog and applied in the order of the
     offsets. So a store always equals its changelog up to the checkpoint, a zombie's store too. ``write`` returns false,

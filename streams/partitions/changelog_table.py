@@ -18,10 +18,11 @@ from rocksdict import WriteBatch
 
 from foldtune.topics import MAX_CHANGELOG_RECORD_BYTES
 from streams.errors import PartitionLostError
-from streams.metrics import FOREIGN_WRITES
+from streams.metrics import FOREIGN_WRITES, RESTORED_CHANGELOGS
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.local_store import STORE_SCHEME
 from streams.partitions.producing import acknowledged, check_size, enqueue
+from streams.partitions.restoration import LINEAGE_KEY, Lineage, Missing, digest, missing
 from streams.threads import MAINTENANCE, run_in
 
 _log = structlog.get_logger()
@@ -30,6 +31,9 @@ _ROCKSDB_OPTIONS = {"block_cache_size": 16 << 20, "write_buffer_size": 8 << 20, 
 
 # Faust collects 1,000 records of a changelog before it writes them; with the widest segments that is 400 MB.
 _CHANGELOG_BUFFER = 64
+
+# A checkpoint beyond every end: a recovery removes the store as one that is ahead of its changelog.
+_BEYOND = 1 << 62
 
 # A worker that is restarted may get its partitions back, and reads only what it has missed.
 _LOST_SECONDS = 24 * 3600.0
@@ -89,6 +93,10 @@ class ChangelogTable(Table):
         self._apply_batch = self._table.apply_changelog_batch
         self._table.apply_changelog_batch = self._apply_unless_owned
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._name = name
+        RESTORED_CHANGELOGS.labels(name)
+        # Records read and written to restore changelogs: progress while nothing else proceeds.
+        self.restored = 0
         # Partitions of standbys whose owner has removed deleted values from its disk.
         self._reclaimable: set[int] = set()
 
@@ -111,13 +119,20 @@ class ChangelogTable(Table):
         # 3. If the acknowledged offsets are not the next after the checkpoint, there are foreign writes: read them too.
         # 4. Check ownership again, and apply all of it to RocksDB in one batch.
         # 5. Move the checkpoint, so that recovery reads only what is missing in RocksDB.
+        # If they are not above the checkpoint, the changelog has lost its end: RocksDB has the state, see ``_restore``.
         # Cut short before 4, the changelog is ahead of RocksDB, and recovery or the next write applies the rest.
         for key, value in changes.items():
             check_size(self._table.changelog_topic_name, MAX_CHANGELOG_RECORD_BYTES, key, value)
         async with self._locks[partition]:
             self._check_owned(partition)
-            offsets = await self._append(partition, changes)
+            generation = self.owned_generation(partition)
             checkpoint = self._table.data.persisted_offset(self._changelog(partition))
+            lineage = Lineage.decode(self.get(partition, LINEAGE_KEY))
+            told_again = {LINEAGE_KEY: lineage.encode()} if checkpoint is not None and checkpoint <= lineage.end else {}
+            offsets = await self._append(partition, changes, told_again)
+            if checkpoint is not None and min(offsets) <= checkpoint:
+                await self._restore(partition, generation, changes, offset=min(offsets), checkpoint=checkpoint)
+                return True
             first, last = (0 if checkpoint is None else checkpoint + 1), max(offsets)
             contiguous: bool = last - first + 1 == len(offsets)
             batch = WriteBatch(raw_mode=True)
@@ -134,16 +149,81 @@ class ChangelogTable(Table):
                 self._table.data.set_persisted_offset(self._changelog(partition), last)
             return contiguous
 
-    async def _append(self, partition: int, changes: Changes) -> list[int]:
-        """Append the changes to the changelog, puts before deletes; their offsets, all acknowledged."""
+    async def _append(self, partition: int, *changes: Changes) -> list[int]:
+        """Append changes to the changelog, of each the puts before the deletes; their offsets, all acknowledged."""
         topic = self._table.changelog_topic
-        puts = {key: value for key, value in changes.items() if value is not None}
-        deletes = dict.fromkeys(changes.keys() - puts.keys())
         offsets = []
-        for part in (puts, deletes):
-            sent = [await enqueue(topic, key=key, value=value, partition=partition) for key, value in part.items()]
-            offsets += [(await acknowledged(topic, record)).offset for record in sent]
+        for one in changes:
+            puts = {key: value for key, value in one.items() if value is not None}
+            for part in (puts, dict.fromkeys(one.keys() - puts.keys())):
+                sent = [await enqueue(topic, key=key, value=value, partition=partition) for key, value in part.items()]
+                offsets += [(await acknowledged(topic, record)).offset for record in sent]
         return offsets
+
+    async def _restore(
+        self, partition: int, generation: int | None, changes: Changes, *, offset: int, checkpoint: int
+    ) -> None:
+        """Apply changes, and write the state to a changelog that has lost its end (``streams.partitions.restoration``).
+
+        Raises like ``write``.
+        """
+        RESTORED_CHANGELOGS.labels(self._name).inc()
+        ids = {"table": self._name, "partition": partition}
+        _log.error("changelog has lost its end, writing it again", **ids, offset=offset, checkpoint=checkpoint)
+        # By then a zombie has heard that it is none of the group's members any more: it must not undo what the owner
+        # has written.
+        await asyncio.sleep(self._app.conf.broker_session_timeout / 3)
+        former = Lineage.decode(self.get(partition, LINEAGE_KEY))
+        # An attempt before this one may have failed.
+        lineage = Lineage.new(former.end if checkpoint == _BEYOND else max(former.end, checkpoint))
+        lineage_changes = {LINEAGE_KEY: lineage.encode()}
+        batch = WriteBatch(raw_mode=True)
+        _add(batch, {**changes, **lineage_changes})
+        self._check_owned_since(partition, generation)
+        with self._rocksdb(partition) as database:
+            database.write(batch)
+            # If this process ends meanwhile, the store is no prefix of what the changelog has become.
+            self._table.data.set_persisted_offset(self._changelog(partition), _BEYOND)
+        while True:
+            last, digests = await self._read(partition)
+            lacking = await run_in(MAINTENANCE, self._missing, partition, digests)
+            if not any(lacking):
+                break
+            for keys in lacking:
+                for start in range(0, len(keys), _CHANGELOG_BUFFER):
+                    chunk = {key: self.get(partition, key) for key in keys[start : start + _CHANGELOG_BUFFER]}
+                    self._check_owned_since(partition, generation)
+                    self.restored += len(await self._append(partition, chunk, lineage_changes))
+        self._check_owned_since(partition, generation)
+        self._table.data.set_persisted_offset(self._changelog(partition), last)
+        _log.warning("changelog has the state again", **ids, offset=last)
+
+    async def _read(self, partition: int) -> tuple[int, dict[bytes, bytes]]:
+        """The last offset of a changelog, and the digests of its last values by key."""
+        last, digests = -1, dict[bytes, bytes]()
+        async for record in self._reader.whole(self._table.changelog_topic_name, partition):
+            last = record.offset
+            self.restored += 1
+            if record.value is None:
+                digests.pop(record.key, None)
+            else:
+                digests[record.key] = digest(record.value)
+        return last, digests
+
+    def _missing(self, partition: int, digests: Mapping[bytes, bytes]) -> Missing:
+        with self._rocksdb(partition) as database:
+            iterator = database.iter()
+            iterator.seek_to_first()
+
+            def content() -> Iterator[tuple[bytes, bytes]]:
+                while iterator.valid():
+                    # The checkpoint is none of the state.
+                    if (key := iterator.key()) != self._table.data.offset_key:
+                        yield key, iterator.value()
+                    iterator.next()
+                iterator.status()
+
+            return missing(content(), digests)
 
     def get(self, partition: int, key: bytes) -> bytes | None:
         with self._rocksdb(partition) as database:
@@ -176,6 +256,12 @@ class ChangelogTable(Table):
     def _check_owned(self, partition: int) -> None:
         """Raise ``PartitionLostError`` unless ``owns``."""
         if not self.owns(partition):
+            raise PartitionLostError(partition)
+
+    def _check_owned_since(self, partition: int, generation: int | None) -> None:
+        """Raise ``PartitionLostError`` unless the partition is owned, without a break since a generation."""
+        self._check_owned(partition)
+        if self.owned_generation(partition) != generation:
             raise PartitionLostError(partition)
 
     def _apply_unless_owned(self, events: Iterable[Any]) -> None:

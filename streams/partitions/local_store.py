@@ -23,8 +23,9 @@ from faust.stores.rocksdb import Store
 from faust.types import TP
 
 from foldtune.settings import WorkerSettings
-from streams.errors import StoreInUseError
+from streams.errors import StoreInUseError, StoreOutdatedError
 from streams.metrics import REMOVED_STORES
+from streams.partitions.restoration import LINEAGE_KEY
 
 _log = structlog.get_logger()
 STORE_SCHEME = "foldtune"
@@ -32,6 +33,8 @@ STORES.aliases[STORE_SCHEME] = f"{__name__}:LocalStore"
 
 _DATABASES, _LOCK, _CHANGELOGS, _TOPIC_PREFIX = "v1", "lock", "changelogs.json", "topic-prefix"
 _DAMAGED, _REMOVED = ".damaged", ".removed"
+# Why a database is removed, beside what RocksDB says.
+_OUTDATED = "outdated"
 # The former worker on this folder may still be ending, which takes it 8 s.
 _LOCK_SECONDS = 15.0
 # RocksDB may call it corruption when it cannot open a file.
@@ -87,6 +90,7 @@ def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str], top
     if (folder / _DATABASES).exists() and (
         known is None or any(known.get(name, found) != found for name, found in changelogs.items())
     ):
+        REMOVED_STORES.labels("deleted").inc()
         _remove(folder / _DATABASES, "of changelogs that were deleted")
     for leftover in (folder / _DATABASES).rglob(f"*{_REMOVED}"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -151,9 +155,24 @@ def is_damage(error: Exception) -> bool:
 class LocalStore(Store):
     """Faust's store, which removes databases that cannot be used."""
 
+    # By partition, the lineage (``streams.partitions.restoration``) of databases that recovery goes on from.
+    _lineages: dict[int, bytes | None]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lineages = {}
+
+    def resume(self, partition: int, offset: int | None) -> None:
+        """Recovery is about to go on from an offset, or to begin."""
+        if offset is None:
+            self._lineages.pop(partition, None)
+        else:
+            self._lineages[partition] = self._db_for_partition(partition).get(LINEAGE_KEY)
+
     def _open_for_partition(self, partition: int) -> Any:
         if self._mark(partition).exists():
-            self.remove(partition, "damaged", error=self._mark(partition).read_text(errors="replace"))
+            why = self._mark(partition).read_text(errors="replace")
+            self.remove(partition, _OUTDATED if why == _OUTDATED else "damaged", error=why)
         try:
             return super()._open_for_partition(partition)
         except Exception as error:
@@ -173,7 +192,17 @@ class LocalStore(Store):
         for partition in {event.message.partition for event in events}:
             mine = [event for event in events if event.message.partition == partition]
             with self.marking_damage(partition):
+                self._check_lineage(partition, mine)
                 super().apply_changelog_batch(mine, to_key, to_value)
+
+    def _check_lineage(self, partition: int, events: list[Any]) -> None:
+        """Raise if recovery meets another lineage than that from which it goes on, again and again."""
+        found = {event.message.value for event in events if event.message.key == LINEAGE_KEY}
+        if partition in self._lineages and found - {self._lineages[partition]}:
+            self._mark_removable(partition, _OUTDATED)
+        # Also after it: Faust goes on with the next batch.
+        if self._mark(partition).exists():
+            raise StoreOutdatedError(self.table_name, partition)
 
     @contextmanager
     def marking_damage(self, partition: int) -> Iterator[None]:
@@ -185,11 +214,15 @@ class LocalStore(Store):
             yield
         except Exception as error:
             # Once: Faust's recovery goes on after an error, and meets it with each record.
-            if is_damage(error) and not self._mark(partition).exists():
-                _log.error("store damaged", table=self.table_name, partition=partition, error=str(error))
-                with suppress(OSError):
-                    self._mark(partition).write_text(str(error))
+            if is_damage(error):
+                self._mark_removable(partition, str(error))
             raise
+
+    def _mark_removable(self, partition: int, why: str) -> None:
+        if not self._mark(partition).exists():
+            _log.error("store damaged", table=self.table_name, partition=partition, error=why)
+            with suppress(OSError):
+                self._mark(partition).write_text(why)
 
     def remove(self, partition: int, reason: str, **details: object) -> None:
         """Remove a partition's database, which is then recovered from the changelog."""
@@ -240,6 +273,7 @@ def remove_stores_ahead(recovery: Any) -> None:
                 store = recovery.tp_to_table[tp].data
                 store.remove(tp.partition, "ahead", offset=offset, end_offset=end)
                 destination[tp] = None
+            recovery.tp_to_table[tp].data.resume(tp.partition, destination.get(tp))
         await build_offsets(consumer, tps, destination, title)
 
     recovery._build_offsets = build

@@ -125,7 +125,7 @@ def with_state_offsets(records: Sequence[Any], shift: int) -> Sequence[Any]:
 
 
 def _position_key(topic: Topic) -> bytes:
-    # Not "p|", which the state of requests has for policies.
+    # One of ``restoration.POSITION_PREFIXES``; not "p|", which the state of requests has for policies.
     return f"n|{topic.label}".encode()
 
 

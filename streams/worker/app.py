@@ -154,7 +154,7 @@ class _Components:
         self._status_reader = BrokerReader(kafka)
         self._topic_watch = TopicWatch(partial(inspect_topics, kafka, tuple(Topic), changelogs(settings)))
         self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader, SWEPT_KEY)
-        requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
+        self._requests = requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets, ErasureRules.of(worker, settings.bounds))
         self._sweeping = Sweeping(worker.erasure_interval, self._confirm_erasures)
         partitions = kafka.partitions if kafka.partitioner == "murmur2" else None
@@ -360,7 +360,11 @@ class _Components:
                 continue
             if topic in DATA_TOPICS:
                 offset = self._data.next_offset(topic, partition)
-                due[f"ingest of {topic.label}/{partition}"] = offset, self._publisher.dead_letters
+                due[f"ingest of {topic.label}/{partition}"] = (
+                    offset,
+                    self._publisher.dead_letters,
+                    self._table.restored,
+                )
             else:
                 due[_HANDLING_OF_REQUESTS] = self._handled_requests(owned)
         return due
@@ -368,7 +372,7 @@ class _Components:
     def _handled_requests(self, owned: list[int]) -> Hashable:
         """Of all partitions together: the coordinator handles one event at a time."""
         offsets = (self._control.next_offset(topic, partition) for topic in _CONTROL_TOPICS for partition in owned)
-        return *offsets, self._coordinator.statuses_read, self._publisher.dead_letters
+        return *offsets, self._coordinator.statuses_read, self._publisher.dead_letters, self._requests.restored
 
     def _next_offset(self, topic: Topic, partition: int) -> int:
         return (self._control if topic in _CONTROL_TOPICS else self._data).next_offset(topic, partition)

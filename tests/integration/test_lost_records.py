@@ -15,6 +15,7 @@ from foldtune.settings import Settings
 from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from streams.partitions.broker_reader import FETCH_WAIT_MS
+from streams.worker.app import changelogs
 from tests.integration.conftest import StartWorker
 from tests.integration.test_http_server import WITH_HTTP, MonitoredWorker, until
 from tests.integration.test_worker import exported, jobs, publish_history, publish_request, snapshot, statuses
@@ -54,10 +55,7 @@ def lines(worker: ChildProcess, event: str) -> list[dict[str, object]]:
 def make_anew(settings: Settings, admin: KafkaAdminClient, topic: Topic) -> None:
     name = topic.named(settings.kafka.topic_prefix)
     admin.delete_topics([name])
-    deadline = time.monotonic() + 20
-    while name in admin.list_topics():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: name not in admin.list_topics(), 20)
     create_topics(settings.kafka, (topic,))
 
 
@@ -118,3 +116,28 @@ def test_a_topic_that_was_made_anew_displaces_nothing_of_its_former_self(
     job, status = requested(settings, publisher, "longer")
     assert folders(settings, job) == expected | {"a5": 60}
     assert status.state is State.SNAPSHOTTING
+
+
+def test_changelogs_that_were_deleted_under_a_running_worker_get_its_state_again(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker, admin: KafkaAdminClient
+) -> None:
+    monitored = MonitoredWorker(start_worker(**WITH_HTTP))
+    publish_history(publisher, "alpha", 30)
+    assert folders(settings, requested(settings, publisher, "before")[0]) == {"alpha": 30}
+    admin.delete_topics(list(changelogs(settings)))
+    until(lambda: not set(admin.list_topics()) & set(changelogs(settings)), 20)
+    create_topics(settings.kafka, (), changelogs(settings))
+    publish_history(publisher, "beta", 20)
+    expected = {"alpha": 30, "beta": 20}
+    assert folders(settings, requested(settings, publisher, "after")[0]) == expected
+    for table in ("training-sets", "requests"):
+        assert (monitored.value("foldtune_restored_changelogs_total", table=table) or 0) > 0
+    assert monitored.value("foldtune_foreign_writes_total") == 0
+    assert monitored.worker.stop() == 0
+    # Has nothing but the changelogs: the topics' beginnings are gone.
+    partition = partition_of("alpha", settings.kafka.partitions)
+    logs = TopicPartition(Topic.CHAT_LOGS.named(settings.kafka.topic_prefix), partition)
+    admin.delete_records({logs: 50})
+    heir = start_worker("heir")
+    assert folders(settings, requested(settings, publisher, "heir")[0]) == expected
+    assert not lines(heir, "records lost")
