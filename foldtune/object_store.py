@@ -152,10 +152,12 @@ class S3ObjectStore(ObjectStore):
     its subclass ``ObjectStoreRefusedError`` where repeating it is of no use.
     """
 
-    def __init__(self, settings: S3Settings) -> None:
+    def __init__(self, settings: S3Settings, session: boto3.Session | None = None) -> None:
+        """``session`` has other credentials than boto3's chain would find, and renews them itself."""
         self.bucket, self.prefix = settings.bucket, settings.prefix
         self._settings = settings
-        self._client = _client(settings)
+        self._session = session
+        self._client = _client(settings, session)
 
     def check(self) -> None:
         """Check once that the store honours conditional writes; one that is away is not waited for.
@@ -280,7 +282,8 @@ class S3ObjectStore(ObjectStore):
                 raise ObjectMissingError(self.uri(key)) from error
             # The answer to a HEAD has no body that names the reason.
             unknown = code == str(status)
-            if self._settings.access_key_id is None and (code in _EXPIRED or (unknown and status in {400, 403})):
+            chain = self._settings.access_key_id is None and self._session is None
+            if chain and (code in _EXPIRED or (unknown and status in {400, 403})):
                 # The chain's sources are read anew: a profile's file may have the next key by now. Not by the default
                 # session, which keeps the credentials that it found first.
                 with suppress(InvalidSettingsError):

@@ -251,6 +251,8 @@ class TrainerSettings(Section):
     checkpoint_interval: timedelta = timedelta(minutes=10)
     # Also export the model as model.onnx; needs the extra ``onnx``.
     onnx: bool = False
+    # The role that a training assumes on AWS, with the tags ``model`` and ``request``: it may write what is of these.
+    role_arn: str | None = None
     # TensorBoard logs, one folder per training; needs the extra ``tensorboard``.
     tensorboard_dir: Path | None = None
 

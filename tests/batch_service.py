@@ -64,6 +64,7 @@ class BatchService:
             "jobQueue": QUEUE_ARN,
             "jobDefinition": call["jobDefinition"],
             "parameters": call["parameters"],
+            "tags": call.get("tags", {}),
             "retryStrategy": call["retryStrategy"],
             "timeout": call["timeout"],
             "createdAt": _now(),

@@ -38,6 +38,7 @@ from trainers.pipeline import produce_model
 from trainers.publishing.model_publisher import announce_model, is_published
 from trainers.publishing.reporting import EventSink, KafkaEventSink, Reporter
 from trainers.retrying_store import RetryingStore
+from trainers.role import role_session
 
 log = structlog.get_logger()
 
@@ -75,8 +76,10 @@ def main(arguments: list[str]) -> ExitCode:
 def _run_rank_0(uri: str, settings: Settings) -> ExitCode:
     s3 = S3ObjectStore(settings.s3)
     s3.check()
+    job = read_job(RetryingStore(s3), uri)
+    if role := settings.trainer.role_arn:
+        s3 = S3ObjectStore(settings.s3, role_session(role, job.request, settings.s3.region))
     store = RetryingStore(s3)
-    job = read_job(store, uri)
     # A process runs one job: from here on, every log line has its request.
     structlog.contextvars.bind_contextvars(request_id=job.request.request_id)
     with KafkaEventSink(partial(_publisher, settings)) as sink:

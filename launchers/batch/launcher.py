@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 # Batch itself accepts no less.
 MIN_TIMEOUT_SECONDS = 60
+# The name of the tag of our jobs, which infra/aws/roles.yml repeats.
+TAG = "foldtune"
 # A call to Batch that was sent is certainly over after this.
 CALL_SECONDS = 30
 # Batch lists jobs for a week after their end; a day less, for clocks and delays.
@@ -145,6 +147,8 @@ class BatchLauncher(Launcher):
                 parameters={"request_id": request.request_id, "model": request.model, "job_uri": run.job_uri},
                 retryStrategy={"attempts": self._settings.trainer.max_attempts, "evaluateOnExit": RETRY_STRATEGY},
                 timeout={"attemptDurationSeconds": max(run.job.max_seconds, MIN_TIMEOUT_SECONDS)},
+                # By which a role may end these jobs and no others.
+                tags={TAG: batch.job_definition},
             )
         except self._client.exceptions.ClientException as error:
             # Refused by Batch: there is no job. After any other error there may be one.
@@ -155,10 +159,16 @@ class BatchLauncher(Launcher):
         return response["jobId"]
 
     def _stop(self, run: Run, outcome: RunOutcome) -> None:
-        if (status := self.poll(run)) and status.outcome:
-            return
+        job_id = self.job_id(run)
+        if job_id:
+            job = self.describe(job_id)
+            if job is None or job.ended:
+                return
+            if job.job_name != run.name:
+                log.error("job on record is not of this run", run=run.name, job_id=job_id, name=job.job_name)
+                return
         self._store.put_if_absent(_key(run, "stopping.json"), outcome.model_dump_json().encode())
-        if job_id := self.job_id(run):
+        if job_id:
             try:
                 # CancelJob does not end a job that is starting or running.
                 self._client.terminate_job(jobId=job_id, reason=f"foldtune: {outcome.ending}")

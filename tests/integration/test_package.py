@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from foldtune.object_keys import key_segment, model_prefix, request_segment
 from infra.aws import lambda_archive
-from launchers.batch.launcher import RETRY_STRATEGY
+from launchers.batch.launcher import RETRY_STRATEGY, TAG
 from tests.support import setting_names
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 
@@ -61,6 +62,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
     "launch": DEAD_LETTER_QUEUE
     | {
         "batch:SubmitJob": {"JobQueue", "job-definition/foldtune-dev", "job-definition/foldtune-dev:*"},
+        "batch:TagResource": {"job/*"},
         "batch:TerminateJob": {"job/*"},
         "batch:DescribeJobs": {"*"},
         "batch:ListJobs": {"*"},
@@ -139,7 +141,7 @@ def resource_name(value: Any) -> str:
         return str(value["Ref"])
     if "Fn::GetAtt" in value:
         return str(value["Fn::GetAtt"][0])
-    text = str(value["Fn::Sub"])
+    text = str(value["Fn::Sub"]).replace("${!", "${")
     return re.sub(r"^\$\{(\w+)\.Arn\}", r"\1", re.sub(r"^arn:.*\$\{AWS::AccountId\}:", "", text))
 
 
@@ -149,6 +151,8 @@ def statements(resources: dict[str, Any], role: str) -> list[dict[str, Any]]:
     documents = [policy["PolicyDocument"] for policy in flatten(properties.get("Policies", []))]
     shared = [arn["Ref"] for arn in flatten(properties.get("ManagedPolicyArns", [])) if "Ref" in arn]
     documents += [resources[name]["Properties"]["PolicyDocument"] for name in shared]
+    attached = of_type(resources, "AWS::IAM::RolePolicy").values()
+    documents += [policy["PolicyDocument"] for policy in attached if policy["RoleName"] == {"Ref": role}]
     return [statement for document in documents for statement in flatten(document["Statement"])]
 
 
@@ -187,15 +191,120 @@ def test_only_the_launch_function_submits_and_terminates_jobs(resources: dict[st
     assert able == {"LaunchRole"}
 
 
-def test_a_training_writes_only_below_its_own_prefixes(resources: dict[str, Any]) -> None:
-    found = permissions(resources, "JobRole")
-    assert found["s3:PutObject"] == {"Bucket/models/*", "Bucket/checkpoints/*"}
-    assert found["s3:DeleteObject"] == {"Bucket/checkpoints/*", "Bucket/models/*/runs/*"}
-    objects = {"s3:GetObject", "s3:ListBucket", "s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"}
+class Identity:
+    """A role with session tags, or another caller: what its policies, or the trust in a role, allow."""
+
+    def __init__(self, statements: list[dict[str, Any]], **tags: str) -> None:
+        self._statements, self._tags = statements, tags
+
+    def may(self, action: str, resource: str = "", **context: str | list[str]) -> bool:
+        """Whether a request is allowed, as IAM decides without any statement that denies.
+
+        ``context`` are condition keys, ``aws:`` and ``s3:`` left out, a slash as two underscores.
+        """
+        return any(
+            statement["Effect"] == "Allow"
+            and action in flatten(statement["Action"])
+            and ("Resource" not in statement or any(self._like(p, resource) for p in flatten(statement["Resource"])))
+            and all(
+                self._holds(operator, wanted, context.get(key.partition(":")[2].replace("/", "__")))
+                for operator, keys in statement.get("Condition", {}).items()
+                for key, wanted in keys.items()
+            )
+            for statement in self._statements
+        )
+
+    def _holds(self, operator: str, wanted: Any, found: str | list[str] | None) -> bool:
+        values = [] if found is None else [found] if isinstance(found, str) else found
+        matches = [any(self._like(pattern, value) for pattern in flatten(wanted)) for value in values]
+        match operator:
+            case "StringEquals" | "StringLike":
+                return bool(matches) and all(matches)
+            case "StringNotLike":
+                return not any(matches)
+            case "ForAllValues:StringEquals":
+                return all(matches)
+        raise NotImplementedError(operator)
+
+    def _like(self, pattern: Any, value: str) -> bool:
+        text = resource_name(pattern)
+        for name, tag in self._tags.items():
+            text = text.replace(f"${{aws:PrincipalTag/{name}}}", tag)
+        # A variable without a value matches nothing.
+        return "${aws:" not in text and re.fullmatch(wildcards(text), value) is not None
+
+
+def wildcards(pattern: str) -> str:
+    return "".join({"*": ".*", "?": "."}.get(character, re.escape(character)) for character in pattern)
+
+
+def test_a_training_writes_only_what_is_of_its_own_model_and_request(resources: dict[str, Any]) -> None:
+    """As IAM would decide: no account was asked."""
+    request, other = request_segment("mine", "r-1"), request_segment("mine", "r-2")
+    training = Identity(statements(resources, "TrainingRole"), model=key_segment("mine"), request=request)
+    mine, another, longer = (model_prefix(model, "000001") for model in ("mine", "another", "mine-too"))
+    allowed = {
+        *(f"{mine}/runs/x/model.safetensors", f"{mine}/manifest.json", f"{mine.rpartition('/')[0]}/latest.json"),
+        f"checkpoints/{request}/000001/state.safetensors",
+    }
+    denied = {
+        *(f"{prefix}/{name}" for prefix in (another, longer) for name in ("runs/x/config.json", "manifest.json")),
+        *(f"checkpoints/{other}/000001/state.safetensors", f"snapshots/{request}/manifest.json", "models/x"),
+        *("jobs/x/job.json", "statuses/x.json", "spend/x/2026-01.json", "base-models/x/config.json"),
+    }
+    for action in ("s3:PutObject", "s3:AbortMultipartUpload"):
+        assert {key for key in allowed | denied if training.may(action, f"Bucket/{key}")} == allowed
+    deletable = {f"{mine}/runs/x/model.safetensors", f"checkpoints/{request}/000001/state.safetensors"}
+    assert {key for key in allowed | denied if training.may("s3:DeleteObject", f"Bucket/{key}")} == deletable
+    snapshots = {f"snapshots/{segment}/manifest.json" for segment in (request, other)}
+    assert [key for key in snapshots if training.may("s3:GetObject", f"Bucket/{key}")] == [
+        f"snapshots/{request}/manifest.json"
+    ]
+    assert training.may("s3:ListBucket", "Bucket", prefix=f"{mine}/runs/")
+    assert not training.may("s3:ListBucket", "Bucket", prefix=f"checkpoints/{other}/")
+    assert not training.may("s3:ListBucket", "Bucket", prefix="")
+    untagged = Identity(statements(resources, "TrainingRole"))
+    assert not any(untagged.may("s3:PutObject", f"Bucket/{key}") for key in allowed | denied)
+
+
+def test_a_trainings_container_can_only_assume_that_role_with_both_tags(resources: dict[str, Any]) -> None:
+    container = Identity(statements(resources, "JobRole"))
+    assert container.may("sts:AssumeRole", "TrainingRole")
+    assert container.may("s3:GetObject", "Bucket/jobs/x/job.json")
     # Secrets are readable only if the training reads its certificates itself.
-    assert set(found) == objects | {"secretsmanager:GetSecretValue", "kms:Decrypt"}
+    assert set(permissions(resources, "JobRole")) == {
+        *("s3:GetObject", "s3:ListBucket", "sts:AssumeRole", "sts:TagSession"),
+        *("secretsmanager:GetSecretValue", "kms:Decrypt"),
+    }
     policies = resources["JobRole"]["Properties"]["ManagedPolicyArns"]
     assert policies == {"Fn::If": ["TrainingReadsSecrets", [{"Ref": "KafkaTrainerPolicy"}], {"Ref": "AWS::NoValue"}]}
+    (trust,) = resources["TrainingRole"]["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+    assert trust["Principal"] == {"AWS": {"Fn::GetAtt": ["JobRole", "Arn"]}}
+    trusted = Identity([trust])
+    both = {"RequestTag__model": "mine-0", "RequestTag__request": "r-0"}
+    for action in ("sts:AssumeRole", "sts:TagSession"):
+        assert trusted.may(action, **both)
+        for name in both:
+            assert not trusted.may(action, **{key: value for key, value in both.items() if key != name})
+            assert not trusted.may(action, **both | {name: ""})
+            assert not trusted.may(action, **both | {name: "mine-0/../other-0"})
+    variables = resources["JobDefinition"]["Properties"]["ContainerProperties"]["Environment"]
+    assert {"Name": "FOLDTUNE_TRAINER__ROLE_ARN", "Value": {"Fn::GetAtt": ["TrainingRole", "Arn"]}} in variables
+
+
+def test_only_jobs_of_this_stack_are_terminated(resources: dict[str, Any]) -> None:
+    function, tag = Identity(statements(resources, "LaunchRole")), f"ResourceTag__{TAG}"
+    definition = resources["JobDefinition"]["Properties"]["JobDefinitionName"]
+    assert function.may("batch:TerminateJob", "job/x", **{tag: definition})
+    assert not function.may("batch:TerminateJob", "job/x", **{tag: "foldtune-prod"})
+    assert not function.may("batch:TerminateJob", "job/x")
+    # The tag that the launcher gives to its jobs, and no other.
+    variables = resources["LaunchLambdaFunction"]["Properties"]["Environment"]["Variables"]
+    assert variables["FOLDTUNE_BATCH__JOB_DEFINITION"] == definition
+    given = {f"RequestTag__{TAG}": definition, "TagKeys": [TAG]}
+    assert function.may("batch:TagResource", "job/x", **given)
+    assert not function.may("batch:TagResource", "job/x", **given | {"TagKeys": [TAG, "project"]})
+    assert not function.may("batch:TagResource", "job/x", **given | {f"RequestTag__{TAG}": "foldtune-prod"})
 
 
 def test_a_worker_has_access_only_to_snapshots(resources: dict[str, Any]) -> None:

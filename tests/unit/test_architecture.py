@@ -37,6 +37,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "environment",
         "errors",
         "retrying_store",
+        "role",
         "model",
         "data",
         "evaluation",

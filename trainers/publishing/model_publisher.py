@@ -102,9 +102,15 @@ def latest_model(job: TrainingJob, store: ObjectStore) -> LatestModel | None:
 
     Raises:
         ValidationError: ``latest.json`` is malformed.
+        ImpossibleJobError: it points to another model, or elsewhere.
     """
-    content = store.find(latest_key(_prefix(job, store)))
-    return LatestModel.model_validate_json(content) if content is not None else None
+    key = latest_key(_prefix(job, store))
+    if (content := store.find(key)) is None:
+        return None
+    latest = LatestModel.model_validate_json(content)
+    if not store.key(latest.model_uri).startswith(f"{key.rpartition('/')[0]}/"):
+        raise ImpossibleJobError(f"{store.uri(key)} points to {latest.model_uri}, which is not of this model")
+    return latest
 
 
 def _prefix(job: TrainingJob, store: ObjectStore) -> str:

@@ -1,6 +1,7 @@
 """A promoted model that cannot be read does not fail the trainings after it."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,21 @@ def deny(prefix: str) -> Callable[[DenyingStore], None]:
     return lambda store: setattr(store, "denied", prefix)
 
 
+def another_model(store: DenyingStore) -> None:
+    """The digest is right, and so are the files."""
+    for key in store.list(f"{PREFIX}/"):
+        store.put(key.replace("models/m/", "models/other/"), store.get(key))
+    latest = LatestModel.model_validate_json(store.get("models/m/latest.json"))
+    moved = latest.model_copy(update={"model_uri": latest.model_uri.replace("models/m/", "models/other/")})
+    store.put("models/m/latest.json", moved.model_dump_json().encode())
+
+
+def no_digest(store: DenyingStore) -> None:
+    content = json.loads(store.get("models/m/latest.json"))
+    del content["manifest_sha256"]
+    store.put("models/m/latest.json", json.dumps(content).encode())
+
+
 def another_bucket(store: DenyingStore) -> None:
     latest = LatestModel(version="000001", model_uri="s3://another/models/m/000001", manifest_sha256="0" * 64)
     store.put("models/m/latest.json", latest.model_dump_json().encode())
@@ -116,6 +132,8 @@ def another_bucket(store: DenyingStore) -> None:
         (change("models/m/latest.json", b"{" * 100_000), "validation error for LatestModel"),
         (lambda store: put_version(store, {"model.safetensors": b"garbage"}), "cannot be trained"),
         (another_bucket, "is not in the bucket"),
+        (another_model, "which is not of this model"),
+        (no_digest, "validation error for LatestModel"),
         (deny(PREFIX), "refuses a request"),
         (deny("models/m/latest.json"), "refuses a request"),
     ],

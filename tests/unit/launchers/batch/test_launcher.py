@@ -81,6 +81,7 @@ def test_a_job_is_submitted_described_and_succeeds(
     assert (listed["jobName"], listed["jobId"]) == (run.name, launcher.job_id(run))
     described = launcher.describe(launcher.job_id(run) or "")
     assert described
+    assert client.describe_jobs(jobs=[described.job_id])["jobs"][0]["tags"] == {"foldtune": "foldtune-trainer"}
     assert described.parameters == {"request_id": "r-1", "model": "support", "job_uri": run.job_uri}
     outcome = outcome_of(launcher, run)
     assert outcome
@@ -148,6 +149,19 @@ def test_a_terminated_job_is_cancelled_and_not_failed(
     outcome = outcome_of(launcher, run)
     assert outcome
     assert outcome.ending is Ending.CANCELLED
+
+
+def test_a_job_of_another_name_is_not_terminated(
+    client: Any, launcher: BatchLauncher, run: Run, store: MemoryObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the record says that the run's job is."""
+    other = client.submit_job(jobName="another", jobQueue="foldtune", jobDefinition="foldtune-trainer")["jobId"]
+    launcher.record_submission(run, other)
+    monkeypatch.setattr(BatchJob, "ended", False)
+    monkeypatch.setattr(launcher._client, "terminate_job", pytest.fail)
+    launcher.cancel(run)
+    launcher.interrupt(run)
+    assert not [key for key in store.list("jobs/") if "stopping" in key]
 
 
 def test_a_call_is_sent_once(client: Any) -> None:
