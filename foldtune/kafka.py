@@ -21,7 +21,7 @@ from kafka.errors import (
 from kafka.partitioner.default import murmur2
 
 from foldtune.compression import bound_decompression
-from foldtune.errors import InvalidSettingsError, NoBrokerError, PublishError, RecordRefusedError
+from foldtune.errors import InvalidSettingsError, NoBrokerError, PartitionCountError, PublishError, RecordRefusedError
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
 from foldtune.tokens import tokens
@@ -132,6 +132,8 @@ class Publisher:
     def __init__(self, settings: KafkaSettings, delivery_seconds: float = DELIVERY_SECONDS) -> None:
         self._settings = settings
         self._delivery_seconds = delivery_seconds
+        # An agent need not be told.
+        self._expected_partitions = settings.partitions if "partitions" in settings.model_fields_set else None
         self._producer = connect(
             KafkaProducer,
             settings,
@@ -169,11 +171,15 @@ class Publisher:
 
         Raises:
             PublishError: the brokers do not answer.
+            PartitionCountError: the topic has another number of partitions than ``kafka.partitions``, if that is set;
+                workers would not read some of them.
             RecordRefusedError: the record is too large; ``flush`` raises it for what the brokers refuse.
         """
         name = topic.named(self._settings.topic_prefix)
         if partition_by is not None:
             partition = partition_of(partition_by, len(self._partitions(name)))
+        elif partition is None and self._expected_partitions:
+            self._partitions(name)
         raw_key = key.encode() if isinstance(key, str) else key
         return self._enqueue(name, value=value, key=raw_key, partition=partition, headers=list(headers))
 
@@ -188,7 +194,10 @@ class Publisher:
 
     def _partitions(self, name: str) -> list[int]:
         with _publish_errors(name):
-            return sorted(self._producer.partitions_for(name))
+            found = sorted(self._producer.partitions_for(name))
+        if self._expected_partitions not in {None, len(found)}:
+            raise PartitionCountError(name, len(found), self._expected_partitions)
+        return found
 
     def _enqueue(self, name: str, **message: Any) -> Any:
         with _publish_errors(name):

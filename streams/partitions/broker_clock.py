@@ -31,6 +31,8 @@ class BrokerClock:
         # When a broker appended a record, and when that was told, in seconds since boot.
         self._newest: tuple[float, float] | None = None
         self._skewed = False
+        # With the first record that a broker has stamped, if the machine's clock is wrong: its time, and the broker's.
+        self.wrong_at_first: tuple[datetime, datetime] | None = None
 
     @property
     def stamped(self) -> bool:
@@ -48,8 +50,11 @@ class BrokerClock:
         """Take the time from a record that was acknowledged just now."""
         self.known = True
         if record.timestamp_type == _APPEND_TIME and is_plausible(record.timestamp):
-            self._newest = record.timestamp / 1000, _since_boot()
-            self._compare(time.time() - record.timestamp / 1000)
+            first, mine, brokers = self._newest is None, time.time(), record.timestamp / 1000
+            self._newest = brokers, _since_boot()
+            self._compare(mine - brokers)
+            if first and self._skewed:
+                self.wrong_at_first = datetime.fromtimestamp(mine, UTC), datetime.fromtimestamp(brokers, UTC)
 
     def _compare(self, skew: float) -> None:
         CLOCK_SKEW.set(skew)

@@ -10,9 +10,9 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NoReturn, cast
 
 import faust
 import structlog
@@ -20,7 +20,7 @@ from aiokafka.consumer import fetcher
 from faust.types import TP
 from pydantic import Field, TypeAdapter
 
-from foldtune import topics
+from foldtune import events, topics
 from foldtune.compression import bound_decompression
 from foldtune.events import ErasureConfirmed, SnapshotCommand, TrainingFinished
 from foldtune.object_store import ObjectStore
@@ -29,7 +29,7 @@ from foldtune.topic_admin import inspect_topics
 from foldtune.topics import COMPACTED_WITHIN, DATA_TOPICS, MAX_RECORD_BYTES, Topic
 from streams.errors import PartitionLostError, brokers_at_fault
 from streams.metrics import FAILED_TIMERS, MAINTENANCE, PARTITIONS, REBALANCES
-from streams.partitions.broker_clock import CLOCK
+from streams.partitions.broker_clock import CLOCK, MAX_SKEW_SECONDS
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
 from streams.partitions.connection import faust_credentials
@@ -60,6 +60,8 @@ _MAINTENANCE_SECONDS = 5.0
 _TICK_SECONDS = 2.0
 # The group would give the partitions of a member to others after one session.
 _STANDSTILL_SESSIONS = 2
+# As for settings that are refused.
+EXIT_REFUSED = 2
 _MEMBERSHIP, _NO_PARTITIONS = "membership in the group", "partitions"
 _HANDLING_OF_REQUESTS = "handling of requests"
 # A consumer that fetches nothing for so long leaves its group for ever, and Faust fetches nothing once the tables are
@@ -286,8 +288,8 @@ class _Components:
 
     async def _maintain(self, partition: int) -> None:
         now = CLOCK.now()
-        # What is evicted is gone: by the machine's clock not before a record of that time.
-        as_of = now if CLOCK.stamped else min(now, newest_time(self._table, partition))
+        # What is evicted is gone: whichever clock is ahead, a broker's or the machine's, the other holds it back.
+        as_of = min(events.now(), now if CLOCK.stamped else newest_time(self._table, partition))
         counts = await maintain(self._sets, partition, now, as_of, self._sweeping)
         for action, count in asdict(counts).items():
             MAINTENANCE.labels(action).inc(count)
@@ -302,7 +304,7 @@ class _Components:
 
     async def _confirm_erasures(self, partition: int, erasure_ids: Sequence[str], records: int) -> None:
         at = CLOCK.now()
-        events = (
+        confirmations = (
             ErasureConfirmed(
                 erasure_id=erasure_id,
                 app_id=self._settings.worker.app_id,
@@ -313,7 +315,7 @@ class _Components:
             )
             for erasure_id in erasure_ids
         )
-        outgoing = tuple(OutgoingEvent(Topic.ERASURE_CONFIRMATIONS, event, event.erasure_id) for event in events)
+        outgoing = tuple(OutgoingEvent(Topic.ERASURE_CONFIRMATIONS, event, event.erasure_id) for event in confirmations)
         await self._publisher.publish(outgoing, partition)
         _log.info("erasures applied", partition=partition, erasures=len(erasure_ids), records=records)
 
@@ -339,6 +341,8 @@ class _Components:
     async def _watch(self) -> None:
         while True:
             attached = self._membership.attach()
+            if CLOCK.wrong_at_first:
+                _exit_with_wrong_clock(*CLOCK.wrong_at_first)
             if error := self._membership.error():
                 exit_standing_still(_MEMBERSHIP, 0, error=error)
             due = self._due() | ({_MEMBERSHIP: self._membership.confirmations} if attached else {})
@@ -443,6 +447,17 @@ async def _keep_running(where: str, work: Callable[[], Awaitable[None]]) -> None
             await work()
             ended = True
         await asyncio.sleep(0 if ended else LOOK_SECONDS)
+
+
+def _exit_with_wrong_clock(mine: datetime, brokers: datetime) -> NoReturn:
+    """Refuse to start: only a broker's answer to a first record tells its time."""
+    _log.error(
+        "clock differs from the brokers', refusing to start",
+        clock=mine.isoformat(timespec="seconds"),
+        brokers_clock=brokers.isoformat(timespec="seconds"),
+        at_most_seconds=MAX_SKEW_SECONDS,
+    )
+    os._exit(EXIT_REFUSED)
 
 
 @contextmanager

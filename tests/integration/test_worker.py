@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -129,16 +130,22 @@ def test_a_worker_stops_quickly_and_cleanly(
     assert worker.stop(seconds=20) == 0
 
 
-def test_a_worker_whose_clock_is_a_year_ahead_keeps_every_log_and_ends_no_request(
-    settings: Settings, publisher: Publisher, start_worker: StartWorker
+def test_a_worker_whose_clock_goes_a_year_ahead_keeps_every_log_ends_no_request_and_does_not_start_again(
+    settings: Settings, publisher: Publisher, start_worker: StartWorker, tmp_path: Path
 ) -> None:
+    wrong = {"SKEW_FILE": str(tmp_path / "skew"), "FOLDTUNE_SETS__MAX_AGE": "P30D"}
     first = start_worker(FOLDTUNE_SETS__MAX_AGE="P30D")
     publish_history(publisher, "alpha", 25)
     publish_request(publisher, fine_tune_request("before"))
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
         reader.until(lambda records: len(jobs(records)) == 1)
         first.stop()
-        skewed = start_worker("skewed", module="tests.integration.skewed_worker", FOLDTUNE_SETS__MAX_AGE="P30D")
+        skewed = start_worker("skewed", module="tests.integration.skewed_worker", **wrong)
+        deadline = time.monotonic() + 60
+        while "requests taken over" not in skewed.log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (tmp_path / "skew").touch()
         rounds = 0
         # Once it merges segments, it has looked for old ones, and for overdue requests.
         while "segments maintained" not in skewed.log.read_text():
@@ -159,6 +166,12 @@ def test_a_worker_whose_clock_is_a_year_ahead_keeps_every_log_and_ends_no_reques
     examples = exported(settings, snapshot(settings, job), "examples")
     assert Counter(row["folder_id"] for row in examples) == {"alpha": 25, "beta": 1}
     assert "clock differs from the brokers'" in skewed.log.read_text()
+    skewed.stop()
+    again = start_worker("again", module="tests.integration.skewed_worker", **wrong)
+    assert again.wait(60) == 2
+    (line,) = [line for line in again.log.read_text().splitlines() if "refusing to start" in line]
+    assert f'"clock": "{now().year + 1}-' in line
+    assert f'"brokers_clock": "{now().year}-' in line
 
 
 def test_poison_is_dead_lettered_and_does_not_block(

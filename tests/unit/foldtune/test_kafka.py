@@ -9,7 +9,7 @@ import pytest
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from foldtune import kafka
-from foldtune.errors import InvalidSettingsError, NoBrokerError, PublishError, RecordRefusedError
+from foldtune.errors import InvalidSettingsError, NoBrokerError, PartitionCountError, PublishError, RecordRefusedError
 from foldtune.events import ErasureRequested, now
 from foldtune.settings import KafkaSettings
 from foldtune.topics import CHANGELOG_CONFIG, Topic
@@ -90,3 +90,29 @@ def test_a_file_that_is_no_certificate_is_refused_by_its_setting(field: str, tmp
     settings = KafkaSettings.model_validate({"security_protocol": "SSL", field: tmp_path / "file.pem"})
     with pytest.raises(InvalidSettingsError, match=rf"kafka\.{field} .*file\.pem"):
         kafka.client_options(settings)
+
+
+def test_nothing_is_sent_to_a_topic_whose_partitions_are_not_those_that_workers_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Grown(Unresponsive):
+        def partitions_for(self, *_: object) -> set[int]:
+            return set(range(8))
+
+    monkeypatch.setattr(kafka, "KafkaProducer", Grown)
+    publisher = kafka.Publisher(KafkaSettings(partitions=4))
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: publisher.send(Topic.CHAT_LOGS, EVENT, key="k"),
+        lambda: publisher.send(Topic.CHAT_LOGS, EVENT, key="k", partition_by="p"),
+        lambda: publisher.broadcast(Topic.CHAT_LOGS, EVENT),
+    )
+    for call in calls:
+        with pytest.raises(PartitionCountError, match="chat-logs, 8, 4"):
+            call()
+    assert not publisher._pending
+    # An agent that was not told the number sends to those that there are.
+    for settings in (KafkaSettings(partitions=8), KafkaSettings()):
+        publisher = kafka.Publisher(settings)
+        publisher.send(Topic.CHAT_LOGS, EVENT, key="k")
+        publisher.broadcast(Topic.CHAT_LOGS, EVENT)
+        assert len(publisher._pending) == 9

@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
+from unittest import mock
 
 import aiokafka.consumer.fetcher
 import faust
@@ -16,6 +17,7 @@ from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from faust.exceptions import ProducerSendError
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from kafka.record import MemoryRecordsBuilder
+from structlog.testing import capture_logs
 
 from foldtune import events
 from foldtune.object_store import ObjectStore
@@ -113,7 +115,7 @@ DAY, YEAR = timedelta(days=1), timedelta(days=365)
 
 @pytest.mark.parametrize("skew", [YEAR, -YEAR])
 @pytest.mark.parametrize("stamped", [None, True, False])
-def test_what_is_too_old_is_evicted_by_the_brokers_time_never_by_the_machines(
+def test_what_is_too_old_is_evicted_by_the_least_of_the_brokers_and_the_machines_time(
     monkeypatch: pytest.MonkeyPatch, skew: timedelta, stamped: bool | None
 ) -> None:
     components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
@@ -139,9 +141,11 @@ def test_what_is_too_old_is_evicted_by_the_brokers_time_never_by_the_machines(
         assert not await evicted_at(WRITTEN + 30 * DAY, newest=WRITTEN)
         # In the grace of a day.
         assert not await evicted_at(WRITTEN + 30 * DAY, newest=WRITTEN + 30 * DAY)
-        # By producers' times not before a record of that time, nor before the machine's time.
-        assert await evicted_at(WRITTEN + 32 * DAY, newest=WRITTEN) is bool(stamped)
-        assert await evicted_at(WRITTEN + 32 * DAY, newest=WRITTEN + 32 * DAY) is (bool(stamped) or skew > 0 * DAY)
+        # Not before a broker has stamped a record of that time or, by producers' times, the partition has one; nor
+        # before the machine's time, however far the others are ahead.
+        ahead = skew > 0 * DAY
+        assert await evicted_at(WRITTEN + 32 * DAY, newest=WRITTEN) is (bool(stamped) and ahead)
+        assert await evicted_at(WRITTEN + 32 * DAY, newest=WRITTEN + 32 * DAY) is ahead
 
     asyncio.run(scenario())
 
@@ -302,3 +306,33 @@ def test_what_a_signal_interrupts_at_the_start_is_no_error(
     with pytest.raises(SystemExit) as raised:
         worker.execute_from_commandline()
     assert raised.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "refused"), [(0 * DAY, YEAR, False), (YEAR, 0 * DAY, True), (-YEAR, 0 * DAY, True)]
+)
+def test_a_worker_whose_clock_is_wrong_when_it_starts_is_refused_in_one_line_that_names_both_times(
+    monkeypatch: pytest.MonkeyPatch, first: timedelta, later: timedelta, refused: bool
+) -> None:
+    components = cast(Any, create_app(Settings(), cast(ObjectStore, None))).components
+    clock = BrokerClock()
+    monkeypatch.setattr(app, "CLOCK", clock)
+    codes: list[int] = []
+
+    def end(code: int) -> NoReturn:
+        codes.append(code)
+        raise ProcessEndedError
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(app, "LOOK_SECONDS", 0)
+    # Stamped by a producer, it tells nothing.
+    clock.observe(acknowledgement(WRITTEN + YEAR, stamped=False))
+    for skew in (first, later):
+        monkeypatch.setattr("streams.partitions.broker_clock.time.time", (WRITTEN + skew).timestamp)
+        clock.observe(acknowledgement(WRITTEN))
+    monkeypatch.setattr(components._watchdog, "look", mock.Mock(side_effect=ProcessEndedError))
+    with pytest.raises(ProcessEndedError), capture_logs() as logs:
+        asyncio.run(asyncio.wait_for(components._watch(), 5))
+    assert codes == ([2] if refused else [])
+    told = [(log["clock"], log["brokers_clock"]) for log in logs if "refusing to start" in log["event"]]
+    assert told == ([((WRITTEN + first).isoformat(), WRITTEN.isoformat())] if refused else [])
