@@ -81,8 +81,11 @@ for _topic in Topic:
         REJECTED.labels(_topic.label, _reason)
     for _cause in ("expired", "truncated", "recreated"):
         LOST_RECORDS.labels(_topic.label, _cause)
+    TOPIC_MISCONFIGURED.labels(_topic.label, "partitions")
 for _reason in ("damaged", "ahead", "outdated", "deleted"):
     REMOVED_STORES.labels(_reason)
+for _table in ("training-sets", "requests"):
+    RESTORED_CHANGELOGS.labels(_table)
 for _timer in ("tick", "policy", "maintenance"):
     FAILED_TIMERS.labels(_timer)
 for _state in State:

@@ -94,7 +94,6 @@ class ChangelogTable(Table):
         self._table.apply_changelog_batch = self._apply_unless_owned
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._name = name
-        RESTORED_CHANGELOGS.labels(name)
         # Records read and written to restore changelogs: progress while nothing else proceeds.
         self.restored = 0
         # Partitions of standbys whose owner has removed deleted values from its disk.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 from kafka.errors import KafkaError
+from prometheus_client import Gauge
 
 from foldtune.errors import InfrastructureError
 from foldtune.topic_admin import Misconfigured, TopicsFound
@@ -18,8 +19,10 @@ _INTERVAL_SECONDS = 30.0
 class TopicWatch:
     """What is known of the topics; reports what is wrong with them, and alters nothing."""
 
-    def __init__(self, inspect: Callable[[], TopicsFound]) -> None:
+    def __init__(self, inspect: Callable[[], TopicsFound], prefix: str = "") -> None:
+        """``inspect`` raises ``KafkaError`` or ``InfrastructureError``; metrics name topics without the ``prefix``."""
         self._inspect = inspect
+        self._prefix = prefix
         self._seen: frozenset[Misconfigured] = frozenset()
         self._misconfigured: frozenset[Misconfigured] = frozenset()
         # The brokers' ids of topics, by full name.
@@ -44,9 +47,12 @@ class TopicWatch:
         misconfigured = self._seen & frozenset(found.misconfigured)
         self._seen = frozenset(found.misconfigured)
         for mended in self._misconfigured - misconfigured:
-            TOPIC_MISCONFIGURED.labels(mended.topic, mended.setting).set(0)
+            self._gauge(mended).set(0)
         for wrong in misconfigured:
-            TOPIC_MISCONFIGURED.labels(wrong.topic, wrong.setting).set(1)
+            self._gauge(wrong).set(1)
         for new in sorted(misconfigured - self._misconfigured):
             _log.error("topic misconfigured", **new._asdict())
         self._misconfigured = misconfigured
+
+    def _gauge(self, wrong: Misconfigured) -> Gauge:
+        return TOPIC_MISCONFIGURED.labels(wrong.topic.removeprefix(self._prefix), wrong.setting)

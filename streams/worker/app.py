@@ -154,7 +154,8 @@ class _Components:
         self._reader = BrokerReader(kafka)
         # Of its own: the coordinator must not wait for what exports read.
         self._status_reader = BrokerReader(kafka)
-        self._topic_watch = TopicWatch(partial(inspect_topics, kafka, tuple(Topic), changelogs(settings)))
+        inspect = partial(inspect_topics, kafka, tuple(Topic), changelogs(settings))
+        self._topic_watch = TopicWatch(inspect, kafka.topic_prefix)
         self._table = ChangelogTable(app, _TRAINING_SETS, kafka.partitions, self._reader, SWEPT_KEY)
         self._requests = requests = ChangelogTable(app, _REQUESTS, kafka.partitions, self._reader)
         self._sets = TrainingSets(self._table, settings.sets, ErasureRules.of(worker, settings.bounds))

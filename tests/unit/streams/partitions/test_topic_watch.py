@@ -21,14 +21,14 @@ def test_what_two_looks_in_a_row_have_found_is_logged_once_and_shown_until_it_is
             raise found[0]
         return found[0]
 
-    watch = TopicWatch(inspect)
+    watch = TopicWatch(inspect, "t-")
 
     def shown(look: TopicsFound | Exception) -> tuple[list[str], float, float]:
         found[:] = [look]
         with capture_logs() as logs:
             asyncio.run(watch.look())
         told = [log["setting"] for log in logs if (log["event"], log["log_level"]) == ("topic misconfigured", "error")]
-        cleanup, grown = (TOPIC_MISCONFIGURED.labels(wrong.topic, wrong.setting) for wrong in (COMPACTED, GROWN))
+        cleanup, grown = (TOPIC_MISCONFIGURED.labels("logs", wrong.setting) for wrong in (COMPACTED, GROWN))
         return told, cleanup._value.get(), grown._value.get()
 
     ids = {"t-logs": "a"}
