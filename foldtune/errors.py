@@ -34,6 +34,10 @@ class NoBrokerError(InfrastructureError):
     """No Kafka broker answers at FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS (or kafka.bootstrap_servers in foldtune.toml):"""
 
 
+class BrokerRefusesError(NoBrokerError):
+    """Brokers at FOLDTUNE_KAFKA__BOOTSTRAP_SERVERS let this client not in (protocol, credentials or certificate):"""
+
+
 class PublishError(InfrastructureError):
     """The brokers did not acknowledge an event (topic, reason, which):"""
 
@@ -85,7 +89,7 @@ class ClientClosedError(FoldtuneError):
 
 
 class TopicMissingError(FoldtuneError):
-    """Topic not found on the brokers ('foldtune topics create' creates it):"""
+    """Topic not found, or hidden from this user ('foldtune topics create' creates it, 'topics acls' shows rights):"""
 
 
 class StatusTimeoutError(FoldtuneError):

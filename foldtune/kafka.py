@@ -1,5 +1,6 @@
 """Kafka clients from the settings, and the partitioner."""
 
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,14 @@ from kafka.errors import (
 from kafka.partitioner.default import murmur2
 
 from foldtune.compression import bound_decompression
-from foldtune.errors import InvalidSettingsError, NoBrokerError, PartitionCountError, PublishError, RecordRefusedError
+from foldtune.errors import (
+    BrokerRefusesError,
+    InvalidSettingsError,
+    NoBrokerError,
+    PartitionCountError,
+    PublishError,
+    RecordRefusedError,
+)
 from foldtune.events import Event
 from foldtune.settings import KafkaSettings
 from foldtune.tokens import tokens
@@ -35,6 +43,7 @@ _REQUEST_SECONDS = 10
 _STOP_SECONDS = 5
 # A wrong address is a common mistake, which should not take kafka-python's half minute to be reported.
 BOOTSTRAP_SECONDS = 8
+_LISTENS_SECONDS = 1
 # kafka-python would wait up to half a minute between two attempts, after the brokers are back.
 RECONNECT_MILLISECONDS = 2_000
 # The longest wait of one poll for new records.
@@ -103,6 +112,7 @@ def connect(client: Callable[..., Any], settings: KafkaSettings, **options: Any)
 
     Raises:
         NoBrokerError: no broker answers within ``BOOTSTRAP_SECONDS``.
+        BrokerRefusesError: something listens there, but completes no connection.
     """
     try:
         return client(
@@ -112,7 +122,18 @@ def connect(client: Callable[..., Any], settings: KafkaSettings, **options: Any)
             **options,
         )
     except KafkaTimeoutError as error:
-        raise NoBrokerError(settings.bootstrap_servers) from error
+        # kafka-python says in its log why it does not connect, and not in its error.
+        listening = any(map(_listens, settings.bootstrap_servers.split(",")))
+        raise (BrokerRefusesError if listening else NoBrokerError)(settings.bootstrap_servers) from error
+
+
+def _listens(server: str) -> bool:
+    host, _, port = server.strip().rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _LISTENS_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _create_no_topics(cluster: Any) -> None:

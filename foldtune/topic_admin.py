@@ -18,7 +18,12 @@ from kafka.admin import (
     ResourcePattern,
     ResourceType,
 )
-from kafka.errors import InvalidReplicationFactorError, KafkaError, TopicAlreadyExistsError
+from kafka.errors import (
+    InvalidReplicationFactorError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+)
 from tenacity import retry, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from foldtune.acls import Acl
@@ -79,6 +84,7 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs
 
     Raises:
         NoBrokerError: no broker answers.
+        TopicMissingError: this client may not create it.
         PartitionCountError: a topic has another number of partitions.
         TopicConfigError: a topic has another configuration, and the settings refuse that.
     """
@@ -205,7 +211,7 @@ def _layout_findings(settings: KafkaSettings, name: str, topic: Mapping[str, Any
     reraise=True,
 )
 def _create_if_missing(admin: KafkaAdminClient, settings: KafkaSettings, name: str, config: dict[str, str]) -> bool:
-    """Whether the topic was created."""
+    """Whether the topic was created; raises ``TopicMissingError`` where the client may not."""
     new = NewTopic(
         name=name,
         num_partitions=settings.partitions,
@@ -216,6 +222,8 @@ def _create_if_missing(admin: KafkaAdminClient, settings: KafkaSettings, name: s
         admin.create_topics([new], timeout_ms=15_000)
     except TopicAlreadyExistsError:
         return False
+    except TopicAuthorizationFailedError as error:
+        raise TopicMissingError(name) from error
     return True
 
 

@@ -42,13 +42,14 @@ from foldtune.kafka import Publisher, client_options
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import load_settings
 from foldtune.topic_admin import create_topics
+from foldtune.topic_reader import read as read_topic
 from foldtune.topics import Topic, changelogs
 from launchers.job_consumer import JobConsumer
 from launchers.local.launcher import LocalLauncher
 from tests.secured import SecuredServers
 from tests.support import ChildProcess, fine_tune_request, folder_history, settings_of
 
-SECONDS = 30
+SECONDS = 90
 TRAINER = (sys.executable, "-m", "tests.fakes.trainer")
 
 
@@ -165,6 +166,15 @@ def test_a_trainer_publishes_no_jobs_and_an_agent_no_requests_or_erasures(system
             agent.request_fine_tune(fine_tune_request("r"))
         with pytest.raises(PublishError, match=r"erasures, .*TopicAuthorizationFailedError"):
             agent.erase(erasure)
+
+
+def test_who_has_no_right_to_a_topic_is_told_so(system: System) -> None:
+    for call in (
+        lambda kafka: create_topics(kafka, (Topic.CHAT_LOGS, Topic.DOCUMENTS)),
+        lambda kafka: list(read_topic(kafka, Topic.FINE_TUNE_STATUS)),
+    ):
+        with pytest.raises(TopicMissingError, match=r"hidden from this user.* t\w+-(documents|fine-tune-status)$"):
+            call(system.settings[Part.AGENT].kafka)
 
 
 def test_each_part_is_denied_all_that_the_table_does_not_give(system: System) -> None:

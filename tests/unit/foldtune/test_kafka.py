@@ -1,5 +1,6 @@
 """Errors of the publisher."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,14 @@ import pytest
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 
 from foldtune import kafka
-from foldtune.errors import InvalidSettingsError, NoBrokerError, PartitionCountError, PublishError, RecordRefusedError
+from foldtune.errors import (
+    BrokerRefusesError,
+    InvalidSettingsError,
+    NoBrokerError,
+    PartitionCountError,
+    PublishError,
+    RecordRefusedError,
+)
 from foldtune.events import ErasureRequested, now
 from foldtune.settings import KafkaSettings
 from foldtune.topics import CHANGELOG_CONFIG, Topic
@@ -116,3 +124,16 @@ def test_nothing_is_sent_to_a_topic_whose_partitions_are_not_those_that_workers_
         publisher.send(Topic.CHAT_LOGS, EVENT, key="k")
         publisher.broadcast(Topic.CHAT_LOGS, EVENT)
         assert len(publisher._pending) == 9
+
+
+def test_brokers_that_listen_and_let_nobody_in_are_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(**options: Any) -> None:
+        raise KafkaTimeoutError
+
+    monkeypatch.setattr(kafka, "KafkaProducer", time_out)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        servers = f"127.0.0.1:1,127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(BrokerRefusesError, match="let this client not in"):
+            kafka.Publisher(KafkaSettings(bootstrap_servers=servers))
+    with pytest.raises(NoBrokerError, match="No Kafka broker answers"):
+        kafka.Publisher(KafkaSettings(bootstrap_servers=servers))
