@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import NameOID
 from moto import mock_aws
 
-from foldtune.errors import NoBrokerError, SecretError
+from foldtune.errors import InvalidSettingsError, NoBrokerError, SecretError
 from foldtune.kafka import client_options
 from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import KafkaSettings, Settings
@@ -133,3 +133,11 @@ def test_a_secret_that_does_not_suit_the_protocol_is_an_error_of_the_secret(clie
     ):
         pass
     assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize("password", [None, "wrong"])
+def test_a_key_without_its_password_is_an_error_and_no_question(client: Any, password: str | None) -> None:
+    content = certificate("s3cret") | {"privateKeyPassword": password}
+    settings = Settings(kafka=KafkaSettings(security_protocol="SSL", secret_arn=secret(client, content)))
+    with kafka_with_secrets(settings) as kafka, pytest.raises(InvalidSettingsError, match="ssl_key_password"):
+        client_options(kafka)
