@@ -58,7 +58,8 @@ def continued(position: Position, first: int, end: int, topic_id: str, now: date
         History(
             topic_id=topic_id or history.topic_id,
             shift=history.shift if cause == EXPIRED else history.shift + max(position.offset - first, 0),
-            lost={**history.lost, cause: Lost(known.records + records, int(now.timestamp() * 1000))},
+            # Of a topic that was made anew before anything was read, nothing is known to be lost.
+            lost=history.lost | ({cause: Lost(known.records + records, _ms(now))} if records else {}),
         ),
     )
 
@@ -79,3 +80,7 @@ def tell_losses(topic: Topic, partition: int, before: Position, after: Position)
                 continued_at=after.offset,
                 shift=after.history.shift,
             )
+
+
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)

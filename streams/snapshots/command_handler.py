@@ -208,8 +208,9 @@ class SnapshotCommandHandler:
 
     def _touched_by_loss(self, command: SnapshotCommand, partition: int) -> Iterator[LostRecords]:
         """What was lost that the request might have selected; of which folders it was, nobody knows."""
-        data, sets = command.request.data, self._settings.sets
-        if data.folders and partition not in {partition_of(f, self._settings.kafka.partitions) for f in data.folders}:
+        data, sets, kafka = command.request.data, self._settings.sets, self._settings.kafka
+        partitions = {partition_of(folder_id, kafka.partitions) for folder_id in data.folders or ()}
+        if partitions and partition not in partitions and kafka.partitioner == "murmur2":
             return
         oldest = command.issued_at - max((sets.max_age, *(sets.of(folder_id).max_age for folder_id in sets.folders)))
         for lost in self._offsets.lost(partition):

@@ -280,6 +280,11 @@ def test_a_position_whose_offset_is_on_the_topic_stays() -> None:
             assert continued(position, first, end, topic_id, NOW) is position
 
 
+def test_of_a_topic_that_was_made_anew_before_anything_was_read_nothing_is_told() -> None:
+    after = continued(Position(0, 0, History(topic_id="a")), 0, 5, "b", NOW)
+    assert after == Position(0, 0, History(topic_id="b"))
+
+
 def test_losses_add_up_by_cause_and_the_states_offsets_never_go_back() -> None:
     position = Position(10, NOW_MS, History(topic_id="a"))
     known = position.state_offset

@@ -15,7 +15,7 @@ from foldtune import events
 from foldtune.events import FineTuneStatus, SnapshotCommand, SnapshotPart, State
 from foldtune.kafka import partition_of
 from foldtune.knobs import DataSelection
-from foldtune.settings import Sets, Settings
+from foldtune.settings import KafkaSettings, Sets, Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.broker_clock import BrokerClock
 from streams.partitions.positions import History, Lost, Position
@@ -103,7 +103,7 @@ def test_a_command_is_exported_where_the_brokers_do_not_tell_whether_its_request
     assert error_of(events.now(), status(), then=error) == "the request has ended"
 
 
-def touched(issued_at: datetime, data: DataSelection, *, partition: int = 0) -> list[str]:
+def touched(issued_at: datetime, data: DataSelection, *, partition: int = 0, partitioner: Any = "murmur2") -> list[str]:
     """Of what was lost at ``NOW``, what a request is told."""
     lost = {"expired": Lost(5, int(NOW.timestamp() * 1000))}
     position = Position(9, 0, History(shift=3, lost=lost))
@@ -114,7 +114,10 @@ def touched(issued_at: datetime, data: DataSelection, *, partition: int = 0) -> 
         "feedback": 9,
         "erasures": 12,
     }
-    settings = Settings(sets=Sets(max_age=timedelta(days=30), folders={"f": {"max_age": "P60D"}}))
+    settings = Settings(
+        sets=Sets(max_age=timedelta(days=30), folders={"f": {"max_age": "P60D"}}),
+        kafka=KafkaSettings(partitioner=partitioner),
+    )
     anything: Any = mock.Mock()
     sets = TrainingSets(MemoryTable(), Sets())
     handler = SnapshotCommandHandler(sets, offsets, anything, anything, settings, statuses=anything)
@@ -136,6 +139,7 @@ def test_a_request_is_told_of_losses_that_its_selection_might_have_had() -> None
     mine = partition_of("g", Settings().kafka.partitions)
     assert touched(NOW, DataSelection(folders=("g",)), partition=mine) == everything
     assert touched(NOW, DataSelection(folders=("g",)), partition=mine + 1) == []
+    assert touched(NOW, DataSelection(folders=("g",)), partition=mine + 1, partitioner="other") == everything
 
 
 @pytest.mark.parametrize("shrunk", [False, True])
