@@ -247,7 +247,7 @@ class FineTuneRequested(Event):
     )
     model: ModelName
     requested_at: UtcTime
-    requested_by: Id = "unknown"
+    requested_by: Id = Field("unknown", description="A pseudonym or a team: erasures do not reach it")
     origin: Literal["person", "api", "policy"] = Field("api", description="`policy`: the policy's or the schedule's")
     base_model: ModelReference | None = Field(None, description="Default: the worker's trainer.base_model")
     data: DataSelection = DataSelection()
@@ -264,7 +264,7 @@ class FineTuneCancelled(Event):
     request_id: RequestId
     model: ModelName
     requested_at: UtcTime
-    requested_by: Id = "unknown"
+    requested_by: Id = Field("unknown", description="A pseudonym or a team: erasures do not reach it")
 
 
 class State(StrEnum):

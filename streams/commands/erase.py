@@ -166,8 +166,9 @@ def _show_counts(event: ErasureRequested, settings: Settings) -> None:
 
 def _show_confirmations(erasure_id: str, settings: Settings, seconds: int) -> None:
     """Print what every partition has confirmed, after waiting for them; exit code 1 if some have not."""
-    confirmed: dict[int, ErasureConfirmed] = {}
     partitions = settings.kafka.partitions
+    # By the workers' app_id, each of which has sets of its own; these settings may not know it.
+    confirmed: dict[str, dict[int, ErasureConfirmed]] = {}
     for record in read(
         settings.kafka,
         Topic.ERASURE_CONFIRMATIONS,
@@ -175,20 +176,21 @@ def _show_confirmations(erasure_id: str, settings: Settings, seconds: int) -> No
         deadline=time.monotonic() + seconds if seconds else None,
     ):
         event = _decoded(record.value)
-        if event and event.erasure_id == erasure_id and event.app_id == settings.worker.app_id:
-            confirmed.setdefault(event.partition, event)
-            if seconds and len(confirmed) >= partitions:
+        if event and event.erasure_id == erasure_id:
+            confirmed.setdefault(event.app_id, {}).setdefault(event.partition, event)
+            if seconds and all(len(found) >= partitions for found in confirmed.values()):
                 break
     rows = [
-        (str(number), f"{event.at:%Y-%m-%d %H:%M:%S}", str(event.records))
-        for number, event in sorted(confirmed.items())
+        (str(number), f"{event.at:%Y-%m-%d %H:%M:%S}", str(event.records), app_id)
+        for app_id, found in sorted(confirmed.items())
+        for number, event in sorted(found.items())
     ]
     if rows:
-        print_table(("partition", "applied at (UTC)", "records changed"), rows)
-    if missing := partitions - len(confirmed):
+        print_table(("partition", "applied at (UTC)", "records changed", "app_id"), rows)
+    if missing := partitions - min(map(len, confirmed.values()), default=0):
         typer.echo(f"{missing} of {partitions} partitions have not confirmed it yet")
         raise typer.Exit(1)
-    last = max(event.compacted_by for event in confirmed.values())
+    last = max(event.compacted_by for found in confirmed.values() for event in found.values())
     typer.echo(f"erased in all {partitions} partitions; compacted by the brokers by {last:%Y-%m-%d %H:%M} UTC")
 
 

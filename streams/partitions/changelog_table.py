@@ -87,6 +87,8 @@ class ChangelogTable(Table):
             key_type=bytes,
             value_type=bytes,
             recovery_buffer_size=_CHANGELOG_BUFFER,
+            # A standby would hold the last records back until more come: what is deleted would stay on its disk.
+            standby_buffer_size=1,
             options=dict(_ROCKSDB_OPTIONS),
             store=f"{STORE_SCHEME}:{name}",
         )

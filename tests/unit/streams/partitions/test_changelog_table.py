@@ -76,6 +76,10 @@ def test_a_standby_removes_from_its_disk_what_the_owner_has_removed(
     assert not assigned.marker_on_disk()
 
 
+def test_a_standby_does_not_wait_for_further_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Assigned(tmp_path, monkeypatch).faust.standby_buffer_size == 1
+
+
 def test_the_database_of_a_partition_that_was_lost_a_day_ago_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
