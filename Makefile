@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit integration acceptance matrix chaos fuzz search gpu-check bench-ingest bench-train package check format lock schemas clean
+.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check bench-ingest bench-train package check format lock schemas clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -33,6 +33,19 @@ test: setup ## The three tiers, on real servers and a real model; says how long 
 		started=$$(date +%s); $(MAKE) --no-print-directory $$tier || failed="$$failed $$tier"; \
 		times="$$times, $$tier $$(($$(date +%s) - started)) s"; \
 	done; echo "tiers$${times#,}"; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+# Versions that resolvers may choose beside those of the lock; one environment at a time, of some gigabytes.
+test-lowest: RESOLUTION = lowest-direct
+test-newest: RESOLUTION = highest
+test-lowest test-newest: setup ## Unit and contract tests on the lowest or the newest versions that pyproject.toml allows
+	mkdir -p build
+	$(BIN)/uv pip compile pyproject.toml server/pyproject.toml --excludes server/excludes.txt --all-extras --resolution $(RESOLUTION) \
+		--no-header --quiet --upgrade --output-file build/$@.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/$@
+	$(BIN)/uv pip install --quiet --python build/$@/bin/python --excludes server/excludes.txt --requirement build/$@.txt --group test
+	$(BIN)/uv pip install --quiet --python build/$@/bin/python --no-deps --editable . --editable server
+	build/$@/bin/pytest --numprocesses 2 --dist worksteal -m "not slow and not matrix" tests/unit tests/compatibility
+	rm -rf build/$@
 
 unit: setup ## The inner loop: no server, two processes
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow" tests/unit tests/compatibility

@@ -4,12 +4,15 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import foldtune
+from tests.unit.test_architecture import PACKAGES, imports
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,3 +46,33 @@ def test_both_distributions_have_the_same_version() -> None:
     server = project("server")
     assert server["version"] == version
     assert server["dependencies"] == [f"foldtune=={version}"]
+
+
+# Modules that come with a distribution of another name, or with a library that is declared.
+COME_WITH = {
+    "aws_msk_iam_sasl_signer": "aws-msk-iam-sasl-signer-python",
+    "botocore": "boto3",
+    "mode": "faust-streaming",
+    "mypy_boto3_batch": "boto3",
+    "mypy_boto3_s3": "boto3",
+    "urllib3": "boto3",
+}
+# Builds the archive of the functions, in a checkout; and is for the schema of snapshots, which the SDK does not use.
+ELSEWHERE = {"uv", "pyarrow"}
+
+
+@pytest.mark.parametrize("package", ["foldtune", "streams", "trainers", "launchers", "api", "infra", "demo"])
+def test_every_library_that_is_imported_is_declared(package: str) -> None:
+    server = project("server")["optional-dependencies"]
+    dependencies = [
+        *project()["dependencies"],
+        *(() if package == "foldtune" else chain.from_iterable(server.values())),
+    ]
+    declared = {re.split(r"[\[<>=]", dependency)[0].lower() for dependency in dependencies}
+    distributions = packages_distributions()
+    known = {*sys.stdlib_module_names, *PACKAGES, *ELSEWHERE}
+    for path in (ROOT / package).rglob("*.py"):
+        for module in {name.partition(".")[0] for name in imports(path)} - known:
+            found = [*distributions.get(module, ()), COME_WITH.get(module, module)]
+            names = {name.lower().replace("_", "-") for name in found}
+            assert names & declared, f"{path.relative_to(ROOT)} imports {module} of {' or '.join(names)}"
