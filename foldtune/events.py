@@ -329,7 +329,10 @@ class FineTuneStatus(Event):
 
 
 class TopicOffset(Model):
-    """All events of a partition below ``offset`` are included, and later ones are not, except erasures."""
+    """All events of a partition below ``offset`` are included, and later ones are not, except erasures.
+
+    Offsets never go back: of a topic that was made anew, or lost its end, they go on where they were.
+    """
 
     topic: Annotated[str, StringConstraints(max_length=249)]
     partition: Count

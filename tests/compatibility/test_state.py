@@ -15,6 +15,8 @@ import pytest
 from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State, TrainingFinished
 from foldtune.settings import KafkaSettings, Sets, Settings
 from foldtune.topics import Topic
+from streams.partitions.positions import History, Lost, Position, position_changes, stored_position
+from streams.partitions.restoration import LINEAGE_KEY, Lineage
 from streams.requests import coordinator
 from streams.requests.coordinator import Coordinator
 from streams.snapshots.command_handler import SnapshotCommandHandler
@@ -98,6 +100,29 @@ def test_the_key_of_a_segment_is_read() -> None:
     )
     assert segment.key == key
     assert Segment.from_key(key) == segment
+
+
+def test_where_a_topic_is_continued_is_read() -> None:
+    table = MemoryTable()
+    history = History("c2e1-9", 60, {"expired": Lost(500, 1767268800001), "truncated": Lost(2, 1767268800002)})
+    for value, position in (
+        (b"7 1767268800000", Position(7, 1767268800000)),
+        (
+            b'7 1767268800000 {"topic_id":"c2e1-9","shift":60,'
+            b'"lost":{"expired":[500,1767268800001],"truncated":[2,1767268800002]}}',
+            Position(7, 1767268800000, history),
+        ),
+    ):
+        assert position_changes(Topic.CHAT_LOGS, position) == {b"n|chat-logs": value, b"o|chat-logs": b"7"}
+        asyncio.run(table.write(0, {b"n|chat-logs": value}))
+        assert stored_position(table, Topic.CHAT_LOGS, 0) == position
+
+
+def test_the_lineage_of_a_changelog_is_read() -> None:
+    value = b"0123456789abcdef0123456789abcdef 99"
+    assert Lineage.decode(value) == Lineage(b"0123456789abcdef0123456789abcdef", 99)
+    assert Lineage.decode(value).encode() == value
+    assert LINEAGE_KEY == b"x|lineage"
 
 
 def test_the_marker_of_compaction_is_read() -> None:
