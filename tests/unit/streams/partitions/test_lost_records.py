@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from unittest import mock
 
@@ -12,7 +12,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 from structlog.testing import capture_logs
 
-from foldtune.settings import KafkaSettings
+from foldtune.settings import KafkaSettings, Sets
 from foldtune.topic_admin import TopicsFound
 from foldtune.topics import Topic
 from streams.metrics import LOST_RECORDS
@@ -29,6 +29,9 @@ from streams.partitions.positions import (
     stored_position,
 )
 from streams.partitions.topic_watch import TopicWatch
+from streams.training_sets.compaction import maintain
+from streams.training_sets.state_events import ChatLog, StateRecord
+from streams.training_sets.store import TrainingSets
 from tests.memory_table import MemoryTable
 
 LOGS = Topic.CHAT_LOGS
@@ -312,3 +315,18 @@ def test_a_position_is_read_as_it_was_stored() -> None:
     # Before topics had a history.
     asyncio.run(table.write(0, {b"n|chat-logs": None, b"p|chat-logs": b"8 1"}))
     assert stored_position(table, LOGS, 0) == Position(8, 1)
+
+
+def test_what_lies_below_the_states_offset_is_maintained_and_nothing_above_it() -> None:
+    table = MemoryTable()
+    sets = TrainingSets(table, Sets(max_age=timedelta(days=1)))
+
+    async def left() -> list[int]:
+        for offset in (60, 61):
+            log = ChatLog(f"l{offset}", NOW, "a", "how?", f"f{offset}")
+            await sets.add(0, LOGS, [StateRecord(offset, 0, log, 100)])
+        await table.write(0, position_changes(LOGS, Position(1, NOW_MS, History(shift=60))))
+        await maintain(sets, 0, NOW + timedelta(days=9))
+        return [segment.first_offset for group in sets.view(0).segments.values() for segment in group]
+
+    assert asyncio.run(left()) == [61]
