@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from foldtune import cli
+from foldtune import cli, work_folders
 from streams.partitions.changelog_table import ChangelogTable
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.state_events import StateRecord
 from streams.training_sets.store import TrainingSets
-from streams.worker import process
 
 
 def _keep_everything() -> None:
@@ -28,7 +27,8 @@ def _keep_deleted_values() -> None:
 
 
 def _keep_leftovers() -> None:
-    _replace(process, "remove_abandoned", lambda *_: None)
+    # At the start, and at each export.
+    _replace(work_folders, "_remove_abandoned", lambda *_: None)
 
 
 def _keep_standbys() -> None:

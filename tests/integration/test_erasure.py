@@ -265,7 +265,8 @@ ERASURES = (
     ("--log", "by-itself"),
     ("--document", "secret", "--folder", FOLDER),
 )
-# Steps of the operator that a sabotage leaves out.
+ROCKSDB = "worker one: RocksDB, temporary files"
+# Steps beside the worker's, which a sabotage leaves out.
 COMPACTION, ARTIFACTS, RECORDS, LAUNCHER = (
     "compaction by the brokers",
     "artifacts",
@@ -408,13 +409,11 @@ def test_erased_content_is_removed_from_standbys(proof: Proof) -> None:
 @pytest.mark.parametrize(
     ("without", "places"),
     [
-        (
-            "application",
-            {"changelog training-sets-changelog", "worker one: RocksDB, temporary files", "bucket snapshots/"},
-        ),
-        ("compaction of RocksDB", {"worker one: RocksDB, temporary files"}),
-        ("removal of leftovers", {"worker one: RocksDB, temporary files"}),
-        ("compaction of standbys", set()),
+        # Snapshots are without it even so: the export's process applies erasures too.
+        ("application", {"changelog training-sets-changelog", ROCKSDB}),
+        ("compaction of RocksDB", {ROCKSDB}),
+        ("removal of leftovers", {ROCKSDB}),
+        ("compaction of standbys", {ROCKSDB, ROCKSDB.replace("one", "two")}),
         ("silence of the log", {"logs"}),
         (COMPACTION, {"changelog training-sets-changelog", "changelogs on the broker's disk"}),
         (ARTIFACTS, {"bucket snapshots/", "bucket checkpoints/", "topic dead-letters"}),
@@ -425,5 +424,5 @@ def test_erased_content_is_removed_from_standbys(proof: Proof) -> None:
 def test_the_search_finds_what_a_missing_step_leaves(proof: Proof, without: str, places: set[str]) -> None:
     standbys = without == "compaction of standbys"
     found = proof.run(without, workers=("one", "two") if standbys else ("one",))
-    assert {*found} >= places
-    assert found
+    # Of two workers, whichever is the standby.
+    assert ({*found} & places) if standbys else ({*found} >= places)

@@ -14,6 +14,7 @@ from foldtune.events import (
     ChatLogBatch,
     DocumentDeleted,
     DocumentUpserted,
+    ErasureConfirmed,
     ErasureRequested,
     Event,
     Feedback,
@@ -22,6 +23,7 @@ from foldtune.events import (
 )
 from foldtune.settings import Settings
 from foldtune.topics import Topic
+from streams.commands import erase as erase_command
 from streams.training_sets import erasure_preview
 from streams.training_sets.erasure_preview import AffectedIds, preview_erasure
 
@@ -206,3 +208,42 @@ def test_a_dry_run_counts_and_publishes_nothing(
     assert rows == [["f", "2", "0", "0", "2"], ["g", "1", "0", "0", "1"]]
     assert "nothing" in runner.invoke(app, ["erase", "--user", "nobody", "--dry-run"]).stdout
     assert published == []
+
+
+# ── Who has confirmed it ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def confirmed(partition: int, erasure_id: str = "e", app_id: str = "foldtune") -> bytes:
+    at = T0 + timedelta(minutes=partition)
+    return ErasureConfirmed(
+        erasure_id=erasure_id, app_id=app_id, partition=partition, at=at, records=7, compacted_by=at + timedelta(days=3)
+    ).encode()
+
+
+ALL = [confirmed(partition) for partition in range(4)]
+
+
+@pytest.mark.parametrize("wait", ["0", "60"])
+@pytest.mark.parametrize(
+    ("records", "missing"),
+    [
+        ([], "4 of 4"),
+        ([*ALL[:3], ALL[0], confirmed(3, "other"), b"poison"], "1 of 4"),
+        (ALL, None),
+        # Workers with another app_id have sets of their own.
+        ([confirmed(0, app_id="second"), *ALL], "3 of 4"),
+    ],
+)
+def test_an_erasure_is_complete_when_every_partition_has_confirmed_it(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, records: list[bytes], missing: str | None, wait: str
+) -> None:
+    def read(*_: object, follow: bool, deadline: float | None) -> Iterator[Any]:
+        assert follow == (deadline is not None) == (wait != "0")
+        return (SimpleNamespace(value=value) for value in records)
+
+    monkeypatch.setattr(erase_command, "read", read)
+    result = runner.invoke(app, ["erase", "--status", "e", "--wait", wait])
+    assert result.exit_code == (1 if missing else 0)
+    assert (
+        f"{missing} partitions have not" if missing else "compacted by the brokers by 2025-01-05 00:03"
+    ) in result.stdout
