@@ -101,8 +101,14 @@ def create_topics(settings: KafkaSettings, topics: tuple[Topic, ...], changelogs
         for name, topic in described.items():
             if (count := len(topic["partitions"])) != settings.partitions:
                 raise PartitionCountError(name, count, settings.partitions)
-        if existing and settings.topic_config != "ignore":
-            _settle(admin, settings, existing, described)
+        if settings.topic_config == "ignore":
+            return
+        if existing:
+            _settle(admin, settings, existing, described, refused=settings.topic_config == "refuse")
+        created = {name: config for name, config in configs.items() if name not in existing}
+        if created and settings.replication_factor > 2:
+            # Their brokers' defaults may lose records; some brokers refuse to create a topic with others.
+            _settle(admin, settings, created, described, refused=False)
 
 
 def create_if_missing(settings: KafkaSettings, topic: Topic) -> None:
@@ -232,11 +238,13 @@ def _settle(
     settings: KafkaSettings,
     configs: dict[str, dict[str, str]],
     described: Mapping[str, Any],
+    *,
+    refused: bool,
 ) -> None:
     """Alter or refuse what differs; what cannot be checked or altered is refused or logged."""
     findings = _config_findings(admin, configs, described)
     layout = [finding for name in configs for finding in _layout_findings(settings, name, described[name])]
-    if settings.topic_config == "refuse":
+    if refused:
         for finding in (*findings, *layout):
             raise TopicConfigError(*finding)
     for finding in layout:

@@ -36,7 +36,7 @@ class Lost(NamedTuple):
     last_ms: int = 0
 
 
-class History(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=False):
+class History(Struct, frozen=True, omit_defaults=True):
     """What has become of a topic's partition since it was first read."""
 
     # The brokers' id of the topic; none where they, or who stored this, do not know it.

@@ -61,7 +61,7 @@ _TICK_SECONDS = 2.0
 # The group would give the partitions of a member to others after one session.
 _STANDSTILL_SESSIONS = 2
 # As for settings that are refused.
-EXIT_REFUSED = 2
+_EXIT_REFUSED = 2
 _MEMBERSHIP, _NO_PARTITIONS = "membership in the group", "partitions"
 _HANDLING_OF_REQUESTS = "handling of requests"
 # A consumer that fetches nothing for so long leaves its group for ever, and Faust fetches nothing once the tables are
@@ -458,7 +458,7 @@ def _exit_with_wrong_clock(mine: datetime, brokers: datetime) -> NoReturn:
         brokers_clock=brokers.isoformat(timespec="seconds"),
         at_most_seconds=MAX_SKEW_SECONDS,
     )
-    os._exit(EXIT_REFUSED)
+    os._exit(_EXIT_REFUSED)
 
 
 @contextmanager

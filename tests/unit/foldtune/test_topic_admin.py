@@ -27,6 +27,7 @@ class Brokers:
     """As much of an admin client as is asked, with topics of three replicas."""
 
     def __init__(self, found: dict[str, dict[str, Any]], replicas: int = 3, partitions: int = 4) -> None:
+        self.empty = False
         self.found, self.altered = found, dict[str, dict[str, str]]()
         self.partitions = [{"replica_nodes": list(range(replicas))}] * partitions
 
@@ -43,7 +44,8 @@ class Brokers:
         return []
 
     def create_topics(self, *_: object, **__: object) -> None:
-        raise TopicAlreadyExistsError
+        if not self.empty:
+            raise TopicAlreadyExistsError
 
     def alter_configs(self, resources: list[Any], **_: object) -> dict[str, Any]:
         self.altered |= {one.name: one.configs for one in resources}
@@ -127,3 +129,14 @@ def test_a_configuration_that_brokers_do_not_tell_is_not_called_wrong(monkeypatc
     assert not fake.altered
     with pytest.raises(TopicConfigError, match="unknown"):
         create_topics(KafkaSettings(topic_config="refuse"), LOGS)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("topic_config", ["alter", "refuse"])
+def test_a_topic_that_was_created_is_altered_where_the_brokers_defaults_lose_records(
+    monkeypatch: pytest.MonkeyPatch, replicas: int, topic_config: Any
+) -> None:
+    fake = brokers(monkeypatch, replicas=replicas)
+    fake.empty = True
+    create_topics(KafkaSettings(replication_factor=replicas, topic_config=topic_config), LOGS)
+    assert fake.altered == ({"chat-logs": {"min.insync.replicas": "2"}} if replicas == 3 else {})
