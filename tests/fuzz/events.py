@@ -356,6 +356,8 @@ def http_call(random: Random) -> tuple[bytes, bool]:
     users = (b"X-Forwarded-User: \xff\xfe\r\n", b"X-Forwarded-User: " + b"u" * 5_000 + b"\r\n")
     headers = random.choice((b"", *users, b"H: " + b"h" * 9_000 + b"\r\n"))
     host, kind = random.choice((b"127.0.0.1",) * 9 + (b"x",)), random.choice((b"application/json",) * 9 + (b"a/b",))
+    if random.random() < 0.2:
+        body, method, target, headers, host, kind = good, b"POST", b"/requests", b"", b"127.0.0.1", b"application/json"
     head = b"%s %s HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\n%sContent-Length: %d\r\n" % (
         *(method, target, host, kind, headers),
         len(body),
