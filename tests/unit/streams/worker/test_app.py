@@ -215,6 +215,8 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         raise ProcessEndedError
 
     monkeypatch.setattr(app, "exit_standing_still", end)
+    # Other tests in this process may have told the clock the time.
+    monkeypatch.setattr(app, "CLOCK", BrokerClock())
     return reasons
 
 
