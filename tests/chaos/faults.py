@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,16 +15,17 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from foldtune.kafka import client_options
-from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.stack import LocalServers
+from tests.chaos.losses import Known, Losses
 from tests.chaos.proxy import HoldingProxy
 from tests.chaos.traffic import Traffic, Trainer
 from tests.s3_proxy import HUNG, LOST, S3Proxy
+from tests.support import settings_of
 
 # Longer pauses exceed the session timeout: the worker resumes as a zombie, whose partitions have been reassigned.
 SESSION_SECONDS = 6
@@ -31,8 +33,11 @@ _LONGER = (SESSION_SECONDS + 2, SESSION_SECONDS + 6)
 # More than a year, the default of ``sets.max_age``.
 _SKEW_SECONDS = 401 * 24 * 3600
 _SLOW_EVERY = 12.0
+_NOTICED_SECONDS = 120.0
 _DISK_BYTES = 192 << 20
 _COMPRESSIONS = ("zstd", "lz4", "snappy", "gzip", "producer")
+_OF_STORE = re.compile(r"CURRENT|MANIFEST|.*\.sst")
+Positions = dict[TopicPartition, Known]
 # What can be undone: after how many seconds, and how.
 Repair = tuple[float, Callable[[], None]] | None
 
@@ -68,6 +73,11 @@ class Worker:
         """Send a signal; an exited process is ignored."""
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill the process, and wait for its end."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         """Terminate the process as a deployment does, or kill it after 40 s."""
@@ -126,13 +136,14 @@ class Faults:
         s3: S3Proxy,
         workers: list[Worker],
         traffic: Traffic,
-        settings: Settings,
+        losses: Losses,
     ) -> None:
+        self.losses = losses
         self._servers = servers
         self._s3 = s3
         self._workers = workers
         self._traffic = traffic
-        self._settings = settings
+        self._settings = losses.settings
         self.second_trainers: list[Trainer] = []
         self._skew = _SKEW_SECONDS
         # With the number of times in a round of the schedule.
@@ -157,6 +168,9 @@ class Faults:
             "S3 answers lost": (1, partial(self._fail_s3, LOST)),
             "new app id": (1, self._change_app_id),
             "second trainer": (1, self._start_second_trainer),
+            "records expired": (1, self._expire_records),
+            "log truncated": (1, self._truncate_log),
+            "store damaged": (1, self._damage_store),
         }
 
     def _signal(self, number: signal.Signals, chance: random.Random) -> Repair:
@@ -228,10 +242,75 @@ class Faults:
         with ExitStack() as stack:
             for worker in self._workers:
                 stack.enter_context(worker.lock)
-                worker.send(signal.SIGKILL)
-                worker.process.wait()
+                worker.kill()
                 worker.variables["FOLDTUNE_WORKER__APP_ID"] = f"{app}-{int(number) + 1}"
+            self.losses.forget()
         return None
+
+    def _expire_records(self, chance: random.Random) -> Repair:
+        """Delete records of a data topic as its retention does, some of which nobody has read."""
+        with self._nothing_running(chance.uniform(0, 2)) as (positions, start_workers):
+            partition = chance.choice(list(positions))
+            noticeable = self.losses.expire(partition, chance, positions[partition])
+            start_workers()
+            self._await_change(partition, positions, noticeable=noticeable)
+        return None
+
+    def _truncate_log(self, chance: random.Random) -> Repair:
+        """Have a broker lose the end of a data topic's log, as in an unclean election."""
+        with self._nothing_running(chance.choice((0, 0, 1))) as (positions, start_workers):
+            partition = chance.choice([partition for partition in positions if self.losses.can_truncate(partition)])
+            noticeable = self.losses.truncate(partition, chance, positions[partition], self._servers.kafka)
+            start_workers()
+            self._await_change(partition, positions, noticeable=noticeable)
+        return None
+
+    def _damage_store(self, chance: random.Random) -> Repair:
+        """Cut or alter a file of a worker's RocksDB that does not run."""
+        worker = chance.choice(self._workers)
+        with worker.lock:
+            worker.kill()
+            files = sorted(
+                path for path in worker.disk.rglob("*.db/*") if re.match(r"CURRENT|MANIFEST|.*\.sst", path.name)
+            )
+            if files and (content := bytearray((file := chance.choice(files)).read_bytes())):
+                place = chance.randrange(len(content))
+                content[place] ^= 0xFF
+                file.write_bytes(content if chance.random() < 0.5 else content[:place])
+        return None
+
+    @contextmanager
+    def _nothing_running(self, seconds: float) -> Iterator[tuple[Positions, Callable[[], None]]]:
+        """Kill all workers, and publish nothing after some more seconds.
+
+        Yields where they would continue, and what has them run again before the end.
+        """
+        with ExitStack() as stack:
+            for worker in self._workers:
+                stack.enter_context(worker.lock)
+                worker.kill()
+            for worker in self._workers:
+                worker.proxy.release()
+            # What was held back has arrived by then.
+            time.sleep(1 + seconds)
+            with self._traffic.lock:
+                yield self._positions(), stack.close
+
+    def _await_change(self, partition: TopicPartition, positions: Positions, *, noticeable: bool) -> None:
+        """Wait until the workers have noticed what happened to a partition.
+
+        An end that has grown beyond their offset before they look tells them nothing.
+        """
+        deadline = time.monotonic() + _NOTICED_SECONDS
+        while (
+            noticeable
+            and self._positions()[partition].position == positions[partition].position
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.5)
+
+    def _positions(self) -> Positions:
+        return self.losses.positions(settings_of(self._workers[0].variables))
 
     def _start_second_trainer(self, chance: random.Random) -> Repair:
         trainer = Trainer(self._settings, second=True)

@@ -9,6 +9,7 @@ from typing import Any
 from foldtune.settings import Settings
 from foldtune.topic_reader import read
 from foldtune.topics import DATA_TOPICS, Topic
+from tests.chaos.losses import Losses
 from tests.chaos.traffic import BOUNDED_FOLDERS, MAX_EXAMPLES
 
 # Beside the folders.
@@ -28,13 +29,15 @@ class FolderContent:
 class History:
     """The latest version of every valid event of the data topics."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, losses: Losses) -> None:
         self.logs: set[str] = set()
         # By partition: an erasure is published to each, and a broker may take some of these records only.
         self._erased: dict[tuple[int, str, str, str | None], datetime] = {}
         self._future = settings.bounds.future
         self._partitions: dict[str, int] = {}
         self._latest: dict[tuple[str, str, str], tuple[datetime, Json]] = {}
+        for taken in losses.read:
+            self._add(taken.topic, taken.partition, taken.value)
         for topic in DATA_TOPICS:
             for record in read(settings.kafka, topic):
                 self._add(topic, record.partition, record.value)
@@ -84,9 +87,9 @@ class History:
         events.sort(key=lambda event: (event_time(event), event["log_id"]))
         return {event["log_id"]: event for event in (events[-limit:] if folder in BOUNDED_FOLDERS else events)}
 
-    def _add(self, topic: Topic, partition: int, value: bytes) -> None:
+    def _add(self, topic: Topic, partition: int, value: bytes | None) -> None:
         try:
-            content = json.loads(value)
+            content = json.loads(value or b"")
             events = content["logs"] if content["type"] == "chat_log_batch" else [content]
             for event in events:
                 self._add_event(topic, partition, event, event_time(event))

@@ -33,6 +33,7 @@ from infra.local.options import LocalOptions
 from infra.local.stack import LocalServers
 from streams.worker.app import changelogs
 from tests.chaos.faults import SESSION_SECONDS, Faults, Injector, Supervisor, Worker, injectors, small_disks
+from tests.chaos.losses import Account, Losses, replay
 from tests.chaos.reference import LEFT_OUT, FolderContent, History
 from tests.chaos.traffic import (
     BOUNDED_FOLDERS,
@@ -75,6 +76,8 @@ class Counters:
     # Folders of which any field of any row or document differs.
     diverged_folders: int = 0
     # No end, or two; an end that neither the request nor its trainer gave cause for.
+    # Of what topics lost before it was read or after it: the records by which a snapshot's account is wrong.
+    losses_miscounted: int = 0
     requests_without_one_end: int = 0
     requests_with_wrong_end: int = 0
     # Manifests that are not those that a job names.
@@ -96,6 +99,8 @@ class Report:
     logs_published: int = 0
     requests: int = 0
     ends: dict[str, int] = field(default_factory=dict)
+    # What topics lost, by cause.
+    losses: dict[str, int] = field(default_factory=dict)
     worker_exits: int = 0
     counters: Counters = field(default_factory=Counters)
 
@@ -135,7 +140,8 @@ def run(plan: Plan, folder: Path) -> Report:
         of_worker = variables | {"FOLDTUNE_S3__ENDPOINT_URL": s3.endpoint_url, "CHAOS_WITHOUT": ",".join(plan.without)}
         workers = [Worker(number, disk, of_worker, servers.kafka.port) for number, disk in enumerate(disks)]
         supervisor = Supervisor(workers)
-        faults = Faults(servers, s3, workers, traffic, settings)
+        losses = Losses(settings, options.data_dir)
+        faults = Faults(servers, s3, workers, traffic, losses)
         injecting = injectors(
             faults,
             seed=plan.seed,
@@ -156,7 +162,7 @@ def run(plan: Plan, folder: Path) -> Report:
             if errors := [injector.error for injector in injecting if injector.error]:
                 raise ExceptionGroup("faults", errors)
             trainers = [trainer, *faults.second_trainers]
-            System(settings, traffic, trainers, plan.patience).compare(report, folder / "differences.json")
+            System(settings, traffic, losses, trainers, plan.patience).compare(report, folder / "differences.json")
         finally:
             supervisor.done.set()
             supervisor.join()
@@ -177,6 +183,7 @@ class System:
 
     settings: Settings
     traffic: Traffic
+    losses: Losses
     trainers: list[Trainer]
     patience: float
 
@@ -184,8 +191,8 @@ class System:
         """Wait for the final statuses, then compare the system with the reference model and fill in the report."""
         self.traffic.connect().close()
         self._await_final_statuses()
-        counters, history = report.counters, History(self.settings)
-        expected, found = history.expected(), self._exported_folders()
+        counters, history = report.counters, History(self.settings, self.losses)
+        expected, (found, accounts) = history.expected(), self._snapshot()
         # The records that make a table's last foreign writes known to its owner.
         self._touch_every_partition()
         statuses = self._final_statuses()
@@ -206,19 +213,27 @@ class System:
             "requests": {" ".join(key): ends for key, ends in (without_one_end | wrong_end).items()},
             "snapshots": altered,
             "letters": unfounded,
+            "losses": {str(account): count for account, count in accounts.items()},
+            "losses expected": {str(account): count for account, count in self.losses.accounts.items()},
         }
         differences.write_text(json.dumps(content, default=_plain, indent=1))
         for name in FOLDERS:
             wanted, exported = ([row["log_id"] for row in contents[name].rows] for contents in (expected, found))
             counters.lost += len(set(wanted) - set(exported))
             counters.duplicated += len(exported) - len(set(exported))
-        counters.lost += len(self.traffic.acknowledged - history.logs)
+        counters.lost += len(self.traffic.acknowledged - history.logs - self.losses.logs)
+        counters.losses_miscounted = sum(
+            abs(accounts[account] - self.losses.accounts[account]) for account in accounts | self.losses.accounts
+        )
         counters.diverged_folders = len(different)
         counters.requests_without_one_end = len(without_one_end)
         counters.requests_with_wrong_end = len(wrong_end)
         counters.snapshots_altered = len(altered)
-        counters.dead_letters_missing = len(self.traffic.poison - {value for value, _ in letters})
+        unread = {record.value for record in self.losses.unread}
+        counters.dead_letters_missing = len(self.traffic.poison - unread - {value for value, _ in letters})
         counters.dead_letters_unfounded = len(unfounded)
+        for account, count in self.losses.accounts.items():
+            report.losses[account.cause] = report.losses.get(account.cause, 0) + count
         report.logs_published = len(history.logs)
         report.requests = len(self.traffic.requested)
         report.ends = dict(
@@ -261,14 +276,16 @@ class System:
         named = sorted(self.trainers[0].snapshots)
         return [uri for uri, sha256 in named if hashlib.sha256(store.find(store.key(uri)) or b"").hexdigest() != sha256]
 
-    def _exported_folders(self) -> dict[str, FolderContent]:
-        """The content of every folder in a last snapshot of the system; nothing, if there is none."""
+    def _snapshot(self) -> tuple[dict[str, FolderContent], Counter[Account]]:
+        """The content of every folder in a last snapshot of the system, and what this tells of as lost."""
+        accounts: Counter[Account] = Counter()
         contents: dict[str, FolderContent] = defaultdict(FolderContent)
         job, store = self._last_job(), S3ObjectStore(self.settings.s3)
         manifest = store.find(store.key(job.snapshot_uri)) if job else None
         left_out: Counter[str] = Counter()
         for part in SnapshotManifest.model_validate_json(manifest).parts if manifest else ():
             left_out.update(part.left_out)
+            accounts.update({Account(lost.topic, part.partition, lost.cause): lost.records for lost in part.lost})
             for row in _rows(store, part.examples):
                 # Of 32 bits.
                 row |= {"occurred_at": row["occurred_at"].isoformat(), "strength": round(row["strength"], 6)}
@@ -277,7 +294,7 @@ class System:
                 document = {"title": row["title"], "text": row["text"]}
                 contents[row["folder_id"]].documents[row["document_id"]] = document
         contents[LEFT_OUT].documents = dict(left_out)
-        return contents
+        return contents, accounts
 
     def _last_job(self) -> TrainingJob | None:
         with Publisher(self.settings.kafka) as publisher:
@@ -315,34 +332,24 @@ def _stores_unlike_changelog(settings: Settings, disks: list[Path]) -> int:
     with consumer(settings.kafka) as client:
         for table, topic in zip(_TABLES, changelogs(settings), strict=True):
             for partition in range(settings.kafka.partitions):
-                content = _replay(client, TopicPartition(topic, partition))
+                content = replay(client, TopicPartition(topic, partition))
                 stores = [path for disk in disks for path in disk.rglob(f"{table}-{partition}.db")]
                 differing += bool(content) and all(_rocksdb_content(path) != content for path in stores)
     return differing
 
 
-def _replay(client: Any, partition: TopicPartition) -> dict[bytes, bytes]:
-    client.assign([partition])
-    client.seek_to_beginning(partition)
-    end = client.end_offsets([partition])[partition]
-    state: dict[bytes, bytes] = {}
-    while client.position(partition) < end:
-        for records in client.poll(timeout_ms=500, max_records=5000).values():
-            for record in records:
-                if record.value is None:
-                    state.pop(record.key, None)
-                else:
-                    state[record.key] = record.value
-    return state
-
-
 def _rocksdb_content(path: Path) -> dict[bytes, bytes]:
     copy = path.with_suffix(".copy")
     shutil.copytree(path, copy)
-    database = Rdict(str(copy), Options(raw_mode=True), access_type=AccessType.read_only())
     try:
+        database = Rdict(str(copy), Options(raw_mode=True), access_type=AccessType.read_only())
         items: Any = database.items()
-        return {key: value for key, value in items if not key.startswith(_CHECKPOINT)}
-    finally:
+        content = {key: value for key, value in items if not key.startswith(_CHECKPOINT)}
         database.close()
+    except Exception:
+        # Damaged by a fault, and not read since. RocksDB's errors are of no class of their own.
+        return {}
+    else:
+        return content
+    finally:
         shutil.rmtree(copy)

@@ -20,5 +20,6 @@ SABOTAGES = (
     Sabotage("durable-snapshots", ("kill -9",), "snapshots_altered"),
     Sabotage("durable-store", ("kill -9",), "stores_unlike_changelog"),
     Sabotage("durable-dead-letters", ("kill -9", "poison"), "dead_letters_missing"),
+    Sabotage("counted-losses", ("records expired", "log truncated"), "losses_miscounted"),
     Sabotage("broker-time", ("wrong clock",), "dead_letters_unfounded"),
 )

@@ -59,6 +59,8 @@ class Traffic(threading.Thread):
         self.cancelled: set[RequestKey] = set()
         self.poison: set[bytes] = set()
         self.done = threading.Event()
+        # Held while nothing may be published to the data topics.
+        self.lock = threading.Lock()
         self._settings = settings
         self._random = random.Random(seed)
         self._recent: list[Sent] = []
@@ -88,7 +90,7 @@ class Traffic(threading.Thread):
     def publish_poison(self) -> None:
         """Publish undecodable values to three topics."""
         sent = set()
-        with self.connect() as publisher, suppress(PublishError):
+        with self.connect() as publisher, self.lock, suppress(PublishError):
             for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK):
                 for template in POISON:
                     value = template % self._random.randrange(10**9)
@@ -103,6 +105,10 @@ class Traffic(threading.Thread):
         return Publisher(self._settings.kafka)
 
     def _send(self, publisher: Publisher, events: list[Sent]) -> None:
+        with self.lock:
+            self._publish(publisher, events)
+
+    def _publish(self, publisher: Publisher, events: list[Sent]) -> None:
         try:
             for topic, event, key in events:
                 if topic is Topic.ERASURES:

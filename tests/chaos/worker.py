@@ -16,10 +16,14 @@ from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from foldtune import events
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import load_settings
+from streams.partitions import consumer, lost_records
 from streams.partitions.changelog_table import ChangelogTable
+from streams.partitions.positions import Position
 from streams.publishing.publisher import FaustEventPublisher
 from streams.requests import lifecycle
 from streams.requests.coordinator import Coordinator
@@ -156,6 +160,17 @@ def without_broker_time() -> None:
     decoding.written_at = lambda timestamp_ms: events.now()  # type: ignore[attr-defined]  # noqa: ARG005
 
 
+def without_counted_losses() -> None:
+    """Continue a topic that has lost records without a word."""
+    continued = lost_records.continued
+
+    def silent(position: Position, *arguments: Any) -> Position:
+        after = continued(position, *arguments)
+        return after._replace(history=msgspec.structs.replace(after.history, lost=position.history.lost))
+
+    consumer.continued = silent  # type: ignore[attr-defined,assignment]
+
+
 def without_known_folders() -> None:
     """Train although nothing is known of what a request names."""
     lifecycle._rejection_reasons = lambda *_: iter(())
@@ -170,6 +185,7 @@ WITHOUT = {
     "order-of-events": without_order_of_events,
     "durable-store": without_durable_store,
     "broker-time": without_broker_time,
+    "counted-losses": without_counted_losses,
     "known-folders": without_known_folders,
 }
 
