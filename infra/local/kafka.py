@@ -54,9 +54,6 @@ SETTINGS = {
     "message.max.bytes": str(MIB),
     "log.retention.hours": "168",
     "log.segment.bytes": str(64 * MIB),
-    # A broker that was killed has no longer what was deleted before that.
-    "log.flush.start.offset.checkpoint.interval.ms": "1000",
-    "log.initial.task.delay.ms": "1000",
     # The default of 128 MiB would be a quarter of the heap.
     "log.cleaner.dedupe.buffer.size": str(16 * MIB),
     "num.network.threads": "2",

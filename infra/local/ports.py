@@ -32,7 +32,8 @@ def free_port(*, exclude: frozenset[int] = frozenset()) -> int:
     Raises:
         NoFreePortError: none was found in ``FREE_PORTS``.
     """
-    for port in random.sample(FREE_PORTS, ATTEMPTS):
+    # Not of the generator that a training in this process may have seeded, as in another one.
+    for port in random.SystemRandom().sample(FREE_PORTS, ATTEMPTS):
         if port not in exclude and is_free(port):
             return port
     raise NoFreePortError(f"{FREE_PORTS.start}-{FREE_PORTS.stop - 1}")

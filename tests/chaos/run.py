@@ -48,6 +48,8 @@ from tests.s3_proxy import S3Proxy
 from tests.support import environment, settings_of
 
 WORKERS = 3
+# A broker that is killed comes back without what was deleted a second before.
+_KAFKA_SETTINGS = {"log.flush.start.offset.checkpoint.interval.ms": "1000", "log.initial.task.delay.ms": "1000"}
 # Faust stores its checkpoint in the same database.
 _CHECKPOINT = b"__faust"
 _TABLES = ("training-sets", "requests")
@@ -118,7 +120,9 @@ class Report:
 def run(plan: Plan, folder: Path) -> Report:
     """Inject the faults and compare. The log files and data folders stay in ``folder``."""
     report = Report(plan.seed, plan.seconds)
-    options = LocalOptions(data_dir=folder / "servers", kafka_port=None, s3_port=None, keep_data=False)
+    options = LocalOptions(
+        data_dir=folder / "servers", kafka_port=None, s3_port=None, keep_data=False, kafka_settings=_KAFKA_SETTINGS
+    )
     disks = [folder / f"worker-{number}" for number in range(WORKERS)]
     with (
         LocalServers(options) as servers,

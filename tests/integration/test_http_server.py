@@ -283,7 +283,8 @@ def test_the_api_stops_while_the_broker_hangs(own_servers: LocalServers, tmp_pat
 
     def call(path: str, body: bytes | None = None) -> int:
         try:
-            with urllib.request.urlopen(f"{url}{path}", body, timeout=60) as answer:  # noqa: S310
+            request = urllib.request.Request(f"{url}{path}", body, {"Content-Type": "application/json"})  # noqa: S310
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
                 return int(answer.status)
         except (OSError, http.client.HTTPException):
             return 0
