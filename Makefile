@@ -51,7 +51,7 @@ unit: setup ## The inner loop: no server, two processes
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow" tests/unit tests/compatibility
 
 integration: setup ## Each part against real Kafka, a real S3 server and real processes; four at a time, as many of them wait
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m slow tests/unit
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m slow tests/unit tests/compatibility
 	$(BIN)/pytest --numprocesses 4 --dist worksteal -m "not matrix" tests/integration
 
 acceptance: setup ## The demo, the functions of AWS, and a short run of faults

@@ -73,7 +73,9 @@ def test_from_logs_to_a_better_model(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("foldtune-demo-*"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.matrix)]
+)
 def test_every_process_exits_with_the_demo(tmp_path: Path, number: signal.Signals, status: int) -> None:
     with running(tmp_path) as process:
         assert len(remaining_processes(tmp_path)) > 5

@@ -69,13 +69,13 @@ class Losses:
 
     @property
     def logs(self) -> set[str]:
-        """The ids of the logs in records that nobody has read."""
+        """The ids that records which nobody has read name as a log's."""
         found = set()
         for taken in self.unread:
-            if taken.topic is Topic.CHAT_LOGS:
-                with suppress(ValueError, KeyError, TypeError):
-                    content = json.loads(taken.value or b"")
-                    found |= {log["log_id"] for log in content.get("logs", [content])}
+            # Among them what is no log at all.
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                content = json.loads(taken.value or b"")
+                found |= {log["log_id"] for log in content.get("logs", [content])}
         return found
 
     def forget(self) -> None:

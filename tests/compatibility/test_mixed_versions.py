@@ -39,6 +39,7 @@ def test_version_0_1_reads_what_is_written_today(name: str) -> None:
     jsonschema.validate(written, V0_1[name])
 
 
+@pytest.mark.slow
 def test_every_field_that_was_added_is_tried() -> None:
     found = {(name, field) for name in V0_1 for field in _added_fields(V0_1[name], json_schemas()[name])}
     tried = {(name, field) for name, fields in ADDED.items() for field in _names(fields)}
@@ -50,6 +51,7 @@ def test_every_state_is_known_to_version_0_1(state: State) -> None:
     jsonschema.validate(fixture("fine_tune_status") | {"state": state.value}, V0_1["fine_tune_status"])
 
 
+@pytest.mark.slow
 def test_values_that_version_0_1_refuses_are_those_that_the_changelog_names() -> None:
     new = {
         (name, field, value)

@@ -314,7 +314,7 @@ def test_a_recovering_worker_is_unready_with_a_reason(variables: dict[str, str],
     assert reasons <= {"the tables are being recovered", "the partitions are being rebalanced"}
 
 
-@pytest.mark.parametrize("signal_twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("signal_twice", [False, pytest.param(True, marks=pytest.mark.matrix)], ids=["once", "twice"])
 def test_a_worker_stops_during_an_export(
     settings: Settings, variables: dict[str, str], start_worker: StartWorker, tmp_path: Path, signal_twice: bool
 ) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
 from kafka import KafkaAdminClient
 
 from foldtune.kafka import Publisher, client_options
@@ -34,6 +35,7 @@ def said(worker: ChildProcess, event: str) -> int:
     return worker.log.read_text().count(event)
 
 
+@pytest.mark.matrix
 def test_stores_that_are_not_of_the_changelogs_or_damaged_are_rebuilt(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_topic_that_was_made_anew_displaces_nothing_of_its_former_self(
     assert folders(settings, requested(settings, publisher, "longer")[0]) == expected | {"a5": 60}
 
 
+@pytest.mark.matrix
 def test_changelogs_that_were_deleted_under_a_running_worker_get_its_state_again(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, admin: KafkaAdminClient
 ) -> None:

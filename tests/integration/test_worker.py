@@ -249,7 +249,7 @@ def test_an_impossible_request_is_rejected_with_every_reason(
         assert (last.state, list(last.reasons)) == (State.REJECTED, reasons)
 
 
-@pytest.mark.parametrize("again", ["while it runs", "after its end"])
+@pytest.mark.parametrize("again", [pytest.param("while it runs", marks=pytest.mark.matrix), "after its end"])
 def test_a_repeated_request_starts_nothing(
     settings: Settings, publisher: Publisher, start_worker: StartWorker, again: str
 ) -> None:
@@ -334,6 +334,7 @@ def forgotten(records: list[Any], request_id: str) -> int:
     )
 
 
+@pytest.mark.matrix
 def test_another_app_id_leaves_what_has_ended_as_it_was(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:

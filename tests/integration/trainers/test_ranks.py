@@ -106,6 +106,7 @@ def test_one_process_resumes_from_the_checkpoint_of_interrupted_ranks(
     assert_near(tmp_path / "again.safetensors", alone, tmp_path)
 
 
+@pytest.mark.matrix
 def test_a_refusal_of_rank_0_is_not_retried(tiny_folder: Path, tmp_path: Path, capfd: Any) -> None:
     assert torchrun(tiny_folder, tmp_path / "ranks", "0", "99") == ExitCode.IMPOSSIBLE
     assert "training.trainable_layers is 99" in capfd.readouterr().err

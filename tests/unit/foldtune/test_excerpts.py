@@ -1,5 +1,6 @@
 """What is quoted from events is cut."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,6 +8,7 @@ from foldtune.events import FineTuneStatus, State, now
 from foldtune.excerpts import bounded, excerpt, first_names
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300), st.integers(1, 100))
 def test_an_excerpt_is_short_and_cut_once(text: str, size: int) -> None:
     short = excerpt(text, size)

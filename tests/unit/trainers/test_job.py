@@ -70,6 +70,7 @@ def failure(sink: RecordingEventSink) -> str:
     return last.reasons[0]
 
 
+@pytest.mark.slow
 def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjectStore, tables: Any) -> None:
     job = put_job(store, tables(EXAMPLES, DOCUMENTS), weights=WeightKnobs(focus=0.5, minimum=0.1, temperature=0.005))
     code, sink = start(job)

@@ -204,6 +204,7 @@ def test_a_launch_killed_at_any_step_is_repaired_to_one_job(job: TrainingJob) ->
     assert points > 20
 
 
+@pytest.mark.slow
 def test_a_launch_killed_twice_at_any_steps_is_repaired_to_one_job(job: TrainingJob) -> None:
     for first in range(30):
         for second in range(30):

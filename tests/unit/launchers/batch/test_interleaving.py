@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,7 @@ SEEDS = st.integers(0, 2**32)
 MANY = settings(max_examples=examples(60))
 
 
+@pytest.mark.slow
 @MANY
 @given(seed=SEEDS, launches=st.integers(1, 3), cancelled=st.booleans(), taken_over=st.booleans())
 def test_every_interleaving_has_one_job_and_terminates_a_cancelled_one(
@@ -103,6 +105,7 @@ def test_every_interleaving_has_one_job_and_terminates_a_cancelled_one(
     assert {state for state in bench.states if state.terminal} == {State.CANCELLED}
 
 
+@pytest.mark.slow
 @MANY
 @given(seed=SEEDS)
 def test_a_job_that_fails_while_it_is_cancelled_has_one_outcome(seed: int) -> None:
@@ -120,6 +123,7 @@ def test_a_job_that_fails_while_it_is_cancelled_has_one_outcome(seed: int) -> No
     assert len({state for state in bench.states if state.terminal}) == 1
 
 
+@pytest.mark.slow
 @MANY
 @given(seed=SEEDS)
 def test_reservations_of_a_month_add_up_in_every_interleaving(seed: int) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -218,6 +219,7 @@ def test_of_two_workers_that_take_over_at_once_one_may_write() -> None:
     asyncio.run(asyncio.wait_for(scenario(), 5))
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(10), deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_every_request_ends_once_whoever_writes_late(random: Random) -> None:

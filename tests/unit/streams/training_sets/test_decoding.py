@@ -226,6 +226,7 @@ _JSON = st.recursive(
     value=st.binary(max_size=200) | st.dictionaries(st.sampled_from(["type", "logs", *log()]), _JSON).map(as_json),
     at=st.integers(0, 10).map(lambda hours: NOON + timedelta(hours=hours)),
 )
+@pytest.mark.slow
 def test_any_bytes_decode_to_records_or_rejections(topic: Topic, value: bytes, at: datetime) -> None:
     results = decode(topic, 1, value, Rules(at, BOUNDS))
     assert results
@@ -269,6 +270,7 @@ _NEAR = {
 }
 
 
+@pytest.mark.slow
 @given(changes=st.fixed_dictionaries({}, optional=_NEAR))
 @settings(max_examples=examples(150), deadline=None)
 def test_the_fast_decoder_accepts_nothing_that_the_contract_rejects(changes: dict[str, Any]) -> None:

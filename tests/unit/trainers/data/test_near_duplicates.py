@@ -1,6 +1,7 @@
 """Normalization, Jaccard similarity and near-duplicate groups."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +36,7 @@ def test_near_duplicates_equal_the_comparison_of_all_pairs(texts: list[str], thr
             assert (labels[i] == labels[j]) == (groups[i] == groups[j])
 
 
+@pytest.mark.slow
 def test_blockwise_jaccard_similarities() -> None:
     generator = np.random.default_rng(0)
     texts = [" ".join(f"w{word}" for word in generator.integers(3000, size=40)) for _ in range(2000)]

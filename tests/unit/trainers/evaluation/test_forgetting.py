@@ -25,6 +25,7 @@ def test_forgetting_is_warned_about_and_much_of_it_prevents_promotion(ndcg: floa
     assert forgetting.fall == pytest.approx(0.9 - ndcg)
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_scores_high_and_a_random_one_low(tiny_folder: Path) -> None:
     minilm, tiny = Encoder.load(packaged_minilm_folder(), "cpu"), Encoder.load(tiny_folder, "cpu")
     metrics = measure_general(minilm, torch.empty((0, minilm.dimension)), seed=0)

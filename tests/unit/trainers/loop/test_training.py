@@ -263,6 +263,7 @@ def test_two_byte_hidden_states_change_little(
     assert not torch.equal(found[0], found[1])
 
 
+@pytest.mark.slow
 def test_float16_trains_like_float32(
     tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +423,7 @@ def test_a_container_may_have_less_memory_than_its_machine(tmp_path: Path, monke
     assert memory.total() >= whole > 1_000_000
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     one, record, steps = trained(tiny_folder, small_dataset, tmp_path)
     other, again, _ = trained(tiny_folder, small_dataset, tmp_path)
