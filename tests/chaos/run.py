@@ -77,9 +77,9 @@ class Counters:
     duplicated: int = 0
     # Folders of which any field of any row or document differs.
     diverged_folders: int = 0
-    # No end, or two; an end that neither the request nor its trainer gave cause for.
     # Of what topics lost before it was read or after it: the records by which a snapshot's account is wrong.
     losses_miscounted: int = 0
+    # No end, or two; an end that neither the request nor its trainer gave cause for.
     requests_without_one_end: int = 0
     requests_with_wrong_end: int = 0
     # Manifests that are not those that a job names.
