@@ -42,6 +42,8 @@ GRACE = timedelta(days=1)
 _GROWTH_FACTOR = 2
 # Prefix of the keys that store what the last compaction left.
 _COMPACTED_PREFIX = b"c|"
+# When new erasures were last applied to every segment: what ``Sweeping.interval`` counts from. Not the daily marker.
+_APPLIED_KEY = b"x|applied"
 # The mark of version 0.1.
 _PURGED_KEY = b"x|purged"
 
@@ -276,9 +278,9 @@ async def _sweep(sets: TrainingSets, partition: int, now: datetime, sweeping: Sw
     if not erasures:
         return 0
     unconfirmed, named = unconfirmed_erasures(sets.table, partition), sets.view(partition).named_erasures()
-    swept_at = _swept_at(sets, partition)
+    applied_at, swept_at = _time_at(sets, partition, _APPLIED_KEY), _time_at(sets, partition, SWEPT_KEY)
     # Not one of the future: it is of a clock that went wrong.
-    is_due = swept_at is None or not now - sweeping.interval < swept_at <= now
+    is_due = applied_at is None or not now - sweeping.interval < applied_at <= now
     # A new owner sweeps once, whatever the marker says: a zombie (``streams.partitions``) may have written after it.
     is_full = partition not in sets.swept or (is_due and bool(unconfirmed or named))
     # The marker is written again every day: the broker compacts erased text away only when newer records follow, in a
@@ -306,15 +308,16 @@ async def _sweep(sets: TrainingSets, partition: int, now: datetime, sweeping: Sw
     changes: dict[bytes, bytes | None] = {}
     if is_full and unconfirmed:
         await sweeping.confirm(partition, sorted(set(unconfirmed.values())), counts["records"])
-        changes |= dict.fromkeys((*unconfirmed, *superseded_erasures(sets.table, partition)))
+        changes = dict.fromkeys((*unconfirmed, *superseded_erasures(sets.table, partition)))
+        changes[_APPLIED_KEY] = now.isoformat().encode()
     if changes or is_daily:
         await sets.write(partition, {SWEPT_KEY: now.isoformat().encode(), _PURGED_KEY: None, **changes})
     return rewritten
 
 
-def _swept_at(sets: TrainingSets, partition: int) -> datetime | None:
+def _time_at(sets: TrainingSets, partition: int, key: bytes) -> datetime | None:
     with suppress(ValueError):
-        return datetime.fromisoformat((sets.table.get(partition, SWEPT_KEY) or b"").decode())
+        return datetime.fromisoformat((sets.table.get(partition, key) or b"").decode())
     return None
 
 

@@ -18,7 +18,7 @@ from streams.training_sets.erasures import ErasureRules, Erasures, stored_erasur
 from streams.training_sets.segments import SEGMENT_PREFIX, Segment, folder_prefix, pack, unpack
 from streams.training_sets.state_events import NO_FOLDER, ErasureRequested, StateRecord
 
-# When all erasures were last applied to every segment of the partition, and its files were compacted.
+# When the partition's files were last compacted: after erasures were applied to its segments, or for the day.
 SWEPT_KEY = b"x|swept"
 
 

@@ -158,7 +158,8 @@ def test_an_erasure_is_read() -> None:
     }
     asyncio.run(compaction.maintain(sets, 0, NOON))
     assert {key: table.get(0, key) for prefix in (b"q|", b"x|") for key in table.keys(0, prefix)} == {
-        b"x|swept": b"2026-01-01T12:00:00+00:00"
+        b"x|applied": b"2026-01-01T12:00:00+00:00",
+        b"x|swept": b"2026-01-01T12:00:00+00:00",
     }
 
 

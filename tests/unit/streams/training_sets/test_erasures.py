@@ -206,6 +206,34 @@ def test_one_erasure_a_minute_is_one_sweep_an_hour() -> None:
     assert [len(ids) for _, ids, _ in system.confirmed] == [1, 60, 60]
 
 
+@pytest.mark.parametrize(
+    ("interval", "swept", "requested"),
+    [
+        # Across midnight, when the daily marker is written, and before it with nothing to do then.
+        (timedelta(hours=1), timedelta(hours=11, minutes=10), timedelta(hours=11, minutes=11)),
+        (timedelta(hours=1), timedelta(hours=11, minutes=10), timedelta(hours=12, minutes=5)),
+        (timedelta(hours=23), timedelta(0), timedelta(hours=1)),
+        (timedelta(days=2), timedelta(0), timedelta(hours=1)),
+        (timedelta(days=7), timedelta(0), timedelta(hours=1)),
+    ],
+)
+def test_an_erasure_is_applied_once_the_interval_has_passed_whatever_the_day(
+    interval: timedelta, swept: timedelta, requested: timedelta
+) -> None:
+    system = System()
+    system.interval = interval
+    system.add(Topic.CHAT_LOGS, log(question="secret"))
+    system.add(Topic.ERASURES, erasure("user", "nobody"))
+    system.maintain(NOON + swept)
+    system.add(Topic.ERASURES, erasure("user", "u"), offset=1)
+    at, step = NOON + requested, interval / 60
+    while len(system.confirmed) == 1 and at <= NOON + swept + 2 * interval:
+        at += step
+        system.maintain(at)
+    assert b"secret" not in system.content()
+    assert NOON + swept + interval <= at < NOON + swept + interval + step
+
+
 def test_what_is_erased_is_in_no_snapshot_before_the_sweep() -> None:
     system = System()
     system.add(Topic.ERASURES, erasure("user", "nobody"))
