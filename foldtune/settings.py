@@ -473,7 +473,8 @@ def _type_of(location: Location) -> Any:
 
 def _holds_secret(kind: Any) -> bool:
     fields = getattr(kind, "model_fields", {}).values()
-    return SecretStr in (kind, *get_args(kind)) or any(_holds_secret(field.annotation) for field in fields)
+    parts = (*get_args(kind), *(field.annotation for field in fields))
+    return kind is SecretStr or any(_holds_secret(part) for part in parts)
 
 
 def environment_without_settings() -> dict[str, str]:

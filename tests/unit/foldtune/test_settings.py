@@ -1,5 +1,6 @@
 """Settings from the environment and the file, and errors that name the variable."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_the_base_model_is_a_uri_in_the_file() -> None:
             "FOLDTUNE_WORKER",
             '{"app_id": ',
             "FOLDTUNE_WORKER: Input should be a section, as JSON or as one variable per field "
-            "(FOLDTUNE_WORKER__APP_ID, …), got '{\"app_id\": '",
+            "(FOLDTUNE_WORKER__APP_ID, …)",
         ),
         (
             "FOLDTUNE_TRAINER__MODEL_FOLDERS",
@@ -85,12 +86,32 @@ def test_an_error_names_the_variable_its_value_and_what_is_expected(
         ("FOLDTUNE_KAFKA", '{"sasl_password": ["hunter2"]}'),
         ("FOLDTUNE_S3__SECRET_ACCESS_KEY__X", "hunter2"),
         ("FOLDTUNE_S3__SECRET_KEY", "hunter2"),
+        ("FOLDTUNE_WORKER__ERASURE_KEYS", "hunter2"),
     ],
 )
 def test_an_error_does_not_show_secrets(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     message = error_of(monkeypatch, **{variable: value})
     assert variable in message
     assert "hunter2" not in message
+
+
+SECRETS = [
+    (section, name)
+    for section, field in Settings.model_fields.items()
+    for name, part in getattr(field.annotation, "model_fields", {}).items()
+    if "SecretStr" in str(part.annotation)
+]
+
+
+@pytest.mark.parametrize(("section", "name"), SECRETS)
+def test_an_error_shows_no_secret_of_any_section(monkeypatch: pytest.MonkeyPatch, section: str, name: str) -> None:
+    message = error_of(monkeypatch, **{f"FOLDTUNE_{section.upper()}": json.dumps({name: 31337})})
+    assert name in message.lower()
+    assert "31337" not in message
+
+
+def test_sections_have_secrets() -> None:
+    assert {("kafka", "sasl_password"), ("s3", "secret_access_key"), ("worker", "erasure_keys")} <= set(SECRETS)
 
 
 @pytest.mark.parametrize(
