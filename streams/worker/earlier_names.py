@@ -32,6 +32,9 @@ def with_earlier_names(settings: Settings) -> Settings:
     if not prefix or not any(by_default):
         return settings
     topics = _topics(settings.kafka)
+    # Changelogs of its own prove that it began under this release.
+    if by_default[0] and topics & set(changelogs(settings)):
+        return settings
     if not _has_begun(settings.kafka, topics):
         return settings
     if by_default[1] and _lies_at_the_root(settings):
@@ -43,7 +46,7 @@ def with_earlier_names(settings: Settings) -> Settings:
     earlier = settings.model_copy(
         update={"worker": settings.worker.model_copy(update={"app_id": DEFAULT_APP_ID})},
     )
-    if not by_default[0] or topics & set(changelogs(settings)) or not topics & set(changelogs(earlier)):
+    if not by_default[0] or not topics & set(changelogs(earlier)):
         return settings
     if others := sorted(_others(topics, prefix)):
         raise InvalidSettingsError(

@@ -38,6 +38,8 @@ def test_a_new_installation_has_names_of_its_own_beside_any_other(monkeypatch: p
 
 def test_an_installation_that_has_begun_under_this_release_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(monkeypatch, (MINE, *OWN, *EARLIER, "snapshot-commands")) == ("a-foldtune", "a-")
+    # Objects at the root are of another installation.
+    assert names(monkeypatch, (MINE, *OWN, "snapshot-commands"), at_the_root=True) == ("a-foldtune", "a-")
     # Its changelogs were lost.
     assert names(monkeypatch, (MINE,)) == ("a-foldtune", "a-")
 
