@@ -14,7 +14,7 @@ _COMPACTED = _STAMPED | {"cleanup.policy": "compact"}
 # The brokers' retention.
 _DEFAULT = _STAMPED | {"cleanup.policy": "delete"}
 # The source of truth, from which lost state is rebuilt: unlimited until an operator sets a retention.
-_UNLIMITED = _DEFAULT | {"retention.ms": "-1"}
+_UNLIMITED = _DEFAULT | {"retention.ms": "-1", "retention.bytes": "-1"}
 
 
 class Topic(Enum):

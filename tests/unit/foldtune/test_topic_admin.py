@@ -76,6 +76,8 @@ def brokers(monkeypatch: pytest.MonkeyPatch, found: dict[str, dict[str, Any]] | 
         (1, {"cleanup.policy": value("compact", own=True)}, {"cleanup.policy": "delete"}),
         (1, {"retention.ms": value(604_800_000)}, {"retention.ms": "-1"}),
         (1, {"retention.ms": value(604_800_000, own=True)}, {}),
+        (1, {"retention.bytes": value(1 << 30)}, {"retention.bytes": "-1"}),
+        (1, {"retention.bytes": value(1 << 30, own=True)}, {}),
     ],
 )
 def test_what_records_are_lost_by_is_altered_refused_and_reported(
