@@ -7,7 +7,7 @@ import structlog
 from kafka.errors import KafkaError
 from prometheus_client import Gauge
 
-from foldtune.errors import InfrastructureError
+from foldtune.errors import FoldtuneError
 from foldtune.topic_admin import Misconfigured, TopicsFound
 from streams.metrics import TOPIC_MISCONFIGURED
 from streams.threads import TOPICS, run_in
@@ -20,7 +20,7 @@ class TopicWatch:
     """What is known of the topics; reports what is wrong with them, and alters nothing."""
 
     def __init__(self, inspect: Callable[[], TopicsFound], prefix: str = "") -> None:
-        """``inspect`` raises ``KafkaError`` or ``InfrastructureError``; metrics name topics without the ``prefix``."""
+        """``inspect`` raises ``KafkaError``, ``FoldtuneError`` or ``OSError``; metrics name topics without the ``prefix``."""
         self._inspect = inspect
         self._prefix = prefix
         self._seen: frozenset[Misconfigured] = frozenset()
@@ -35,10 +35,11 @@ class TopicWatch:
             await asyncio.sleep(_INTERVAL_SECONDS)
 
     async def look(self) -> None:
-        """Look once; brokers that do not answer leave everything as it is."""
+        """Look once; what keeps it from looking leaves everything as it is."""
         try:
             found = await run_in(TOPICS, self._inspect)
-        except (InfrastructureError, KafkaError) as error:
+        except (FoldtuneError, KafkaError, OSError) as error:
+            # Each look reads the certificates again, which may be rotated halfway.
             _log.warning("topics not looked at", error=repr(error))
             return
         # One that is being made anew has no id for a moment.

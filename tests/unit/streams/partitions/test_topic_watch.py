@@ -4,7 +4,7 @@ import asyncio
 
 from structlog.testing import capture_logs
 
-from foldtune.errors import NoBrokerError
+from foldtune.errors import InvalidSettingsError, NoBrokerError
 from foldtune.topic_admin import Misconfigured, TopicsFound
 from streams.metrics import TOPIC_MISCONFIGURED
 from streams.partitions.topic_watch import TopicWatch
@@ -34,7 +34,9 @@ def test_what_two_looks_in_a_row_have_found_is_logged_once_and_shown_until_it_is
     ids = {"t-logs": "a"}
     assert shown(TopicsFound(ids, [COMPACTED])) == ([], 0, 0)
     assert shown(TopicsFound(ids, [COMPACTED, GROWN])) == (["cleanup.policy"], 1, 0)
-    assert shown(NoBrokerError("b")) == ([], 1, 0)
+    # The second: a certificate that is rotated halfway.
+    for error in (NoBrokerError("b"), InvalidSettingsError("kafka.ssl_certfile"), ConnectionResetError()):
+        assert shown(error) == ([], 1, 0)
     assert shown(TopicsFound({}, [COMPACTED, GROWN])) == (["partitions"], 1, 1)
     assert watch.ids == ids
     assert shown(TopicsFound({"t-logs": "b"}, [COMPACTED._replace(found="compact,delete")])) == ([], 0, 0)
