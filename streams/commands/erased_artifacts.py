@@ -20,7 +20,7 @@ from streams.training_sets.erasures import Erasures
 
 
 def handle_artifacts(event: ErasureRequested, settings: Settings, *, delete: bool, yes: bool) -> None:
-    """Show what was made before an erasure and has its subject, and delete it; exit code 1 if some must wait."""
+    """Show what was made before an erasure and has its subject, and delete it; exit code 1 if some of it is left."""
     past = PastArtifacts(S3ObjectStore(settings.s3), _erasures(event, settings), _ended_requests(settings.kafka))
     snapshots = list(past.snapshots())
     models, letters = past.models(snapshots), letters_that_name(event, settings.kafka)
@@ -29,17 +29,20 @@ def handle_artifacts(event: ErasureRequested, settings: Settings, *, delete: boo
         return
     if not yes:
         typer.confirm("Write these snapshots anew, and delete checkpoints and dead letters?", abort=True)
-    waiting = [snapshot for snapshot in snapshots if not snapshot.ended]
-    for snapshot in snapshots:
-        if snapshot.ended:
-            past.erase(snapshot)
+    ended = [snapshot for snapshot in snapshots if snapshot.ended]
+    for snapshot in ended:
+        past.erase(snapshot)
+    unreadable = [key for snapshot in ended for key in snapshot.unreadable]
     again = delete_letters(letters, settings.kafka) if letters else 0
     typer.echo(
-        f"{len(snapshots) - len(waiting)} snapshots written anew, {len(letters)} dead letters deleted,"
-        f" {again} others published again"
+        f"{sum(not snapshot.unreadable for snapshot in ended)} snapshots written anew,"
+        f" {len(letters)} dead letters deleted, {again} others published again"
     )
-    if waiting:
-        typer.echo(f"{len(waiting)} snapshots are in use: repeat this when their requests have ended", err=True)
+    if waiting := len(snapshots) - len(ended):
+        typer.echo(f"{waiting} snapshots are in use: repeat this when their requests have ended", err=True)
+    for key in unreadable:
+        typer.echo(f"cannot be read, so may have it: {key!r}; repair or delete it, and repeat this", err=True)
+    if waiting or unreadable:
         raise typer.Exit(1)
 
 

@@ -11,7 +11,7 @@ from foldtune.kafka import Publisher
 from foldtune.settings import KafkaSettings
 from foldtune.topic_admin import delete_records
 from foldtune.topics import Topic
-from streams.publishing.dead_letter_replay import DeadLetter, read_dead_letters, read_records
+from streams.publishing.dead_letter_replay import COPY_HEADER, DeadLetter, read_dead_letters, read_records
 
 
 def letters_that_name(erasure: ErasureRequested, settings: KafkaSettings) -> list[DeadLetter]:
@@ -26,7 +26,8 @@ def letters_that_name(erasure: ErasureRequested, settings: KafkaSettings) -> lis
 def delete_letters(letters: Collection[DeadLetter], settings: KafkaSettings) -> int:
     """Delete dead letters, and publish those again that lie before them and were not replayed; returns how many.
 
-    These get new ids, and count as rejected now and for the first time.
+    These get new ids, and count as rejected now and for the first time. Cut short, it can be repeated: a copy names its
+    letter, which gets no second one.
 
     Raises:
         PublishError: one was not acknowledged; nothing is deleted.
@@ -34,16 +35,19 @@ def delete_letters(letters: Collection[DeadLetter], settings: KafkaSettings) -> 
     last: dict[int, int] = {}
     for letter in letters:
         last[letter.partition] = max(letter.offset, last.get(letter.partition, letter.offset))
-    deleted = {letter.id for letter in letters}
+    present = read_dead_letters(settings)
+    done = {letter.id for letter in letters} | {letter.copy_of for letter in present}
     kept = {
         letter.id
-        for letter in read_dead_letters(settings)
-        if letter.offset < last.get(letter.partition, 0) and letter.id not in deleted and not letter.replayed
+        for letter in present
+        if letter.offset < last.get(letter.partition, 0) and letter.id not in done and not letter.replayed
     }
     with Publisher(settings) as publisher:
         for record in read_records(settings, kept):
+            headers = [header for header in record.headers if header[0] != COPY_HEADER]
+            headers.append((COPY_HEADER, f"{record.partition}:{record.offset}".encode()))
             publisher.send_raw(
-                Topic.DEAD_LETTERS, record.value, key=record.key, partition=record.partition, headers=record.headers
+                Topic.DEAD_LETTERS, record.value, key=record.key, partition=record.partition, headers=headers
             )
         publisher.flush()
     delete_records(settings, Topic.DEAD_LETTERS, {partition: offset + 1 for partition, offset in last.items()})

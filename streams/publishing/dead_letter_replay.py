@@ -25,6 +25,8 @@ from foldtune.topics import DATA_TOPICS, KEYED_BY_FOLDER, Topic
 LETTER_HEADER = "foldtune-letter"
 # On a replayed record: how often its bytes have been replayed, this time included.
 REPLAYS_HEADER = "foldtune-replays"
+# On a dead letter that was published again: the id of the one that it is a copy of.
+COPY_HEADER = "foldtune-copy-of"
 
 # Anybody can write headers, so records are replayed only to topics that take events from outside.
 INPUTS = (*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS)
@@ -58,6 +60,8 @@ class DeadLetter:
     # How often these bytes were rejected, this time included.
     failures: int = 1
     replayed: bool = False
+    # The id of the dead letter that it is a copy of (``dead_letter_erasure``).
+    copy_of: str | None = None
 
     @property
     def id(self) -> str:
@@ -225,6 +229,7 @@ def _dead_letter(record: Any, headers: dict[str, str]) -> DeadLetter:
         key=record.key,
         size=len(value),
         folder_id=_folder_id(value),
+        copy_of=headers.get(COPY_HEADER),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 from foldtune.events import (
     ErasureRequested,
@@ -31,6 +32,7 @@ from foldtune.object_keys import (
 from foldtune.settings import Settings
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from foldtune.testing import MemoryObjectStore
+from streams.commands import erased_artifacts
 from streams.snapshots.past_artifacts import PastArtifacts
 from streams.training_sets.erasure_preview import erasures_of
 from trainers.data.snapshot import read_snapshot
@@ -184,6 +186,23 @@ def test_a_file_that_cannot_be_read_is_named_and_left(bucket: Bucket) -> None:
     bucket.past("log", "l1").erase(snapshot)
     assert snapshot.unreadable == [key]
     assert bucket.store.get(key) == b"damaged"
+
+
+def test_the_command_names_files_that_cannot_be_read_and_fails(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = bucket.store.list("snapshots/")[0]
+    bucket.store.put(key, b"damaged")
+    monkeypatch.setattr(erased_artifacts, "S3ObjectStore", lambda _: bucket.store)
+    monkeypatch.setattr(erased_artifacts, "_ended_requests", lambda _: {("m", "r")})
+    monkeypatch.setattr(erased_artifacts, "letters_that_name", lambda *_: [])
+    erasure = ErasureRequested(erasure_id="e", occurred_at=NOON, subject="log", subject_id="l1")
+    with pytest.raises(typer.Exit) as exited:
+        erased_artifacts.handle_artifacts(erasure, Settings(), delete=True, yes=True)
+    assert exited.value.exit_code == 1
+    output = capsys.readouterr()
+    assert "0 snapshots written anew" in output.out
+    assert key in output.err
 
 
 def test_an_erasure_that_was_cut_short_is_repeated(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
