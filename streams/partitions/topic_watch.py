@@ -20,7 +20,7 @@ class TopicWatch:
     """What is known of the topics; reports what is wrong with them, and alters nothing."""
 
     def __init__(self, inspect: Callable[[], TopicsFound], prefix: str = "") -> None:
-        """``inspect`` raises ``KafkaError``, ``FoldtuneError`` or ``OSError``; metrics name topics without the ``prefix``."""
+        """``inspect`` may raise ``FoldtuneError``, ``KafkaError``, ``OSError``; metrics leave out ``prefix``."""
         self._inspect = inspect
         self._prefix = prefix
         self._seen: frozenset[Misconfigured] = frozenset()
