@@ -183,8 +183,8 @@ class WorkerSettings(Section):
     """The stream worker."""
 
     # Names the consumer group, the changelogs and the folder of the databases. If it is not set, kafka.topic_prefix
-    # stands before it.
-    app_id: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,64}$")] = DEFAULT_APP_ID
+    # stands before it: room for the longest one.
+    app_id: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,72}$")] = DEFAULT_APP_ID
     # Kafka's static membership: a restarted worker gets its partitions back before its old session expires.
     instance_id: str | None = None
     data_dir: Path = Path(".foldtune/worker")

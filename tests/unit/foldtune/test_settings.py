@@ -217,6 +217,14 @@ def test_a_folder_has_the_operators_limits_unless_it_sets_its_own(monkeypatch: p
     }
 
 
+def test_a_child_process_takes_what_the_longest_topic_prefix_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDTUNE_KAFKA__TOPIC_PREFIX", "p" * 64)
+    settings = load_settings.__wrapped__()
+    for name, value in settings_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings.__wrapped__().worker.app_id == settings.worker.app_id == f"{'p' * 64}foldtune"
+
+
 def test_a_topic_prefix_also_names_the_application_and_the_keys_unless_they_are_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
