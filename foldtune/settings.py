@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -112,7 +114,22 @@ class KafkaSettings(Section):
         if sasl and mechanism == "AWS_MSK_IAM" and protocol != "SASL_SSL":
             msg = f"{_variables(['security_protocol'])}: should be SASL_SSL for AWS_MSK_IAM, got {protocol}"
             raise ValueError(msg)
+        endpoint = self.sasl_oauthbearer_token_endpoint_url
+        if protocol == "SASL_SSL" and endpoint and not _is_private(endpoint):
+            msg = f"{_variables(token)}: should begin with https:// for SASL_SSL, unless its host is a loopback address"
+            raise ValueError(msg)
         return self
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody on the network sees what is sent there."""
+    address = urlsplit(url)
+    if address.scheme == "https" or address.hostname == "localhost":
+        return True
+    try:
+        return ip_address(address.hostname or "").is_loopback
+    except ValueError:
+        return False
 
 
 class S3Settings(Section):

@@ -142,6 +142,7 @@ def test_an_unknown_name_in_the_file_is_refused_with_the_nearest_one() -> None:
 
 SASL = {"SASL_USERNAME": "me", "SASL_PASSWORD": "hunter2"}
 TOKENS = {"SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": "https://issuer.example.com/token"}
+OAUTH = {"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "OAUTHBEARER", **SASL, **TOKENS}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,11 @@ TOKENS = {"SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": "https://issuer.example.com/tok
         (
             {"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "OAUTHBEARER", **SASL},
             "SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL: needed for SASL_SSL with OAUTHBEARER",
+        ),
+        (
+            {**OAUTH, "SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": "http://localhost@issuer.example.com/token"},
+            "SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL: should begin with https:// for SASL_SSL, unless its host is a "
+            "loopback address",
         ),
         (
             {"SECURITY_PROTOCOL": "SASL_SSL", **SASL, **TOKENS},
@@ -182,6 +188,25 @@ def test_a_connection_that_is_not_what_it_seems_is_refused_by_the_variable(
     assert message.replace("FOLDTUNE_KAFKA__", "").endswith(problem)
     assert f"FOLDTUNE_KAFKA__{problem.partition(':')[0].partition(' ')[0]}" in message
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("protocol", "url"),
+    [
+        ("SASL_SSL", "https://issuer.example.com/token"),
+        ("SASL_SSL", "http://localhost:8080/token"),
+        ("SASL_SSL", "http://127.0.0.1/token"),
+        ("SASL_SSL", "http://[::1]:8080/token"),
+        ("SASL_PLAINTEXT", "http://issuer.example.com/token"),
+    ],
+)
+def test_the_secret_of_a_client_goes_to_the_authorization_server_as_privately_as_to_the_brokers(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, url: str
+) -> None:
+    connection = OAUTH | {"SECURITY_PROTOCOL": protocol, "SASL_OAUTHBEARER_TOKEN_ENDPOINT_URL": url}
+    for name, value in connection.items():
+        monkeypatch.setenv(f"FOLDTUNE_KAFKA__{name}", value)
+    assert load_settings.__wrapped__().kafka.sasl_oauthbearer_token_endpoint_url == url
 
 
 def test_the_addresses_of_kubernetes_services_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
