@@ -22,7 +22,7 @@ from streams.metrics import FOREIGN_WRITES, RESTORED_CHANGELOGS
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.local_store import STORE_SCHEME
 from streams.partitions.producing import acknowledged, check_size, enqueue
-from streams.partitions.restoration import LINEAGE_KEY, Lineage, Missing, digest, missing
+from streams.partitions.restoration import LINEAGE_KEY, Lineage, Missing, digest, missing, to_undo
 from streams.threads import MAINTENANCE, run_in
 
 _log = structlog.get_logger()
@@ -171,20 +171,24 @@ class ChangelogTable(Table):
         RESTORED_CHANGELOGS.labels(self._name).inc()
         ids = {"table": self._name, "partition": partition}
         _log.error("changelog has lost its end, writing it again", **ids, offset=offset, checkpoint=checkpoint)
-        # By then a zombie has heard that it is none of the group's members any more: it must not undo what the owner
-        # has written.
-        await asyncio.sleep(self._app.conf.broker_session_timeout / 3)
         former = Lineage.decode(self.get(partition, LINEAGE_KEY))
         # An attempt before this one may have failed.
         lineage = Lineage.new(former.end if checkpoint == _BEYOND else max(former.end, checkpoint))
         lineage_changes = {LINEAGE_KEY: lineage.encode()}
         batch = WriteBatch(raw_mode=True)
         _add(batch, {**changes, **lineage_changes})
-        self._check_owned_since(partition, generation)
         with self._rocksdb(partition) as database:
-            database.write(batch)
-            # If this process ends meanwhile, the store is no prefix of what the changelog has become.
+            # First: should this worker end or lose the partition, the store is no prefix of what the changelog is now.
             self._table.data.set_persisted_offset(self._changelog(partition), _BEYOND)
+            try:
+                self._check_owned_since(partition, generation)
+                database.write(batch)
+            finally:
+                await self._undo(partition, changes, offset)
+        # By then a zombie has heard that it is none of the group's members any more: it must not undo what the owner
+        # has written.
+        await asyncio.sleep(self._app.conf.broker_session_timeout / 3)
+        self._check_owned_since(partition, generation)
         while True:
             last, digests = await self._read(partition)
             lacking = await run_in(MAINTENANCE, self._missing, partition, digests)
@@ -198,6 +202,23 @@ class ChangelogTable(Table):
         self._check_owned_since(partition, generation)
         self._table.data.set_persisted_offset(self._changelog(partition), last)
         _log.warning("changelog has the state again", **ids, offset=last)
+
+    async def _undo(self, partition: int, changes: Changes, offset: int) -> None:
+        """Have a changelog that lacks its end go on from where it did before the changes, which begin at an offset.
+
+        Also for a partition that was lost meanwhile: its next owner then reads records again.
+        """
+        undone = to_undo(changes)
+        if not undone:
+            return
+        # At once, since reading takes its time.
+        await self._append(partition, {key: value for key, value in undone.items() if value is not None})
+        held = dict[bytes, bytes | None]()
+        async for record in self._reader.whole(self._table.changelog_topic_name, partition):
+            self.restored += 1
+            if record.offset < offset and record.key in undone:
+                held[record.key] = record.value
+        await self._append(partition, {key: value for key, value in held.items() if value is not None})
 
     async def _read(self, partition: int) -> tuple[int, dict[bytes, bytes]]:
         """The last offset of a changelog, and the digests of its last values by key."""

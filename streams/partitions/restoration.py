@@ -4,7 +4,9 @@ The owner's store is the only full copy of the state then. Its next write notice
 the checkpoint. What the changelog lacks is written to it, and the result read, until both are equal.
 
 The order is for a worker that dies meanwhile: where topics are continued comes last. What is recovered from half of it
-may lack records, and continues before them, so they are read again.
+may lack records, and continues before them, so they are read again. The write that noticed may itself be where a topic
+is continued, or delete what the changelog has no other copy of: that is undone before anything else, with what the
+changelog held before; where it held no position, the topic is continued at its beginning.
 
 The stores of other workers that have owned the partition may have a former part of the changelog, up to an offset that
 belongs to another record now, and would miss what precedes that. So every write ends with the *lineage* of what is in
@@ -43,6 +45,21 @@ class Lineage(NamedTuple):
     def encode(self) -> bytes:
         """The value that stores it."""
         return b"%s %d" % self
+
+
+def to_undo(changes: Mapping[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+    """The changes that are true only of a changelog that has all that precedes them; positions with offset 0.
+
+    Their time is 0 as well, their history the same.
+    """
+    undone = dict[bytes, bytes | None]()
+    for key, value in changes.items():
+        if value is None:
+            undone[key] = None
+        elif key.startswith(POSITION_PREFIXES):
+            numbers = value.split(b" ", 2)
+            undone[key] = b" ".join([b"0"] * len(numbers[:2]) + numbers[2:])
+    return undone
 
 
 class Missing(NamedTuple):

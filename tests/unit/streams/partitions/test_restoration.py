@@ -16,7 +16,7 @@ from streams.errors import PartitionLostError, StoreOutdatedError
 from streams.metrics import REMOVED_STORES, RESTORED_CHANGELOGS
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable, Changes
-from streams.partitions.positions import Position, position_changes
+from streams.partitions.positions import History, Lost, Position, position_changes
 from streams.partitions.restoration import LINEAGE_KEY, POSITION_PREFIXES, digest, missing
 
 
@@ -124,11 +124,19 @@ def test_a_changelog_that_has_lost_its_end_gets_the_owners_state_again(tmp_path:
     assert restored() == before + 1
 
 
+POSITION = position_changes(Topic.CHAT_LOGS, Position(4, 0))
+
+
+# Not before what a write that notices changes is undone: by the next record.
+@pytest.mark.parametrize(
+    ("noticing", "first"),
+    [({b"s|new": b"new"}, 1), (POSITION, 3), ({b"s|new": b"new", **POSITION}, 4), ({b"s|0": None}, 2)],
+)
 def test_a_worker_that_dies_meanwhile_leaves_a_changelog_that_is_not_continued_behind_what_it_lacks(
-    tmp_path: Path,
+    tmp_path: Path, noticing: Changes, first: int
 ) -> None:
     whole = 0
-    for lives_for in range(1, 20):
+    for lives_for in range(first, 24):
         changelog = Changelog()
         worker = Worker(tmp_path / str(lives_for), changelog)
         history(worker)
@@ -136,16 +144,60 @@ def test_a_worker_that_dies_meanwhile_leaves_a_changelog_that_is_not_continued_b
         del changelog.records[3:]
         changelog.lives_for = lives_for
         try:
-            worker.write(**{"s|new": b"new"})
+            asyncio.run(worker.table.write(0, noticing))
         except DiedError:
             # The store is removed as one that is ahead.
-            assert cast(int, worker.checkpoint) > 1 << 60 or lives_for == 0
+            assert cast(int, worker.checkpoint) > 1 << 60
         recovered = changelog.state()
         continued = recovered.get(b"n|chat-logs", b"0").split()[0]
         records = {record for key, value in recovered.items() if key.startswith(b"s|") for record in value.split()}
         assert records >= {b"%d" % number for number in range(int(continued))}
         whole += recovered.items() >= state.items()
-    assert 0 < whole < 19
+    assert 0 < whole < 24 - first
+
+
+def test_a_topic_is_continued_where_the_changelog_without_its_end_has_it(tmp_path: Path) -> None:
+    changelog = Changelog()
+    worker = Worker(tmp_path, changelog)
+    history(worker)
+    del changelog.records[6:]
+    generations = iter([1, 1])
+    cast(Any, worker.table).owned_generation = lambda _: next(generations, None)
+    shifted = Position(4, 1, History(topic_id="id", shift=7))
+    with pytest.raises(PartitionLostError):
+        asyncio.run(worker.table.write(0, position_changes(Topic.CHAT_LOGS, shifted)))
+    held = changelog.state()
+    assert (held[b"n|chat-logs"], held[b"o|chat-logs"]) == (b"2 0", b"2")
+
+
+def test_a_changelog_without_a_position_has_the_topic_read_from_its_beginning(tmp_path: Path) -> None:
+    changelog = Changelog()
+    worker = Worker(tmp_path, changelog)
+    history(worker)
+    changelog.records.clear()
+    generations = iter([1, 1])
+    cast(Any, worker.table).owned_generation = lambda _: next(generations, None)
+    lost = History(topic_id="an id", shift=7, lost={"expired": Lost(3, 5)})
+    with pytest.raises(PartitionLostError):
+        asyncio.run(worker.table.write(0, position_changes(Topic.CHAT_LOGS, Position(4, 1, lost))))
+    assert changelog.state() == position_changes(Topic.CHAT_LOGS, Position(0, 0, lost))
+
+
+def test_a_store_whose_checkpoint_a_restoration_has_passed_is_no_good_once_the_partition_is_lost(
+    tmp_path: Path,
+) -> None:
+    changelog = Changelog()
+    worker = Worker(tmp_path, changelog)
+    history(worker)
+    # Two records are lost; the write has three, and ends above the checkpoint.
+    del changelog.records[13:]
+    generations = iter([1, 1])
+    cast(Any, worker.table).owned_generation = lambda _: next(generations, None)
+    with pytest.raises(PartitionLostError):
+        worker.write(**{"s|4": b"4", "s|5": b"5", "s|6": b"6"})
+    assert len(changelog.records) == 16
+    # It is removed as one that is ahead.
+    assert cast(int, worker.checkpoint) >= len(changelog.records)
 
 
 def test_a_zombie_restores_nothing(tmp_path: Path) -> None:
