@@ -200,7 +200,7 @@ class ErasureRequested(Event):
     """
 
     type: Literal["erasure_requested"] = "erasure_requested"
-    erasure_id: Id = Field(description="Names nobody: it is kept, and stands in the confirmations")
+    erasure_id: Id = Field(description="Random: it is kept, and stands in the confirmations")
     occurred_at: UtcTime
     subject: Literal["user", "log", "conversation", "document", "folder", "agent"]
     subject_id: Id
