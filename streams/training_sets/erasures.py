@@ -132,12 +132,18 @@ class Erasures:
         Raises:
             ErasureKeyMissingError: one was made with a key that the settings do not have.
         """
+        # A copy, which replaces the former at the end: ``apply`` may be at work in another thread.
+        copy = {
+            subject: {scope: dict(untils) for scope, untils in tables.items()}
+            for subject, tables in self._by_subject.items()
+        }
         for erased in subjects:
             if (key := self._keys.get(erased.key_id)) is None:
                 # To go on would bring back what was erased.
                 raise ErasureKeyMissingError(erased.key_id)
-            untils = self._by_subject.setdefault(erased.subject, {}).setdefault((key, erased.in_folder), {})
+            untils = copy.setdefault(erased.subject, {}).setdefault((key, erased.in_folder), {})
             untils[erased.digest] = max(erased.until, untils.get(erased.digest, erased.until))
+        self._by_subject = copy
 
     def __bool__(self) -> bool:
         return bool(self._by_subject)

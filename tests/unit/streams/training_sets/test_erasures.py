@@ -13,6 +13,7 @@ from foldtune.bounds import Bounds
 from foldtune.settings import Sets, WorkerSettings
 from foldtune.topics import Topic
 from streams.errors import ErasureKeyMissingError
+from streams.training_sets import erasures as erasures_module
 from streams.training_sets.compaction import Sweeping, maintain
 from streams.training_sets.erasures import ErasureRules, Erasures
 from streams.training_sets.state_events import (
@@ -95,6 +96,21 @@ def test_a_folder_is_erased_with_its_feedback_documents_and_their_texts_elsewher
     elsewhere = left_of(log(folder_id="g"), request)
     assert isinstance(elsewhere, ChatLog)
     assert [passage.text for passage in elsewhere.retrieved] == [None, "words"]
+
+
+def test_an_erasure_may_be_added_while_others_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As by another thread, in the middle of a record.
+    subjects = Erasures(map(RULES.erased, [erasure("user", "nobody")]), RULES)
+    digest = erasures_module._digest
+
+    def add_and_digest(*arguments: Any) -> str:
+        monkeypatch.setattr(erasures_module, "_digest", digest)
+        subjects.add(map(RULES.erased, [erasure("user", "u", "f"), erasure("document", "d", "f")]))
+        return digest(*arguments)
+
+    monkeypatch.setattr(erasures_module, "_digest", add_and_digest)
+    subjects.apply(StateRecord(0, 0, log(), 100))
+    assert isinstance(subjects.apply(StateRecord(0, 0, log(), 100)).event, LogTombstone)
 
 
 def test_names_that_are_joined_differently_are_different_subjects() -> None:
