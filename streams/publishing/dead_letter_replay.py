@@ -81,18 +81,20 @@ def read_dead_letters(settings: KafkaSettings, matches: Filter = lambda _dead_le
     dead_letters: list[DeadLetter] = []
     origins: dict[str, RecordId | None] = {}
     # By the replayed record: the id of its dead letter.
-    receipts: dict[RecordId | None, str] = {}
+    receipts: dict[RecordId, str] = {}
+    # In a topic that was made anew two replayed records have had one offset.
+    replayed_ids: set[str] = set()
     for record in read(settings, Topic.DEAD_LETTERS):
         headers = decode_headers(record)
         if LETTER_HEADER in headers:
-            receipts[_origin(headers)] = headers[LETTER_HEADER]
+            if replayed := _origin(headers):
+                receipts[replayed] = headers[LETTER_HEADER]
+                replayed_ids.add(headers[LETTER_HEADER])
             continue
         dead_letter = _dead_letter(record, headers)
         origins[dead_letter.id] = dead_letter.origin
         if matches(dead_letter, record.value or b""):
             dead_letters.append(dead_letter)
-    receipts.pop(None, None)
-    replayed_ids = set(receipts.values())
     dead_letters.sort(key=lambda dead_letter: (dead_letter.at, dead_letter.partition, dead_letter.offset))
     return [
         replace(
@@ -255,11 +257,11 @@ def _folder_id(value: bytes) -> str | None:
 def _replay_count(
     dead_letter_id: str,
     origins: Mapping[str, RecordId | None],
-    receipts: Mapping[RecordId | None, str],
+    receipts: Mapping[RecordId, str],
 ) -> int:
     # Bounded, since forged receipts can form a cycle.
     count = 0
-    while count < len(receipts) and (earlier := receipts.get(origins.get(dead_letter_id))) is not None:
-        dead_letter_id = earlier
+    while count < len(receipts) and (origin := origins.get(dead_letter_id)) and origin in receipts:
+        dead_letter_id = receipts[origin]
         count += 1
     return count

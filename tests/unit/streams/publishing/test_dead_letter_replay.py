@@ -105,6 +105,17 @@ def test_receipts_mark_replays_and_count_failures(put: Put) -> None:
     assert listed == [("first", 1, True), ("other", 1, False), ("second", 2, True), ("third", 3, False)]
 
 
+def test_a_letter_stays_replayed_when_its_topic_was_made_anew(put: Put) -> None:
+    put(b"x", dead_letter_headers("before", "p-chat-logs", 1, 5))
+    put(None, receipt("0:0", "p-chat-logs", 1, 40))
+    put(b"y", dead_letter_headers("after", "p-chat-logs", 1, 105))
+    put(None, receipt("0:2", "p-chat-logs", 1, 40))
+    assert [(letter.error, letter.replayed) for letter in read_dead_letters(KAFKA)] == [
+        ("before", True),
+        ("after", True),
+    ]
+
+
 def test_a_cycle_of_receipts_ends(put: Put) -> None:
     put(b"x", dead_letter_headers("", "p-chat-logs", 1, 1))
     put(b"y", dead_letter_headers("", "p-chat-logs", 1, 2))
