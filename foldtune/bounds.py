@@ -22,7 +22,8 @@ class Bounds(BaseModel):
     passage_bytes: PositiveInt = 64 * 1024
     event_bytes: Annotated[int, Field(ge=1024, le=512 * 1024)] = 512 * 1024
     passages_per_log: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] = 100
-    future: timedelta = timedelta(minutes=10)
+    # Erasures reach logs and feedback dated so long after them.
+    future: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=1))] = timedelta(minutes=10)
 
 
 class Rules(NamedTuple):

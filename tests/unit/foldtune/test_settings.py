@@ -69,6 +69,8 @@ def test_the_base_model_is_a_uri_in_the_file() -> None:
             "0",
             "FOLDTUNE_KAFKA__PARTITIONS: Input should be greater than or equal to 1, got '0'",
         ),
+        ("FOLDTUNE_BOUNDS__FUTURE", "P2D", "FOLDTUNE_BOUNDS__FUTURE: Input should be less than or equal to 1 day"),
+        ("FOLDTUNE_BOUNDS__FUTURE", "-PT1S", "FOLDTUNE_BOUNDS__FUTURE: Input should be greater than or equal to 0 "),
         ("FOLDTUNE_TRAINER__BASE_MODEL", "/models", "FOLDTUNE_TRAINER__BASE_MODEL, trainer.base_model.uri: "),
         ("FOLDTUNE_BATCH__INSTANCE_TYPES", '["x"]', "FOLDTUNE_BATCH__INSTANCE_TYPES: should have a price"),
     ],
