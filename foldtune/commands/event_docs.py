@@ -132,7 +132,8 @@ deleted.
 
 **Erasures** leave what was published where it is (that is the topics' retention), and reach state, changelogs and
 later snapshots. An example whose positive was erased goes; a log that names an erased document otherwise stays,
-without its text. See [erasure_requested](#erasure_requested).
+without its text. In earlier snapshots, which `foldtune erase --artifacts --delete` writes anew, such an example stays
+without the text, and a training leaves it out (`positive_without_text`). See [erasure_requested](#erasure_requested).
 
 ## Labels
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -135,7 +136,9 @@ class PastArtifacts:
 
     def _write(self, key: str, table: pa.Table) -> SnapshotFile:
         output = io.BytesIO()
-        pq.write_table(table, output, compression="zstd")
+        with pq.ParquetWriter(output, table.schema, compression="zstd") as writer:
+            for _, rows in groupby(table.to_pylist(), key=lambda row: row["folder_id"]):
+                writer.write_table(pa.Table.from_pylist(list(rows), schema=table.schema))
         sha256 = hashlib.sha256(output.getvalue()).hexdigest()
         new = f"{key.rpartition('-')[0]}-{sha256[:16]}.parquet"
         self._store.put(new, output.getvalue())

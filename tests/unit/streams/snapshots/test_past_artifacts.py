@@ -161,6 +161,20 @@ def test_the_text_of_an_erased_document_leaves_the_examples_and_these_stay(bucke
     assert [row["question"] for row in examples] == [row["question"] for row in ROWS]
 
 
+def test_a_snapshot_that_is_written_anew_has_a_row_group_for_each_folder(bucket: Bucket) -> None:
+    rows = [example(f"l{number}", folder_id=folder) for folder in ("f", "g") for number in range(3)]
+    bucket._put("examples", "s", pa.Table.from_pylist(rows, EXAMPLES))
+    past = bucket.past("log", "l1", ended=("r", "s"))
+    for snapshot in past.snapshots():
+        past.erase(snapshot)
+    keys = [key for key in bucket.store.list("snapshots/") if "examples" in key]
+    files = [pq.ParquetFile(pa.BufferReader(bucket.store.get(key))) for key in keys]
+    groups = [
+        [file.read_row_group(n)["folder_id"].unique().to_pylist() for n in range(file.num_row_groups)] for file in files
+    ]
+    assert sorted(groups) == [[["f"]], [["f"], ["g"]]]
+
+
 def test_a_snapshot_is_in_use_until_its_request_has_ended(bucket: Bucket) -> None:
     (snapshot,) = bucket.past("log", "l1", ended=()).snapshots()
     assert not snapshot.ended
