@@ -6,6 +6,7 @@ for updates that a crash loses. Here a write is one awaited call, and needs no c
 """
 
 import asyncio
+import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from faust.types import TP
 from rocksdict import WriteBatch
 
 from foldtune.topics import MAX_CHANGELOG_RECORD_BYTES
-from streams.errors import PartitionLostError
+from streams.errors import PartitionLostError, StoreOutdatedError
 from streams.metrics import FOREIGN_WRITES, RESTORED_CHANGELOGS
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.local_store import STORE_SCHEME
@@ -290,7 +291,12 @@ class ChangelogTable(Table):
         # Faust buffers records for standbys, and hands them over after the partition became active, too. Applied then,
         # they would undo newer writes; foreign ones among them are found by ``write``.
         events = [event for event in events if not self.owns(event.message.partition)]
-        self._apply_batch(events)
+        try:
+            self._apply_batch(events)
+        except StoreOutdatedError as error:
+            # Faust would only log it, and come again and again with these records and those of other partitions.
+            _log.error("local database cannot be used, exiting", table=self._name, error=str(error))
+            os._exit(os.EX_SOFTWARE)
         self._reclaimable |= {event.message.partition for event in events if event.message.key == self._reclaimed_key}
 
     async def reclaim_standbys(self) -> None:

@@ -155,19 +155,20 @@ def is_damage(error: Exception) -> bool:
 class LocalStore(Store):
     """Faust's store, which removes databases that cannot be used."""
 
-    # By partition, the lineage (``streams.partitions.restoration``) of databases that recovery goes on from.
+    # By partition, the lineage (``streams.partitions.restoration``) of databases that recovery goes on from, and the
+    # offset from which on there must be no other one.
     _lineages: dict[int, bytes | None]
+    _settled: dict[int, int]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._lineages = {}
+        self._lineages, self._settled = {}, {}
 
-    def resume(self, partition: int, offset: int | None) -> None:
-        """Recovery is about to go on from an offset, or to begin."""
-        if offset is None:
-            self._lineages.pop(partition, None)
-        else:
-            self._lineages[partition] = self._db_for_partition(partition).get(LINEAGE_KEY)
+    def resume(self, partition: int, offset: int | None, end: int) -> None:
+        """Recovery is about to go on from an offset, or to begin; the changelog has an end."""
+        # What begins meets all lineages that the changelog has had.
+        self._settled[partition] = end if offset is None else 0
+        self._lineages[partition] = None if offset is None else self._db_for_partition(partition).get(LINEAGE_KEY)
 
     def _open_for_partition(self, partition: int) -> Any:
         if self._mark(partition).exists():
@@ -196,12 +197,16 @@ class LocalStore(Store):
                 super().apply_changelog_batch(mine, to_key, to_value)
 
     def _check_lineage(self, partition: int, events: list[Any]) -> None:
-        """Raise if recovery meets another lineage than that from which it goes on, again and again."""
-        found = {event.message.value for event in events if event.message.key == LINEAGE_KEY}
-        if partition in self._lineages and found - {self._lineages[partition]}:
+        """Raise if recovery or a standby meets another lineage than that of its database, again and again."""
+        outdated = False
+        for message in (event.message for event in events if partition in self._lineages):
+            if message.key == LINEAGE_KEY and message.offset < self._settled[partition]:
+                self._lineages[partition] = message.value
+            elif message.key == LINEAGE_KEY:
+                outdated |= message.value != self._lineages[partition]
+        if outdated:
             self._mark_removable(partition, _OUTDATED)
-        # Also after it: Faust goes on with the next batch.
-        if self._mark(partition).exists():
+        if outdated or self._mark(partition).exists():
             raise StoreOutdatedError(self.table_name, partition)
 
     @contextmanager
@@ -268,12 +273,13 @@ def remove_stores_ahead(recovery: Any) -> None:
     async def build(consumer: Any, tps: set[TP], destination: dict[TP, int | None], title: str) -> None:
         ends = await consumer.highwaters(*tps)
         for tp in set(tps):
+            store = recovery.tp_to_table[tp].data
             offset, end = destination.get(tp), ends.get(tp)
             if offset is not None and end is not None and offset >= end:
-                store = recovery.tp_to_table[tp].data
                 store.remove(tp.partition, "ahead", offset=offset, end_offset=end)
                 destination[tp] = None
-            recovery.tp_to_table[tp].data.resume(tp.partition, destination.get(tp))
+            # Not Faust's offset, which is -1 where a recovery began just before a rebalance.
+            store.resume(tp.partition, store.persisted_offset(tp), end or 0)
         await build_offsets(consumer, tps, destination, title)
 
     recovery._build_offsets = build

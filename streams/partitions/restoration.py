@@ -10,8 +10,8 @@ changelog held before; where it held no position, the topic is continued at its 
 
 The stores of other workers that have owned the partition may have a former part of the changelog, up to an offset that
 belongs to another record now, and would miss what precedes that. So every write ends with the *lineage* of what is in
-the changelog now, until the end of the former one is passed: whatever offset a store recovers from, it meets that, and
-is removed if it has another one (``streams.partitions.local_store``).
+the changelog now, until the end of the former one is passed: whatever offset a store recovers from, or a standby's has
+reached, it meets that, and is removed if it has another one (``streams.partitions.local_store``).
 """
 
 import hashlib

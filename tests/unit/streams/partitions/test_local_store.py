@@ -15,12 +15,13 @@ import pytest
 from faust.types import TP
 
 from foldtune.settings import WorkerSettings
-from streams.errors import StoreInUseError
+from streams.errors import StoreInUseError, StoreOutdatedError
 from streams.metrics import REMOVED_STORES
 from streams.partitions import local_store
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
 from streams.partitions.local_store import is_damage, open_store_folder, remove_stores_ahead, store_folder
+from streams.partitions.restoration import LINEAGE_KEY
 
 KEYS = [b"k%03d" % number for number in range(300)]
 IDS = {"foldtune-training-sets-changelog": "1", "foldtune-requests-changelog": "2"}
@@ -171,6 +172,31 @@ def test_a_database_ahead_of_its_changelog_is_removed(tmp_path: Path, end: int, 
     assert built == [{worker.changelog: 299 if kept else None}]
     assert worker.store.persisted_offset(worker.changelog) == (299 if kept else None)
     assert removed("ahead") == before + (not kept)
+
+
+def test_a_recovery_that_a_rebalance_begins_again_meets_all_that_the_changelog_has_been(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+
+    async def highwaters(*_: TP) -> dict[TP, int]:
+        return {worker.changelog: 2}
+
+    async def build_offsets(*_: Any) -> None: ...
+
+    recovery = SimpleNamespace(_build_offsets=build_offsets, tp_to_table={worker.changelog: worker.faust_table})
+    remove_stores_ahead(recovery)
+    build = cast(Any, recovery)._build_offsets
+    # Faust's offset of a recovery that has not applied anything yet.
+    asyncio.run(build(SimpleNamespace(highwaters=highwaters), {worker.changelog}, {worker.changelog: -1}, "active"))
+
+    def apply(offset: int, lineage: bytes) -> None:
+        message = SimpleNamespace(tp=worker.changelog, partition=0, offset=offset, key=LINEAGE_KEY, value=lineage)
+        worker.store.apply_changelog_batch([SimpleNamespace(message=message)], None, None)
+
+    apply(0, b"first 0")
+    apply(1, b"second 0")
+    apply(2, b"second 0")
+    with pytest.raises(StoreOutdatedError):
+        apply(3, b"third 0")
 
 
 def opened(settings: WorkerSettings, **ids: str) -> Path:

@@ -1,6 +1,7 @@
 """A changelog that has lost its end gets the owner's state again, and no store of its former self is taken for it."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from faust.types import TP
 from structlog.testing import capture_logs
 
 from foldtune.topics import Topic
-from streams.errors import PartitionLostError, StoreOutdatedError
+from streams.errors import PartitionLostError
 from streams.metrics import REMOVED_STORES, RESTORED_CHANGELOGS
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable, Changes
@@ -22,6 +23,10 @@ from streams.partitions.restoration import LINEAGE_KEY, POSITION_PREFIXES, diges
 
 class DiedError(Exception):
     """In place of the end of the process."""
+
+
+class EndedError(Exception):
+    """In place of an end of the process that the worker itself wants, with its exit code."""
 
 
 class Changelog:
@@ -79,11 +84,23 @@ class Worker:
     def recover(self, end: int) -> None:
         """As Faust does, from the checkpoint on."""
         self.generation, offset = None, self.checkpoint
-        self.store.resume(0, offset)
-        for at in range((-1 if offset is None else offset) + 1, end):
+        self.store.resume(0, offset, end)
+        self.follow((-1 if offset is None else offset) + 1, end)
+
+    def follow(self, first: int, end: int) -> None:
+        """Apply the changelog's records, as a standby does."""
+        for at in range(first, end):
             key, value = self.changelog.records[at]
             message = SimpleNamespace(tp=self.tp, partition=0, offset=at, key=key, value=value)
             self.faust_table.apply_changelog_batch([SimpleNamespace(message=message)])
+
+
+@pytest.fixture(autouse=True)
+def _raising_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(code: int) -> None:
+        raise EndedError(code)
+
+    monkeypatch.setattr(os, "_exit", end)
 
 
 def history(worker: Worker) -> None:
@@ -225,10 +242,8 @@ def test_a_store_of_the_changelogs_former_self_is_removed_and_recovered(tmp_path
         # Ends with a record that is deleted.
         owner.write(**{f"s|more {number}": b"more", f"s|more {number - 1}": None})
     before = REMOVED_STORES.labels("outdated")._value.get()
-    with pytest.raises(StoreOutdatedError):
-        other.recover(len(changelog.records))
-    # However often Faust goes on.
-    with pytest.raises(StoreOutdatedError):
+    # Faust would only log an error.
+    with pytest.raises(EndedError, match="70"):
         other.recover(len(changelog.records))
     other.store._dbs.pop(0).close()
     again = Worker(tmp_path / "other", changelog)
@@ -237,6 +252,35 @@ def test_a_store_of_the_changelogs_former_self_is_removed_and_recovered(tmp_path
     assert again.state() == owner.state() == changelog.state()
     # Of the same lineage from here on.
     owner.write(**{"s|last": b"last"})
+    again.recover(len(changelog.records))
+    assert again.state() == owner.state()
+
+
+@pytest.mark.parametrize("restored_before", [False, True])
+def test_a_standby_that_began_from_nothing_does_not_pass_over_a_restoration(
+    tmp_path: Path, restored_before: bool
+) -> None:
+    changelog = Changelog()
+    owner, standby = Worker(tmp_path / "owner", changelog), Worker(tmp_path / "standby", changelog)
+    history(owner)
+    if restored_before:
+        del changelog.records[9:]
+        owner.write(**{"s|once": b"once"})
+    # Lineages of the past are none that it has missed.
+    standby.recover(len(changelog.records))
+    at = len(changelog.records)
+    owner.write(**{"s|more": b"more"})
+    standby.follow(at, len(changelog.records))
+    assert standby.state() == owner.state()
+    at = len(changelog.records)
+    del changelog.records[5:]
+    for number in range(30):
+        owner.write(**{f"s|more {number}": b"more"})
+    with pytest.raises(EndedError, match="70"):
+        standby.follow(at, len(changelog.records))
+    # The next start has it all.
+    standby.store._dbs.pop(0).close()
+    again = Worker(tmp_path / "standby", changelog)
     again.recover(len(changelog.records))
     assert again.state() == owner.state()
 
