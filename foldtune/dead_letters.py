@@ -1,5 +1,7 @@
 """Dead letters: the unchanged bytes of a rejected message, with its errors and its origin as headers."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +18,10 @@ ERROR_HEADER = "foldtune-error"
 TOPIC_HEADER = "foldtune-topic"
 PARTITION_HEADER = "foldtune-partition"
 OFFSET_HEADER = "foldtune-offset"
+# On a replayed record, and on the receipt of the replay: the id of the dead letter.
+LETTER_HEADER = "foldtune-letter"
+# On a dead letter whose record was a replay: the id of the earlier one.
+REPLAY_OF_HEADER = "foldtune-replay-of"
 
 # An error may quote a large event, and must not push the dead letter over the broker's limit.
 MAX_ERROR_BYTES = 4 * 1024
@@ -34,11 +40,13 @@ class DeadLetterRecord:
     error: str
     # Topic with prefix, partition and offset of the rejected record.
     origin: tuple[str, int, int]
+    replay_of: bytes | None = None
 
     @property
     def headers(self) -> list[tuple[str, bytes]]:
         """Errors and origin, in UTF-8."""
-        return dead_letter_headers(self.error, *self.origin)
+        replay_of = [] if self.replay_of is None else [(REPLAY_OF_HEADER, self.replay_of)]
+        return dead_letter_headers(self.error, *self.origin) + replay_of
 
     def without_value(self) -> "DeadLetterRecord":
         """For a topic that takes no record of this size."""
@@ -47,7 +55,15 @@ class DeadLetterRecord:
         return replace(self, value=none_or_empty(self.key), error=error)
 
 
-def dead_letter(value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]) -> DeadLetterRecord:
+def replayed_letter(headers: Iterable[tuple[str, bytes | None]]) -> bytes | None:
+    """The id of the dead letter that a record says it is a replay of; anybody can write headers."""
+    found = dict(headers).get(LETTER_HEADER) or b""
+    return found if re.fullmatch(rb"[0-9]{1,10}:[0-9]{1,19}", found) else None
+
+
+def dead_letter(
+    value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int], replay_of: bytes | None = None
+) -> DeadLetterRecord:
     """A dead letter within the brokers' limit; its error says what was truncated.
 
     A consumed record may exceed what can be published: brokers apply their limit to the compressed size.
@@ -60,7 +76,7 @@ def dead_letter(value: bytes | None, key: bytes | None, error: str, origin: tupl
     elif len(value) > _MAX_VALUE_BYTES:
         error = f"value truncated from {len(value)} bytes to {_MAX_VALUE_BYTES}; {error}"
         value = value[:_MAX_VALUE_BYTES]
-    return DeadLetterRecord(key, value, error, origin)
+    return DeadLetterRecord(key, value, error, origin, replay_of)
 
 
 def none_or_empty(key: bytes | None) -> bytes | None:

@@ -29,7 +29,8 @@ TOPIC_EVENTS: dict[Topic, tuple[str, str]] = {
     Topic.TRAINING_JOBS: ("training_job", "model/request_id, partitioned by model"),
     Topic.DEAD_LETTERS: (
         "the rejected bytes, with headers foldtune-error, -topic, -partition, -offset; without a value, and with"
-        " foldtune-letter: a dead letter was replayed, and where to; foldtune-copy-of: published again by an erasure",
+        " foldtune-letter: a dead letter was replayed, and where to; foldtune-replay-of: failed again;"
+        " foldtune-copy-of: published again by an erasure",
         "that of the rejected record",
     ),
 }

@@ -15,14 +15,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from foldtune.bounds import written_at
-from foldtune.dead_letters import ERROR_HEADER, OFFSET_HEADER, PARTITION_HEADER, TOPIC_HEADER, none_or_empty
+from foldtune.dead_letters import (
+    ERROR_HEADER,
+    LETTER_HEADER,
+    OFFSET_HEADER,
+    PARTITION_HEADER,
+    REPLAY_OF_HEADER,
+    TOPIC_HEADER,
+    none_or_empty,
+)
 from foldtune.kafka import Publisher, consumer, partition_of
 from foldtune.settings import KafkaSettings
 from foldtune.topic_reader import read
 from foldtune.topics import DATA_TOPICS, KEYED_BY_FOLDER, Topic
 
-# On a replayed record and on its receipt: the id of the dead letter.
-LETTER_HEADER = "foldtune-letter"
 # On a replayed record: how often its bytes have been replayed, this time included.
 REPLAYS_HEADER = "foldtune-replays"
 # On a dead letter that was published again: the id of the one that it is a copy of.
@@ -82,6 +88,8 @@ def read_dead_letters(settings: KafkaSettings, matches: Filter = lambda _dead_le
     origins: dict[str, RecordId | None] = {}
     # By the replayed record: the id of its dead letter.
     receipts: dict[RecordId, str] = {}
+    # By the id of a dead letter: that of the earlier one. Letters of release 0.1 do not say it.
+    replays: dict[str, str] = {}
     # In a topic that was made anew two replayed records have had one offset.
     replayed_ids: set[str] = set()
     for record in read(settings, Topic.DEAD_LETTERS):
@@ -92,14 +100,20 @@ def read_dead_letters(settings: KafkaSettings, matches: Filter = lambda _dead_le
                 replayed_ids.add(headers[LETTER_HEADER])
             continue
         dead_letter = _dead_letter(record, headers)
+        if REPLAY_OF_HEADER in headers:
+            replays[dead_letter.id] = headers[REPLAY_OF_HEADER]
         origins[dead_letter.id] = dead_letter.origin
         if matches(dead_letter, record.value or b""):
             dead_letters.append(dead_letter)
+    earlier = {letter_id: receipts[origin] for letter_id, origin in origins.items() if origin and origin in receipts}
+    # A topic that was made anew has other offsets than the state, and than before. Headers may be forged: a letter that
+    # was never replayed is not believed.
+    earlier |= {letter_id: replayed for letter_id, replayed in replays.items() if replayed in replayed_ids}
     dead_letters.sort(key=lambda dead_letter: (dead_letter.at, dead_letter.partition, dead_letter.offset))
     return [
         replace(
             dead_letter,
-            failures=1 + _replay_count(dead_letter.id, origins, receipts),
+            failures=1 + _replay_count(dead_letter.id, earlier),
             replayed=dead_letter.id in replayed_ids,
         )
         for dead_letter in dead_letters
@@ -254,14 +268,10 @@ def _folder_id(value: bytes) -> str | None:
         return None
 
 
-def _replay_count(
-    dead_letter_id: str,
-    origins: Mapping[str, RecordId | None],
-    receipts: Mapping[RecordId, str],
-) -> int:
+def _replay_count(dead_letter_id: str, earlier: Mapping[str, str]) -> int:
     # Bounded, since forged receipts can form a cycle.
     count = 0
-    while count < len(receipts) and (origin := origins.get(dead_letter_id)) and origin in receipts:
-        dead_letter_id = receipts[origin]
+    while count < len(earlier) and dead_letter_id in earlier:
+        dead_letter_id = earlier[dead_letter_id]
         count += 1
     return count

@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from foldtune.dead_letters import replayed_letter
 from foldtune.reasons import Rejected, explain, kind_of
 from foldtune.topics import Topic
 from streams.metrics import count_rejected
@@ -18,7 +19,7 @@ async def send_to_dead_letters(publisher: EventPublisher, topic: Topic, message:
     """Send a record of ``topic``, or the part of it that was rejected, to the dead letters; durable on return."""
     error = "; ".join(rejected.reasons)
     origin = (message.topic, message.partition, message.offset)
-    await publisher.send_to_dead_letters(rejected.value, message.key, error, origin)
+    await publisher.send_to_dead_letters(rejected.value, message.key, error, origin, replayed_letter(message.headers))
     _log.warning(
         "record sent to dead letters",
         topic=message.topic,

@@ -61,9 +61,16 @@ class EventPublisher(Protocol):
         """Publish in order; returns those that cannot be written, which are in the dead letters instead."""
 
     async def send_to_dead_letters(
-        self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
+        self,
+        value: bytes | None,
+        key: bytes | None,
+        error: str,
+        origin: tuple[str, int, int],
+        replay_of: bytes | None = None,
     ) -> None:
         """Publish a record to the dead letters; ``origin`` is its topic (with prefix), partition and offset.
+
+        ``replay_of`` is the dead letter that it was replayed from.
 
         Calls at a time are published in their order.
         """
@@ -123,10 +130,15 @@ class FaustEventPublisher(EventPublisher):
         await self.send_to_dead_letters(record.value.encode(), key, str(error), origin)
 
     async def send_to_dead_letters(
-        self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
+        self,
+        value: bytes | None,
+        key: bytes | None,
+        error: str,
+        origin: tuple[str, int, int],
+        replay_of: bytes | None = None,
     ) -> None:
         topic = self._topics[Topic.DEAD_LETTERS.label]
-        whole = dead_letter(value, key, error, origin)
+        whole = dead_letter(value, key, error, origin, replay_of)
         for letter in (whole, whole.without_value()):
             try:
                 async with self._letters_in_order:

@@ -7,12 +7,12 @@ from kafka import KafkaAdminClient
 from typer.testing import CliRunner
 
 from foldtune.cli import app
-from foldtune.dead_letters import dead_letter_headers
+from foldtune.dead_letters import LETTER_HEADER, dead_letter_headers
 from foldtune.events import ChatLog, now
 from foldtune.kafka import Publisher, client_options, partition_of
 from foldtune.settings import Settings
 from foldtune.topics import Topic
-from streams.publishing.dead_letter_replay import LETTER_HEADER, REPLAYS_HEADER
+from streams.publishing.dead_letter_replay import REPLAYS_HEADER
 from tests.integration.conftest import StartWorker
 from tests.integration.test_worker import exported, jobs, publish_history, publish_request, snapshot
 from tests.support import Reader, fine_tune_request

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from foldtune.dead_letters import ERROR_HEADER, dead_letter, reject_record
+from foldtune.dead_letters import ERROR_HEADER, dead_letter, reject_record, replayed_letter
 from foldtune.errors import PublishError, RecordRefusedError
 from foldtune.events import FineTuneRequested
 from foldtune.kafka import Publisher
@@ -85,3 +85,11 @@ def test_the_names_of_unknown_fields_are_cut() -> None:
     [(_, error)] = publisher.sent
     assert len(error) < 4_096
     assert f"data.{'k' * 100}…: unknown field" in error
+
+
+def test_a_dead_letter_names_the_one_that_its_record_is_a_replay_of() -> None:
+    replayed = replayed_letter([("other", None), ("foldtune-letter", b"3:17")])
+    assert ("foldtune-replay-of", b"3:17") in dead_letter(b"v", b"k", "x", ORIGIN, replayed).headers
+    for forged in (None, b"", b"x", b"3:17\n", b"3:" + b"1" * 1_000_000):
+        assert replayed_letter([("foldtune-letter", forged)]) is None
+    assert len(dead_letter(b"v", b"k", "x", ORIGIN).headers) == 4

@@ -36,6 +36,7 @@ class Message:
     key: bytes = b"f"
     topic: str = "t"
     partition: int = 0
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 def chat_log(log_id: str, at: datetime) -> bytes:
@@ -65,7 +66,7 @@ class Owner:
         self._ingest = Ingest(self.sets, publisher, Bounds(), limits or Sets(), None)
 
     async def _reject(self, *letter: Any) -> None:
-        _, _, _, (_, _, offset) = letter
+        _, _, _, (_, _, offset), *_ = letter
         self.letters.add(offset)
 
     def take(self, topic: Topic, messages: list[Message], *, crash: bool = False) -> None:

@@ -13,13 +13,12 @@ from typer.testing import CliRunner
 
 from foldtune.cli import app
 from foldtune.commands.output import printable
-from foldtune.dead_letters import dead_letter_headers
+from foldtune.dead_letters import LETTER_HEADER, dead_letter_headers
 from foldtune.kafka import partition_of
 from foldtune.settings import KafkaSettings, load_settings
 from streams.commands import dead_letters as command
 from streams.publishing import dead_letter_replay
 from streams.publishing.dead_letter_replay import (
-    LETTER_HEADER,
     DeadLetter,
     RecordId,
     destination,
@@ -114,6 +113,16 @@ def test_a_letter_stays_replayed_when_its_topic_was_made_anew(put: Put) -> None:
         ("before", True),
         ("after", True),
     ]
+
+
+def test_a_letter_that_names_the_replay_counts_as_its_failure_whatever_the_offsets(put: Put) -> None:
+    put(b"x", dead_letter_headers("first", "p-chat-logs", 1, 105))
+    put(None, receipt("0:0", "p-chat-logs", 1, 50))
+    for replayed in ("0:0", "0:1", "0:9"):
+        put(b"x", [*dead_letter_headers(replayed, "p-chat-logs", 1, 150), ("foldtune-replay-of", replayed.encode())])
+    counted = [(letter.error, letter.failures) for letter in read_dead_letters(KAFKA)]
+    # The last two were never replayed: their headers are forged.
+    assert counted == [("first", 1), ("0:0", 2), ("0:1", 1), ("0:9", 1)]
 
 
 def test_a_cycle_of_receipts_ends(put: Put) -> None:

@@ -11,7 +11,7 @@ from foldtune.reasons import Rejected
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 from streams.metrics import LOST_DEAD_LETTERS, REFUSED_RECORDS
-from streams.publishing.dead_letters import send_all_to_dead_letters
+from streams.publishing.dead_letters import reject_record, send_all_to_dead_letters
 from streams.publishing.publisher import FaustEventPublisher, OutgoingRecord
 
 
@@ -35,7 +35,7 @@ class Brokers:
 
 
 def letters(count: int) -> list[tuple[Any, Rejected]]:
-    message = SimpleNamespace(topic="t", partition=0, offset=0, key=None)
+    message = SimpleNamespace(topic="t", partition=0, offset=0, key=None, headers=())
     return [(message, Rejected(0, number, ("wrong",), b"%d" % number)) for number in range(count)]
 
 
@@ -126,3 +126,13 @@ def test_a_dead_letter_that_no_topic_takes_is_counted_and_ends_nothing() -> None
     before = LOST_DEAD_LETTERS._value.get()
     assert len(send(Refusing(-1), "value")) == 1
     assert LOST_DEAD_LETTERS._value.get() == before + 1
+
+
+def test_the_dead_letter_of_a_replayed_record_names_the_earlier_one() -> None:
+    brokers = Refusing(1_000)
+    publisher = FaustEventPublisher(brokers, KafkaSettings())  # type: ignore[arg-type]
+    fields = {"topic": "chat-logs", "partition": 1, "offset": 150, "key": b"f", "value": b"{"}
+    message = SimpleNamespace(**fields, headers=(("foldtune-letter", b"1:7"),))
+    asyncio.run(reject_record(publisher, Topic.CHAT_LOGS, message, ValueError("no JSON")))
+    [(_, headers)] = brokers.sent
+    assert headers["foldtune-replay-of"] == "1:7"

@@ -72,9 +72,14 @@ class RecordingPublisher(EventPublisher):
         return tuple(record for record in records if record not in fitting)
 
     async def send_to_dead_letters(
-        self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
+        self,
+        value: bytes | None,
+        key: bytes | None,
+        error: str,
+        origin: tuple[str, int, int],
+        replay_of: bytes | None = None,
     ) -> None:
-        raise AssertionError((value, key, error, origin))
+        raise AssertionError((value, key, error, origin, replay_of))
 
     def jobs(self) -> int:
         return sum(record.topic == Topic.TRAINING_JOBS.label for record in self.sent)

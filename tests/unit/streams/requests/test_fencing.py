@@ -48,9 +48,14 @@ class Published(EventPublisher):
         return ()
 
     async def send_to_dead_letters(
-        self, value: bytes | None, key: bytes | None, error: str, origin: tuple[str, int, int]
+        self,
+        value: bytes | None,
+        key: bytes | None,
+        error: str,
+        origin: tuple[str, int, int],
+        replay_of: bytes | None = None,
     ) -> None:
-        raise AssertionError((value, key, error, origin))
+        raise AssertionError((value, key, error, origin, replay_of))
 
 
 class Worker:
