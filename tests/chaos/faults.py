@@ -270,9 +270,7 @@ class Faults:
         worker = chance.choice(self._workers)
         with worker.lock:
             worker.kill()
-            files = sorted(
-                path for path in worker.disk.rglob("*.db/*") if re.match(r"CURRENT|MANIFEST|.*\.sst", path.name)
-            )
+            files = sorted(path for path in worker.disk.rglob("*.db/*") if _OF_STORE.match(path.name))
             if files and (content := bytearray((file := chance.choice(files)).read_bytes())):
                 place = chance.randrange(len(content))
                 content[place] ^= 0xFF

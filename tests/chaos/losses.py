@@ -10,13 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kafka import KafkaAdminClient, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 from tenacity import retry, retry_if_exception_type, stop_after_delay
 
 from foldtune.errors import NoBrokerError
-from foldtune.kafka import client_options, consumer
+from foldtune.kafka import consumer
 from foldtune.settings import Settings
+from foldtune.topic_admin import delete_records, inspect_topics
 from foldtune.topics import DATA_TOPICS, Topic
 from infra.local.server import LocalServer
 from streams.partitions.positions import Position, find_position
@@ -90,13 +91,9 @@ class Losses:
         first, end = self._range(partition)
         below = chance.choice((end, chance.randint(first, end)))
         self._take(topic, partition, 0, below, known)
-        admin = KafkaAdminClient(**client_options(self.settings.kafka))
-        try:
-            admin.delete_records({partition: below})
-            # Until a kill of the broker does not undo it.
-            time.sleep(_CHECKPOINTED_SECONDS)
-        finally:
-            admin.close()
+        delete_records(self.settings.kafka, topic, {partition.partition: below})
+        # Until a kill of the broker does not undo it.
+        time.sleep(_CHECKPOINTED_SECONDS)
         position = known.position
         if position is None or position.offset >= below:
             return False
@@ -136,7 +133,7 @@ class Losses:
         found = {}
         with consumer(kafka) as client:
             # The workers create it, under a new app id not at once.
-            begun = sets in self._topics()
+            begun = sets in inspect_topics(kafka, (), (sets,)).ids
             for partition in range(kafka.partitions):
                 content = replay(client, TopicPartition(sets, partition)) if begun else {}
                 table: Any = _Replayed(content)
@@ -159,14 +156,6 @@ class Losses:
         """The first offset, and the end."""
         with consumer(self.settings.kafka) as client:
             return client.beginning_offsets([partition])[partition], client.end_offsets([partition])[partition]
-
-    def _topics(self) -> list[str]:
-        admin = KafkaAdminClient(**client_options(self.settings.kafka))
-        try:
-            names: list[str] = admin.list_topics()
-        finally:
-            admin.close()
-        return names
 
     def _segment(self, partition: TopicPartition) -> Path:
         (folder,) = self._folder.rglob(f"{partition.topic}-{partition.partition}")
