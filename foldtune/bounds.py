@@ -67,6 +67,11 @@ def _text(field: str, text: str, limit: int, *, may_be_empty: bool = False) -> I
         yield f"{field}: only white space, at least 1 other character"
 
 
+def epoch_ms(moment: datetime) -> int:
+    """A moment as a Kafka timestamp: milliseconds since 1970-01-01 UTC."""
+    return int(moment.timestamp() * 1000)
+
+
 def is_plausible(timestamp_ms: int) -> bool:
     """Whether a Kafka timestamp can be meant."""
     return EARLIEST_MS <= timestamp_ms < LATEST_MS

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from foldtune.bounds import epoch_ms
 from foldtune.settings import KafkaSettings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.connection import aiokafka_options
@@ -50,7 +51,7 @@ class BrokerReader:
         """The records of a partition that were written at ``moment`` or later, to its present end."""
         async with self._lock:
             consumer, tp = await self._connect(), TopicPartition(topic, partition)
-            found = (await consumer.offsets_for_times({tp: int(moment.timestamp() * 1000)}))[tp]
+            found = (await consumer.offsets_for_times({tp: epoch_ms(moment)}))[tp]
             end = (await consumer.end_offsets([tp]))[tp]
         if found and found.offset < end:
             async for record in self.records(topic, partition, found.offset, end - 1):

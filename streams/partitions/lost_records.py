@@ -20,6 +20,7 @@ from typing import Final
 
 import structlog
 
+from foldtune.bounds import epoch_ms
 from foldtune.topics import Topic
 from streams.metrics import LOST_RECORDS
 from streams.partitions.positions import History, Lost, Position
@@ -59,7 +60,7 @@ def continued(position: Position, first: int, end: int, topic_id: str, now: date
             topic_id=topic_id or history.topic_id,
             shift=history.shift if cause == EXPIRED else history.shift + max(position.offset - first, 0),
             # Of a topic that was made anew before anything was read, nothing is known to be lost.
-            lost=history.lost | ({cause: Lost(known.records + records, _ms(now))} if records else {}),
+            lost=history.lost | ({cause: Lost(known.records + records, epoch_ms(now))} if records else {}),
         ),
     )
 
@@ -80,7 +81,3 @@ def tell_losses(topic: Topic, partition: int, before: Position, after: Position)
                 continued_at=after.offset,
                 shift=after.history.shift,
             )
-
-
-def _ms(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)

@@ -14,6 +14,7 @@ from msgspec import Struct
 from pydantic import BaseModel, ValidationError
 
 from foldtune import excerpts
+from foldtune.bounds import epoch_ms
 from foldtune.errors import InfrastructureError, InvalidEventError, RecordRefusedError
 from foldtune.events import (
     REPORTING_TIME,
@@ -353,7 +354,7 @@ class Coordinator:
 
         Those are read again from the beginning, and must not be taken for new ones.
         """
-        begun_ms, ends = int(now().timestamp() * 1000), dict[bytes, bytes | None]()
+        begun_ms, ends = epoch_ms(now()), dict[bytes, bytes | None]()
         async for record in self._statuses(partition):
             self.statuses_read += 1
             try:

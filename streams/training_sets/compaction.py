@@ -16,6 +16,7 @@ import msgspec
 import structlog
 from msgspec import structs
 
+from foldtune.bounds import epoch_ms
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError
 from streams.metrics import NOT_KEPT
@@ -24,7 +25,7 @@ from streams.threads import MAINTENANCE, run_in
 from streams.training_sets import state_events
 from streams.training_sets.erasures import Erasures, superseded_erasures, unconfirmed_erasures
 from streams.training_sets.fold import Retained, RetentionBound, entity_id, retained, retention_bound
-from streams.training_sets.segments import Segment, concatenate, epoch_ms, folder_prefix, pack, unpack
+from streams.training_sets.segments import Segment, concatenate, folder_prefix, pack, unpack
 from streams.training_sets.state_events import NO_FOLDER, StateRecord
 from streams.training_sets.store import SWEPT_KEY, PartitionView, TrainingSets
 

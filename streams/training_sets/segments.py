@@ -10,11 +10,11 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 
 import msgspec
 from msgspec import Struct
 
+from foldtune.bounds import epoch_ms
 from foldtune.topics import Topic
 from streams.training_sets import state_events
 from streams.training_sets.state_events import ChatLog, StateRecord
@@ -131,11 +131,6 @@ def _concatenate_group(group: list[tuple[Segment, bytes]]) -> tuple[Segment, byt
         digest=_digest(content),
     )
     return segment, content
-
-
-def epoch_ms(moment: datetime) -> int:
-    """Milliseconds since 1970-01-01 UTC."""
-    return int(moment.timestamp() * 1000)
 
 
 def _encode(records: list[StateRecord]) -> Iterator[tuple[list[StateRecord], bytes]]:
