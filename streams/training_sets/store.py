@@ -86,6 +86,7 @@ class TrainingSets:
         self._index: dict[int, dict[str, set[Segment]]] = {}
         self._erasures: dict[int, Erasures] = {}
         self._rewrite_locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._add_locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def add(self, partition: int, topic: Topic, records: Iterable[StateRecord]) -> None:
         """Store the records of one block; durable on return. Idempotent.
@@ -93,16 +94,18 @@ class TrainingSets:
         Raises:
             PartitionLostError: another worker owns the partition now; the block is redelivered to it.
         """
-        if topic is Topic.ERASURES:
-            events = [record.event for record in records if isinstance(record.event, ErasureRequested)]
-            await self.write(partition, self.erasure_rules.changes(events))
-            if partition in self._erasures:
-                self._erasures[partition].add(map(self.erasure_rules.erased, events))
-            return
-        # What is erased of a record that is redelivered or late is not even written.
-        if erasures := self.erasures(partition):
-            records = [erasures.apply(record) for record in records]
-        await self.replace(partition, dict(pack(topic, records)), ())
+        # One at a time: what an erasure was not applied to must be there before it, or no sweep for it would see it.
+        async with self._add_locks[partition]:
+            if topic is Topic.ERASURES:
+                events = [record.event for record in records if isinstance(record.event, ErasureRequested)]
+                await self.write(partition, self.erasure_rules.changes(events))
+                if partition in self._erasures:
+                    self._erasures[partition].add(map(self.erasure_rules.erased, events))
+                return
+            # What is erased of a record that is redelivered or late is not even written.
+            if erasures := self.erasures(partition):
+                records = [erasures.apply(record) for record in records]
+            await self.replace(partition, dict(pack(topic, records)), ())
 
     async def count_too_old(self, partition: int, offsets: Mapping[str, Sequence[int]]) -> None:
         """Count logs, by folder, that no set will keep; durable on return, and each once, however often redelivered."""

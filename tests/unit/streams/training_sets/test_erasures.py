@@ -13,6 +13,7 @@ from foldtune.bounds import Bounds
 from foldtune.settings import Sets, WorkerSettings
 from foldtune.topics import Topic
 from streams.errors import ErasureKeyMissingError
+from streams.partitions.changelog_table import Changes
 from streams.training_sets import erasures as erasures_module
 from streams.training_sets.compaction import Sweeping, maintain
 from streams.training_sets.erasures import ErasureRules, Erasures
@@ -274,6 +275,37 @@ def test_an_erasure_is_confirmed_once_it_is_applied_and_counted() -> None:
     for hours in range(48):
         system.maintain(NOON + timedelta(hours=hours))
     assert len(system.confirmed) == 1
+
+
+def test_an_erasure_that_is_confirmed_has_reached_what_was_being_written() -> None:
+    async def scenario() -> None:
+        # A log is read while the erasure is on its way to the changelog, and comes after it there.
+        erasing, adding = asyncio.Event(), asyncio.Event()
+        write = system.table.write
+
+        async def write_late(partition: int, changes: Changes) -> bool:
+            is_erasure = any(key.startswith(b"e|") for key in changes)
+            await (erasing if is_erasure else adding).wait()
+            return await write(partition, changes)
+
+        with mock.patch.object(system.table, "write", write_late):
+            erased = asyncio.create_task(system.sets.add(0, Topic.ERASURES, [StateRecord(0, 0, request, 100)]))
+            await asyncio.sleep(0)
+            added = asyncio.create_task(system.sets.add(0, Topic.CHAT_LOGS, [StateRecord(0, 0, secret, 100)]))
+            await asyncio.sleep(0)
+            erasing.set()
+            await erased
+        await maintain(system.sets, 0, NOON, sweeping=Sweeping(system.interval, system._confirm))
+        adding.set()
+        await added
+
+    system, request, secret = System(), erasure("user", "u"), log(question="secret")
+    system.add(Topic.ERASURES, erasure("user", "nobody"))
+    system.maintain(NOON - timedelta(days=1))
+    system.add(Topic.CHAT_LOGS, log(question="first"))
+    asyncio.run(scenario())
+    assert [ids for _, ids, _ in system.confirmed] == [("e",), ("e",)]
+    assert b"secret" not in system.content()
 
 
 @pytest.mark.parametrize("fails", ["confirm", "write"])
