@@ -93,8 +93,8 @@ class PastArtifacts:
         # 3. Delete the old files.
         new: dict[str, SnapshotFile] = {}
         for key in snapshot.files:
-            if (table := self._read(key)) is not None:
-                new[self._store.uri(key)] = self._write(key, _erased(table, self._erasures)[0])
+            if (left := self._left_of(key)) is not None:
+                new[self._store.uri(key)] = self._write(key, left[0])
         for key, manifest in snapshot.manifests.items():
             self._replace_manifest(key, manifest, new)
         for key in (*snapshot.files, *snapshot.checkpoints):
@@ -125,13 +125,17 @@ class PastArtifacts:
         return AffectedModel(job, self._store.exists(manifest_key(prefix)), newest == job.version)
 
     def _count(self, key: str) -> int | None:
-        table = self._read(key)
-        return None if table is None else _erased(table, self._erasures)[1]
+        left = self._left_of(key)
+        return None if left is None else left[1]
 
-    def _read(self, key: str) -> pa.Table | None:
+    def _left_of(self, key: str) -> tuple[pa.Table, int] | None:
+        """``_erased`` of a file; ``None`` where it cannot be read, or is none of ours."""
+        content = self._store.get(key)
         try:
-            return pq.ParquetFile(pa.BufferReader(self._store.get(key))).read(use_threads=False)
-        except pa.ArrowException:
+            table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+            return _erased(table, self._erasures)
+        # Most damage is OSError to Arrow, some comes to light in a text; columns may be lacking, or of other types.
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def _write(self, key: str, table: pa.Table) -> SnapshotFile:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -193,13 +193,37 @@ def test_files_that_no_manifest_names_are_found_too(bucket: Bucket) -> None:
     assert b"question of l2" in contents
 
 
-def test_a_file_that_cannot_be_read_is_named_and_left(bucket: Bucket) -> None:
-    key = bucket.store.list("snapshots/")[0]
-    bucket.store.put(key, b"damaged")
-    (snapshot,) = bucket.past("log", "l1").snapshots()
-    bucket.past("log", "l1").erase(snapshot)
+def with_flipped_byte(content: bytes, at: int) -> bytes:
+    at %= len(content)
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+def stranger(content: bytes) -> bytes:
+    output = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(content)).drop_columns(["log_id"]), output)
+    return output.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"damaged",
+        # In the data of the first column, in its page's header, and in the footer.
+        lambda content: content.replace(b"l1", b"\xff\xff"),
+        lambda content: with_flipped_byte(content, 5),
+        lambda content: with_flipped_byte(content, -200),
+        lambda content: content[: len(content) // 2],
+        stranger,
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_and_left(bucket: Bucket, damage: Callable[[bytes], bytes]) -> None:
+    (key,) = (key for key in bucket.store.list("snapshots/") if "examples" in key)
+    damaged = damage(bucket.store.get(key))
+    bucket.store.put(key, damaged)
+    (snapshot,) = bucket.past("log", "l2").snapshots()
+    bucket.past("log", "l2").erase(snapshot)
     assert snapshot.unreadable == [key]
-    assert bucket.store.get(key) == b"damaged"
+    assert bucket.store.get(key) == damaged
 
 
 def test_the_command_names_files_that_cannot_be_read_and_fails(
