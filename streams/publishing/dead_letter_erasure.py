@@ -4,7 +4,7 @@ Kafka deletes the beginning of a partition only: dead letters before the last of
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from foldtune.events import ErasureRequested
 from foldtune.kafka import Publisher
@@ -60,4 +60,34 @@ def _is_named(name: str, letter: DeadLetter, value: bytes) -> bool:
         letter.key == name.encode()
         or any(text in letter.error for text in (*quoted, repr(name)))
         or any(text.encode("utf-8", "surrogatepass") in value for text in quoted)
+        or name in _scalars(value)
+        # Of another format, perhaps: never valid, so nothing is lost with it.
+        or (name.encode() in value and not _is_text(value))
     )
+
+
+def _scalars(value: bytes | str) -> Iterator[str]:
+    """The strings and numbers of JSON, however they are written; also of JSON in a string. None if it is not JSON."""
+    try:
+        # As they are written: an id may have come as a number, and be refused for that.
+        left = [json.loads(value, parse_int=str, parse_float=str)]
+    except (ValueError, RecursionError):
+        return
+    while left:
+        match left.pop():
+            case dict() as content:
+                left += [*content, *content.values()]
+            case list() as content:
+                left += content
+            case str() as text:
+                yield text
+                if text.startswith(("{", "[", '"')):
+                    yield from _scalars(text)
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

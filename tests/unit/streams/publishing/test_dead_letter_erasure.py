@@ -22,14 +22,27 @@ VALUES: list[tuple[bytes | None, bytes, str]] = [
     (b"anna", b"\xff", ""),
     (None, b"", "user_id: 'anna' is too long"),
     (None, b"", "anna is not quoted: not a name"),
+    (b"f", b'{"user_id": 4711, "logs": [{"conversation_id": -1.50}], "folder_id": 47}', "user_id: a string is needed"),
+    (b"f", b'{"user_id": "org\\/anna \\u00E4"}', ""),
+    (b"f", b'"{\\"user_id\\": \\"anna \\u00e4\\"}"', "published as JSON in JSON"),
+    (b"f", b'{"user_id": "org/anna"}'.decode().encode("utf-16"), ""),
+    (b"f", b"\xfe\x08eve\x02", "of another format"),
+    (b"f", b"[" * 100_000 + b'"org"', "too deep"),
+    (b"f", b'"' + b"\\" * 20 + b'"', ""),
 ]
 
 
 @pytest.mark.parametrize(
     ("name", "folder_id", "found"),
     [
-        ("anna ä", None, [0, 1]),
+        ("anna ä", None, [0, 1, 10]),
         ("anna", None, [2, 4, 5, 6]),
+        ("4711", None, [8]),
+        ("-1.50", None, [8]),
+        ("471", None, []),
+        ("org/anna ä", None, [9]),
+        ("org/anna", None, [11]),
+        ("eve", None, [12]),
         ("anna", "g", [4]),
         ("nobody", None, []),
     ],
