@@ -1,6 +1,6 @@
 """Reads the dead letters and replays them: publishes their bytes again where they came from, or where they belong.
 
-A replay leaves a receipt in the dead letter's own partition of ``dead-letters``: a record without a value, whose
+A replay leaves a receipt in the dead letter's own partition of ``dead-letters``: a record without key and value, whose
 headers name the dead letter and the topic, partition and offset of the replayed record. A later dead letter that comes
 from there is the same bytes, failed again.
 """
@@ -22,7 +22,6 @@ from foldtune.dead_letters import (
     PARTITION_HEADER,
     REPLAY_OF_HEADER,
     TOPIC_HEADER,
-    none_or_empty,
 )
 from foldtune.kafka import Publisher, consumer, partition_of
 from foldtune.settings import KafkaSettings
@@ -225,13 +224,8 @@ def _send_receipt(publisher: Publisher, dead_letter: DeadLetter, metadata: Any) 
         (PARTITION_HEADER, str(metadata.partition).encode()),
         (OFFSET_HEADER, str(metadata.offset).encode()),
     ]
-    publisher.send_raw(
-        Topic.DEAD_LETTERS,
-        none_or_empty(dead_letter.key),
-        key=dead_letter.key,
-        partition=dead_letter.partition,
-        headers=headers,
-    )
+    # Without the letter's key, which may be a name: an erasure deletes letters, and would leave this behind.
+    publisher.send_raw(Topic.DEAD_LETTERS, b"", key=None, partition=dead_letter.partition, headers=headers)
 
 
 def _dead_letter(record: Any, headers: dict[str, str]) -> DeadLetter:

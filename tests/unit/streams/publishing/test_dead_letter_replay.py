@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -102,6 +103,17 @@ def test_receipts_mark_replays_and_count_failures(put: Put) -> None:
     put(b"x", dead_letter_headers("third", "p-chat-logs", 1, 50))
     listed = [(letter.error, letter.failures, letter.replayed) for letter in read_dead_letters(KAFKA)]
     assert listed == [("first", 1, True), ("other", 1, False), ("second", 2, True), ("third", 3, False)]
+
+
+def test_a_replay_leaves_nothing_of_the_record_in_its_receipt(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher = mock.MagicMock()
+    publisher.__enter__().send_raw.return_value.get.return_value = RecordId("p-chat-logs", 1, 40)
+    monkeypatch.setattr(dead_letter_replay, "Publisher", lambda _: publisher)
+    put(b'{"user_id": "anna"}', dead_letter_headers("", "p-chat-logs", 1, 2), key=b"anna")
+    assert dead_letter_replay.replay(KAFKA, read_dead_letters(KAFKA), PARTITIONS) == 1
+    replayed, left = publisher.__enter__().send_raw.call_args_list
+    assert "anna" in str(replayed)
+    assert "anna" not in str(left)
 
 
 def test_a_letter_stays_replayed_when_its_topic_was_made_anew(put: Put) -> None:
