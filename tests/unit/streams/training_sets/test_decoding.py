@@ -134,6 +134,8 @@ def test_an_invalid_log_does_not_reject_its_envelope() -> None:
         (Topic.CHAT_LOGS, {"schema_version": 2, "type": "chat_log_batch", "pages": "unknown"}),
         (Topic.DOCUMENTS, log(schema_version=2, type="document_upserted", document_id="d", text="words")),
         (Topic.DOCUMENTS, log(schema_version=2, type="document_deleted", document_id="d")),
+        (Topic.DOCUMENTS, {"schema_version": 2, "type": "document_moved", "document_id": "d"}),
+        (Topic.DOCUMENTS, {"schema_version": 2, "document_id": "d"}),
         (Topic.FEEDBACK, log(schema_version=2, type="feedback", feedback_id="b", verdict={"rating": "like"})),
         (
             Topic.ERASURES,
@@ -148,6 +150,15 @@ def test_an_event_of_a_later_version_waits_whole_in_the_dead_letters(topic: Topi
     assert isinstance(rejected, Rejected)
     assert (rejected.kind, rejected.value) == ("unknown_version", message.value)
     assert "schema_version: version 2 is of a newer release" in rejected.reasons[0]
+
+
+@pytest.mark.parametrize("topic", [Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK, Topic.ERASURES])
+def test_the_reasons_that_are_logged_do_not_quote_what_should_be_a_type(topic: Topic) -> None:
+    content = as_json(log(type="what anna asked", document_id="d", text="words"))
+    (rejected,) = decode_block(topic, [Message(7, int(NOON.timestamp() * 1000), content)], BOUNDS)
+    assert isinstance(rejected, Rejected)
+    assert "type" in str(rejected.reasons)
+    assert "anna" not in str(rejected.reasons)
 
 
 def test_of_an_envelope_only_the_logs_of_a_later_version_wait() -> None:
