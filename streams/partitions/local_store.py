@@ -77,6 +77,15 @@ def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str], top
     folder = store_folder(worker)
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
+    try:
+        _remove_outdated(folder, changelogs, topic_prefix)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _remove_outdated(folder: Path, changelogs: Mapping[str, str], topic_prefix: str) -> None:
     for other in [*folder.parent.glob("app-*"), folder.parent]:
         databases = other / _DATABASES
         if _prefix_of(other) not in {None, topic_prefix}:
@@ -94,9 +103,15 @@ def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str], top
         _remove(folder / _DATABASES, "of changelogs that were deleted")
     for leftover in (folder / _DATABASES).rglob(f"*{_REMOVED}"):
         shutil.rmtree(leftover, ignore_errors=True)
-    (folder / _TOPIC_PREFIX).write_text(topic_prefix)
-    (folder / _CHANGELOGS).write_text(json.dumps((known or {}) | dict(changelogs)))
-    return lock
+    _write(folder / _TOPIC_PREFIX, topic_prefix)
+    _write(folder / _CHANGELOGS, json.dumps((known or {}) | dict(changelogs)))
+
+
+def _write(path: Path, text: str) -> None:
+    """In one step: with a half of it on a full disk, the next start would remove databases for nothing."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _known(path: Path) -> dict[str, str] | None:

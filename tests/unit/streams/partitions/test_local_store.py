@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -227,6 +228,21 @@ def test_unknown_changelogs_are_other_ones(tmp_path: Path) -> None:
     (store_folder(settings) / "changelogs.json").write_text(json.dumps(IDS)[:-5])
     opened(settings)
     assert not database.exists()
+
+
+def test_a_start_on_a_full_disk_leaves_the_stores_to_the_next_one(tmp_path: Path) -> None:
+    settings = WorkerSettings(data_dir=tmp_path)
+    database = opened(settings)
+    database.mkdir(parents=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            opened(settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    opened(settings)
+    assert database.exists()
 
 
 def test_stores_of_another_app_id_and_of_earlier_releases_are_removed(tmp_path: Path) -> None:
