@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -86,15 +87,15 @@ def open_store_folder(worker: WorkerSettings, changelogs: Mapping[str, str], top
 
 
 def _remove_outdated(folder: Path, changelogs: Mapping[str, str], topic_prefix: str) -> None:
-    for other in [*folder.parent.glob("app-*"), folder.parent]:
-        databases = other / _DATABASES
-        if _prefix_of(other) not in {None, topic_prefix}:
-            continue
-        if other != folder and databases.is_dir() and not _in_use(other / _LOCK, *databases.rglob("LOCK")):
-            # Before folders had an app id in their names, they were the data_dir itself.
-            _remove(databases, "of another app id, or of an earlier release")
-            if other != folder.parent:
-                shutil.rmtree(other, ignore_errors=True)
+    for other in folder.parent.glob("app-*"):
+        # The data_dir may be one where others have folders of such names.
+        is_ours = (other / _LOCK).exists() and (other / _CHANGELOGS).exists()
+        if is_ours and other != folder and _prefix_of(other) in {None, topic_prefix} and not _in_use(other):
+            _remove(other, "of another app id")
+    # Before folders had an app id in their names, they were the data_dir itself.
+    earlier = folder.parent / _DATABASES
+    if _has_databases_only(earlier) and not _in_use(folder.parent):
+        _remove(earlier, "of an earlier release")
     known = _known(folder / _CHANGELOGS)
     if (folder / _DATABASES).exists() and (
         known is None or any(known.get(name, found) != found for name, found in changelogs.items())
@@ -105,6 +106,14 @@ def _remove_outdated(folder: Path, changelogs: Mapping[str, str], topic_prefix: 
         shutil.rmtree(leftover, ignore_errors=True)
     _write(folder / _TOPIC_PREFIX, topic_prefix)
     _write(folder / _CHANGELOGS, json.dumps((known or {}) | dict(changelogs)))
+
+
+def _has_databases_only(folder: Path) -> bool:
+    return (
+        (tables := folder / "tables").is_dir()
+        and list(folder.iterdir()) == [tables]
+        and all(re.search(r"\.db(\.\w+)?$", path.name) for path in tables.iterdir())
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -143,8 +152,8 @@ def _lock(folder: Path) -> IO[bytes]:
             return file
 
 
-def _in_use(*locks: Path) -> bool:
-    for path in locks:
+def _in_use(folder: Path) -> bool:
+    for path in (folder / _LOCK, *(folder / _DATABASES).rglob("LOCK")):
         with suppress(FileNotFoundError), path.open("r+b") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,7 +21,13 @@ from streams.metrics import REMOVED_STORES
 from streams.partitions import local_store
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
-from streams.partitions.local_store import is_damage, open_store_folder, remove_stores_ahead, store_folder
+from streams.partitions.local_store import (
+    exports_folder,
+    is_damage,
+    open_store_folder,
+    remove_stores_ahead,
+    store_folder,
+)
 from streams.partitions.restoration import LINEAGE_KEY
 
 KEYS = [b"k%03d" % number for number in range(300)]
@@ -248,13 +254,30 @@ def test_a_start_on_a_full_disk_leaves_the_stores_to_the_next_one(tmp_path: Path
 def test_stores_of_another_app_id_and_of_earlier_releases_are_removed(tmp_path: Path) -> None:
     settings = WorkerSettings(app_id="other", data_dir=tmp_path)
     other = opened(settings)
+    # Texts, with no databases beside them.
+    exports = exports_folder(WorkerSettings(app_id="third", data_dir=tmp_path))
+    exports.mkdir(parents=True)
+    for name in ("lock", "changelogs.json"):
+        (exports.parent / name).touch()
+    (tmp_path / "app-file").touch()
     earlier = tmp_path / "v1" / "tables" / "sets-0.db"
     foreign = tmp_path / "app-data" / "file"
     for folder in (other, earlier, foreign):
         folder.mkdir(parents=True)
     opened(WorkerSettings(data_dir=tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["app-data", "app-foldtune"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["app-data", "app-file", "app-foldtune"]
     assert foreign.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["v1/index.html", "v1/tables/index.html", "app-web/v1/index.html", "app-web/v1/tables"]
+)
+def test_what_is_not_ours_in_the_data_dir_stays(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    file.write_text("of somebody else")
+    opened(WorkerSettings(data_dir=tmp_path))
+    assert file.exists()
 
 
 def test_stores_of_an_installation_with_another_topic_prefix_stay(tmp_path: Path) -> None:
