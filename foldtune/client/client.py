@@ -37,6 +37,7 @@ from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
 from foldtune.reasons import explain
 from foldtune.request_ids import RESERVED, is_reserved
 from foldtune.settings import Settings
+from foldtune.spellings import nfc
 from foldtune.status_order import StatusRecord, merge_status
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
@@ -284,9 +285,9 @@ class FoldtuneClient:
 
 def folders_of(log: ChatLog) -> tuple[str, ...]:
     """The distinct folders of a log: those of the cited documents, else that of the top passage, else its own."""
-    cited = set(log.cited_document_ids)
+    cited = set(map(nfc, log.cited_document_ids))
     passages = sorted(log.retrieved, key=lambda passage: passage.rank)
-    folders = [passage.folder_id for passage in passages if passage.document_id in cited]
+    folders = [passage.folder_id for passage in passages if nfc(passage.document_id) in cited]
     if not folders:
         folders = [passage.folder_id for passage in passages[:1]] or [log.folder_id]
     return tuple(dict.fromkeys(folders))

@@ -114,7 +114,8 @@ in Kafka plus `bounds.future`.
 
 **Identity.** A log is its `folder_id` and `log_id`, a document its `folder_id` and `document_id`; feedback is of a
 log in its own folder. Ids of two folders or agents have nothing to do with each other, but two agents that use one
-`log_id` in a folder overwrite each other. `feedback_id` tells nothing apart.
+`log_id` in a folder overwrite each other. `feedback_id` tells nothing apart. Ids that differ only in the Unicode
+form of a letter (é as one character or two) are the same, but for Kafka's partitions: folders need one form.
 
 **Versions of an entity.** The latest `occurred_at` counts, whatever comes in what order; of equal ones, the record
 with the higher offset, and in an envelope the later one. A `document_deleted` is such a version: an older
@@ -143,6 +144,9 @@ A log makes at most one example, by the first row that applies. Its strength is 
 {labels}
 `left_out` in a snapshot's parts counts logs without an example: outside the date range, another agent, no label,
 document deleted (the positive was; deleted negatives are left out of an example), older than `sets.max_age`.
+
+To a training, questions are the same if they differ only in case, white space, canonical Unicode form (NFC), curly
+quotes, or the question mark or full stop at their end; signs tell them apart (C and C++, `&&` and `||`).
 
 ## Snapshots
 

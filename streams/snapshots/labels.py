@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from foldtune.settings import LabelWeights
 from foldtune.snapshot_schema import Label
+from foldtune.spellings import nfc
 from streams.training_sets.fold import FolderSet, JudgedLog
 from streams.training_sets.state_events import ChatLog
 
@@ -57,7 +58,7 @@ def without_deleted(example: Example, folder: FolderSet) -> Example | None:
     """
 
     def is_deleted(passage: Passage) -> bool:
-        return passage.folder_id == folder.folder_id and passage.document_id in folder.deleted
+        return nfc(passage.folder_id) == nfc(folder.folder_id) and nfc(passage.document_id) in folder.deleted
 
     if not folder.deleted:
         return example
@@ -71,11 +72,11 @@ def _positive_example(
     log: ChatLog, kind: Label, strength: float, positive: Passage, *, spare_cited: bool = True
 ) -> Example:
     # Other cited passages may be relevant too, so negatives exclude them, unless the user named another document.
-    spared = {positive.document_id, *(log.cited_document_ids if spare_cited else ())}
+    spared = set(map(nfc, (positive.document_id, *(log.cited_document_ids if spare_cited else ()))))
     negatives = tuple(
         _passage(log, passage.document_id)
         for passage in sorted(log.retrieved, key=lambda passage: passage.rank)
-        if passage.document_id not in spared
+        if nfc(passage.document_id) not in spared
     )
     return Example(log, kind, strength, positive, negatives)
 
@@ -84,7 +85,7 @@ def _best_cited(log: ChatLog) -> Passage | None:
     """The highest-ranked cited passage, of the log's own folder if any; cited but not retrieved ranks last."""
     ranks = {passage.document_id: passage.rank for passage in log.retrieved}
     cited = [_passage(log, document_id) for document_id in log.cited_document_ids]
-    candidates = [passage for passage in cited if passage.folder_id == log.folder_id] or cited
+    candidates = [passage for passage in cited if nfc(passage.folder_id) == nfc(log.folder_id)] or cited
     return min(candidates, key=lambda passage: ranks.get(passage.document_id, 1 << 31), default=None)
 
 
@@ -98,6 +99,6 @@ def _confident_top(log: ChatLog, min_score: float) -> Passage | None:
 
 def _passage(log: ChatLog, document_id: str) -> Passage:
     for passage in log.retrieved:
-        if passage.document_id == document_id:
-            return Passage(passage.folder_id, document_id, passage.text)
+        if nfc(passage.document_id) == nfc(document_id):
+            return Passage(passage.folder_id, passage.document_id, passage.text)
     return Passage(log.folder_id, document_id, None)

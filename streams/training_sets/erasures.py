@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import product
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 
 from foldtune.bounds import Bounds
 from foldtune.settings import WorkerSettings
+from foldtune.spellings import spellings
 from streams.errors import ErasureKeyMissingError
 from streams.partitions.changelog_table import Changes, Table
 from streams.training_sets.state_events import (
@@ -196,9 +198,11 @@ class Erasures:
         if subject_id is None or (tables := self._by_subject.get(subject)) is None:
             return False
         for (key, in_folder), untils in tables.items():
-            until = untils.get(_digest(key, subject, folder_id if in_folder else None, subject_id))
-            if until is not None and moment <= until:
-                return True
+            scopes = spellings(folder_id) if in_folder else (None,)
+            for scope, spelling in product(scopes, spellings(subject_id)):
+                until = untils.get(_digest(key, subject, scope, spelling))
+                if until is not None and moment <= until:
+                    return True
         return False
 
     def _without_erased_texts(self, log: ChatLog, moment: datetime) -> ChatLog:

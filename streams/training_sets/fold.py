@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from foldtune.settings import SetLimits
+from foldtune.spellings import nfc
 from foldtune.topics import Topic
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.state_events import (
@@ -46,7 +47,8 @@ class FolderSet:
     folder_id: str
     logs: tuple[JudgedLog, ...]
     documents: tuple[DocumentUpserted, ...]
-    # The ids of documents that were deleted or erased, and not upserted after it. Others may never have been published.
+    # The ids, in NFC, of documents that were deleted or erased, and not upserted after it. Others may never have been
+    # published.
     deleted: frozenset[str]
 
 
@@ -85,9 +87,9 @@ def fold(
     documents = [record.event for _, record in sorted(latest.get(Topic.DOCUMENTS, {}).items())]
     return FolderSet(
         folder_id=folder_id,
-        logs=tuple(_judge(log, verdicts.get(log.log_id)) for log in reversed(logs)),
+        logs=tuple(_judge(log, verdicts.get(nfc(log.log_id))) for log in reversed(logs)),
         documents=tuple(document for document in documents if isinstance(document, DocumentUpserted)),
-        deleted=frozenset(document.document_id for document in documents if isinstance(document, DocumentDeleted)),
+        deleted=frozenset(nfc(document.document_id) for document in documents if isinstance(document, DocumentDeleted)),
     )
 
 
@@ -146,14 +148,17 @@ def topic_of(event: StateEvent) -> Topic:
 
 
 def entity_id(event: StateEvent) -> str:
-    """The id of the log, document or erased subject that an event is a version of; unique in its topic and folder."""
+    """The id of the log, document or erased subject that an event is a version of; unique in its topic and folder.
+
+    An id that differs in its Unicode spelling only is the same. Nothing is stored under it, so old records fold alike.
+    """
     match event:
         case ChatLog() | LogTombstone() | Feedback() | FeedbackTombstone():
-            return event.log_id
+            return nfc(event.log_id)
         case ErasureRequested():
-            return f"{event.subject} {event.subject_id}"
+            return nfc(f"{event.subject} {event.subject_id}")
         case _:
-            return event.document_id
+            return nfc(event.document_id)
 
 
 def _version_order(record: StateRecord) -> tuple[datetime, str, int, int]:

@@ -65,6 +65,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "foldtune": (
         "excerpts",
+        "spellings",
         "knobs",
         "topics",
         "object_keys",

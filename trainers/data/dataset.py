@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from foldtune.snapshot_schema import Label
-from trainers.data.near_duplicates import WordSets, normalize_passage, normalize_question
+from foldtune.spellings import nfc
+from trainers.data.near_duplicates import WordSets, normalize_passage, normalize_question, words_and_signs
 from trainers.errors import TooLittleDataError
 from trainers.model.encoder import passage_text
 from trainers.model.tokens import Indices
@@ -107,11 +108,11 @@ class _PassageIndex:
         index = self._by_text.setdefault(normalize_passage(text), len(self.texts))
         if index == len(self.texts):
             self.texts.append(text)
-        return self._by_document.setdefault((folder_id, document_id), index)
+        return self._by_document.setdefault((nfc(folder_id), nfc(document_id)), index)
 
     def find(self, passage: dict[str, Any]) -> int | None:
         """The passage's index; its text is the snapshot's document or, if that is missing, the log's copy."""
-        index = self._by_document.get((passage["folder_id"], passage["document_id"]))
+        index = self._by_document.get((nfc(passage["folder_id"]), nfc(passage["document_id"])))
         if index is None and passage["text"]:
             index = self.add(passage["folder_id"], passage["document_id"], passage["text"])
         return index
@@ -169,7 +170,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
     pair_array = np.array(list(pairs), dtype=np.int64)
     return Dataset(
         questions=tuple(text for _, text in questions.values()),
-        groups=WordSets.of(list(questions)).near_duplicates(NEAR_DUPLICATE_JACCARD),
+        groups=WordSets.of(list(questions), words_and_signs).near_duplicates(NEAR_DUPLICATE_JACCARD),
         passages=tuple(passages.texts),
         documents=document_count,
         searchable=searchable,

@@ -1,15 +1,26 @@
 """The label, strength, positive and negatives of a log with its feedback."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from foldtune.settings import LabelWeights
+from foldtune.settings import LabelWeights, SetLimits
 from foldtune.snapshot_schema import Label
-from streams.snapshots.labels import label
-from streams.training_sets.fold import JudgedLog
-from streams.training_sets.state_events import ChatLog, RetrievedPassage, Verdict
+from streams.snapshots.labels import label, without_deleted
+from streams.training_sets.erasures import ErasureRules, Erasures
+from streams.training_sets.fold import FolderSet, JudgedLog, fold
+from streams.training_sets.state_events import (
+    ChatLog,
+    DocumentDeleted,
+    DocumentUpserted,
+    Feedback,
+    RetrievedPassage,
+    StateEvent,
+    StateRecord,
+    Verdict,
+)
 
 RETRIEVED = tuple(
     RetrievedPassage(document_id=name, folder_id="g" if name == "far" else "f", rank=rank, score=1 / rank)
@@ -91,3 +102,28 @@ def test_a_retrieved_passage_is_a_positive_only_if_configured_and_confident() ->
 
 def test_citations_can_be_excluded() -> None:
     assert label(judged(), LabelWeights(cited=None)) is None
+
+
+def test_ids_are_the_same_in_either_unicode_spelling() -> None:
+    composed, decomposed = "r\u00e9sum\u00e9", "re\u0301sume\u0301"
+    retrieved = (RetrievedPassage(decomposed, "f", 1), RetrievedPassage("two", "f", 2))
+    log = structs.replace(judged().log, log_id=composed, retrieved=retrieved, cited_document_ids=(composed,))
+    later = log.occurred_at + timedelta(hours=1)
+    events: list[StateEvent] = [
+        log,
+        Feedback("b", later, decomposed, "f", Verdict(rating="like")),
+        DocumentUpserted(composed, "f", log.occurred_at, "words"),
+        DocumentUpserted(decomposed, "f", later, "new words"),
+    ]
+
+    def folded(*more: StateEvent) -> FolderSet:
+        records = [StateRecord(offset, 0, event, 1) for offset, event in enumerate((*events, *more))]
+        return fold("f", records, Erasures([], ErasureRules((b"key",), timedelta(0))), SetLimits(), later)
+
+    folder = folded()
+    assert [document.text for document in folder.documents] == ["new words"]
+    example = label(folder.logs[0], LabelWeights())
+    assert example
+    assert example.label == Label.LIKED
+    assert [passage.document_id for passage in example.negatives] == ["two"]
+    assert without_deleted(example, folded(DocumentDeleted(composed, "f", later + timedelta(hours=1)))) is None

@@ -64,6 +64,13 @@ def test_a_log_is_erased_by_each_subject_in_all_folders_or_in_its_own(subject: s
     assert left_of(log(), erasure(subject, "other")) == log()
 
 
+@pytest.mark.parametrize(("named", "logged"), [("e\u0301", "\u00e9"), ("\u00e9", "e\u0301")])
+def test_an_erasure_reaches_either_unicode_spelling(named: str, logged: str) -> None:
+    assert isinstance(left_of(log(folder_id=logged), erasure("folder", named)), LogTombstone)
+    assert isinstance(left_of(log(folder_id=logged), erasure("user", "u", named)), LogTombstone)
+    assert left_of(log(folder_id=logged), erasure("folder", "e")) == log(folder_id=logged)
+
+
 def test_a_log_of_a_clock_that_is_ahead_is_reached() -> None:
     ahead = log(NOON + Bounds().future)
     assert isinstance(left_of(ahead, erasure("user", "u")), LogTombstone)

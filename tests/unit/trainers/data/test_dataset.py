@@ -18,7 +18,7 @@ def test_repeated_pairs_are_merged_with_all_their_positives(tables: Callable[...
     rows = [
         example("Where?", "one", strength=0.2, negatives=("two",)),
         example("where", "one", strength=0.6),
-        example("WHERE!", "two"),
+        example("WHERE ?", "two"),
         example("where", None, negatives=("bad=shown and disliked",)),
     ]
     dataset = build_dataset(*tables(rows, DOCUMENTS))
@@ -74,6 +74,22 @@ def test_copies_that_differ_in_white_space_or_case_are_one_passage(tables: Calla
     dataset = build_dataset(*tables([example("q", "copy"), example("r", "sign")], documents))
     assert [text.split("\n", 1)[-1] for text in dataset.passages] == ["password.", "reset the password?"]
     assert dataset.positive.tolist() == [0, 1]
+
+
+def test_ids_are_the_same_in_either_unicode_form(tables: Callable[..., Any]) -> None:
+    decomposed, composed = "re\u0301sume\u0301", "r\u00e9sum\u00e9"
+    dataset = build_dataset(
+        *tables([example("q", decomposed), example("r", "one")], {composed: "text", "one": "other"})
+    )
+    assert dataset.positive.tolist() == [0, 1]
+    assert dataset.left_out == {}
+
+
+def test_questions_that_differ_in_signs_keep_their_own_passages(tables: Callable[..., Any]) -> None:
+    rows = [example("What does && do?", "one"), example("What does || do?", "two")]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    assert len(dataset.questions) == 2
+    assert dataset.is_known_positive(np.array([[0], [1]]), np.array([0, 1])).tolist() == [[True, False], [False, True]]
 
 
 @pytest.mark.parametrize("groups", [2, 3])

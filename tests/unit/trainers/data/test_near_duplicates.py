@@ -5,12 +5,58 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.data.near_duplicates import WordSets, normalize_question, words
+from trainers.data.near_duplicates import WordSets, normalize_passage, normalize_question, words, words_and_signs
 
 
-def test_questions_are_normalized() -> None:
-    assert normalize_question("  Where IS the \uff46erry?!") == normalize_question("where is, the ferry")
-    assert normalize_question("???") != normalize_question("!!!")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("  Where IS the\n ferry?", "where is the ferry"),
+        ("where is the ferry", "Where is the ferry ?!"),
+        ("Tell me more.", "tell me more…"),
+        ("¿Dónde está?", "do\u0301nde esta\u0301"),
+        ("渡し船はどこ\uff1f", "渡し船はどこ"),
+        ("what\u2019s \u201cit\u201d", 'What\'s "it"?'),
+    ],
+)
+def test_a_question_is_the_same_in_another_spelling(one: str, other: str) -> None:
+    assert normalize_question(one) == normalize_question(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What does && do?", "What does || do?"),
+        ("What is C?", "What is C++?"),
+        ("What is C++?", "What is C#?"),
+        ("What is NET?", "What is .NET?"),
+        ("Why is 5 > 3?", "Why is 5 < 3?"),
+        ("What is -5?", "What is 5?"),
+        ("What is 5!", "What is 5?"),
+        ("What is 10²?", "What is 102?"),
+        ("What does cd .. do?", "What does cd . do?"),
+        ("What does cd ..?", "What does cd . ?"),
+        ("???", "!!!"),
+    ],
+)
+def test_signs_tell_questions_apart(one: str, other: str) -> None:
+    assert normalize_question(one) != normalize_question(other)
+
+
+def test_signs_tell_groups_of_questions_apart() -> None:
+    signs = ["What does && do?", "What does || do?", "What does ! do?", "What does !! do?", "What does [[ ]] do?"]
+    questions = [*signs, "What is C?", "What is C++?", "What is C#?", "Why (is) it, so?"]
+    assert len(set(WordSets.of(questions, words_and_signs).near_duplicates(0.8))) == len(questions)
+    assert words_and_signs("why (is) it, so?") == ["why", "is", "it", "so"]
+    assert words_and_signs("C++ 渡し && 10²") == ["c++", "渡", "し", "&&", "10²"]
+
+
+def test_passages_that_differ_in_an_exponent_are_not_the_same() -> None:
+    assert normalize_passage("10² m") != normalize_passage("102 m")
+    assert normalize_passage("Cafe\u0301") == normalize_passage("café")
+
+
+def test_words_of_any_script() -> None:
     assert words("渡し船 ferry") == ["渡", "し", "船", "ferry"]
     assert words("हिन्दी में पासवर्ड") == ["हिन्दी", "में", "पासवर्ड"]
     assert words("น้ำ pin") == [*words("น้ำ"), "pin"]
