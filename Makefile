@@ -12,7 +12,7 @@ WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 .PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check bench-ingest bench-train package check format lock schemas clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 20
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-15s%s\n", names[i], $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Install everything into .venv, each package checked against its recorded digest
 

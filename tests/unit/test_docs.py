@@ -5,6 +5,8 @@
 
 import ast
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
@@ -162,3 +164,10 @@ def test_the_readme_has_every_bound_of_data_with_its_default() -> None:
         for name, section, kind in sections
         for field in kind.model_fields
     }
+
+
+def test_make_help_lists_every_target() -> None:
+    targets = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+    command = [str(shutil.which("make")), "help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sorted(re.findall(r"^make (\S+)", shown, re.MULTILINE)) == sorted(targets)
