@@ -96,22 +96,24 @@ class KafkaSettings(Section):
         protocol, mechanism = self.security_protocol, self.sasl_mechanism
         sasl, oauth = protocol.startswith("SASL"), mechanism == "OAUTHBEARER"
         password, token = ("sasl_username", "sasl_password"), ("sasl_oauthbearer_token_endpoint_url",)
+        client = (*token, "sasl_oauthbearer_scope")
         files = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_key_password")
-        # Of each kind of settings, when it has an effect, and with what.
+        # Of each kind of settings, when it has an effect, and what keeps it from having one.
         for fields, used, by in (
-            (password, sasl and mechanism != "AWS_MSK_IAM", f"{protocol}, {mechanism}"),
-            ((*token, "sasl_oauthbearer_scope"), sasl and oauth, f"{protocol}, {mechanism}"),
-            (files, protocol.endswith("SSL"), protocol),
-            (("ssl_keyfile", "ssl_key_password"), self.ssl_certfile is not None, "no ssl_certfile"),
+            ((*password, *client), sasl, ("security_protocol", protocol)),
+            (password, mechanism != "AWS_MSK_IAM", ("sasl_mechanism", mechanism)),
+            (client, oauth, ("sasl_mechanism", mechanism)),
+            (files, protocol.endswith("SSL"), ("security_protocol", protocol)),
+            (("ssl_keyfile", "ssl_key_password"), self.ssl_certfile is not None, ("ssl_certfile", "")),
         ):
             if found := [field for field in fields if getattr(self, field) is not None and not used]:
-                msg = f"{_variables(found)}: without effect, given {by}"
+                msg = f"{_variables(found)}: without effect, as {_variables(by[:1])} is {by[1] or 'not set'}"
                 raise ValueError(msg)
         needed = (*(() if self.secret_arn or mechanism == "AWS_MSK_IAM" else password), *(token if oauth else ()))
         if sasl and (missing := [field for field in needed if getattr(self, field) is None]):
             msg = f"{_variables(missing)}: needed for {protocol} with {mechanism}"
             raise ValueError(msg)
-        if sasl and mechanism == "AWS_MSK_IAM" and protocol != "SASL_SSL":
+        if mechanism == "AWS_MSK_IAM" and protocol != "SASL_SSL":
             msg = f"{_variables(['security_protocol'])}: should be SASL_SSL for AWS_MSK_IAM, got {protocol}"
             raise ValueError(msg)
         endpoint = self.sasl_oauthbearer_token_endpoint_url
@@ -442,7 +444,8 @@ def _explanations(error: ValidationError) -> Iterator[str]:
             case _:
                 expected = reason
         shown = kind is not None and isinstance(value, str | int | float) and not _holds_secret(kind)
-        yield f"{_source(location)}: {expected}{f', got {value!r:.100}' if shown else ''}"
+        source = "" if reason.startswith(ENV_PREFIX) else f"{_source(location)}: "
+        yield f"{source}{expected}{f', got {value!r:.100}' if shown else ''}"
 
 
 def _source(location: Location) -> str:
