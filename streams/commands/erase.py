@@ -185,7 +185,8 @@ def _show_confirmations(erasure_id: str, settings: Settings, seconds: int) -> No
     if rows:
         print_table(("partition", "applied at (UTC)", "records changed", "app_id"), rows)
     if missing := partitions - min(map(len, confirmed.values()), default=0):
-        typer.echo(f"{missing} of {partitions} partitions have not confirmed it yet")
+        unknown = "" if confirmed else ": is its id right, and does a worker run?"
+        typer.echo(f"{missing} of {partitions} partitions have not confirmed it yet{unknown}")
         raise typer.Exit(1)
     last = max(event.compacted_by for found in confirmed.values() for event in found.values())
     typer.echo(f"erased in all {partitions} partitions; compacted by the brokers by {last:%Y-%m-%d %H:%M} UTC")

@@ -248,3 +248,4 @@ def test_an_erasure_is_complete_when_every_partition_has_confirmed_it(
     assert (
         f"{missing} partitions have not" if missing else "compacted by the brokers by 2025-01-05 00:03"
     ) in result.stdout
+    assert ("is its id right" in result.stdout) == (missing == "4 of 4")
