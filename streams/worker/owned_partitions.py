@@ -68,7 +68,8 @@ class OwnedPartitions(Collector):
         yield segments
         folders = GaugeMetricFamily(
             "foldtune_folder_logs",
-            f"Chat logs in the training sets, unmerged copies included; the {_MAX_FOLDERS} largest folders.",
+            "Chat logs in the training sets, with unmerged copies and what is left of erased ones; "
+            f"the {_MAX_FOLDERS} largest folders.",
             labels=["folder"],
         )
         for folder_id, count in log_counts.most_common(_MAX_FOLDERS):
