@@ -43,6 +43,13 @@ def test_an_alert_asks_for_metrics_that_are_there_before_anything_happens(alert:
     assert names <= {name for name, _ in samples()}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_the_pages_name_metrics_as_they_are_exported(page: str) -> None:
+    names = set(re.findall(r"`(foldtune_\w+)", (ROOT / page).read_text()))
+    assert names
+    assert names <= {name for name, _ in samples()}
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=NAMES)
 def test_an_alert_has_its_heading_in_the_runbook(alert: dict[str, Any]) -> None:
     page, anchor = alert["annotations"]["runbook_url"].split("#")
