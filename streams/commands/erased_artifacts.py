@@ -25,10 +25,14 @@ def handle_artifacts(event: ErasureRequested, settings: Settings, *, delete: boo
     snapshots = list(past.snapshots())
     models, letters = past.models(snapshots), letters_that_name(event, settings.kafka)
     _show(snapshots, models, letters)
+    if unknown := past.trainings_without_snapshot():
+        typer.echo(f"{unknown} trainings had snapshots that are deleted: their models may have it, too", err=True)
     if not delete or not (snapshots or letters):
         return
     if not yes:
         typer.confirm("Write these snapshots anew, and delete checkpoints and dead letters?", abort=True)
+    if models:
+        typer.echo("keep this list of models: it is made from these snapshots", err=True)
     ended = [snapshot for snapshot in snapshots if snapshot.ended]
     for snapshot in ended:
         past.erase(snapshot)

@@ -104,7 +104,7 @@ class PastArtifacts:
     def models(self, snapshots: Collection[AffectedSnapshot]) -> list[AffectedModel]:
         """The models that were trained on snapshots, and those that began with such a model."""
         manifests = {self._store.uri(key) for snapshot in snapshots for key in snapshot.manifests}
-        jobs = [job for key in self._store.list(_JOBS) if key.endswith("/job.json") and (job := self._job(key))]
+        jobs = self._jobs()
         found: list[TrainingJob] = []
         while new := [
             job
@@ -117,6 +117,14 @@ class PastArtifacts:
         ]:
             found += new
         return [self._model(job) for job in found]
+
+    def trainings_without_snapshot(self) -> int:
+        """How many had a snapshot that is not stored any more: what they were trained on cannot be told."""
+        stored = {self._store.uri(key) for key in self._store.list(_SNAPSHOTS)}
+        return sum(job.snapshot_uri not in stored for job in self._jobs())
+
+    def _jobs(self) -> list[TrainingJob]:
+        return [job for key in self._store.list(_JOBS) if key.endswith("/job.json") and (job := self._job(key))]
 
     def _model(self, job: TrainingJob) -> AffectedModel:
         prefix = self._store.key(job.output_uri)

@@ -241,6 +241,23 @@ def test_the_command_names_files_that_cannot_be_read_and_fails(
     output = capsys.readouterr()
     assert "0 snapshots written anew" in output.out
     assert key in output.err
+    assert "keep this list of models" in output.err
+
+
+def test_the_command_counts_trainings_whose_snapshot_is_deleted(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket.add("s")
+    for key in bucket.store.list("snapshots/"):
+        bucket.store.delete(key)
+    monkeypatch.setattr(erased_artifacts, "S3ObjectStore", lambda _: bucket.store)
+    monkeypatch.setattr(erased_artifacts, "_ended_requests", lambda _: set())
+    monkeypatch.setattr(erased_artifacts, "letters_that_name", lambda *_: [])
+    erasure = ErasureRequested(erasure_id="e", occurred_at=NOON, subject="log", subject_id="l1")
+    erased_artifacts.handle_artifacts(erasure, Settings(), delete=False, yes=True)
+    output = capsys.readouterr()
+    assert "nothing of before has it" in output.out
+    assert "2 trainings had snapshots that are deleted" in output.err
 
 
 def test_an_erasure_that_was_cut_short_is_repeated(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
