@@ -12,8 +12,9 @@ ALLOCATOR_ENVIRONMENT: dict[str, str] = {
 }
 
 
-# Of a training's folder below ``trainer.work_dir``.
-WORK_PREFIX = "trainer-"
+# Of a training's folder below ``trainer.work_dir``, where others may keep theirs: what bears this name and is in use by
+# no training is removed.
+WORK_PREFIX = "foldtune-training-"
 
 
 def job_environment(settings: Settings) -> dict[str, str]:

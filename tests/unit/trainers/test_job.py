@@ -326,11 +326,12 @@ def test_a_full_disk_is_a_reason_to_try_again(store: MemoryObjectStore, tables: 
 def test_the_files_of_a_training_that_was_killed_are_removed_and_all_of_its_own_lie_below_the_work_dir(
     tmp_path: Path,
 ) -> None:
-    left = tmp_path / f"{WORK_PREFIX}left"
-    left.mkdir()
-    (left / "questions").write_text("text")
+    left, foreign = tmp_path / f"{WORK_PREFIX}left", tmp_path / "trainer-settings"
+    for made in (left, foreign):
+        made.mkdir()
+        (made / "questions").write_text("text")
     with _work_dir(Settings(trainer=TrainerSettings(work_dir=tmp_path))) as folder:
-        assert not left.exists()
+        assert (left.exists(), foreign.exists()) == (False, True)
         assert Path(tempfile.gettempdir()) == folder
     assert Path(tempfile.gettempdir()) != folder
 
