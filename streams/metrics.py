@@ -30,7 +30,8 @@ NOT_KEPT = Counter(
 )
 LOST_RECORDS = Counter(
     "foldtune_lost_records",
-    "Records that a topic no longer has: before they were read (expired), or since (truncated, recreated).",
+    "Records that a topic no longer has: before they were read (expired; also of a changelog, before this worker's "
+    "database had them), or since (truncated, recreated).",
     ["topic", "cause"],
 )
 TOPIC_MISCONFIGURED = Gauge(
@@ -86,6 +87,7 @@ for _reason in ("damaged", "ahead", "outdated", "deleted"):
     REMOVED_STORES.labels(_reason)
 for _table in ("training-sets", "requests"):
     RESTORED_CHANGELOGS.labels(_table)
+    LOST_RECORDS.labels(f"{_table}-changelog", "expired")
 for _timer in ("tick", "policy", "maintenance"):
     FAILED_TIMERS.labels(_timer)
 for _state in State:

@@ -25,7 +25,7 @@ from faust.types import TP
 
 from foldtune.settings import WorkerSettings
 from streams.errors import StoreInUseError, StoreOutdatedError
-from streams.metrics import REMOVED_STORES
+from streams.metrics import LOST_RECORDS, REMOVED_STORES
 from streams.partitions.restoration import LINEAGE_KEY
 
 _log = structlog.get_logger()
@@ -287,15 +287,19 @@ class LocalStore(Store):
         return path.with_name(path.name + _DAMAGED)
 
 
-def remove_stores_ahead(recovery: Any) -> None:
-    """Have Faust's recovery remove databases that are ahead of their changelog; by itself it would end the process.
+def check_before_recovery(recovery: Any) -> None:
+    """Have Faust's recovery compare databases with their changelogs first.
 
-    A changelog is shorter after an unclean election, or when it was made anew by brokers without topic ids.
+    It removes those that are ahead; by itself it would end the process. A changelog is shorter after an unclean
+    election, or when it was made anew by brokers without topic ids. And it tells what of a changelog was deleted before
+    this database had it: Kafka's compaction never moves a topic's beginning.
     """
     build_offsets = recovery._build_offsets
+    # By partition, the beginning of a changelog that had lost the one before.
+    told: dict[TP, int] = {}
 
     async def build(consumer: Any, tps: set[TP], destination: dict[TP, int | None], title: str) -> None:
-        ends = await consumer.highwaters(*tps)
+        firsts, ends = await consumer.earliest_offsets(*tps), await consumer.highwaters(*tps)
         for tp in set(tps):
             store = recovery.tp_to_table[tp].data
             offset, end = destination.get(tp), ends.get(tp)
@@ -303,7 +307,14 @@ def remove_stores_ahead(recovery: Any) -> None:
                 store.remove(tp.partition, "ahead", offset=offset, end_offset=end)
                 destination[tp] = None
             # Not Faust's offset, which is -1 where a recovery began just before a rebalance.
-            store.resume(tp.partition, store.persisted_offset(tp), end or 0)
+            stored = store.persisted_offset(tp)
+            store.resume(tp.partition, stored, end or 0)
+            missing = max((firsts.get(tp) or 0) - (0 if stored is None else stored + 1), 0)
+            # A rebalance begins a recovery again.
+            if missing and firsts[tp] != told.get(tp):
+                told[tp] = firsts[tp]
+                LOST_RECORDS.labels(f"{store.table_name}-changelog", "expired").inc(missing)
+                _log.error("changelog has lost its beginning", topic=tp.topic, partition=tp.partition, records=missing)
         await build_offsets(consumer, tps, destination, title)
 
     recovery._build_offsets = build

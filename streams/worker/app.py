@@ -34,7 +34,7 @@ from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
 from streams.partitions.connection import faust_credentials
 from streams.partitions.consumer import Handler, PartitionConsumer, Write, is_at_fault
-from streams.partitions.local_store import remove_stores_ahead, store_folder
+from streams.partitions.local_store import check_before_recovery, store_folder
 from streams.partitions.positions import newest_time
 from streams.partitions.topic_watch import TopicWatch
 from streams.publishing.dead_letters import reject_record
@@ -101,7 +101,7 @@ class _App(faust.App):
 
     async def on_start(self) -> None:
         await self.components.start()
-        remove_stores_ahead(cast(Any, self.tables).recovery)
+        check_before_recovery(cast(Any, self.tables).recovery)
         await super().on_start()
 
     async def on_stop(self) -> None:

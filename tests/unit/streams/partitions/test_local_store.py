@@ -17,15 +17,15 @@ from faust.types import TP
 
 from foldtune.settings import WorkerSettings
 from streams.errors import StoreInUseError, StoreOutdatedError
-from streams.metrics import REMOVED_STORES
+from streams.metrics import LOST_RECORDS, REMOVED_STORES
 from streams.partitions import local_store
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
 from streams.partitions.local_store import (
+    check_before_recovery,
     exports_folder,
     is_damage,
     open_store_folder,
-    remove_stores_ahead,
     store_folder,
 )
 from streams.partitions.restoration import LINEAGE_KEY
@@ -168,17 +168,45 @@ def test_a_database_ahead_of_its_changelog_is_removed(tmp_path: Path, end: int, 
     async def highwaters(*_: TP) -> dict[TP, int]:
         return {worker.changelog: end}
 
+    async def earliest(*_: TP) -> dict[TP, int]:
+        return {worker.changelog: 0}
+
     async def build_offsets(_: Any, __: set[TP], destination: dict[TP, int | None], ___: str) -> None:
         built.append(dict(destination))
 
     recovery = SimpleNamespace(_build_offsets=build_offsets, tp_to_table={worker.changelog: worker.faust_table})
-    remove_stores_ahead(recovery)
+    check_before_recovery(recovery)
     offsets = {worker.changelog: worker.store.persisted_offset(worker.changelog)}
-    consumer = SimpleNamespace(highwaters=highwaters)
+    consumer = SimpleNamespace(highwaters=highwaters, earliest_offsets=earliest)
     asyncio.run(cast(Any, recovery)._build_offsets(consumer, {worker.changelog}, offsets, "active"))
     assert built == [{worker.changelog: 299 if kept else None}]
     assert worker.store.persisted_offset(worker.changelog) == (299 if kept else None)
     assert removed("ahead") == before + (not kept)
+
+
+@pytest.mark.parametrize(
+    ("first", "filled", "lost"), [(0, False, 0), (5, False, 5), (300, True, 0), (301, True, 1), (310, True, 10)]
+)
+def test_a_changelog_that_has_lost_its_beginning_is_told_once(
+    tmp_path: Path, first: int, filled: bool, lost: int
+) -> None:
+    worker = Worker(tmp_path)
+    if filled:
+        worker.fill()
+    counter = LOST_RECORDS.labels("sets-changelog", "expired")
+    before = counter._value.get()
+
+    async def offsets(value: int) -> dict[TP, int]:
+        return {worker.changelog: value}
+
+    async def build_offsets(*_: Any) -> None: ...
+
+    recovery = SimpleNamespace(_build_offsets=build_offsets, tp_to_table={worker.changelog: worker.faust_table})
+    check_before_recovery(recovery)
+    consumer = SimpleNamespace(highwaters=lambda *_: offsets(900), earliest_offsets=lambda *_: offsets(first))
+    for _ in range(2):
+        asyncio.run(cast(Any, recovery)._build_offsets(consumer, {worker.changelog}, {}, "active"))
+    assert counter._value.get() - before == lost
 
 
 def test_a_recovery_that_a_rebalance_begins_again_meets_all_that_the_changelog_has_been(tmp_path: Path) -> None:
@@ -187,13 +215,17 @@ def test_a_recovery_that_a_rebalance_begins_again_meets_all_that_the_changelog_h
     async def highwaters(*_: TP) -> dict[TP, int]:
         return {worker.changelog: 2}
 
+    async def earliest(*_: TP) -> dict[TP, int]:
+        return {worker.changelog: 0}
+
     async def build_offsets(*_: Any) -> None: ...
 
     recovery = SimpleNamespace(_build_offsets=build_offsets, tp_to_table={worker.changelog: worker.faust_table})
-    remove_stores_ahead(recovery)
+    check_before_recovery(recovery)
     build = cast(Any, recovery)._build_offsets
     # Faust's offset of a recovery that has not applied anything yet.
-    asyncio.run(build(SimpleNamespace(highwaters=highwaters), {worker.changelog}, {worker.changelog: -1}, "active"))
+    consumer = SimpleNamespace(highwaters=highwaters, earliest_offsets=earliest)
+    asyncio.run(build(consumer, {worker.changelog}, {worker.changelog: -1}, "active"))
 
     def apply(offset: int, lineage: bytes) -> None:
         message = SimpleNamespace(tp=worker.changelog, partition=0, offset=offset, key=LINEAGE_KEY, value=lineage)
