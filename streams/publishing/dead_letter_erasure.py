@@ -66,21 +66,33 @@ def _is_named(name: str, letter: DeadLetter, value: bytes) -> bool:
     )
 
 
+class _Number(str):
+    """A number as it is written."""
+
+    __slots__ = ()
+
+
 def _scalars(value: bytes | str) -> Iterator[str]:
-    """The strings and numbers of JSON, however they are written; also of JSON in a string. None if it is not JSON."""
+    """The strings of JSON, however they are written, and the numbers that stand for ids; also of JSON in a string.
+
+    None if it is not JSON.
+    """
     try:
-        # As they are written: an id may have come as a number, and be refused for that.
-        left = [json.loads(value, parse_int=str, parse_float=str)]
+        content = json.loads(value, parse_int=_Number, parse_float=_Number)
     except (ValueError, RecursionError):
         return
+    # With whether it is an id: one may have come as a number, and be refused for that.
+    left = [(content, False)]
     while left:
         match left.pop():
-            case dict() as content:
-                left += [*content, *content.values()]
-            case list() as content:
-                left += content
-            case str() as text:
-                yield text
+            case (dict() as fields, _):
+                left += [(name, False) for name in fields]
+                left += [(field, name.endswith(("_id", "_ids"))) for name, field in fields.items()]
+            case (list() as items, is_id):
+                left += [(item, is_id) for item in items]
+            case (str() as text, is_id):
+                if is_id or not isinstance(text, _Number):
+                    yield text
                 if text.startswith(("{", "[", '"')):
                     yield from _scalars(text)
 

@@ -22,7 +22,11 @@ VALUES: list[tuple[bytes | None, bytes, str]] = [
     (b"anna", b"\xff", ""),
     (None, b"", "user_id: 'anna' is too long"),
     (None, b"", "anna is not quoted: not a name"),
-    (b"f", b'{"user_id": 4711, "logs": [{"conversation_id": -1.50}], "folder_id": 47}', "user_id: a string is needed"),
+    (
+        b"f",
+        b'{"user_id": 4711, "logs": [{"conversation_id": -1.50}], "rank": 47, "log_ids": [9]}',
+        "user_id: a string is needed",
+    ),
     (b"f", b'{"user_id": "org\\/anna \\u00E4"}', ""),
     (b"f", b'"{\\"user_id\\": \\"anna \\u00e4\\"}"', "published as JSON in JSON"),
     (b"f", b'{"user_id": "org/anna"}'.decode().encode("utf-16"), ""),
@@ -40,6 +44,9 @@ VALUES: list[tuple[bytes | None, bytes, str]] = [
         ("4711", None, [8]),
         ("-1.50", None, [8]),
         ("471", None, []),
+        ("9", None, [8]),
+        # Of no id.
+        ("47", None, []),
         ("org/anna ä", None, [9]),
         ("org/anna", None, [11]),
         ("eve", None, [12]),
