@@ -480,9 +480,14 @@ class GateVerdict(Model):
     """Whether the new model may replace the incumbent, with reasons."""
 
     promote: bool
+    outcome: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None,
+        description="`better` if promoted; else `too_few_questions`, `not_better`, `chance`, `too_small`, or `refused` "
+        "although it is better. Releases up to 0.1 do not say it, and later ones may have others",
+    )
     reasons: tuple[str, ...]
     ndcg_gain: FiniteFloat
-    ndcg_gain_interval: tuple[FiniteFloat, FiniteFloat] = Field(description="95% paired bootstrap interval")
+    ndcg_gain_interval: tuple[FiniteFloat, FiniteFloat] = Field(description="95% interval of the paired gains' mean")
 
 
 def _safe_relative(path: str) -> str:

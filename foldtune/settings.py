@@ -268,6 +268,8 @@ class TrainerSettings(Section):
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 2
     # At most this much training is lost with SIGKILL; SIGTERM loses no step.
     checkpoint_interval: timedelta = timedelta(minutes=10)
+    # A smaller gain of nDCG@10 is not worth that all documents are embedded again: no model is promoted for it.
+    min_gain: Annotated[float, Field(ge=0, le=1)] = 0.005
     # Also export the model as model.onnx; needs the extra ``onnx``.
     onnx: bool = False
     # The role that a training assumes on AWS, with the tags ``model`` and ``request``: it may write what is of these.

@@ -107,7 +107,14 @@ def produce_model(
         baseline=baseline,
         after=after,
         forgetting=forgetting,
-        verdict=gate(baseline.evaluation, after, job.request.seed, baseline.name, forgetting.refusals),
+        verdict=gate(
+            baseline.evaluation,
+            after,
+            job.request.seed,
+            min_gain=settings.trainer.min_gain,
+            baseline=baseline.name,
+            refusals=forgetting.refusals,
+        ),
     )
 
     # 5. Artifacts.

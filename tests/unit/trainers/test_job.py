@@ -142,8 +142,8 @@ def test_an_incumbent_whose_files_are_gone_is_replaced_and_reported(
     assert start(put_job(store, data, version="000003"))[1].ready[0].parent_version == "000002"
 
 
-def always_promote(before: Evaluation, after: Evaluation, seed: int, baseline: str, refusals: object) -> GateVerdict:
-    return gate(before, after, seed, baseline, ()).model_copy(
+def always_promote(before: Evaluation, after: Evaluation, seed: int, *, baseline: str, **_: object) -> GateVerdict:
+    return gate(before, after, seed, min_gain=0, baseline=baseline).model_copy(
         update={"promote": True, "reasons": (f"better than {baseline}",)}
     )
 
