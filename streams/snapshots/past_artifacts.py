@@ -84,7 +84,8 @@ class PastArtifacts:
                 continue
             manifests = {key: manifest for key in keys if key.endswith(".json") and (manifest := self._manifest(key))}
             checkpoints = self._store.list(f"{_CHECKPOINTS}{segment}/")
-            yield AffectedSnapshot(segment, manifests, segment in self._ended, files, unreadable, checkpoints)
+            ended = segment in self._ended or self._is_trained(segment)
+            yield AffectedSnapshot(segment, manifests, ended, files, unreadable, checkpoints)
 
     def erase(self, snapshot: AffectedSnapshot) -> None:
         """Write a snapshot anew without it, and delete its checkpoints. Cut short, it can be repeated."""
@@ -125,6 +126,11 @@ class PastArtifacts:
 
     def _jobs(self) -> list[TrainingJob]:
         return [job for key in self._store.list(_JOBS) if key.endswith("/job.json") and (job := self._job(key))]
+
+    def _is_trained(self, segment: str) -> bool:
+        """Whether a request's model is published: its status need not say so, where it left a training to others."""
+        job = self._job(f"{_JOBS}{segment}/job.json")
+        return job is not None and self._store.exists(manifest_key(self._store.key(job.output_uri)))
 
     def _model(self, job: TrainingJob) -> AffectedModel:
         prefix = self._store.key(job.output_uri)

@@ -175,12 +175,23 @@ def test_a_snapshot_that_is_written_anew_has_a_row_group_for_each_folder(bucket:
     assert sorted(groups) == [[["f"]], [["f"], ["g"]]]
 
 
-def test_a_snapshot_is_in_use_until_its_request_has_ended(bucket: Bucket) -> None:
+def test_a_snapshot_is_in_use_until_its_request_has_ended() -> None:
+    bucket = Bucket()
+    bucket.add("r", published=False)
     (snapshot,) = bucket.past("log", "l1", ended=()).snapshots()
     assert not snapshot.ended
     assert snapshot.request == "m/r"
     (snapshot,) = bucket.past("log", "l1").snapshots()
     assert snapshot.ended
+
+
+def test_the_snapshot_of_a_cancelled_request_whose_training_went_on_is_in_use_until_its_model_is_published() -> None:
+    # The status of such a request is not published again when the training has ended with a model.
+    bucket = Bucket()
+    bucket.add("r", published=False)
+    assert [snapshot.ended for snapshot in bucket.past("log", "l1", ended=()).snapshots()] == [False]
+    bucket.add("r", published=True)
+    assert [snapshot.ended for snapshot in bucket.past("log", "l1", ended=()).snapshots()] == [True]
 
 
 def test_files_that_no_manifest_names_are_found_too(bucket: Bucket) -> None:
