@@ -225,7 +225,10 @@ class PartitionConsumer:
                     await self._store_position(topic, partition, after)
                 # The marker at the end of a transaction takes an offset and is never fetched; it may be the last one.
                 position = self.position(topic, partition)
-                if position.offset < (offset := await consumer.position(tp)):
+                offset = max(position.offset, await consumer.position(tp))
+                # A topic at rest is known by its id, too: it may be made anew before its next record.
+                is_unknown = not position.history.topic_id and self._topic_id(topic)
+                if position.offset < offset or is_unknown:
                     await self._store_position(topic, partition, position._replace(offset=offset))
 
     async def _store_position(self, topic: Topic, partition: int, position: Position) -> None:

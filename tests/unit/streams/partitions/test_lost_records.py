@@ -148,6 +148,8 @@ class Worker:
         position = find_position(self.table, LOGS, 0)
         if position is None or position.offset != self.topic.end:
             return True
+        if self.watch.ids and not position.history.topic_id:
+            return True
         return bool(position.history.topic_id) and position.history.topic_id != self.topic.topic_id
 
 
@@ -267,13 +269,18 @@ def test_a_topic_that_was_made_anew_and_has_grown_longer_is_read_from_its_beginn
     assert Worker(topic, table).read() == []
 
 
-def test_a_topic_without_a_known_id_gets_it_with_the_next_block() -> None:
+@pytest.mark.parametrize("at_rest", [False, True])
+def test_a_topic_without_a_known_id_gets_it_also_at_rest(*, at_rest: bool) -> None:
+    # As after an upgrade from a release that stored none.
     topic, table = FakeTopic(values=["a"]), MemoryTable()
     Worker(topic, table, with_ids=False).read()
     assert stored_position(table, LOGS, 0).history == History()
-    topic.values.append("b")
+    topic.values += [] if at_rest else ["b"]
     Worker(topic, table).read()
     assert stored_position(table, LOGS, 0).history.topic_id == "id-1"
+    topic.make_anew()
+    topic.values += list("vwxyz")
+    assert [value for _, value in Worker(topic, table).read()] == list("vwxyz")
 
 
 def test_a_position_whose_offset_is_on_the_topic_stays() -> None:
