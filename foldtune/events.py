@@ -470,6 +470,8 @@ class RetrievalMetrics(Model):
     recall_at_1: FiniteFloat
     recall_at_5: FiniteFloat
     recall_at_10: FiniteFloat
+    recall_at_50: FiniteFloat | None = None
+    recall_at_100: FiniteFloat | None = None
     mrr_at_10: FiniteFloat
     ndcg_at_10: FiniteFloat
     questions: Count

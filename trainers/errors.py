@@ -53,6 +53,10 @@ class KnobError(ImpossibleJobError):
     """A knob does not fit the model:"""
 
 
+class SettingError(ImpossibleJobError):
+    """A setting of the trainer cannot be used:"""
+
+
 class NotFiniteError(ImpossibleJobError):
     """The model computes infinite or undefined values:"""
 

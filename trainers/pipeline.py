@@ -18,7 +18,7 @@ from trainers.data.dataset import MIN_JUDGED, Dataset, Split, build_dataset, spl
 from trainers.data.snapshot import Snapshot, read_snapshot
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import ImpossibleJobError, OnnxExportError
-from trainers.evaluation.forgetting import Forgetting, measure_general
+from trainers.evaluation.forgetting import forgotten, measure_general, read_general_questions
 from trainers.evaluation.gate import MIN_GROUPS, gate
 from trainers.evaluation.metrics import Evaluation, evaluate
 from trainers.loop.checkpoints import Checkpoints
@@ -56,11 +56,12 @@ def produce_model(
         InterruptedTrainingError: the process received SIGTERM; the job resumes from its checkpoint.
     """
     # 1. Data and base model.
-    began = time.monotonic()
+    began, seed = time.monotonic(), job.request.seed
     reporter.publish_state(State.RUNNING)
+    general = read_general_questions(settings.trainer.general_questions, store)
     snapshot = read_snapshot(store, job.snapshot_uri, job.snapshot_sha256)
     dataset = build_dataset(snapshot.examples, snapshot.documents)
-    parts = split(dataset, job.request.seed)
+    parts = split(dataset, seed)
     base_folder = fetch_base_model(job.base_model, settings.trainer, store, work_dir)
     encoder = Encoder.load(base_folder)
     reporter.warn(*knob_warnings(job.request, parts), *data_warnings(dataset, parts))
@@ -73,7 +74,7 @@ def produce_model(
     vectors_before = trainable.embed_full_length()
     base = Baseline("the base model", measure(dataset, parts, *vectors_before))
     baseline = measure_incumbent(job, store, reporter, work_dir, base=base, dataset=dataset, parts=parts)
-    general_before = measure_general(encoder, vectors_before[1][: dataset.documents], job.request.seed)
+    general_before = measure_general(encoder, general, vectors_before[1][: dataset.documents], seed)
     seconds_until_training = time.monotonic() - began
 
     # 3. Training, and the choice of weights.
@@ -95,9 +96,10 @@ def produce_model(
     reporter.publish_state(State.EVALUATING)
     vectors_after = trainable.embed_full_length()
     after = measure(dataset, parts, *vectors_after)
-    general_after = measure_general(encoder, vectors_after[1][: dataset.documents], job.request.seed)
-    forgetting = Forgetting(general_before, general_after)
-    reporter.warn(*forgetting.warnings)
+    general_after = measure_general(encoder, general, vectors_after[1][: dataset.documents], seed)
+    margin = settings.trainer.max_loss
+    lost = forgotten(general, general_before, general_after, margin=margin, seed=seed)
+    reporter.warn(*(warning for loss in lost for warning in loss.warnings))
     results = Results(
         dataset=dataset,
         parts=parts,
@@ -106,14 +108,14 @@ def produce_model(
         base=base,
         baseline=baseline,
         after=after,
-        forgetting=forgetting,
+        lost=lost,
         verdict=gate(
             baseline.evaluation,
             after,
-            job.request.seed,
+            seed,
             min_gain=settings.trainer.min_gain,
             baseline=baseline.name,
-            refusals=forgetting.refusals,
+            refusals=[refusal for loss in lost for refusal in loss.refusals],
         ),
     )
 

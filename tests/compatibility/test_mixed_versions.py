@@ -23,7 +23,10 @@ LOST = {"topic": "chat-logs", "cause": "expired", "records": 3, "last_at": "2026
 ADDED: dict[str, dict[str, Any]] = {
     "erasure_requested": {"folder_id": "f"},
     "fine_tune_status": {"waiting_for": "launcher", "run_continues": True},
-    "model_ready": {"gate": fixture("model_ready")["gate"] | {"outcome": "too_few_questions"}},
+    "model_ready": {
+        "gate": fixture("model_ready")["gate"] | {"outcome": "too_few_questions"},
+        "metrics_after": fixture("model_ready")["metrics_after"] | {"recall_at_50": 0.9, "recall_at_100": 1.0},
+    },
     "snapshot_part": {"lost": [LOST]},
     "snapshot_manifest": {"parts": [fixture("snapshot_part") | {"lost": [LOST]}]},
 }

@@ -1,72 +1,111 @@
 """Catastrophic forgetting: general questions, the same for every model, before and after a training."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
+from foldtune.errors import ObjectMissingError
+from foldtune.object_store import ObjectStore
+from foldtune.reasons import explain
 from trainers.data.search import nearest
-from trainers.evaluation.metrics import CUTOFF, ndcg, recall
+from trainers.errors import SettingError
+from trainers.evaluation.metrics import DEPTH, Evaluation, evaluation
+from trainers.evaluation.non_inferiority import NonInferiority
 from trainers.model.encoder import Encoder
 
 # Among the passages of the general questions alone the search is too easy: documents of the snapshot are distractors.
 MAX_DISTRACTORS = 500
-WARNING_FALL, REFUSAL_FALL = 0.05, 0.15
+# A base model that finds less of them has no knowledge of these languages that it could forget.
+MIN_KNOWN = 0.7
+MAX_FILE_BYTES = 16 * 1024**2
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-@dataclass(frozen=True)
-class GeneralMetrics:
-    """Means over the general questions."""
+class Pair(BaseModel):
+    """A question and the passage that answers it."""
 
-    recall_at_1: float
-    ndcg_at_10: float
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """Metrics on the general questions before and after a training."""
-
-    before: GeneralMetrics
-    after: GeneralMetrics
-
-    @property
-    def fall(self) -> float:
-        """Lost nDCG@10, negative for a gain."""
-        return self.before.ndcg_at_10 - self.after.ndcg_at_10
-
-    @property
-    def warnings(self) -> list[str]:
-        """A fall above ``WARNING_FALL``."""
-        return [self._message] if self.fall > WARNING_FALL else []
-
-    @property
-    def refusals(self) -> list[str]:
-        """A fall above ``REFUSAL_FALL``: a reason against promotion, whatever the gain on the logs' questions."""
-        return [f"{self._message}, more than {REFUSAL_FALL}"] if self.fall > REFUSAL_FALL else []
-
-    @property
-    def _message(self) -> str:
-        before, after = self.before.ndcg_at_10, self.after.ndcg_at_10
-        numbers = f"nDCG@10 {before:.4f} → {after:.4f}, a fall of {self.fall:.4f}"
-        return f"general knowledge was lost, on general questions {numbers}"
+    question: _Text
+    passage: _Text
 
 
-def measure_general(encoder: Encoder, documents: torch.Tensor, seed: int) -> GeneralMetrics:
-    """Search the passages of all general questions and some of the snapshot's documents for each general question.
+_PAIRS = TypeAdapter(Annotated[tuple[Pair, ...], Field(min_length=2, max_length=5_000)])
+
+
+class QuestionSet(NamedTuple):
+    """General questions; they count for a base model that finds as much of them as ``min_known`` (nDCG@10)."""
+
+    name: str
+    pairs: tuple[Pair, ...]
+    min_known: float = 0.0
+
+
+def read_general_questions(own: str | None, store: ObjectStore) -> list[QuestionSet]:
+    """The packaged sets, and the operator's: a JSON list of objects with ``question`` and ``passage``, in a file or in
+    the bucket.
+
+    Raises:
+        SettingError: it is missing or malformed.
+    """
+    sets = [
+        QuestionSet("general questions", _packaged("general.json")),
+        QuestionSet("general questions in twelve languages", _packaged("general_multilingual.json"), MIN_KNOWN),
+    ]
+    if own is None:
+        return sets
+    try:
+        content = store.get(store.key(own)) if own.startswith("s3://") else _read(Path(own))
+        return [*sets, QuestionSet("the questions of trainer.general_questions", _PAIRS.validate_json(content))]
+    except ValidationError as error:
+        raise SettingError(f"trainer.general_questions, {own}: {'; '.join(explain(error))}") from error
+    except (ObjectMissingError, OSError, ValueError) as error:
+        raise SettingError(f"trainer.general_questions, {own}: {error}") from error
+
+
+def _packaged(name: str) -> tuple[Pair, ...]:
+    return _PAIRS.validate_json((Path(__file__).parent / name).read_bytes())
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if len(content := file.read(MAX_FILE_BYTES + 1)) > MAX_FILE_BYTES:
+            msg = f"more than {MAX_FILE_BYTES} bytes"
+            raise ValueError(msg)
+    return content
+
+
+def measure_general(
+    encoder: Encoder, sets: Sequence[QuestionSet], documents: torch.Tensor, seed: int
+) -> list[Evaluation]:
+    """Search the passages of a set, and some of the snapshot's documents, for each of its questions.
 
     ``documents`` ``[n, d]`` are the embeddings of the snapshot's documents by the same encoder.
     """
-    pairs = json.loads((Path(__file__).parent / "general.json").read_text())
-    queries = torch.from_numpy(encoder.encode([pair["question"] for pair in pairs], "query"))
-    passages = torch.from_numpy(encoder.encode([pair["passage"] for pair in pairs], "passage"))
     size = min(MAX_DISTRACTORS, len(documents))
     drawn = np.sort(np.random.default_rng(seed).choice(len(documents), size=size, replace=False))
     distractors = documents[torch.from_numpy(drawn).to(documents.device)].cpu()
-    retrieved = nearest(queries, torch.cat([passages, distractors]), CUTOFF)
-    hits = retrieved == np.arange(len(pairs))[:, None]
-    relevant = np.ones(len(pairs), dtype=np.int64)
-    return GeneralMetrics(
-        recall_at_1=float(recall(hits, relevant, 1).mean()), ndcg_at_10=float(ndcg(hits, relevant).mean())
-    )
+    return [_measure(encoder, questions.pairs, distractors) for questions in sets]
+
+
+def _measure(encoder: Encoder, pairs: tuple[Pair, ...], distractors: torch.Tensor) -> Evaluation:
+    # A passage may answer several questions.
+    texts, passage = np.unique([pair.passage for pair in pairs], return_inverse=True)
+    queries = torch.from_numpy(encoder.encode([pair.question for pair in pairs], "query"))
+    passages = torch.cat([torch.from_numpy(encoder.encode(texts.tolist(), "passage")), distractors])
+    hits = nearest(queries, passages, DEPTH) == passage[:, None]
+    relevant, groups = np.ones(len(pairs), dtype=np.int64), np.arange(len(pairs))
+    return evaluation(hits, relevant, groups, documents=len(passages))
+
+
+def forgotten(
+    sets: Sequence[QuestionSet], before: Sequence[Evaluation], after: Sequence[Evaluation], *, margin: float, seed: int
+) -> list[NonInferiority]:
+    """What became of the sets that count."""
+    return [
+        NonInferiority(questions.name, "general knowledge was lost, on", one, other, margin, seed)
+        for questions, one, other in zip(sets, before, after, strict=True)
+        if one.ndcg.mean() >= questions.min_known
+    ]

@@ -1,4 +1,4 @@
-"""Retrieval metrics on held-out questions: recall@k, MRR@10 and nDCG@10."""
+"""Retrieval metrics on questions: recall@k, MRR@10 and nDCG@10."""
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -17,13 +17,16 @@ Floats = npt.NDArray[np.float64]
 Hits = npt.NDArray[np.bool_]
 
 CUTOFF = 10
+# A reranker sees that many passages.
+DEEP = (50, 100)
+DEPTH = max(DEEP)
 # A mean over fewer questions of a folder is not significant, and would reveal the result of single questions.
 MIN_FOLDER_QUESTIONS = 5
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of each held-out question, all ``[n]``; recall@k for each k up to ``CUTOFF``.
+    """Metrics of each question, all ``[n]``; recall@k for each k up to ``CUTOFF``, and those of ``DEEP``.
 
     ``groups`` are the questions' near-duplicate groups, ``documents`` is the number of passages searched.
     """
@@ -54,6 +57,8 @@ class Evaluation:
             recall_at_1=float(self.recall[1].mean()),
             recall_at_5=float(self.recall[5].mean()),
             recall_at_10=float(self.recall[10].mean()),
+            recall_at_50=float(self.recall[50].mean()),
+            recall_at_100=float(self.recall[100].mean()),
             mrr_at_10=float(self.reciprocal_rank.mean()),
             ndcg_at_10=float(self.ndcg.mean()),
             questions=len(self.ndcg),
@@ -73,18 +78,24 @@ def evaluate(
     ``queries`` ``[held_out, d]`` and ``passages`` ``[searchable, d]`` are embeddings. With ``candidates`` ``[n]`` only
     these passages are searched, and ``passages`` ``[n, d]`` are their embeddings.
     """
-    retrieved = nearest(queries, passages, CUTOFF)
+    retrieved = nearest(queries, passages, DEPTH)
     if candidates is not None:
         retrieved = np.where(retrieved >= 0, candidates[retrieved], -1)
     hits = dataset.is_known_positive(held_out[:, None], retrieved)
     questions, _ = dataset.known_pairs()
     relevant = np.searchsorted(questions, held_out, side="right") - np.searchsorted(questions, held_out, side="left")
+    return evaluation(hits, relevant, dataset.groups[held_out], len(passages))
+
+
+def evaluation(hits: Hits, relevant: Indices, groups: Indices, documents: int) -> Evaluation:
+    """The metrics of ``hits`` ``[n, DEPTH]``, of which each question has ``relevant`` ``[n]`` at best."""
+    first = hits[:, :CUTOFF]
     return Evaluation(
-        recall={k: recall(hits, relevant, k) for k in range(1, CUTOFF + 1)},
-        reciprocal_rank=reciprocal_rank(hits),
-        ndcg=ndcg(hits, relevant),
-        groups=dataset.groups[held_out],
-        documents=len(passages),
+        recall={k: recall(hits, relevant, k) for k in (*range(1, CUTOFF + 1), *DEEP)},
+        reciprocal_rank=reciprocal_rank(first),
+        ndcg=ndcg(first, relevant),
+        groups=groups,
+        documents=documents,
     )
 
 

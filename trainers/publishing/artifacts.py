@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,6 @@ def write_card(
     template = (Path(__file__).parent / "model_card.md.jinja").read_text()
     before, after = ready.metrics_before.model_dump(), ready.metrics_after.model_dump()
     metrics = [(name, before[name], after[name]) for name in before if name not in {"questions", "documents"}]
-    general_before, general_after = asdict(results.forgetting.before), asdict(results.forgetting.after)
     sections = {"dataset": request.dataset, "training": request.training, "weights": request.weights}
     knobs = [(f"{section}.{name}", value) for section, group in sections.items() for name, value in group]
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)  # noqa: S701 - Markdown
@@ -117,7 +115,7 @@ def write_card(
         examples=len(results.parts.train),
         validation=results.validation(),
         interpolation=results.interpolation,
-        general=[(name, general_before[name], general_after[name]) for name in general_before],
+        lost=results.lost,
         warnings=warnings,
         metrics=metrics,
         knobs=knobs,

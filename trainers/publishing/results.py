@@ -5,8 +5,8 @@ from typing import Any
 
 from foldtune.events import GateVerdict
 from trainers.data.dataset import MIN_TRAINED, Dataset, Split
-from trainers.evaluation.forgetting import Forgetting
 from trainers.evaluation.metrics import Evaluation, metrics_by_folder
+from trainers.evaluation.non_inferiority import NonInferiority
 from trainers.loop.training import TrainingRecord
 from trainers.loop.validation import WeightInterpolation
 
@@ -31,7 +31,8 @@ class Results:
     base: Baseline
     baseline: Baseline
     after: Evaluation
-    forgetting: Forgetting
+    # What the training was not made for; first the general questions that are the same for all models.
+    lost: list[NonInferiority]
     verdict: GateVerdict
 
     def metrics(self) -> dict[str, Any]:
@@ -45,7 +46,8 @@ class Results:
             "after": self.after.metrics().model_dump(),
             "gate": self.verdict.model_dump(),
             "folders": metrics_by_folder(self.dataset, self.parts.held_out, self.baseline.evaluation, self.after),
-            "general": asdict(self.forgetting) | {"ndcg_fall": self.forgetting.fall},
+            "general": self.lost[0].metrics(),
+            "not_trained_on": {loss.questions: loss.metrics() for loss in self.lost},
             "validation": self.validation(),
             "merge_back": asdict(self.interpolation) if self.interpolation else None,
             "data": {

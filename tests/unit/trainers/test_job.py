@@ -25,7 +25,7 @@ from tests.unit.trainers.conftest import example, use_compute_dtype
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.environment import WORK_PREFIX
 from trainers.errors import BadJobError, InfrastructureFailedError
-from trainers.evaluation.gate import gate
+from trainers.evaluation.gate import Interval, gate
 from trainers.evaluation.metrics import Evaluation
 from trainers.exit_codes import ExitCode
 from trainers.job import _work_dir, main, read_job, run
@@ -152,8 +152,8 @@ def always_promote(before: Evaluation, after: Evaluation, seed: int, *, baseline
 def test_forgetting_is_a_warning_and_may_prevent_promotion(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainers.evaluation.forgetting.WARNING_FALL", -2)
-    monkeypatch.setattr("trainers.evaluation.forgetting.REFUSAL_FALL", -2)
+    monkeypatch.setattr("trainers.evaluation.non_inferiority.NonInferiority.interval", Interval(0.1, 0.2))
+    monkeypatch.setattr("trainers.evaluation.non_inferiority.NonInferiority.fall", 0.15)
     code, sink = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(epochs=1)))
     assert code == ExitCode.DONE
     general = json.loads(artifact(store, "metrics.json"))["general"]
@@ -162,7 +162,9 @@ def test_forgetting_is_a_warning_and_may_prevent_promotion(
     assert last.promoted is False
     assert numbers in last.reasons[-1]
     assert any(numbers in warning for warning in last.warnings)
-    assert f"| recall_at_1 | {general['before']['recall_at_1']:.4f} |" in artifact(store, "README.md").decode()
+    before, after = (general[moment]["ndcg_at_10"] for moment in ("before", "after"))
+    row = f"| general questions | 60 | {before:.4f} | {after:.4f} | +0.1000 to +0.2000 |"
+    assert row in artifact(store, "README.md").decode()
 
 
 class Unlucky(RecordingEventSink):

@@ -35,7 +35,7 @@ def test_metrics_equal_scikit_learn() -> None:
 def test_all_positives_of_a_question_count(small_dataset: Dataset) -> None:
     passages = torch.eye(len(small_dataset.passages))
     queries = passages[:40].clone()
-    queries[1] = passages[49]
+    queries[1] = passages[49] - passages[1]
     result = evaluate(small_dataset, np.arange(40), queries, passages)
     metrics = result.metrics()
     assert metrics.recall_at_1 == pytest.approx(39 / 40)
@@ -51,6 +51,19 @@ def test_the_recall_curve_counts_the_first_k(small_dataset: Dataset) -> None:
     assert curve == [0.25, 0.5, 0.75] + [1.0] * 7
 
 
+def test_what_a_reranker_sees_is_counted_too(small_dataset: Dataset) -> None:
+    dataset = replace(small_dataset, passages=small_dataset.passages[:50] + ("more",) * 70, searchable=120)
+    dataset = replace(dataset, known_positives=np.arange(4) * 120 + np.arange(4))
+    passages = torch.eye(120)
+    # The own passage of each question comes at these ranks.
+    queries = passages[:4] + 2 * torch.stack([passages[120 - rank + 1 :].sum(dim=0) for rank in (10, 11, 51, 101)])
+    result = evaluate(dataset, np.arange(4), queries, passages)
+    metrics = result.metrics()
+    assert (metrics.recall_at_10, metrics.recall_at_50, metrics.recall_at_100) == (0.25, 0.5, 0.75)
+    assert result.ndcg.tolist() == pytest.approx([1 / math.log2(11), 0, 0, 0])
+    assert len(result.recall_curve()) == 10
+
+
 def test_folders_are_evaluated_separately(small_dataset: Dataset) -> None:
     # Folder a has the questions up to 7, b those from 4 to 11, and the others are alone in theirs.
     folders = tuple((*"a" * (q < 8), *"b" * (4 <= q < 12)) if q < 12 else (f"../{q}",) for q in range(40))
@@ -60,7 +73,7 @@ def test_folders_are_evaluated_separately(small_dataset: Dataset) -> None:
     by_folder = metrics_by_folder(dataset, held_out, before, after)
     assert list(by_folder) == ["a", "b"]
     assert (by_folder["a"]["questions"], by_folder["b"]["questions"]) == (6, 8)
-    names = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10")
+    names = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "recall_at_100", "mrr_at_10", "ndcg_at_10")
     assert by_folder["a"]["before"] == pytest.approx(dict.fromkeys(names, 0.2))
     assert by_folder["a"]["after"] == pytest.approx(dict.fromkeys(names, 0.5))
     assert by_folder["b"]["after"]["ndcg_at_10"] == pytest.approx((4 * 0.6 + 4 * 0.9) / 8)
