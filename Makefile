@@ -51,11 +51,10 @@ unit: setup ## The inner loop: no server, two processes
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow" tests/unit tests/compatibility
 
 integration: setup ## Each part against real Kafka, a real S3 server and real processes; four at a time, as many of them wait
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m slow tests/unit tests/compatibility
-	$(BIN)/pytest --numprocesses 4 --dist worksteal -m "not matrix" tests/integration
+	$(BIN)/pytest --numprocesses 4 --dist worksteal -m "slow and not matrix" tests/unit tests/compatibility tests/integration
 
 acceptance: setup ## The demo, the functions of AWS, and a short run of faults
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not matrix" tests/acceptance tests/chaos
+	$(BIN)/pytest --numprocesses 3 --dist loadfile -m "not matrix" tests/acceptance tests/chaos
 
 matrix: setup ## Variants: every documented form of starting 1, 2, 3 and 5 workers, sabotaged chaos runs, …; SELECT=…
 	$(BIN)/pytest -m matrix --durations 0 -o junit_family=xunit1 --junit-xml build/matrix.xml $(if $(SELECT),-k "$(SELECT)") tests

@@ -15,6 +15,13 @@ settings.register_profile("house", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("house")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that needs servers is slow, whatever it says of itself."""
+    for item in items:
+        if "integration" in item.path.parts:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _logs() -> Iterator[None]:
     """A command that a test runs configures the logs for its own stderr, which is closed when it ends."""

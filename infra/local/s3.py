@@ -50,7 +50,9 @@ def spec(options: LocalOptions, folder: DataFolder, jars: Sequence[Path], *, por
         name=NAME,
         port=port,
         command=[
-            *(str(JAVA), f"-Xmx{options.s3_heap_mib}m", "-XX:+UseSerialGC", f"-Dfoldtune.log={log_file}"),
+            # As for the broker: C2 compilation would cost 3 s of CPU time in the first hundreds of requests.
+            *(str(JAVA), f"-Xmx{options.s3_heap_mib}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+            f"-Dfoldtune.log={log_file}",
             *(f"-Dlogback.configurationFile={LOG_CONFIG}", "-cp", str(jars[0])),
             *("org.gaul.s3proxy.Main", "--properties", str(properties)),
         ],

@@ -72,6 +72,7 @@ def true_ndcg(folder: Path) -> float:
     return float(evaluate(dataset, np.arange(len(dataset.questions)), queries, passages).ndcg.mean())
 
 
+@pytest.mark.matrix
 def test_one_label_in_five_is_wrong(tmp_path: Path) -> None:
     examples, documents = tables()
     rows, generator = examples.to_pylist(), np.random.default_rng(0)

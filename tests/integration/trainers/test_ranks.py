@@ -112,6 +112,7 @@ def test_a_refusal_of_rank_0_is_not_retried(tiny_folder: Path, tmp_path: Path, c
     assert "training.trainable_layers is 99" in capfd.readouterr().err
 
 
+@pytest.mark.matrix
 def test_a_failure_before_rank_0_reports_is_retried(tmp_path: Path) -> None:
     assert torchrun(tmp_path / "no-model", tmp_path / "ranks", "no-number") == ExitCode.TRY_AGAIN
 
