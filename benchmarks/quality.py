@@ -1,45 +1,95 @@
-"""Retrieval quality of the base model, of sentence-transformers' fine-tuned model and of foldtune's, on one data set.
+"""Retrieval quality and training time of foldtune and of what one would otherwise use, on one data set.
 
-The data set is a folder in the format of ``benchmarks/retrieval.py``; its split ``dev`` is the test set. Both sides
-train three epochs on the same questions and documents. Texts are truncated to ``MAX_TOKENS`` everywhere: in mining, in
-training and in the evaluation, which is one function for all models. So foldtune mines its first negatives with
-truncated texts, too, which its training job embeds at full length.
+The data set is a folder in the format of ``benchmarks/retrieval.py``; its split ``dev`` is the test set. Every side
+gets the same training questions and documents, truncates texts to the same ``MAX_TOKENS`` in mining, training and
+evaluation, and ends as a folder of sentence-transformers, which one function evaluates.
 
-foldtune uses its defaults, or the knobs of ``--knobs``, and holds out some training questions for validation.
-Sentence-transformers trains on all of them, as in its documentation, once with two layers and once with all; foldtune
-is compared with the better of the two on the test set.
+foldtune runs with its defaults, and with fewer negatives and layers. Sentence-transformers runs with the settings that
+``--tune`` found best for this data set (``quality_choices.json``): recipe, learning rate and layers, chosen on the same
+validation questions as foldtune's epochs, never on the test questions. Then it trains on all questions, while foldtune
+keeps holding out the validation questions. ``st`` is the best of its recipes on the test questions. Seconds are those
+from texts to a trained model, mining included, of the chosen settings alone.
 """
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import peers
 from benchmarks.foldtune_recipe import SilentListener, create_request, split_without_held_out
-from benchmarks.retrieval import Benchmark, Sample, evaluate_encoder, load, rounded_metrics
-from benchmarks.sentence_transformers_recipe import TrainingConfig, load_model, mine_negatives
+from benchmarks.retrieval import Benchmark, Sample, evaluate_model, load, rounded_metrics
+from benchmarks.sentence_transformers_recipe import TrainingConfig, load_model, mine_negatives, pairs
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import FineTuneRequested
+from trainers.data.dataset import Dataset, Split
 from trainers.engine.trainable_encoder import TRAINING_TOKENS, TrainableEncoder
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 from trainers.evaluation.gate import gain_interval
 from trainers.evaluation.metrics import Evaluation
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
+from trainers.model.tokens import Indices
 from trainers.pipeline import fit
+from trainers.publishing.artifacts import write_model
 
-# Trainable last layers of sentence-transformers' two models; None for all.
-THEIR_LAYERS = (2, None)
-# Maximum text length of both sides, in training and in evaluation.
+# Maximum text length of every side, in mining, training and evaluation.
 MAX_TOKENS = TRAINING_TOKENS
+CHOICES = Path(__file__).with_name("quality_choices.json")
+
+Knobs = dict[str, dict[str, Any]]
+# foldtune's frontier: the defaults, and what costs less.
+OURS: dict[str, Knobs] = {
+    "ours": {},
+    "ours_1_hard": {"dataset": {"hard_negatives": 1, "easy_negatives": 0}},
+    "ours_2_layers": {"training": {"trainable_layers": 2}},
+    "ours_2_layers_1_hard": {
+        "dataset": {"hard_negatives": 1, "easy_negatives": 0},
+        "training": {"trainable_layers": 2},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A documented recipe of sentence-transformers: mined ``negatives`` for each pair, or none."""
+
+    negatives: int
+    batch_size: int = 32
+    cached: bool = False
+
+
+# With one negative, nearly every pair has enough of them and is kept; with four, its mining drops many.
+RECIPES = {
+    "st_plain": Recipe(0),
+    "st_plain_cached": Recipe(0, batch_size=128, cached=True),
+    "st_mined_1": Recipe(1),
+    "st_mined_4": Recipe(4),
+}
+LEARNING_RATES = (2e-5, 5e-5, 1e-4)
+LAYERS = (2, None)
+# Where nothing was chosen for a data set.
+UNTUNED = TrainingConfig(None, learning_rate=5e-5)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A side's evaluation on the test questions and the seconds of its training."""
+
+    evaluation: Evaluation
+    seconds: float
 
 
 def main(
@@ -55,70 +105,175 @@ def main(
     ] = Sample.documents,
     seed: Annotated[int, typer.Option(help="Random seed of sampling and training.")] = 0,
     knobs: Annotated[str, typer.Option(help="Knobs that differ from the defaults: JSON, by group.")] = "{}",
-    ours_only: Annotated[bool, typer.Option(help="Skip sentence-transformers.")] = False,
+    only: Annotated[str, typer.Option(help="Only sides whose names start with one of these, comma-separated.")] = "",
+    tune: Annotated[
+        bool, typer.Option(help="Choose sentence-transformers' settings on validation questions, and record them.")
+    ] = False,
 ) -> None:
     """Run the benchmark; the last line of output is one JSON object."""
     sample = Sample(train=train_questions, examples=examples, test=test_questions, documents=documents, seed=seed)
     benchmark = load(data, sample)
-    base_folder = packaged_minilm_folder()
-    began = time.perf_counter()
-    results = {"zero_shot": evaluate_encoder(Encoder.load(base_folder), benchmark.test, MAX_TOKENS)}
-    seconds = {"zero_shot": time.perf_counter() - began}
-    results["ours"], seconds["ours"] = _ours(base_folder, benchmark, create_request(seed, json.loads(knobs)))
-    if not ours_only:
-        for name, evaluation, elapsed in _theirs(base_folder, benchmark, seed):
-            results[name], seconds[name] = evaluation, elapsed
-    _print_table(benchmark, results, seconds)
-    sys.stdout.write(json.dumps(_report(benchmark, results, seconds, seed)) + "\n")
+    base = packaged_minilm_folder()
+    if tune:
+        sys.stdout.write(json.dumps(_tune(base, benchmark, seed)) + "\n")
+        return
+    sides = _sides(base, benchmark, seed, json.loads(knobs))
+    chosen = tuple(filter(None, only.split(",")))
+    results = {
+        name: side() for name, side in sides.items() if name == "zero_shot" or not chosen or name.startswith(chosen)
+    }
+    _print_table(benchmark, results)
+    sys.stdout.write(json.dumps(_report(benchmark, results, seed)) + "\n")
 
 
-def _ours(base_folder: Path, benchmark: Benchmark, request: FineTuneRequested) -> tuple[Evaluation, float]:
+def _sides(base: Path, benchmark: Benchmark, seed: int, knobs: Knobs) -> dict[str, Callable[[], Result]]:
+    train, choices = benchmark.train, _choices().get(benchmark.name, {})
+    every = np.arange(len(train.question))
+    sides: dict[str, Callable[[], Result]] = {"zero_shot": lambda: Result(_evaluate(base, benchmark.test), 0)}
+    for name, values in OURS.items():
+        merged = {group: knobs.get(group, {}) | values.get(group, {}) for group in knobs | values}
+        sides[name] = partial(_ours, base, benchmark, create_request(seed, merged))
+    for name, recipe in RECIPES.items():
+        config = TrainingConfig(**choices[name]) if name in choices else _config(recipe, UNTUNED)
+        config = replace(config, seed=seed)
+        sides[name] = partial(_theirs, base, benchmark, recipe, config, examples=every, test=benchmark.test)
+    sides["linear_adapter"] = partial(_linear_adapter, base, benchmark, seed)
+    sides["adaptmem"] = partial(_adaptmem, base, benchmark, seed)
+    return sides
+
+
+def _evaluate(folder: Path, test: Dataset) -> Evaluation:
+    return evaluate_model(load_model(folder, MAX_TOKENS), test)
+
+
+def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> Result:
     began = time.perf_counter()
-    encoder = Encoder.load(base_folder)
-    with tempfile.TemporaryDirectory() as folder:
-        trainable = TrainableEncoder(encoder, benchmark.train, request.training.trainable_layers, Path(folder))
+    encoder = Encoder.load(base)
+    with _folder() as work:
+        trainable = TrainableEncoder(encoder, benchmark.train, request.training.trainable_layers, work)
         parts = split_without_held_out(benchmark.train, request.seed)
         record, interpolation = fit(
             trainable, benchmark.train, parts, request, start=trainable.embed_all(), listener=SilentListener()
         )
-    seconds = time.perf_counter() - began
-    typer.echo(f"ours: {seconds:.0f} s, validation {record.validation}, {interpolation}", err=True)
-    return evaluate_encoder(encoder, benchmark.test, MAX_TOKENS), seconds
+        seconds = time.perf_counter() - began
+        typer.echo(f"ours: {seconds:.0f} s, validation {record.validation}, {interpolation}", err=True)
+        write_model(encoder, base, work / "model")
+        return Result(_evaluate(work / "model", benchmark.test), seconds)
 
 
-def _theirs(base_folder: Path, benchmark: Benchmark, seed: int) -> list[tuple[str, Evaluation, float]]:
+def _theirs(
+    base: Path, benchmark: Benchmark, recipe: Recipe, config: TrainingConfig, *, examples: Indices, test: Dataset
+) -> Result:
     began = time.perf_counter()
-    rows = mine_negatives(load_model(base_folder), benchmark.train)
+    rows = pairs(benchmark.train, examples)
+    if recipe.negatives:
+        model = load_model(base, MAX_TOKENS)
+        rows = mine_negatives(model, benchmark.train, negatives=recipe.negatives, rows=rows)
     mining_seconds = time.perf_counter() - began
-    typer.echo(
-        f"sentence-transformers: {len(rows)} of {len(benchmark.train.question)} rows, {mining_seconds:.0f} s", err=True
+    with _folder() as folder:
+        summary = train_theirs(base, rows, config, folder)
+        typer.echo(f"{recipe}: {len(rows)} of {len(examples)} rows, {summary}", err=True)
+        return Result(_evaluate(folder, test), mining_seconds + summary.seconds)
+
+
+def _linear_adapter(base: Path, benchmark: Benchmark, seed: int) -> Result:
+    """The adapter whose learning rate is best on the validation questions; one training, since that takes seconds."""
+    train, parts = benchmark.train, split_without_held_out(benchmark.train, seed)
+    model = load_model(base, MAX_TOKENS)
+    with _bounded_base(base) as bounded, peers.run(peers.LINEAR_ADAPTER, bounded, train, parts.train, seed) as done:
+        output, seconds = done
+        maps, validation = peers.query_maps(output), _validation_questions(train, parts)
+        scores = [evaluate_model(model, validation, query_map).ndcg.mean() for query_map in maps]
+        best = int(np.argmax(scores))
+        return Result(evaluate_model(model, benchmark.test, maps[best]), seconds[best])
+
+
+def _adaptmem(base: Path, benchmark: Benchmark, seed: int) -> Result:
+    every = np.arange(len(benchmark.train.question))
+    with _bounded_base(base) as bounded, peers.run(peers.ADAPTMEM, bounded, benchmark.train, every, seed) as done:
+        output, (seconds,) = done
+        return Result(_evaluate(output / "model", benchmark.test), seconds)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="foldtune-bench-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def _bounded_base(base: Path) -> Iterator[Path]:
+    """A copy of the base model that truncates to ``MAX_TOKENS``, for peers that have no option for it."""
+    with _folder() as folder:
+        load_model(base, MAX_TOKENS).save_pretrained(str(folder))
+        yield folder
+
+
+def _validation_questions(train: Dataset, parts: Split) -> Dataset:
+    """The training set with its validation questions alone, as a test set."""
+    kept = parts.validation
+    # ``evaluate`` looks up known positives by the question's number.
+    known_questions, known_passages = train.known_pairs()
+    rows = np.flatnonzero(np.isin(known_questions, kept))
+    renumbered = np.searchsorted(kept, known_questions[rows])
+    return replace(
+        train,
+        questions=tuple(train.questions[question] for question in kept),
+        groups=train.groups[kept],
+        known_positives=np.sort(renumbered * len(train.passages) + known_passages[rows]),
     )
-    results = []
-    for layers in THEIR_LAYERS:
-        folder = Path(tempfile.mkdtemp(prefix="foldtune-bench-"))
-        try:
-            summary = train_theirs(base_folder, rows, TrainingConfig(layers, seed=seed), folder)
-            typer.echo(f"sentence-transformers, {layers or 'all'} layers: {summary}", err=True)
-            evaluation = evaluate_encoder(Encoder.load(folder), benchmark.test, MAX_TOKENS)
-            results.append((f"st_{layers or 'all'}", evaluation, mining_seconds + summary.seconds))
-        finally:
-            shutil.rmtree(folder)
-    return results
 
 
-def _report(
-    benchmark: Benchmark, results: dict[str, Evaluation], seconds: dict[str, float], seed: int
-) -> dict[str, Any]:
-    summaries: dict[str, Any] = {
-        name: rounded_metrics(evaluation) | {"seconds": round(seconds[name], 1)} for name, evaluation in results.items()
+def _tune(base: Path, benchmark: Benchmark, seed: int) -> dict[str, Any]:
+    """Train every recipe with every learning rate and depth, and record each recipe's best on validation questions."""
+    parts = split_without_held_out(benchmark.train, seed)
+    validation = _validation_questions(benchmark.train, parts)
+    scores: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
+    for name, recipe in RECIPES.items():
+        for layers in LAYERS:
+            for rate in LEARNING_RATES:
+                config = _config(recipe, TrainingConfig(layers, learning_rate=rate, seed=seed))
+                result = _theirs(base, benchmark, recipe, config, examples=parts.train, test=validation)
+                score = round(float(result.evaluation.ndcg.mean()), 4)
+                scores[name].append(
+                    {"layers": layers, "learning_rate": rate, "ndcg_at_10": score, "seconds": round(result.seconds)}
+                )
+                typer.echo(f"{name}: {scores[name][-1]}", err=True)
+    best = {
+        name: asdict(
+            _config(RECIPES[name], TrainingConfig(top["layers"], learning_rate=top["learning_rate"], seed=seed))
+        )
+        for name, rows in scores.items()
+        for top in [max(rows, key=lambda row: row["ndcg_at_10"])]
     }
-    report = benchmark.description() | {"max_tokens": MAX_TOKENS}
-    theirs = [name for name in results if name.startswith("st_")]
+    CHOICES.write_text(json.dumps(_choices() | {benchmark.name: best}, indent=2) + "\n")
+    return benchmark.description() | {"validation_questions": len(validation.questions), "tuned": scores}
+
+
+def _config(recipe: Recipe, config: TrainingConfig) -> TrainingConfig:
+    return replace(config, batch_size=recipe.batch_size, cached=recipe.cached)
+
+
+def _choices() -> dict[str, Any]:
+    return dict(json.loads(CHOICES.read_text())) if CHOICES.exists() else {}
+
+
+def _report(benchmark: Benchmark, results: dict[str, Result], seed: int) -> dict[str, Any]:
+    summaries: dict[str, Any] = {
+        name: rounded_metrics(result.evaluation) | {"seconds": round(result.seconds, 1)}
+        for name, result in results.items()
+    }
+    report = benchmark.description() | {"max_tokens": MAX_TOKENS, "tuned": benchmark.name in _choices()}
+    evaluations = {name: result.evaluation for name, result in results.items()}
+    theirs = [name for name in results if name in RECIPES]
     if theirs:
-        best = max(theirs, key=lambda name: results[name].ndcg.mean())
+        best = max(theirs, key=lambda name: evaluations[name].ndcg.mean())
         summaries["st"] = summaries[best] | {"recipe": best}
-        report["ours_minus_st"] = compare(results[best], results["ours"], seed)
-    report["ours_minus_zero_shot"] = compare(results["zero_shot"], results["ours"], seed)
+    if "ours" in results:
+        report |= {
+            f"ours_minus_{name}": compare(evaluations[other], evaluations["ours"], seed)
+            for name, other in (("zero_shot", "zero_shot"), *((("st", best),) if theirs else ()))
+        }
     return report | summaries
 
 
@@ -134,13 +289,13 @@ def compare(before: Evaluation, after: Evaluation, seed: int) -> dict[str, float
     }
 
 
-def _print_table(benchmark: Benchmark, results: dict[str, Evaluation], seconds: dict[str, float]) -> None:
+def _print_table(benchmark: Benchmark, results: dict[str, Result]) -> None:
     table = Table(title=f"{benchmark.name}: {len(benchmark.test.questions)} questions", title_justify="left")
-    for heading in ("", *rounded_metrics(results["zero_shot"]), "seconds"):
+    for heading in ("", *rounded_metrics(results["zero_shot"].evaluation), "seconds"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, evaluation in results.items():
-        metrics = rounded_metrics(evaluation).values()
-        table.add_row(name, *(f"{value:.4f}" for value in metrics), f"{seconds[name]:.0f}")
+    for name, result in results.items():
+        metrics = rounded_metrics(result.evaluation).values()
+        table.add_row(name, *(f"{value:.4f}" for value in metrics), f"{result.seconds:.0f}")
     Console(stderr=True, width=120).print(table)
 
 

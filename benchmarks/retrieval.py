@@ -1,4 +1,4 @@
-"""Retrieval data sets: loading with seeded sampling, and evaluation of an encoder.
+"""Retrieval data sets: loading with seeded sampling, and the evaluation of a model's folder.
 
 A data set is a folder with two gzipped JSON Lines files. ``documents.jsonl.gz`` has ``folder``, ``document_id``,
 ``title`` and ``text``; ``questions.jsonl.gz`` has ``question_id``, ``folder``, ``document_ids`` (all positives),
@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
+from sentence_transformers import SentenceTransformer
 
 from foldtune.events import now
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from trainers.data.dataset import Dataset, build_dataset
 from trainers.evaluation.metrics import Evaluation, evaluate
-from trainers.model.encoder import Encoder
+from trainers.model.encoder import compute_dtype
+
+Weights = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -96,19 +100,22 @@ def load(folder: Path, sample: Sample) -> Benchmark:
     return Benchmark(folder.name, train, test)
 
 
-def evaluate_encoder(encoder: Encoder, test: Dataset, max_tokens: int) -> Evaluation:
-    """Retrieval of every question of ``test`` among all its documents, with texts truncated to ``max_tokens``.
+def evaluate_model(model: SentenceTransformer, test: Dataset, query_map: Weights | None = None) -> Evaluation:
+    """Retrieval of every question of ``test`` among all its documents, truncated to the model's ``max_seq_length``.
 
-    Raises:
-        ValueError: the model's own maximum is lower, so it would be evaluated on shorter texts than others.
+    ``query_map`` ``[d, d]`` is applied to the questions' embeddings, as an adapter of one side does it.
     """
-    if encoder.max_tokens < max_tokens:
-        raise ValueError(
-            f"the model's maximum is {encoder.max_tokens} tokens, below the {max_tokens} of the evaluation"
+    dtype = compute_dtype(model.device, "bert")
+    with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        queries, passages = (
+            torch.from_numpy(encode(list(texts), show_progress_bar=False, normalize_embeddings=True)).float()
+            for encode, texts in (
+                (model.encode_query, test.questions),
+                (model.encode_document, test.passages[: test.searchable]),
+            )
         )
-    passage_texts = test.passages[: test.searchable]
-    queries = torch.from_numpy(encoder.encode_tokens(encoder.tokenize(test.questions, "query", max_tokens)))
-    passages = torch.from_numpy(encoder.encode_tokens(encoder.tokenize(passage_texts, "passage", max_tokens)))
+    if query_map is not None:
+        queries = torch.nn.functional.normalize(queries @ torch.from_numpy(query_map).T, dim=1)
     return evaluate(test, np.arange(len(test.questions)), queries, passages)
 
 

@@ -1,4 +1,4 @@
-"""The recipe of sentence-transformers' documentation: mine hard negatives, then train with in-batch negatives."""
+"""The recipes of sentence-transformers' documentation: in-batch negatives, with or without mined hard negatives."""
 
 import time
 from contextlib import redirect_stderr
@@ -15,18 +15,24 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.sampler import BatchSamplers
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
 from sentence_transformers.util import mine_hard_negatives
 
 from trainers.data.dataset import Dataset
 from trainers.engine.trainable_encoder import TRAINING_TOKENS
 from trainers.model.encoder import compute_dtype, default_device
+from trainers.model.tokens import Indices
 
 HARD_NEGATIVES = 4
 # The values of its documentation.
 LEARNING_RATE = 2e-5
 WARM_UP = 0.1
 MARGIN = 0.05
+# What the cached loss embeds at a time.
+MINI_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -42,32 +48,47 @@ class TrainingSummary:
 @dataclass(frozen=True)
 class TrainingConfig:
     """``layers``: trainable last layers, None for all; ``autocast``: bfloat16 or float16 where the hardware supports
-    it; ``no_duplicates``: no text twice in a batch, which makes a better model, but drops some rows.
+    it; ``no_duplicates``: no text twice in a batch, which makes a better model, but drops some rows; ``cached``: the
+    loss that embeds a batch in parts, so that it may be larger.
     """
 
     layers: int | None
+    learning_rate: float = LEARNING_RATE
     epochs: int = 3
     batch_size: int = 32
+    cached: bool = False
     autocast: bool = True
     no_duplicates: bool = True
     seed: int = 0
 
 
-def mine_negatives(model: SentenceTransformer, dataset: Dataset, batch_size: int = 32) -> Any:
-    """Rows of anchor, positive and ``HARD_NEGATIVES`` negatives; pairs with too few negatives are dropped."""
-    pairs = datasets.Dataset.from_dict(
+def pairs(dataset: Dataset, examples: Indices | None = None) -> Any:
+    """Rows of anchor and positive; ``examples`` are those of the dataset to use, all by default."""
+    selected = slice(None) if examples is None else examples
+    return datasets.Dataset.from_dict(
         {
-            "anchor": [dataset.questions[index] for index in dataset.question],
-            "positive": [dataset.passages[index] for index in dataset.positive],
+            "anchor": [dataset.questions[index] for index in dataset.question[selected]],
+            "positive": [dataset.passages[index] for index in dataset.positive[selected]],
         }
     )
+
+
+def mine_negatives(
+    model: SentenceTransformer,
+    dataset: Dataset,
+    *,
+    negatives: int = HARD_NEGATIVES,
+    rows: Any = None,
+    batch_size: int = 32,
+) -> Any:
+    """``rows`` (default: all pairs) with ``negatives`` more columns; a pair with fewer of them is dropped."""
     # Its progress bars cannot be disabled.
     with redirect_stderr(StringIO()):
         return mine_hard_negatives(
-            pairs,
+            pairs(dataset) if rows is None else rows,
             model,
             corpus=list(dataset.passages[: dataset.documents]),
-            num_negatives=HARD_NEGATIVES,
+            num_negatives=negatives,
             relative_margin=MARGIN,
             range_max=100,
             sampling_strategy="top",
@@ -89,7 +110,11 @@ def train(base_folder: Path, rows: Any, config: TrainingConfig, folder: Path) ->
         transformer.auto_model.encoder.layer[-config.layers :].requires_grad_(True)
     device = default_device()
     dtype = compute_dtype(device, "bert") if config.autocast else torch.float32
-    loss = MultipleNegativesRankingLoss(model)
+    loss: Any = (
+        CachedMultipleNegativesRankingLoss(model, mini_batch_size=MINI_BATCH)
+        if config.cached
+        else MultipleNegativesRankingLoss(model)
+    )
     batch_sizes: list[int] = []
     loss.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0][0]["input_ids"])))
     trainer = SentenceTransformerTrainer(
@@ -98,7 +123,7 @@ def train(base_folder: Path, rows: Any, config: TrainingConfig, folder: Path) ->
             output_dir=str(folder / "checkpoints"),
             num_train_epochs=config.epochs,
             per_device_train_batch_size=config.batch_size,
-            learning_rate=LEARNING_RATE,
+            learning_rate=config.learning_rate,
             warmup_steps=WARM_UP,
             batch_sampler=BatchSamplers.NO_DUPLICATES if config.no_duplicates else BatchSamplers.BATCH_SAMPLER,
             bf16=dtype == torch.bfloat16,
@@ -119,8 +144,8 @@ def train(base_folder: Path, rows: Any, config: TrainingConfig, folder: Path) ->
     return TrainingSummary(seconds, trainer.state.global_step, sum(batch_sizes), parameters)
 
 
-def load_model(folder: Path) -> SentenceTransformer:
-    """The model of ``folder``, truncating texts to the same length as foldtune's training."""
+def load_model(folder: Path, max_tokens: int = TRAINING_TOKENS) -> SentenceTransformer:
+    """The model of ``folder``, which truncates texts to ``max_tokens``: by default as foldtune's training does."""
     model = SentenceTransformer(str(folder), device=str(default_device()), trust_remote_code=False)
-    model.max_seq_length = TRAINING_TOKENS
+    model.max_seq_length = max_tokens
     return model
