@@ -36,6 +36,8 @@ _DATABASES, _LOCK, _CHANGELOGS, _TOPIC_PREFIX = "v1", "lock", "changelogs.json",
 _DAMAGED, _REMOVED = ".damaged", ".removed"
 # Why a database is removed, beside what RocksDB says.
 _OUTDATED = "outdated"
+# For how long the brokers keep what says that a key was deleted, at least (delete.retention.ms).
+_FORGOTTEN_SECONDS = 24 * 3600.0
 # The former worker on this folder may still be ending, which takes it 8 s.
 _LOCK_SECONDS = 15.0
 # RocksDB may call it corruption when it cannot open a file.
@@ -102,6 +104,11 @@ def _remove_outdated(folder: Path, changelogs: Mapping[str, str], topic_prefix: 
     ):
         REMOVED_STORES.labels("deleted").inc()
         _remove(folder / _DATABASES, "of changelogs that were deleted")
+    for database in (folder / _DATABASES / "tables").glob("*.db"):
+        # The changelog may no longer tell what was deleted since, an erased text for example.
+        if _last_write(database) < time.time() - _FORGOTTEN_SECONDS:
+            _log.info("store of long ago removed, recovering from the changelog", folder=str(database))
+            shutil.rmtree(database)
     for leftover in (folder / _DATABASES).rglob(f"*{_REMOVED}"):
         shutil.rmtree(leftover, ignore_errors=True)
     _write(folder / _TOPIC_PREFIX, topic_prefix)
@@ -114,6 +121,10 @@ def _has_databases_only(folder: Path) -> bool:
         and list(folder.iterdir()) == [tables]
         and all(re.search(r"\.db(\.\w+)?$", path.name) for path in tables.iterdir())
     )
+
+
+def _last_write(database: Path) -> float:
+    return max(file.stat().st_mtime for file in (database, *database.iterdir()))
 
 
 def _write(path: Path, text: str) -> None:
@@ -278,7 +289,7 @@ class LocalStore(Store):
         path = self.partition_path(partition)
         if partition in self._dbs or not path.is_dir():
             return
-        if max(file.stat().st_mtime for file in (path, *path.iterdir())) < time.time() - seconds:
+        if _last_write(path) < time.time() - seconds:
             _log.info("store of a lost partition removed", table=self.table_name, partition=partition)
             shutil.rmtree(path, ignore_errors=True)
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -266,6 +268,20 @@ def test_unknown_changelogs_are_other_ones(tmp_path: Path) -> None:
     (store_folder(settings) / "changelogs.json").write_text(json.dumps(IDS)[:-5])
     opened(settings)
     assert not database.exists()
+
+
+def test_a_store_that_was_away_for_longer_than_deletes_are_kept_is_recovered_from_the_beginning(tmp_path: Path) -> None:
+    settings = WorkerSettings(data_dir=tmp_path)
+    stale = opened(settings)
+    fresh = stale.with_name("sets-1.db")
+    for database, hours in ((stale, 25), (fresh, 23)):
+        database.mkdir(parents=True)
+        (database / "000004.log").touch()
+        at = time.time() - hours * 3600
+        for path in (database / "000004.log", database):
+            os.utime(path, (at, at))
+    opened(settings)
+    assert (stale.exists(), fresh.exists()) == (False, True)
 
 
 def test_a_start_on_a_full_disk_leaves_the_stores_to_the_next_one(tmp_path: Path) -> None:
