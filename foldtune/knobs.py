@@ -59,7 +59,7 @@ class DatasetKnobs(Knobs):
         ge=0,
         le=1,
         description="Negative sample exclusion threshold: passages whose Jaccard similarity with the positive is at or "
-        "above it are excluded; lower is stricter",
+        "above it are excluded, drawn or of the batch; lower is stricter",
     )
 
 

@@ -23,7 +23,7 @@ from trainers.evaluation.gate import MIN_GROUPS, gate
 from trainers.evaluation.metrics import Evaluation, evaluate
 from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.tensorboard import TensorBoardLogger
-from trainers.loop.training import ProgressListener, TrainingRecord, cheap_to_embed_all, train
+from trainers.loop.training import NEAR_IN_BATCH, ProgressListener, TrainingRecord, cheap_to_embed_all, train
 from trainers.loop.validation import Validation, WeightInterpolation, interpolate_weights
 from trainers.model.base_models import fetch_base_model, licence, weights_digest
 from trainers.model.encoder import Encoder
@@ -249,6 +249,8 @@ def knob_warnings(request: FineTuneRequested, parts: Split) -> list[str]:
         warnings.append(
             f"weights.temperature {request.weights.temperature} is below {MIN_TEMPERATURE}, which often harms the model"
         )
+    if request.dataset.exclusion_threshold == 0:
+        warnings.append("dataset.exclusion_threshold 0 leaves no negatives, so nothing is learned")
     return warnings
 
 
@@ -275,6 +277,11 @@ def training_warnings(record: TrainingRecord, request: FineTuneRequested, exampl
         warnings.append(f"{filled} of {requested} hard negatives were not found and are replaced by easy ones")
     if missing:
         warnings.append(f"{missing} negatives are missing: too few of the sampled documents pass the filters")
+    near = record.negatives[0].get(NEAR_IN_BATCH, 0)
+    if near > MAX_FILLED_SHARE * examples:
+        warnings.append(
+            f"{near} pairs of a question and a near-copy of its positive met in a batch, and taught nothing"
+        )
     if record.skipped_steps:
         steps = len(record.losses)
         warnings.append(f"{record.skipped_steps} of {steps} steps were skipped: their gradients exceeded float16")

@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import regex
+import torch
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
@@ -33,6 +34,8 @@ _SENTENCE_END = regex.compile(
     rf"(?r)(?:(?<=[^\s{_STOPS}])[{_STOPS}]+)?(?:\s*{_QUESTION_MARK}[!\uff01\s{_QUESTION_MARK}]*)?$", regex.V1
 )
 _STRAIGHT_QUOTES = str.maketrans("\u2018\u2019\u02bc\u201c\u201d", "'''\"\"")
+# With this many for each word of a text of average length, few texts seem to have more in common than they have.
+_BUCKETS_PER_WORD = 8
 # Pairs compared at once, and texts whose pairs are enumerated at once: bounds memory to some hundred megabytes.
 _PAIR_BLOCK = 100_000
 _ROW_BLOCK = 1_000
@@ -145,3 +148,34 @@ class WordSets:
         sizes = self.sizes[pairs]
         pairs = pairs[sizes.min(axis=1) >= threshold * sizes.max(axis=1) - 1e-9]
         return pairs[self.jaccard(pairs[:, 0], pairs[:, 1]) >= threshold - 1e-9]
+
+
+class NearPairs:
+    """Which of some texts are as similar as ``threshold``, without comparing all of them word by word.
+
+    Words are counted in buckets: what two texts have in common there is no less than their common words. A bucket is
+    shared by words of all degrees of rarity, so the most frequent ones, which nearly all texts have, are told apart.
+    """
+
+    def __init__(self, sets: WordSets, threshold: float) -> None:
+        self._sets, self._threshold = sets, threshold
+        self._buckets = max(1, _BUCKETS_PER_WORD * round(float(sets.sizes.mean())))
+
+    def among(self, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether the Jaccard similarity of a text of ``left`` ``[n]`` and one of ``right`` ``[m]`` is at or above the
+        threshold: ``[n, m]``.
+        """
+        # Of a union of u words, threshold · u are in common; u is what both have, less what they have in common.
+        needed = self._threshold / (1 + self._threshold) * np.add.outer(self._sets.sizes[left], self._sets.sizes[right])
+        near = (self._counts(left) @ self._counts(right).T).numpy() >= needed - 1e-3
+        i, j = near.nonzero()
+        near[i, j] = self._sets.jaccard(left[i], right[j]) >= self._threshold
+        return near
+
+    def _counts(self, texts: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Words by bucket, ``[texts, buckets]``."""
+        rows = self._sets.matrix[texts]
+        buckets = np.repeat(np.arange(len(texts)), self._sets.sizes[texts]) * self._buckets
+        buckets += rows.indices % self._buckets
+        counts = np.bincount(buckets, minlength=len(texts) * self._buckets)
+        return torch.from_numpy(counts.astype(np.float32).reshape(len(texts), self._buckets))

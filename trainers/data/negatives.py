@@ -1,4 +1,4 @@
-"""Hard and easy negatives of each example: impressions, mined passages and random documents.
+"""The negatives of each example: impressions, mined passages, random documents, and the passages of its batch.
 
 Candidates that may be unlabelled positives (false negatives) are excluded; each exclusion rule has its own count.
 """
@@ -15,7 +15,7 @@ import torch
 
 from foldtune.knobs import DatasetKnobs
 from trainers.data.dataset import Dataset
-from trainers.data.near_duplicates import WordSets
+from trainers.data.near_duplicates import NearPairs, WordSets
 from trainers.data.search import similarity_tiles
 from trainers.model.tokens import Indices
 
@@ -106,6 +106,31 @@ class NegativeSampler:
         chosen = _first(candidates, np.concatenate([present, eligible & needed], axis=1), width)
         counts = {f"easy_{rule.name.lower()}": int(((decisions == rule) & needed).sum()) for rule in _MODEL_FREE_RULES}
         return Negatives(chosen, hard.counts | counts | {"missing": int((chosen < 0).sum())})
+
+    def excluded_in_batch(self, questions: Indices, passages: Indices) -> tuple[Mask, int]:
+        """Which ``passages`` ``[m]`` of a batch, distinct and sorted, are no negatives of its ``questions`` ``[b]``: their
+        positives of whichever example, and what is near one of these by words; ``[b, m]``. And how many pairs the latter
+        excludes.
+        """
+        dataset = self.dataset
+        distinct, question_of = np.unique(questions, return_inverse=True)
+        bounds = np.searchsorted(dataset.known_positives, np.stack([distinct, distinct + 1]) * len(dataset.passages))
+        counts = bounds[1] - bounds[0]
+        starts = np.cumsum(counts) - counts
+        own = dataset.known_positives[np.arange(counts.sum()) + np.repeat(bounds[0] - starts, counts)]
+        own %= len(dataset.passages)
+        positives, row_of = np.unique(own, return_inverse=True)
+        excluded = np.logical_or.reduceat(self._near.among(positives, passages)[row_of], starts)
+        known = np.zeros_like(excluded)
+        column = np.minimum(np.searchsorted(passages, own), len(passages) - 1)
+        found = passages[column] == own
+        known[np.repeat(np.arange(len(distinct)), counts)[found], column[found]] = True
+        near = excluded & ~known
+        return (excluded | known)[question_of], int(near[question_of].sum())
+
+    @cached_property
+    def _near(self) -> NearPairs:
+        return NearPairs(self.sets, self.knobs.exclusion_threshold)
 
     @cached_property
     def needs_mining(self) -> bool:

@@ -28,6 +28,8 @@ EMBEDDING_SHARE = 0.25
 # Difference of nDCG on the validation questions. The standard error of their mean is about .03, and the learning rate
 # still falls: a slightly worse epoch does not predict the next one.
 CLEARLY_WORSE = 0.02
+# Of ``TrainingRecord.negatives``: pairs in a batch that the exclusion threshold excludes, positives aside.
+NEAR_IN_BATCH = "in_batch_near_positive_by_words"
 
 
 class ProgressListener(Protocol):
@@ -258,8 +260,10 @@ class TrainingRun:
         questions, query = np.unique(dataset.question[rows], return_inverse=True)
         positives = dataset.positive[rows]
         passages = np.unique(np.concatenate([positives, negatives[negatives >= 0]]))
-        # A question's known positive, of whichever example, is not a negative for it.
-        excluded = dataset.is_known_positive(dataset.question[rows][:, None], passages[None, :])
+        excluded, near_positives = self._source.excluded_in_batch(dataset.question[rows], passages)
+        counts = self.record.negatives[-1]
+        # Not in the checkpoints of earlier releases.
+        counts[NEAR_IN_BATCH] = counts.get(NEAR_IN_BATCH, 0) + near_positives
         return Batch(
             questions=questions,
             passages=passages,

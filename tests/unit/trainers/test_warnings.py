@@ -34,6 +34,8 @@ def test_unsuitable_knobs_are_warned_about() -> None:
     assert few.startswith("only 3 steps: fewer than 50")
     (cold,) = knob_warnings(request(weights=WeightKnobs(temperature=0.009)), parts(1_000))
     assert cold.startswith("weights.temperature 0.009 is below 0.01")
+    (none,) = knob_warnings(request(dataset=DatasetKnobs(exclusion_threshold=0)), parts(1_000))
+    assert none.startswith("dataset.exclusion_threshold 0 leaves no negatives")
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,11 @@ def test_unsuitable_knobs_are_warned_about() -> None:
 def test_missing_negatives_are_warned_about(filled: int, missing: int, warned: list[str]) -> None:
     record = TrainingRecord(negatives=[{"hard_filled_with_easy": filled, "missing": missing}])
     assert training_warnings(record, request(dataset=DatasetKnobs(hard_negatives=4)), 100) == warned
+
+
+def test_near_copies_of_positives_in_most_batches_are_warned_about() -> None:
+    negatives = {"hard_filled_with_easy": 0, "missing": 0, "in_batch_near_positive_by_words": 10}
+    assert training_warnings(TrainingRecord(negatives=[negatives]), request(), 100) == []
+    record = TrainingRecord(negatives=[negatives | {"in_batch_near_positive_by_words": 11}])
+    (warning,) = training_warnings(record, request(), 100)
+    assert warning.startswith("11 pairs of a question and a near-copy of its positive")

@@ -1,11 +1,21 @@
 """Normalization, Jaccard similarity and near-duplicate groups."""
 
+from random import Random
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.data.near_duplicates import WordSets, normalize_passage, normalize_question, words, words_and_signs
+from trainers.data.near_duplicates import (
+    NearPairs,
+    WordSets,
+    normalize_passage,
+    normalize_question,
+    words,
+    words_and_signs,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +90,34 @@ def test_near_duplicates_equal_the_comparison_of_all_pairs(texts: list[str], thr
     for i in range(len(texts)):
         for j in range(i):
             assert (labels[i] == labels[j]) == (groups[i] == groups[j])
+
+
+def jaccard(one: str, other: str) -> float:
+    left, right = set(words(one)), set(words(other))
+    return len(left & right) / max(1, len(left | right))
+
+
+@given(
+    st.lists(st.text("abcdef ", max_size=16), min_size=1, max_size=12),
+    st.sampled_from([0.0, 1 / 3, 0.5, 0.8, 1.0]),
+    st.randoms(use_true_random=False),
+)
+def test_near_pairs_equal_the_comparison_of_all_pairs(texts: list[str], threshold: float, random: Random) -> None:
+    left, right = (np.array(random.choices(range(len(texts)), k=random.randint(1, 8))) for _ in range(2))
+    near = NearPairs(WordSets.of(texts), threshold).among(left, right)
+    expected = [[jaccard(texts[i], texts[j]) >= threshold for j in right] for i in left]
+    assert near.tolist() == expected
+
+
+def test_few_pairs_are_compared_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    texts = [" ".join(f"w{word}" for word in generator.zipf(1.3, size=80) % 5000) for _ in range(200)]
+    sets = WordSets.of(texts)
+    compared = Mock(wraps=sets.jaccard)
+    monkeypatch.setattr(WordSets, "jaccard", compared)
+    everything = np.arange(len(texts))
+    NearPairs(sets, 0.5).among(everything, everything)
+    assert len(compared.call_args.args[0]) < 2 * len(texts)
 
 
 @pytest.mark.slow

@@ -8,11 +8,13 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from foldtune.knobs import DatasetKnobs
-from tests.unit.trainers.conftest import example
+from tests.unit.trainers.conftest import example, make_tables
 from trainers.data.dataset import Dataset, build_dataset
-from trainers.data.near_duplicates import WordSets
+from trainers.data.near_duplicates import WordSets, words
 from trainers.data.negatives import CandidateDecision, Negatives, NegativeSampler, nearest_below_margin
 
 DOCUMENTS = {
@@ -75,6 +77,38 @@ def test_a_lower_threshold_is_stricter(tables: Callable[..., Any]) -> None:
     assert 1 in lenient.passages
     assert (strict.passages == -1).all()
     assert strict.counts["missing"] == 4
+
+
+WORDS = st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=5).map(" ".join)
+PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 7)), min_size=1, max_size=12)
+
+
+@settings(max_examples=30)
+@given(st.lists(WORDS, min_size=8, max_size=8), PAIRS, st.sampled_from([0.0, 0.4, 0.5, 0.75, 1.0]), st.data())
+def test_near_copies_of_a_positive_are_no_negatives_in_the_batch(
+    texts: list[str], pairs: list[tuple[int, int]], threshold: float, draw: st.DataObject
+) -> None:
+    # Punctuation makes passages of equal words distinct.
+    rows = [example(f"question {question}", str(positive)) for question, positive in pairs]
+    documents = {str(name): text + "." * name for name, text in enumerate(texts)}
+    dataset = build_dataset(*make_tables(rows, documents))
+    sampler = NegativeSampler(
+        dataset, np.arange(len(rows)), WordSets.of(dataset.passages), DatasetKnobs(exclusion_threshold=threshold)
+    )
+    picked = draw.draw(st.lists(st.integers(0, len(dataset.question) - 1), min_size=1, max_size=6))
+    passages = np.array(sorted(draw.draw(st.sets(st.integers(0, 7), min_size=1))))
+    excluded, near = sampler.excluded_in_batch(dataset.question[picked], passages)
+
+    known, similar = np.zeros_like(excluded), np.zeros_like(excluded)
+    for row, question in enumerate(dataset.question[picked]):
+        for column, passage in enumerate(passages):
+            positives = [positive for asked, positive in zip(*dataset.known_pairs(), strict=True) if asked == question]
+            known[row, column] = passage in positives
+            candidate = set(words(dataset.passages[passage]))
+            for positive in map(set, map(words, (dataset.passages[positive] for positive in positives))):
+                similar[row, column] |= len(candidate & positive) / len(candidate | positive) >= threshold
+    assert np.array_equal(excluded, known | similar)
+    assert near == (similar & ~known).sum()
 
 
 def test_easy_negatives_are_documents_and_never_positives(small_dataset: Dataset) -> None:

@@ -565,3 +565,19 @@ def test_positives_of_a_question_are_not_its_in_batch_negatives(
     assert excluded[torch.arange(4), positive].all()
     spared = Counter(tuple(np.flatnonzero(row)) for row in excluded.numpy())
     assert spared == {(0, 1): 2, (1,): 1, (2,): 1}
+
+
+def test_a_near_copy_of_a_positive_is_not_its_in_batch_negative(
+    tables: Callable[..., Any], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = {"a": "the old red harbour ferry", "a2": "the new red harbour ferry", "b": "a tower of stone"}
+    rows = [example("who", "a"), example("what", "a2"), example("where", "b")]
+    dataset = build_dataset(*tables(rows, documents))
+    seen = Mock(wraps=contrastive_loss)
+    monkeypatch.setattr("trainers.loop.training.contrastive_loss", seen)
+    trainable = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), dataset, 1, tmp_path)
+    asked = request().model_copy(update={"dataset": DatasetKnobs(hard_negatives=0, easy_negatives=0)})
+    record = train(trainable, dataset, np.arange(3), asked, start=trainable.embed_all(), listener=Steps())
+    spared = Counter(tuple(np.flatnonzero(row)) for row in seen.call_args.args[3].numpy())
+    assert spared == {(0, 1): 2, (2,): 1}
+    assert [counts["in_batch_near_positive_by_words"] for counts in record.negatives] == [2] * len(record.negatives)
