@@ -1,12 +1,15 @@
 """A worker whose local databases are not of its changelogs, or damaged, recovers from the changelog."""
 
+import shutil
+import time
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
-from foldtune.kafka import Publisher, client_options
+from foldtune.kafka import Publisher, client_options, consumer
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.worker.app import changelogs
@@ -29,6 +32,19 @@ def delete_changelogs(settings: Settings) -> None:
     admin = KafkaAdminClient(**client_options(settings.kafka))
     admin.delete_topics(list(changelogs(settings)))
     admin.close()
+
+
+def delete_beginning(settings: Settings, changelog: str) -> int:
+    """Delete all but the last record of each partition; the number of partitions that this changes."""
+    with consumer(settings.kafka) as client:
+        ends = client.end_offsets([TopicPartition(changelog, number) for number in range(settings.kafka.partitions)])
+    admin = KafkaAdminClient(**client_options(settings.kafka))
+    offsets = {partition: end - 1 for partition, end in ends.items() if end > 1}
+    # Brokers refuse it of a topic that is compacted only.
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, changelog, {"cleanup.policy": "compact,delete"})])
+    admin.delete_records(offsets)
+    admin.close()
+    return len(offsets)
 
 
 def said(worker: ChildProcess, event: str) -> int:
@@ -72,9 +88,21 @@ def test_stores_that_are_not_of_the_changelogs_or_damaged_are_rebuilt(
     assert said(worker, '"reason": "ahead"') >= 1
 
     # Another app id, with the same volume.
-    worker = start_worker(FOLDTUNE_WORKER__APP_ID=f"t{uuid4().hex[:8]}")
+    app_id = f"t{uuid4().hex[:8]}"
+    worker = start_worker(FOLDTUNE_WORKER__APP_ID=app_id)
     assert examples(settings, publisher, "other-app-id") == 25
     worker.stop()
     assert said(worker, "of another app id") == 1
     assert len(list((tmp_path / "one").glob("app-*"))) == 1
     assert said(worker, "ConsistencyError") == 0
+    assert said(worker, '"changelog has lost its beginning"') == 0
+
+    # The beginning of a changelog is deleted, and the volume.
+    lost = delete_beginning(settings, f"{app_id}-training-sets-changelog")
+    shutil.rmtree(tmp_path / "one")
+    worker = start_worker(FOLDTUNE_WORKER__APP_ID=app_id)
+    deadline = time.monotonic() + 60
+    while said(worker, '"changelog has lost its beginning"') < lost and time.monotonic() < deadline:
+        time.sleep(0.2)
+    worker.stop()
+    assert said(worker, '"changelog has lost its beginning"') == lost > 0
