@@ -390,6 +390,10 @@ class SnapshotPart(Event):
     partition: Count
     examples: SnapshotFile | None = None
     documents: SnapshotFile | None = None
+    other_examples: SnapshotFile | None = Field(
+        None, description="A sample of folders that the request does not name, on which its model is measured too"
+    )
+    other_documents: SnapshotFile | None = None
     folders: tuple[FolderCount, ...] = Field(
         (), max_length=MAX_NAMED, description="Folders named in the request that this partition has"
     )

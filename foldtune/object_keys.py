@@ -3,6 +3,7 @@
 ===================================================  =========================================================
 ``snapshots/REQUEST/examples-PARTITION-X.parquet``   the examples of one partition in a request's snapshot
 ``snapshots/REQUEST/documents-PARTITION-X.parquet``  their documents
+``snapshots/REQUEST/other-…-PARTITION-X.parquet``    ``examples`` and ``documents`` of other folders: a sample
 ``snapshots/REQUEST/manifest.json``                  the snapshot's files; ``manifest-X.json`` of a second snapshot
 ``jobs/REQUEST/job.json``                            the job, as all of its attempts read it
 ``jobs/REQUEST/cancelled``                           empty; exists if the request was cancelled
@@ -28,7 +29,7 @@ import re
 from typing import Literal
 
 # The files of a snapshot.
-SnapshotKind = Literal["examples", "documents"]
+SnapshotKind = Literal["examples", "documents", "other-examples", "other-documents"]
 MANIFEST = "manifest.json"
 # Written to see whether the store honours conditions.
 CHECK_KEY = "checks/conditional-writes"

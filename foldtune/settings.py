@@ -270,7 +270,8 @@ class TrainerSettings(Section):
     checkpoint_interval: timedelta = timedelta(minutes=10)
     # A smaller gain of nDCG@10 is not worth that all documents are embedded again: no model is promoted for it.
     min_gain: Annotated[float, Field(ge=0, le=1)] = 0.005
-    # A model that surely loses more nDCG@10 than this on general questions is not promoted.
+    # No model is promoted that surely loses more nDCG@10 than this on general questions, or on folders that its request
+    # does not name.
     max_loss: Annotated[float, Field(ge=0, le=1)] = 0.05
     # General questions of your own, on which forgetting is measured too: a file, or an object in the bucket (s3://…),
     # that is a JSON list of {"question": …, "passage": …}.

@@ -44,26 +44,28 @@ def put_job(
     *,
     version: str = "000001",
     base_model: ModelReference | None = None,
+    others: tuple[pa.Table, pa.Table] | None = None,
     **request: Any,
 ) -> TrainingJob:
-    """The job that trains on ``tables``, examples and documents, which are put into ``store``; ``request`` are parts
-    of its request.
+    """The job that trains on ``tables``, examples and documents, which are put into ``store``; ``others`` are those of
+    folders that its request does not name, ``request`` are parts of its request.
     """
-    files = []
-    for name, table in zip(("examples", "documents"), tables, strict=True):
+    names = ("examples", "documents", "other_examples", "other_documents")
+    files: dict[str, Any] = {}
+    for name, table in zip(names, (*tables, *(others or ())), strict=False):
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         store.put(f"snapshots/r/{name}.parquet", buffer.getvalue())
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        files.append(SnapshotFile(uri=store.uri(f"snapshots/r/{name}.parquet"), sha256=digest, rows=table.num_rows))
+        uri = store.uri(f"snapshots/r/{name}.parquet")
+        files[name] = SnapshotFile(uri=uri, sha256=digest, rows=table.num_rows)
     part = SnapshotPart(
         request_id="r",
         model="m",
         partition=0,
-        examples=files[0],
-        documents=files[1],
+        **files,
         folder_count=1,
-        positives=files[0].rows,
+        positives=tables[0].num_rows,
     )
     manifest = SnapshotManifest(request_id="r", model="m", created_at=NOW, parts=(part,)).encode()
     store.put("snapshots/r/manifest.json", manifest)

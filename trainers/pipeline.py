@@ -18,9 +18,11 @@ from trainers.data.dataset import MIN_JUDGED, Dataset, Split, build_dataset, spl
 from trainers.data.snapshot import Snapshot, read_snapshot
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import ImpossibleJobError, OnnxExportError
-from trainers.evaluation.forgetting import forgotten, measure_general, read_general_questions
+from trainers.evaluation.evaluation_set import EvaluationSet, Measures, embed
+from trainers.evaluation.forgetting import forgotten, read_general_questions
 from trainers.evaluation.gate import MIN_GROUPS, gate
-from trainers.evaluation.metrics import Evaluation, evaluate
+from trainers.evaluation.non_inferiority import NonInferiority
+from trainers.evaluation.other_folders import OtherFolders
 from trainers.loop.checkpoints import Checkpoints
 from trainers.loop.tensorboard import TensorBoardLogger
 from trainers.loop.training import NEAR_IN_BATCH, ProgressListener, TrainingRecord, cheap_to_embed_all, train
@@ -62,6 +64,8 @@ def produce_model(
     snapshot = read_snapshot(store, job.snapshot_uri, job.snapshot_sha256)
     dataset = build_dataset(snapshot.examples, snapshot.documents)
     parts = split(dataset, seed)
+    others = OtherFolders.of(snapshot, dataset)
+    measured_on = EvaluationSet(dataset, parts, general, others, seed)
     base_folder = fetch_base_model(job.base_model, settings.trainer, store, work_dir)
     encoder = Encoder.load(base_folder)
     reporter.warn(*knob_warnings(job.request, parts), *data_warnings(dataset, parts))
@@ -72,9 +76,8 @@ def produce_model(
 
     # 2. What the new model is compared with.
     vectors_before = trainable.embed_full_length()
-    base = Baseline("the base model", measure(dataset, parts, *vectors_before))
-    baseline = measure_incumbent(job, store, reporter, work_dir, base=base, dataset=dataset, parts=parts)
-    general_before = measure_general(encoder, general, vectors_before[1][: dataset.documents], seed)
+    base = Baseline("the base model", measured_on.measure(encoder, *vectors_before))
+    baseline = measure_incumbent(job, store, reporter, work_dir, base=base, measured_on=measured_on)
     seconds_until_training = time.monotonic() - began
 
     # 3. Training, and the choice of weights.
@@ -94,30 +97,18 @@ def produce_model(
 
     # 4. Evaluation and gate.
     reporter.publish_state(State.EVALUATING)
-    vectors_after = trainable.embed_full_length()
-    after = measure(dataset, parts, *vectors_after)
-    general_after = measure_general(encoder, general, vectors_after[1][: dataset.documents], seed)
-    margin = settings.trainer.max_loss
-    lost = forgotten(general, general_before, general_after, margin=margin, seed=seed)
+    after = measured_on.measure(encoder, *trainable.embed_full_length())
+    lost = find_losses(measured_on, base, baseline, after, settings.trainer.max_loss)
     reporter.warn(*(warning for loss in lost for warning in loss.warnings))
-    results = Results(
-        dataset=dataset,
-        parts=parts,
-        record=record,
-        interpolation=interpolation,
-        base=base,
-        baseline=baseline,
-        after=after,
-        lost=lost,
-        verdict=gate(
-            baseline.evaluation,
-            after,
-            seed,
-            min_gain=settings.trainer.min_gain,
-            baseline=baseline.name,
-            refusals=[refusal for loss in lost for refusal in loss.refusals],
-        ),
+    verdict = gate(
+        baseline.measures.held_out,
+        after.held_out,
+        seed,
+        min_gain=settings.trainer.min_gain,
+        baseline=baseline.name,
+        refusals=[refusal for loss in lost for refusal in loss.refusals],
     )
+    results = Results(measured_on, record, interpolation, base, baseline, after, lost, verdict)
 
     # 5. Artifacts.
     folder = work_dir / "model"
@@ -131,7 +122,9 @@ def produce_model(
     seconds = {"until_trained": seconds_until_training, "training": record.seconds, "all": time.monotonic() - began}
     write_metrics(folder, results.metrics() | {"seconds": seconds})
     write_loss_curve(folder, record.losses)
-    write_recall_curve(folder, baseline.evaluation.recall_curve(), after.recall_curve(), baseline=baseline.name)
+    write_recall_curve(
+        folder, baseline.measures.held_out.recall_curve(), after.held_out.recall_curve(), baseline=baseline.name
+    )
     write_card(
         folder,
         ready,
@@ -179,14 +172,6 @@ def fit(
     return record, interpolate_weights(encoder, start_weights, validation, ndcg=max(record.validation))
 
 
-def embed(encoder: Encoder, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings ``[q, d]`` of all questions and ``[p, d]`` of all passages at full length, on the encoder's device."""
-    return (
-        torch.from_numpy(encoder.encode(dataset.questions, "query")).to(encoder.device),
-        torch.from_numpy(encoder.encode(dataset.passages, "passage")).to(encoder.device),
-    )
-
-
 def create_validation(
     encoder: TrainableEncoder, dataset: Dataset, parts: Split, request: FineTuneRequested
 ) -> Validation | None:
@@ -197,10 +182,16 @@ def create_validation(
     return Validation(encoder, dataset, parts.validation, sampled=sampled, seed=request.seed)
 
 
-def measure(dataset: Dataset, parts: Split, queries: torch.Tensor, passages: torch.Tensor) -> Evaluation:
-    """Retrieval of the held-out questions among all searchable passages, given the embeddings of the whole dataset."""
-    held_out = torch.from_numpy(parts.held_out).to(queries.device)
-    return evaluate(dataset, parts.held_out, queries[held_out], passages[: dataset.searchable])
+def find_losses(
+    measured_on: EvaluationSet, base: Baseline, baseline: Baseline, after: Measures, margin: float
+) -> list[NonInferiority]:
+    """General knowledge compared with the base model, and folders that the request does not name with the baseline."""
+    seed = measured_on.seed
+    lost = forgotten(measured_on.general, base.measures.general, after.general, margin=margin, seed=seed)
+    if (before := baseline.measures.others) and after.others:
+        problem = f"worse than {baseline.name} on"
+        lost.append(NonInferiority("folders not trained on", problem, before, after.others, margin, seed))
+    return lost
 
 
 def measure_incumbent(
@@ -210,8 +201,7 @@ def measure_incumbent(
     work_dir: Path,
     *,
     base: Baseline,
-    dataset: Dataset,
-    parts: Split,
+    measured_on: EvaluationSet,
 ) -> Baseline:
     """The newest promoted version of the model, measured on the same questions; ``base`` if there is none yet.
 
@@ -226,12 +216,13 @@ def measure_incumbent(
         folder = work_dir / "incumbent"
         folder.mkdir()
         download_files(latest.model_uri, latest.manifest_sha256, store, folder)
-        return Baseline(name, measure(dataset, parts, *embed(Encoder.load(folder), dataset)), latest.version)
+        encoder = Encoder.load(folder)
+        return Baseline(name, measured_on.measure(encoder, *embed(encoder, measured_on.dataset)), latest.version)
     except (ImpossibleJobError, ModelFileError, ObjectMissingError, ObjectStoreRefusedError, ValueError) as error:
         reporter.warn(
             f"{name} cannot be read, the new model is compared with the base model only: {error}"[:MAX_REASON]
         )
-        return Baseline(f"{base.name} ({name} cannot be read)", base.evaluation)
+        return Baseline(f"{base.name} ({name} cannot be read)", base.measures)
 
 
 def knob_warnings(request: FineTuneRequested, parts: Split) -> list[str]:
@@ -311,8 +302,8 @@ def _model_ready(
         dimension=encoder.dimension,
         normalized=encoder.encoding_config.normalize,
         requires_reindex=True,
-        metrics_before=results.baseline.evaluation.metrics(),
-        metrics_after=results.after.metrics(),
+        metrics_before=results.baseline.measures.held_out.metrics(),
+        metrics_after=results.after.held_out.metrics(),
         gate=results.verdict,
         snapshot_uri=job.snapshot_uri,
         snapshot_sha256=job.snapshot_sha256,

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -20,6 +20,9 @@ T = TypeVar("T")
 EXPORT_PREFIX = "export-"
 # Segments sent to the child at a time: a few megabytes.
 _SEGMENTS_PER_CALL = 16
+# Of other folders in a partition, at most so many, and bytes of their segments, are read for the sample: each is folded
+# whole, and passed over if it exceeds what is left of the bytes.
+_OTHER_FOLDERS, _OTHER_BYTES = 32, 64 * 1024**2
 
 
 class Call(Protocol):
@@ -60,20 +63,21 @@ def export(
         call(partial(export_child.begin, directory, Selection(command, view.erasures(), weights, next_offsets)))
         try:
             for folder_id in view.folder_ids(request.data.folders):
-                segments = view.segments[folder_id]
-                for start in range(0, len(segments), _SEGMENTS_PER_CALL):
-                    contents = [
-                        (segment.topic_label, content)
-                        for segment, content in view.contents(segments[start : start + _SEGMENTS_PER_CALL])
-                    ]
-                    call(partial(export_child.add_segments, directory, contents))
+                _send_segments(view, folder_id, directory, call)
                 call(partial(export_child.finish_folder, directory, folder_id, view.limits.of(folder_id)))
+            for folder_id in _other_folders(view, request.data.folders):
+                _send_segments(view, folder_id, directory, call)
+                call(partial(export_child.finish_other_folder, directory, folder_id, view.limits.of(folder_id)))
             part = call(partial(export_child.finish, directory))
         finally:
             call(partial(export_child.discard, directory))
         written = time.perf_counter()
         examples = _upload(part.examples, store, command, "examples")
         documents = _upload(part.documents, store, command, "documents")
+        # Whoever knows them expects both or none.
+        has_others = part.other_examples.rows > 0
+        other_examples = _upload(part.other_examples, store, command, "other-examples") if has_others else None
+        other_documents = _upload(part.other_documents, store, command, "other-documents") if has_others else None
         ended = time.perf_counter()
     # Also of folders that have nothing else: the logs themselves may be gone.
     selected = view.folder_ids() if request.data.folders is None else set(request.data.folders)
@@ -84,6 +88,8 @@ def export(
         partition=command.partition,
         examples=examples,
         documents=documents,
+        other_examples=other_examples,
+        other_documents=other_documents,
         # Only folders that the request names, which is as many as fit into one message.
         folders=tuple(part.counts) if request.data.folders else (),
         folder_count=len(part.counts),
@@ -94,6 +100,28 @@ def export(
         seconds=ended - started,
         store_seconds=ended - written,
     )
+
+
+def _send_segments(view: PartitionView, folder_id: str, directory: str, call: Call) -> None:
+    segments = view.segments[folder_id]
+    for start in range(0, len(segments), _SEGMENTS_PER_CALL):
+        contents = [
+            (segment.topic_label, content)
+            for segment, content in view.contents(segments[start : start + _SEGMENTS_PER_CALL])
+        ]
+        call(partial(export_child.add_segments, directory, contents))
+
+
+def _other_folders(view: PartitionView, selected: Collection[str] | None) -> Iterator[str]:
+    """Folders for the sample of those that the request does not name: the same for every request, and not many."""
+    if selected is None:
+        return
+    folders, budget = sorted(view.folder_ids(), key=export_child.sampling_order), _OTHER_BYTES
+    for folder_id in [folder_id for folder_id in folders if folder_id not in selected][:_OTHER_FOLDERS]:
+        size = sum(segment.size for segment in view.segments[folder_id])
+        if size <= budget:
+            budget -= size
+            yield folder_id
 
 
 def _upload(file: WrittenFile, store: ObjectStore, command: SnapshotCommand, kind: SnapshotKind) -> SnapshotFile:

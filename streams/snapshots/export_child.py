@@ -4,9 +4,10 @@ Runs in the export process. Callers in other processes can refer to functions bu
 are held here, keyed by their output directory.
 """
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from streams.training_sets.erasures import Erasures
 from streams.training_sets.fold import FolderSet, fold
 from streams.training_sets.segments import unpack
 from streams.training_sets.state_events import DocumentUpserted, StateRecord
+
+# The most of the sample of a folder that the request does not name; the bytes are those of questions, and of documents.
+SAMPLE_QUESTIONS, SAMPLE_DOCUMENTS, SAMPLE_BYTES = 40, 200, 1024**2
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,19 @@ class WrittenPart:
 
     examples: WrittenFile
     documents: WrittenFile
+    other_examples: WrittenFile
+    other_documents: WrittenFile
     counts: list[FolderCount]
     agents: set[str]
     left_out: Counter[str]
 
 
 _exports: dict[str, "_Export"] = {}
+
+
+def sampling_order(text: str) -> bytes:
+    """The key by which samples are drawn: as good as random, and the same every time."""
+    return hashlib.sha256(text.encode()).digest()
 
 
 def begin(directory: str, selection: Selection) -> None:
@@ -71,6 +82,11 @@ def add_segments(directory: str, contents: list[tuple[str, bytes]]) -> None:
 def finish_folder(directory: str, folder_id: str, limits: SetLimits) -> None:
     """Fold the segments added since the last folder and write what is selected; raises like ``finish``."""
     _export_of(directory).finish_folder(folder_id, limits)
+
+
+def finish_other_folder(directory: str, folder_id: str, limits: SetLimits) -> None:
+    """Like ``finish_folder``, for a sample of a folder that the request does not name."""
+    _export_of(directory).finish_other_folder(folder_id, limits)
 
 
 def finish(directory: str) -> WrittenPart:
@@ -99,6 +115,8 @@ class _Export:
         self._selection = selection
         self._examples = _ParquetFile(directory / "examples.parquet", EXAMPLES)
         self._documents = _ParquetFile(directory / "documents.parquet", DOCUMENTS)
+        self._other_examples = _ParquetFile(directory / "other-examples.parquet", EXAMPLES)
+        self._other_documents = _ParquetFile(directory / "other-documents.parquet", DOCUMENTS)
         self._records: list[StateRecord] = []
         self._counts: list[FolderCount] = []
         self._agents: set[str] = set()
@@ -110,9 +128,7 @@ class _Export:
             self._records += [record for record in unpack(content) if record.offset < end]
 
     def finish_folder(self, folder_id: str, limits: SetLimits) -> None:
-        selection = self._selection
-        folder = fold(folder_id, self._records, selection.erasures, limits, selection.command.issued_at)
-        self._records = []
+        folder = self._fold(folder_id, limits)
         rows = [example_row(example) for example in self._select_examples(folder)]
         self._examples.write(rows)
         self._documents.write([_document_row(folder_id, document) for document in folder.documents])
@@ -120,8 +136,39 @@ class _Export:
         self._agents |= {judged.log.agent_id for judged in folder.logs}
         self._counts.append(FolderCount(folder_id=folder_id, examples=positives, documents=len(folder.documents)))
 
+    def finish_other_folder(self, folder_id: str, limits: SetLimits) -> None:
+        """Whatever dates and agents the request selects: its model will answer all of the folder's questions."""
+        folder = self._fold(folder_id, limits)
+        labelled = (label(judged, self._selection.weights) for judged in folder.logs)
+        existing = (without_deleted(example, folder) for example in labelled if example)
+        answered = [replace(example, negatives=()) for example in existing if example and example.positive]
+        answered.sort(key=lambda example: (sampling_order(example.log.question), example.log.log_id))
+        questions = answered[:SAMPLE_QUESTIONS]
+        # First the documents that answer them; the others are those to be told from.
+        needed = {example.positive.document_id for example in questions if example.positive}
+        documents = sorted(
+            folder.documents,
+            key=lambda document: (document.document_id not in needed, sampling_order(document.document_id)),
+        )[:SAMPLE_DOCUMENTS]
+        self._other_examples.write(list(_within(SAMPLE_BYTES, map(example_row, questions), "question")))
+        rows = (_document_row(folder_id, document) for document in documents)
+        self._other_documents.write(list(_within(SAMPLE_BYTES, rows, "text")))
+
     def finish(self) -> WrittenPart:
-        return WrittenPart(self._examples.close(), self._documents.close(), self._counts, self._agents, self._left_out)
+        return WrittenPart(
+            self._examples.close(),
+            self._documents.close(),
+            self._other_examples.close(),
+            self._other_documents.close(),
+            self._counts,
+            self._agents,
+            self._left_out,
+        )
+
+    def _fold(self, folder_id: str, limits: SetLimits) -> FolderSet:
+        selection, records = self._selection, self._records
+        self._records = []
+        return fold(folder_id, records, selection.erasures, limits, selection.command.issued_at)
 
     def _select_examples(self, folder: FolderSet) -> Iterator[Example]:
         selected = self._selection.command.request.data
@@ -136,6 +183,15 @@ class _Export:
                 self._left_out["document deleted"] += 1
             else:
                 yield example
+
+
+def _within(budget: int, rows: Iterable[dict[str, Any]], field: str) -> Iterator[dict[str, Any]]:
+    """Rows whose texts have at most ``budget`` bytes together."""
+    for row in rows:
+        size = len(row[field].encode())
+        if size <= budget:
+            budget -= size
+            yield row
 
 
 def example_row(example: Example) -> dict[str, Any]:

@@ -166,8 +166,9 @@ class PastArtifacts:
         parts = tuple(
             part.model_copy(
                 update={
-                    "examples": part.examples and new.get(part.examples.uri, part.examples),
-                    "documents": part.documents and new.get(part.documents.uri, part.documents),
+                    kind: new.get(file.uri, file)
+                    for kind in ("examples", "documents", "other_examples", "other_documents")
+                    if (file := getattr(part, kind))
                 }
             )
             for part in manifest.parts

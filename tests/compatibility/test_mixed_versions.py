@@ -19,6 +19,8 @@ V0_1: dict[str, Any] = {
     for line in map(json.loads, (Path(__file__).parent / "schemas_v0_1.jsonl").read_text().splitlines())
 }
 LOST = {"topic": "chat-logs", "cause": "expired", "records": 3, "last_at": "2026-01-01T12:00:00Z"}
+FILE = {"uri": "s3://bucket/key", "sha256": "0" * 64, "rows": 1}
+PART = {"lost": [LOST], "other_examples": FILE, "other_documents": FILE}
 # What events have since: a field that is added to one belongs here.
 ADDED: dict[str, dict[str, Any]] = {
     "erasure_requested": {"folder_id": "f"},
@@ -27,8 +29,8 @@ ADDED: dict[str, dict[str, Any]] = {
         "gate": fixture("model_ready")["gate"] | {"outcome": "too_few_questions"},
         "metrics_after": fixture("model_ready")["metrics_after"] | {"recall_at_50": 0.9, "recall_at_100": 1.0},
     },
-    "snapshot_part": {"lost": [LOST]},
-    "snapshot_manifest": {"parts": [fixture("snapshot_part") | {"lost": [LOST]}]},
+    "snapshot_part": PART,
+    "snapshot_manifest": {"parts": [fixture("snapshot_part") | PART]},
 }
 # Values that version 0.1 refuses, so that they wait in its dead letters; the changelog says so.
 REFUSED = {("erasure_requested", "subject", "folder"), ("erasure_requested", "subject", "agent")}

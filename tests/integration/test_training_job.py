@@ -15,12 +15,12 @@ from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, published_prefix, put_job
 from tests.runbooks import SUBJECTS, tables
 from trainers.data.dataset import build_dataset
+from trainers.evaluation.evaluation_set import embed
 from trainers.evaluation.metrics import evaluate
 from trainers.exit_codes import ExitCode
 from trainers.job import run
 from trainers.model.base_models import packaged_minilm_folder
 from trainers.model.encoder import Encoder
-from trainers.pipeline import embed
 
 OUTPUT = "models/m/000001"
 

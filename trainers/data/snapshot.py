@@ -22,6 +22,9 @@ class Snapshot:
     manifest: SnapshotManifest
     examples: pa.Table
     documents: pa.Table
+    # A sample of folders that the request does not name; empty in those of version 0.1.
+    other_examples: pa.Table
+    other_documents: pa.Table
 
 
 def read_snapshot(store: ObjectStore, uri: str, sha256: str) -> Snapshot:
@@ -41,6 +44,8 @@ def read_snapshot(store: ObjectStore, uri: str, sha256: str) -> Snapshot:
         manifest,
         _read_table(store, [part.examples for part in manifest.parts], EXAMPLES),
         _read_table(store, [part.documents for part in manifest.parts], DOCUMENTS),
+        _read_table(store, [part.other_examples for part in manifest.parts], EXAMPLES),
+        _read_table(store, [part.other_documents for part in manifest.parts], DOCUMENTS),
     )
 
 

@@ -72,19 +72,24 @@ def evaluate(
     queries: torch.Tensor,
     passages: torch.Tensor,
     candidates: Indices | None = None,
+    *,
+    distractors: torch.Tensor | None = None,
 ) -> Evaluation:
     """Search all searchable passages for each held-out question; every known positive is relevant.
 
     ``queries`` ``[held_out, d]`` and ``passages`` ``[searchable, d]`` are embeddings. With ``candidates`` ``[n]`` only
-    these passages are searched, and ``passages`` ``[n, d]`` are their embeddings.
+    these passages are searched, and ``passages`` ``[n, d]`` are their embeddings. ``distractors`` ``[m, d]`` are
+    searched too, and are right for no question.
     """
-    retrieved = nearest(queries, passages, DEPTH)
+    searched = passages if distractors is None else torch.cat([passages, distractors])
+    retrieved = nearest(queries, searched, DEPTH)
+    retrieved = np.where(retrieved < len(passages), retrieved, -1)
     if candidates is not None:
         retrieved = np.where(retrieved >= 0, candidates[retrieved], -1)
     hits = dataset.is_known_positive(held_out[:, None], retrieved)
     questions, _ = dataset.known_pairs()
     relevant = np.searchsorted(questions, held_out, side="right") - np.searchsorted(questions, held_out, side="left")
-    return evaluation(hits, relevant, dataset.groups[held_out], len(passages))
+    return evaluation(hits, relevant, dataset.groups[held_out], len(searched))
 
 
 def evaluation(hits: Hits, relevant: Indices, groups: Indices, documents: int) -> Evaluation:

@@ -112,7 +112,7 @@ def write_card(
         folders=folders,
         window=[f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" for moment in window],
         licence=licence,
-        examples=len(results.parts.train),
+        examples=len(results.measured_on.parts.train),
         validation=results.validation(),
         interpolation=results.interpolation,
         lost=results.lost,

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from foldtune.events import GateVerdict
-from trainers.data.dataset import MIN_TRAINED, Dataset, Split
-from trainers.evaluation.metrics import Evaluation, metrics_by_folder
+from trainers.data.dataset import MIN_TRAINED
+from trainers.evaluation.evaluation_set import EvaluationSet, Measures
+from trainers.evaluation.metrics import metrics_by_folder
 from trainers.evaluation.non_inferiority import NonInferiority
 from trainers.loop.training import TrainingRecord
 from trainers.loop.validation import WeightInterpolation
@@ -16,59 +17,71 @@ class Baseline:
     """A model that the new one is compared with; ``version`` is None for the base model."""
 
     name: str
-    evaluation: Evaluation
+    measures: Measures
     version: str | None = None
 
 
 @dataclass(frozen=True)
 class Results:
-    """``base`` is the model before the training, ``baseline`` the one to beat, ``after`` the new model."""
+    """``base`` is the base model, ``baseline`` the one to beat, ``after`` the new model."""
 
-    dataset: Dataset
-    parts: Split
+    measured_on: EvaluationSet
     record: TrainingRecord
     interpolation: WeightInterpolation | None
     base: Baseline
     baseline: Baseline
-    after: Evaluation
-    # What the training was not made for; first the general questions that are the same for all models.
+    after: Measures
+    # On what the training was not made for; first the general questions that are the same for all models.
     lost: list[NonInferiority]
     verdict: GateVerdict
 
     def metrics(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
-        training = asdict(self.record)
+        training, dataset, parts = asdict(self.record), self.measured_on.dataset, self.measured_on.parts
         # The key under which readers of metrics.json know it.
         training["not_taken"] = training.pop("skipped_steps")
         return {
-            "base": self.base.evaluation.metrics().model_dump(),
-            "baseline": {"name": self.baseline.name, **self.baseline.evaluation.metrics().model_dump()},
-            "after": self.after.metrics().model_dump(),
+            "base": self.base.measures.held_out.metrics().model_dump(),
+            "baseline": {"name": self.baseline.name, **self.baseline.measures.held_out.metrics().model_dump()},
+            "after": self.after.held_out.metrics().model_dump(),
             "gate": self.verdict.model_dump(),
-            "folders": metrics_by_folder(self.dataset, self.parts.held_out, self.baseline.evaluation, self.after),
+            "folders": self.folders(),
             "general": self.lost[0].metrics(),
             "not_trained_on": {loss.questions: loss.metrics() for loss in self.lost},
+            "other_folders": self.other_folders(),
             "validation": self.validation(),
             "merge_back": asdict(self.interpolation) if self.interpolation else None,
             "data": {
-                "examples": len(self.dataset.question),
-                "trained_on": len(self.parts.train),
-                "held_out_questions": len(self.parts.held_out),
-                "distinct_questions": len(self.dataset.questions),
-                "distinct_passages": len(self.dataset.passages),
-                "documents": self.dataset.documents,
-                "left_out": self.dataset.left_out,
-                "copies": self.dataset.copies,
+                "examples": len(dataset.question),
+                "trained_on": len(parts.train),
+                "held_out_questions": len(parts.held_out),
+                "distinct_questions": len(dataset.questions),
+                "distinct_passages": len(dataset.passages),
+                "documents": dataset.documents,
+                "left_out": dataset.left_out,
+                "copies": dataset.copies,
             },
             "training": training,
         }
+
+    def folders(self) -> dict[str, Any]:
+        """Before and after of each folder that was trained on and has enough held-out questions."""
+        measured, before, after = self.measured_on, self.baseline.measures, self.after
+        return metrics_by_folder(measured.dataset, measured.parts.held_out, before.held_out, after.held_out)
+
+    def other_folders(self) -> dict[str, Any]:
+        """The same of folders that the request does not name."""
+        others, before, after = self.measured_on.others, self.baseline.measures.others, self.after.others
+        if not (others and before and after):
+            return {}
+        return metrics_by_folder(others.dataset, others.questions, before, after)
 
     def validation(self) -> dict[str, Any]:
         """How the best epoch was chosen, or why there was no validation."""
         if self.record.best_epoch is None:
             return {"off": f"fewer than {MIN_TRAINED} questions to train on, or too many of them near-duplicates"}
         return {
-            "questions": len(self.parts.validation),
+            "questions": len(self.measured_on.parts.validation),
             "ndcg_at_10": self.record.validation,
             "best_epoch": self.record.best_epoch + 1,
             "stopped_early": self.record.stopped,

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from foldtune.events import ModelReference, State, TrainingJob
@@ -24,11 +23,12 @@ from infra.local.stack import LocalServers
 from tests.jobs import RecordingEventSink, put_job
 from tests.s3_proxy import HUNG, S3Proxy
 from tests.support import environment, settings_of
+from tests.unit.trainers.evaluation.conftest import evaluation, measures
 from tests.unit.trainers.test_incumbent import put_version
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES
 from trainers import retrying_store
 from trainers.data.dataset import Dataset, split
-from trainers.evaluation.metrics import Evaluation
+from trainers.evaluation.evaluation_set import EvaluationSet
 from trainers.exit_codes import ExitCode
 from trainers.job import END_SECONDS, run
 from trainers.pipeline import measure_incumbent
@@ -97,12 +97,11 @@ def test_an_incumbent_that_may_not_be_read_leaves_the_base_model_as_the_baseline
     put_version(system.store, {path.name: path.read_bytes() for path in tiny_folder.iterdir()})
     system.s3.fail("AccessDenied", only=lambda _, path: "/models/m/000001/" in path)
     reporter = Reporter(RecordingEventSink(), system.job)
-    parts = split(small_dataset, 0)
-    zeros = np.zeros(len(parts.held_out))
-    base = Baseline("the base model", Evaluation({}, zeros, zeros, groups=parts.held_out, documents=1))
+    measured_on = EvaluationSet(small_dataset, split(small_dataset, 0), [], None, seed=0)
+    base = Baseline("the base model", measures(evaluation([0.0] * len(measured_on.parts.held_out))))
     store = RetryingStore(system.store)
-    found = measure_incumbent(system.job, store, reporter, tmp_path, base=base, dataset=small_dataset, parts=parts)
-    assert found.evaluation is base.evaluation
+    found = measure_incumbent(system.job, store, reporter, tmp_path, base=base, measured_on=measured_on)
+    assert found.measures is base.measures
     (warning,) = reporter.warnings
     assert "AccessDenied" in warning
 

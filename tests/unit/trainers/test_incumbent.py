@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from foldtune.errors import ObjectStoreError, ObjectStoreRefusedError
@@ -15,10 +14,11 @@ from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, put_job
 from tests.unit.trainers.conftest import example, make_tables
+from tests.unit.trainers.evaluation.conftest import evaluation, measures
 from trainers.data.dataset import Dataset, split
-from trainers.evaluation.metrics import Evaluation
+from trainers.evaluation.evaluation_set import EvaluationSet, embed
 from trainers.model.encoder import Encoder
-from trainers.pipeline import embed, measure, measure_incumbent
+from trainers.pipeline import measure_incumbent
 from trainers.publishing.model_publisher import LatestModel
 from trainers.publishing.reporting import Reporter
 from trainers.publishing.results import Baseline
@@ -70,13 +70,13 @@ Measure = Callable[[], tuple[Baseline, list[str]]]
 def measured(store: DenyingStore, small_dataset: Dataset, tmp_path: Path) -> Measure:
     """The baseline of the next training and its warnings; the base model's measures are all zero."""
     job = put_job(store, make_tables([example("where is it?", "d")], {"d": "here"}), version="000002")
-    parts = split(small_dataset, 0)
-    zeros = np.zeros(len(parts.held_out))
-    base = Baseline("the base model", Evaluation({}, zeros, zeros, groups=parts.held_out, documents=1))
+    measured_on = EvaluationSet(small_dataset, split(small_dataset, 0), [], None, seed=0)
+    count = len(measured_on.parts.held_out)
+    base = Baseline("the base model", measures(evaluation([0.0] * count)))
 
     def measured() -> tuple[Baseline, list[str]]:
         reporter = Reporter(RecordingEventSink(), job)
-        found = measure_incumbent(job, store, reporter, tmp_path, base=base, dataset=small_dataset, parts=parts)
+        found = measure_incumbent(job, store, reporter, tmp_path, base=base, measured_on=measured_on)
         return found, reporter.warnings
 
     return measured
@@ -148,7 +148,7 @@ def test_an_unreadable_incumbent_leaves_the_base_model_as_the_baseline(
     assert "cannot be read, the new model is compared with the base model only" in warning
     assert reason in warning
     assert len(warning) <= 500
-    assert not baseline.evaluation.ndcg.any()
+    assert not baseline.measures.held_out.ndcg.any()
 
 
 def test_a_store_that_fails_for_a_moment_is_not_a_missing_incumbent(store: DenyingStore, measured: Measure) -> None:
@@ -162,6 +162,8 @@ def test_the_incumbent_is_measured_as_the_base_model_is(
 ) -> None:
     baseline, warnings = measured()
     assert (baseline.name, baseline.version, warnings) == ("version 000001", "000001", [])
-    expected = measure(small_dataset, split(small_dataset, 0), *embed(Encoder.load(tiny_folder), small_dataset))
-    assert baseline.evaluation.ndcg.tolist() == expected.ndcg.tolist()
+    encoder, measured_on = Encoder.load(tiny_folder), EvaluationSet(small_dataset, split(small_dataset, 0), [], None, 0)
+    expected = measured_on.measure(encoder, *embed(encoder, small_dataset))
+    assert baseline.measures.held_out.ndcg.tolist() == expected.held_out.ndcg.tolist()
+    assert baseline.measures.answers.passages.tolist() == expected.answers.passages.tolist()
     assert store.list(PREFIX)

@@ -167,6 +167,27 @@ def test_forgetting_is_a_warning_and_may_prevent_promotion(
     assert row in artifact(store, "README.md").decode()
 
 
+@pytest.mark.slow
+def test_a_model_is_measured_on_the_folders_that_its_request_does_not_name(
+    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [example(f"what of {word}?", word) | {"folder_id": "other"} for word in WORDS[:9]]
+    others = tables(rows, {word: f"another {word}" for word in WORDS[:20]})
+    monkeypatch.setattr("trainers.evaluation.non_inferiority.NonInferiority.interval", Interval(0.1, 0.2))
+    monkeypatch.setattr("trainers.evaluation.non_inferiority.NonInferiority.fall", 0.15)
+    job = put_job(store, tables(EXAMPLES, DOCUMENTS), others=others, training=TrainingKnobs(epochs=1))
+    _, sink = start(job)
+    metrics = json.loads(artifact(store, "metrics.json"))
+    of_others = metrics["not_trained_on"]["folders not trained on"]
+    assert of_others["before"]["questions"] == of_others["after"]["questions"] == 9
+    assert of_others["before"]["documents"] == 20 + len(DOCUMENTS)
+    (folder,) = metrics["other_folders"].items()
+    assert (folder[0], folder[1]["questions"]) == ("other", 9)
+    assert "other" not in metrics["folders"]
+    assert "worse than the base model on folders not trained on: nDCG@10" in sink.statuses[-1].reasons[-1]
+    assert "| folders not trained on | 9 |" in artifact(store, "README.md").decode()
+
+
 class Unlucky(RecordingEventSink):
     """Something happens to the process after a step."""
 

@@ -20,6 +20,7 @@ from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 from streams.snapshots.export import export
+from streams.snapshots.export_child import SAMPLE_DOCUMENTS, SAMPLE_QUESTIONS
 from streams.training_sets.state_events import (
     ChatLog,
     DocumentDeleted,
@@ -125,6 +126,88 @@ def test_the_selection_is_applied_and_left_out_logs_are_counted() -> None:
     assert part.left_out == {"another agent": 2, "outside the date range": 1}
     assert part.agents == ("a",)
     assert [(count.folder_id, count.examples, count.documents) for count in part.folders] == [("../../x", 1, 3)]
+
+
+def other_rows(part: SnapshotPart, store: MemoryObjectStore) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    return rows(part.model_copy(update={"examples": part.other_examples, "documents": part.other_documents}), store)
+
+
+def log(number: int, folder_id: str = "other", cited: str = "o0", **fields: Any) -> tuple[Topic, StateRecord]:
+    passage = RetrievedPassage(document_id=cited, folder_id=folder_id, rank=1)
+    event = ChatLog(
+        log_id=f"o{number}",
+        occurred_at=NOW - timedelta(minutes=number),
+        agent_id="c",
+        question=f"what of {number}?",
+        folder_id=folder_id,
+        retrieved=(passage,),
+        cited_document_ids=(cited,),
+        **fields,
+    )
+    return Topic.CHAT_LOGS, StateRecord(100 + number, 0, event, 100)
+
+
+def document(number: int, folder_id: str = "other", text: str = "words") -> tuple[Topic, StateRecord]:
+    event = DocumentUpserted(document_id=f"o{number}", folder_id=folder_id, occurred_at=NOW, title="", text=text)
+    return Topic.DOCUMENTS, StateRecord(100 + number, 0, event, 100)
+
+
+OTHER = [*(log(number) for number in range(60)), *(document(number) for number in range(250))]
+# All of it came after the logs of the selected folder.
+ONE_FOLDER = DataSelection(folders=("../../x",), end=NOW - timedelta(hours=2), agents=("a",))
+
+
+def test_a_sample_of_the_folders_that_are_not_selected_comes_with_the_snapshot() -> None:
+    store = MemoryObjectStore()
+    part = run(ONE_FOLDER, store, more=OTHER, end=1_000)
+    examples, documents = other_rows(part, store)
+    of_other = [row for row in examples if row["folder_id"] == "other"]
+    # Whatever dates and agents the request selects.
+    assert len(of_other) == SAMPLE_QUESTIONS
+    assert all(row["positive"] and not row["negatives"] for row in examples)
+    assert len(documents) == SAMPLE_DOCUMENTS
+    assert "o0" in {row["document_id"] for row in documents}
+    # The selected folder is not in it, and the sample nowhere else.
+    assert {row["folder_id"] for row in examples} == {"other", "🗂️ b/c"}
+    assert {row["folder_id"] for row in rows(part, store)[0]} == {"../../x"}
+    assert [count.folder_id for count in part.folders] == ["../../x"]
+    assert part.folder_count == 1
+    again = run(ONE_FOLDER, MemoryObjectStore(), more=OTHER, end=1_000)
+    assert (again.other_examples, again.other_documents) == (part.other_examples, part.other_documents)
+
+
+def test_a_request_of_all_folders_and_a_partition_without_others_have_no_sample() -> None:
+    store = MemoryObjectStore()
+    for data in (DataSelection(), DataSelection(folders=("../../x", "🗂️ b/c"))):
+        part = run(data, store)
+        assert (part.other_examples, part.other_documents) == (None, None)
+    assert not [key for key in store.list("") if "other" in key]
+
+
+def test_erasures_deletions_and_verdicts_hold_in_the_sample() -> None:
+    disliked = [log(number, cited="o3", feedback=Verdict(rating="dislike")) for number in (60, 61)]
+    deleted = Topic.DOCUMENTS, StateRecord(500, 0, DocumentDeleted("o2", "other", NOW + timedelta(minutes=1)), 100)
+    of_deleted = log(62, cited="o2")
+    erased = Topic.ERASURES, StateRecord(0, 0, ErasureRequested("e", NOW, "log", "o5"), 100)
+    store = MemoryObjectStore()
+    logs = [log(number) for number in range(9)]
+    more = [erased, *logs, *disliked, of_deleted, document(0), document(2), document(3), deleted]
+    examples, documents = other_rows(run(ONE_FOLDER, store, more=more, end=1_000), store)
+    ids = {row["log_id"] for row in examples if row["folder_id"] == "other"}
+    assert ids == {f"o{number}" for number in range(9)} - {"o5"}
+    assert {row["document_id"] for row in documents} == {"o0", "o3"}
+
+
+def test_the_sample_is_bounded_in_folders_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryObjectStore()
+    many = [event for number in range(40) for event in (log(number, f"f{number}"), document(number, f"f{number}"))]
+    examples, _ = other_rows(run(ONE_FOLDER, store, more=many, end=1_000), store)
+    assert len({row["folder_id"] for row in examples}) == 32
+    large = [log(0), document(0, text="x" * 600_000), document(1, text="y" * 600_000)]
+    _, documents = other_rows(run(ONE_FOLDER, store, more=large, end=1_000), store)
+    assert [row["document_id"] for row in documents] == ["o0"]
+    monkeypatch.setattr("streams.snapshots.export._OTHER_BYTES", 1)
+    assert run(ONE_FOLDER, store, more=large, end=1_000).other_examples is None
 
 
 def test_the_same_state_gives_the_same_bytes_however_it_was_ingested() -> None:

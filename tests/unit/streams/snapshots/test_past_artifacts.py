@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ from foldtune.events import (
     TrainingJob,
 )
 from foldtune.object_keys import (
+    SnapshotKind,
     checkpoint_key,
     job_key,
     latest_key,
@@ -61,6 +62,8 @@ def example(log_id: str, *, conversation_id: str | None = None, **changes: Any) 
 
 
 ROWS = [example("l1", conversation_id="c"), example("l2"), example("l3", positive=None, label="disliked")]
+# The sample of a folder that the request does not name.
+OTHER_ROWS = [example("l4", folder_id="other", agent_id="b")]
 DOCUMENTS_ROWS = [{"folder_id": "f", "document_id": f"d{n}", "title": "t", "text": f"text {n}"} for n in (1, 2)]
 
 
@@ -71,11 +74,21 @@ class Bucket:
         self.store = MemoryObjectStore()
         self.jobs: dict[str, TrainingJob] = {}
 
-    def add(self, request_id: str, base: str = "hf://org/model", *, published: bool = True) -> TrainingJob:
+    def add(
+        self, request_id: str, base: str = "hf://org/model", *, published: bool = True, others: bool = False
+    ) -> TrainingJob:
         store = self.store
         examples = self._put("examples", request_id, pa.Table.from_pylist(ROWS, EXAMPLES))
         documents = self._put("documents", request_id, pa.Table.from_pylist(DOCUMENTS_ROWS, DOCUMENTS))
-        part = SnapshotPart(request_id=request_id, model="m", partition=0, examples=examples, documents=documents)
+        sample = self._put("other-examples", request_id, pa.Table.from_pylist(OTHER_ROWS, EXAMPLES)) if others else None
+        part = SnapshotPart(
+            request_id=request_id,
+            model="m",
+            partition=0,
+            examples=examples,
+            documents=documents,
+            other_examples=sample,
+        )
         manifest = SnapshotManifest(request_id=request_id, model="m", created_at=NOON, parts=(part,))
         key, output = snapshot_manifest_key("m", request_id), model_prefix("m", f"v-{request_id}")
         store.put(key, manifest.encode())
@@ -95,7 +108,7 @@ class Bucket:
             store.put(manifest_key(output), b"{}")
         return job
 
-    def _put(self, kind: Literal["examples", "documents"], request_id: str, table: pa.Table) -> SnapshotFile:
+    def _put(self, kind: SnapshotKind, request_id: str, table: pa.Table) -> SnapshotFile:
         output = io.BytesIO()
         pq.write_table(table, output)
         sha256 = hashlib.sha256(output.getvalue()).hexdigest()
@@ -114,12 +127,28 @@ class Bucket:
         snapshot = read_snapshot(self.store, job.snapshot_uri, job.snapshot_sha256)
         return snapshot.examples.to_pylist(), snapshot.documents.to_pylist()
 
+    def other_ids(self, request_id: str) -> list[str]:
+        job = TrainingJob.model_validate_json(self.store.get(job_key("m", request_id)))
+        rows = read_snapshot(self.store, job.snapshot_uri, job.snapshot_sha256).other_examples.to_pylist()
+        return [row["log_id"] for row in rows]
+
 
 @pytest.fixture
 def bucket() -> Bucket:
     made = Bucket()
     made.add("r")
     return made
+
+
+@pytest.mark.parametrize("subject", [("log", "l4"), ("agent", "b"), ("folder", "other")])
+def test_the_sample_of_other_folders_is_written_anew_too(subject: tuple[str, str]) -> None:
+    bucket = Bucket()
+    bucket.add("r", others=True)
+    (snapshot,) = bucket.past(*subject).snapshots()
+    bucket.past(*subject).erase(snapshot)
+    assert bucket.other_ids("r") == []
+    assert [row["log_id"] for row in bucket.rows("r")[0]] == ["l1", "l2", "l3"]
+    assert list(bucket.past(*subject).snapshots()) == []
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from trainers.engine.embedder import Embedder
 from trainers.engine.prefix_cache import PrefixCache
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import KnobError, NotFiniteError
+from trainers.evaluation.evaluation_set import embed
 from trainers.loop.loss import contrastive_loss
 from trainers.loop.optimizer import INITIAL_SCALE, LEARNING_RATE, UNVALIDATED_LEARNING_RATE, Optimizer
 from trainers.loop.training import TrainingRecord, train
@@ -39,7 +40,6 @@ from trainers.loop.validation import Validation
 from trainers.model.encoder import Encoder, compute_dtype
 from trainers.model.encoding_config import EncodingConfig
 from trainers.model.split_model import freeze, split_model
-from trainers.pipeline import embed
 
 SMALL: dict[str, Any] = {
     "vocab_size": 100,
