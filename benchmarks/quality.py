@@ -157,7 +157,7 @@ def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> Resul
         )
         seconds = time.perf_counter() - began
         typer.echo(f"ours: {seconds:.0f} s, validation {record.validation}, {interpolation}", err=True)
-        write_model(encoder, base, work / "model")
+        write_model(encoder, work / "model")
         return Result(_evaluate(work / "model", benchmark.test), seconds)
 
 

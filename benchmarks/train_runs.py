@@ -105,7 +105,7 @@ def _ours(rows_file: Path, layers: int | None) -> dict[str, float]:
         trainable = _MeasuredEncoder(encoder, dataset, request.training.trainable_layers, Path(folder))
         timer = _StepTimer(trainable)
         record = train(trainable, dataset, rows, request, start=no_embeddings, listener=timer)
-        write_model(encoder, packaged_minilm_folder(), Path(folder) / "model")
+        write_model(encoder, Path(folder) / "model")
         seconds = time.perf_counter() - began - timer.overhead
     # Without the first epoch, in which the frozen layers run, too.
     skipped = len(record.losses) // EPOCHS
@@ -167,7 +167,7 @@ class _MeasuredEncoder(TrainableEncoder):
     def embed_batch(self, questions: Indices, passages: Indices) -> torch.Tensor:
         self.began = time.perf_counter()
         lengths = self._tokens.lengths[np.concatenate([questions, passages + self._questions])]
-        config = self._encoder.model.config
+        config = self._encoder.transformer.config
         matrices = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
         # Queries by keys and attention weights by values; independent of the number of heads.
         attention = 4 * config.hidden_size * (lengths**2).sum()
@@ -190,7 +190,7 @@ class _MeasuredEncoder(TrainableEncoder):
 
     def plain_flop_rate(self) -> float:
         """FLOPs a second of plain matrix products in the shapes of one layer and the batches of the last step."""
-        config, dtype = self._encoder.model.config, self.compute_dtype
+        config, dtype = self._encoder.transformer.config, self.compute_dtype
         hidden, inner = config.hidden_size, config.intermediate_size
         shapes = [(hidden, hidden)] * 4 + [(hidden, inner), (inner, hidden)]
         products = [

@@ -98,3 +98,7 @@ class StatusTimeoutError(FoldtuneError):
 
 class ModelFileError(FoldtuneError):
     """A model does not match its model_ready event and was not deployed:"""
+
+
+class ModelFolderError(FoldtuneError):
+    """base_model:"""

@@ -71,7 +71,7 @@ def produce_model(
     reporter.warn(*knob_warnings(job.request, parts), *data_warnings(dataset, parts))
     trainable = TrainableEncoder(encoder, dataset, job.request.training.trainable_layers, work_dir)
     if not trainable.cached and isinstance(job.request.training.trainable_layers, int):
-        reporter.warn(f"the frozen layers of a {encoder.model.config.model_type} model are not cached: slower")
+        reporter.warn(f"the frozen layers of a {encoder.transformer.config.model_type} model are not cached: slower")
     reporter.warn(*trainable.text_warnings())
 
     # 2. What the new model is compared with.
@@ -93,6 +93,7 @@ def produce_model(
             checkpoints=checkpoints,
             tensorboard=tensorboard,
         )
+    encoder.round_weights()
     reporter.warn(*training_warnings(record, job.request, len(parts.train)))
 
     # 4. Evaluation and gate.
@@ -112,7 +113,7 @@ def produce_model(
 
     # 5. Artifacts.
     folder = work_dir / "model"
-    write_model(encoder, base_folder, folder)
+    write_model(encoder, folder)
     if settings.trainer.onnx:
         try:
             export_onnx(folder)
@@ -300,7 +301,7 @@ def _model_ready(
         parent_version=results.baseline.version,
         embedding_space_id=weights_digest(folder),
         dimension=encoder.dimension,
-        normalized=encoder.encoding_config.normalize,
+        normalized=encoder.normalized,
         requires_reindex=True,
         metrics_before=results.baseline.measures.held_out.metrics(),
         metrics_after=results.after.held_out.metrics(),

@@ -108,8 +108,8 @@ class NegativeSampler:
         return Negatives(chosen, hard.counts | counts | {"missing": int((chosen < 0).sum())})
 
     def excluded_in_batch(self, questions: Indices, passages: Indices) -> tuple[Mask, int]:
-        """Which ``passages`` ``[m]`` of a batch, distinct and sorted, are no negatives of its ``questions`` ``[b]``: their
-        positives of whichever example, and what is near one of these by words; ``[b, m]``. And how many pairs the latter
+        """Which ``passages`` ``[m]`` of a batch, distinct and sorted, are no negatives of ``questions`` ``[b]``: their
+        positives of any example, and what is near one of these by words; ``[b, m]``. And how many pairs the latter
         excludes.
         """
         dataset = self.dataset

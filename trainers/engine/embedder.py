@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModel
 
 from trainers.engine import memory, ranks
 from trainers.engine.prefix_cache import PrefixCache
-from trainers.model.encoder import Encoder, default_device
+from trainers.model.encoder import Encoder
 from trainers.model.split_model import freeze, split_model
 from trainers.model.tokens import Indices, Tokens, length_sorted_batches
 
@@ -41,20 +40,18 @@ class Embedder:
         graph_budget: int | None = None,
     ) -> None:
         # First, so that rank 0 refuses an impossible job before the other ranks start, and can still report it.
-        freeze(encoder.model, trainable_layers)
-        ranks.broadcast_call(
-            encoder.model.config, encoder.encoding_config, tokens, trainable_layers, cached, graph_budget
-        )
+        freeze(encoder.transformer, trainable_layers)
+        ranks.broadcast_call(encoder.folder, tokens, trainable_layers, cached, graph_budget)
         ranks.broadcast_tensors(encoder.model.state_dict().values())
         self._encoder, self._tokens = encoder, tokens
-        self._split = split_model(encoder.model, trainable_layers) if cached else None
+        self._split = split_model(encoder.transformer, trainable_layers) if cached else None
         self._cache = (
             PrefixCache.create_if_space(encoder, self._split.prefix, tokens, spill_folder) if self._split else None
         )
-        layers = encoder.model.config.num_hidden_layers if isinstance(trainable_layers, str) else trainable_layers
+        layers = encoder.transformer.config.num_hidden_layers if isinstance(trainable_layers, str) else trainable_layers
         # On a CPU, the unfused attention saves about as much more as bfloat16 takes less.
         width = encoder.compute_dtype.itemsize if encoder.device.type == "cuda" else 4
-        self._graph_bytes_per_token = layers * _SAVED_PER_LAYER * encoder.dimension * width
+        self._graph_bytes_per_token = layers * _SAVED_PER_LAYER * encoder.hidden_size * width
         self._graph_budget = graph_budget
         # The parts of the last batch, for ``backward``: rows in the batch, texts, embeddings if they keep their graph.
         self._parts: list[tuple[torch.Tensor, Indices, torch.Tensor | None]] = []
@@ -130,8 +127,8 @@ class Embedder:
                 states = self._split.trained(inputs_embeds=states, attention_mask=mask).last_hidden_state
             else:
                 ids, mask = self._tokens.padded(texts, self._encoder.device)
-                states = self._encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
-            return self._encoder.pool(states, mask)
+                states = self._encoder.hidden_states(ids, mask)
+            return self._encoder.pool(states, mask, self._tokens.queries[texts])
 
     def _graph_memory(self) -> int:
         """Bytes that a step's graph may take on this rank."""
@@ -151,10 +148,9 @@ def run_worker_rank(spill_folder: Path) -> None:
     setup = ranks.receive_call()
     if setup is None:
         return
-    config, encoding_config, tokens, trainable_layers, cached, graph_budget = setup
-    # Random weights in float32, as ``Encoder.load`` has them; the Embedder overwrites them with those of rank 0.
-    model = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    encoder = Encoder(model, None, encoding_config, default_device())
+    folder, tokens, trainable_layers, cached, graph_budget = setup
+    # All ranks are on one machine. The Embedder overwrites the weights with those of rank 0.
+    encoder = Encoder.load(folder)
     embedder = Embedder(encoder, tokens, trainable_layers, spill_folder, cached=cached, graph_budget=graph_budget)
     embeddings = torch.empty(0)
     while (call := ranks.receive_call()) is not None:

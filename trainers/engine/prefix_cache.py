@@ -41,7 +41,7 @@ class PrefixCache:
     ) -> None:
         self._encoder, self._prefix, self._tokens = encoder, prefix, tokens
         # The last row is zeros, for padding: unwritten rows may hold NaN, which no attention mask hides.
-        shape = (len(tokens.ids) + 1, encoder.dimension)
+        shape = (len(tokens.ids) + 1, encoder.hidden_size)
         dtype = encoder.compute_dtype
         self.size_bytes = shape[0] * shape[1] * dtype.itemsize
         budget = int(memory.available() * MEMORY_SHARE) if memory_budget is None else memory_budget

@@ -156,12 +156,7 @@ class TrainableEncoder:
         """Tokens of ``texts``, which are in ascending order."""
         questions = [self._dataset.questions[text] for text in texts if text < self._questions]
         passages = [self._dataset.passages[text - self._questions] for text in texts if text >= self._questions]
-        return _concatenate(
+        return Tokens.concatenate(
             self._encoder.tokenize(questions, "query", max_tokens),
             self._encoder.tokenize(passages, "passage", max_tokens),
         )
-
-
-def _concatenate(first: Tokens, second: Tokens) -> Tokens:
-    starts = np.concatenate([first.starts, second.starts[1:] + first.starts[-1]])
-    return Tokens(np.concatenate([first.ids, second.ids]), starts)

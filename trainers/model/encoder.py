@@ -1,24 +1,28 @@
-"""The bi-encoder: questions and passages to embeddings."""
+"""The bi-encoder: questions and passages to embeddings, by the modules of sentence-transformers."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from trainers.errors import BadModelError, NotFiniteError, TrainerError
 from trainers.model.attention import UNFUSED
-from trainers.model.encoding_config import EncodingConfig, TextKind, read_encoding_config
+from trainers.model.base_models import check_folder, module_folders, router_structure
 from trainers.model.split_model import LAYOUTS
 from trainers.model.tokens import Tokens, length_sorted_batches
 
 Embeddings = npt.NDArray[np.float32]
+TextKind = Literal["query", "passage"]
 # Called with (texts done, texts in total).
 ProgressCallback = Callable[[int, int], None]
 
@@ -27,8 +31,23 @@ BATCH_TOKENS = 4096
 BATCH_TOKENS_CUDA = 65536
 # Truncation of a model that declares no maximum length.
 DEFAULT_MAX_TOKENS = 512
+# sentence-transformers pads what it tokenizes together; texts of very different length would need much memory.
+_TOKENIZED_TOGETHER = 256
 # CUDA compute capability of Volta, the first with fast matrix products in float16; Ampere (8.0) added bfloat16.
 _VOLTA = (7, 0)
+# The names of sentence-transformers' encode_query and encode_document, then those of published models.
+_PROMPT_NAMES: dict[TextKind, tuple[str, ...]] = {
+    "query": ("query", "s2p_query", "search_query", "retrieval.query", "web_search_query"),
+    "passage": ("document", "passage", "corpus", "search_document", "retrieval.passage"),
+}
+_TASKS: dict[TextKind, str] = {"query": "query", "passage": "document"}
+_OPTIONS: dict[str, Any] = {
+    "local_files_only": True,
+    "trust_remote_code": False,
+    "model_kwargs": {"use_safetensors": True, "dtype": "auto"},
+    # A configuration must not choose the code that computes the model: kernels would be fetched from wherever it says.
+    "config_kwargs": {"_attn_implementation": None, "_experts_implementation": None},
+}
 
 
 def passage_text(title: str, text: str) -> str:
@@ -37,64 +56,72 @@ def passage_text(title: str, text: str) -> str:
 
 
 class Encoder:
-    """A transformer with its tokenizer and encoding configuration.
+    """A model of sentence-transformers, whose transformer may be run in parts.
 
-    The transformer is always in evaluation mode: without dropout, equal texts have equal embeddings, which the prefix
-    cache and the masks of the loss rely on.
+    It is always in evaluation mode: without dropout, equal texts have equal embeddings, which the prefix cache and the
+    masks of the loss rely on. Weights are in float32; ``precision`` is that of the base model, in which they are saved.
+
+    Attributes:
+        model: All modules.
+        transformer: The first of them, as transformers has it.
+        head: The others, which make an embedding of the hidden states.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, encoding_config: EncodingConfig, device: torch.device) -> None:
-        self.model = model.to(device).eval()
-        self.compute_dtype = compute_dtype(device, model.config.model_type)
-        bfloat16_on_cpu = device.type == "cpu" and self.compute_dtype == torch.bfloat16
-        if bfloat16_on_cpu and model.config._attn_implementation == "sdpa":
-            model.set_attn_implementation(UNFUSED)
-        self.tokenizer = tokenizer
-        self.encoding_config = encoding_config
-        self.device = device
+    def __init__(self, model: SentenceTransformer, folder: Path) -> None:
+        self.folder, self.precision = folder, model.dtype or torch.float32
+        self.model = model.float().eval()
+        modules: list[Any] = list(model.children())
+        self.transformer: Any = modules[0].auto_model
+        self.head = modules[1:]
+        self.device = model.device
+        self.compute_dtype = compute_dtype(self.device, self.transformer.config.model_type)
+        bfloat16_on_cpu = self.device.type == "cpu" and self.compute_dtype == torch.bfloat16
+        if bfloat16_on_cpu and self.transformer.config._attn_implementation == "sdpa":
+            self.transformer.set_attn_implementation(UNFUSED)
+        self.tokenizer: Any = model.tokenizer
+        self.max_tokens = self._max_tokens()
+        self.dimension: int = model.truncate_dim or model.get_embedding_dimension() or self.hidden_size
+        # Whether embeddings have length 1.
+        self.normalized = isinstance(self.head[-1], Normalize) and model.truncate_dim is None
+        self._prompt_tokens: dict[TextKind, int] = {kind: self._excluded(kind) for kind in _TASKS}
+        # Whether questions and passages take different ways through the head.
+        self.asymmetric = len({*self._prompt_tokens.values()}) > 1 or any(isinstance(m, Router) for m in self.head)
 
     @classmethod
     def load(cls, folder: Path | str, device: str | None = None) -> "Encoder":
-        """Load a model folder of sentence-transformers or transformers with float32 weights; remote code is never run.
+        """Load a model folder of sentence-transformers or transformers; remote code is never run.
 
         Raises:
-            BadModelError: no safetensors weights, unreadable files, quantization, an adapter, or an unsupported
-                architecture, module or pooling mode.
+            BadModelError: what the folder holds is not whole or not supported; the message names it.
         """
         folder = Path(folder)
-        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         # A progress bar over a model's tensors only clutters a log file.
         disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            encoding_config = read_encoding_config(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            config = _config_without_code(folder, options)
-            model = AutoModel.from_pretrained(
-                folder, config=config, use_safetensors=True, dtype=torch.float32, **options
-            )
+            check_folder(folder)
+            with _whole_weights_only():
+                model = SentenceTransformer(str(folder), device=device or str(default_device()), **_OPTIONS)
+            return cls(model, folder)
         except (TrainerError, MemoryError):
             raise
         # The files of a model are untrusted: whatever fails on them, the model is not usable.
         except Exception as error:
             raise BadModelError(f"{folder.name}: {error}") from error
-        return cls(model, tokenizer, encoding_config, torch.device(device) if device else default_device())
 
     @property
-    def dimension(self) -> int:
-        """Dimension of an embedding."""
-        return int(self.model.config.hidden_size)
+    def hidden_size(self) -> int:
+        """Dimension of the transformer's hidden states."""
+        return int(self.transformer.config.hidden_size)
 
-    @property
-    def max_tokens(self) -> int:
-        """Maximum sequence length, special tokens included; longer texts are truncated."""
-        # Tokenizers without a maximum report 10^30. RoBERTa's positions start after the padding id, which costs some.
-        positions = int(getattr(self.model.config, "max_position_embeddings", DEFAULT_MAX_TOKENS))
-        embeddings = getattr(self.model, "embeddings", None)
-        padding_id = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-        if padding_id is not None:
-            positions -= padding_id + 1
-        bound = min(int(self.tokenizer.model_max_length), positions)
-        return min(self.encoding_config.max_tokens or DEFAULT_MAX_TOKENS, bound)
+    def prompt_name(self, kind: TextKind) -> str | None:
+        """The name of the prompt of such texts, None if they have none."""
+        prompts = self.model.prompts
+        return next((name for name in _PROMPT_NAMES[kind] if prompts.get(name)), None)
+
+    def prompt(self, kind: TextKind) -> str:
+        """The prefix of a text of this kind."""
+        name = self.prompt_name(kind)
+        return (name and self.model.prompts[name]) or ""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision in ``compute_dtype``; weights and their gradients stay in float32."""
@@ -103,27 +130,68 @@ class Encoder:
 
     def tokenize(self, texts: Sequence[str], kind: TextKind = "passage", max_tokens: int | None = None) -> Tokens:
         """Token ids of ``texts`` with their prompt, truncated to ``max_tokens`` (default: ``self.max_tokens``)."""
-        if not texts:
-            return Tokens.of([])
-        prompt = self.encoding_config.prompt(kind)
-        prompted = [prompt + text for text in texts]
-        if self.encoding_config.lower_case:
-            prompted = [text.lower() for text in prompted]
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
-        encoded = self.tokenizer(prompted, truncation=True, max_length=limit, return_attention_mask=False)
-        return Tokens.of(encoded["input_ids"])
+        ids, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
+        for start in range(0, len(texts), _TOKENIZED_TOGETHER):
+            features = self._preprocess(list(texts[start : start + _TOKENIZED_TOGETHER]), kind, max_length=limit)
+            mask = features["attention_mask"].numpy().astype(bool)
+            ids.append(features["input_ids"].numpy()[mask])
+            lengths.append(mask.sum(axis=1))
+        return Tokens.of(np.concatenate(ids), np.concatenate(lengths), query=kind == "query")
 
-    def pool(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Hidden states ``[b, t, d]`` and mask ``[b, t]`` (padded on the right) to embeddings ``[b, d]`` in float32."""
-        states = states.float()
-        if self.encoding_config.pooling == "mean":
-            weights = mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        elif self.encoding_config.pooling == "cls":
-            pooled = states[:, 0]
+    def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Of the whole transformer, ``[b, t, d]``, for ``ids`` and ``mask`` ``[b, t]``, padded on the right."""
+        states: torch.Tensor = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states
+
+    def pool(self, states: torch.Tensor, mask: torch.Tensor, queries: npt.NDArray[np.bool_]) -> torch.Tensor:
+        """Embeddings ``[b, d]`` in float32 of hidden states ``[b, t, d]`` and mask ``[b, t]``, padded on the right.
+
+        ``queries`` ``[b]`` tells questions from passages. Embeddings that are compared by their cosine have length 1
+        here, so that an inner product ranks them; ``run_head`` gives them as the model does.
+        """
+        if self.asymmetric:
+            embeddings = states.new_empty((len(states), self.dimension), dtype=torch.float32)
+            kinds: dict[TextKind, npt.NDArray[np.bool_]] = {"query": queries, "passage": ~queries}
+            for kind, chosen in kinds.items():
+                rows = torch.from_numpy(np.flatnonzero(chosen)).to(states.device)
+                embeddings = embeddings.index_copy(0, rows, self.run_head(states[rows], mask[rows], kind))
         else:
-            pooled = states[torch.arange(len(states), device=states.device), mask.sum(1).clamp(min=1) - 1]
-        return normalize(pooled, dim=1) if self.encoding_config.normalize else pooled
+            embeddings = self.run_head(states, mask, "passage")
+        cosine = self.model.similarity_fn_name == "cosine"
+        return normalize(embeddings, dim=1) if cosine and not self.normalized else embeddings
+
+    def run_head(self, states: torch.Tensor, mask: torch.Tensor, kind: TextKind) -> torch.Tensor:
+        """The model's embeddings of texts of one kind, as ``pool``."""
+        features: dict[str, Any] = {"token_embeddings": states.float(), "attention_mask": mask}
+        if length := self._prompt_tokens[kind]:
+            features["prompt_length"] = length
+        # In float32: these are few operations, and their result is what is searched with.
+        with torch.autocast(self.device.type, enabled=False):
+            for module in self.head:
+                features = module(features, task=_TASKS[kind]) if isinstance(module, Router) else module(features)
+        embeddings: torch.Tensor = features["sentence_embedding"]
+        return embeddings if self.model.truncate_dim is None else embeddings[:, : self.dimension]
+
+    def round_weights(self) -> None:
+        """Round the weights to the base model's precision, so that what is measured is what will be served."""
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.copy_(parameter.to(self.precision))
+
+    def save_weights(self, folder: Path) -> None:
+        """Write every module's weights in the base model's precision, in safetensors, where its folder has them.
+
+        The modules write configuration files too, of their own version.
+        """
+        self.model.to(self.precision)
+        # Not the module's own method, which writes a tokenizer again: that may split texts differently.
+        self.transformer.save_pretrained(folder / module_folders(self.folder)[0])
+        for module, path in self._head_folders():
+            if any(True for _ in module.parameters()):
+                (folder / path).mkdir(parents=True, exist_ok=True)
+                module.save(str(folder / path))
+        self.model.float()
 
     def encode(
         self,
@@ -149,8 +217,8 @@ class Encoder:
         with torch.inference_mode(), self.autocast():
             for rows in length_sorted_batches(tokens.lengths, batch_tokens or self.batch_tokens):
                 ids, mask = tokens.padded(rows, self.device)
-                states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-                embeddings[rows] = self.pool(states, mask).cpu().numpy()
+                states = self.hidden_states(ids, mask)
+                embeddings[rows] = self.pool(states, mask, tokens.queries[rows]).cpu().numpy()
                 done += len(rows)
                 if progress is not None:
                     progress(done, len(tokens))
@@ -166,24 +234,66 @@ class Encoder:
         if not torch.isfinite(embeddings).all():
             raise NotFiniteError(f"an embedding computed in {self.compute_dtype}")
 
+    def _head_folders(self) -> Iterator[tuple[Any, str]]:
+        """The modules behind the transformer, those inside a Router too, with their folders."""
+        for module, path in zip(self.head, module_folders(self.folder)[1:], strict=False):
+            if not isinstance(module, Router):
+                yield module, path
+                continue
+            routes: Any = module.sub_modules
+            for route, names in router_structure(self.folder / path).items():
+                yield from zip(routes[route], (f"{path}/{name}" for name in names), strict=True)
+
+    def _preprocess(self, texts: list[str], kind: TextKind, **options: Any) -> dict[str, Any]:
+        return self.model.preprocess(texts, prompt=self.prompt(kind), task=_TASKS[kind], **options)
+
+    def _excluded(self, kind: TextKind) -> int:
+        """Number of tokens that the Pooling leaves out: those of the prompt, if ``include_prompt`` is false."""
+        if all(module.include_prompt for module in self.head if isinstance(module, Pooling)):
+            return 0
+        return int(self._preprocess([""], kind).get("prompt_length") or 0)
+
+    def _max_tokens(self) -> int:
+        """Maximum sequence length, special tokens included; longer texts are truncated."""
+        # Tokenizers without a maximum report 10^30. RoBERTa's positions start after the padding id, which costs some.
+        positions = int(getattr(self.transformer.config, "max_position_embeddings", DEFAULT_MAX_TOKENS))
+        embeddings = getattr(self.transformer, "embeddings", None)
+        padding_id = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        if padding_id is not None:
+            positions -= padding_id + 1
+        return min(int(self.model.max_seq_length or DEFAULT_MAX_TOKENS), positions)
+
     @property
     def batch_tokens(self) -> int:
         """Tokens of a batch, padding included, that suit the device."""
         return BATCH_TOKENS_CUDA if self.device.type == "cuda" else BATCH_TOKENS
 
 
-def _config_without_code(folder: Path, options: dict[str, Any]) -> Any:
-    """The configuration of a model, which must not choose the code that computes it: kernels would be fetched from
-    wherever it says, and the weights of an adapter's base model as well.
-    """
-    if (folder / "adapter_config.json").exists():
-        raise BadModelError(f"{folder.name}: adapters are not supported")
-    config = AutoConfig.from_pretrained(folder, **options)
-    if getattr(config, "quantization_config", None) is not None:
-        raise BadModelError(f"{folder.name}: quantization_config of config.json is not supported")
-    # The library's own choice, instead of one that was read from the file.
-    config._attn_implementation = config._experts_implementation = None
-    return config
+@contextmanager
+def _whole_weights_only() -> Iterator[None]:
+    """Inside, transformers refuses weights that do not fit, in whose place it would take random ones with a warning."""
+    class_: Any = PreTrainedModel
+    original = class_.__dict__["from_pretrained"]
+
+    def load_whole(cls: type[PreTrainedModel], *args: Any, **options: Any) -> Any:
+        model, report = original.__func__(cls, *args, output_loading_info=True, **options)
+        # Heads for other tasks are left out, and a pooler's output is not used.
+        missing = [name for name in report["missing_keys"] if "pooler" not in name.split(".")]
+        own = {name for name, _ in model.named_children()} - {"pooler"}
+        prefix = f"{model.base_model_prefix}."
+        unexpected = [name for name in report["unexpected_keys"] if name.removeprefix(prefix).split(".")[0] in own]
+        if missing or unexpected:
+            raise BadModelError(
+                f"the weights do not fit config.json: {len(missing)} of {len(model.state_dict())} are missing, "
+                f"{len(report['unexpected_keys'])} unexpected (such as {min(missing or unexpected)})"
+            )
+        return model
+
+    class_.from_pretrained = classmethod(load_whole)
+    try:
+        yield
+    finally:
+        class_.from_pretrained = original
 
 
 def default_device() -> torch.device:

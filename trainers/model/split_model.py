@@ -28,6 +28,7 @@ class Layout:
 
 
 _ENCODER = Layout(layers="encoder.layer", embeddings="embeddings", float16=True)
+_DECODER = Layout(layers="layers", final_norm="norm")
 LAYOUTS: dict[str, Layout] = {
     "bert": _ENCODER,
     "roberta": _ENCODER,
@@ -35,7 +36,10 @@ LAYOUTS: dict[str, Layout] = {
     "camembert": _ENCODER,
     "mpnet": _ENCODER,
     "modernbert": Layout(layers="layers", embeddings="embeddings", final_norm="final_norm"),
-    "qwen3": Layout(layers="layers", final_norm="norm"),
+    "nomic_bert": Layout(layers="layers", embeddings="embeddings"),
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+    "gemma3_text": _DECODER,
 }
 
 
@@ -80,7 +84,7 @@ def freeze(model: Any, trainable_layers: int | str) -> None:
 def split_model(model: Any, trainable_layers: int | str) -> SplitModel | None:
     """The frozen and the trained part; None if nothing is frozen or the model's layout is unknown."""
     layout = LAYOUTS.get(model.config.model_type)
-    if layout is None or isinstance(trainable_layers, str) or _mixes_attention_types(model):
+    if layout is None or isinstance(trainable_layers, str):
         return None
     layers = model.get_submodule(layout.layers)
     cut = len(layers) - trainable_layers
@@ -93,10 +97,17 @@ def split_model(model: Any, trainable_layers: int | str) -> SplitModel | None:
     if hasattr(model, "pooler"):
         # A head for another task: its output is not used.
         prefix["pooler"] = trained["pooler"] = None
-    return SplitModel(_with_replaced(model, prefix), _with_replaced(model, trained))
+    parts = _with_replaced(model, prefix), _with_replaced(model, trained)
+    for part, kept in zip(parts, (slice(cut), slice(cut, None)), strict=True):
+        # Decoders choose a layer's mask by its index, which changes when the layers before it are removed.
+        part.config = copy.copy(model.config)
+        part.config.num_hidden_layers, part.config.use_cache = len(layers[kept]), False
+        if getattr(model.config, "layer_types", None):
+            part.config.layer_types = model.config.layer_types[kept]
+    return SplitModel(*parts)
 
 
-def _with_replaced(model: nn.Module, replacements: dict[str, nn.Module | None]) -> nn.Module:
+def _with_replaced(model: nn.Module, replacements: dict[str, nn.Module | None]) -> Any:
     """A shallow copy with some modules replaced, by dotted name; all others are shared with the original."""
     clone = copy.copy(model)
     clone._modules = dict(model._modules)
@@ -104,12 +115,6 @@ def _with_replaced(model: nn.Module, replacements: dict[str, nn.Module | None]) 
         first, _, rest = name.partition(".")
         clone._modules[first] = _with_replaced(model.get_submodule(first), {rest: module}) if rest else module
     return clone
-
-
-def _mixes_attention_types(model: Any) -> bool:
-    # Qwen3 chooses a layer's mask by its index, which changes when the layers before it are removed.
-    types = set(getattr(model.config, "layer_types", None) or ())
-    return model.config.model_type == "qwen3" and types != {"full_attention"}
 
 
 def _longest_module_list(model: nn.Module) -> nn.ModuleList:

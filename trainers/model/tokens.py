@@ -12,18 +12,24 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tokens:
-    """``ids[starts[i]:starts[i + 1]]`` are the token ids of text ``i``."""
+    """``ids[starts[i]:starts[i + 1]]`` are the token ids of text ``i``, which is a question if ``queries[i]``."""
 
     ids: npt.NDArray[np.int32]
     starts: Indices
+    queries: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, rows: list[list[int]]) -> "Tokens":
-        """Concatenate one list of token ids per text."""
-        starts = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in rows], out=starts[1:])
-        ids = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(starts[-1]))
-        return cls(ids, starts)
+    def of(cls, ids: npt.ArrayLike, lengths: npt.ArrayLike, *, query: bool = False) -> "Tokens":
+        """Token ids of all texts in a row, and the number of each text's."""
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return cls(np.asarray(ids, dtype=np.int32), starts, np.full(len(starts) - 1, query))
+
+    @classmethod
+    def concatenate(cls, first: "Tokens", second: "Tokens") -> "Tokens":
+        """The texts of both."""
+        starts = np.concatenate([first.starts, second.starts[1:] + first.starts[-1]])
+        queries = np.concatenate([first.queries, second.queries])
+        return cls(np.concatenate([first.ids, second.ids]), starts, queries)
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -1,7 +1,6 @@
 """Writes a trained model's folder: weights, tokenizer, encoding config, model card, metrics and curves."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,35 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from foldtune.events import FineTuneRequested, ModelReady
+from trainers.model.base_models import copy_configuration
 from trainers.model.encoder import Encoder
-from trainers.model.encoding_config import write_encoding_config
 from trainers.publishing.results import Results
 
-# Copied from the base model: a tokenizer that is saved again may split texts differently.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 _SMOOTHED_STEPS = 10
 
 
-def write_model(encoder: Encoder, base: Path, folder: Path) -> None:
-    """Write ``encoder`` for sentence-transformers and transformers; ``base`` is the folder of its base model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _TOKENIZER_FILES:
-        if (base / name).exists():
-            shutil.copyfile(base / name, folder / name)
-    encoder.model.save_pretrained(folder)
-    write_encoding_config(encoder.encoding_config, folder, dimension=encoder.dimension, max_tokens=encoder.max_tokens)
+def write_model(encoder: Encoder, folder: Path) -> None:
+    """Write the trained weights, and the base model's configuration as it is."""
+    encoder.save_weights(folder)
+    copy_configuration(encoder.folder, folder)
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:

@@ -23,11 +23,12 @@ class _Embedding(torch.nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.model = encoder.model
+        # Not registered as a module a second time.
         self._encoder = encoder
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return self._encoder.pool(states, attention_mask)
+        states = self._encoder.hidden_states(input_ids, attention_mask)
+        return self._encoder.run_head(states, attention_mask, "passage")
 
 
 def export_onnx(folder: Path) -> None:
@@ -60,6 +61,8 @@ def _export(folder: Path) -> float:
     import onnxruntime  # noqa: PLC0415 - an optional extra
 
     encoder = Encoder.load(folder, "cpu")
+    if encoder.asymmetric:
+        raise OnnxExportError("questions and passages take different ways through the model")
     module = _Embedding(encoder).eval()
     tokens = encoder.tokenize(_TEXTS)
     inputs = tokens.padded(np.arange(len(tokens)), encoder.device)

@@ -8,11 +8,11 @@ import pytest
 
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
+from tests.models import write_modules
 from tests.unit.trainers.test_job import DOCUMENTS, EXAMPLES, Start, start, store
 from trainers.errors import OnnxExportError
 from trainers.exit_codes import ExitCode
 from trainers.model.encoder import Encoder
-from trainers.model.encoding_config import EncodingConfig, write_encoding_config
 from trainers.publishing import onnx_export
 from trainers.publishing.model_publisher import ArtifactManifest
 from trainers.publishing.onnx_export import export_onnx
@@ -33,7 +33,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 def test_onnx_runtime_gives_the_embeddings_of_the_encoder(pooling: Any, folder: Path) -> None:
     import onnxruntime
 
-    write_encoding_config(EncodingConfig(pooling, normalize=pooling != "cls"), folder, dimension=32, max_tokens=64)
+    write_modules(folder, pooling, normalize=pooling != "cls", max_seq_length=64, similarity_fn_name="dot")
     export_onnx(folder)
     assert [path.name for path in folder.glob("*.onnx*")] == ["model.onnx"]
     session = onnxruntime.InferenceSession(folder / "model.onnx")

@@ -101,8 +101,8 @@ def test_an_interrupted_job_resumes(
 def test_hidden_states_are_the_same_on_the_gpu_in_memory_and_in_a_file(tiny_folder: Path, tmp_path: Path) -> None:
     encoder = Encoder.load(tiny_folder, GPU)
     tokens = encoder.tokenize(["one", "two words", ""])
-    freeze(encoder.model, 1)
-    split = split_model(encoder.model, 1)
+    freeze(encoder.transformer, 1)
+    split = split_model(encoder.transformer, 1)
     assert split is not None
     found = []
     for budgets in ({}, {"device_budget": 0}, {"device_budget": 0, "memory_budget": 0}):

@@ -221,7 +221,7 @@ def every_step_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def validate_by_distance(monkeypatch: pytest.MonkeyPatch, base: Path, sign: int) -> None:
     """Each step away from the base model counts as better or as worse: the same on all processors."""
-    model = Encoder.load(base, "cpu").model
+    model = Encoder.load(base, "cpu").transformer
     freeze(model, TrainingKnobs().trainable_layers)
     start = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
 

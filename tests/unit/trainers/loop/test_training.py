@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoModel,
-    AutoTokenizer,
     BertConfig,
     CamembertConfig,
+    Gemma3TextConfig,
     ModernBertConfig,
     MPNetConfig,
+    Qwen2Config,
     Qwen3Config,
     RobertaConfig,
     XLMRobertaConfig,
@@ -24,6 +26,7 @@ from transformers import (
 
 from foldtune.events import FineTuneRequested, Progress, now
 from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
+from tests.models import write_modules, write_transformer
 from tests.unit.trainers.conftest import example, use_compute_dtype
 from trainers.data.dataset import Dataset, build_dataset
 from trainers.data.negatives import nearest_below_margin
@@ -38,7 +41,6 @@ from trainers.loop.optimizer import INITIAL_SCALE, LEARNING_RATE, UNVALIDATED_LE
 from trainers.loop.training import TrainingRecord, train
 from trainers.loop.validation import Validation
 from trainers.model.encoder import Encoder, compute_dtype
-from trainers.model.encoding_config import EncodingConfig
 from trainers.model.split_model import freeze, split_model
 
 SMALL: dict[str, Any] = {
@@ -58,6 +60,21 @@ CONFIGS = [
     MPNetConfig(**SMALL),
     ModernBertConfig(**SMALL | {"global_attn_every_n_layers": 2, "local_attention": 4, "reference_compile": False}),
     Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
+    # Decoders choose a layer's mask by its index.
+    Qwen3Config(
+        **SMALL, num_key_value_heads=2, head_dim=8, use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
+    Qwen2Config(**SMALL, num_key_value_heads=2),
+    Gemma3TextConfig(
+        **SMALL,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        use_bidirectional_attention=True,
+    ),
+    # Of newer versions of transformers.
+    *(CONFIG_MAPPING[name](**SMALL) for name in ("nomic_bert",) if name in CONFIG_MAPPING),
 ]
 
 
@@ -110,23 +127,17 @@ def test_the_split_model_equals_the_whole(config: Any) -> None:
     assert not any(".0." in name or "embeddings" in name for name in trainable)
 
 
-def encoder_of(config: Any, tokenizer_folder: Path, encoding_config: EncodingConfig) -> Encoder:
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    return Encoder(AutoModel.from_config(config), tokenizer, encoding_config, torch.device("cpu"))
+def encoder_of(config: Any, tokenizer: Path, folder: Path, pooling: str = "mean", **encoding: Any) -> Encoder:
+    write_transformer(folder, config, tokenizer)
+    return Encoder.load(write_modules(folder, pooling, max_seq_length=512, **encoding), "cpu")
 
 
 def embedded_alone(encoder: Encoder, dataset: Dataset) -> torch.Tensor:
     """All texts one by one by the library's whole model: no padding, no cache, no batch."""
-    texts = [encoder.encoding_config.query_prompt + text for text in dataset.questions]
-    texts += [encoder.encoding_config.passage_prompt + text for text in dataset.passages]
-    found = []
-    for text in texts:
-        ids = encoder.tokenizer(text, return_tensors="pt", truncation=True, max_length=encoder.max_tokens).input_ids
-        states = encoder.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
-        pooled = {"mean": states.mean(0), "cls": states[0], "lasttoken": states[-1]}[encoder.encoding_config.pooling]
-        found.append(torch.nn.functional.normalize(pooled, dim=0))
-    return torch.stack(found).detach()
+    encoder.model.max_seq_length = encoder.max_tokens
+    found = [encoder.model.encode_query(text, convert_to_tensor=True) for text in dataset.questions]
+    found += [encoder.model.encode_document(text, convert_to_tensor=True) for text in dataset.passages]
+    return torch.stack(found)
 
 
 FEW_POSITIONS: dict[str, Any] = {**SMALL, "vocab_size": 30522, "pad_token_id": 1, "max_position_embeddings": 22}
@@ -134,13 +145,7 @@ FEW_POSITIONS: dict[str, Any] = {**SMALL, "vocab_size": 30522, "pad_token_id": 1
 
 @pytest.mark.usefixtures("full_precision")
 @pytest.mark.parametrize(
-    "encoding_config",
-    [
-        EncodingConfig("mean"),
-        pytest.param(EncodingConfig("cls"), marks=pytest.mark.slow),
-        pytest.param(EncodingConfig("lasttoken"), marks=pytest.mark.slow),
-    ],
-    ids=lambda one: one.pooling,
+    "pooling", ["mean", pytest.param("cls", marks=pytest.mark.slow), pytest.param("lasttoken", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize(
     "config",
@@ -148,9 +153,9 @@ FEW_POSITIONS: dict[str, Any] = {**SMALL, "vocab_size": 30522, "pad_token_id": 1
     ids=lambda config: config.model_type,
 )
 def test_cache_and_padding_do_not_change_positions(
-    config: Any, encoding_config: EncodingConfig, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
+    config: Any, pooling: str, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    encoder = encoder_of(config, tiny_folder, encoding_config)
+    encoder = encoder_of(config, tiny_folder, tmp_path / "model", pooling)
     # Positions of RoBERTa and its family begin behind the padding id, so the longest text has two tokens less.
     assert encoder.max_tokens == (22 if config.model_type == "bert" else 20)
     expected = embedded_alone(encoder, small_dataset)
@@ -166,8 +171,9 @@ def test_cache_and_padding_do_not_change_positions(
 def test_prompts_are_part_of_the_training_texts(
     cached: bool, tiny_folder: Path, small_dataset: Dataset, tmp_path: Path
 ) -> None:
-    encoding_config = EncodingConfig(query_prompt="query: ", passage_prompt="passage: ")
-    encoder = encoder_of(BertConfig(**{**FEW_POSITIONS, "max_position_embeddings": 64}), tiny_folder, encoding_config)
+    prompts = {"query": "query: ", "document": "passage: "}
+    config = BertConfig(**{**FEW_POSITIONS, "max_position_embeddings": 64})
+    encoder = encoder_of(config, tiny_folder, tmp_path / "model", prompts=prompts)
     asked, read = encoder.tokenize(["x"], "query"), encoder.tokenize(["x"], "passage")
     assert encoder.tokenizer.decode(asked.ids) == "[CLS] query : x [SEP]"
     assert encoder.tokenizer.decode(read.ids) == "[CLS] passage : x [SEP]"
@@ -189,7 +195,7 @@ def test_an_unknown_layout_is_not_split() -> None:
 
 def test_more_trainable_layers_than_the_model_has_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(KnobError, match=r"trainable_layers is 4, base_model has 3 layers"):
-        freeze(Encoder.load(tiny_folder, "cpu").model, 4)
+        freeze(Encoder.load(tiny_folder, "cpu").transformer, 4)
 
 
 def gradients(encoder: Encoder, dataset: Dataset, tmp_path: Path, **options: Any) -> tuple[float, list[torch.Tensor]]:
@@ -210,8 +216,8 @@ def test_cache_and_micro_batches_do_not_change_gradients(
 ) -> None:
     config = copy.deepcopy(config)
     config.vocab_size = 30522
-    expected, wanted = gradients(encoder_of(config, tiny_folder, EncodingConfig()), small_dataset, tmp_path)
-    loss, found = gradients(encoder_of(config, tiny_folder, EncodingConfig()), small_dataset, tmp_path, **options)
+    expected, wanted = gradients(encoder_of(config, tiny_folder, tmp_path / "model"), small_dataset, tmp_path)
+    loss, found = gradients(Encoder.load(tmp_path / "model", "cpu"), small_dataset, tmp_path, **options)
     assert loss == pytest.approx(expected, rel=1e-5)
     assert len(found) == len(wanted) > 0
     for one, other in zip(found, wanted, strict=True):
@@ -220,14 +226,6 @@ def test_cache_and_micro_batches_do_not_change_gradients(
 
 def test_training_all_layers_needs_no_cache(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     assert not TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, "all", tmp_path).cached
-
-
-def test_a_decoder_with_different_layers_is_not_split() -> None:
-    sliding: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
-    model = AutoModel.from_config(Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8, **sliding))
-    assert len(set(model.config.layer_types)) == 2
-    freeze(model, 1)
-    assert split_model(model, 1) is None
 
 
 @pytest.mark.usefixtures("full_precision")
@@ -384,8 +382,8 @@ def test_the_dtype_depends_on_the_gpu_and_the_model(
 def test_a_cache_beyond_its_budget_spills_to_a_file(tiny_folder: Path, tmp_path: Path) -> None:
     encoder = Encoder.load(tiny_folder, "cpu")
     tokens = encoder.tokenize(["one", "two words", ""])
-    freeze(encoder.model, 1)
-    split = split_model(encoder.model, 1)
+    freeze(encoder.transformer, 1)
+    split = split_model(encoder.transformer, 1)
     assert split is not None
     kept = PrefixCache(encoder, split.prefix, tokens, tmp_path, memory_budget=1 << 30)
     spilled = PrefixCache(encoder, split.prefix, tokens, tmp_path, memory_budget=0)
@@ -436,8 +434,8 @@ def test_the_same_seed_gives_the_same_weights(tiny_folder: Path, small_dataset: 
     assert [progress.loss for progress in steps.seen] == pytest.approx(
         [sum(record.losses[:done]) / done for done in range(1, 11)]
     )
-    left = [progress.eta_seconds * progress.examples_per_second for progress in steps.seen]
-    assert left == pytest.approx([8 * (10 - done) for done in range(1, 11)])
+    seconds_left = [progress.eta_seconds * progress.examples_per_second for progress in steps.seen]
+    assert seconds_left == pytest.approx([8 * (10 - done) for done in range(1, 11)])
     assert steps.seen[-1].examples_per_second == pytest.approx(80 / record.seconds, rel=0.05)
     assert record.mined_epochs == 2
 
@@ -527,9 +525,9 @@ def test_without_validation_the_learning_rate_is_lower(
 
 
 def test_only_the_last_layers_are_trained(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
-    before = {name: value.clone() for name, value in Encoder.load(tiny_folder, "cpu").model.state_dict().items()}
+    before = {name: value.clone() for name, value in Encoder.load(tiny_folder, "cpu").transformer.state_dict().items()}
     encoder, _, _ = trained(tiny_folder, small_dataset, tmp_path)
-    moved = {name for name, value in encoder.model.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {name for name, value in encoder.transformer.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
     assert all(name.startswith("encoder.layer.2.") for name in moved)
 

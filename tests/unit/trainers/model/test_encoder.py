@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.models import write_modules
 from trainers.errors import BadModelError
 from trainers.model.encoder import Encoder, passage_text
-from trainers.model.encoding_config import EncodingConfig, write_encoding_config
 
 
 def test_embeddings_are_in_the_order_of_the_texts(tiny_folder: Path) -> None:
@@ -37,8 +37,10 @@ def test_pooling_equals_sentence_transformers(pooling: str, tiny_folder: Path, t
 
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
-    encoding_config = EncodingConfig(pooling, normalize=pooling != "cls", max_tokens=20, query_prompt="find: ")  # type: ignore[arg-type]
-    write_encoding_config(encoding_config, folder, dimension=32, max_tokens=20)
+    prompts = {"query": "find: "}
+    write_modules(
+        folder, pooling, normalize=pooling != "cls", max_seq_length=20, prompts=prompts, similarity_fn_name="dot"
+    )
     texts = ["some words", "other " * 50]
     ours, theirs = Encoder.load(folder, "cpu"), SentenceTransformer(str(folder), device="cpu")
     np.testing.assert_allclose(ours.encode(texts, "query"), theirs.encode_query(texts), atol=1e-5)
@@ -93,13 +95,13 @@ KERNELS = "somebody/kernels"
         {"attn_implementation": {"": KERNELS}},
         {"attn_implementation": "flash_attention_2"},
         {"experts_implementation": KERNELS},
-        {"auto_map": {"AutoModel": "code.Model", "AutoConfig": "code.Config"}},
+        {"auto_map": {"AutoModelForMaskedLM": "code.Model"}},
     ],
 )
 def test_a_models_config_does_not_choose_its_code(config: dict[str, object], tiny_folder: Path, tmp_path: Path) -> None:
     folder = model_with(tiny_folder, tmp_path / "model", config)
     usual, loaded = (Encoder.load(path, "cpu") for path in (tiny_folder, folder))
-    assert loaded.model.config._attn_implementation == usual.model.config._attn_implementation
+    assert loaded.transformer.config._attn_implementation == usual.transformer.config._attn_implementation
     np.testing.assert_array_equal(loaded.encode(["some words"]), usual.encode(["some words"]))
     assert not (folder / "trace").exists()
 
