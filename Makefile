@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check bench-ingest bench-train package check format lock schemas clean
+.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check bench-ingest bench-train figures package check format lock schemas clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-15s%s\n", names[i], $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ package: setup $(NODE_MODULES) ## What `osls deploy` deploys to AWS, into .serve
 
 $(NODE_MODULES): package-lock.json $(INSTALLED)
 	$(WITH_NODE) npm ci --silent
+
+figures: setup ## List the figures in the docs whose code has changed since they were measured
+	$(BIN)/python -m benchmarks.figures
 
 check: setup ## Lint, formatting and types
 	$(BIN)/ruff check

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from benchmarks.figures import DOCS, sources
 from foldtune.bounds import Bounds
 from foldtune.events import MAX_ENVELOPE_LOGS
 from foldtune.settings import SetLimits
@@ -171,3 +172,17 @@ def test_make_help_lists_every_target() -> None:
     command = [str(shutil.which("make")), "help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert sorted(re.findall(r"^make (\S+)", shown, re.MULTILINE)) == sorted(targets)
+
+
+def test_figures_name_command_machine_date_commit_and_code() -> None:
+    found = [source for page in DOCS for source in sources(page)]
+    assert found
+    for source in found:
+        assert source.paths, source
+        assert all((ROOT / path).exists() for path in source.paths), source
+        # A commit that is no ancestor is an error of git's.
+        assert source.changes >= 0
+    sections = re.split(r"^(?=## )", (ROOT / "docs" / "performance.md").read_text(), flags=re.MULTILINE)
+    assert [
+        section.splitlines()[0] for section in sections if "|---" in section and "\nMeasured: " not in section
+    ] == []
