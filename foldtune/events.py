@@ -539,11 +539,20 @@ class ModelReady(Event):
     model_uri: S3Uri
     manifest_sha256: Sha256
     base_model: ModelReference
-    parent_version: str | None = None
+    parent_version: str | None = Field(
+        None,
+        description="The version that the training started from, if not from the base model. Of releases up to "
+        "0.1 it is what `compared_with` is since",
+    )
+    compared_with: str | None = Field(
+        None, description="The version that it was measured against, if not the base model"
+    )
     embedding_space_id: str = Field(description="Embeddings are comparable if their ids are equal")
     dimension: Annotated[Count, Field(ge=1)]
     normalized: bool
-    requires_reindex: bool = Field(description="Whether all documents must be embedded again")
+    requires_reindex: bool = Field(
+        description="Whether all documents must be embedded again, given those of compared_with, or of the base model"
+    )
     metrics_before: RetrievalMetrics
     metrics_after: RetrievalMetrics
     gate: GateVerdict
@@ -551,6 +560,12 @@ class ModelReady(Event):
     snapshot_sha256: Sha256
     snapshot_offsets: tuple[TopicOffset, ...]
     training_seconds: FiniteFloat
+    seconds: dict[Annotated[str, StringConstraints(max_length=64)], NonNegativeFloat] = Field(
+        {},
+        max_length=64,
+        description="Of the job's parts up to its publication, and `all`; of earlier attempts only the training",
+    )
+    cost_dollars: NonNegativeFloat | None = Field(None, description="`all` at trainer.hourly_price, if that is set")
     published_at: UtcTime
 
 

@@ -10,6 +10,7 @@
 ``jobs/REQUEST/attempt-N.NAME``                      the ledger of the job's attempts (``launchers.ledger``)
 ``checkpoints/REQUEST/VERSION/state.safetensors``    the checkpoint of a running training
 ``models/MODEL/VERSION/runs/RUN/``                   the files and the manifest of a training of this version
+``models/MODEL/VERSION/runs/RUN/evaluation.parquet`` its held-out questions; not in the manifest, so not deployed
 ``models/MODEL/VERSION/manifest.json``               the manifest of the one that was published, written last
 ``models/MODEL/latest.json``                         the newest promoted version of the model
 ``statuses/REQUEST_ID.json``                         the newest status of each model's request under one id, for
@@ -34,6 +35,7 @@ MANIFEST = "manifest.json"
 # Written to see whether the store honours conditions.
 CHECK_KEY = "checks/conditional-writes"
 CHECKPOINT = "state.safetensors"
+EVALUATION = "evaluation.parquet"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 

@@ -268,6 +268,8 @@ class TrainerSettings(Section):
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 2
     # At most this much training is lost with SIGKILL; SIGTERM loses no step.
     checkpoint_interval: timedelta = timedelta(minutes=10)
+    # US dollars for an hour of the machine that trains; model-ready then says what a model cost.
+    hourly_price: Annotated[PositiveFloat, Field(le=10_000)] | None = None
     # A smaller gain of nDCG@10 is not worth that all documents are embedded again: no model is promoted for it.
     min_gain: Annotated[float, Field(ge=0, le=1)] = 0.005
     # No model is promoted that surely loses more nDCG@10 than this on general questions, or on folders that its request

@@ -1,6 +1,7 @@
 """The fine-tuning recipe, from the snapshot to the published model, step by step."""
 
 import time
+from collections import Counter
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from trainers.loop.validation import Validation, WeightInterpolation, interpolat
 from trainers.model.base_models import fetch_base_model, licence, weights_digest
 from trainers.model.encoder import Encoder
 from trainers.publishing.artifacts import write_card, write_loss_curve, write_metrics, write_model, write_recall_curve
+from trainers.publishing.evaluation_table import write_evaluation
 from trainers.publishing.model_publisher import latest_model, publish_model
 from trainers.publishing.onnx_export import export_onnx
 from trainers.publishing.reporting import Reporter
@@ -97,6 +99,7 @@ def produce_model(
     reporter.warn(*training_warnings(record, job.request, len(parts.train)))
 
     # 4. Evaluation and gate.
+    trained_at = time.monotonic()
     reporter.publish_state(State.EVALUATING)
     after = measured_on.measure(encoder, *trainable.embed_full_length())
     lost = find_losses(measured_on, base, baseline, after, settings.trainer.max_loss)
@@ -119,9 +122,18 @@ def produce_model(
             export_onnx(folder)
         except OnnxExportError as error:
             reporter.warn(str(error))
-    ready = _model_ready(job, snapshot, encoder=encoder, folder=folder, results=results)
-    seconds = {"until_trained": seconds_until_training, "training": record.seconds, "all": time.monotonic() - began}
+    seconds = _seconds(seconds_until_training, record.seconds, time.monotonic() - trained_at)
+    ready = _model_ready(
+        job,
+        snapshot,
+        encoder=encoder,
+        folder=folder,
+        results=results,
+        seconds=seconds,
+        hourly_price=settings.trainer.hourly_price,
+    )
     write_metrics(folder, results.metrics() | {"seconds": seconds})
+    write_evaluation(folder, snapshot, results)
     write_loss_curve(folder, record.losses)
     write_recall_curve(
         folder, baseline.measures.held_out.recall_curve(), after.held_out.recall_curve(), baseline=baseline.name
@@ -135,6 +147,7 @@ def produce_model(
         window=_time_range(snapshot),
         licence=licence(base_folder),
         folders=sum(part.folder_count for part in snapshot.manifest.parts),
+        labels=Counter(map(str, snapshot.examples.column("label").to_pylist())),
         warnings=reporter.warnings,
     )
 
@@ -286,8 +299,20 @@ def _time_range(snapshot: Snapshot) -> tuple[datetime, datetime]:
     return extremes["min"], extremes["max"]
 
 
+def _seconds(until_trained: float, training: float, evaluation: float) -> dict[str, float]:
+    parts = {"until_trained": until_trained, "training": training, "evaluation": evaluation}
+    return parts | {"all": sum(parts.values())}
+
+
 def _model_ready(
-    job: TrainingJob, snapshot: Snapshot, *, encoder: Encoder, folder: Path, results: Results
+    job: TrainingJob,
+    snapshot: Snapshot,
+    *,
+    encoder: Encoder,
+    folder: Path,
+    results: Results,
+    seconds: dict[str, float],
+    hourly_price: float | None,
 ) -> ModelReady:
     """The completion event, with a placeholder for the digest of the manifest that contains it."""
     request = job.request
@@ -298,11 +323,11 @@ def _model_ready(
         model_uri=job.output_uri,
         manifest_sha256=_PLACEHOLDER_DIGEST,
         base_model=job.base_model,
-        parent_version=results.baseline.version,
+        compared_with=results.baseline.version,
         embedding_space_id=weights_digest(folder),
         dimension=encoder.dimension,
         normalized=encoder.normalized,
-        requires_reindex=True,
+        requires_reindex=not results.after.has_index_of(results.baseline.measures),
         metrics_before=results.baseline.measures.held_out.metrics(),
         metrics_after=results.after.held_out.metrics(),
         gate=results.verdict,
@@ -310,5 +335,7 @@ def _model_ready(
         snapshot_sha256=job.snapshot_sha256,
         snapshot_offsets=tuple(offset for part in snapshot.manifest.parts for offset in part.offsets),
         training_seconds=results.record.seconds,
+        seconds=seconds,
+        cost_dollars=hourly_price * seconds["all"] / 3600 if hourly_price else None,
         published_at=now(),
     )

@@ -1,6 +1,6 @@
 """``foldtune erase --artifacts``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import typer
@@ -22,24 +22,30 @@ from streams.training_sets.erasures import Erasures
 def handle_artifacts(event: ErasureRequested, settings: Settings, *, delete: bool, yes: bool) -> None:
     """Show what was made before an erasure and has its subject, and delete it; exit code 1 if some of it is left."""
     past = PastArtifacts(S3ObjectStore(settings.s3), _erasures(event, settings), _ended_requests(settings.kafka))
-    snapshots = list(past.snapshots())
+    snapshots, evaluations = list(past.snapshots()), past.evaluations()
     models, letters = past.models(snapshots), letters_that_name(event, settings.kafka)
-    _show(snapshots, models, letters)
+    _show(snapshots, models, letters, evaluations)
     if unknown := past.trainings_without_snapshot():
         typer.echo(f"{unknown} trainings had snapshots that are deleted: their models may have it, too", err=True)
-    if not delete or not (snapshots or letters):
+    if not delete or not (snapshots or letters or evaluations):
         return
     if not yes:
-        typer.confirm("Write these snapshots anew, and delete checkpoints and dead letters?", abort=True)
+        typer.confirm(
+            "Write these snapshots and evaluations anew, and delete checkpoints and dead letters?", abort=True
+        )
     if models:
         typer.echo("keep this list of models: it is made from these snapshots", err=True)
     ended = [snapshot for snapshot in snapshots if snapshot.ended]
     for snapshot in ended:
         past.erase(snapshot)
+    for key in evaluations:
+        past.erase_evaluation(key)
     unreadable = [key for snapshot in ended for key in snapshot.unreadable]
+    unreadable += [key for key, count in evaluations.items() if count is None]
     again = delete_letters(letters, settings.kafka) if letters else 0
     typer.echo(
-        f"{sum(not snapshot.unreadable for snapshot in ended)} snapshots written anew,"
+        f"{sum(not snapshot.unreadable for snapshot in ended)} snapshots and"
+        f" {sum(count is not None for count in evaluations.values())} evaluations written anew,"
         f" {len(letters)} dead letters deleted, {again} others published again"
     )
     if waiting := len(snapshots) - len(ended):
@@ -77,7 +83,10 @@ def _ended_requests(settings: KafkaSettings) -> set[Request]:
 
 
 def _show(
-    snapshots: Sequence[AffectedSnapshot], models: Sequence[AffectedModel], letters: Sequence[DeadLetter]
+    snapshots: Sequence[AffectedSnapshot],
+    models: Sequence[AffectedModel],
+    letters: Sequence[DeadLetter],
+    evaluations: Mapping[str, int | None],
 ) -> None:
     if snapshots:
         columns = ("snapshot of", "rows", "unreadable files", "checkpoints", "in use")
@@ -89,7 +98,10 @@ def _show(
             ("dead letter", "rejected at (UTC)", "error"),
             [(letter.id, f"{letter.at:%Y-%m-%d %H:%M:%S}", letter.error) for letter in letters],
         )
-    if not (snapshots or letters):
+    if evaluations:
+        rows = [(key, "unreadable" if count is None else str(count)) for key, count in evaluations.items()]
+        print_table(("evaluation", "questions"), rows)
+    if not (snapshots or letters or evaluations):
         typer.echo("nothing of before has it")
 
 

@@ -1,6 +1,7 @@
 """What was made before an erasure and still has its subject: snapshots, with their checkpoints and models.
 
-Snapshots of requests that have ended are written anew without it. Models cannot be, and are listed.
+Snapshots of requests that have ended, and the evaluations of models, are written anew without it. Models cannot be, and
+are listed.
 """
 
 import hashlib
@@ -18,12 +19,12 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from foldtune.events import SnapshotFile, SnapshotManifest, TrainingJob
-from foldtune.object_keys import job_key, latest_key, manifest_key, request_segment
+from foldtune.object_keys import EVALUATION, job_key, latest_key, manifest_key, request_segment
 from foldtune.object_store import ObjectStore
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.state_events import ChatLog, DocumentUpserted, RetrievedPassage, StateEvent, StateRecord
 
-_SNAPSHOTS, _CHECKPOINTS, _JOBS = "snapshots/", "checkpoints/", "jobs/"
+_SNAPSHOTS, _CHECKPOINTS, _JOBS, _MODELS = "snapshots/", "checkpoints/", "jobs/", "models/"
 # Documents have no time in a snapshot: whenever they were published, they count as covered.
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -102,6 +103,17 @@ class PastArtifacts:
             if key not in {self._store.key(file.uri) for file in new.values()}:
                 self._store.delete(key)
 
+    def evaluations(self) -> dict[str, int | None]:
+        """The models' evaluations that have it, by key: how many questions, None for one that cannot be read."""
+        keys = [key for key in self._store.list(_MODELS) if key.endswith(f"/{EVALUATION}")]
+        counts = {key: self._count(key) for key in keys}
+        return {key: count for key, count in counts.items() if count != 0}
+
+    def erase_evaluation(self, key: str) -> None:
+        """Write an evaluation anew without it: no manifest names its digest."""
+        if (left := self._left_of(key)) is not None:
+            self._store.put(key, _parquet(left[0]))
+
     def models(self, snapshots: Collection[AffectedSnapshot]) -> list[AffectedModel]:
         """The models that were trained on snapshots, and those that began with such a model."""
         manifests = {self._store.uri(key) for snapshot in snapshots for key in snapshot.manifests}
@@ -153,13 +165,10 @@ class PastArtifacts:
             return None
 
     def _write(self, key: str, table: pa.Table) -> SnapshotFile:
-        output = io.BytesIO()
-        with pq.ParquetWriter(output, table.schema, compression="zstd") as writer:
-            for _, rows in groupby(table.to_pylist(), key=lambda row: row["folder_id"]):
-                writer.write_table(pa.Table.from_pylist(list(rows), schema=table.schema))
-        sha256 = hashlib.sha256(output.getvalue()).hexdigest()
+        content = _parquet(table)
+        sha256 = hashlib.sha256(content).hexdigest()
         new = f"{key.rpartition('-')[0]}-{sha256[:16]}.parquet"
-        self._store.put(new, output.getvalue())
+        self._store.put(new, content)
         return SnapshotFile(uri=self._store.uri(new), sha256=sha256, rows=table.num_rows)
 
     def _replace_manifest(self, key: str, manifest: SnapshotManifest, new: dict[str, SnapshotFile]) -> None:
@@ -194,9 +203,19 @@ class PastArtifacts:
             return None
 
 
+def _parquet(table: pa.Table) -> bytes:
+    """A row group for each folder, as a worker writes them; one of what has no folders."""
+    output = io.BytesIO()
+    with pq.ParquetWriter(output, table.schema, compression="zstd") as writer:
+        for _, rows in groupby(table.to_pylist(), key=lambda row: row.get("folder_id")):
+            writer.write_table(pa.Table.from_pylist(list(rows), schema=table.schema))
+    return output.getvalue()
+
+
 def _erased(table: pa.Table, erasures: Erasures) -> tuple[pa.Table, int]:
-    """A table of examples or documents without what is erased, and how many of its rows that changes."""
-    apply = _erased_example if "question" in table.schema.names else _erased_document
+    """A table without what is erased, and how many of its rows that changes."""
+    names = table.schema.names
+    apply = _erased_answer if "logs" in names else _erased_example if "question" in names else _erased_document
     rows, changed = [], 0
     for row in table.to_pylist():
         remaining = apply(row, erasures)
@@ -225,6 +244,12 @@ def _erased_example(row: Row, erasures: Erasures) -> Row | None:
     texts = [passage | {"text": kept.text} for passage, kept in zip(passages, remaining.retrieved, strict=True)]
     positive = texts.pop(0) if row["positive"] else None
     return row | {"positive": positive, "negatives": texts}
+
+
+def _erased_answer(row: Row, erasures: Erasures) -> Row | None:
+    """A question goes with any of the logs that asked it: whose words it has, nobody can tell."""
+    logs = (ChatLog(**log, question=row["question"]) for log in row["logs"])
+    return row if all(_applied(log, erasures) is log for log in logs) else None
 
 
 def _erased_document(row: Row, erasures: Erasures) -> Row | None:

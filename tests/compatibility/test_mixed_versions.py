@@ -26,6 +26,9 @@ ADDED: dict[str, dict[str, Any]] = {
     "erasure_requested": {"folder_id": "f"},
     "fine_tune_status": {"waiting_for": "launcher", "run_continues": True},
     "model_ready": {
+        "compared_with": "20250201T000000Z",
+        "seconds": {"training": 812.4, "all": 1000.0},
+        "cost_dollars": 0.28,
         "gate": fixture("model_ready")["gate"] | {"outcome": "too_few_questions"},
         "metrics_after": fixture("model_ready")["metrics_after"] | {"recall_at_50": 0.9, "recall_at_100": 1.0},
     },

@@ -1,7 +1,8 @@
 """Writes a trained model's folder: weights, tokenizer, encoding config, model card, metrics and curves."""
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 
 import jinja2
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foldtune import excerpts
 from foldtune.events import FineTuneRequested, ModelReady
 from trainers.model.base_models import copy_configuration
 from trainers.model.encoder import Encoder
 from trainers.publishing.results import Results
 
 _SMOOTHED_STEPS = 10
+# In the card; all of them are in metrics.json.
+_MAX_FOLDERS, _MAX_NAME = 20, 100
 
 
 def write_model(encoder: Encoder, folder: Path) -> None:
@@ -74,16 +79,20 @@ def write_card(
     *,
     max_tokens: int,
     folders: int,
+    labels: Mapping[str, int],
     window: tuple[datetime, datetime],
     licence: str | None,
     warnings: Sequence[str],
 ) -> None:
-    """Write the model card, ``README.md``; ``window`` is the examples' time range, ``licence`` the base model's."""
+    """Write the model card, ``README.md``; ``labels`` are the numbers of examples by label, ``window`` is their time
+    range, ``licence`` the base model's.
+    """
     template = (Path(__file__).parent / "model_card.md.jinja").read_text()
     before, after = ready.metrics_before.model_dump(), ready.metrics_after.model_dump()
     metrics = [(name, before[name], after[name]) for name in before if name not in {"questions", "documents"}]
     sections = {"dataset": request.dataset, "training": request.training, "weights": request.weights}
     knobs = [(f"{section}.{name}", value) for section, group in sections.items() for name, value in group]
+    gains = results.after.held_out.ndcg - results.baseline.measures.held_out.ndcg
     environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined)  # noqa: S701 - Markdown
     card = environment.from_string(template).render(
         ready=ready,
@@ -91,6 +100,10 @@ def write_card(
         baseline=results.baseline.name,
         max_tokens=max_tokens,
         folders=folders,
+        labels=", ".join(f"{count} {label}" for label, count in sorted(labels.items(), key=lambda item: -item[1])),
+        by_folder=_largest(results.folders()),
+        by_other_folder=_largest(results.other_folders()),
+        gains=[int((np.sign(gains) == sign).sum()) for sign in (1, 0, -1)],
         window=[f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" for moment in window],
         licence=licence,
         examples=len(results.measured_on.parts.train),
@@ -102,3 +115,17 @@ def write_card(
         knobs=knobs,
     )
     (folder / "README.md").write_text(card + "\n")
+
+
+def _largest(folders: dict[str, Any]) -> list[tuple[str, int, float, float]]:
+    """Name for Markdown, number of questions, and nDCG@10 before and after of the folders with most questions."""
+    rows = sorted(folders.items(), key=lambda item: -item[1]["questions"])[:_MAX_FOLDERS]
+    return [
+        (_cell(folder), values["questions"], values["before"]["ndcg_at_10"], values["after"]["ndcg_at_10"])
+        for folder, values in rows
+    ]
+
+
+def _cell(text: str) -> str:
+    """Text of whatever kind as the content of a table's cell."""
+    return excerpts.excerpt(re.sub(r"[^\w .,:/@-]", lambda found: f"&#{ord(found[0])};", text), _MAX_NAME)

@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel
@@ -19,6 +21,7 @@ from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import FineTuneStatus, GateVerdict, ModelReference, Progress, State, TrainingJob
 from foldtune.knobs import TrainingKnobs, WeightKnobs
 from foldtune.settings import Settings, TrainerSettings
+from foldtune.snapshot_schema import EVALUATION
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, artifact, published_prefix, put_job
 from tests.unit.trainers.conftest import example, use_compute_dtype
@@ -101,6 +104,59 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
 
 
 @pytest.mark.slow
+def test_each_held_out_question_is_told_beside_the_model_and_not_deployed_with_it(
+    start: Start, store: MemoryObjectStore, tables: Any
+) -> None:
+    start(put_job(store, tables(EXAMPLES, DOCUMENTS)))
+    metrics = json.loads(artifact(store, "metrics.json"))
+    table = pq.read_table(io.BytesIO(artifact(store, "evaluation.parquet")))
+    assert table.schema.equals(EVALUATION)
+    rows = table.to_pylist()
+    assert len(rows) == metrics["data"]["held_out_questions"]
+    gains = [row["gain"] for row in rows]
+    assert gains == sorted(gains)
+    assert np.mean(gains) == pytest.approx(metrics["gate"]["ndcg_gain"])
+    for row in rows:
+        (log,) = row["logs"]
+        # In these examples the id of a log is its question.
+        assert log["log_id"] == row["question"]
+        right = row["question"].split()[3]
+        for moment in ("before", "after"):
+            found, scores = ([passage[name] for passage in row[moment]] for name in ("document_id", "score"))
+            assert scores == sorted(scores, reverse=True)
+            assert len(found) == 5
+            rank = row[f"rank_{moment}"]
+            assert (rank - 1 if rank and rank <= 5 else None) == (found.index(right) if right in found else None)
+    ranks = [row["rank_after"] for row in rows]
+    assert np.mean([rank == 1 for rank in ranks]) == pytest.approx(metrics["after"]["recall_at_1"])
+    manifest = json.loads(store.get("models/m/000001/manifest.json"))
+    paths = {file["path"] for file in manifest["files"]}
+    assert "metrics.json" in paths
+    assert "evaluation.parquet" not in paths
+    card = artifact(store, "README.md").decode()
+    assert "evaluation.parquet" in card
+    assert f"| Labels of all examples | {len(EXAMPLES)} cited |" in card
+    assert f"| f | {len(rows)} |" in card
+
+
+@pytest.mark.slow
+def test_the_event_tells_what_the_model_started_from_and_cost(
+    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.pipeline.gate", always_promote)
+    data = tables(EXAMPLES, DOCUMENTS)
+    (first,) = start(put_job(store, data), hourly_price=3.6)[1].ready
+    assert (first.parent_version, first.compared_with, first.requires_reindex) == (None, None, True)
+    assert first.seconds["all"] == pytest.approx(sum(first.seconds.values()) - first.seconds["all"])
+    assert first.seconds["training"] == first.training_seconds
+    assert first.cost_dollars == pytest.approx(first.seconds["all"] / 1000)
+    # The same data and seed give the same model: the index of the first one is right for it.
+    (second,) = start(put_job(store, data, version="000002"))[1].ready
+    assert (second.parent_version, second.compared_with, second.requires_reindex) == (None, "000001", False)
+    assert second.cost_dollars is None
+
+
+@pytest.mark.slow
 def test_the_next_version_is_compared_with_the_promoted_one(
     start: Start, store: MemoryObjectStore, tables: Any
 ) -> None:
@@ -131,7 +187,7 @@ def test_an_incumbent_whose_files_are_gone_is_replaced_and_reported(
     code, sink = start(put_job(store, data, version="000002"))
     assert code == ExitCode.DONE
     (ready,) = sink.ready
-    assert ready.parent_version is None
+    assert ready.compared_with is None
     assert "better than the base model (version 000001 cannot be read)" in ready.gate.reasons[0]
     (warning,) = (text for text in sink.statuses[-1].warnings if "compared with the base model only" in text)
     assert "Object not found" in warning
@@ -139,7 +195,7 @@ def test_an_incumbent_whose_files_are_gone_is_replaced_and_reported(
     assert warning in card
     assert "| | the base model (version 000001 cannot be read) | this model |" in card
     # The next training has an incumbent again.
-    assert start(put_job(store, data, version="000003"))[1].ready[0].parent_version == "000002"
+    assert start(put_job(store, data, version="000003"))[1].ready[0].compared_with == "000002"
 
 
 def always_promote(before: Evaluation, after: Evaluation, seed: int, *, baseline: str, **_: object) -> GateVerdict:

@@ -21,6 +21,7 @@ from foldtune.events import (
     TrainingJob,
 )
 from foldtune.object_keys import (
+    EVALUATION,
     SnapshotKind,
     checkpoint_key,
     job_key,
@@ -32,6 +33,7 @@ from foldtune.object_keys import (
 )
 from foldtune.settings import Settings
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
+from foldtune.snapshot_schema import EVALUATION as EVALUATION_SCHEMA
 from foldtune.testing import MemoryObjectStore
 from streams.commands import erased_artifacts
 from streams.snapshots.past_artifacts import PastArtifacts
@@ -279,7 +281,7 @@ def test_the_command_names_files_that_cannot_be_read_and_fails(
         erased_artifacts.handle_artifacts(erasure, Settings(), delete=True, yes=True)
     assert exited.value.exit_code == 1
     output = capsys.readouterr()
-    assert "0 snapshots written anew" in output.out
+    assert "0 snapshots and 0 evaluations written anew" in output.out
     assert key in output.err
     assert "keep this list of models" in output.err
 
@@ -310,6 +312,62 @@ def test_an_erasure_that_was_cut_short_is_repeated(bucket: Bucket, monkeypatch: 
     past.erase(snapshot)
     assert list(past.snapshots()) == []
     assert [row["log_id"] for row in bucket.rows("r")[0]] == ["l2", "l3"]
+
+
+def evaluated(question: str, *log_ids: str) -> dict[str, Any]:
+    names = ("log_id", "occurred_at", "folder_id", "agent_id", "conversation_id")
+    logs = [{name: example(log_id)[name] for name in names} for log_id in log_ids]
+    return {"question": question, "logs": logs, "before": [], "after": [], "rank_before": 1, "gain": 0.0}
+
+
+def put_evaluation(bucket: Bucket) -> str:
+    rows = [evaluated("asked by l1", "l1"), evaluated("asked by two", "l2", "l3")]
+    output = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, EVALUATION_SCHEMA), output)
+    key = f"{model_prefix('m', 'v-r')}/runs/x/{EVALUATION}"
+    bucket.store.put(key, output.getvalue())
+    return key
+
+
+@pytest.mark.parametrize(
+    ("subject", "left"),
+    [(("log", "l1"), ["asked by two"]), (("log", "l3"), ["asked by l1"]), (("agent", "a"), []), (("folder", "f"), [])],
+)
+def test_the_evaluation_of_a_model_is_written_anew_without_the_questions_of_erased_logs(
+    bucket: Bucket, subject: tuple[str, str], left: list[str]
+) -> None:
+    key = put_evaluation(bucket)
+    # Also where the snapshot has been deleted.
+    for name in bucket.store.list("snapshots/"):
+        bucket.store.delete(name)
+    past = bucket.past(*subject)
+    assert past.evaluations() == {key: 2 - len(left)}
+    past.erase_evaluation(key)
+    table = pq.read_table(io.BytesIO(bucket.store.get(key)))
+    assert table.schema == EVALUATION_SCHEMA
+    assert table.column("question").to_pylist() == left
+    assert past.evaluations() == {}
+    assert bucket.past("log", "another").evaluations() == {}
+
+
+def test_the_command_writes_evaluations_anew_and_names_those_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = Bucket()
+    key = put_evaluation(bucket)
+    damaged = f"{model_prefix('m', 'v-s')}/runs/x/{EVALUATION}"
+    bucket.store.put(damaged, b"damaged")
+    monkeypatch.setattr(erased_artifacts, "S3ObjectStore", lambda _: bucket.store)
+    monkeypatch.setattr(erased_artifacts, "_ended_requests", lambda _: set())
+    monkeypatch.setattr(erased_artifacts, "letters_that_name", lambda *_: [])
+    erasure = ErasureRequested(erasure_id="e", occurred_at=NOON, subject="log", subject_id="l1")
+    with pytest.raises(typer.Exit):
+        erased_artifacts.handle_artifacts(erasure, Settings(), delete=True, yes=True)
+    output = capsys.readouterr()
+    assert "0 snapshots and 1 evaluations written anew" in output.out
+    assert damaged in output.err
+    assert bucket.past("log", "l1").evaluations() == {damaged: None}
+    assert bucket.store.exists(key)
 
 
 def test_models_that_were_trained_on_it_or_began_with_such_a_model_are_listed(bucket: Bucket) -> None:
