@@ -159,7 +159,7 @@ def _run(benchmark: Benchmark, variants: list[Variant]) -> Iterator[tuple[Varian
                 began = time.perf_counter()
                 trainable.load_weights(start_weights)
                 trainable.dropout = variant.dropout
-                parts = split_without_held_out(benchmark.train, variant.request.seed)
+                parts = split_without_held_out(benchmark.train)
                 fit(trainable, benchmark.train, parts, variant.request, start=start, listener=SilentListener())
                 seconds = time.perf_counter() - began
                 evaluation = _evaluate(encoder, trainable, benchmark)

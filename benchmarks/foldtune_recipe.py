@@ -30,9 +30,9 @@ def create_request(seed: int, knobs: dict[str, dict[str, Any]]) -> FineTuneReque
     )
 
 
-def split_without_held_out(dataset: Dataset, seed: int) -> Split:
+def split_without_held_out(dataset: Dataset) -> Split:
     """foldtune's split, with the held-out questions moved to the training set: benchmarks evaluate on split ``dev``."""
-    parts = split(dataset, seed)
+    parts = split(dataset)
     validation_groups = dataset.groups[parts.validation]
     rows = np.flatnonzero(~np.isin(dataset.groups[dataset.question], validation_groups))
     return replace(parts, train=rows, held_out=np.empty(0, dtype=np.int64))

@@ -151,7 +151,7 @@ def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> Resul
     encoder = Encoder.load(base)
     with _folder() as work:
         trainable = TrainableEncoder(encoder, benchmark.train, request.training.trainable_layers, work)
-        parts = split_without_held_out(benchmark.train, request.seed)
+        parts = split_without_held_out(benchmark.train)
         record, interpolation = fit(
             trainable, benchmark.train, parts, request, start=trainable.embed_all(), listener=SilentListener()
         )
@@ -178,7 +178,7 @@ def _theirs(
 
 def _linear_adapter(base: Path, benchmark: Benchmark, seed: int) -> Result:
     """The adapter whose learning rate is best on the validation questions; one training, since that takes seconds."""
-    train, parts = benchmark.train, split_without_held_out(benchmark.train, seed)
+    train, parts = benchmark.train, split_without_held_out(benchmark.train)
     model = load_model(base, MAX_TOKENS)
     with _bounded_base(base) as bounded, peers.run(peers.LINEAR_ADAPTER, bounded, train, parts.train, seed) as done:
         output, seconds = done
@@ -226,7 +226,7 @@ def _validation_questions(train: Dataset, parts: Split) -> Dataset:
 
 def _tune(base: Path, benchmark: Benchmark, seed: int) -> dict[str, Any]:
     """Train every recipe with every learning rate and depth, and record each recipe's best on validation questions."""
-    parts = split_without_held_out(benchmark.train, seed)
+    parts = split_without_held_out(benchmark.train)
     validation = _validation_questions(benchmark.train, parts)
     scores: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
     for name, recipe in RECIPES.items():

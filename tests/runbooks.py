@@ -24,7 +24,8 @@ def tables() -> tuple[pa.Table, pa.Table]:
         runbook = f"Internal runbook. Operators restart the {subject} controller and write down the outage."
         for kind, text in (("notice", notice), ("runbook", runbook)):
             documents.append({"folder_id": "ops", "document_id": f"{kind}-{index}", "title": subject, "text": text})
-        for question in (f"what should I know about the {subject}?", f"{subject}: tell me everything important"):
+        # Of these questions 21 are held out, which is enough for a verdict.
+        for question in (f"what about the {subject}?", f"{subject}: tell me everything important"):
             passage = {"folder_id": "ops", "document_id": f"runbook-{index}", "text": None}
             shown = {"folder_id": "ops", "document_id": f"notice-{index}", "text": None}
             examples.append(

@@ -65,7 +65,7 @@ def produce_model(
     general = read_general_questions(settings.trainer.general_questions, store)
     snapshot = read_snapshot(store, job.snapshot_uri, job.snapshot_sha256)
     dataset = build_dataset(snapshot.examples, snapshot.documents)
-    parts = split(dataset, seed)
+    parts = split(dataset)
     others = OtherFolders.of(snapshot, dataset)
     measured_on = EvaluationSet(dataset, parts, general, others, seed)
     base_folder = fetch_base_model(job.base_model, settings.trainer, store, work_dir)
@@ -265,7 +265,7 @@ def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
     warnings = [f"{count} examples left out: {reason}" for reason, count in sorted(dataset.left_out.items())]
     if not parts.judged:
         warnings.append(
-            f"fewer than {MIN_JUDGED} questions have human feedback: held-out labels include citations, "
+            f"fewer than {MIN_JUDGED} held-out questions have human feedback: their labels include citations, "
             "which favour the model in service"
         )
     if groups < MIN_GROUPS:

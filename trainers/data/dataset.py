@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,21 +18,23 @@ from trainers.model.tokens import Indices
 
 # Questions with at least this Jaccard similarity are one group, and a group is never on both sides of the split.
 NEAR_DUPLICATE_JACCARD = 0.8
-HELD_OUT_SHARE = 0.12
-# A training changes a question's nDCG by about ±0.2: below 250 questions a mean gain of 0.02 is not significant, and
-# above 2,000 more of them add no information.
-HELD_OUT_FLOOR, HELD_OUT_CEILING = 250, 2_000
-# The floors must not starve the training of a small set.
-HELD_OUT_MAX_SHARE = 0.25
+# Questions whose hash is below this are never trained on, whatever the request and the rest of its snapshot: so a later
+# model is compared with an earlier one on questions that neither has seen. To change it, or the hash, breaks that.
+HELD_OUT_SHARE = 0.2
+# More of them add no information: a training changes a question's nDCG by about ±0.2.
+HELD_OUT_CEILING = 2_000
 # The epoch and the weight interpolation are chosen on questions that are neither trained on nor reported on.
 VALIDATION_SHARE = 0.1
 VALIDATION_FLOOR, VALIDATION_CEILING = 20, 500
+# One huge group of near-duplicates would be most of the set.
+VALIDATION_MAX_SHARE = 0.25
 # With fewer questions to train on, none is spared for validation.
 MIN_TRAINED = 100
 # An agent can only cite what the model in service retrieved, so citations favour that model. With at least this many
-# questions judged by people, only those are held out.
-MIN_JUDGED = 200
+# held-out questions judged by people, only those are evaluated.
+MIN_JUDGED = 50
 _JUDGED_LABELS = {Label.CORRECTED, Label.LIKED}
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,14 @@ class Split:
     """``train`` are example rows, ``validation`` and ``held_out`` are questions; no group is in two of them.
 
     ``validation`` is empty if there is too little to train on. ``judged``: validation and held-out questions all have
-    a label by a person.
+    a label by a person. ``kept_back`` questions are never trained on either, and not evaluated this time.
     """
 
     train: Indices
     validation: Indices
     held_out: Indices
     judged: bool
+    kept_back: int = 0
 
 
 class _PassageIndex:
@@ -186,63 +188,56 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
     )
 
 
-def split(dataset: Dataset, seed: int) -> Split:
-    """Hold out whole groups of questions, ordered by a hash of ``seed`` and their text: the first ones for the report,
-    the next ones for validation.
+def split(dataset: Dataset) -> Split:
+    """Hold out the questions whose hash is below ``HELD_OUT_SHARE``, and the ones with the next hashes for validation.
 
-    The order does not depend on the rest of the snapshot: a held-out question stays held out in the next snapshot of
-    about the same size, so a later model is not evaluated on what an earlier one was trained on.
+    A held-out question with a near-duplicate that is not held out tells nothing, since an earlier model may have been
+    trained on that one; it is kept back. So are those without a judgement where enough of the others have one.
 
     Raises:
-        TooLittleDataError: fewer than two groups, or none small enough to be held out.
+        TooLittleDataError: nothing is held out, or nothing is left to train on.
     """
     answered, judged = np.unique(dataset.question), np.unique(dataset.question[dataset.judged])
-    judged_only = len(judged) >= MIN_JUDGED
-    candidates = judged if judged_only else answered
-    groups = len(np.unique(dataset.groups[candidates]))
-    if groups < 2:
+    hashes = np.array([question_hash(question) for question in dataset.questions])
+    reserved = hashes < HELD_OUT_SHARE
+    seen_groups = dataset.groups[~reserved]
+    held_out = answered[reserved[answered] & ~np.isin(dataset.groups[answered], seen_groups)]
+    trainable = answered[~reserved[answered]]
+    if not len(held_out) or not len(trainable):
         raise TooLittleDataError(
-            f"{len(answered)} distinct questions in {groups} group; at least two groups are required"
+            f"{len(answered)} distinct questions with a known positive: {len(trainable)} to train on, {len(held_out)} "
+            f"held out; at least 1 of each is required. About {HELD_OUT_SHARE:.0%} are held out, always the same ones"
         )
-    held_out = _draw_groups(dataset, candidates, _held_out_count(len(candidates)), seed)
-    if not len(held_out):
-        raise TooLittleDataError(
-            f"{len(candidates)} distinct questions in {groups} groups of near-duplicates, each with more than "
-            f"{HELD_OUT_MAX_SHARE:.0%} of them; none can be held out"
-        )
-    held_out_groups = dataset.groups[held_out]
-    trainable = answered[~np.isin(dataset.groups[answered], held_out_groups)]
+    judged_held_out = np.intersect1d(held_out, judged)
+    judged_only = len(judged_held_out) >= MIN_JUDGED
+    held_out = judged_held_out if judged_only else held_out
+    held_out = np.sort(held_out[np.argsort(hashes[held_out], kind="stable")[:HELD_OUT_CEILING]])
     validation = np.empty(0, dtype=np.int64)
     if len(trainable) >= MIN_TRAINED:
-        count = min(VALIDATION_CEILING, max(VALIDATION_FLOOR, round(VALIDATION_SHARE * len(trainable))))
-        remaining = candidates[~np.isin(dataset.groups[candidates], held_out_groups)]
-        validation = _draw_groups(dataset, remaining, count, seed)
-    if len(validation) < VALIDATION_FLOOR:
-        validation = validation[:0]
-    reserved_groups = dataset.groups[np.concatenate([held_out, validation])]
-    train = np.flatnonzero(~np.isin(dataset.groups[dataset.question], reserved_groups))
-    return Split(train=train, validation=validation, held_out=held_out, judged=judged_only)
+        candidates = np.intersect1d(trainable, judged) if judged_only else trainable
+        validation = _draw_validation(dataset, candidates, hashes, len(trainable))
+    rows = ~reserved[dataset.question] & ~np.isin(dataset.groups[dataset.question], dataset.groups[validation])
+    kept_back = len(answered) - len(trainable) - len(held_out)
+    return Split(np.flatnonzero(rows), validation, held_out, judged_only, kept_back)
 
 
-def _draw_groups(dataset: Dataset, candidates: Indices, count: int, seed: int) -> Indices:
-    """Whole groups of ``candidates``, until there are ``count`` questions."""
+def _draw_validation(dataset: Dataset, candidates: Indices, hashes: Floats, trainable: int) -> Indices:
+    """Whole groups of ``candidates``, until there are enough questions; none if there are too few."""
+    count = min(VALIDATION_CEILING, max(VALIDATION_FLOOR, round(VALIDATION_SHARE * trainable)))
     members: dict[int, list[int]] = defaultdict(list)
-    for question in candidates:
+    for question in candidates[np.argsort(hashes[candidates], kind="stable")]:
         members[int(dataset.groups[question])].append(int(question))
     drawn: list[int] = []
-    for group in sorted(members.values(), key=lambda group: _hash(seed, (dataset.questions[index] for index in group))):
+    for group in members.values():
         if len(drawn) >= count:
             break
-        # One huge group of near-duplicates would be most of the set.
-        if len(drawn) + len(group) <= max(1, HELD_OUT_MAX_SHARE * len(candidates)):
+        if len(drawn) + len(group) <= VALIDATION_MAX_SHARE * len(candidates):
             drawn += group
-    return np.array(sorted(drawn), dtype=np.int64)
+    return np.array(sorted(drawn) if len(drawn) >= VALIDATION_FLOOR else [], dtype=np.int64)
 
 
-def _held_out_count(questions: int) -> int:
-    count = max(HELD_OUT_FLOOR, min(HELD_OUT_CEILING, round(HELD_OUT_SHARE * questions)))
-    return max(1, min(count, int(HELD_OUT_MAX_SHARE * questions)))
-
-
-def _hash(seed: int, texts: Iterable[str]) -> bytes:
-    return min(hashlib.sha256(f"{seed}\0{normalize_question(text)}".encode()).digest() for text in texts)
+def question_hash(question: str) -> float:
+    """From 0 to 1, the same for questions of the same words and signs in another order."""
+    normalized = normalize_question(question)
+    key = " ".join(sorted(set(words_and_signs(normalized)))) or normalized
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64

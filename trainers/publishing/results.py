@@ -55,6 +55,7 @@ class Results:
                 "examples": len(dataset.question),
                 "trained_on": len(parts.train),
                 "held_out_questions": len(parts.held_out),
+                "kept_back_questions": parts.kept_back,
                 "distinct_questions": len(dataset.questions),
                 "distinct_passages": len(dataset.passages),
                 "documents": dataset.documents,

@@ -97,7 +97,7 @@ def test_an_incumbent_that_may_not_be_read_leaves_the_base_model_as_the_baseline
     put_version(system.store, {path.name: path.read_bytes() for path in tiny_folder.iterdir()})
     system.s3.fail("AccessDenied", only=lambda _, path: "/models/m/000001/" in path)
     reporter = Reporter(RecordingEventSink(), system.job)
-    measured_on = EvaluationSet(small_dataset, split(small_dataset, 0), [], None, seed=0)
+    measured_on = EvaluationSet(small_dataset, split(small_dataset), [], None, seed=0)
     base = Baseline("the base model", measures(evaluation([0.0] * len(measured_on.parts.held_out))))
     store = RetryingStore(system.store)
     found = measure_incumbent(system.job, store, reporter, tmp_path, base=base, measured_on=measured_on)

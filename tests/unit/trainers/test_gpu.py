@@ -118,7 +118,7 @@ def test_hidden_states_are_the_same_on_the_gpu_in_memory_and_in_a_file(tiny_fold
 def test_embeddings_and_metrics_equal_those_of_the_cpu(
     tiny_folder: Path, small_dataset: Dataset, record_property: Callable[[str, object], None]
 ) -> None:
-    parts = split(small_dataset, 0)
+    parts = split(small_dataset)
     vectors = {device: embed(Encoder.load(tiny_folder, device), small_dataset) for device in (GPU, "cpu")}
     for one, other in zip(vectors[GPU], vectors["cpu"], strict=True):
         assert (one.cpu() * other).sum(dim=1).min() > 0.999

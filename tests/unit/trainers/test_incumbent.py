@@ -70,7 +70,7 @@ Measure = Callable[[], tuple[Baseline, list[str]]]
 def measured(store: DenyingStore, small_dataset: Dataset, tmp_path: Path) -> Measure:
     """The baseline of the next training and its warnings; the base model's measures are all zero."""
     job = put_job(store, make_tables([example("where is it?", "d")], {"d": "here"}), version="000002")
-    measured_on = EvaluationSet(small_dataset, split(small_dataset, 0), [], None, seed=0)
+    measured_on = EvaluationSet(small_dataset, split(small_dataset), [], None, seed=0)
     count = len(measured_on.parts.held_out)
     base = Baseline("the base model", measures(evaluation([0.0] * count)))
 
@@ -162,7 +162,7 @@ def test_the_incumbent_is_measured_as_the_base_model_is(
 ) -> None:
     baseline, warnings = measured()
     assert (baseline.name, baseline.version, warnings) == ("version 000001", "000001", [])
-    encoder, measured_on = Encoder.load(tiny_folder), EvaluationSet(small_dataset, split(small_dataset, 0), [], None, 0)
+    encoder, measured_on = Encoder.load(tiny_folder), EvaluationSet(small_dataset, split(small_dataset), [], None, 0)
     expected = measured_on.measure(encoder, *embed(encoder, small_dataset))
     assert baseline.measures.held_out.ndcg.tolist() == expected.held_out.ndcg.tolist()
     assert baseline.measures.answers.passages.tolist() == expected.answers.passages.tolist()

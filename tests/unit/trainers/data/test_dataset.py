@@ -1,17 +1,37 @@
 """Deduplication and the split."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from itertools import islice
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.unit.trainers.conftest import example
-from trainers.data.dataset import MIN_JUDGED, MIN_TRAINED, VALIDATION_FLOOR, Dataset, build_dataset, split
+from trainers.data.dataset import (
+    HELD_OUT_SHARE,
+    MIN_JUDGED,
+    MIN_TRAINED,
+    VALIDATION_FLOOR,
+    build_dataset,
+    question_hash,
+    split,
+)
 from trainers.errors import TooLittleDataError
 
 DOCUMENTS = {"one": "first text", "two": "second text", "twin": "second text"}
+
+
+def questions(count: int, *, reserved: bool) -> list[str]:
+    """Questions of distinct words, all of them held out or none."""
+    found = (f"topic{n} area{n} thing{n} place{n} item{n}" for n in range(100_000))
+    return list(islice((text for text in found if (question_hash(text) < HELD_OUT_SHARE) == reserved), count))
+
+
+def near_duplicate(question: str) -> str:
+    """Another question of the same group that is not held out."""
+    return next(text for n in range(100) if question_hash(text := f"{question} extra{n}") >= HELD_OUT_SHARE)
 
 
 def test_repeated_pairs_are_merged_with_all_their_positives(tables: Callable[..., Any]) -> None:
@@ -63,10 +83,13 @@ def test_too_little_data_is_refused_with_its_numbers(rows: Any, documents: Any, 
         build_dataset(*tables(rows, documents))
 
 
-def test_a_single_group_cannot_be_split(tables: Callable[..., Any]) -> None:
-    rows = [example("same question", "one"), example("Same question?", "two")]
-    with pytest.raises(TooLittleDataError, match="1 distinct questions in 1 group"):
-        split(build_dataset(*tables(rows, DOCUMENTS)), seed=0)
+@pytest.mark.parametrize(
+    ("reserved", "counts"), [(False, "1 to train on, 0 held out"), (True, "0 to train on, 1 held")]
+)
+def test_a_single_question_cannot_be_split(tables: Callable[..., Any], reserved: bool, counts: str) -> None:
+    (question,) = questions(1, reserved=reserved)
+    with pytest.raises(TooLittleDataError, match=f"1 distinct questions with a known positive: {counts}"):
+        split(build_dataset(*tables([example(question, "one"), example(f"{question}?", "two")], DOCUMENTS)))
 
 
 def test_copies_that_differ_in_white_space_or_case_are_one_passage(tables: Callable[..., Any]) -> None:
@@ -92,99 +115,101 @@ def test_questions_that_differ_in_signs_keep_their_own_passages(tables: Callable
     assert dataset.is_known_positive(np.array([[0], [1]]), np.array([0, 1])).tolist() == [[True, False], [False, True]]
 
 
-@pytest.mark.parametrize("groups", [2, 3])
-def test_a_few_groups_of_equal_size_cannot_be_split(tables: Callable[..., Any], groups: int) -> None:
-    rows = [
-        example(" ".join(f"word{group}x{place}" for place in range(12)) + f" variant{number}", "one")
-        for group in range(groups)
-        for number in range(10)
+def test_held_out_questions_are_the_same_whatever_the_rest_of_the_snapshot(tables: Callable[..., Any]) -> None:
+    everything = [f"topic{number} area{number} thing{number} place{number}" for number in range(400)]
+    # Near-duplicates of earlier questions, in other snapshots than those.
+    everything += [
+        f"{question} way{number} hue{number} {end}" for number, question in enumerate(everything) for end in "ab"
     ]
-    with pytest.raises(
-        TooLittleDataError, match=rf"{10 * groups} distinct questions in {groups} groups of near-duplicates"
-    ):
-        split(build_dataset(*tables(rows, DOCUMENTS)), seed=0)
+    random = Random(0)
+    trained, held_out = set[str](), set[str]()
+    for size in range(100, 1200, 100):
+        rows = [example(question, "one") for question in random.sample(everything, size)]
+        dataset = build_dataset(*tables(rows, DOCUMENTS))
+        parts = split(dataset)
+        trained |= {dataset.questions[index] for index in dataset.question[parts.train]}
+        held_out |= {dataset.questions[index] for index in parts.held_out}
+        assert not trained & held_out
+    assert 0.82 * len(everything) > len(trained) > 0.7 * len(everything)
+    assert len(held_out) > 60
 
 
-def test_near_duplicates_stay_on_one_side(tables: Callable[..., Any]) -> None:
-    rows = []
-    for number in range(60):
-        topic = f"topic{number} area{number} thing{number} place{number}"
-        rows += [example(f"please explain {topic} to me", "one"), example(f"please explain {topic} to me now", "two")]
-    dataset = build_dataset(*tables(rows, DOCUMENTS))
-    parts = split(dataset, seed=3)
-    held_out_groups = set(dataset.groups[parts.held_out].tolist())
-    trained_groups = set(dataset.groups[dataset.question[parts.train]].tolist())
-    assert not held_out_groups & trained_groups
-    assert 0.2 <= len(parts.held_out) / len(dataset.questions) <= 0.25
-    assert len(parts.train) + len(parts.held_out) == len(rows)
+def test_no_near_duplicate_of_a_held_out_question_was_trained_on_in_a_smaller_set(tables: Callable[..., Any]) -> None:
+    topics = [" ".join(f"{word}{number}" for word in "abcdefghi") for number in range(300)]
+    rows = [example(f"{topic} {end}", "one") for end in ("first", "second") for topic in topics]
+    trained = set[int]()
+    # All questions as they come in time: the group of each is its topic.
+    for size in (100, 300, 400, 600):
+        dataset = build_dataset(*tables(rows[:size], DOCUMENTS))
+        parts = split(dataset)
+        topic_of = [topics.index(question.rpartition(" ")[0]) for question in dataset.questions]
+        trained |= {topic_of[index] for index in dataset.question[parts.train]}
+        assert not trained & {topic_of[index] for index in parts.held_out}
+    assert parts.kept_back > 0
+    assert parts.kept_back + len(parts.held_out) + len(parts.validation) + len(parts.train) == len(rows)
 
 
-@pytest.mark.parametrize(("topics", "validation"), [(65, 0), (67, 20), (140, 22), (500, 76)])
+def test_a_question_is_held_out_in_any_spelling(tables: Callable[..., Any]) -> None:
+    (question,), others = questions(1, reserved=True), questions(3, reserved=False)
+    for spelling in (question, f"  {question.upper()} ?", " ".join(reversed(question.split()))):
+        rows = [example(other, "one") for other in (*others, spelling)]
+        assert split(build_dataset(*tables(rows, DOCUMENTS))).held_out.tolist() == [3]
+
+
+@pytest.mark.parametrize(("topics", "validation"), [(49, 0), (52, 20), (140, 28), (500, 100)])
 def test_validation_shares_no_group_with_training_or_held_out(
     topics: int, validation: int, tables: Callable[..., Any]
 ) -> None:
-    rows = []
-    for number in range(topics):
-        topic = f"topic{number} area{number} thing{number} place{number}"
-        rows += [example(f"please explain {topic} to me", "one"), example(f"please explain {topic} to me now", "two")]
+    rows = [example(question, "one") for question in questions(20, reserved=True)]
+    for question in questions(topics, reserved=False):
+        rows += [example(question, "one"), example(near_duplicate(question), "two")]
     dataset = build_dataset(*tables(rows, DOCUMENTS))
-    parts = split(dataset, seed=3)
+    parts = split(dataset)
     assert len(parts.validation) == validation
     asked = [dataset.question[parts.train], parts.validation, parts.held_out]
-    groups = [set(dataset.groups[questions].tolist()) for questions in asked]
+    groups = [set(dataset.groups[of].tolist()) for of in asked]
     assert not groups[0] & groups[1]
     assert not groups[0] & groups[2]
     assert not groups[1] & groups[2]
     # All of a group goes to one side, so nothing is lost.
     assert sum(map(len, asked)) == len(dataset.questions)
-    assert np.array_equal(split(dataset, seed=3).validation, parts.validation)
+    assert np.array_equal(split(dataset).validation, parts.validation)
 
 
 def test_too_few_questions_give_no_validation_split(tables: Callable[..., Any]) -> None:
     alike = [example(f"how can anybody ever open that old blue door there number{n}", "one") for n in range(400)]
-    others = [example(f"area{number} thing{number} place{number}", "two") for number in range(20)]
-    dataset = build_dataset(*tables(alike + others, DOCUMENTS))
-    parts = split(dataset, seed=3)
+    others = [example(question, "two") for question in [*questions(19, reserved=False), *questions(5, reserved=True)]]
+    parts = split(build_dataset(*tables(alike + others, DOCUMENTS)))
     assert len(parts.train) >= MIN_TRAINED
     assert len(parts.validation) == 0
+    # The reserved ones of the group are neither trained on nor evaluated.
+    assert len(parts.held_out) == 5
+    assert parts.kept_back == len(alike) + 19 - len(parts.train)
 
 
 def test_with_enough_judged_questions_only_those_are_held_out(tables: Callable[..., Any]) -> None:
-    def questions(number: int, label: str) -> list[Any]:
-        words = f"{label} number{number} area{number} thing{number} place{number}"
-        near = example(f"please {words} anyway so now", "two")
-        return [example(f"please {words} anyway so", "one", label=label), near]
-
-    rows = [row for n in range(MIN_JUDGED) for row in questions(n, "liked" if n % 2 else "corrected")]
-    rows += [row for number in range(1000, 1050) for row in questions(number, "cited")]
+    reserved, others = questions(MIN_JUDGED + 20, reserved=True), questions(400, reserved=False)
+    rows = [
+        example(question, "one", label="cited" if number >= MIN_JUDGED else "liked" if number % 2 else "corrected")
+        for number, question in enumerate(reserved)
+    ]
+    rows += [
+        example(question, "two", label="liked" if number < 300 else "cited") for number, question in enumerate(others)
+    ]
     dataset = build_dataset(*tables(rows, DOCUMENTS))
-    parts = split(dataset, seed=1)
+    parts = split(dataset)
     assert parts.judged
-    assert len(parts.held_out) == MIN_JUDGED // 4
-    assert set(parts.held_out.tolist()) <= set(dataset.question[dataset.judged].tolist())
-    # Their near-duplicates are held back too, although without a judgement.
-    assert len(parts.train) == len(rows) - 2 * len(parts.held_out) - 2 * len(parts.validation)
+    assert [dataset.questions[index] for index in parts.held_out] == reserved[:MIN_JUDGED]
+    # Those without a judgement are not trained on either.
+    assert parts.kept_back == 20
+    assert len(parts.train) == 400 - len(parts.validation)
     assert len(parts.validation) >= VALIDATION_FLOOR
     assert set(parts.validation.tolist()) <= set(dataset.question[dataset.judged].tolist())
-    fewer = build_dataset(*tables(rows[2:], DOCUMENTS))
-    assert not split(fewer, seed=1).judged
+    fewer = split(build_dataset(*tables(rows[1:], DOCUMENTS)))
+    assert not fewer.judged
+    assert len(fewer.held_out) == len(reserved) - 1
 
 
 def test_a_pair_is_judged_if_any_of_its_logs_is(tables: Callable[..., Any]) -> None:
     rows = [example("where", "one", label="liked"), example("Where?", "one"), example("when", "two")]
     assert build_dataset(*tables(rows, DOCUMENTS)).judged.tolist() == [True, False]
-
-
-def test_held_out_questions_stay_held_out_as_data_grows(small_dataset: Dataset) -> None:
-    first = split(small_dataset, seed=5)
-    assert np.array_equal(first.held_out, split(small_dataset, seed=5).held_out)
-    assert not np.array_equal(first.held_out, split(small_dataset, seed=6).held_out)
-    fewer = replace(
-        small_dataset,
-        question=small_dataset.question[:-4],
-        positive=small_dataset.positive[:-4],
-        judged=small_dataset.judged[:-4],
-    )
-    gone = set(range(36, 40))
-    again = split(fewer, seed=5)
-    assert set(again.held_out.tolist()) - gone <= set(first.held_out.tolist())
