@@ -4,7 +4,7 @@
 object store, the service or the brokers. Any step may fail and be repeated, by this execution or another:
 
 1. Claim the next attempt, or take over one whose owner is gone. At most one owner may submit.
-2. Refuse: a request that has ended, a job that is overdue or exceeds the budget.
+2. Refuse: a request that has ended, a job that is overdue or exceeds the budget, a base model that cannot be trained.
 3. Report ``submitted``, so that it precedes the trainer's own reports.
 4. Submit. A detached run may have been submitted before a crash: it is searched for first.
 5. Cancel, if the request ended meanwhile: cancelled, or out of time. Of detached runs that is recorded *before* the
@@ -69,6 +69,7 @@ class Execution:
         max_attempts: int,
         budget: Budget | None = None,
         request_ended: Callable[[], bool] = lambda: False,
+        base_model_problem: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], datetime] = now,
     ) -> None:
@@ -81,6 +82,7 @@ class Execution:
         self._max_attempts = max_attempts
         self._budget = budget or NoBudget()
         self._request_ended = request_ended
+        self._base_model_problem = base_model_problem
         self._clock = clock
         self._wall_clock = wall_clock
         self._next_check = clock()
@@ -237,6 +239,8 @@ class Execution:
         if self._wall_clock() > (until := published + attempts + OVERDUE):
             reason = f"job: published at {published.isoformat()}, to be launched by {until.isoformat()}"
             return RunOutcome(ending=Ending.FAILED, retryable=True, reasons=(reason,))
+        if problem := self._base_model_problem():
+            return RunOutcome(ending=Ending.FAILED, reasons=(f"base_model cannot be trained: {problem}",))
         return self._budget.reserve(self.job)
 
     def _watch(self, run: Run) -> Phase | None:

@@ -27,6 +27,7 @@ from foldtune.reasons import explain
 from foldtune.reports import publish_report
 from foldtune.settings import Settings
 from foldtune.topics import Topic
+from launchers.base_model import base_model_problem
 from launchers.ended_requests import EndedRequests
 from launchers.execution import Execution
 from launchers.heartbeats import DEAD_SECONDS, HeartbeatOwnership
@@ -176,6 +177,7 @@ class JobConsumer:
             report=partial(publish_report, publisher),
             max_attempts=self._settings.trainer.max_attempts,
             request_ended=partial(_caught_up_and_ended, ended, job),
+            base_model_problem=partial(base_model_problem, job.base_model, self._store),
         )
 
     def _advance(self, ended: EndedRequests, publisher: Publisher) -> None:

@@ -1,5 +1,6 @@
 """Fixtures that every tier of tests may use."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from infra.local.stack import LocalServers
 
+# Launchers and trainers that a test starts look nothing up at the hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # On a shared machine the duration of an example is meaningless.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")

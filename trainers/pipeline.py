@@ -70,7 +70,7 @@ def produce_model(
     measured_on = EvaluationSet(dataset, parts, general, others, seed)
     base_folder = fetch_base_model(job.base_model, settings.trainer, store, work_dir)
     encoder = Encoder.load(base_folder)
-    reporter.warn(*knob_warnings(job.request, parts), *data_warnings(dataset, parts))
+    reporter.warn(*encoder.warnings(), *knob_warnings(job.request, parts), *data_warnings(dataset, parts))
     trainable = TrainableEncoder(encoder, dataset, job.request.training.trainable_layers, work_dir)
     if not trainable.cached and isinstance(job.request.training.trainable_layers, int):
         reporter.warn(f"the frozen layers of a {encoder.transformer.config.model_type} model are not cached: slower")
@@ -143,7 +143,7 @@ def produce_model(
         ready,
         job.request,
         results,
-        max_tokens=encoder.max_tokens,
+        encoder=encoder,
         window=_time_range(snapshot),
         licence=licence(base_folder),
         folders=sum(part.folder_count for part in snapshot.manifest.parts),

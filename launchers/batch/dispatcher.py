@@ -6,6 +6,7 @@ the first outcome on the ledger stays and is reported as often as its event arri
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -14,6 +15,7 @@ from foldtune.events import RequestId, TrainingJob, now
 from foldtune.knobs import ModelName
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
+from launchers.base_model import base_model_problem
 from launchers.batch.batch_job import BatchJob
 from launchers.batch.budget import BatchBudget
 from launchers.batch.launcher import BatchLauncher
@@ -102,6 +104,7 @@ class Dispatcher:
             report=self._report,
             max_attempts=self._max_attempts,
             budget=self._budget,
+            base_model_problem=partial(base_model_problem, job.base_model, self._store),
             wall_clock=self._clock,
         )
 

@@ -66,7 +66,10 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
         "batch:TerminateJob": {"job/*"},
         "batch:DescribeJobs": {"*"},
         "batch:ListJobs": {"*"},
-        "s3:GetObject": {"Bucket/jobs/*", "Bucket/spend/*", "Bucket/statuses/*"},
+        "s3:GetObject": {
+            *("Bucket/jobs/*", "Bucket/spend/*", "Bucket/statuses/*"),
+            *("Bucket/models/*", "Bucket/base-models/*"),
+        },
         "s3:PutObject": {"Bucket/jobs/*", "Bucket/spend/*", "Bucket/statuses/*"},
         "s3:ListBucket": {"Bucket"},
         **{action: {"*"} for action in POLLERS},

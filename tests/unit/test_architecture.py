@@ -57,6 +57,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "ownership",
         "heartbeats",
         "ended_requests",
+        "base_model",
         "execution",
         "job_consumer",
         "local",

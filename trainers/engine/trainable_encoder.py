@@ -62,6 +62,11 @@ class TrainableEncoder:
         return self._embedder.cached
 
     @property
+    def cosine(self) -> bool:
+        """Whether the model's embeddings are compared by their cosine, otherwise by their inner product."""
+        return self._encoder.cosine
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of matrix products."""
         return self._encoder.compute_dtype

@@ -30,14 +30,16 @@ def contrastive_loss(
     temperature: float,
     focus: float = 1.0,
     minimum: float = 0.0,
+    cosine: bool = True,
 ) -> BatchLoss:
     """The mean of ``w · -log p`` over ``b`` questions, with the batch's ``m`` distinct passages as candidates.
 
-    ``p`` is the probability of the positive: softmax of cosine similarity / temperature over all passages that are not
-    excluded. ``w`` is ``max(p^(focus - 1), minimum)``, detached and capped, times the strength, and then normalized to
-    mean 1 over the batch, so that the learning rate keeps its meaning. ``focus`` < 1 gives hard questions more weight,
-    > 1 easy ones; ``minimum`` is a lower bound of the weight. With focus 1 and equal strengths this is InfoNCE (van den
-    Oord et al. 2018, arXiv 1807.03748), the ``MultipleNegativesRankingLoss`` of sentence-transformers.
+    ``p`` is the probability of the positive: softmax of similarity / temperature over all passages that are not
+    excluded. Similarity is the cosine or, of a model that is searched with it, the inner product. ``w`` is
+    ``max(p^(focus - 1), minimum)``, detached and capped, times the strength, and then normalized to mean 1 over the
+    batch, so that the learning rate keeps its meaning. ``focus`` < 1 gives hard questions more weight, > 1 easy ones;
+    ``minimum`` is a lower bound of the weight. With focus 1 and equal strengths this is InfoNCE (van den Oord et al.
+    2018, arXiv 1807.03748), the ``MultipleNegativesRankingLoss`` of sentence-transformers.
 
     Args:
         queries: ``[b, d]``.
@@ -46,12 +48,21 @@ def contrastive_loss(
         excluded: ``[b, m]``, true where a passage must not serve as a negative; ignored for the positive itself.
         strength: ``[b]``, in (0, 1].
     """
-    logits = normalize(queries.float(), dim=1) @ normalize(passages.float(), dim=1).T / temperature
+    logits = similarities(queries.float(), passages.float(), cosine=cosine) / temperature
     excluded = excluded.scatter(1, positive.unsqueeze(1), value=False)
     log_p = logits.masked_fill(excluded, -torch.inf).log_softmax(1).gather(1, positive.unsqueeze(1)).squeeze(1)
     weight = question_weights(log_p.detach(), focus, minimum) * strength
     weight = weight / weight.mean()
     return BatchLoss((weight * -log_p).mean(), log_p.detach().exp(), weight)
+
+
+def similarities(queries: torch.Tensor, passages: torch.Tensor, *, cosine: bool) -> torch.Tensor:
+    """Cosines ``[b, m]``, or inner products in units of the mean lengths, so that a temperature means the same."""
+    if cosine:
+        return normalize(queries, dim=1) @ normalize(passages, dim=1).T
+    unit = queries.detach().norm(dim=1).mean() * passages.detach().norm(dim=1).mean()
+    products: torch.Tensor = queries @ passages.T / unit.clamp(min=torch.finfo(unit.dtype).tiny)
+    return products
 
 
 def question_weights(log_p: torch.Tensor, focus: float, minimum: float) -> torch.Tensor:

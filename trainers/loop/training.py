@@ -193,6 +193,7 @@ class TrainingRun:
             temperature=weights.temperature,
             focus=weights.focus,
             minimum=weights.minimum,
+            cosine=self._encoder.cosine,
         )
         # The backward pass starts at the embeddings, so that the loss sees the whole batch, also where the model's
         # graph is rebuilt part by part or lies on other ranks.

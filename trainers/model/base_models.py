@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import structlog
+from safetensors import SafetensorError, safe_open
 
 from foldtune import model_folder
 from foldtune.errors import ModelFolderError
@@ -29,6 +30,7 @@ _LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,64}")
 _FILE_PATTERNS = (*model_folder.CONFIG_PATTERNS, "*.safetensors", CARD)
 # Of a model that foldtune has published, and the shards of the base model's weights.
 _NOT_COPIED = frozenset({"manifest.json", "metrics.json", "training.json", "recall.json"})
+_LFS_POINTER = b"version https://git-lfs"
 _SHARDS = "*.safetensors.index.json"
 
 
@@ -80,6 +82,8 @@ def check_weights(folder: Path, sha256: str | None) -> str:
         BadModelError: no safetensors weights, or their digest is not ``sha256``.
     """
     check_folder(folder)
+    for shard in _weights(folder):
+        _check_whole(shard)
     digest = weights_digest(folder)
     if sha256 is not None and digest != sha256:
         raise BadModelError(f"base_model.weights_sha256 is {sha256}, the weights have {digest}")
@@ -160,6 +164,18 @@ def _weights(folder: Path) -> Iterator[Path]:
     yield from sorted(transformer.glob("model*.safetensors"))
     for other in others:
         yield from sorted(other.rglob("model*.safetensors"))
+
+
+def _check_whole(path: Path) -> None:
+    try:
+        # Reads the header, and compares its sizes with the file's.
+        with safe_open(path, "np"):
+            return
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+        reason = "a pointer of Git LFS, the weights were not fetched" if pointer else f"not whole: {error}"
+        raise BadModelError(f"{path.name} is {reason}") from error
 
 
 def _local_folder(uri: str, allowed: tuple[Path, ...]) -> Path:

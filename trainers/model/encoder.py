@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from foldtune.model_folder import MODULES
 from trainers.errors import BadModelError, NotFiniteError, TrainerError
 from trainers.model.attention import UNFUSED
 from trainers.model.base_models import check_folder, module_folders, router_structure
@@ -31,6 +32,8 @@ BATCH_TOKENS = 4096
 BATCH_TOKENS_CUDA = 65536
 # Truncation of a model that declares no maximum length.
 DEFAULT_MAX_TOKENS = 512
+# A tokenizer's maximum above it stands for none.
+UNBOUNDED = 10**9
 # sentence-transformers pads what it tokenizes together; texts of very different length would need much memory.
 _TOKENIZED_TOGETHER = 256
 # CUDA compute capability of Volta, the first with fast matrix products in float16; Ampere (8.0) added bfloat16.
@@ -81,6 +84,7 @@ class Encoder:
         self.tokenizer: Any = model.tokenizer
         self.max_tokens = self._max_tokens()
         self.dimension: int = model.truncate_dim or model.get_embedding_dimension() or self.hidden_size
+        self.cosine = model.similarity_fn_name == "cosine"
         # Whether embeddings have length 1.
         self.normalized = isinstance(self.head[-1], Normalize) and model.truncate_dim is None
         self._prompt_tokens: dict[TextKind, int] = {kind: self._excluded(kind) for kind in _TASKS}
@@ -101,12 +105,15 @@ class Encoder:
             check_folder(folder)
             with _whole_weights_only():
                 model = SentenceTransformer(str(folder), device=device or str(default_device()), **_OPTIONS)
-            return cls(model, folder)
+            encoder = cls(model, folder)
+            # What does not fit together, such as the widths of two modules, shows only when it is used.
+            encoder.encode(["a text"])
         except (TrainerError, MemoryError):
             raise
         # The files of a model are untrusted: whatever fails on them, the model is not usable.
         except Exception as error:
             raise BadModelError(f"{folder.name}: {error}") from error
+        return encoder
 
     @property
     def hidden_size(self) -> int:
@@ -122,6 +129,33 @@ class Encoder:
         """The prefix of a text of this kind."""
         name = self.prompt_name(kind)
         return (name and self.model.prompts[name]) or ""
+
+    def description(self) -> list[str]:
+        """How the model embeds texts, in sentences for its card."""
+        names = {"Questions": self.prompt_name("query"), "Documents": self.prompt_name("passage")}
+        precision = str(self.precision).removeprefix("torch.")
+        return [
+            *(
+                f"{texts} have the prompt `{name}`." if name else f"{texts} have no prompt."
+                for texts, name in names.items()
+            ),
+            f"Embeddings are compared by their {'cosine' if self.cosine else 'inner product'}.",
+            f"Weights are in {precision}, as the base model's.",
+        ]
+
+    def warnings(self) -> list[str]:
+        """What the base model leaves to assume, or says of itself wrongly."""
+        found = []
+        if not (self.folder / MODULES).exists():
+            pooling = next(module.pooling_mode for module in self.head if isinstance(module, Pooling))
+            found.append(f"base_model has no {MODULES}: {pooling} pooling is assumed, as sentence-transformers does")
+        claimed = int(self.model.max_seq_length or 0)
+        if self.max_tokens < claimed < UNBOUNDED:
+            found.append(
+                f"base_model says that it reads {claimed} tokens, it can read {self.max_tokens}: longer texts fail in "
+                "serving unless max_seq_length is set"
+            )
+        return found
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision in ``compute_dtype``; weights and their gradients stay in float32."""
@@ -158,8 +192,7 @@ class Encoder:
                 embeddings = embeddings.index_copy(0, rows, self.run_head(states[rows], mask[rows], kind))
         else:
             embeddings = self.run_head(states, mask, "passage")
-        cosine = self.model.similarity_fn_name == "cosine"
-        return normalize(embeddings, dim=1) if cosine and not self.normalized else embeddings
+        return normalize(embeddings, dim=1) if self.cosine and not self.normalized else embeddings
 
     def run_head(self, states: torch.Tensor, mask: torch.Tensor, kind: TextKind) -> torch.Tensor:
         """The model's embeddings of texts of one kind, as ``pool``."""

@@ -54,7 +54,12 @@ class Bench:
         return self.seconds + self.drift
 
     def execution(
-        self, launcher: Launcher, *, max_attempts: int = 2, request_ended: Callable[[], bool] = lambda: False
+        self,
+        launcher: Launcher,
+        *,
+        max_attempts: int = 2,
+        request_ended: Callable[[], bool] = lambda: False,
+        base_model_problem: Callable[[], str | None] = lambda: None,
     ) -> Execution:
         heartbeats = HeartbeatOwnership(self.ledger, lambda: self.seconds)
         lease = LeaseOwnership(launcher.submit_timeout, clock=lambda: self.time, elapsed=lambda: self.elapsed)
@@ -66,6 +71,7 @@ class Bench:
             report=self.statuses.append,
             max_attempts=max_attempts,
             request_ended=request_ended,
+            base_model_problem=base_model_problem,
             clock=lambda: self.seconds,
             wall_clock=lambda: self.time,
         )
@@ -216,6 +222,15 @@ def test_a_job_is_cancelled_before_and_during_its_run(bench: Bench) -> None:
     bench.finish(late)
     assert len(launcher.submitted) == 1
     assert bench.states == [State.SUBMITTED]
+
+
+def test_a_base_model_that_cannot_be_trained_takes_no_machine(bench: Bench, detached: bool) -> None:
+    launcher = FakeLauncher(detached=detached)
+    bench.finish(bench.execution(launcher, base_model_problem=lambda: "hf://org/name: config.json is missing"))
+    assert not launcher.submitted
+    last = bench.statuses[-1]
+    assert (last.state, last.retryable) == (State.FAILED, False)
+    assert last.reasons == ("base_model cannot be trained: hf://org/name: config.json is missing",)
 
 
 def test_a_job_whose_request_has_ended_is_not_started(bench: Bench, detached: bool) -> None:

@@ -22,6 +22,18 @@ def test_hand_computed() -> None:
     assert float(loss.value) == pytest.approx(-(math.log(first) + math.log(second)) / 2, abs=1e-6)
 
 
+def test_a_model_that_is_searched_by_inner_product_is_trained_for_it() -> None:
+    # The second passage points where the question does; the first is longer.
+    passages = torch.tensor([[1.8, 2.4], [1.0, 0.0], [0.0, 1.0]])
+    by_cosine, by_product = (
+        contrastive_loss(QUERIES, passages, POSITIVE, NONE, ONES, temperature=0.5, cosine=cosine).probability[1]
+        for cosine in (True, False)
+    )
+    logits = torch.tensor([2.4, 0.0, 1.0]) / ((3 + 1 + 1) / 3) / 0.5
+    assert float(by_product) == pytest.approx(float(logits.softmax(0)[1]), abs=1e-6)
+    assert float(by_cosine) != pytest.approx(float(by_product), abs=1e-3)
+
+
 def test_excluded_passages_are_not_negatives_and_positives_are_never_excluded() -> None:
     excluded = torch.tensor([[True, True, True], [False, False, True]])
     loss = contrastive_loss(QUERIES, PASSAGES, POSITIVE, excluded, ONES, temperature=0.5)

@@ -456,9 +456,10 @@ def test_a_text_is_tokenized_once_and_embedded_once_a_step(
             batches.append(texts.tolist())
         return embed_texts(embedder, texts, gradient=gradient)
 
+    encoder = Encoder.load(tiny_folder, "cpu")
     monkeypatch.setattr(Encoder, "tokenize", counted)
     monkeypatch.setattr(Embedder, "embed", watched)
-    trainable = TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, 1, tmp_path)
+    trainable = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
     start = trainable.embed_all()
     train(trainable, small_dataset, np.arange(40), request(), start=start, listener=Steps())
     assert set(tokenized) == {*small_dataset.questions, *small_dataset.passages}

@@ -1,5 +1,6 @@
 """Access to base models, their digests and their licences."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,17 @@ import pytest
 from foldtune.events import ModelReference
 from foldtune.settings import TrainerSettings
 from foldtune.testing import MemoryObjectStore
+from tests.models import write_modules
 from trainers.errors import BadModelError, ModelRefusedError
-from trainers.model.base_models import MINILM_SHA256, fetch_base_model, licence, packaged_minilm, packaged_minilm_folder
+from trainers.model.base_models import (
+    MINILM_SHA256,
+    check_weights,
+    copy_configuration,
+    fetch_base_model,
+    licence,
+    packaged_minilm,
+    packaged_minilm_folder,
+)
 from trainers.model.encoder import Encoder
 
 STORE = MemoryObjectStore()
@@ -40,6 +50,35 @@ def test_other_weights_and_pickled_weights_are_refused(tmp_path: Path, tiny_fold
     (tmp_path / "pickled/pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(BadModelError, match="pickled"):
         fetch_base_model(ModelReference(uri=(tmp_path / "pickled").as_uri()), settings, STORE, tmp_path)
+
+
+def test_weights_that_are_not_whole_are_refused_in_words(tmp_path: Path, tiny_folder: Path) -> None:
+    weights = shutil.copytree(tiny_folder, tmp_path / "model") / "model.safetensors"
+    whole = weights.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9"
+    for content, reason in (
+        (pointer, "a pointer of Git LFS"),
+        (whole[:-100], "not whole"),
+        (whole[:50], "not whole"),
+        (b"", "not whole"),
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(BadModelError, match=rf"model\.safetensors is {reason}"):
+            check_weights(weights.parent, None)
+
+
+def test_what_loads_the_base_model_is_copied_and_nothing_else(tmp_path: Path, tiny_folder: Path) -> None:
+    base = write_modules(shutil.copytree(tiny_folder, tmp_path / "base"))
+    kept = ("spm.model", "bpe.codes", "chat_template.jinja", "1_Pooling/config.json", "config.json")
+    left = ("code.py", "pytorch_model.bin", "README.md", "metrics.json", "model.safetensors.index.json", "onnx/x.json")
+    for name in (*kept, *left):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(name)
+    write_modules(base)
+    copy_configuration(base, tmp_path / "copy")
+    for name in kept:
+        assert (tmp_path / "copy" / name).read_bytes() == (base / name).read_bytes()
+    assert not [name for name in (*left, "model.safetensors") if (tmp_path / "copy" / name).exists()]
 
 
 def test_a_hub_model_without_a_revision_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,3 +115,70 @@ def test_quantization_and_adapters_are_refused_by_name(tiny_folder: Path, tmp_pa
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "/etc"}')
     with pytest.raises(BadModelError, match="adapters are not supported"):
         Encoder.load(adapter, "cpu")
+
+
+def renamed(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {f"0.auto_model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_layer_1(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor for name, tensor in tensors.items() if "layer.1." not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "reason"),
+    [
+        (renamed, {}, r"53 of 55 are missing, 55 unexpected"),
+        (without_layer_1, {}, r"16 of 55 are missing, 0 unexpected"),
+        (dict, {"num_hidden_layers": 5}, r"32 of 87 are missing, 0 unexpected"),
+        (dict, {"num_hidden_layers": 2}, r"0 of 39 are missing, 16 unexpected"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_with_their_number(
+    change: Any, config: dict[str, Any], reason: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = model_with(tiny_folder, tmp_path / "model", config)
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadModelError, match=f"the weights do not fit config.json: {reason}"):
+        Encoder.load(folder, "cpu")
+
+
+def test_heads_for_other_tasks_and_a_missing_pooler_do_no_harm(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = model_with(tiny_folder, tmp_path / "model", {})
+    tensors = load_file(folder / "model.safetensors")
+    kept = {f"bert.{name}": tensor for name, tensor in tensors.items() if "pooler" not in name}
+    head = {"cls.predictions.bias": tensors["pooler.dense.bias"]}
+    save_file(kept | head, folder / "model.safetensors", {"format": "pt"})
+    usual, loaded = (Encoder.load(path, "cpu") for path in (tiny_folder, folder))
+    np.testing.assert_array_equal(loaded.encode(["some words"]), usual.encode(["some words"]))
+
+
+def test_what_the_base_model_leaves_to_assume_is_said(tiny_folder: Path, tmp_path: Path) -> None:
+    (assumed,) = Encoder.load(tiny_folder, "cpu").warnings()
+    assert "no modules.json: mean pooling is assumed" in assumed
+    folder = write_modules(model_with(tiny_folder, tmp_path / "model", {}), max_seq_length=4096)
+    (wrong,) = Encoder.load(folder, "cpu").warnings()
+    assert "says that it reads 4096 tokens, it can read 64" in wrong
+
+
+@pytest.mark.parametrize("name", ["sentence_roberta_config.json", "sentence_bert_config.json"])
+def test_the_length_is_read_where_sentence_transformers_keeps_it(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = write_modules(model_with(tiny_folder, tmp_path / "model", {}), max_seq_length=7)
+    (folder / "sentence_bert_config.json").rename(folder / name)
+    assert Encoder.load(folder, "cpu").max_tokens == 7
+    # As sentence-transformers 6 saves it.
+    (folder / name).write_text("{}")
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": 9}))
+    assert Encoder.load(folder, "cpu").max_tokens == 9
+
+
+def test_prompts_of_other_names_are_used_and_kept(tiny_folder: Path, tmp_path: Path) -> None:
+    prompts = {"s2p_query": "Query: ", "passage": "Passage: ", "classification": "c: "}
+    folder = write_modules(model_with(tiny_folder, tmp_path / "model", {}), prompts=prompts)
+    encoder = Encoder.load(folder, "cpu")
+    assert (encoder.prompt("query"), encoder.prompt("passage")) == ("Query: ", "Passage: ")
+    assert encoder.description()[:2] == [
+        "Questions have the prompt `s2p_query`.",
+        "Documents have the prompt `passage`.",
+    ]

@@ -1,0 +1,86 @@
+"""Whether the base model of a job can be trained, asked before a machine is paid for.
+
+The trainer checks the same and more, so what cannot be read from here, for want of rights or a network, is left to it.
+"""
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import Request, urlopen
+
+import structlog
+
+from foldtune.errors import InfrastructureError, ModelFolderError
+from foldtune.events import ModelReference
+from foldtune.model_folder import Read, check_model_folder
+from foldtune.object_store import ObjectStore
+
+log = structlog.get_logger(__name__)
+
+_HUB_SECONDS = 5.0
+# Of a configuration file. The largest that are read here have some kilobytes.
+_MAX_BYTES = 1 << 20
+
+
+def base_model_problem(reference: ModelReference, store: ObjectStore) -> str | None:
+    """Why no training can start from the model, in one sentence; None if nothing is known against it."""
+    try:
+        if files := _files(reference, store):
+            check_model_folder(*files)
+    except ModelFolderError as error:
+        return f"{reference.uri}: {', '.join(error.args)}"
+    except (InfrastructureError, OSError, ValueError) as error:
+        log.warning("base model not checked before its launch", uri=reference.uri, error=str(error))
+    return None
+
+
+def _files(reference: ModelReference, store: ObjectStore) -> tuple[Collection[str], Read] | None:
+    """The model's file names, and how one is read."""
+    match reference.uri.partition("://")[0]:
+        case "file":
+            folder = Path(unquote(urlsplit(reference.uri).path))
+            # It may lie on the trainer's machine only.
+            return _local(folder) if folder.is_dir() else None
+        case "s3":
+            prefix = store.key(reference.uri.rstrip("/")) + "/"
+            names = frozenset(key.removeprefix(prefix) for key in store.list(prefix))
+            if not names:
+                raise ModelFolderError("there are no files")
+            return names, lambda name: store.get(prefix + name)
+        case _ if reference.revision and not os.environ.get("HF_HUB_OFFLINE"):
+            return _hub(reference.uri.removeprefix("hf://"), reference.revision)
+    return None
+
+
+def _local(folder: Path) -> tuple[Collection[str], Read]:
+    names = frozenset(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return names, lambda name: (folder / name).read_bytes()
+
+
+def _hub(name: str, revision: str) -> tuple[Collection[str], Read]:
+    # The interface that huggingface-hub uses, which launchers do not install; so are the variables.
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    model = f"{quote(name)}/{{}}/{quote(revision, safe='')}"
+    try:
+        listed: Any = json.loads(_get(f"{endpoint}/api/models/{model.format('revision')}"))
+    except HTTPError as error:
+        # The hub answers so for private models, too, where a token is needed that only the trainer may have.
+        if error.code == 404 and not os.environ.get("HF_TOKEN"):
+            raise ModelFolderError(f"the hub has no such model or no revision {revision}") from error
+        raise
+    names = frozenset(str(file["rfilename"]) for file in listed["siblings"])
+    return names, lambda path: _get(f"{endpoint}/{model.format('resolve')}/{quote(path)}")
+
+
+def _get(url: str) -> bytes:
+    if not url.startswith(("https://", "http://")):
+        raise ValueError(f"{url} is no address of a hub")
+    token = os.environ.get("HF_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with urlopen(Request(url, headers=headers), timeout=_HUB_SECONDS) as response:  # noqa: S310 - checked above
+        content: bytes = response.read(_MAX_BYTES)
+    return content
