@@ -263,6 +263,10 @@ def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
     """Warnings about few or unusable data, with numbers."""
     groups = len(set(dataset.groups[parts.held_out].tolist()))
     warnings = [f"{count} examples left out: {reason}" for reason, count in sorted(dataset.left_out.items())]
+    if dataset.changed_impressions:
+        warnings.append(
+            f"{dataset.changed_impressions} passages of logs are no negatives: their text has changed since"
+        )
     if not parts.judged:
         warnings.append(
             f"fewer than {MIN_JUDGED} held-out questions have human feedback: their labels include citations, "

@@ -25,6 +25,9 @@ MIN_COLUMN_WIDTH = 12
 EXCLUSION_REASONS = {
     "disliked_without_positive": "disliked, without a known positive",
     "positive_without_text": "the text of the positive is unknown",
+    "correction_without_document": "the document that a correction names is in no selected folder, or in several",
+    "text_changed": "the document's text is another one than the log's",
+    "follow_up": "a question with another positive in most of its logs, such as 'tell me more'",
     "repeated_pair": "duplicate of a question and its positive",
 }
 

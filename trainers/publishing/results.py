@@ -60,6 +60,7 @@ class Results:
                 "distinct_passages": len(dataset.passages),
                 "documents": dataset.documents,
                 "left_out": dataset.left_out,
+                "changed_impressions": dataset.changed_impressions,
                 "copies": dataset.copies,
             },
             "training": training,

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.unit.trainers.conftest import example
@@ -106,6 +107,90 @@ def test_ids_are_the_same_in_either_unicode_form(tables: Callable[..., Any]) -> 
     )
     assert dataset.positive.tolist() == [0, 1]
     assert dataset.left_out == {}
+
+
+def test_a_label_on_a_text_that_has_changed_since_is_left_out(tables: Callable[..., Any]) -> None:
+    before, now = "the ferry leaves the old harbour at nine every morning", "tickets are sold by a machine in the hall"
+    rows = [
+        example("edited", f"one={before.replace('nine', 'ten')}", label="liked"),
+        example("excerpt", "one=leaves the old harbour"),
+        example("surroundings", f"one=First line. {before} And so on, for a page of other words about something else."),
+        example("anew", f"two={before}", label="liked"),
+        example("negative", "one", negatives=(f"two={before}", "three")),
+    ]
+    dataset = build_dataset(*tables(rows, {"one": before, "two": now, "three": "other"}))
+    assert [dataset.questions[index] for index in dataset.question] == ["edited", "excerpt", "surroundings", "negative"]
+    assert dataset.left_out == {"text_changed": 1}
+    # The new text of a negative may be the right one.
+    assert dataset.impressions[4] == (2,)
+    assert dataset.changed_impressions == 1
+    assert dataset.passages == (before, now, "other")
+
+
+def test_if_all_labels_are_left_out_their_counts_are_told(tables: Callable[..., Any]) -> None:
+    with pytest.raises(TooLittleDataError, match="left out: 1 positive_without_text, 1 text_changed"):
+        build_dataset(*tables([example("q", "gone"), example("r", "one=seen then")], DOCUMENTS))
+
+
+def test_texts_that_only_logs_have_are_passages_of_their_own(tables: Callable[..., Any]) -> None:
+    rows = [example("q", "gone=before"), example("r", "gone=after"), example("s", "gone"), example("t", "one")]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    assert [dataset.passages[index] for index in dataset.positive] == ["before", "after", "before", "first text"]
+
+
+def in_folder(folder: str, row: Any) -> Any:
+    return {**row, "folder_id": folder, "positive": {**row["positive"], "folder_id": folder}}
+
+
+def test_a_correction_finds_its_document_in_another_folder(tables: Callable[..., Any]) -> None:
+    rows = [
+        in_folder("g", example("right", "one", label="corrected")),
+        in_folder("g", example("nowhere", "other", label="corrected")),
+        # Only a person who corrects names a document that was not shown.
+        in_folder("g", example("cited", "one")),
+    ]
+    dataset = build_dataset(*tables(rows, DOCUMENTS))
+    assert dataset.positive.tolist() == [0]
+    assert dataset.judged.tolist() == [True]
+    assert dataset.left_out == {"correction_without_document": 1, "positive_without_text": 1}
+
+
+def test_a_correction_to_an_id_of_several_folders_is_not_guessed(tables: Callable[..., Any]) -> None:
+    examples, documents = tables(
+        [in_folder("g", example("q", "one", label="corrected")), example("r", "two")], DOCUMENTS
+    )
+    twice = [
+        {**row, "folder_id": "h", "text": text} for row in documents.to_pylist()[:1] for text in ("first text", "x")
+    ]
+    for row, positives in zip(twice, ([0, 1], [1]), strict=True):
+        both = pa.concat_tables([documents, pa.Table.from_pylist([row], documents.schema)])
+        dataset = build_dataset(examples, both)
+        assert dataset.positive.tolist() == positives
+        assert dataset.left_out.get("correction_without_document", 0) == 2 - len(positives)
+
+
+def test_a_question_that_means_something_else_each_time_is_left_out(tables: Callable[..., Any]) -> None:
+    documents = {str(number): f"text of {number}" for number in range(60)}
+
+    def asked(question: str, *positives: int) -> list[Any]:
+        return [
+            example(question, str(positive)) | {"log_id": f"{question} {log}"} for log, positive in enumerate(positives)
+        ]
+
+    copies = [example("of many folders", str(positive)) for positive in range(9)]
+    rows = [
+        *asked("Tell me more.", *range(30)),
+        *asked("why", *range(5)),
+        *asked("often", *[number % 25 for number in range(100)]),
+        *asked("of four", *range(4)),
+        *asked("mostly one", *[0] * 6, *range(1, 6)),
+        *asked("of some", *[number % 7 for number in range(30)]),
+        *copies,
+    ]
+    dataset = build_dataset(*tables(rows, documents))
+    assert dataset.left_out["follow_up"] == 30 + 5 + 25
+    kept = {dataset.questions[index] for index in dataset.question}
+    assert kept == {"of four", "mostly one", "of some", "of many folders"}
 
 
 def test_questions_that_differ_in_signs_keep_their_own_passages(tables: Callable[..., Any]) -> None:
