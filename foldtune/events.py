@@ -120,11 +120,17 @@ class Verdict(Model):
     # Not strict: an agent may write "like", as in an event's JSON.
     rating: Annotated[Rating, Field(strict=False)] | None = None
     correct_document_id: Id | None = None
+    correct_folder_id: FolderId | None = Field(
+        None, description="The folder of `correct_document_id`; needed where several folders have that id"
+    )
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if self.rating is None and self.correct_document_id is None:
             msg = "one of rating and correct_document_id is needed"
+            raise ValueError(msg)
+        if self.correct_folder_id is not None and self.correct_document_id is None:
+            msg = "correct_folder_id needs correct_document_id"
             raise ValueError(msg)
         return self
 

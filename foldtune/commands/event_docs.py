@@ -126,8 +126,8 @@ that occurred more than a day before it. It replaces an earlier verdict as a who
 be taken back but by another.
 
 **Citations** name ids only. The passage is the first of `retrieved` with this id, and its folder is that passage's;
-an id that was not retrieved is of the log's own folder (a correction's of another one, if only that one has it). Of
-several cited passages the one of the log's folder, then of the highest rank, is the positive.
+an id that was not retrieved is of the log's own folder (a correction's of `correct_folder_id`, or of another one, if
+only that one has it). Of several cited passages the one of the log's folder, then of the highest rank, is the positive.
 
 **Retention.** `sets` bounds logs and feedback of a folder by age, number and size. Documents stay until they are
 deleted.
@@ -151,7 +151,7 @@ A training leaves out, and counts in `data.left_out` of `metrics.json` and in wa
   0.6 of the shorter one's words are in common (chunks that were cut anew). Such a passage is no negative, either
   (`changed_impressions`).
 - `correction_without_document`: `correct_document_id` is not in the log's folder, and in none of the snapshot's other
-  folders, or with different texts in several.
+  folders, or with different texts in several (`correct_folder_id` names one).
 - `follow_up`: a question that means something else each time ("Tell me more."). It has at least 5 different positives,
   each in less than half of its logs, and more than half as many as logs, or more than 20. They are counted, and the
   question is not held out.

@@ -35,7 +35,7 @@ def label(judged: JudgedLog, weights: LabelWeights) -> Example | None:
     cited = _best_cited(log)
     rating = verdict.rating if verdict else None
     if verdict and verdict.correct_document_id:
-        corrected = _passage(log, verdict.correct_document_id)
+        corrected = _passage(log, verdict.correct_document_id, verdict.correct_folder_id)
         return _positive_example(log, Label.CORRECTED, weights.corrected, corrected, spare_cited=rating == "like")
     if rating == "dislike":
         wrong = tuple(_passage(log, document_id) for document_id in log.cited_document_ids)
@@ -97,8 +97,9 @@ def _confident_top(log: ChatLog, min_score: float) -> Passage | None:
     return _passage(log, top.document_id)
 
 
-def _passage(log: ChatLog, document_id: str) -> Passage:
+def _passage(log: ChatLog, document_id: str, folder_id: str | None = None) -> Passage:
     for passage in log.retrieved:
-        if nfc(passage.document_id) == nfc(document_id):
+        in_folder = folder_id is None or nfc(passage.folder_id) == nfc(folder_id)
+        if in_folder and nfc(passage.document_id) == nfc(document_id):
             return Passage(passage.folder_id, passage.document_id, passage.text)
-    return Passage(log.folder_id, document_id, None)
+    return Passage(folder_id or log.folder_id, document_id, None)

@@ -34,10 +34,14 @@ class Verdict(Struct, omit_defaults=True, gc=False):
 
     rating: Literal["like", "dislike"] | None = None
     correct_document_id: Id | None = None
+    correct_folder_id: Id | None = None
 
     def __post_init__(self) -> None:
         if self.rating is None and self.correct_document_id is None:
             msg = "one of rating and correct_document_id is needed"
+            raise ValueError(msg)
+        if self.correct_folder_id is not None and self.correct_document_id is None:
+            msg = "correct_folder_id needs correct_document_id"
             raise ValueError(msg)
 
 

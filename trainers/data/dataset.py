@@ -243,8 +243,9 @@ def _find_positive(row: dict[str, Any], passages: _PassageIndex) -> int | str:
     except _TextChangedError:
         return "text_changed"
     if found is None and row["label"] == Label.CORRECTED:
-        # A verdict names no folder, and the document may be of another one than the log.
-        found = passages.find_anywhere(row["positive"]["document_id"])
+        if nfc(row["positive"]["folder_id"]) == nfc(row["folder_id"]):
+            # No other folder was named, and the document may be of one.
+            found = passages.find_anywhere(row["positive"]["document_id"])
         return "correction_without_document" if found is None else found
     return "positive_without_text" if found is None else found
 

@@ -104,6 +104,16 @@ def test_citations_can_be_excluded() -> None:
     assert label(judged(), LabelWeights(cited=None)) is None
 
 
+def test_a_correction_may_name_the_folder_of_its_document() -> None:
+    example = label(judged(Verdict(correct_document_id="two", correct_folder_id="g")), LabelWeights())
+    assert example
+    assert example.positive
+    assert (example.positive.folder_id, example.positive.document_id) == ("g", "two")
+    example = label(judged(Verdict(correct_document_id="far", correct_folder_id="g")), LabelWeights())
+    assert example
+    assert [passage.document_id for passage in example.negatives] == ["one", "two", "four"]
+
+
 def test_ids_are_the_same_in_either_unicode_spelling() -> None:
     composed, decomposed = "r\u00e9sum\u00e9", "re\u0301sume\u0301"
     retrieved = (RetrievedPassage(decomposed, "f", 1), RetrievedPassage("two", "f", 2))

@@ -86,6 +86,7 @@ def test_a_valid_log_becomes_a_record_with_its_offset() -> None:
             "retrieved.0.text: 101 bytes, at most 100",
         ),
         (log(feedback={}), "feedback: one of rating and correct_document_id is needed"),
+        (log(feedback={"rating": "like", "correct_folder_id": "f"}), "feedback: correct_folder_id needs correct_docu"),
         (log(answer="x" * 5000), "event: "),
     ],
 )
@@ -276,7 +277,12 @@ _NEAR = {
     ),
     "feedback": st.none()
     | st.fixed_dictionaries(
-        {}, optional={"rating": st.sampled_from(["like", "dislike", "meh"]), "correct_document_id": st.text(max_size=2)}
+        {},
+        optional={
+            "rating": st.sampled_from(["like", "dislike", "meh"]),
+            "correct_document_id": st.text(max_size=2),
+            "correct_folder_id": st.text(max_size=2),
+        },
     ),
 }
 

@@ -146,13 +146,15 @@ def test_a_correction_finds_its_document_in_another_folder(tables: Callable[...,
     rows = [
         in_folder("g", example("right", "one", label="corrected")),
         in_folder("g", example("nowhere", "other", label="corrected")),
+        # This one named the folder.
+        in_folder("g", example("named", "two", label="corrected")) | {"folder_id": "h"},
         # Only a person who corrects names a document that was not shown.
         in_folder("g", example("cited", "one")),
     ]
     dataset = build_dataset(*tables(rows, DOCUMENTS))
     assert dataset.positive.tolist() == [0]
     assert dataset.judged.tolist() == [True]
-    assert dataset.left_out == {"correction_without_document": 1, "positive_without_text": 1}
+    assert dataset.left_out == {"correction_without_document": 2, "positive_without_text": 1}
 
 
 def test_a_correction_to_an_id_of_several_folders_is_not_guessed(tables: Callable[..., Any]) -> None:
