@@ -565,6 +565,7 @@ class ModelReady(Event):
     snapshot_uri: S3Uri
     snapshot_sha256: Sha256
     snapshot_offsets: tuple[TopicOffset, ...]
+    snapshot_at: UtcTime | None = Field(None, description="When the snapshot was requested: it has no later logs")
     training_seconds: FiniteFloat
     seconds: dict[Annotated[str, StringConstraints(max_length=64)], NonNegativeFloat] = Field(
         {},

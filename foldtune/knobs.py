@@ -14,6 +14,7 @@ AgentId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 MODEL_NAME = r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$"
 ModelName = Annotated[str, StringConstraints(pattern=MODEL_NAME)]
 
+OLDER_SHARE = 0.5
 # Folders or agents that one request may name.
 MAX_NAMED = 10_000
 
@@ -71,6 +72,19 @@ class TrainingKnobs(Knobs):
         "all", description="Number of trainable layers, counted from the output; 'all' includes the embeddings"
     )
     epochs: int = Field(3, ge=1, le=100, description="Number of epochs")
+    # Version 0.1 refuses what it does not know: at their defaults these are left out.
+    start: Literal["base", "incumbent"] = Field(
+        "base",
+        exclude_if=lambda start: start == "base",
+        description="What the training starts from: the base model, or the newest promoted version of the model",
+    )
+    older_share: FiniteFloat = Field(
+        OLDER_SHARE,
+        ge=0,
+        le=1,
+        exclude_if=lambda share: share == OLDER_SHARE,
+        description="With training.start 'incumbent': at most this share of the examples is older than its snapshot",
+    )
 
 
 class WeightKnobs(Knobs):

@@ -1,8 +1,10 @@
 """The fine-tuning recipe, from the snapshot to the published model, step by step."""
 
+import json
 import time
 from collections import Counter
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import torch
 from foldtune.client.deployment import download_files
 from foldtune.errors import ModelFileError, ObjectMissingError, ObjectStoreRefusedError
 from foldtune.events import FineTuneRequested, ModelReady, State, TrainingJob, now
+from foldtune.object_keys import MANIFEST
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
-from trainers.data.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split
+from trainers.data.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split, with_older_share
 from trainers.data.snapshot import Snapshot, read_snapshot
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.errors import ImpossibleJobError, OnnxExportError
@@ -35,7 +38,7 @@ from trainers.publishing.evaluation_table import write_evaluation
 from trainers.publishing.model_publisher import latest_model, publish_model
 from trainers.publishing.onnx_export import export_onnx
 from trainers.publishing.reporting import Reporter
-from trainers.publishing.results import Baseline, Results
+from trainers.publishing.results import Baseline, Results, Started
 
 MIN_STEPS = 50
 MIN_TEMPERATURE = 0.01
@@ -44,6 +47,7 @@ MAX_FILLED_SHARE = 0.1
 # Of an error's text in a warning; it may quote a whole file.
 MAX_REASON = 500
 _PLACEHOLDER_DIGEST = "0" * 64
+_UNREADABLE = (ImpossibleJobError, ModelFileError, ObjectMissingError, ObjectStoreRefusedError, ValueError)
 
 
 def produce_model(
@@ -59,38 +63,29 @@ def produce_model(
         ImpossibleJobError: the data, the base model or the knobs do not allow a training.
         InterruptedTrainingError: the process received SIGTERM; the job resumes from its checkpoint.
     """
-    # 1. Data and base model.
+    # 1. Data, base model and incumbent; what the new model starts from and is compared with.
     began, seed = time.monotonic(), job.request.seed
     reporter.publish_state(State.RUNNING)
-    general = read_general_questions(settings.trainer.general_questions, store)
-    snapshot = read_snapshot(store, job.snapshot_uri, job.snapshot_sha256)
-    dataset = build_dataset(snapshot.examples, snapshot.documents)
-    parts = split(dataset)
-    others = OtherFolders.of(snapshot, dataset)
-    measured_on = EvaluationSet(dataset, parts, general, others, seed)
-    base_folder = fetch_base_model(job.base_model, settings.trainer, store, work_dir)
-    encoder = Encoder.load(base_folder)
-    reporter.warn(*encoder.warnings(), *knob_warnings(job.request, parts), *data_warnings(dataset, parts))
-    trainable = TrainableEncoder(encoder, dataset, job.request.training.trainable_layers, work_dir)
-    if not trainable.cached and isinstance(job.request.training.trainable_layers, int):
-        reporter.warn(f"the frozen layers of a {encoder.transformer.config.model_type} model are not cached: slower")
-    reporter.warn(*trainable.text_warnings())
-
-    # 2. What the new model is compared with.
-    vectors_before = trainable.embed_full_length()
-    base = Baseline("the base model", measured_on.measure(encoder, *vectors_before))
-    baseline = measure_incumbent(job, store, reporter, work_dir, base=base, measured_on=measured_on)
+    prepared = prepare(job, settings, store, reporter, work_dir)
+    measured_on, encoder, baseline = prepared.measured_on, prepared.encoder, prepared.baseline
+    dataset, parts, started_from = measured_on.dataset, measured_on.parts, prepared.started_from
     seconds_until_training = time.monotonic() - began
 
-    # 3. Training, and the choice of weights.
-    checkpoints = Checkpoints(job, store, settings.trainer.checkpoint_interval, reporter.warn)
+    # 2. Training, and the choice of weights.
+    checkpoints = Checkpoints(
+        job,
+        store,
+        settings.trainer.checkpoint_interval,
+        reporter.warn,
+        started_from=started_from.version,
+    )
     with closing(TensorBoardLogger(settings.trainer.tensorboard_dir, job, reporter.warn)) as tensorboard:
         record, interpolation = fit(
-            trainable,
+            prepared.trainable,
             dataset,
             parts,
             job.request,
-            start=vectors_before,
+            start=prepared.vectors,
             listener=reporter,
             checkpoints=checkpoints,
             tensorboard=tensorboard,
@@ -98,11 +93,11 @@ def produce_model(
     encoder.round_weights()
     reporter.warn(*training_warnings(record, job.request, len(parts.train)))
 
-    # 4. Evaluation and gate.
+    # 3. Evaluation and gate.
     trained_at = time.monotonic()
     reporter.publish_state(State.EVALUATING)
-    after = measured_on.measure(encoder, *trainable.embed_full_length())
-    lost = find_losses(measured_on, base, baseline, after, settings.trainer.max_loss)
+    after = measured_on.measure(encoder, *prepared.trainable.embed_full_length())
+    lost = find_losses(measured_on, prepared.base, baseline, after, settings.trainer.max_loss)
     reporter.warn(*(warning for loss in lost for warning in loss.warnings))
     verdict = gate(
         baseline.measures.held_out,
@@ -112,9 +107,9 @@ def produce_model(
         baseline=baseline.name,
         refusals=[refusal for loss in lost for refusal in loss.refusals],
     )
-    results = Results(measured_on, record, interpolation, base, baseline, after, lost, verdict)
+    results = Results(measured_on, record, interpolation, started_from, prepared.base, baseline, after, lost, verdict)
 
-    # 5. Artifacts.
+    # 4. Artifacts.
     folder = work_dir / "model"
     write_model(encoder, folder)
     if settings.trainer.onnx:
@@ -125,7 +120,7 @@ def produce_model(
     seconds = _seconds(seconds_until_training, record.seconds, time.monotonic() - trained_at)
     ready = _model_ready(
         job,
-        snapshot,
+        prepared.snapshot,
         encoder=encoder,
         folder=folder,
         results=results,
@@ -133,7 +128,7 @@ def produce_model(
         hourly_price=settings.trainer.hourly_price,
     )
     write_metrics(folder, results.metrics() | {"seconds": seconds})
-    write_evaluation(folder, snapshot, results)
+    write_evaluation(folder, prepared.snapshot, results)
     write_loss_curve(folder, record.losses)
     write_recall_curve(
         folder, baseline.measures.held_out.recall_curve(), after.held_out.recall_curve(), baseline=baseline.name
@@ -144,16 +139,67 @@ def produce_model(
         job.request,
         results,
         encoder=encoder,
-        window=_time_range(snapshot),
-        licence=licence(base_folder),
-        folders=sum(part.folder_count for part in snapshot.manifest.parts),
-        labels=Counter(map(str, snapshot.examples.column("label").to_pylist())),
+        window=_time_range(prepared.snapshot),
+        licence=licence(prepared.base_folder),
+        folders=sum(part.folder_count for part in prepared.snapshot.manifest.parts),
+        labels=Counter(map(str, prepared.snapshot.examples.column("label").to_pylist())),
         warnings=reporter.warnings,
     )
 
-    # 6. Publication.
+    # 5. Publication.
     publish_model(folder, ready, job, store, reporter)
     checkpoints.discard()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs. ``vectors`` are embeddings by ``encoder`` before it, which ``trainable`` trains.
+
+    ``base`` is the base model, ``baseline`` what the new model has to beat.
+    """
+
+    snapshot: Snapshot
+    base_folder: Path
+    measured_on: EvaluationSet
+    encoder: Encoder
+    trainable: TrainableEncoder
+    vectors: tuple[torch.Tensor, torch.Tensor]
+    started_from: Started
+    base: Baseline
+    baseline: Baseline
+
+
+def prepare(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: Reporter, work_dir: Path) -> Prepared:
+    """Read data, base model and incumbent, and measure both; raises like ``produce_model``."""
+    request, seed = job.request, job.request.seed
+    general = read_general_questions(settings.trainer.general_questions, store)
+    snapshot = read_snapshot(store, job.snapshot_uri, job.snapshot_sha256)
+    dataset = build_dataset(snapshot.examples, snapshot.documents)
+    parts = split(dataset)
+    base_folder = fetch_base_model(job.base_model, settings.trainer, store, work_dir)
+    encoder = Encoder.load(base_folder)
+    incumbent = load_incumbent(job, store, reporter, work_dir)
+    start = choose_start(request, incumbent, reporter)
+    if start:
+        parts = with_older_share(dataset, parts, start.snapshot_at, request.training.older_share, seed)
+    reporter.warn(*knob_warnings(request, parts), *data_warnings(dataset, parts))
+    measured_on = EvaluationSet(dataset, parts, general, OtherFolders.of(snapshot, dataset), seed)
+    base_measures = measured_on.measure(encoder, *embed(encoder, dataset)) if start else None
+    if start and start.encoder:
+        encoder = start.encoder
+    trainable = TrainableEncoder(encoder, dataset, request.training.trainable_layers, work_dir)
+    if not trainable.cached and isinstance(request.training.trainable_layers, int):
+        reporter.warn(f"the frozen layers of a {encoder.transformer.config.model_type} model are not cached: slower")
+    reporter.warn(*encoder.warnings(), *trainable.text_warnings())
+    vectors = trainable.embed_full_length()
+    measures = measured_on.measure(encoder, *vectors)
+    base = Baseline("the base model", base_measures or measures)
+    if start:
+        baseline, started_from = Baseline(start.name, measures, start.version), Started(start.name, start.version)
+    else:
+        baseline = measure_incumbent(incumbent, reporter, base=base, measured_on=measured_on)
+        started_from = Started(base.name)
+    return Prepared(snapshot, base_folder, measured_on, encoder, trainable, vectors, started_from, base, baseline)
 
 
 def fit(
@@ -208,35 +254,69 @@ def find_losses(
     return lost
 
 
-def measure_incumbent(
-    job: TrainingJob,
-    store: ObjectStore,
-    reporter: Reporter,
-    work_dir: Path,
-    *,
-    base: Baseline,
-    measured_on: EvaluationSet,
-) -> Baseline:
-    """The newest promoted version of the model, measured on the same questions; ``base`` if there is none yet.
+@dataclass(frozen=True)
+class Incumbent:
+    """The newest promoted version of a model; ``encoder`` is None if it cannot be read."""
 
-    So it is, with a warning, if that version cannot be read: no later one would ever replace it.
-    """
+    name: str
+    version: str
+    encoder: Encoder | None
+    # In seconds since 1970: its training knew no later logs.
+    snapshot_at: float = 0.0
+
+
+def load_incumbent(job: TrainingJob, store: ObjectStore, reporter: Reporter, work_dir: Path) -> Incumbent | None:
+    """The incumbent, if there is one. One that cannot be read is a warning: no later version would ever replace it."""
     name = "the newest promoted version"
     try:
         latest = latest_model(job, store)
         if latest is None:
-            return base
+            return None
         name = f"version {latest.version}"
         folder = work_dir / "incumbent"
         folder.mkdir()
         download_files(latest.model_uri, latest.manifest_sha256, store, folder)
-        encoder = Encoder.load(folder)
-        return Baseline(name, measured_on.measure(encoder, *embed(encoder, measured_on.dataset)), latest.version)
-    except (ImpossibleJobError, ModelFileError, ObjectMissingError, ObjectStoreRefusedError, ValueError) as error:
-        reporter.warn(
-            f"{name} cannot be read, the new model is compared with the base model only: {error}"[:MAX_REASON]
-        )
-        return Baseline(f"{base.name} ({name} cannot be read)", base.measures)
+        return Incumbent(name, latest.version, Encoder.load(folder), _snapshot_time(folder / MANIFEST))
+    except _UNREADABLE as error:
+        reporter.warn(_unreadable(name, error))
+        return Incumbent(name, "", None)
+
+
+def choose_start(request: FineTuneRequested, incumbent: Incumbent | None, reporter: Reporter) -> Incumbent | None:
+    """What the training starts from: the incumbent if the request says so and there is one, else None."""
+    if request.training.start == "base":
+        return None
+    if incumbent is None or incumbent.encoder is None:
+        why = "no version has been promoted" if incumbent is None else f"{incumbent.name} cannot be read"
+        reporter.warn(f"training.start is incumbent, and {why}: started from the base model")
+        return None
+    return incumbent
+
+
+def measure_incumbent(
+    incumbent: Incumbent | None, reporter: Reporter, *, base: Baseline, measured_on: EvaluationSet
+) -> Baseline:
+    """The incumbent measured on the same questions as ``base``, which stands for one that cannot be read."""
+    if incumbent is None:
+        return base
+    if encoder := incumbent.encoder:
+        try:
+            vectors = embed(encoder, measured_on.dataset)
+            return Baseline(incumbent.name, measured_on.measure(encoder, *vectors), incumbent.version)
+        except _UNREADABLE as error:
+            reporter.warn(_unreadable(incumbent.name, error))
+    return Baseline(f"{base.name} ({incumbent.name} cannot be read)", base.measures)
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    return f"{name} cannot be read, the new model is compared with the base model only: {error}"[:MAX_REASON]
+
+
+def _snapshot_time(manifest: Path) -> float:
+    """When the snapshot of a published model was requested; of releases up to 0.1, when it was published."""
+    ready = json.loads(manifest.read_bytes()).get("ready") or {}
+    at = ready.get("snapshot_at") or ready.get("published_at")
+    return datetime.fromisoformat(at).timestamp() if at else 0.0
 
 
 def knob_warnings(request: FineTuneRequested, parts: Split) -> list[str]:
@@ -327,6 +407,7 @@ def _model_ready(
         model_uri=job.output_uri,
         manifest_sha256=_PLACEHOLDER_DIGEST,
         base_model=job.base_model,
+        parent_version=results.started_from.version,
         compared_with=results.baseline.version,
         embedding_space_id=weights_digest(folder),
         dimension=encoder.dimension,
@@ -338,6 +419,7 @@ def _model_ready(
         snapshot_uri=job.snapshot_uri,
         snapshot_sha256=job.snapshot_sha256,
         snapshot_offsets=tuple(offset for part in snapshot.manifest.parts for offset in part.offsets),
+        snapshot_at=snapshot.manifest.created_at,
         training_seconds=results.record.seconds,
         seconds=seconds,
         cost_dollars=hourly_price * seconds["all"] / 3600 if hourly_price else None,

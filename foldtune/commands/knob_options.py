@@ -18,6 +18,8 @@ SECTIONS: dict[str, type[Knobs]] = {
 }
 # A repeatable option names one item each time.
 SINGULAR = {"folders": "folder", "agents": "agent"}
+# Where the name is that of a knob in another section.
+RENAMED = {("training", "start"): "start_from"}
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,22 @@ class Knob:
     schema: dict[str, Any]
 
     @property
+    def parameter(self) -> str:
+        """The name of the command's parameter."""
+        return RENAMED.get((self.section, self.name), self.name)
+
+    @property
     def option(self) -> inspect.Parameter:
         """The parameter of a typer command."""
         kind = self._kind
-        flag = SINGULAR.get(self.name, self.name).replace("_", "-")
+        flag = SINGULAR.get(self.name, self.parameter).replace("_", "-")
         bounds: dict[str, Any] = {}
         if kind in {int, float}:
             bounds = {"min": self.schema.get("minimum"), "max": self.schema.get("maximum")}
         info = typer.Option(f"--{flag}", help=self._help, rich_help_panel=f"Knobs: {self.section}", **bounds)
         # Without a default: options that are not given stay out of the event, and the model applies its defaults.
         return inspect.Parameter(
-            self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
+            self.parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
         )
 
     def parsed(self, value: Any) -> Any:
@@ -105,6 +112,6 @@ def knob_sections(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The given knobs, by section of the request."""
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for knob in KNOBS:
-        if (value := values.get(knob.name)) not in (None, []):
+        if (value := values.get(knob.parameter)) not in (None, []):
             sections[knob.section][knob.name] = knob.parsed(value)
     return sections

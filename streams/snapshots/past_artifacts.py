@@ -126,6 +126,7 @@ class PastArtifacts:
             and (
                 job.snapshot_uri in manifests
                 or any(f"{job.base_model.uri}/".startswith(f"{parent.output_uri}/") for parent in found)
+                or self._started_from(job) in {(parent.request.model, parent.version) for parent in found}
             )
         ]:
             found += new
@@ -143,6 +144,16 @@ class PastArtifacts:
         """Whether a request's model is published: its status need not say so, where it left a training to others."""
         job = self._job(f"{_JOBS}{segment}/job.json")
         return job is not None and self._store.exists(manifest_key(self._store.key(job.output_uri)))
+
+    def _started_from(self, job: TrainingJob) -> tuple[str, str] | None:
+        """Model and version of the incumbent that a published training started from."""
+        if job.request.training.start == "base":
+            return None
+        manifest = self._store.find(manifest_key(self._store.key(job.output_uri)))
+        try:
+            return job.request.model, str(json.loads(manifest or b"")["ready"]["parent_version"])
+        except (ValueError, LookupError, TypeError):
+            return None
 
     def _model(self, job: TrainingJob) -> AffectedModel:
         prefix = self._store.key(job.output_uri)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,8 @@ class Dataset:
     changed_impressions: int = 0
     # Documents and impressions that were merged with another one of the same text.
     copies: dict[str, int] = field(default_factory=dict)
+    # When each example was logged last, in seconds since 1970, [examples].
+    logged: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def known_pairs(self) -> tuple[Indices, Indices]:
         """The questions and the passages of ``known_positives``, both ``[pairs]``."""
@@ -187,6 +189,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
     judged: dict[tuple[int, int], bool] = defaultdict(bool)
     # The logs of each pair, by question and positive.
     logs: dict[int, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    logged: dict[tuple[int, int], float] = defaultdict(float)
     left_out: Counter[str] = Counter()
     folders: dict[int, dict[str, None]] = defaultdict(dict)
     shown: list[tuple[int, list[dict[str, Any]]]] = []
@@ -201,6 +204,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
         left_out["repeated_pair"] += (question, positive) in pairs
         pairs[question, positive] = max(row["strength"], pairs.get((question, positive), 0.0))
         judged[question, positive] |= row["label"] in _JUDGED_LABELS
+        logged[question, positive] = max(row["occurred_at"].timestamp(), logged[question, positive])
         logs[question][positive].add(row["log_id"])
     for question in [question for question, of_question in logs.items() if _is_scattered(of_question)]:
         left_out["follow_up"] += len(logs[question])
@@ -231,6 +235,7 @@ def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
         left_out=dict(+left_out),
         copies={"documents": documents.num_rows - document_count, "impressions": copied},
         changed_impressions=changed,
+        logged=np.array([logged[pair] for pair in pairs]),
     )
 
 
@@ -313,6 +318,19 @@ def split(dataset: Dataset) -> Split:
     rows = ~reserved[dataset.question] & ~np.isin(dataset.groups[dataset.question], dataset.groups[validation])
     kept_back = len(answered) - len(trainable) - len(held_out)
     return Split(np.flatnonzero(rows), validation, held_out, judged_only, kept_back)
+
+
+def with_older_share(dataset: Dataset, parts: Split, since: float, share: float, seed: int) -> Split:
+    """Train on all examples that were logged after ``since``, and on so many older ones that these are at most
+    ``share``; on all if none is newer.
+    """
+    newer = dataset.logged[parts.train] > since
+    count, older = int(newer.sum()), parts.train[~newer]
+    if not count or share == 1:
+        return parts
+    kept = min(len(older), int(count * share / (1 - share)))
+    drawn = np.random.default_rng(seed).choice(older, kept, replace=False)
+    return replace(parts, train=np.sort(np.concatenate([parts.train[newer], drawn])))
 
 
 def _draw_validation(dataset: Dataset, candidates: Indices, hashes: Floats, trainable: int) -> Indices:

@@ -59,11 +59,14 @@ class Checkpoints:
         interval: timedelta,
         warn: Callable[[str], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        started_from: str | None = None,
     ) -> None:
+        """``started_from`` is the version that the training starts from, if not from the base model."""
         self._store, self._warn = store, warn
         self._key = checkpoint_key(job.request.model, job.request.request_id, job.version)
-        # A job with the same key but another request, snapshot or base model is another training.
-        version = f"{CHECKPOINT_VERSION}{job.model_dump_json(exclude={'warnings'})}"
+        # A job with the same key but another request, snapshot, base model or start is another training.
+        version = f"{CHECKPOINT_VERSION}{job.model_dump_json(exclude={'warnings'})}{started_from or ''}"
         self._fingerprint = hashlib.sha256(version.encode()).hexdigest()
         self._interval, self._clock = interval.total_seconds(), clock
         self._due_at = clock() + self._interval

@@ -98,6 +98,7 @@ def write_card(
         ready=ready,
         request=request,
         baseline=results.baseline.name,
+        started_from=results.started_from.name,
         max_tokens=encoder.max_tokens,
         description=encoder.description(),
         folders=folders,

@@ -18,6 +18,7 @@ from trainers.publishing.results import Results
 
 _LOG_FIELDS = ("log_id", "occurred_at", "folder_id", "agent_id", "conversation_id")
 _Ids = dict[str, str]
+_UNKNOWN: _Ids = {"folder_id": "", "document_id": ""}
 
 
 def write_evaluation(folder: Path, snapshot: Snapshot, results: Results) -> None:
@@ -32,7 +33,7 @@ def write_evaluation(folder: Path, snapshot: Snapshot, results: Results) -> None
     def found(answers: Answers, row: int) -> list[dict[str, Any]]:
         kept = zip(answers.passages[row].tolist(), answers.scores[row].tolist(), strict=True)
         return [
-            ids[normalize_passage(dataset.passages[passage])] | {"score": score}
+            ids.get(normalize_passage(dataset.passages[passage]), _UNKNOWN) | {"score": score}
             for passage, score in kept
             if passage >= 0
         ]

@@ -22,12 +22,21 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Started:
+    """What a training started from; ``version`` is None for the base model."""
+
+    name: str
+    version: str | None = None
+
+
+@dataclass(frozen=True)
 class Results:
     """``base`` is the base model, ``baseline`` the one to beat, ``after`` the new model."""
 
     measured_on: EvaluationSet
     record: TrainingRecord
     interpolation: WeightInterpolation | None
+    started_from: Started
     base: Baseline
     baseline: Baseline
     after: Measures

@@ -31,7 +31,7 @@ from trainers.data.dataset import Dataset, split
 from trainers.evaluation.evaluation_set import EvaluationSet
 from trainers.exit_codes import ExitCode
 from trainers.job import END_SECONDS, run
-from trainers.pipeline import measure_incumbent
+from trainers.pipeline import load_incumbent, measure_incumbent
 from trainers.publishing.reporting import Reporter
 from trainers.publishing.results import Baseline
 from trainers.retrying_store import RetryingStore
@@ -100,7 +100,8 @@ def test_an_incumbent_that_may_not_be_read_leaves_the_base_model_as_the_baseline
     measured_on = EvaluationSet(small_dataset, split(small_dataset), [], None, seed=0)
     base = Baseline("the base model", measures(evaluation([0.0] * len(measured_on.parts.held_out))))
     store = RetryingStore(system.store)
-    found = measure_incumbent(system.job, store, reporter, tmp_path, base=base, measured_on=measured_on)
+    incumbent = load_incumbent(system.job, store, reporter, tmp_path)
+    found = measure_incumbent(incumbent, reporter, base=base, measured_on=measured_on)
     assert found.measures is base.measures
     (warning,) = reporter.warnings
     assert "AccessDenied" in warning

@@ -18,7 +18,7 @@ from tests.unit.trainers.evaluation.conftest import evaluation, measures
 from trainers.data.dataset import Dataset, split
 from trainers.evaluation.evaluation_set import EvaluationSet, embed
 from trainers.model.encoder import Encoder
-from trainers.pipeline import measure_incumbent
+from trainers.pipeline import load_incumbent, measure_incumbent
 from trainers.publishing.model_publisher import LatestModel
 from trainers.publishing.reporting import Reporter
 from trainers.publishing.results import Baseline
@@ -76,7 +76,8 @@ def measured(store: DenyingStore, small_dataset: Dataset, tmp_path: Path) -> Mea
 
     def measured() -> tuple[Baseline, list[str]]:
         reporter = Reporter(RecordingEventSink(), job)
-        found = measure_incumbent(job, store, reporter, tmp_path, base=base, measured_on=measured_on)
+        incumbent = load_incumbent(job, store, reporter, tmp_path)
+        found = measure_incumbent(incumbent, reporter, base=base, measured_on=measured_on)
         return found, reporter.warnings
 
     return measured

@@ -157,6 +157,58 @@ def test_the_event_tells_what_the_model_started_from_and_cost(
 
 
 @pytest.mark.slow
+def test_a_training_starts_from_the_incumbent(
+    start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.pipeline.gate", always_promote)
+    data = tables(EXAMPLES, DOCUMENTS)
+    again = TrainingKnobs(start="incumbent")
+    _, sink = start(put_job(store, data, training=again))
+    # There is none yet.
+    assert any("started from the base model" in warning for warning in sink.statuses[-1].warnings)
+    (first,) = sink.ready
+    assert first.parent_version is None
+    monkeypatch.setattr("trainers.loop.training.UNVALIDATED_LEARNING_RATE", 0)
+    (second,) = start(put_job(store, data, version="000002", training=again))[1].ready
+    assert (second.parent_version, second.compared_with) == ("000001", "000001")
+    # Nothing was learnt, so it is the incumbent.
+    assert second.embedding_space_id == first.embedding_space_id
+    assert not second.requires_reindex
+    assert second.metrics_before == second.metrics_after == first.metrics_after
+    # Forgetting adds up over versions, so it is measured against the base model.
+    metrics = [json.loads(artifact(store, "metrics.json", version)) for version in ("000001", "000002")]
+    assert metrics[1]["base"] == metrics[0]["base"]
+    assert metrics[1]["general"]["before"] == metrics[0]["general"]["before"]
+    assert "| Started from | version 000001 |" in artifact(store, "README.md", "000002").decode()
+
+
+@pytest.mark.slow
+def test_a_training_from_the_incumbent_resumes_to_the_same_weights(
+    tables: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
+    monkeypatch.setattr("trainers.pipeline.gate", always_promote)
+    base, data = ModelReference(uri=tiny_folder.as_uri()), tables(EXAMPLES, DOCUMENTS)
+    settings = Settings(trainer=TrainerSettings(model_folders=(tiny_folder,), work_dir=tmp_path))
+    whole, taken = MemoryObjectStore(), MemoryObjectStore()
+    for store in (whole, taken):
+        job = put_job(store, data, base_model=base, training=TrainingKnobs(batch_size=16, epochs=1))
+        assert run(job, settings, store, RecordingEventSink()) == ExitCode.DONE
+        knobs = TrainingKnobs(batch_size=16, epochs=2, trainable_layers=2, start="incumbent")
+        job = put_job(store, data, base_model=base, version="000002", training=knobs)
+        if store is taken:
+            assert run(job, settings, store, Unlucky(3, asked_to_end)) == ExitCode.TRY_AGAIN
+            # Another version to start from is another training.
+            assert Checkpoints(job, store, timedelta(hours=1), started_from="000001").load()
+            assert Checkpoints(job, store, timedelta(hours=1), started_from="000000").load() is None
+            assert Checkpoints(job, store, timedelta(hours=1)).load() is None
+        sink = RecordingEventSink()
+        assert run(job, settings, store, sink) == ExitCode.DONE
+    assert next(status.progress.step for status in sink.statuses if status.progress) == 4
+    assert weights(whole, "000002") == weights(taken, "000002")
+
+
+@pytest.mark.slow
 def test_the_next_version_is_compared_with_the_promoted_one(
     start: Start, store: MemoryObjectStore, tables: Any
 ) -> None:
@@ -265,8 +317,8 @@ def killed() -> None:
     raise KeyboardInterrupt
 
 
-def weights(store: MemoryObjectStore) -> str:
-    manifest = ArtifactManifest.model_validate_json(store.get("models/m/000001/manifest.json"))
+def weights(store: MemoryObjectStore, version: str = "000001") -> str:
+    manifest = ArtifactManifest.model_validate_json(store.get(f"models/m/{version}/manifest.json"))
     return str(manifest.ready["embedding_space_id"])
 
 
@@ -561,7 +613,12 @@ def test_frozen_layers_of_an_unknown_layout_are_a_warning(
     folder = tmp_path / "albert"
     shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = AlbertConfig(
-        embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+        vocab_size=30_522,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
     )
     AlbertModel(config).save_pretrained(folder)
     job = put_job(

@@ -52,7 +52,7 @@ def test_a_misspelt_command_is_answered_with_a_suggestion(runner: CliRunner) -> 
 def test_every_knob_is_an_option_with_its_description_and_bounds(runner: CliRunner) -> None:
     text = " ".join(runner.invoke(app, ["request", "--help"]).output.replace("│", " ").split())
     for knob in KNOBS:
-        assert f"--{knob.name.removesuffix('s').replace('_', '-')}" in text
+        assert f"--{knob.parameter.removesuffix('s').replace('_', '-')}" in text
         assert str(knob.schema["description"]).split(";")[0][:40] in text
         if "maximum" in knob.schema:
             assert f"<=x<={knob.schema['maximum']:g}]" in text
@@ -82,7 +82,8 @@ def test_a_knob_out_of_its_bounds_is_named(runner: CliRunner, options: list[str]
 
 
 def test_unset_knobs_are_omitted_from_the_request() -> None:
-    given = dict.fromkeys(knob.name for knob in KNOBS) | {"epochs": 1, "start": "2025-01-02T03:00:00+01:00"}
+    given = dict.fromkeys(knob.parameter for knob in KNOBS) | {"epochs": 1, "start": "2025-01-02T03:00:00+01:00"}
+    assert knob_sections(given | {"start_from": "incumbent"})["training"] == {"epochs": 1, "start": "incumbent"}
     sections = knob_sections(given)
     assert sections == {
         "data": {"start": "2025-01-02T03:00:00+01:00"},

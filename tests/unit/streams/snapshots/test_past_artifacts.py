@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from foldtune.events import (
     SnapshotPart,
     TrainingJob,
 )
+from foldtune.knobs import TrainingKnobs
 from foldtune.object_keys import (
     EVALUATION,
     SnapshotKind,
@@ -381,3 +383,18 @@ def test_models_that_were_trained_on_it_or_began_with_such_a_model_are_listed(bu
     bucket.store.put(latest, b'{"version": "v-grandchild"}')
     found = {model.job.version: (model.published, model.is_newest) for model in past.models(snapshots)}
     assert found == {"v-r": (True, False), "v-child": (True, False), "v-grandchild": (True, True)}
+
+
+def test_models_that_started_from_such_a_version_are_listed(bucket: Bucket) -> None:
+    snapshots = list(bucket.past("log", "l1").snapshots())
+    bucket.store.delete(snapshot_manifest_key("m", "r"))
+    for request_id, parent in (("child", "v-r"), ("grandchild", "v-child"), ("stranger", "v-other"), ("base", None)):
+        job = bucket.add(request_id)
+        training = TrainingKnobs(start="base" if parent is None else "incumbent")
+        request = job.request.model_copy(update={"training": training})
+        changed = job.model_copy(update={"request": request, "snapshot_uri": "s3://foldtune/snapshots/none.json"})
+        bucket.store.put(job_key("m", request_id), changed.encode())
+        ready = {"ready": {"parent_version": parent} if parent else {}}
+        bucket.store.put(manifest_key(bucket.store.key(job.output_uri)), json.dumps(ready).encode())
+    found = {model.job.version for model in bucket.past("log", "l1").models(snapshots)}
+    assert found == {"v-r", "v-child", "v-grandchild"}

@@ -1,6 +1,7 @@
 """Deduplication and the split."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from itertools import islice
 from random import Random
 from typing import Any
@@ -9,15 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.unit.trainers.conftest import example
+from tests.unit.trainers.conftest import example, make_tables
 from trainers.data.dataset import (
     HELD_OUT_SHARE,
     MIN_JUDGED,
     MIN_TRAINED,
     VALIDATION_FLOOR,
+    Split,
     build_dataset,
     question_hash,
     split,
+    with_older_share,
 )
 from trainers.errors import TooLittleDataError
 
@@ -300,3 +303,22 @@ def test_with_enough_judged_questions_only_those_are_held_out(tables: Callable[.
 def test_a_pair_is_judged_if_any_of_its_logs_is(tables: Callable[..., Any]) -> None:
     rows = [example("where", "one", label="liked"), example("Where?", "one"), example("when", "two")]
     assert build_dataset(*tables(rows, DOCUMENTS)).judged.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("newer", "share", "older"),
+    [(40, 0.5, 40), (40, 0.2, 10), (40, 0.0, 0), (20, 0.9, 60), (40, 1.0, 40), (0, 0.2, 80), (80, 0.5, 0)],
+)
+def test_of_older_examples_a_share_is_trained_on(newer: int, share: float, older: int) -> None:
+    names = [f"d{number}" for number in range(80)]
+    moments = [datetime.fromtimestamp(1_000 + 10 * number, UTC) for number in range(80)]
+    rows = [example(name, name) | {"occurred_at": at} for name, at in zip(names, moments, strict=True)]
+    # Asked again: the newest log counts.
+    rows += [rows[-1] | {"occurred_at": moments[0]}]
+    dataset = build_dataset(*make_tables(rows, dict(zip(names, names, strict=True))))
+    parts = Split(np.arange(80), np.empty(0, np.int64), np.empty(0, np.int64), judged=False)
+    since = 1_000 + 10 * (80 - newer) - 5
+    train = with_older_share(dataset, parts, since, share, seed=0).train
+    assert (dataset.logged[train] > since).sum() == newer
+    assert (dataset.logged[train] <= since).sum() == older
+    assert train.tolist() == with_older_share(dataset, parts, since, share, seed=0).train.tolist() == sorted(train)
