@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from trainers.data.dataset import Dataset, build_dataset
+from trainers.data.dataset import HELD_OUT_SHARE, Dataset, build_dataset, question_hash
 from trainers.data.near_duplicates import normalize_question
 from trainers.data.snapshot import Snapshot
 from trainers.errors import TooLittleDataError
@@ -30,11 +30,14 @@ class OtherFolders:
 
     @classmethod
     def of(cls, snapshot: Snapshot, trained: Dataset) -> "OtherFolders | None":
-        """The sample that came with a snapshot, without questions of ``trained``; None if nothing is left of it."""
+        """The sample that came with a snapshot, without questions of ``trained`` and those that any model, such as the
+        incumbent, may have been trained on; None if nothing is left of it.
+        """
         known = set(map(normalize_question, trained.questions))
 
         def is_new(row: dict[str, Any]) -> bool:
-            return normalize_question(row["question"]) not in known
+            question = row["question"]
+            return question_hash(question) < HELD_OUT_SHARE and normalize_question(question) not in known
 
         examples = _draw(snapshot.other_examples, MAX_QUESTIONS, lambda row: row["question"], is_new)
         right = {(row["positive"]["folder_id"], row["positive"]["document_id"]) for row in examples.to_pylist()}

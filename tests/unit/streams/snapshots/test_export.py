@@ -152,7 +152,7 @@ def document(number: int, folder_id: str = "other", text: str = "words") -> tupl
     return Topic.DOCUMENTS, StateRecord(100 + number, 0, event, 100)
 
 
-OTHER = [*(log(number) for number in range(60)), *(document(number) for number in range(250))]
+OTHER = [*(log(number) for number in range(220)), *(document(number) for number in range(450))]
 # All of it came after the logs of the selected folder.
 ONE_FOLDER = DataSelection(folders=("../../x",), end=NOW - timedelta(hours=2), agents=("a",))
 
