@@ -85,6 +85,12 @@ class TrainingKnobs(Knobs):
         exclude_if=lambda share: share == OLDER_SHARE,
         description="With training.start 'incumbent': at most this share of the examples is older than its snapshot",
     )
+    max_tokens: Annotated[int, Field(ge=8, le=32768)] | None = Field(
+        None,
+        exclude_if=lambda tokens: tokens is None,
+        description="Tokens of a text that training reads, at most the model's own maximum; by default as many as cost "
+        "little more than 128",
+    )
 
 
 class WeightKnobs(Knobs):

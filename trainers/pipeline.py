@@ -20,7 +20,7 @@ from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 from trainers.data.dataset import MIN_JUDGED, Dataset, Split, build_dataset, split, with_older_share
 from trainers.data.snapshot import Snapshot, read_snapshot
-from trainers.engine.trainable_encoder import TrainableEncoder
+from trainers.engine.trainable_encoder import TrainableEncoder, affordable_tokens
 from trainers.errors import ImpossibleJobError, OnnxExportError
 from trainers.evaluation.evaluation_set import EvaluationSet, Measures, embed
 from trainers.evaluation.forgetting import forgotten, read_general_questions
@@ -127,7 +127,7 @@ def produce_model(
         seconds=seconds,
         hourly_price=settings.trainer.hourly_price,
     )
-    write_metrics(folder, results.metrics() | {"seconds": seconds})
+    write_metrics(folder, results.metrics() | {"seconds": seconds, "training_tokens": prepared.trainable.max_tokens})
     write_evaluation(folder, prepared.snapshot, results)
     write_loss_curve(folder, record.losses)
     write_recall_curve(
@@ -139,6 +139,7 @@ def produce_model(
         job.request,
         results,
         encoder=encoder,
+        training_tokens=prepared.trainable.max_tokens,
         window=_time_range(prepared.snapshot),
         licence=licence(prepared.base_folder),
         folders=sum(part.folder_count for part in prepared.snapshot.manifest.parts),
@@ -187,8 +188,10 @@ def prepare(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: 
     base_measures = measured_on.measure(encoder, *embed(encoder, dataset)) if start else None
     if start and start.encoder:
         encoder = start.encoder
-    trainable = TrainableEncoder(encoder, dataset, request.training.trainable_layers, work_dir)
-    if not trainable.cached and isinstance(request.training.trainable_layers, int):
+    layers, max_tokens = request.training.trainable_layers, request.training.max_tokens
+    max_tokens = max_tokens or affordable_tokens(encoder, dataset)
+    trainable = TrainableEncoder(encoder, dataset, layers, work_dir, max_tokens=max_tokens)
+    if not trainable.cached and isinstance(layers, int):
         reporter.warn(f"the frozen layers of a {encoder.transformer.config.model_type} model are not cached: slower")
     reporter.warn(*encoder.warnings(), *trainable.text_warnings())
     vectors = trainable.embed_full_length()

@@ -41,7 +41,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "snapshot_manifest": {"parts": [fixture("snapshot_part") | PART]},
 }
 # Knobs that version 0.1 refuses.
-NEW_KNOBS = [("training.start", "incumbent"), ("training.older_share", 0.25)]
+NEW_KNOBS = [("training.start", "incumbent"), ("training.older_share", 0.25), ("training.max_tokens", 256)]
 # Values that version 0.1 refuses, so that they wait in its dead letters; the changelog says so.
 REFUSED = {("erasure_requested", "subject", "folder"), ("erasure_requested", "subject", "agent")}
 

@@ -1,5 +1,6 @@
 """The encoder in training: embeds the dataset's texts by index, and takes the loss's gradient back to the weights."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,14 +16,35 @@ from trainers.model.tokens import Indices, Tokens
 # Texts are truncated for training: a step's time and the cache's size grow with the tokens, and a passage's subject
 # mostly shows at its beginning. Evaluation and serving read up to the model's own maximum.
 TRAINING_TOKENS = 128
+# Training reads more tokens where that costs at most so many times as much: where few texts are longer.
+_TOKEN_BUDGET = 1.5
+_SAMPLED_TEXTS = 2_000
+# Above this share of passages that are equal as far as training reads them, there is little to learn from them.
+_MAX_EQUAL_SHARE = 0.5
 # Texts a rank embeds between two checks for SIGTERM: 30 s on two cores, of the two minutes until SIGKILL.
 _BLOCK_TEXTS = 2_048
+
+
+def affordable_tokens(encoder: Encoder, dataset: Dataset) -> int:
+    """Tokens to which texts are truncated for training if nobody says: all that the model reads, if that costs little
+    more time and memory than ``TRAINING_TOKENS``, else what does, judged by a sample of the passages.
+    """
+    sample = np.unique(np.linspace(0, len(dataset.passages) - 1, _SAMPLED_TEXTS, dtype=np.int64))
+    lengths = encoder.tokenize([dataset.passages[index] for index in sample]).lengths
+    budget = _TOKEN_BUDGET * np.minimum(lengths, TRAINING_TOKENS).sum()
+    bound = min(TRAINING_TOKENS, encoder.max_tokens)
+    while bound < encoder.max_tokens:
+        longer = min(2 * bound, encoder.max_tokens)
+        if np.minimum(lengths, longer).sum() > budget:
+            break
+        bound = longer
+    return bound
 
 
 class TrainableEncoder:
     """An encoder of which the last layers or all train; it embeds the dataset's questions and passages by their index.
 
-    All texts are tokenized once, truncated to ``TRAINING_TOKENS``; those that reach it once more at full length.
+    All texts are tokenized once, truncated to ``max_tokens``; those that reach it once more at full length.
     """
 
     def __init__(
@@ -32,15 +54,17 @@ class TrainableEncoder:
         trainable_layers: int | str,
         spill_folder: Path,
         *,
+        max_tokens: int | None = None,
         cached: bool = True,
         graph_budget: int | None = None,
     ) -> None:
+        self.max_tokens = min(max_tokens or TRAINING_TOKENS, encoder.max_tokens)
         self._encoder = encoder
         self._dataset = dataset
         self._questions = len(dataset.questions)
-        self._tokens = self._tokenize(np.arange(self._questions + len(dataset.passages)), TRAINING_TOKENS)
-        full = self._tokens.lengths == TRAINING_TOKENS
-        self._long = np.flatnonzero(full & (encoder.max_tokens > TRAINING_TOKENS))
+        self._tokens = self._tokenize(np.arange(self._questions + len(dataset.passages)), self.max_tokens)
+        full = self._tokens.lengths == self.max_tokens
+        self._long = np.flatnonzero(full & (encoder.max_tokens > self.max_tokens))
         self._long_tokens = self._tokenize(self._long, encoder.max_tokens)
         self._embedder = Embedder(
             encoder, self._tokens, trainable_layers, spill_folder, cached=cached, graph_budget=graph_budget
@@ -119,7 +143,7 @@ class TrainableEncoder:
     def embed_full_length(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``embed_all`` with texts up to the model's own maximum, as in serving.
 
-        Most texts are shorter than ``TRAINING_TOKENS``, and for those the frozen layers need not run again.
+        Most texts are shorter than ``max_tokens``, and for those the frozen layers need not run again.
         """
         short = np.setdiff1d(np.arange(len(self._tokens)), self._long)
         short_embeddings = self._embedder.embed(short)
@@ -151,7 +175,20 @@ class TrainableEncoder:
             f"reach or exceed base_model's maximum of {max_tokens} tokens": int((lengths >= max_tokens).sum()),
             "are mostly words unknown to base_model": int((2 * unknown_tokens > own_tokens).sum()),
         }
-        return [f"{count} of {len(texts)} texts {problem}" for problem, count in counts.items() if count]
+        warnings = [f"{count} of {len(texts)} texts {problem}" for problem, count in counts.items() if count]
+        if (equal := self._equal_passages()) > _MAX_EQUAL_SHARE * len(self._dataset.passages):
+            warnings.append(
+                f"{equal} of {len(self._dataset.passages)} passages begin like another for {self.max_tokens} tokens, "
+                "which is all that training reads of them: leave a common header out, or raise training.max_tokens"
+            )
+        return warnings
+
+    def _equal_passages(self) -> int:
+        """Truncated passages whose tokens are those of another."""
+        truncated = self._long[self._long >= self._questions]
+        starts, ids = self._tokens.starts, self._tokens.ids
+        seen = Counter(ids[starts[text] : starts[text + 1]].tobytes() for text in truncated)
+        return sum(count for count in seen.values() if count > 1)
 
     def _texts(self, questions: Indices, passages: Indices) -> Indices:
         """Indices in ``_tokens``, where passages come after all questions."""

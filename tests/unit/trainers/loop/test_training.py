@@ -27,13 +27,13 @@ from transformers import (
 from foldtune.events import FineTuneRequested, Progress, now
 from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
 from tests.models import write_modules, write_transformer
-from tests.unit.trainers.conftest import example, use_compute_dtype
+from tests.unit.trainers.conftest import example, make_tables, use_compute_dtype
 from trainers.data.dataset import Dataset, build_dataset
 from trainers.data.negatives import nearest_below_margin
 from trainers.engine import memory, trainable_encoder
 from trainers.engine.embedder import Embedder
 from trainers.engine.prefix_cache import PrefixCache
-from trainers.engine.trainable_encoder import TrainableEncoder
+from trainers.engine.trainable_encoder import TrainableEncoder, affordable_tokens
 from trainers.errors import KnobError, NotFiniteError
 from trainers.evaluation.evaluation_set import embed
 from trainers.loop.loss import contrastive_loss
@@ -183,6 +183,32 @@ def test_prompts_are_part_of_the_training_texts(
     embeddings = trainable.embed_batch(questions, passages).detach()
     wanted = expected[np.concatenate([questions, passages + len(small_dataset.questions)])]
     torch.testing.assert_close(embeddings, wanted, rtol=1e-4, atol=1e-5)
+
+
+def passages_of(*lengths: int) -> Dataset:
+    """A dataset of passages with so many words each, of which all but the last are the same."""
+    documents = {f"d{index}": "word " * (length - 1) + f"end{index}" for index, length in enumerate(lengths)}
+    return build_dataset(*make_tables([example(f"what is {name}", name) for name in documents], documents))
+
+
+def test_training_reads_as_much_as_costs_little_more(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainable_encoder, "TRAINING_TOKENS", 8)
+    encoder = Encoder.load(tiny_folder, "cpu")
+    # All texts are short, some are long, and all are.
+    assert affordable_tokens(encoder, passages_of(*[4] * 10)) == 64
+    assert affordable_tokens(encoder, passages_of(40, 40, *[4] * 8)) == 16
+    assert affordable_tokens(encoder, passages_of(*[40] * 10)) == 8
+    for asked, used in ((None, 8), (20, 20), (10_000, 64)):
+        assert TrainableEncoder(encoder, passages_of(40, 4), 1, tmp_path, max_tokens=asked).max_tokens == used
+
+
+def test_passages_that_begin_alike_are_warned_of(tiny_folder: Path, tmp_path: Path) -> None:
+    encoder, dataset = Encoder.load(tiny_folder, "cpu"), passages_of(30, 30, 30, 5)
+    found = [TrainableEncoder(encoder, dataset, 1, tmp_path, max_tokens=size).text_warnings() for size in (16, 64)]
+    (warning,) = set(found[0]) - set(found[1])
+    assert "3 of 4 passages begin like another for 16 tokens" in warning
 
 
 def test_an_unknown_layout_is_not_split() -> None:
