@@ -213,7 +213,8 @@ def test_a_training_from_the_incumbent_resumes_to_the_same_weights(
 def test_the_next_version_is_compared_with_the_promoted_one(
     start: Start, store: MemoryObjectStore, tables: Any
 ) -> None:
-    data = tables(EXAMPLES, DOCUMENTS)
+    # Enough for a verdict.
+    data = tables(MANY_EXAMPLES[:160], DOCUMENTS)
     start(put_job(store, data))
     digest = hashlib.sha256(store.get("models/m/000001/manifest.json")).hexdigest()
     latest = LatestModel(version="000001", model_uri=store.uri(published_prefix(store)), manifest_sha256=digest)
@@ -343,7 +344,7 @@ def validate_by_distance(monkeypatch: pytest.MonkeyPatch, base: Path, sign: int)
 
 
 # How far from the base model validation wants to be, if there is any, and the steps and the alpha that come of it.
-UNVALIDATED, EVER_BETTER, EVER_WORSE = (0, 12, None), (1, 12, 1.0), (-1, 8, 0.4)
+UNVALIDATED, EVER_BETTER, EVER_WORSE = (0, 15, None), (1, 12, 1.0), (-1, 8, 0.4)
 
 
 @pytest.mark.slow
@@ -547,8 +548,8 @@ def test_the_choice_of_validation_is_reported(start: Start, store: MemoryObjectS
     assert code == ExitCode.DONE
     metrics = json.loads(artifact(store, "metrics.json"))
     validation, merge = metrics["validation"], metrics["merge_back"]
-    assert validation["questions"] == 24
-    assert metrics["data"]["trained_on"] == len(MANY_EXAMPLES) - 24 - metrics["data"]["held_out_questions"]
+    assert validation["questions"] == 26
+    assert metrics["data"]["trained_on"] == len(MANY_EXAMPLES) - 26 - metrics["data"]["held_out_questions"]
     best = max(validation["ndcg_at_10"])
     assert validation["ndcg_at_10"].index(best) == validation["best_epoch"] - 1
     assert list(merge["ndcg"]) == ["0.4", "0.6", "0.8", "1.0"]
@@ -641,8 +642,8 @@ def test_twenty_examples_are_trained_on_but_not_promoted(start: Start, store: Me
     assert code == ExitCode.DONE
     last = sink.statuses[-1]
     assert last.promoted is False
-    assert "training.batch_size 32 is larger than the 15 training examples" in last.warnings
-    assert any("5 held-out groups of questions" in reason for reason in last.reasons)
+    assert "training.batch_size 32 is larger than the 16 training examples" in last.warnings
+    assert any("4 held-out groups of questions" in reason for reason in last.reasons)
 
 
 @pytest.mark.slow
@@ -658,7 +659,7 @@ def test_unusual_texts_are_trained_on_and_counted(
         "hindi": "एक कॉल की कीमत",
         "unknown": "ꙮ 𐎀𐎁 ꙮꙮ",
         "sign": "ꙮ",
-        **{f"d{index}": f"text {index}" for index in range(9)},
+        **{f"d{index}": f"text {index}" for index in range(19)},
     }
     rows = [example(f"{name} {index}" if index else "!", name, strength=0.1) for index, name in enumerate(odd)]
     code, sink = start(put_job(store, tables(rows, odd), training=TrainingKnobs(trainable_layers=layers, epochs=1)))
@@ -667,10 +668,10 @@ def test_unusual_texts_are_trained_on_and_counted(
     assert last.promoted is False
     assert any("held-out groups" in warning for warning in last.warnings)
     # The first question is a sign as well.
-    assert "3 of 32 texts contain no letter or digit" in last.warnings
-    assert "1 of 32 texts reach or exceed base_model's maximum of 64 tokens" in last.warnings
+    assert "3 of 52 texts contain no letter or digit" in last.warnings
+    assert "1 of 52 texts reach or exceed base_model's maximum of 64 tokens" in last.warnings
     # Thai too: what has no spaces is one word to this tokenizer.
-    assert "3 of 32 texts are mostly words unknown to base_model" in last.warnings
+    assert "3 of 52 texts are mostly words unknown to base_model" in last.warnings
     assert np.isfinite(json.loads(artifact(store, "training.json"))["loss"]).all()
 
 
@@ -682,7 +683,7 @@ def test_skipped_steps_are_counted_in_a_warning(
     monkeypatch.setattr("trainers.loop.optimizer.INITIAL_SCALE", 2.0**40)
     code, sink = start(put_job(store, tables(EXAMPLES, DOCUMENTS), training=TrainingKnobs(batch_size=16)))
     assert code == ExitCode.DONE
-    assert "12 of 12 steps were skipped: their gradients exceeded float16" in sink.statuses[-1].warnings
+    assert "15 of 15 steps were skipped: their gradients exceeded float16" in sink.statuses[-1].warnings
     assert not sink.statuses[-1].promoted
 
 
