@@ -11,6 +11,7 @@ import sys
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
@@ -33,7 +34,7 @@ def losses(store: MemoryObjectStore) -> list[float]:
     return found
 
 
-def job_in(store: MemoryObjectStore, model: Path, layers: int = 2) -> TrainingJob:
+def job_in(store: MemoryObjectStore, model: Path, layers: int | Literal["all"] = 2) -> TrainingJob:
     """Four epochs, of two layers; the last batch of each is small, so that some rank may have little or nothing."""
     knobs = TrainingKnobs(batch_size=13, epochs=4, trainable_layers=layers)
     base = ModelReference(uri=model.as_uri())

@@ -1,4 +1,4 @@
-"""What differs on a GPU: number format, where states are kept, copies. Run them with ``pytest -m gpu``."""
+"""What differs on a GPU: number format, where states are kept, copies. ``make gpu-check`` runs them."""
 
 import time
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from foldtune.knobs import DatasetKnobs
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink
+from tests.layouts import LAYOUTS
 from tests.unit.trainers.conftest import use_compute_dtype
 from tests.unit.trainers.job_of_ranks import AskedToEnd, job_in, losses, settings_for
 from tests.unit.trainers.loop.test_training import Steps, request
@@ -24,8 +25,9 @@ from trainers.evaluation.metrics import evaluate
 from trainers.exit_codes import ExitCode
 from trainers.job import run
 from trainers.loop.training import train
-from trainers.model.encoder import Encoder
+from trainers.model.encoder import Encoder, TextKind
 from trainers.model.split_model import freeze, split_model
+from trainers.publishing.artifacts import write_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -66,6 +68,46 @@ def test_float32_losses_equal_those_of_the_cpu(tiny_folder: Path, small_dataset:
     assert found == pytest.approx(trained_losses("cpu", tiny_folder, small_dataset, tmp_path), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "name", ["embedding-gemma", "gte-modernbert", "instructor", "mpnet", "qwen3-embedding", "router"]
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
+def test_losses_of_other_layouts_equal_those_of_the_cpu(
+    small_dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    name: str,
+    dtype: torch.dtype,
+    tolerance: float,
+) -> None:
+    folder = LAYOUTS[name](tmp_path / "model")
+    use_compute_dtype(monkeypatch, dtype)
+    found = trained_losses(GPU, folder, small_dataset, tmp_path)
+    use_compute_dtype(monkeypatch, torch.float32)
+    assert found == pytest.approx(trained_losses("cpu", folder, small_dataset, tmp_path), abs=tolerance)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_model_that_was_trained_there_is_read_on_a_cpu(
+    small_dataset: Dataset, tmp_path: Path, precision: torch.dtype
+) -> None:
+    encoder = Encoder.load(LAYOUTS["router"](tmp_path / "base", dtype=precision), GPU)
+    trainable = TrainableEncoder(encoder, small_dataset, 2, tmp_path)
+    rows = np.arange(len(small_dataset.question))
+    start = trainable.embed_full_length()
+    train(trainable, small_dataset, rows, request(layers=2), start=start, listener=Steps())
+    encoder.round_weights()
+    write_model(encoder, tmp_path / "published")
+    published = Encoder.load(tmp_path / "published", "cpu")
+    assert published.precision == precision
+    assert {tensor.device.type for tensor in encoder.model.state_dict().values()} == {torch.device(GPU).type}
+    texts: dict[TextKind, tuple[str, ...]] = {"query": small_dataset.questions, "passage": small_dataset.passages}
+    for kind, given in texts.items():
+        one, other = encoder.encode(given, kind), published.encode(given, kind)
+        assert np.einsum("td,td->t", one, other).min() > 0.999
+
+
 def test_mining_finds_the_negatives_of_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     queries, passages = (
@@ -79,15 +121,30 @@ def test_mining_finds_the_negatives_of_the_cpu() -> None:
     assert found[1] == expected[1] > 0
 
 
-@pytest.mark.parametrize(("step", "dtype"), [(2, torch.bfloat16), (11, torch.bfloat16), (2, torch.float16)])
+@pytest.mark.parametrize(
+    ("step", "dtype", "layers"),
+    [
+        (2, torch.bfloat16, 2),
+        (11, torch.bfloat16, 2),
+        (2, torch.float16, 2),
+        (11, torch.bfloat16, "all"),
+        (11, torch.float16, "all"),
+    ],
+)
 def test_an_interrupted_job_resumes(
-    step: int, dtype: torch.dtype, tiny_folder: Path, tmp_path: Path, monkeypatch: Any
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    step: int,
+    dtype: torch.dtype,
+    layers: Any,
 ) -> None:
     use_compute_dtype(monkeypatch, dtype)
     monkeypatch.setattr("trainers.publishing.reporting.REPORT_SECONDS", -1)
     stores = MemoryObjectStore(), MemoryObjectStore()
     settings = settings_for(tiny_folder, tmp_path)
-    jobs = [job_in(store, tiny_folder) for store in stores]
+    jobs = [job_in(store, tiny_folder, layers) for store in stores]
     assert run(jobs[0], settings, stores[0], RecordingEventSink()) == ExitCode.DONE
     assert run(jobs[1], settings, stores[1], AskedToEnd(step)) == ExitCode.TRY_AGAIN
     assert stores[1].list("checkpoints/")
