@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check bench-ingest bench-train figures package check format lock schemas clean
+.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check gpu-wheels bench-ingest bench-train figures package check format lock schemas clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-15s%s\n", names[i], $$2}' $(MAKEFILE_LIST)
@@ -65,8 +65,11 @@ fuzz: setup ## Random events at and over every bound, each accounted for; SEED=�
 search: setup ## Property tests with many more examples; EXAMPLES=…
 	EXAMPLES=$(or $(EXAMPLES),20) $(BIN)/pytest --numprocesses 2 --dist worksteal tests/unit/streams tests/unit/launchers tests/compatibility
 
-gpu-check: setup ## The tests that need a CUDA device
-	$(BIN)/pytest -m gpu tests/unit
+gpu-check: setup ## What only a GPU can show: its tests, speed, memory, resuming, torchrun; six minutes
+	$(BIN)/python -m benchmarks.gpu_check
+
+gpu-wheels: setup ## The packages of `python3 -m benchmarks.gpu_check --wheels build/gpu-wheels`, for a machine without network
+	$(BIN)/python -m benchmarks.gpu_check --collect build/gpu-wheels
 
 chaos: setup ## Ten minutes of faults, then a comparison with a model of the system; SEED=… MINUTES=…
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),0) --minutes $(or $(MINUTES),10)
