@@ -29,11 +29,11 @@ def test_every_step_can_be_read_back(tiny_folder: Path, tmp_path: Path) -> None:
     assert curves.keys() == {"loss", "mean_positive_probability", "learning_rate", "examples_per_second"}
     assert curves["loss"] == pytest.approx(record["losses"])
     assert curves["mean_positive_probability"] == pytest.approx(record["probabilities"])
-    # 20 steps: two up, eighteen down.
-    scales = [0.5, 1.0, *(left / 18 for left in range(18, 0, -1))]
+    # 24 steps: two up, twenty-two down.
+    scales = [0.5, 1.0, *(left / 22 for left in range(22, 0, -1))]
     assert curves["learning_rate"] == pytest.approx([UNVALIDATED_LEARNING_RATE * scale for scale in scales], rel=1e-5)
     assert min(curves["examples_per_second"]) > 0
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, 21))
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 25))
 
 
 @pytest.mark.parametrize("missing", [True, False])
