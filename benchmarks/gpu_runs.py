@@ -258,6 +258,7 @@ def _train(model: Path, dataset: Dataset, layers: int | str, batch_size: int, se
         return {
             "dtype": str(encoder.compute_dtype).removeprefix("torch."),
             "cached": trainable.cached,
+            "max_tokens": trainable.max_tokens,
             "steps": len(clock.steps),
             "step_ms": 1e3 * middle["seconds"],
             "step_ms_90th": 1e3 * float(np.quantile([step["seconds"] for step in steps], 0.9)),

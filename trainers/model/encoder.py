@@ -108,7 +108,8 @@ class Encoder:
             encoder = cls(model, folder)
             # What does not fit together, such as the widths of two modules, shows only when it is used.
             encoder.encode(["a text"])
-        except (TrainerError, MemoryError):
+        # No fault of the model: torch's is a RuntimeError.
+        except (TrainerError, MemoryError, torch.OutOfMemoryError):
             raise
         # The files of a model are untrusted: whatever fails on them, the model is not usable.
         except Exception as error:

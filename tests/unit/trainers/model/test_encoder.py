@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import write_modules
@@ -182,3 +184,10 @@ def test_prompts_of_other_names_are_used_and_kept(tiny_folder: Path, tmp_path: P
         "Questions have the prompt `s2p_query`.",
         "Documents have the prompt `passage`.",
     ]
+
+
+def test_a_gpu_without_memory_is_no_fault_of_the_model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_memory = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+    monkeypatch.setattr("trainers.model.encoder.SentenceTransformer", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        Encoder.load(tiny_folder, "cpu")
