@@ -55,6 +55,12 @@ def test_nothing_starts_when_the_time_is_over(check: Check, monkeypatch: pytest.
     assert check.failed == ["first: no time was left"]
 
 
+def test_a_folder_without_wheels_is_named(check: Check, tmp_path: Path) -> None:
+    check.patience = 0
+    gpu_check.install(check, tmp_path / "wheels", tmp_path / "site")
+    assert any(str(tmp_path / "wheels") in failure for failure in check.failed)
+
+
 @pytest.mark.matrix
 def test_all_of_it_runs_on_a_cpu() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--seconds", "5"]
