@@ -1,1 +1,1 @@
-"""The encoder: loading a base model, tokens, pooling, and the split into frozen and trainable layers."""
+"""The encoder: access to base models, loading and running them, tokens, and the split into frozen and trained parts."""

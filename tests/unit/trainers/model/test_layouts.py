@@ -22,6 +22,8 @@ from trainers.publishing.artifacts import write_model
 pytestmark = pytest.mark.usefixtures("full_precision")
 
 Base = Callable[..., Path]
+# Of the inner loop: poolings, prompts, Dense layers, decoders and ways by kind of text.
+QUICK = {"e5", "embedding-gemma", "qwen3-embedding", "instructor", "router"}
 HALF = [torch.bfloat16, torch.float16]
 
 
@@ -53,7 +55,9 @@ def embeddings(model: SentenceTransformer) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
 def test_embeddings_are_those_of_sentence_transformers(name: str, base: Base) -> None:
     folder = base(name)
     encoder, model = Encoder.load(folder, "cpu"), served(folder)
