@@ -11,13 +11,11 @@ from trainers.model.encoder import Encoder
 from trainers.model.split_model import freeze, split_model
 from trainers.model.tokens import Indices, Tokens, length_sorted_batches
 
-# Values that autograd saves for one token in one layer, in units of the hidden size: inputs of products, norms and the
-# activation, the wide ones counted four times.
-_SAVED_PER_LAYER = 24
-# A step whose graph would exceed this share of the memory is computed with gradient caching (see ``backward``). A share
-# of the total memory, not of what is free: results with and without it differ in their last bits, and a repeated run
-# must give the same.
-_GRAPH_SHARE = 0.2
+# Values that autograd saves for one token in one layer, in units of the hidden size, beside those of the wide layer's
+# width: inputs of products, norms and the activation. Measured with MiniLM in bfloat16: 9 and 3.
+_SAVED_HIDDEN, _SAVED_INTERMEDIATE = 12, 3
+# Share of the memory that is free before the first step; the rest is for gradients, optimizer and other processes.
+_GRAPH_SHARE = 0.5
 
 
 class Embedder:
@@ -48,11 +46,8 @@ class Embedder:
         self._cache = (
             PrefixCache.create_if_space(encoder, self._split.prefix, tokens, spill_folder) if self._split else None
         )
-        layers = encoder.transformer.config.num_hidden_layers if isinstance(trainable_layers, str) else trainable_layers
-        # On a CPU, the unfused attention saves about as much more as bfloat16 takes less.
-        width = encoder.compute_dtype.itemsize if encoder.device.type == "cuda" else 4
-        self._graph_bytes_per_token = layers * _SAVED_PER_LAYER * encoder.hidden_size * width
-        self._graph_budget = graph_budget
+        self._trained_layers = trainable_layers
+        self._graph_budget = self._free_memory() if graph_budget is None else graph_budget
         # The parts of the last batch, for ``backward``: rows in the batch, texts, embeddings if they keep their graph.
         self._parts: list[tuple[torch.Tensor, Indices, torch.Tensor | None]] = []
 
@@ -81,18 +76,19 @@ class Embedder:
         ranks.broadcast_tensors(self.parameters())
         owned = np.flatnonzero(texts % ranks.world_size() == ranks.rank())
         lengths = self._tokens.lengths[texts[owned]]
-        max_graph_tokens = self._graph_memory() // self._graph_bytes_per_token
-        keep_graph = gradient and int(lengths.sum()) <= max_graph_tokens
-        batch_tokens = self._encoder.batch_tokens
         embeddings = torch.zeros((len(texts), self._encoder.dimension), device=self._encoder.device)
-        self._parts = []
-        for part in length_sorted_batches(lengths, min(batch_tokens, max_graph_tokens) if gradient else batch_tokens):
-            rows, part_texts = torch.from_numpy(owned[part]).to(embeddings.device), texts[owned[part]]
-            with torch.set_grad_enabled(keep_graph):
+        self._parts, graph_bytes = [], 0
+        # One context for all parts: autocast converts each weight once, not once in every part.
+        with torch.set_grad_enabled(gradient), self._encoder.autocast():
+            for part in length_sorted_batches(lengths, self._encoder.batch_tokens):
+                rows, part_texts = torch.from_numpy(owned[part]).to(embeddings.device), texts[owned[part]]
+                # With a graph even where it is dropped at once, so that ``_graph_budget`` changes no bit of the result.
                 part_embeddings = self._forward(part_texts)
-            embeddings[rows] = part_embeddings.detach()
-            if gradient:
-                self._parts.append((rows, part_texts, part_embeddings if keep_graph else None))
+                embeddings[rows] = part_embeddings.detach()
+                if gradient:
+                    graph_bytes += self._graph_bytes(len(part), int(lengths[part].max()))
+                    kept = part_embeddings if graph_bytes <= self._graph_budget else None
+                    self._parts.append((rows, part_texts, kept))
         # Each row is computed on one rank, and zero on all others.
         embeddings = ranks.all_reduce_sum(embeddings)
         if ranks.rank() == 0:
@@ -102,16 +98,20 @@ class Embedder:
     def backward(self, gradient: torch.Tensor) -> None:
         """Accumulate the parameters' gradients on rank 0, given the ``gradient`` ``[n, d]`` at the last ``embed``.
 
-        Where the graph of the whole batch did not fit, it is rebuilt part by part (gradient caching, Gao et al. 2021,
-        arXiv 2101.06983); without dropout both ways are equal. On worker ranks, ``gradient`` is an output buffer for
-        that of rank 0.
+        Where the graph of a part did not fit, it is rebuilt (gradient caching, Gao et al. 2021, arXiv 2101.06983), with
+        the same bits, as nothing is dropped out. On worker ranks, ``gradient`` is an output buffer for that of rank 0.
         """
         ranks.broadcast_call("backward")
         ranks.broadcast_tensors([gradient])
-        for rows, texts, graph in self._parts:
-            embeddings = self._forward(texts) if graph is None else graph
+        # A part's graph is freed before the next one is rebuilt.
+        parts, self._parts = self._parts[::-1], []
+        while parts:
+            rows, texts, embeddings = parts.pop()
+            if embeddings is None:
+                with self._encoder.autocast():
+                    embeddings = self._forward(texts)
             torch.autograd.backward(embeddings, gradient[rows])
-        self._parts = []
+            del embeddings
         if ranks.world_size() > 1:
             for parameter in self.parameters():
                 own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -119,24 +119,29 @@ class Embedder:
                 parameter.grad = total if ranks.rank() == 0 else None
 
     def _forward(self, texts: Indices) -> torch.Tensor:
-        # A new autocast context for each part: autocast caches the converted weights until it ends, and without their
-        # gradients if they were first used under no_grad.
-        with self._encoder.autocast():
-            if self._cache is not None and self._split is not None:
-                states, mask = self._cache.states(texts)
-                states = self._split.trained(inputs_embeds=states, attention_mask=mask).last_hidden_state
-            else:
-                ids, mask = self._tokens.padded(texts, self._encoder.device)
-                states = self._encoder.hidden_states(ids, mask)
-            return self._encoder.pool(states, mask, self._tokens.queries[texts])
+        if self._cache is not None and self._split is not None:
+            states, mask = self._cache.states(texts)
+            states = self._split.trained(inputs_embeds=states, attention_mask=mask).last_hidden_state
+        else:
+            ids, mask = self._tokens.padded(texts, self._encoder.device)
+            states = self._encoder.hidden_states(ids, mask)
+        return self._encoder.pool(states, mask, self._tokens.queries[texts])
 
-    def _graph_memory(self) -> int:
+    def _graph_bytes(self, texts: int, longest: int) -> int:
+        """Estimated size of the graph of ``texts`` texts, each padded to ``longest`` tokens."""
+        config, hidden = self._encoder.transformer.config, self._encoder.hidden_size
+        layers = config.num_hidden_layers if isinstance(self._trained_layers, str) else self._trained_layers
+        saved = _SAVED_HIDDEN * hidden + _SAVED_INTERMEDIATE * getattr(config, "intermediate_size", 4 * hidden)
+        if self._encoder.device.type == "cpu":
+            # The probabilities of the unfused attention.
+            saved += config.num_attention_heads * longest
+        return int(texts * longest * layers * saved * self._encoder.compute_dtype.itemsize)
+
+    def _free_memory(self) -> int:
         """Bytes that a step's graph may take on this rank."""
-        if self._graph_budget is not None:
-            return self._graph_budget
         if self._encoder.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self._encoder.device)[1] * _GRAPH_SHARE)
-        return int(memory.total() * _GRAPH_SHARE / ranks.world_size())
+            return int(torch.cuda.mem_get_info(self._encoder.device)[0] * _GRAPH_SHARE)
+        return int(memory.available() * _GRAPH_SHARE / ranks.world_size())
 
 
 def run_worker_rank(spill_folder: Path) -> None:

@@ -250,6 +250,34 @@ def test_cache_and_micro_batches_do_not_change_gradients(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_memory_for_graphs_changes_no_bit(
+    tiny_folder: Path, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cached: bool
+) -> None:
+    use_compute_dtype(monkeypatch, torch.bfloat16)
+    # Each text is a part.
+    monkeypatch.setattr("trainers.model.encoder.BATCH_TOKENS", 1)
+    built: list[int] = []
+    forward = Embedder._forward
+
+    def counted(embedder: Embedder, texts: Any) -> torch.Tensor:
+        built.append(len(texts))
+        return forward(embedder, texts)
+
+    monkeypatch.setattr(Embedder, "_forward", counted)
+    found, counts = [], []
+    for budget in (None, 0, 150_000):
+        built.clear()
+        encoder = Encoder.load(tiny_folder, "cpu")
+        found.append(gradients(encoder, small_dataset, tmp_path, graph_budget=budget, cached=cached))
+        counts.append(len(built))
+    assert counts[:2] == [6, 12]
+    assert 6 < counts[2] < 12
+    for loss, others in found[1:]:
+        assert loss == found[0][0]
+        assert all(map(torch.equal, others, found[0][1]))
+
+
 def test_training_all_layers_needs_no_cache(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
     assert not TrainableEncoder(Encoder.load(tiny_folder, "cpu"), small_dataset, "all", tmp_path).cached
 
