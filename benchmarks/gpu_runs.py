@@ -36,6 +36,7 @@ import typer
 from safetensors import safe_open
 from safetensors.torch import load
 from torch import distributed, nn
+from transformers import BertConfig
 
 from benchmarks.foldtune_recipe import create_request
 from foldtune.events import FineTuneStatus, ModelReference, Progress, TrainingJob
@@ -43,7 +44,7 @@ from foldtune.settings import Settings, TrainerSettings
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, artifact, put_job
-from tests.layouts import layout, mode
+from tests.models import write_modules, write_transformer
 from tests.runbooks import NOW
 from trainers.data.dataset import Dataset, build_dataset
 from trainers.engine import ranks
@@ -62,12 +63,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "bge-large": {
         "sizes": (1024, 24, 16, 4096),
         "max_seq_length": 512,
-        "pooling": mode("cls_token"),
+        "pooling": "cls",
         "prompts": {"query": "Represent this sentence for searching relevant passages: "},
     },
 }
 # On a CPU only this script is tried.
-_SMALL = (32, 3, 4, 64)
+_SMALL = (48, 3, 4, 64)
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # Trained layers and examples a step: the defaults, more of a card's memory, and all layers.
 _TRAININGS: dict[str, tuple[tuple[int | str, int], ...]] = {
@@ -162,9 +163,10 @@ def _device(device: torch.device) -> dict[str, Any]:
 def _make_model(name: str, folder: Path, *, small: bool) -> tuple[Path, int]:
     """A folder as sentence-transformers has it, with random weights and MiniLM's tokenizer; and their number."""
     options = dict(LAYOUTS[name])
-    config = dict(zip(_SIZES, _SMALL if small else options["sizes"], strict=True)) | {"initializer_range": 0.02}
-    del options["sizes"]
-    model = layout(folder / "model", "bert", config, **options)
+    sizes = options.pop("sizes")
+    config = BertConfig(**dict(zip(_SIZES, _SMALL if small else sizes, strict=True)))
+    model = write_transformer(folder / "model", config, packaged_minilm_folder())
+    write_modules(model, dimension=config.hidden_size, **options)
     with safe_open(model / "model.safetensors", framework="pt") as file:
         return model, sum(int(np.prod(file.get_slice(key).get_shape())) for key in file.keys())  # noqa: SIM118
 
