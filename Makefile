@@ -48,7 +48,7 @@ test-lowest test-newest: setup ## Unit and contract tests on the lowest or the n
 	rm -rf build/$@
 
 unit: setup ## The inner loop: no server, two processes
-	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow" tests/unit tests/compatibility
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow and not matrix" tests/unit tests/compatibility
 
 integration: setup ## Each part against real Kafka, a real S3 server and real processes; four at a time, as many of them wait
 	$(BIN)/pytest --numprocesses 4 --dist worksteal -m "slow and not matrix" tests/unit tests/compatibility tests/integration
