@@ -18,7 +18,9 @@ from pydantic import (
     FiniteFloat,
     NonNegativeFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     StringConstraints,
+    model_serializer,
     model_validator,
 )
 
@@ -115,10 +117,15 @@ class Rating(StrEnum):
 
 
 class Verdict(Model):
-    """A user's judgement of an answer: a rating, the document that would have been right, or both."""
+    """A user's judgement of an answer: a rating, the document that would have been right, or both.
+
+    With neither, and a ``rating`` that is given as null, it takes back what was said before.
+    """
 
     # Not strict: an agent may write "like", as in an event's JSON.
-    rating: Annotated[Rating, Field(strict=False)] | None = None
+    rating: Annotated[Rating, Field(strict=False)] | None = Field(
+        None, description="An explicit null, without `correct_document_id`, takes the verdict back"
+    )
     correct_document_id: Id | None = None
     correct_folder_id: FolderId | None = Field(
         None, description="The folder of `correct_document_id`; needed where several folders have that id"
@@ -126,13 +133,28 @@ class Verdict(Model):
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if self.rating is None and self.correct_document_id is None:
+        # Not an empty verdict: a misspelt field must not take anything back.
+        if self.correct_document_id is None and "rating" not in self.model_fields_set:
             msg = "one of rating and correct_document_id is needed"
             raise ValueError(msg)
         if self.correct_folder_id is not None and self.correct_document_id is None:
             msg = "correct_folder_id needs correct_document_id"
             raise ValueError(msg)
         return self
+
+    @property
+    def is_retraction(self) -> bool:
+        """Whether it takes the verdict back."""
+        return self.rating is None and self.correct_document_id is None
+
+    @model_serializer(mode="wrap")
+    def _with_its_null(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # ``Event.encode`` leaves out what is None, which is all that a retraction says.
+        return serialize(self) or {"rating": None}
+
+
+def _none_if_retracted(verdict: Verdict | None) -> Verdict | None:
+    return None if verdict is None or verdict.is_retraction else verdict
 
 
 class ChatLog(Event):
@@ -151,7 +173,7 @@ class ChatLog(Event):
     folder_id: FolderId
     retrieved: Annotated[tuple[RetrievedPassage, ...], Field(max_length=MAX_PASSAGES), FailFast()] = ()
     cited_document_ids: Annotated[tuple[Id, ...], Field(max_length=MAX_PASSAGES), FailFast()] = ()
-    feedback: Verdict | None = None
+    feedback: Annotated[Verdict | None, AfterValidator(_none_if_retracted)] = None
 
 
 class ChatLogBatch(Event):

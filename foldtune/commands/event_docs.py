@@ -122,8 +122,9 @@ with the higher offset, and in an envelope the later one. A `document_deleted` i
 `document_upserted` that comes after it does nothing.
 
 **Verdicts.** The newest `feedback` event of a log counts; its own `feedback` field where there is none, or only one
-that occurred more than a day before it. It replaces an earlier verdict as a whole: nothing is merged, and none can
-be taken back but by another.
+that occurred more than a day before it. It replaces an earlier verdict as a whole: nothing is merged. An explicit
+`"rating": null` that names no document takes all earlier verdicts back, and the log's own if that is not newer; an
+empty `verdict` is refused. Workers of 0.1 refuse both. In a log's own `feedback` it means that there is none.
 
 **Citations** name ids only. The passage is the first of `retrieved` with this id, and its folder is that passage's;
 an id that was not retrieved is of the log's own folder (a correction's of `correct_folder_id`, or of another one, if

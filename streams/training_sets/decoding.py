@@ -16,7 +16,7 @@ from foldtune.kafka import partition_of
 from foldtune.reasons import Rejected, kind_of, reasons_of
 from foldtune.topics import Topic
 from streams.training_sets import state_events
-from streams.training_sets.state_events import StateRecord, WireEvent
+from streams.training_sets.state_events import Feedback, StateEvent, StateRecord, WireEvent
 
 DecodeResult = StateRecord | Rejected
 
@@ -109,7 +109,7 @@ def decode(topic: Topic, offset: int, value: bytes | None, rules: Rules) -> list
         return [_validate(topic, offset, 0, value, rules)]
     if reasons := tuple(violations(event, rules)):
         return [Rejected(offset, 0, reasons, value)]
-    return [StateRecord(offset, 0, event, len(value))]
+    return [StateRecord(offset, 0, _stored(event), len(value))]
 
 
 def _decode_slowly(topic: Topic, offset: int, value: bytes, rules: Rules) -> list[DecodeResult]:
@@ -177,8 +177,15 @@ def _validate(topic: Topic, offset: int, position: int, value: bytes, rules: Rul
         event = fast_decode(contract.validate_json(value).encode())
     except ValidationError as error:
         return Rejected(offset, position, reasons_of(error), value, kind_of(error))
-    reasons = tuple(violations(event, rules))
-    return Rejected(offset, position, reasons, value) if reasons else StateRecord(offset, position, event, len(value))
+    if reasons := tuple(violations(event, rules)):
+        return Rejected(offset, position, reasons, value)
+    return StateRecord(offset, position, _stored(event), len(value))
+
+
+def _stored(event: WireEvent) -> StateEvent:
+    """What is stored of an event: of feedback that takes a verdict back, as much as an erasure would leave of it."""
+    is_retraction = isinstance(event, Feedback) and event.verdict.is_retraction
+    return state_events.tombstone(event) if is_retraction else event
 
 
 # What the fast decoders raise; RecursionError at a nesting depth of about a thousand.

@@ -168,6 +168,8 @@ def _version_order(record: StateRecord) -> tuple[datetime, str, int, int]:
 
 def _judge(log: ChatLog, latest: StateRecord | None) -> JudgedLog:
     feedback = latest.event if latest else None
-    if not isinstance(feedback, Feedback) or feedback.occurred_at < log.occurred_at - CLOCK_SKEW:
-        return JudgedLog(log, log.feedback)
-    return JudgedLog(log, feedback.verdict)
+    if isinstance(feedback, Feedback) and feedback.occurred_at >= log.occurred_at - CLOCK_SKEW:
+        return JudgedLog(log, feedback.verdict)
+    # Taken back. An erasure of feedback leaves the same, but it covers its log too, unless that is newer.
+    is_retracted = isinstance(feedback, FeedbackTombstone) and feedback.occurred_at >= log.occurred_at
+    return JudgedLog(log, None if is_retracted else log.feedback)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from foldtune.events import MAX_ENVELOPE_LOGS
 
@@ -32,17 +32,25 @@ class RetrievedPassage(Struct, omit_defaults=True, gc=False):
 class Verdict(Struct, omit_defaults=True, gc=False):
     """See ``foldtune.events.Verdict``."""
 
-    rating: Literal["like", "dislike"] | None = None
+    rating: Literal["like", "dislike"] | UnsetType | None = UNSET
     correct_document_id: Id | None = None
     correct_folder_id: Id | None = None
 
     def __post_init__(self) -> None:
-        if self.rating is None and self.correct_document_id is None:
+        if self.correct_document_id is not None:
+            # Only where it is all that a verdict says does a null differ from nothing.
+            self.rating = self.rating or UNSET
+        elif self.rating is UNSET:
             msg = "one of rating and correct_document_id is needed"
             raise ValueError(msg)
         if self.correct_folder_id is not None and self.correct_document_id is None:
             msg = "correct_folder_id needs correct_document_id"
             raise ValueError(msg)
+
+    @property
+    def is_retraction(self) -> bool:
+        """Whether it takes the verdict back. Such a one is not stored: earlier releases could not read it."""
+        return self.rating is None
 
 
 class ChatLog(Struct, omit_defaults=True, gc=False, tag_field="type", tag="chat_log"):
@@ -60,6 +68,10 @@ class ChatLog(Struct, omit_defaults=True, gc=False, tag_field="type", tag="chat_
     retrieved: tuple[RetrievedPassage, ...] = ()
     cited_document_ids: tuple[Id, ...] = ()
     feedback: Verdict | None = None
+
+    def __post_init__(self) -> None:
+        if self.feedback is not None and self.feedback.is_retraction:
+            self.feedback = None
 
 
 class LogTombstone(Struct, omit_defaults=True, gc=False, tag_field="type", tag="erased_log"):
@@ -90,7 +102,7 @@ class Feedback(Struct, omit_defaults=True, gc=False, tag_field="type", tag="feed
 
 
 class FeedbackTombstone(Struct, omit_defaults=True, gc=False, tag_field="type", tag="erased_feedback"):
-    """Replaces erased feedback; see ``LogTombstone``."""
+    """Replaces erased feedback, see ``LogTombstone``, and stands for a verdict that was taken back."""
 
     log_id: Id
     occurred_at: Time

@@ -18,7 +18,15 @@ from foldtune.reasons import Rejected
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.training_sets.decoding import decode, decode_block, reject_misplaced
 from streams.training_sets.segments import pack, unpack
-from streams.training_sets.state_events import ChatLog, DocumentDeleted, DocumentUpserted, StateRecord, encode
+from streams.training_sets.state_events import (
+    ChatLog,
+    DocumentDeleted,
+    DocumentUpserted,
+    Feedback,
+    FeedbackTombstone,
+    StateRecord,
+    encode,
+)
 from tests.examples import examples
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -92,6 +100,50 @@ def test_a_valid_log_becomes_a_record_with_its_offset() -> None:
 )
 def test_a_rejection_names_the_field_and_the_bound(content: object, expected: str) -> None:
     assert expected in reason(content)
+
+
+def verdict(**fields: Any) -> dict[str, Any]:
+    return log(type="feedback", feedback_id="b", verdict=fields)
+
+
+@pytest.mark.parametrize("occurred_at", ["2026-01-01T12:00:00Z", "2026-01-01 12:00Z"])
+def test_a_verdict_that_is_taken_back_is_stored_as_earlier_releases_can_read_it(occurred_at: str) -> None:
+    # In the second spelling the contract decides.
+    for fields in ({"rating": None}, {"rating": None, "correct_document_id": None}):
+        (record,) = decoded(verdict(**fields) | {"occurred_at": occurred_at}, Topic.FEEDBACK)
+        assert isinstance(record, StateRecord)
+        assert record.event == FeedbackTombstone("l1", NOON, "f")
+    (record,) = decoded(verdict(rating=None, correct_document_id="d") | {"occurred_at": occurred_at}, Topic.FEEDBACK)
+    assert isinstance(record, StateRecord)
+    assert isinstance(record.event, Feedback)
+    assert b"null" not in encode(record.event)
+
+
+@pytest.mark.parametrize("fields", [{}, {"ratng": None}, {"correct_document_id": None}, {"ratng": "like"}])
+def test_nothing_is_taken_back_by_a_misspelt_field(fields: dict[str, Any]) -> None:
+    expected = "one of rating and correct_document_id is needed"
+    assert expected in reason(verdict(**fields), Topic.FEEDBACK)
+    assert expected in reason(log(feedback=fields))
+
+
+def test_a_rating_of_null_in_a_log_is_no_verdict() -> None:
+    envelope = {"type": "chat_log_batch", "folder_id": "f", "logs": [log(feedback={"rating": None})]}
+    for content in (log(feedback={"rating": None}), log(feedback={"rating": None}, answer="x" * 50), envelope):
+        (record,) = decoded(content)
+        assert isinstance(record, StateRecord)
+        assert isinstance(record.event, ChatLog)
+        assert record.event.feedback is None
+
+
+def test_what_the_sdk_publishes_takes_a_verdict_back() -> None:
+    retraction = events.Feedback(
+        feedback_id="b", occurred_at=NOON, log_id="l1", folder_id="f", verdict=events.Verdict(rating=None)
+    )
+    (record,) = decoded(retraction.encode(), Topic.FEEDBACK)
+    assert isinstance(record, StateRecord)
+    assert isinstance(record.event, FeedbackTombstone)
+    with pytest.raises(ValidationError):
+        events.Verdict()
 
 
 def test_nan_is_rejected_as_a_score() -> None:
@@ -279,9 +331,10 @@ _NEAR = {
     | st.fixed_dictionaries(
         {},
         optional={
-            "rating": st.sampled_from(["like", "dislike", "meh"]),
-            "correct_document_id": st.text(max_size=2),
-            "correct_folder_id": st.text(max_size=2),
+            "rating": st.sampled_from(["like", "dislike", "meh", None]),
+            "ratng": st.none() | st.just("like"),
+            "correct_document_id": st.none() | st.text(max_size=2),
+            "correct_folder_id": st.none() | st.text(max_size=2),
         },
     ),
 }
@@ -303,6 +356,23 @@ def test_the_fast_decoder_accepts_nothing_that_the_contract_rejects(changes: dic
         assert kept == expected
     else:
         assert not any("Input should be" in reason for reason in result.reasons)
+
+
+@given(fields=_NEAR["feedback"])
+@settings(max_examples=examples(150), deadline=None)
+def test_both_decoders_take_the_same_verdicts(fields: dict[str, Any] | None) -> None:
+    value = as_json(log(type="feedback", feedback_id="b", verdict=fields))
+    (result,) = decode(Topic.FEEDBACK, 1, value, Rules(NOON, Bounds()))
+    try:
+        expected = events.Feedback.model_validate_json(value)
+    except ValidationError:
+        assert isinstance(result, Rejected)
+        return
+    assert isinstance(result, StateRecord)
+    if isinstance(result.event, FeedbackTombstone):
+        assert expected.verdict.is_retraction
+    else:
+        assert events.Feedback.model_validate_json(encode(result.event)) == expected
 
 
 @given(

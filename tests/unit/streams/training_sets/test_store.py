@@ -29,6 +29,7 @@ from streams.training_sets.state_events import (
     DocumentUpserted,
     ErasureRequested,
     Feedback,
+    FeedbackTombstone,
     RetrievedPassage,
     StateEvent,
     StateRecord,
@@ -69,7 +70,7 @@ logs = st.builds(
 )
 feedback = st.builds(
     Feedback, feedback_id=names, occurred_at=moments, log_id=names, folder_id=folders, verdict=verdicts
-)
+) | st.builds(FeedbackTombstone, log_id=names, occurred_at=moments, folder_id=folders)
 documents = st.builds(
     DocumentUpserted, document_id=names, occurred_at=moments, folder_id=folders, text=st.sampled_from(["x", "y", "z"])
 ) | st.builds(DocumentDeleted, document_id=names, occurred_at=moments, folder_id=folders)
@@ -148,7 +149,9 @@ def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
             and not erased("log", newest.log_id, newest.occurred_at)
             and not erased("folder", newest.folder_id, newest.occurred_at)
         )
-        verdict = newest.verdict if counts and newest is not None else log.feedback
+        verdict = newest.verdict if counts and isinstance(newest, Feedback) else log.feedback
+        if isinstance(newest, FeedbackTombstone) and newest.occurred_at >= log.occurred_at:
+            verdict = None
         logs.append(JudgedLog(without_texts(log, erased), verdict))
     newest = [document for _, document in sorted(latest(Topic.DOCUMENTS, "document_id").items())]
     documents = tuple(
@@ -695,6 +698,25 @@ def test_merging_does_not_change_the_count_of_labelled_logs() -> None:
     assert len(sets.view(0).segments["f"]) == 1
     assert [sets.labelled_since(0, offset, None) for offset in (0, 4, 10)] == counts == [5, 3, 0]
     assert sets.labelled_since(0, 0, ["other"]) == 0
+
+
+def verdicts_of(*events: StateEvent) -> list[Verdict | None]:
+    records = [record(offset, event) for offset, event in enumerate(events)]
+    erasures = TrainingSets(MemoryTable(), Sets()).erasures(0)
+    return [judged.verdict for judged in fold("f", records, erasures, Sets().of("f"), END).logs]
+
+
+def test_a_verdict_that_is_taken_back_is_none_nor_is_the_logs_own_or_one_that_comes_late() -> None:
+    like, hour = Verdict(rating="like"), timedelta(hours=1)
+    event, said = log("l", START, feedback=like), Feedback("b", START + hour, "l", "f", like)
+    taken_back = FeedbackTombstone("l", START + 2 * hour, "f")
+    assert verdicts_of(event, said) == verdicts_of(event) == [like]
+    assert verdicts_of(event, taken_back) == [None]
+    assert verdicts_of(event, said, taken_back) == verdicts_of(event, taken_back, said) == [None]
+    again = Feedback("c", START + 3 * hour, "l", "f", Verdict(rating="dislike"))
+    assert verdicts_of(event, said, taken_back, again) == [again.verdict]
+    # As of an erasure of the log, which was published again after it.
+    assert verdicts_of(log("l", START + 3 * hour, feedback=like), taken_back) == [like]
 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6), large=st.booleans())
