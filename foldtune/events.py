@@ -434,6 +434,11 @@ class SnapshotPart(Event):
     left_out: dict[Annotated[str, StringConstraints(max_length=256)], Count] = Field(
         {}, max_length=64, description="Number of logs without an example, by reason"
     )
+    ignored: dict[Annotated[str, StringConstraints(max_length=256)], Count] = Field(
+        {},
+        max_length=64,
+        description="Number of verdicts and logs that do not count, by reason; a status warns of them",
+    )
     lost: tuple[LostRecords, ...] = Field(
         (), max_length=64, description="What the partition's topics lost that the request might have selected"
     )

@@ -122,7 +122,8 @@ with the higher offset, and in an envelope the later one. A `document_deleted` i
 `document_upserted` that comes after it does nothing.
 
 **Verdicts.** The newest `feedback` event of a log counts; its own `feedback` field where there is none, or only one
-that occurred more than a day before it. It replaces an earlier verdict as a whole: nothing is merged. An explicit
+that occurred more than a day before it (which `ignored` in a snapshot's parts counts, and the status of the request
+tells: a clock is wrong). It replaces an earlier verdict as a whole: nothing is merged. An explicit
 `"rating": null` that names no document takes all earlier verdicts back, and the log's own if that is not newer; an
 empty `verdict` is refused. Workers of 0.1 refuse both. In a log's own `feedback` it means that there is none.
 

@@ -193,7 +193,7 @@ def failed(state: ModelState, reason: str, now: datetime) -> Transition | None:
 
 def job_published(state: ModelState, active: Active, job: OutgoingEvent, now: datetime) -> Transition:
     """Publishes the job, whose training must have started within ``QUEUEING_TIME``, else the request fails."""
-    warnings = _with_losses(active, active.status.warnings)
+    warnings = _with_gaps(active, active.status.warnings)
     waiting = active.status.model_copy(update={"at": now, "waiting_for": "launcher", "warnings": warnings})
     published = active.model_copy(update={"deadline": now + QUEUEING_TIME + REPORTING_TIME, "status": waiting})
     statuses = _for_each(waiting, active.request_ids)
@@ -222,7 +222,7 @@ def reported(state: ModelState, status: FineTuneStatus, max_training: timedelta,
         # The launcher knows how the trainer ended, and the trainer's last report why.
         reasons = bounded(tuple(dict.fromkeys((*status.reasons, *active.status.reasons))))
         status = status.model_copy(update={"reasons": reasons})
-    status = status.model_copy(update={"warnings": _with_losses(active, status.warnings)})
+    status = status.model_copy(update={"warnings": _with_gaps(active, status.warnings)})
     statuses = _for_each(status, active.request_ids)
     outputs = tuple(map(_output, statuses))
     if not status.state.terminal:
@@ -274,7 +274,7 @@ def _end_active(
     *,
     retryable: bool = False,
 ) -> Transition:
-    more = {"retryable": retryable, "warnings": _with_losses(active, ())}
+    more = {"retryable": retryable, "warnings": _with_gaps(active, ())}
     status = _status(active.request, final, now, reasons).model_copy(update=more)
     statuses = _for_each(status, active.request_ids)
     return _stop(state, active, statuses, now)
@@ -320,8 +320,8 @@ def _rejection_reasons(request: FineTuneRequested, parts: tuple[SnapshotPart, ..
         yield f"data: {examples} examples, at least {min_examples}; left out: {counts or 'none'}"
 
 
-def _with_losses(active: Active, warnings: tuple[str, ...]) -> tuple[str, ...]:
-    """The warnings, and what the snapshot lacks because topics lost it."""
+def _with_gaps(active: Active, warnings: tuple[str, ...]) -> tuple[str, ...]:
+    """The warnings, and what the snapshot lacks because topics lost it, or because it does not count."""
     records, last, partitions = Counter[LossKind](), dict[LossKind, datetime](), defaultdict[LossKind, list[int]](list)
     for part in active.parts:
         for lost in part.lost:
@@ -334,6 +334,10 @@ def _with_losses(active: Active, warnings: tuple[str, ...]) -> tuple[str, ...]:
         f"{last[kind].isoformat(timespec='seconds')}, of partitions {', '.join(map(str, partitions[kind]))}"
         for kind, count in sorted(records.items())
     ]
+    ignored = Counter[str]()
+    for part in active.parts:
+        ignored.update(part.ignored)
+    told += [f"ignored: {count} {reason}" for reason, count in sorted(ignored.items())]
     return bounded(tuple(dict.fromkeys((*warnings, *told))))
 
 

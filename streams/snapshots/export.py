@@ -97,6 +97,7 @@ def export(
         agents=tuple(sorted(part.agents & set(request.data.agents or ()))),
         offsets=offsets,
         left_out=dict(sorted(left_out.items())),
+        ignored=dict(sorted((+part.ignored).items())),
         seconds=ended - started,
         store_seconds=ended - written,
     )

@@ -60,6 +60,7 @@ class WrittenPart:
     counts: list[FolderCount]
     agents: set[str]
     left_out: Counter[str]
+    ignored: Counter[str]
 
 
 _exports: dict[str, "_Export"] = {}
@@ -122,6 +123,7 @@ class _Export:
         self._counts: list[FolderCount] = []
         self._agents: set[str] = set()
         self._left_out: Counter[str] = Counter()
+        self._ignored: Counter[str] = Counter()
 
     def add_segments(self, contents: list[tuple[str, bytes]]) -> None:
         for topic, content in contents:
@@ -164,6 +166,7 @@ class _Export:
             self._counts,
             self._agents,
             self._left_out,
+            self._ignored,
         )
 
     def _fold(self, folder_id: str, limits: SetLimits) -> FolderSet:
@@ -178,12 +181,14 @@ class _Export:
                 self._left_out["outside the date range"] += 1
             elif selected.agents is not None and judged.log.agent_id not in selected.agents:
                 self._left_out["another agent"] += 1
-            elif (labelled := label(judged, self._selection.weights)) is None:
-                self._left_out["no label"] += 1
-            elif (example := without_deleted(labelled, folder)) is None:
-                self._left_out["document deleted"] += 1
             else:
-                yield example
+                self._ignored["verdicts dated more than a day before their log"] += judged.ignores_feedback
+                if (labelled := label(judged, self._selection.weights)) is None:
+                    self._left_out["no label"] += 1
+                elif (example := without_deleted(labelled, folder)) is None:
+                    self._left_out["document deleted"] += 1
+                else:
+                    yield example
 
 
 def _within(budget: int, rows: Iterable[dict[str, Any]], field: str) -> Iterator[dict[str, Any]]:

@@ -38,6 +38,8 @@ class JudgedLog:
 
     log: ChatLog
     verdict: Verdict | None
+    # Whether its newest feedback does not count, since it is older than the log by more than ``CLOCK_SKEW``.
+    ignores_feedback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +170,9 @@ def _version_order(record: StateRecord) -> tuple[datetime, str, int, int]:
 
 def _judge(log: ChatLog, latest: StateRecord | None) -> JudgedLog:
     feedback = latest.event if latest else None
-    if isinstance(feedback, Feedback) and feedback.occurred_at >= log.occurred_at - CLOCK_SKEW:
-        return JudgedLog(log, feedback.verdict)
+    if isinstance(feedback, Feedback):
+        is_ignored = feedback.occurred_at < log.occurred_at - CLOCK_SKEW
+        return JudgedLog(log, log.feedback if is_ignored else feedback.verdict, is_ignored)
     # Taken back. An erasure of feedback leaves the same, but it covers its log too, unless that is newer.
     is_retracted = isinstance(feedback, FeedbackTombstone) and feedback.occurred_at >= log.occurred_at
     return JudgedLog(log, None if is_retracted else log.feedback)

@@ -20,7 +20,7 @@ V0_1: dict[str, Any] = {
 }
 LOST = {"topic": "chat-logs", "cause": "expired", "records": 3, "last_at": "2026-01-01T12:00:00Z"}
 FILE = {"uri": "s3://bucket/key", "sha256": "0" * 64, "rows": 1}
-PART = {"lost": [LOST], "other_examples": FILE, "other_documents": FILE}
+PART = {"lost": [LOST], "ignored": {"old verdicts": 3}, "other_examples": FILE, "other_documents": FILE}
 CORRECTION = {"correct_document_id": "d", "correct_folder_id": "f"}
 # What events have since: a field that is added to one belongs here.
 ADDED: dict[str, dict[str, Any]] = {

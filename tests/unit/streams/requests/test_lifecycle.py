@@ -390,6 +390,14 @@ Histories.TestCase.settings = settings(max_examples=examples(30), stateful_step_
 TestHistories = Histories.TestCase
 
 
+def test_every_status_after_a_snapshot_tells_what_does_not_count() -> None:
+    ignored = {"verdicts dated more than a day before their log": 3}
+    state = lifecycle.requested(ModelState(model="m"), request("r"), NOW).state
+    state = lifecycle.part_received(state, part("r", 0, 1, ignored=ignored), PARTITIONS, 20, NOW).state
+    (rejected,) = lifecycle.part_received(state, part("r", 1, 1, ignored=ignored), PARTITIONS, 20, NOW).final_statuses
+    assert rejected.warnings == ("ignored: 6 verdicts dated more than a day before their log",)
+
+
 def test_every_status_after_a_snapshot_tells_what_its_sets_lack_because_topics_lost_it() -> None:
     logs = LostRecords(topic="chat-logs", cause="expired", records=500, last_at=NOW)
     later = logs.model_copy(update={"records": 7, "last_at": NOW + timedelta(hours=1)})

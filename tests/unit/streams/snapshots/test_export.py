@@ -26,6 +26,7 @@ from streams.training_sets.state_events import (
     DocumentDeleted,
     DocumentUpserted,
     ErasureRequested,
+    Feedback,
     RetrievedPassage,
     StateEvent,
     StateRecord,
@@ -280,6 +281,27 @@ def test_examples_of_a_deleted_document_are_left_out_in_whatever_order_it_comes(
         if kept is not None:
             assert [row["log_id"] for row in examples] == kept
             assert "d1" not in {row["document_id"] for row in documents}
+
+
+def test_verdicts_of_a_clock_that_is_days_behind_are_counted_of_the_selected_logs() -> None:
+    dislike, hours = Verdict(rating="dislike"), timedelta(hours=1)
+    feedback = [
+        # Of a log from two hours ago, and of one from four: dates differ by a little more than a day, and by less.
+        Feedback("b", NOW - 27 * hours, "l2", X, dislike),
+        Feedback("c", NOW - 27 * hours, "l4", X, dislike),
+        # Replaced by one that counts; and of no log.
+        Feedback("d", NOW - 50 * hours, "l1", X, dislike),
+        Feedback("e", NOW, "l1", X, dislike),
+        Feedback("f", NOW - 50 * hours, "none", X, dislike),
+    ]
+    more = [(Topic.FEEDBACK, StateRecord(at, 0, event, 100)) for at, event in enumerate(feedback)]
+    store = MemoryObjectStore()
+    part = run(DataSelection(), store, more=more)
+    assert part.ignored == {"verdicts dated more than a day before their log": 1}
+    labels = {row["log_id"]: row["label"] for row in rows(part, store)[0]}
+    assert (labels["l1"], labels["l2"], labels["l4"]) == ("disliked", "cited", "disliked")
+    assert run(DataSelection(agents=("a",)), store, more=more).ignored == {}
+    assert run(DataSelection(), store).ignored == {}
 
 
 def test_a_deleted_document_is_no_negative_and_one_that_was_never_published_is() -> None:

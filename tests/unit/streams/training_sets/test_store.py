@@ -143,16 +143,16 @@ def reference(folder_id: str, history: Log, bounds: Sets) -> FolderSet:
         if any(erased(subject, name, log.occurred_at) for subject, name in subjects):
             continue
         newest = feedback_by_log.get(log.log_id)
-        counts = (
-            newest is not None
-            and newest.occurred_at >= log.occurred_at - skew
+        is_verdict = (
+            isinstance(newest, Feedback)
             and not erased("log", newest.log_id, newest.occurred_at)
             and not erased("folder", newest.folder_id, newest.occurred_at)
         )
-        verdict = newest.verdict if counts and isinstance(newest, Feedback) else log.feedback
+        is_old = newest is not None and newest.occurred_at < log.occurred_at - skew
+        verdict = newest.verdict if is_verdict and not is_old and newest is not None else log.feedback
         if isinstance(newest, FeedbackTombstone) and newest.occurred_at >= log.occurred_at:
             verdict = None
-        logs.append(JudgedLog(without_texts(log, erased), verdict))
+        logs.append(JudgedLog(without_texts(log, erased), verdict, is_verdict and is_old))
     newest = [document for _, document in sorted(latest(Topic.DOCUMENTS, "document_id").items())]
     documents = tuple(
         document
