@@ -25,7 +25,8 @@ MAINTENANCE = Counter(
 NOT_KEPT = Counter(
     "foldtune_records_not_kept",
     "Valid records that no training set keeps: older than sets.max_age when they arrived (too_old) or by now "
-    "(expired), or beyond sets.max_examples or sets.max_bytes (over_bound).",
+    "(expired), beyond sets.max_examples or sets.max_bytes (over_bound), or logs with the log_id of a newer one of "
+    "another agent in the folder (replaced).",
     ["topic", "reason"],
 )
 LOST_RECORDS = Counter(
@@ -71,7 +72,7 @@ FAILED_TIMERS = Counter("foldtune_failed_timers", "Timers that met an unexpected
 
 # From zero on, so that the first one is an increase.
 for _topic, _reasons in (
-    (Topic.CHAT_LOGS, ("too_old", "expired", "over_bound")),
+    (Topic.CHAT_LOGS, ("too_old", "expired", "over_bound", "replaced")),
     (Topic.FEEDBACK, ("expired", "over_bound")),
 ):
     for _reason in _reasons:

@@ -114,7 +114,8 @@ in Kafka plus `bounds.future`.
 
 **Identity.** A log is its `folder_id` and `log_id`, a document its `folder_id` and `document_id`; feedback is of a
 log in its own folder. Ids of two folders or agents have nothing to do with each other, but two agents that use one
-`log_id` in a folder overwrite each other. `feedback_id` tells nothing apart. Ids that differ only in the Unicode
+`log_id` in a folder replace each other's logs (`ignored` in a snapshot's parts counts them, a request's status warns):
+agents that count from 1 need a prefix. `feedback_id` tells nothing apart. Ids that differ only in the Unicode
 form of a letter (é as one character or two) are the same, but for Kafka's partitions: folders need one form.
 
 **Versions of an entity.** The latest `occurred_at` counts, whatever comes in what order; of equal ones, the record

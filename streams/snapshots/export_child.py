@@ -132,6 +132,7 @@ class _Export:
 
     def finish_folder(self, folder_id: str, limits: SetLimits) -> None:
         folder = self._fold(folder_id, limits)
+        self._ignored["logs replaced by another agent's with the same log_id"] += folder.replaced
         rows = [example_row(example) for example in self._select_examples(folder)]
         self._examples.write(rows)
         self._documents.write([_document_row(folder_id, document) for document in folder.documents])

@@ -24,7 +24,7 @@ from streams.partitions.positions import stored_position
 from streams.threads import MAINTENANCE, run_in
 from streams.training_sets import state_events
 from streams.training_sets.erasures import Erasures, superseded_erasures, unconfirmed_erasures
-from streams.training_sets.fold import Retained, RetentionBound, entity_id, retained, retention_bound
+from streams.training_sets.fold import LogAuthors, Retained, RetentionBound, entity_id, retained, retention_bound
 from streams.training_sets.segments import Segment, concatenate, folder_prefix, pack, unpack
 from streams.training_sets.state_events import NO_FOLDER, StateRecord
 from streams.training_sets.store import SWEPT_KEY, PartitionView, TrainingSets
@@ -214,10 +214,12 @@ async def _compact(sets: TrainingSets, partition: int, group: SegmentGroup, as_o
 
 def _compaction_rewrites(view: PartitionView, group: SegmentGroup, as_of: datetime) -> Iterator[Rewrite]:
     # As tombstones all records of a folder fit into memory at once; with their content, those of some segments do.
-    tombstones = [_tombstone(record) for record in view.records(group.segments)]
+    authors = LogAuthors()
+    tombstones = [_tombstone(record) for record in _noted(view.records(group.segments), authors)]
     bound = _bound(view, group.folder_id, group.topic, as_of)
     selection = retained(tombstones, bound)
     _count_not_kept(group.topic, tombstones, selection, bound)
+    NOT_KEPT.labels(group.topic.label, "replaced").inc(authors.replaced(selection.latest))
     latest, size_only = _ids(selection.latest.values()), _ids(selection.size_only)
     for start in range(0, len(group.segments), _MAX_SEGMENTS):
         chunk = {
@@ -248,6 +250,12 @@ def _count_not_kept(
     expired = sum(bound.oldest is not None and moment < bound.oldest for moment in newest.values())
     NOT_KEPT.labels(topic.label, "expired").inc(expired)
     NOT_KEPT.labels(topic.label, "over_bound").inc(len(newest) - expired)
+
+
+def _noted(records: Iterable[StateRecord], authors: LogAuthors) -> Iterator[StateRecord]:
+    for record in records:
+        authors.note(record.event)
+        yield record
 
 
 def _bound(view: PartitionView, folder_id: str, topic: Topic, as_of: datetime) -> RetentionBound:
@@ -356,7 +364,9 @@ def _merge(
     if topic is not Topic.DOCUMENTS and not overlap:
         return concatenate(view.contents(segments))
     # Drops duplicate records and older versions of documents.
-    selection = retained(view.records(segments), bound)
+    authors = LogAuthors()
+    selection = retained(_noted(view.records(segments), authors), bound)
+    NOT_KEPT.labels(topic.label, "replaced").inc(authors.replaced(selection.latest))
     return pack(topic, sorted((*selection.latest.values(), *map(_tombstone, selection.size_only)), key=_id))
 
 

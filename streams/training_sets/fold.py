@@ -4,9 +4,10 @@ A pure function of the set of records: their order, the number of copies and the
 difference. Nor does dropping, before further records arrive, those that ``retained`` leaves out.
 """
 
+import sys
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from foldtune.settings import SetLimits
@@ -52,6 +53,27 @@ class FolderSet:
     # The ids, in NFC, of documents that were deleted or erased, and not upserted after it. Others may never have been
     # published.
     deleted: frozenset[str]
+    # How many logs those of other agents replaced, as far as the older versions were not dropped.
+    replaced: int = field(default=0, compare=False)
+
+
+class LogAuthors:
+    """The agents that published each log: where they are several, each counts by itself, and only one log is left."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._others: set[tuple[str, str]] = set()
+
+    def note(self, event: StateEvent) -> None:
+        """Note the author of a version of a log."""
+        if isinstance(event, ChatLog):
+            log_id, agent_id = entity_id(event), sys.intern(event.agent_id)
+            if self._first.setdefault(log_id, agent_id) != agent_id:
+                self._others.add((log_id, agent_id))
+
+    def replaced(self, latest: Collection[str]) -> int:
+        """How many logs were replaced by those of other agents, of the ids that are left."""
+        return sum(log_id in latest for log_id, _ in self._others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +102,11 @@ def fold(
 ) -> FolderSet:
     """The training set of one folder's ``records`` at the time ``as_of``."""
     by_topic: dict[Topic, list[StateRecord]] = defaultdict(list)
+    authors = LogAuthors()
     for record in records:
         remaining = erasures.apply(record) if erasures else record
         by_topic[topic_of(remaining.event)].append(remaining)
+        authors.note(remaining.event)
     latest = {topic: retained(group, retention_bound(topic, limits, as_of)).latest for topic, group in by_topic.items()}
     verdicts = latest.get(Topic.FEEDBACK, {})
     logs = [record.event for record in latest.get(Topic.CHAT_LOGS, {}).values() if isinstance(record.event, ChatLog)]
@@ -92,6 +116,7 @@ def fold(
         logs=tuple(_judge(log, verdicts.get(nfc(log.log_id))) for log in reversed(logs)),
         documents=tuple(document for document in documents if isinstance(document, DocumentUpserted)),
         deleted=frozenset(nfc(document.document_id) for document in documents if isinstance(document, DocumentDeleted)),
+        replaced=authors.replaced(latest.get(Topic.CHAT_LOGS, {})),
     )
 
 

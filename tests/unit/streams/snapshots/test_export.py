@@ -304,6 +304,19 @@ def test_verdicts_of_a_clock_that_is_days_behind_are_counted_of_the_selected_log
     assert run(DataSelection(), store).ignored == {}
 
 
+def test_logs_that_another_agents_with_the_same_id_replaced_are_counted_by_selected_folder() -> None:
+    (topic, of_c), store = log(0, X), MemoryObjectStore()
+    assert isinstance(of_c.event, ChatLog)
+    of_b = structs.replace(
+        of_c, offset=200, event=structs.replace(of_c.event, agent_id="b", occurred_at=NOW + timedelta(1))
+    )
+    more = [(topic, of_c), (topic, of_b)]
+    part = run(DataSelection(), store, more=more, end=1_000)
+    assert part.ignored == {"logs replaced by another agent's with the same log_id": 1}
+    assert "o0" in {row["log_id"] for row in rows(part, store)[0]}
+    assert run(DataSelection(folders=("🗂️ b/c",)), store, more=more, end=1_000).ignored == {}
+
+
 def test_a_deleted_document_is_no_negative_and_one_that_was_never_published_is() -> None:
     store = MemoryObjectStore()
     log = structs.replace(CARRYING, cited_document_ids=("d9",))

@@ -631,6 +631,33 @@ def test_logs_beyond_a_bound_are_counted_by_reason_and_older_versions_are_not() 
     assert [after - past for after, past in zip(counts(), before, strict=True)] == [3, 1]
 
 
+def test_logs_that_another_agents_replaced_are_counted_until_they_are_dropped_and_then_by_the_metric() -> None:
+    def dropped() -> float:
+        return float(NOT_KEPT.labels("chat-logs", "replaced")._value.get())
+
+    sets, before = TrainingSets(MemoryTable(), Sets(max_examples=3)), dropped()
+    events = [
+        log("1", START),
+        log("2", START),
+        log("3", START),
+        # Of the same agent; of two others, one of them twice; and beyond the bound.
+        log("1", START + timedelta(hours=1)),
+        log("2", START + timedelta(hours=2), agent_id="b"),
+        log("3", START + timedelta(hours=3), agent_id="c"),
+        log("3", START + timedelta(hours=4), agent_id="b"),
+        log("3", START + timedelta(hours=4), agent_id="b"),
+        log("0", START - timedelta(hours=2)),
+        log("0", START - timedelta(hours=1), agent_id="b"),
+    ]
+    add(sets, Topic.CHAT_LOGS, [record(at, event) for at, event in enumerate(events)])
+    assert folder_set(sets.view(0), "f", START).replaced == 3
+    with mock.patch.object(compaction, "_GROWTH_FACTOR", 0):
+        for _ in range(2):
+            asyncio.run(compaction.maintain(sets, 0, START))
+            assert dropped() - before == 3
+    assert folder_set(sets.view(0), "f", START).replaced == 0
+
+
 def test_limits_can_be_set_by_folder() -> None:
     bounds = Sets(folders={"f": {"max_examples": 3}})
     sets = TrainingSets(MemoryTable(), bounds)
@@ -763,5 +790,5 @@ def record(offset: int, event: StateEvent) -> StateRecord:
 
 
 def log(log_id: str, at: datetime, **changes: Any) -> ChatLog:
-    base: dict[str, Any] = {"folder_id": "f", "question": "how?", "cited_document_ids": ("d",)}
-    return ChatLog(log_id=log_id, occurred_at=at, agent_id="a", **(base | changes))
+    base: dict[str, Any] = {"agent_id": "a", "folder_id": "f", "question": "how?", "cited_document_ids": ("d",)}
+    return ChatLog(log_id=log_id, occurred_at=at, **(base | changes))
