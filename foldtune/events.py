@@ -468,7 +468,10 @@ class SnapshotManifest(Event):
 
 
 class TrainingProgressed(Event):
-    """Number of labelled logs of one partition that the model has not been trained on."""
+    """Number of labels of one partition that the model has not been trained on.
+
+    Of logs with a citation or a verdict, and of feedback that names a document: a log with both counts twice.
+    """
 
     type: Literal["training_progressed"] = "training_progressed"
     model: ModelName

@@ -232,7 +232,10 @@ class WorkerSettings(Section):
 
 
 class PolicyRule(Section):
-    """Retrain ``model`` once its folders have ``new_examples`` labelled logs since its last training."""
+    """Retrain ``model`` once its folders have ``new_examples`` labels since its last training.
+
+    Of logs with a citation or a verdict, and of feedback that names a document: a log with both counts twice.
+    """
 
     model: ModelName
     folders: tuple[str, ...] | None = None

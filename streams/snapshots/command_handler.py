@@ -1,7 +1,7 @@
 """Handles snapshot commands: waits for ingestion to catch up, exports, and reports the number of new examples."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -44,12 +44,44 @@ StatusesSince = Callable[[int, datetime], AsyncIterator[Any]]
 
 
 class Watermark(Model):
-    """The offset of ``chat-logs`` up to which a model has been trained on one partition."""
+    """The offsets of ``chat-logs`` and ``feedback`` up to which a model has been trained on one partition.
+
+    Version 0.1 drops those of ``feedback``: after a rollback, what it labelled before is new once more.
+    """
 
     trained_request_id: str | None = None
     offset: int = 0
+    feedback_offset: int = 0
     # The offsets of snapshots whose training has not ended yet, by request.
     pending: dict[str, int] = Field({}, max_length=_MAX_PENDING)
+    pending_feedback: dict[str, int] = Field({}, max_length=_MAX_PENDING)
+
+    @property
+    def offsets(self) -> dict[Topic, int]:
+        """From where on labels are new."""
+        return {Topic.CHAT_LOGS: self.offset, Topic.FEEDBACK: self.feedback_offset}
+
+    def with_snapshot(self, request_id: str, offsets: Mapping[str, int]) -> "Watermark":
+        """With the offsets of a request's snapshot, by topic label."""
+        pending = _with_pending(self.pending, request_id, offsets.get(Topic.CHAT_LOGS.label))
+        feedback = _with_pending(self.pending_feedback, request_id, offsets.get(Topic.FEEDBACK.label))
+        return self.model_copy(update={"pending": pending, "pending_feedback": feedback})
+
+    def trained(self, request_id: str) -> "Watermark":
+        """After the training of a request."""
+        offset = self.pending.get(request_id, self.offset)
+        feedback_offset = self.pending_feedback.get(request_id, self.feedback_offset)
+        return Watermark(
+            trained_request_id=request_id,
+            offset=offset,
+            feedback_offset=feedback_offset,
+            pending={other: at for other, at in self.pending.items() if at > offset},
+            pending_feedback={other: at for other, at in self.pending_feedback.items() if at > feedback_offset},
+        )
+
+
+def _with_pending(pending: dict[str, int], request_id: str, offset: int | None) -> dict[str, int]:
+    return pending if offset is None else dict(list({**pending, request_id: offset}.items())[-_MAX_PENDING:])
 
 
 class DataOffsets:
@@ -137,9 +169,10 @@ class SnapshotCommandHandler:
         with structlog.contextvars.bound_contextvars(request_id=request.request_id):
             part = await self._export_or_failure(command, partition)
             # Durable before the part is published: no training ends on a snapshot whose offset is unknown.
-            for offset in part.offsets:
-                if offset.topic == Topic.CHAT_LOGS.label:
-                    await self._add_pending(request.model, partition, request.request_id, offset.offset)
+            if part.offsets:
+                offsets = {offset.topic: offset.offset for offset in part.offsets}
+                watermark = self._watermark(request.model, partition).with_snapshot(request.request_id, offsets)
+                await self._store_watermark(request.model, partition, watermark)
             if refused := await self._publish(Topic.SNAPSHOT_PARTS, part, request.model):
                 error = f"its part of {len(refused[0].value)} bytes cannot be written"
                 await self._publish(Topic.SNAPSHOT_PARTS, _failed_part(command, partition, error), request.model)
@@ -224,18 +257,14 @@ class SnapshotCommandHandler:
 
     async def training_finished(self, event: TrainingFinished, partition: int) -> None:
         """Move the watermark to the snapshot that the model was trained on. Raises like ``export``."""
-        watermark = self._watermark(event.model, partition)
-        offset = watermark.pending.get(event.request_id, watermark.offset)
-        pending = {request_id: other for request_id, other in watermark.pending.items() if other > offset}
-        await self._store_watermark(
-            event.model, partition, Watermark(trained_request_id=event.request_id, offset=offset, pending=pending)
-        )
+        watermark = self._watermark(event.model, partition).trained(event.request_id)
+        await self._store_watermark(event.model, partition, watermark)
 
     async def report_progress(self, rule: PolicyRule, partition: int) -> None:
-        """Publish how many labelled logs the model was not trained on, if the number has changed."""
+        """Publish how many labels the model was not trained on, if the number has changed."""
         watermark = self._watermark(rule.model, partition)
         try:
-            new_examples = self._sets.labelled_since(partition, watermark.offset, rule.folders)
+            new_examples = self._sets.labelled_since(partition, watermark.offsets, rule.folders)
         except OutdatedViewError:
             return
         progress = TrainingProgressed(
@@ -253,17 +282,14 @@ class SnapshotCommandHandler:
         partition = partition_of(model, self._settings.kafka.partitions)
         return await self._publisher.publish((OutgoingEvent(topic, event, model),), partition)
 
-    async def _add_pending(self, model: str, partition: int, request_id: str, offset: int) -> None:
-        watermark = self._watermark(model, partition)
-        pending = list({**watermark.pending, request_id: offset}.items())[-_MAX_PENDING:]
-        await self._store_watermark(model, partition, watermark.model_copy(update={"pending": dict(pending)}))
-
     def _watermark(self, model: str, partition: int) -> Watermark:
         value = self._sets.table.get(partition, _watermark_key(model))
         return Watermark.model_validate_json(value) if value else Watermark()
 
     async def _store_watermark(self, model: str, partition: int, watermark: Watermark) -> None:
-        await self._sets.write(partition, {_watermark_key(model): watermark.model_dump_json().encode()})
+        await self._sets.write(
+            partition, {_watermark_key(model): watermark.model_dump_json(exclude_defaults=True).encode()}
+        )
 
 
 def _failed_part(command: SnapshotCommand, partition: int, error: str) -> SnapshotPart:

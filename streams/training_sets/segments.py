@@ -33,7 +33,7 @@ class Segment(Struct, frozen=True, gc=False, order=True):
     first_offset: int
     last_offset: int
     record_count: int
-    # Logs with a citation or a verdict, which the retraining policy counts.
+    # Those that ``is_labelled``, which the retraining policy counts; version 0.1 counted logs only.
     labelled_count: int
     oldest_ms: int
     newest_ms: int

@@ -166,7 +166,12 @@ def folder_of(event: StateEvent) -> str:
 
 
 def is_labelled(event: StateEvent) -> bool:
-    """Whether an event is a log with a citation or a verdict: one that a training example can be made from."""
+    """Whether an event labels a log by itself: one with a citation or a verdict, or feedback that names a document.
+
+    A rating is about what is cited, which has labelled the log before.
+    """
+    if isinstance(event, Feedback):
+        return event.verdict.correct_document_id is not None
     return isinstance(event, ChatLog) and bool(event.cited_document_ids or event.feedback)
 
 

@@ -156,12 +156,17 @@ class TrainingSets:
         """Held while segments are rewritten, and while a view must stay readable."""
         return self._rewrite_locks[partition]
 
-    def labelled_since(self, partition: int, offset: int, folders: Collection[str] | None) -> int:
-        """The number of labelled logs in ``folders`` (``None``: all) from an offset of ``chat-logs`` on."""
+    def labelled_since(self, partition: int, offsets: Mapping[Topic, int], folders: Collection[str] | None) -> int:
+        """The number of labels in ``folders`` (``None``: all) from an offset on, of each topic in ``offsets``.
+
+        Of logs that have one, and of feedback that names a document: a log with both counts twice, as to know it would
+        take to read all logs.
+        """
         view, count = self.view(partition), 0
         for folder_id in view.folder_ids(folders):
             for segment in view.segments[folder_id]:
-                if segment.topic is not Topic.CHAT_LOGS or segment.last_offset < offset:
+                offset = offsets.get(segment.topic)
+                if offset is None or segment.last_offset < offset:
                     continue
                 if segment.first_offset >= offset:
                     count += segment.labelled_count

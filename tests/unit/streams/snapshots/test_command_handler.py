@@ -12,16 +12,25 @@ from aiokafka.errors import KafkaTimeoutError, OffsetOutOfRangeError
 from structlog.testing import capture_logs
 
 from foldtune import events
-from foldtune.events import FineTuneStatus, SnapshotCommand, SnapshotPart, State
+from foldtune.events import (
+    FineTuneStatus,
+    SnapshotCommand,
+    SnapshotPart,
+    State,
+    TopicOffset,
+    TrainingFinished,
+    TrainingProgressed,
+)
 from foldtune.kafka import partition_of
 from foldtune.knobs import DataSelection
-from foldtune.settings import KafkaSettings, Sets, Settings
+from foldtune.settings import KafkaSettings, PolicyRule, Sets, Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.broker_clock import BrokerClock
 from streams.partitions.positions import History, Lost, Position
 from streams.publishing.publisher import EventPublisher
 from streams.snapshots import command_handler
 from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
+from streams.training_sets.state_events import ChatLog, Feedback, StateRecord, Verdict
 from streams.training_sets.store import TrainingSets
 from tests.acknowledgement import acknowledgement
 from tests.memory_table import MemoryTable
@@ -101,6 +110,51 @@ def test_the_command_of_an_ended_request_is_answered_and_not_exported(statuses: 
 def test_a_command_is_exported_where_the_brokers_do_not_tell_whether_its_request_has_ended(error: Exception) -> None:
     assert "ExportedError" in error_of(events.now(), status(State.SNAPSHOTTING), then=error)
     assert error_of(events.now(), status(), then=error) == "the request has ended"
+
+
+def test_what_feedback_labels_is_new_until_the_training_of_a_snapshot_that_has_it() -> None:
+    publisher, anything = mock.create_autospec(EventPublisher, instance=True), mock.Mock()
+    publisher.publish.return_value = ()
+    sets = TrainingSets(MemoryTable(), Sets())
+    handler = SnapshotCommandHandler(sets, anything, publisher, anything, Settings(), statuses=anything)
+    logs = [ChatLog(f"l{at}", NOW, "a", "how?", "f") for at in range(6)]
+    feedback = [Feedback("b", NOW, f"l{at}", "f", Verdict(correct_document_id="d")) for at in range(6)]
+
+    async def new_examples() -> int:
+        await handler.report_progress(PolicyRule(model="m"), 0)
+        ((event,), _) = publisher.publish.await_args.args
+        assert isinstance(event.event, TrainingProgressed)
+        return event.event.new_examples
+
+    async def snapshot(request_id: str, verdicts: int) -> None:
+        offsets = tuple(
+            TopicOffset(topic=topic.label, partition=0, offset=offset)
+            for topic, offset in ((Topic.CHAT_LOGS, 6), (Topic.FEEDBACK, verdicts))
+        )
+        command = SnapshotCommand(request=fine_tune_request(request_id, model="m"), partition=0, issued_at=NOW)
+        part = SnapshotPart(request_id=request_id, model="m", partition=0, offsets=offsets)
+        with mock.patch.object(handler, "_export_or_failure", mock.AsyncMock(return_value=part)):
+            await handler.export(command, 0)
+
+    async def trained(request_id: str) -> None:
+        await handler.training_finished(TrainingFinished(request_id=request_id, model="m"), 0)
+
+    async def scenario() -> list[int]:
+        found = []
+        await sets.add(0, Topic.CHAT_LOGS, [StateRecord(at, 0, log, 100) for at, log in enumerate(logs)])
+        found.append(await new_examples())
+        for at, event in enumerate(feedback):
+            await sets.add(0, Topic.FEEDBACK, [StateRecord(at, 0, event, 100)])
+        found.append(await new_examples())
+        # Of two snapshots that differ in their feedback alone; and of one that is trained on late.
+        for request_id, verdicts in (("r0", 0), ("r1", 2), ("r2", 5)):
+            await snapshot(request_id, verdicts)
+        for request_id in ("r1", "r2", "r0"):
+            await trained(request_id)
+            found.append(await new_examples())
+        return found
+
+    assert asyncio.run(scenario()) == [0, 6, 4, 1, 1]
 
 
 def touched(issued_at: datetime, data: DataSelection, *, partition: int = 0, partitioner: Any = "murmur2") -> list[str]:

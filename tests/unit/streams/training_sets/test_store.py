@@ -720,11 +720,11 @@ def test_merging_does_not_change_the_count_of_labelled_logs() -> None:
         cited = ("d",) if number % 2 == 0 else ()
         event = log(str(number), START, cited_document_ids=cited)
         add(sets, Topic.CHAT_LOGS, [record(number, event)])
-    counts = [sets.labelled_since(0, offset, None) for offset in (0, 4, 10)]
+    counts = [sets.labelled_since(0, {Topic.CHAT_LOGS: offset}, None) for offset in (0, 4, 10)]
     asyncio.run(compaction.maintain(sets, 0, START))
     assert len(sets.view(0).segments["f"]) == 1
-    assert [sets.labelled_since(0, offset, None) for offset in (0, 4, 10)] == counts == [5, 3, 0]
-    assert sets.labelled_since(0, 0, ["other"]) == 0
+    assert [sets.labelled_since(0, {Topic.CHAT_LOGS: offset}, None) for offset in (0, 4, 10)] == counts == [5, 3, 0]
+    assert sets.labelled_since(0, {Topic.CHAT_LOGS: 0}, ["other"]) == 0
 
 
 def verdicts_of(*events: StateEvent) -> list[Verdict | None]:
@@ -744,6 +744,21 @@ def test_a_verdict_that_is_taken_back_is_none_nor_is_the_logs_own_or_one_that_co
     assert verdicts_of(event, said, taken_back, again) == [again.verdict]
     # As of an erasure of the log, which was published again after it.
     assert verdicts_of(log("l", START + 3 * hour, feedback=like), taken_back) == [like]
+
+
+def test_feedback_that_names_a_document_is_a_new_label_from_its_own_offset_on() -> None:
+    sets = TrainingSets(MemoryTable(), Sets())
+    corrected, like = Verdict(correct_document_id="d"), Verdict(rating="like")
+    for number in range(10):
+        add(sets, Topic.CHAT_LOGS, [record(number, log(str(number), START, cited_document_ids=()))])
+        verdict = corrected if number % 2 == 0 else like
+        add(sets, Topic.FEEDBACK, [record(number, Feedback("b", START, str(number), "f", verdict))])
+    offsets = [{Topic.CHAT_LOGS: 0, Topic.FEEDBACK: offset} for offset in (0, 4, 10)]
+    assert [sets.labelled_since(0, since, None) for since in offsets] == [5, 3, 0]
+    asyncio.run(compaction.maintain(sets, 0, START))
+    assert len(sets.view(0).segments["f"]) == 2
+    assert [sets.labelled_since(0, since, None) for since in offsets] == [5, 3, 0]
+    assert sets.labelled_since(0, {Topic.CHAT_LOGS: 0}, None) == 0
 
 
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6), large=st.booleans())
