@@ -99,6 +99,9 @@ def _reason(details: Any) -> str:
     if details["type"] == "union_tag_invalid":
         # Without the type: it may be any text, and reasons are logged.
         return f"type should be {details['ctx']['expected_tags'].replace(', ', ' or ')}"
+    if details["type"] == "datetime_type":
+        # Of a number, nobody knows whether it is in seconds.
+        return f"{_SHOULD}a time as text, for example 2026-01-31T09:30:00Z"
     if details["type"] == "time_delta_parsing":
         return f"{_SHOULD}an ISO 8601 duration, for example PT30S"
     if details["type"] == "string_pattern_mismatch" and (words := _PATTERNS.get(details["ctx"]["pattern"])):

@@ -1,8 +1,12 @@
 """``foldtune import``."""
 
+import codecs
+import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -22,9 +26,10 @@ from foldtune.topics import Topic
 
 app = typer.Typer(add_completion=False, help="Publish JSON Lines files.", no_args_is_help=True)
 
-File = Annotated[Path, typer.Argument(help="JSON Lines in UTF-8; '-' for standard input.")]
+File = Annotated[Path, typer.Argument(help="JSON Lines or a JSON array, in UTF-8 or UTF-16; '-' for standard input.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first invalid line.")]
 
+_BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 # The events of each command; the first is the default for lines without a type.
 KINDS: dict[str, tuple[type[Event], ...]] = {
@@ -87,9 +92,7 @@ def _import(file: Path, command: str, *, strict: bool) -> None:
     started = now()
     # A file is read faster than brokers take it: its events wait for room.
     with _open(file) as stream, FoldtuneClient(settings, block=DELIVERY) as client:
-        for number, line in enumerate(_with_progress(stream, file), start=1):
-            if not line.strip():
-                continue
+        for place, line in _values(_in_utf8(_with_progress(stream, file))):
             try:
                 event = _parse(line, command)
                 if not topic_exists:
@@ -102,7 +105,7 @@ def _import(file: Path, command: str, *, strict: bool) -> None:
             except (ValidationError, OutOfBoundsError, UserError) as error:
                 rejected += 1
                 for reason in reasons_of(error) if isinstance(error, ValidationError) else error.args:
-                    typer.echo(f"line {number}: {reason}", err=True)
+                    typer.echo(f"{place}: {reason}", err=True)
                 if strict:
                     break
         client.flush()
@@ -116,6 +119,56 @@ def _import(file: Path, command: str, *, strict: bool) -> None:
 def _days(settings: Settings) -> str:
     """The age, of which a folder may have its own."""
     return f"{settings.sets.max_age.days} days" + (" or a folder's own" if settings.sets.folders else "")
+
+
+def _in_utf8(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines without the mark that some programs put in front; those in UTF-16 (PowerShell) converted."""
+    first = next(lines, b"")
+    if not first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield from chain((first.removeprefix(codecs.BOM_UTF8),), lines)
+        return
+    rest = ""
+    for text in codecs.iterdecode(chain((first,), lines), "utf-16", errors="replace"):
+        *whole, rest = (rest + text).split("\n")
+        yield from map(str.encode, whole)
+    yield rest.encode()
+
+
+def _values(lines: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Each line that is not blank, or each item of a JSON array, with its place in the file.
+
+    Raises:
+        UserError: it is neither JSON Lines nor an array.
+    """
+    is_first = True
+    for number, line in enumerate(lines, start=1):
+        if not (content := line.strip()):
+            continue
+        if is_first and content.startswith(b"["):
+            yield from _items(b"".join((content, b"\n", *lines)))
+            return
+        if is_first and content == b"{":
+            raise UserError("not JSON Lines: each event needs a line of its own, or all of them are one JSON array")
+        is_first = False
+        yield f"line {number}", line
+
+
+def _items(array: bytes) -> Iterator[tuple[str, bytes]]:
+    """The items of an array; from the first that is no JSON on, all as one."""
+    # What is no UTF-8 becomes what no JSON has, as in a line.
+    text, decoder, at, number = array.decode("utf-8", "surrogateescape"), json.JSONDecoder(), 1, 1
+    while True:
+        at = _BETWEEN_ITEMS.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            break
+        yield f"item {number}", text[at:end].encode("utf-8", "surrogateescape")
+        at, number = end, number + 1
+    if rest := text[at:].removeprefix("]").strip():
+        yield f"item {number}", rest.encode("utf-8", "surrogateescape")
+    elif not text.startswith("]", at):
+        raise UserError(f"the array has no end: after item {number - 1}, a ] is missing")
 
 
 @contextmanager

@@ -362,6 +362,69 @@ def test_a_batch_of_logs_is_imported_log_by_log(runner: CliRunner, monkeypatch: 
     assert sent == ["l", "m", "n"]
 
 
+RECENT = LOG | {"occurred_at": now().isoformat()}
+
+
+def imported(runner: CliRunner, monkeypatch: pytest.MonkeyPatch, content: bytes) -> tuple[list[str], list[str]]:
+    """The ids that are sent, and what is said."""
+    sent: list[str] = []
+    monkeypatch.setattr(FoldtuneClient, "log", lambda _, log: sent.append(log.log_id))
+    result = runner.invoke(app, ["import", "logs", "-"], input=content)
+    return sent, result.stderr.splitlines()
+
+
+@pytest.mark.usefixtures("topics_exist")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_lines_and_arrays_are_read_however_they_are_encoded(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    events = [RECENT | {"log_id": name, "question": "Ω ਊ \n?"} for name in ("l", "m", "n")]
+    lines = [json.dumps(event, ensure_ascii=False) for event in events]
+    for text in (
+        "\n".join(lines),
+        "\r\n".join((*lines, "", "")),
+        json.dumps(events, ensure_ascii=False),
+        "\n " + json.dumps(events, indent=2) + "\n",
+    ):
+        sent, told = imported(runner, monkeypatch, (mark + text).encode(encoding))
+        assert (sent, told) == (["l", "m", "n"], [])
+
+
+@pytest.mark.usefixtures("topics_exist")
+def test_an_item_of_an_array_is_refused_alone_and_what_is_no_json_with_all_after_it(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = json.dumps(RECENT).encode(), json.dumps(RECENT | {"question": 1}).encode()
+    for content, ids, place in (
+        (b"[%b, %b, %b]" % (good, bad, good), 2, "item 2: question: "),
+        (b"[%b, {nope, %b]" % (good, good), 1, "item 2: event: Invalid JSON"),
+        (b"[%b, \xff, %b]" % (good, good), 1, "item 2: event: Invalid JSON"),
+        (b"[%b, %b" % (good, good[:-9]), 1, "item 2: event: Invalid JSON"),
+        (b"[%b] nope" % good, 1, "item 2: event: Invalid JSON"),
+        (b"[%b," % good, 1, "foldtune: the array has no end: after item 1"),
+        (b'[%b, "%b"]' % (good, b"\xff" * 9), 1, "item 2: event: Invalid JSON"),
+        (b"[" * 100_000, 0, "item 1: event: Invalid JSON"),
+    ):
+        sent, told = imported(runner, monkeypatch, content)
+        assert (len(sent), len(told)) == (ids, 1)
+        assert told[0].startswith(place)
+    assert imported(runner, monkeypatch, b"[]") == ([], [])
+
+
+@pytest.mark.usefixtures("topics_exist")
+def test_a_file_of_another_form_is_refused_once(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, (told,) = imported(runner, monkeypatch, json.dumps({"a": {"b": 1}}, indent=2).encode())
+    assert sent == []
+    assert told.startswith("foldtune: not JSON Lines: ")
+
+
+@pytest.mark.usefixtures("topics_exist")
+def test_a_time_that_is_a_number_is_refused_with_an_example(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (told,) = imported(runner, monkeypatch, json.dumps(LOG | {"occurred_at": 1_793_491_200}).encode())
+    assert told == "line 1: occurred_at: Input should be a time as text, for example 2026-01-31T09:30:00Z"
+
+
 def test_a_line_for_another_import_is_refused_with_its_name(runner: CliRunner) -> None:
     result = runner.invoke(app, ["import", "logs", "-"], input='{"type": "feedback"}\n{"type": "document_deleted"}\n{}')
     assert result.exit_code == 1
