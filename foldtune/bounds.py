@@ -1,5 +1,6 @@
 """The bounds of an event, and their check: in the client before publishing, in the worker on consumption."""
 
+import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NamedTuple
@@ -63,8 +64,18 @@ def _text(field: str, text: str, limit: int, *, may_be_empty: bool = False) -> I
     size = len(text) if text.isascii() else len(text.encode())
     if size > limit:
         yield f"{field}: {size} bytes, at most {limit}"
-    if not may_be_empty and text.isspace():
+    if not may_be_empty and is_blank(text):
         yield f"{field}: only white space, at least 1 other character"
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text is seen: white space, controls, and marks such as U+200B."""
+    # Of almost every text the first character decides.
+    return not text[:1].isalnum() and all(map(_is_unseen, text))
+
+
+def _is_unseen(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in {"Cc", "Cf"}
 
 
 def epoch_ms(moment: datetime) -> int:

@@ -10,7 +10,7 @@ import msgspec
 from pydantic import Field, TypeAdapter, ValidationError
 
 from foldtune import events
-from foldtune.bounds import Bounds, Rules, violations, written_at
+from foldtune.bounds import Bounds, Rules, is_blank, violations, written_at
 from foldtune.events import SCHEMA_VERSION
 from foldtune.kafka import partition_of
 from foldtune.reasons import Rejected, kind_of, reasons_of
@@ -83,7 +83,7 @@ def _is_clearly_valid(log: state_events.ChatLog, bounds: Bounds, latest: datetim
         log.schema_version > SCHEMA_VERSION
         or not _EPOCH <= log.occurred_at <= latest
         or len(log.question) * 4 > bounds.question_bytes
-        or log.question.isspace()
+        or is_blank(log.question)
         or len(log.retrieved) > bounds.passages_per_log
         or len(log.cited_document_ids) > bounds.passages_per_log
     ):

@@ -74,6 +74,7 @@ def test_a_valid_log_becomes_a_record_with_its_offset() -> None:
         (log(question=5), "question: Input should be a valid string"),
         (log(question=""), "question: String should have at least 1 character"),
         (log(question=" \n"), "question: only white space"),
+        (log(question="\u200b\ufeff\u0000 \u3000"), "question: only white space"),
         (log(question="ö" * 30), "question: 60 bytes, at most 40"),
         (log(folder_id="x" * 257), "folder_id: String should have at most 256 characters"),
         (log(occurred_at="2026-01-01T12:00:00"), "occurred_at: Input should have timezone info"),
@@ -100,6 +101,12 @@ def test_a_valid_log_becomes_a_record_with_its_offset() -> None:
 )
 def test_a_rejection_names_the_field_and_the_bound(content: object, expected: str) -> None:
     assert expected in reason(content)
+
+
+@pytest.mark.parametrize("question", ["👨‍👩‍👧‍👦", "\u200b?", "\u202e\u05d0", "\ue000", "\u0301", "+"])
+def test_a_question_of_which_anything_is_seen_is_taken(question: str) -> None:
+    (record,) = decoded(log(question=question))
+    assert isinstance(record, StateRecord)
 
 
 def verdict(**fields: Any) -> dict[str, Any]:
