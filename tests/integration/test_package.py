@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from foldtune.object_keys import key_segment, model_prefix, request_segment
 from infra.aws import lambda_archive
@@ -92,14 +93,16 @@ def package(folder: Path, stage: str, *parameters: str) -> subprocess.CompletedP
     """``make package`` without a reinstallation."""
     command = ["make", "-o", ".venv/.installed", "package", f"STAGE={stage}", f"PACKAGE={folder}"]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    return subprocess.run(
-        [*command, "PARAMETERS=" + " ".join(f"--param={parameter}" for parameter in parameters)],
-        cwd=ROOT,
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # One test process at a time: it installs the Node packages, and collects all in one folder first.
+    with FileLock(ROOT / ".venv" / "package.lock"):
+        return subprocess.run(
+            [*command, "PARAMETERS=" + " ".join(f"--param={parameter}" for parameter in parameters)],
+            cwd=ROOT,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 def packaged(folder: Path, stage: str, *parameters: str) -> dict[str, Any]:
