@@ -56,6 +56,7 @@ class EventPublisher(Protocol):
 
     async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> tuple[OutgoingRecord, ...]:
         """Publish in order: events with a key to ``partition``, the others to every partition; returns as ``send``."""
+        return await self.send(tuple(outgoing_records(events, partition)))
 
     async def send(self, records: tuple[OutgoingRecord, ...]) -> tuple[OutgoingRecord, ...]:
         """Publish in order; returns those that cannot be written, which are in the dead letters instead."""
@@ -94,9 +95,6 @@ class FaustEventPublisher(EventPublisher):
             )
             for topic in Topic
         }
-
-    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> tuple[OutgoingRecord, ...]:
-        return await self.send(tuple(outgoing_records(events, partition)))
 
     async def send(self, records: tuple[OutgoingRecord, ...]) -> tuple[OutgoingRecord, ...]:
         # Handed to the producer in order, which Kafka keeps within a partition; acknowledgements are awaited together.

@@ -48,7 +48,7 @@ from foldtune.topics import Topic, request_key
 from streams.errors import UnreadableStateError, brokers_at_fault
 from streams.partitions.changelog_table import Changes
 from streams.partitions.consumer import is_at_fault
-from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
+from streams.publishing.publisher import EventPublisher, OutgoingRecord
 from streams.requests.coordinator import Coordinator
 from streams.requests.retraining_policy import PolicyState, due_request
 from tests.memory_table import MemoryTable
@@ -61,9 +61,6 @@ class RecordingPublisher(EventPublisher):
     def __init__(self) -> None:
         self.sent: list[OutgoingRecord] = []
         self.limits: dict[str, int] = {}
-
-    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> tuple[OutgoingRecord, ...]:
-        return await self.send(tuple(outgoing_records(events, partition)))
 
     async def send(self, records: tuple[OutgoingRecord, ...]) -> tuple[OutgoingRecord, ...]:
         # As the brokers do.

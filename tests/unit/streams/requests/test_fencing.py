@@ -21,7 +21,7 @@ from foldtune.settings import KafkaSettings, Settings, WorkerSettings
 from foldtune.topics import Topic
 from streams.errors import PartitionLostError
 from streams.partitions.fencing import FencedTable
-from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
+from streams.publishing.publisher import EventPublisher, OutgoingRecord
 from streams.requests.coordinator import Coordinator
 from tests.examples import examples
 from tests.memory_table import Changelog, ReplicaTable
@@ -39,9 +39,6 @@ class Published(EventPublisher):
     def __init__(self, topics: list[OutgoingRecord], worker: "Worker") -> None:
         self._topics = topics
         self._worker = worker
-
-    async def publish(self, events: tuple[OutgoingEvent, ...], partition: int) -> tuple[OutgoingRecord, ...]:
-        return await self.send(tuple(outgoing_records(events, partition)))
 
     async def send(self, records: tuple[OutgoingRecord, ...]) -> tuple[OutgoingRecord, ...]:
         await self._worker.deliver([partial(self._topics.append, record) for record in records])
