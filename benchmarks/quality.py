@@ -1,14 +1,15 @@
 """Retrieval quality and training time of foldtune and of what one would otherwise use, on one data set.
 
 The data set is a folder in the format of ``benchmarks/retrieval.py``; its split ``dev`` is the test set. Every side
-gets the same training questions and documents, truncates texts to the same ``MAX_TOKENS`` in mining, training and
-evaluation, and ends as a folder of sentence-transformers, which one function evaluates.
+gets the same training questions and documents, and starts from the same folder, which truncates texts to ``MAX_TOKENS``
+in mining, training and evaluation. All end as folders of sentence-transformers, which one function evaluates.
 
 foldtune runs with its defaults, and with fewer negatives and layers. Sentence-transformers runs with the settings that
 ``--tune`` found best for this data set (``quality_choices.json``): recipe, learning rate and layers, chosen on the same
 validation questions as foldtune's epochs, never on the test questions. Then it trains on all questions, while foldtune
 keeps holding out the validation questions. ``st`` is the best of its recipes on the test questions. Seconds are those
-from texts to a trained model, mining included, of the chosen settings alone.
+from texts to a trained model, mining included, of the chosen settings alone; CPU seconds, which other load on a shared
+machine hardly changes, are compared with one thread (``OMP_NUM_THREADS=1``), since idle threads of a pool count too.
 """
 
 import json
@@ -18,10 +19,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import typer
@@ -81,7 +82,23 @@ RECIPES = {
 LEARNING_RATES = (2e-5, 5e-5, 1e-4)
 LAYERS = (2, None)
 # Where nothing was chosen for a data set.
-UNTUNED = TrainingConfig(None, learning_rate=5e-5)
+UNTUNED = {"layers": None, "learning_rate": 5e-5}
+
+
+class Seconds(NamedTuple):
+    """Elapsed seconds, and those that the threads of the training process ran."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Self:
+        return cls(time.perf_counter(), time.process_time())
+
+    @classmethod
+    def since(cls, began: Self) -> Self:
+        ended = cls.now()
+        return cls(ended.wall - began.wall, ended.cpu - began.cpu)
 
 
 @dataclass(frozen=True)
@@ -89,7 +106,7 @@ class Result:
     """A side's evaluation on the test questions and the seconds of its training."""
 
     evaluation: Evaluation
-    seconds: float
+    seconds: Seconds
 
 
 def main(
@@ -113,29 +130,30 @@ def main(
     """Run the benchmark; the last line of output is one JSON object."""
     sample = Sample(train=train_questions, examples=examples, test=test_questions, documents=documents, seed=seed)
     benchmark = load(data, sample)
-    base = packaged_minilm_folder()
-    if tune:
-        sys.stdout.write(json.dumps(_tune(base, benchmark, seed)) + "\n")
-        return
-    sides = _sides(base, benchmark, seed, json.loads(knobs))
     chosen = tuple(filter(None, only.split(",")))
-    results = {
-        name: side() for name, side in sides.items() if name == "zero_shot" or not chosen or name.startswith(chosen)
-    }
+    with bounded_base() as base:
+        if tune:
+            sys.stdout.write(json.dumps(_tune(base, benchmark, seed, chosen)) + "\n")
+            return
+        results: dict[str, Result] = {}
+        for name, side in _sides(base, benchmark, seed, json.loads(knobs)).items():
+            if name == "zero_shot" or not chosen or name.startswith(chosen):
+                results[name] = side()
+                typer.echo(json.dumps({name: _summary(results[name])}), err=True)
     _print_table(benchmark, results)
     sys.stdout.write(json.dumps(_report(benchmark, results, seed)) + "\n")
 
 
 def _sides(base: Path, benchmark: Benchmark, seed: int, knobs: Knobs) -> dict[str, Callable[[], Result]]:
-    train, choices = benchmark.train, _choices().get(benchmark.name, {})
-    every = np.arange(len(train.question))
-    sides: dict[str, Callable[[], Result]] = {"zero_shot": lambda: Result(_evaluate(base, benchmark.test), 0)}
+    every = np.arange(len(benchmark.train.question))
+    sides: dict[str, Callable[[], Result]] = {
+        "zero_shot": lambda: Result(_evaluate(base, benchmark.test), Seconds(0, 0))
+    }
     for name, values in OURS.items():
         merged = {group: knobs.get(group, {}) | values.get(group, {}) for group in knobs | values}
         sides[name] = partial(_ours, base, benchmark, create_request(seed, merged))
     for name, recipe in RECIPES.items():
-        config = TrainingConfig(**choices[name]) if name in choices else _config(recipe, UNTUNED)
-        config = replace(config, seed=seed)
+        config = chosen_config(benchmark.name, name, seed)
         sides[name] = partial(_theirs, base, benchmark, recipe, config, examples=every, test=benchmark.test)
     sides["linear_adapter"] = partial(_linear_adapter, base, benchmark, seed)
     sides["adaptmem"] = partial(_adaptmem, base, benchmark, seed)
@@ -147,7 +165,7 @@ def _evaluate(folder: Path, test: Dataset) -> Evaluation:
 
 
 def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> Result:
-    began = time.perf_counter()
+    began = Seconds.now()
     encoder = Encoder.load(base)
     with _folder() as work:
         trainable = TrainableEncoder(encoder, benchmark.train, request.training.trainable_layers, work)
@@ -155,8 +173,8 @@ def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> Resul
         record, interpolation = fit(
             trainable, benchmark.train, parts, request, start=trainable.embed_all(), listener=SilentListener()
         )
-        seconds = time.perf_counter() - began
-        typer.echo(f"ours: {seconds:.0f} s, validation {record.validation}, {interpolation}", err=True)
+        seconds = Seconds.since(began)
+        typer.echo(f"ours: {seconds.wall:.0f} s, validation {record.validation}, {interpolation}", err=True)
         write_model(encoder, work / "model")
         return Result(_evaluate(work / "model", benchmark.test), seconds)
 
@@ -164,35 +182,35 @@ def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> Resul
 def _theirs(
     base: Path, benchmark: Benchmark, recipe: Recipe, config: TrainingConfig, *, examples: Indices, test: Dataset
 ) -> Result:
-    began = time.perf_counter()
+    began = Seconds.now()
     rows = pairs(benchmark.train, examples)
     if recipe.negatives:
         model = load_model(base, MAX_TOKENS)
         rows = mine_negatives(model, benchmark.train, negatives=recipe.negatives, rows=rows)
-    mining_seconds = time.perf_counter() - began
     with _folder() as folder:
         summary = train_theirs(base, rows, config, folder)
+        seconds = Seconds.since(began)
         typer.echo(f"{recipe}: {len(rows)} of {len(examples)} rows, {summary}", err=True)
-        return Result(_evaluate(folder, test), mining_seconds + summary.seconds)
+        return Result(_evaluate(folder, test), seconds)
 
 
 def _linear_adapter(base: Path, benchmark: Benchmark, seed: int) -> Result:
     """The adapter whose learning rate is best on the validation questions; one training, since that takes seconds."""
     train, parts = benchmark.train, split_without_held_out(benchmark.train)
     model = load_model(base, MAX_TOKENS)
-    with _bounded_base(base) as bounded, peers.run(peers.LINEAR_ADAPTER, bounded, train, parts.train, seed) as done:
+    with peers.run(peers.LINEAR_ADAPTER, base, train, parts.train, seed) as done:
         output, seconds = done
         maps, validation = peers.query_maps(output), _validation_questions(train, parts)
         scores = [evaluate_model(model, validation, query_map).ndcg.mean() for query_map in maps]
         best = int(np.argmax(scores))
-        return Result(evaluate_model(model, benchmark.test, maps[best]), seconds[best])
+        return Result(evaluate_model(model, benchmark.test, maps[best]), Seconds(*seconds[best]))
 
 
 def _adaptmem(base: Path, benchmark: Benchmark, seed: int) -> Result:
     every = np.arange(len(benchmark.train.question))
-    with _bounded_base(base) as bounded, peers.run(peers.ADAPTMEM, bounded, benchmark.train, every, seed) as done:
+    with peers.run(peers.ADAPTMEM, base, benchmark.train, every, seed) as done:
         output, (seconds,) = done
-        return Result(_evaluate(output / "model", benchmark.test), seconds)
+        return Result(_evaluate(output / "model", benchmark.test), Seconds(*seconds))
 
 
 @contextmanager
@@ -202,10 +220,10 @@ def _folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _bounded_base(base: Path) -> Iterator[Path]:
-    """A copy of the base model that truncates to ``MAX_TOKENS``, for peers that have no option for it."""
+def bounded_base() -> Iterator[Path]:
+    """A copy of the base model that truncates to ``MAX_TOKENS``: what every side starts from."""
     with _folder() as folder:
-        load_model(base, MAX_TOKENS).save_pretrained(str(folder))
+        load_model(packaged_minilm_folder(), MAX_TOKENS).save_pretrained(str(folder))
         yield folder
 
 
@@ -224,34 +242,48 @@ def _validation_questions(train: Dataset, parts: Split) -> Dataset:
     )
 
 
-def _tune(base: Path, benchmark: Benchmark, seed: int) -> dict[str, Any]:
-    """Train every recipe with every learning rate and depth, and record each recipe's best on validation questions."""
+def _tune(base: Path, benchmark: Benchmark, seed: int, chosen: tuple[str, ...]) -> dict[str, Any]:
+    """Train the ``chosen`` recipes, by default all, with every learning rate and depth, and record the best of each on
+    the validation questions.
+    """
+    recipes = {name: recipe for name, recipe in RECIPES.items() if not chosen or name in chosen}
     parts = split_without_held_out(benchmark.train)
     validation = _validation_questions(benchmark.train, parts)
-    scores: dict[str, list[dict[str, Any]]] = {name: [] for name in RECIPES}
-    for name, recipe in RECIPES.items():
+    scores: dict[str, list[dict[str, Any]]] = {name: [] for name in recipes}
+    for name, recipe in recipes.items():
         for layers in LAYERS:
             for rate in LEARNING_RATES:
-                config = _config(recipe, TrainingConfig(layers, learning_rate=rate, seed=seed))
+                config = _config(recipe, {"layers": layers, "learning_rate": rate}, seed)
                 result = _theirs(base, benchmark, recipe, config, examples=parts.train, test=validation)
                 score = round(float(result.evaluation.ndcg.mean()), 4)
                 scores[name].append(
-                    {"layers": layers, "learning_rate": rate, "ndcg_at_10": score, "seconds": round(result.seconds)}
+                    {
+                        "layers": layers,
+                        "learning_rate": rate,
+                        "ndcg_at_10": score,
+                        "seconds": round(result.seconds.wall),
+                    }
                 )
                 typer.echo(f"{name}: {scores[name][-1]}", err=True)
     best = {
-        name: asdict(
-            _config(RECIPES[name], TrainingConfig(top["layers"], learning_rate=top["learning_rate"], seed=seed))
-        )
+        name: {key: top[key] for key in UNTUNED}
         for name, rows in scores.items()
         for top in [max(rows, key=lambda row: row["ndcg_at_10"])]
     }
-    CHOICES.write_text(json.dumps(_choices() | {benchmark.name: best}, indent=2) + "\n")
+    choices = _choices()
+    choices[benchmark.name] = choices.get(benchmark.name, {}) | best
+    CHOICES.write_text(json.dumps(choices, indent=2) + "\n")
     return benchmark.description() | {"validation_questions": len(validation.questions), "tuned": scores}
 
 
-def _config(recipe: Recipe, config: TrainingConfig) -> TrainingConfig:
-    return replace(config, batch_size=recipe.batch_size, cached=recipe.cached)
+def _config(recipe: Recipe, chosen: dict[str, Any], seed: int) -> TrainingConfig:
+    return TrainingConfig(**chosen, batch_size=recipe.batch_size, cached=recipe.cached, seed=seed)
+
+
+def chosen_config(data: str, recipe: str, seed: int) -> TrainingConfig:
+    """What was chosen for a recipe on a data set, else for the plain recipe on it, which has the same loss."""
+    choices = _choices().get(data, {})
+    return _config(RECIPES[recipe], choices.get(recipe, choices.get("st_plain", UNTUNED)), seed)
 
 
 def _choices() -> dict[str, Any]:
@@ -259,10 +291,7 @@ def _choices() -> dict[str, Any]:
 
 
 def _report(benchmark: Benchmark, results: dict[str, Result], seed: int) -> dict[str, Any]:
-    summaries: dict[str, Any] = {
-        name: rounded_metrics(result.evaluation) | {"seconds": round(result.seconds, 1)}
-        for name, result in results.items()
-    }
+    summaries: dict[str, Any] = {name: _summary(result) for name, result in results.items()}
     report = benchmark.description() | {"max_tokens": MAX_TOKENS, "tuned": benchmark.name in _choices()}
     evaluations = {name: result.evaluation for name, result in results.items()}
     theirs = [name for name in results if name in RECIPES]
@@ -275,6 +304,11 @@ def _report(benchmark: Benchmark, results: dict[str, Result], seed: int) -> dict
             for name, other in (("zero_shot", "zero_shot"), *((("st", best),) if theirs else ()))
         }
     return report | summaries
+
+
+def _summary(result: Result) -> dict[str, float]:
+    seconds = {"seconds": round(result.seconds.wall, 1), "cpu_seconds": round(result.seconds.cpu, 1)}
+    return rounded_metrics(result.evaluation) | seconds
 
 
 def compare(before: Evaluation, after: Evaluation, seed: int) -> dict[str, float]:
@@ -291,11 +325,11 @@ def compare(before: Evaluation, after: Evaluation, seed: int) -> dict[str, float
 
 def _print_table(benchmark: Benchmark, results: dict[str, Result]) -> None:
     table = Table(title=f"{benchmark.name}: {len(benchmark.test.questions)} questions", title_justify="left")
-    for heading in ("", *rounded_metrics(results["zero_shot"].evaluation), "seconds"):
+    for heading in ("", *rounded_metrics(results["zero_shot"].evaluation), "seconds", "CPU"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, result in results.items():
         metrics = rounded_metrics(result.evaluation).values()
-        table.add_row(name, *(f"{value:.4f}" for value in metrics), f"{result.seconds:.0f}")
+        table.add_row(name, *(f"{value:.4f}" for value in metrics), *(f"{value:.0f}" for value in result.seconds))
     Console(stderr=True, width=120).print(table)
 
 

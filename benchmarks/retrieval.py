@@ -8,7 +8,7 @@ A data set is a folder with two gzipped JSON Lines files. ``documents.jsonl.gz``
 import gzip
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from foldtune.events import now
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from trainers.data.dataset import Dataset, build_dataset
 from trainers.evaluation.metrics import Evaluation, evaluate
-from trainers.model.encoder import compute_dtype
+from trainers.model.encoder import compute_dtype, default_device
 
 Weights = npt.NDArray[np.float32]
 
@@ -105,18 +105,19 @@ def evaluate_model(model: SentenceTransformer, test: Dataset, query_map: Weights
 
     ``query_map`` ``[d, d]`` is applied to the questions' embeddings, as an adapter of one side does it.
     """
-    dtype = compute_dtype(model.device, "bert")
-    with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        queries, passages = (
-            torch.from_numpy(encode(list(texts), show_progress_bar=False, normalize_embeddings=True)).float()
-            for encode, texts in (
-                (model.encode_query, test.questions),
-                (model.encode_document, test.passages[: test.searchable]),
-            )
-        )
+    queries = embed(model.encode_query, test.questions)
+    passages = embed(model.encode_document, test.passages[: test.searchable])
     if query_map is not None:
         queries = torch.nn.functional.normalize(queries @ torch.from_numpy(query_map).T, dim=1)
     return evaluate(test, np.arange(len(test.questions)), queries, passages)
+
+
+def embed(encode: Callable[..., Weights], texts: Sequence[str]) -> torch.Tensor:
+    """Embeddings ``[n, d]`` of length 1, computed in the precision in which every side trains."""
+    device = default_device()
+    dtype = compute_dtype(device, "bert")
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        return torch.from_numpy(encode(list(texts), show_progress_bar=False, normalize_embeddings=True)).float()
 
 
 def rounded_metrics(evaluation: Evaluation) -> dict[str, float]:

@@ -3,7 +3,7 @@
 A peer's script reads a JSON file (``base``: folder of the base model; ``questions``, ``passages``, ``corpus``: the
 number of passages searched; ``pairs``: positions of question and positive; ``rates``, ``seed``, ``output``: a folder),
 trains as its library documents, and writes to ``output`` its results, the best to be chosen on validation questions,
-and ``seconds.json``, how long each took. It is never imported here.
+and ``seconds.json``, the elapsed and CPU seconds of each. It is never imported here.
 """
 
 import json
@@ -45,9 +45,11 @@ ADAPTMEM = Peer("adaptmem_wrapper.py", ("adaptmem==0.6.0",))
 
 
 @contextmanager
-def run(peer: Peer, base: Path, dataset: Dataset, examples: Indices, seed: int) -> Iterator[tuple[Path, list[float]]]:
-    """Train ``peer`` on the ``examples`` of ``dataset``, from the model of ``base``; yields what it wrote, and how many
-    seconds each of its trainings took.
+def run(
+    peer: Peer, base: Path, dataset: Dataset, examples: Indices, seed: int
+) -> Iterator[tuple[Path, list[tuple[float, float]]]]:
+    """Train ``peer`` on the ``examples`` of ``dataset``, from the model of ``base``; yields what it wrote, and the
+    elapsed and CPU seconds of each of its trainings.
 
     Raises:
         CalledProcessError: its packages cannot be installed, or it failed; its output was printed.
