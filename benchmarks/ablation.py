@@ -175,12 +175,13 @@ def _evaluate(encoder: Encoder, trainable: TrainableEncoder, benchmark: Benchmar
     """Test and training set share documents and indices, so the passages are embedded through the prefix cache."""
     test = benchmark.test
     _, passages = trainable.embed(np.empty(0, dtype=np.int64), np.arange(test.searchable))
-    queries = torch.from_numpy(encoder.encode_tokens(encoder.tokenize(test.questions, "query", TRAINING_TOKENS)))
-    return evaluate(test, np.arange(len(test.questions)), queries, passages)
+    questions = [test.questions[question] for question in benchmark.test_questions]
+    queries = torch.from_numpy(encoder.encode_tokens(encoder.tokenize(questions, "query", TRAINING_TOKENS)))
+    return evaluate(test, benchmark.test_questions, queries, passages)
 
 
 def _print_table(benchmark: Benchmark, runs: dict[str, dict[str, Any]]) -> None:
-    table = Table(title=f"{benchmark.name}: {len(benchmark.test.questions)} questions", title_justify="left")
+    table = Table(title=f"{benchmark.name}: {len(benchmark.test_questions)} questions", title_justify="left")
     for heading in ("", "ndcg@10", "minus the defaults", "95 % interval", "seconds"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, run in runs.items():

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
@@ -35,7 +35,6 @@ from benchmarks.retrieval import Benchmark, Sample, evaluate_model, load, rounde
 from benchmarks.sentence_transformers_recipe import TrainingConfig, load_model, mine_negatives, pairs
 from benchmarks.sentence_transformers_recipe import train as train_theirs
 from foldtune.events import FineTuneRequested
-from trainers.data.dataset import Dataset, Split
 from trainers.engine.trainable_encoder import TRAINING_TOKENS, TrainableEncoder
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 from trainers.evaluation.gate import gain_interval
@@ -146,22 +145,20 @@ def main(
 
 def _sides(base: Path, benchmark: Benchmark, seed: int, knobs: Knobs) -> dict[str, Callable[[], Result]]:
     every = np.arange(len(benchmark.train.question))
-    sides: dict[str, Callable[[], Result]] = {
-        "zero_shot": lambda: Result(_evaluate(base, benchmark.test), Seconds(0, 0))
-    }
+    sides: dict[str, Callable[[], Result]] = {"zero_shot": lambda: Result(_evaluate(base, benchmark), Seconds(0, 0))}
     for name, values in OURS.items():
         merged = {group: knobs.get(group, {}) | values.get(group, {}) for group in knobs | values}
         sides[name] = partial(_ours, base, benchmark, create_request(seed, merged))
     for name, recipe in RECIPES.items():
         config = chosen_config(benchmark.name, name, seed)
-        sides[name] = partial(_theirs, base, benchmark, recipe, config, examples=every, test=benchmark.test)
+        sides[name] = partial(_theirs, base, benchmark, recipe, config, examples=every)
     sides["linear_adapter"] = partial(_linear_adapter, base, benchmark, seed)
     sides["adaptmem"] = partial(_adaptmem, base, benchmark, seed)
     return sides
 
 
-def _evaluate(folder: Path, test: Dataset) -> Evaluation:
-    return evaluate_model(load_model(folder, MAX_TOKENS), test)
+def _evaluate(folder: Path, benchmark: Benchmark) -> Evaluation:
+    return evaluate_model(load_model(folder, MAX_TOKENS), benchmark.test, benchmark.test_questions)
 
 
 def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> Result:
@@ -176,12 +173,19 @@ def _ours(base: Path, benchmark: Benchmark, request: FineTuneRequested) -> Resul
         seconds = Seconds.since(began)
         typer.echo(f"ours: {seconds.wall:.0f} s, validation {record.validation}, {interpolation}", err=True)
         write_model(encoder, work / "model")
-        return Result(_evaluate(work / "model", benchmark.test), seconds)
+        return Result(_evaluate(work / "model", benchmark), seconds)
 
 
 def _theirs(
-    base: Path, benchmark: Benchmark, recipe: Recipe, config: TrainingConfig, *, examples: Indices, test: Dataset
+    base: Path,
+    benchmark: Benchmark,
+    recipe: Recipe,
+    config: TrainingConfig,
+    *,
+    examples: Indices,
+    validation: Indices | None = None,
 ) -> Result:
+    """Trained on ``examples``; evaluated on the test questions, or on ``validation`` questions of the training set."""
     began = Seconds.now()
     rows = pairs(benchmark.train, examples)
     if recipe.negatives:
@@ -191,7 +195,9 @@ def _theirs(
         summary = train_theirs(base, rows, config, folder)
         seconds = Seconds.since(began)
         typer.echo(f"{recipe}: {len(rows)} of {len(examples)} rows, {summary}", err=True)
-        return Result(_evaluate(folder, test), seconds)
+        if validation is None:
+            return Result(_evaluate(folder, benchmark), seconds)
+        return Result(evaluate_model(load_model(folder, MAX_TOKENS), benchmark.train, validation), seconds)
 
 
 def _linear_adapter(base: Path, benchmark: Benchmark, seed: int) -> Result:
@@ -200,17 +206,19 @@ def _linear_adapter(base: Path, benchmark: Benchmark, seed: int) -> Result:
     model = load_model(base, MAX_TOKENS)
     with peers.run(peers.LINEAR_ADAPTER, base, train, parts.train, seed) as done:
         output, seconds = done
-        maps, validation = peers.query_maps(output), _validation_questions(train, parts)
-        scores = [evaluate_model(model, validation, query_map).ndcg.mean() for query_map in maps]
+        maps = peers.query_maps(output)
+        scores = [evaluate_model(model, train, parts.validation, query_map).ndcg.mean() for query_map in maps]
         best = int(np.argmax(scores))
-        return Result(evaluate_model(model, benchmark.test, maps[best]), Seconds(*seconds[best]))
+        return Result(
+            evaluate_model(model, benchmark.test, benchmark.test_questions, maps[best]), Seconds(*seconds[best])
+        )
 
 
 def _adaptmem(base: Path, benchmark: Benchmark, seed: int) -> Result:
     every = np.arange(len(benchmark.train.question))
     with peers.run(peers.ADAPTMEM, base, benchmark.train, every, seed) as done:
         output, (seconds,) = done
-        return Result(_evaluate(output / "model", benchmark.test), Seconds(*seconds))
+        return Result(_evaluate(output / "model", benchmark), Seconds(*seconds))
 
 
 @contextmanager
@@ -227,34 +235,18 @@ def bounded_base() -> Iterator[Path]:
         yield folder
 
 
-def _validation_questions(train: Dataset, parts: Split) -> Dataset:
-    """The training set with its validation questions alone, as a test set."""
-    kept = parts.validation
-    # ``evaluate`` looks up known positives by the question's number.
-    known_questions, known_passages = train.known_pairs()
-    rows = np.flatnonzero(np.isin(known_questions, kept))
-    renumbered = np.searchsorted(kept, known_questions[rows])
-    return replace(
-        train,
-        questions=tuple(train.questions[question] for question in kept),
-        groups=train.groups[kept],
-        known_positives=np.sort(renumbered * len(train.passages) + known_passages[rows]),
-    )
-
-
 def _tune(base: Path, benchmark: Benchmark, seed: int, chosen: tuple[str, ...]) -> dict[str, Any]:
     """Train the ``chosen`` recipes, by default all, with every learning rate and depth, and record the best of each on
     the validation questions.
     """
     recipes = {name: recipe for name, recipe in RECIPES.items() if not chosen or name in chosen}
     parts = split_without_held_out(benchmark.train)
-    validation = _validation_questions(benchmark.train, parts)
     scores: dict[str, list[dict[str, Any]]] = {name: [] for name in recipes}
     for name, recipe in recipes.items():
         for layers in LAYERS:
             for rate in LEARNING_RATES:
                 config = _config(recipe, {"layers": layers, "learning_rate": rate}, seed)
-                result = _theirs(base, benchmark, recipe, config, examples=parts.train, test=validation)
+                result = _theirs(base, benchmark, recipe, config, examples=parts.train, validation=parts.validation)
                 score = round(float(result.evaluation.ndcg.mean()), 4)
                 scores[name].append(
                     {
@@ -273,7 +265,7 @@ def _tune(base: Path, benchmark: Benchmark, seed: int, chosen: tuple[str, ...]) 
     choices = _choices()
     choices[benchmark.name] = choices.get(benchmark.name, {}) | best
     CHOICES.write_text(json.dumps(choices, indent=2) + "\n")
-    return benchmark.description() | {"validation_questions": len(validation.questions), "tuned": scores}
+    return benchmark.description() | {"validation_questions": len(parts.validation), "tuned": scores}
 
 
 def _config(recipe: Recipe, chosen: dict[str, Any], seed: int) -> TrainingConfig:
@@ -324,7 +316,7 @@ def compare(before: Evaluation, after: Evaluation, seed: int) -> dict[str, float
 
 
 def _print_table(benchmark: Benchmark, results: dict[str, Result]) -> None:
-    table = Table(title=f"{benchmark.name}: {len(benchmark.test.questions)} questions", title_justify="left")
+    table = Table(title=f"{benchmark.name}: {len(benchmark.test_questions)} questions", title_justify="left")
     for heading in ("", *rounded_metrics(results["zero_shot"].evaluation), "seconds", "CPU"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, result in results.items():

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from trainers.data.dataset import Dataset, build_dataset
 from trainers.evaluation.metrics import Evaluation, evaluate
 from trainers.model.encoder import compute_dtype, default_device
+from trainers.model.tokens import Indices
 
 Weights = npt.NDArray[np.float32]
 
@@ -44,11 +46,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """``train`` and ``test`` have the same documents with the same indices, but different questions."""
+    """``train`` and ``test`` have the same documents with the same indices, but different questions.
+
+    ``test_questions`` are those of ``test`` that have an answer; follow-ups asked of many documents have none.
+    """
 
     name: str
     train: Dataset
     test: Dataset
+
+    @cached_property
+    def test_questions(self) -> Indices:
+        return np.unique(self.test.question)
 
     def description(self) -> dict[str, Any]:
         """Data, sizes and machine, for the report."""
@@ -57,7 +66,7 @@ class Benchmark:
             "cores": os.cpu_count(),
             "train_questions": len(self.train.questions),
             "examples": len(self.train.question),
-            "test_questions": len(self.test.questions),
+            "test_questions": len(self.test_questions),
             "documents": self.test.documents,
         }
 
@@ -100,16 +109,18 @@ def load(folder: Path, sample: Sample) -> Benchmark:
     return Benchmark(folder.name, train, test)
 
 
-def evaluate_model(model: SentenceTransformer, test: Dataset, query_map: Weights | None = None) -> Evaluation:
-    """Retrieval of every question of ``test`` among all its documents, truncated to the model's ``max_seq_length``.
+def evaluate_model(
+    model: SentenceTransformer, dataset: Dataset, questions: Indices, query_map: Weights | None = None
+) -> Evaluation:
+    """Retrieval of ``questions`` among all documents of ``dataset``, truncated to the model's ``max_seq_length``.
 
     ``query_map`` ``[d, d]`` is applied to the questions' embeddings, as an adapter of one side does it.
     """
-    queries = embed(model.encode_query, test.questions)
-    passages = embed(model.encode_document, test.passages[: test.searchable])
+    queries = embed(model.encode_query, [dataset.questions[question] for question in questions])
+    passages = embed(model.encode_document, dataset.passages[: dataset.searchable])
     if query_map is not None:
         queries = torch.nn.functional.normalize(queries @ torch.from_numpy(query_map).T, dim=1)
-    return evaluate(test, np.arange(len(test.questions)), queries, passages)
+    return evaluate(dataset, questions, queries, passages)
 
 
 def embed(encode: Callable[..., Weights], texts: Sequence[str]) -> torch.Tensor:
