@@ -53,6 +53,7 @@ RIGHTS: Mapping[Part, Rights] = {
         writes=(
             *(Topic.SNAPSHOT_COMMANDS, Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_PROGRESS),
             *(Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS, Topic.DEAD_LETTERS, Topic.ERASURE_CONFIRMATIONS),
+            Topic.FOLDER_STATS,
         ),
         manages=tuple(Topic),
     ),
@@ -66,7 +67,7 @@ RIGHTS: Mapping[Part, Rights] = {
     # ``foldtune deploy``, ``subscribe`` and ``models``.
     Part.DEPLOYER: Rights(reads=(Topic.MODEL_READY,)),
     # The HTTP API, and the functions api and schedule.
-    Part.API: Rights(reads=(Topic.FINE_TUNE_STATUS,), writes=(Topic.FINE_TUNE_REQUESTS,)),
+    Part.API: Rights(reads=(Topic.FINE_TUNE_STATUS, Topic.FOLDER_STATS), writes=(Topic.FINE_TUNE_REQUESTS,)),
     # All other commands.
     Part.OPERATOR: Rights(
         reads=(

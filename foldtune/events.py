@@ -4,7 +4,7 @@ Unknown fields are ignored on read, so that a newer producer does not stop an ol
 ``docs/events.md`` and the JSON Schemas are generated from these models.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -480,6 +480,72 @@ class TrainingProgressed(Event):
     trained_request_id: RequestId | None = None
 
 
+# Of a folder's figures by day and by agent: with names of any length they fit into a quarter of a record.
+MAX_STATS_DAYS, MAX_STATS_AGENTS = 400, 50
+Counts = dict[Annotated[str, StringConstraints(max_length=256)], Count]
+
+
+class FolderDay(Model):
+    """A folder's logs of one day (UTC)."""
+
+    day: date
+    logs: Count = 0
+    labels: Counts = Field({}, max_length=64, description="Number of labelled logs, by label")
+    cited: Count = Field(0, description="Logs with a citation; the others had no answer in the documents")
+    cited_first: Count = Field(0, description="Logs whose best citation was retrieved at rank 1")
+    liked: Count = 0
+    disliked: Count = 0
+
+
+class AgentCount(Model):
+    """A folder's labelled logs of one agent, by label."""
+
+    agent_id: AgentId
+    labels: Annotated[Counts, Field(max_length=64)] = {}
+
+
+class FolderStats(Event):
+    """What a folder's training set holds in one partition, counted as a snapshot would, as of ``at``.
+
+    Counted anew once the folder has changed (`worker.stats_interval`). All of a partition's folders are as old as the
+    `folder_stats_refreshed` beside them says. Of a folder without anything all counts are 0.
+    """
+
+    type: Literal["folder_stats"] = "folder_stats"
+    folder_id: FolderId
+    partition: Count
+    at: UtcTime
+    offsets: Annotated[tuple[TopicOffset, ...], Field(max_length=64)] = Field(
+        (), description="What is counted of each topic"
+    )
+    examples: Count = Field(description="Labelled logs with a positive: all but those with the label `disliked`")
+    documents: Count
+    newest_log_at: UtcTime | None = None
+    labels: Annotated[Counts, Field(max_length=64)] = {}
+    days: Annotated[tuple[FolderDay, ...], Field(max_length=MAX_STATS_DAYS)] = Field(
+        (), description="Days with logs, in order; the newest ones, of more than there may be"
+    )
+    earlier: FolderDay | None = Field(None, description="The sum of all days before `days`, under the last of them")
+    agents: Annotated[tuple[AgentCount, ...], Field(max_length=MAX_STATS_AGENTS)] = Field(
+        (), description="Agents with labelled logs, those with most first"
+    )
+    other_agents: Annotated[Counts, Field(max_length=64)] = Field({}, description="The sum of all further agents")
+    left_out: Annotated[Counts, Field(max_length=64)] = Field(
+        {}, description="Number of logs without an example, by reason, as in a snapshot's parts"
+    )
+
+
+class FolderStatsRefreshed(Event):
+    """All ``folder_stats`` of a partition hold as of ``at``; without it they would be as old as the worker is gone."""
+
+    type: Literal["folder_stats_refreshed"] = "folder_stats_refreshed"
+    partition: Count
+    at: UtcTime
+    folders: Count = Field(description="Folders of the partition")
+    pending: Count = Field(0, description="Folders that have changed and are not counted yet: their stats are older")
+    pending_since: UtcTime | None = Field(None, description="When the first of these changed")
+
+
 # After the deadline of a job's last attempt, its end must be reported within this time.
 REPORTING_TIME = timedelta(hours=1)
 # A job that has not begun to run within this time of its publication is not started any more.
@@ -622,6 +688,8 @@ EVENTS: tuple[type[Event], ...] = (
     SnapshotPart,
     SnapshotManifest,
     TrainingProgressed,
+    FolderStats,
+    FolderStatsRefreshed,
     TrainingJob,
     ModelManifest,
     ModelReady,

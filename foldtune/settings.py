@@ -223,6 +223,10 @@ class WorkerSettings(Section):
     standby_replicas: Annotated[int, Field(ge=0, le=16)] = 0
     # Erasures are applied at once to what arrives and to snapshots; to what is stored, at most once in this time.
     erasure_interval: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=7))] = timedelta(hours=1)
+    # The figures of a folder that has changed are counted anew at most once in this time.
+    stats_interval: Annotated[timedelta, Field(ge=timedelta(milliseconds=100), le=timedelta(seconds=45))] = timedelta(
+        seconds=30
+    )
     # Keys of the digests by which erased subjects are kept: the newest first, separated by commas. A key is removed
     # only together with the state, which another app_id builds anew.
     erasure_keys: Annotated[SecretStr, AfterValidator(_long_keys)] | None = None

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from foldtune.errors import ObjectMissingError
@@ -62,6 +63,21 @@ class MemoryObjectStore(ObjectStore):
     def delete(self, key: str) -> None:
         with self._lock:
             self._objects.pop(key, None)
+
+
+class FakeClock:
+    """A clock that stands still until it is moved; called, it tells the time, as ``foldtune.events.now`` does."""
+
+    def __init__(self, moment: datetime | None = None) -> None:
+        self.moment = moment or datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+    def advance(self, time: timedelta) -> datetime:
+        """Let time pass; the time after it."""
+        self.moment += time
+        return self.moment
 
 
 def _etag(content: bytes) -> str:

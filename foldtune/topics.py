@@ -11,6 +11,12 @@ _DEFAULT_RECORD_BYTES, _RECORD_OVERHEAD = 1024 * 1024, 1024
 # producer's.
 _STAMPED = {"message.timestamp.type": "LogAppendTime"}
 _COMPACTED = _STAMPED | {"cleanup.policy": "compact"}
+# Names that are erased must not stay for weeks: see ``CHANGELOG_CONFIG``.
+_COMPACTION_LAG = timedelta(days=1)
+_COMPACTED_DAILY = _COMPACTED | {
+    "max.compaction.lag.ms": str(int(_COMPACTION_LAG.total_seconds() * 1000)),
+    "segment.bytes": str(64 << 20),
+}
 # The brokers' retention.
 _DEFAULT = _STAMPED | {"cleanup.policy": "delete"}
 # The source of truth, from which lost state is rebuilt: unlimited until an operator sets a retention.
@@ -28,6 +34,9 @@ class Topic(Enum):
     ERASURES = ("erasures", _UNLIMITED)
     # To the partition that it is of.
     ERASURE_CONFIRMATIONS = ("erasure-confirmations", _UNLIMITED)
+    # Keyed by folder_id, in the partition of the folder's training set; "" is the key of the partition's own record.
+    FOLDER_STATS = ("folder-stats", _COMPACTED_DAILY)
+    # Sent to every partition.
     SNAPSHOT_COMMANDS = ("snapshot-commands", _DEFAULT)
     # Keyed by model name.
     FINE_TUNE_REQUESTS = ("fine-tune-requests", _UNLIMITED)
@@ -75,12 +84,7 @@ def changelogs(app_id: str) -> tuple[str, ...]:
 
 # Erased text must not stay in a changelog for weeks, as by default where little is written. The active segment, which
 # brokers never compact, is bounded for the same reason (default: 1 GiB).
-_COMPACTION_LAG = timedelta(days=1)
-CHANGELOG_CONFIG = _COMPACTED | {
-    "max.compaction.lag.ms": str(int(_COMPACTION_LAG.total_seconds() * 1000)),
-    "segment.bytes": str(64 << 20),
-    "max.message.bytes": str(MAX_RECORD_BYTES),
-}
+CHANGELOG_CONFIG = _COMPACTED_DAILY | {"max.message.bytes": str(MAX_RECORD_BYTES)}
 # What is deleted from a changelog is gone from the brokers' disks within this time, also where nothing else is written:
 # the worker's daily record closes the segment, which is compacted a day later at the latest; and a day for the cleaner.
 COMPACTED_WITHIN = 3 * _COMPACTION_LAG

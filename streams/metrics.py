@@ -64,6 +64,9 @@ SNAPSHOT_SECONDS = Histogram(
 SNAPSHOT_STORE_SECONDS = Histogram(
     "foldtune_snapshot_store_seconds", "The part of it spent on the object store.", buckets=_SNAPSHOT_BUCKETS
 )
+STATS_SECONDS = Histogram(
+    "foldtune_folder_stats_seconds", "Time to count one folder for folder-stats.", buckets=_SNAPSHOT_BUCKETS
+)
 REFUSED_RECORDS = Counter(
     "foldtune_refused_records", "Records of the worker that could not be written; they are dead letters.", ["topic"]
 )
@@ -89,7 +92,7 @@ for _reason in ("damaged", "ahead", "outdated", "deleted"):
 for _table in ("training-sets", "requests"):
     RESTORED_CHANGELOGS.labels(_table)
     LOST_RECORDS.labels(f"{_table}-changelog", "expired")
-for _timer in ("tick", "policy", "maintenance"):
+for _timer in ("tick", "policy", "maintenance", "folder-stats"):
     FAILED_TIMERS.labels(_timer)
 for _state in State:
     if _state.terminal:

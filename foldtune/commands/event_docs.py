@@ -15,6 +15,10 @@ TOPIC_EVENTS: dict[Topic, tuple[str, str]] = {
     Topic.FEEDBACK: ("feedback", "folder_id"),
     Topic.ERASURES: ("erasure_requested", "none, sent to every partition"),
     Topic.ERASURE_CONFIRMATIONS: ("erasure_confirmed", "erasure_id, sent to the partition that it is of"),
+    Topic.FOLDER_STATS: (
+        "folder_stats, folder_stats_refreshed",
+        "folder_id, of a folder_stats_refreshed empty; in the partition of the folder's training set",
+    ),
     Topic.SNAPSHOT_COMMANDS: ("snapshot_command, training_finished", "none, sent to every partition"),
     Topic.FINE_TUNE_REQUESTS: ("fine_tune_requested, fine_tune_cancelled", "model"),
     Topic.SNAPSHOT_PARTS: ("snapshot_part", "model"),
@@ -43,6 +47,7 @@ RESTORED_FROM: dict[Topic, str] = {
     Topic.FEEDBACK: "snapshots, as verdicts in the logs",
     Topic.ERASURES: "nothing: send them again",
     Topic.ERASURE_CONFIRMATIONS: "the erasures, sent again",
+    Topic.FOLDER_STATS: "the training sets, once workers start anew",
     Topic.SNAPSHOT_COMMANDS: "nothing: a snapshot under way times out, and its request fails",
     Topic.FINE_TUNE_REQUESTS: "nothing: send requests again; those that have ended are answered",
     Topic.SNAPSHOT_PARTS: "nothing: a snapshot under way times out, and its request fails",

@@ -116,7 +116,8 @@ class FaustEventPublisher(EventPublisher):
         return tuple(refused)
 
     async def _enqueue(self, record: OutgoingRecord, partition: int) -> Awaitable[object]:
-        key, value = record.key.encode() if record.key else None, record.value.encode()
+        # An empty key is one, too.
+        key, value = None if record.key is None else record.key.encode(), record.value.encode()
         check_size(record.topic, _LIMITS[record.topic], key, value)
         return await enqueue(self._topics[record.topic], key=key, value=value, partition=partition)
 
@@ -124,7 +125,7 @@ class FaustEventPublisher(EventPublisher):
         REFUSED_RECORDS.labels(record.topic).inc()
         _log.error("record not written", topic=record.topic, key=record.key, error=str(error))
         origin = (self._topics[record.topic].get_topic_name(), record.partition or 0, _NO_OFFSET)
-        key = record.key.encode() if record.key else None
+        key = None if record.key is None else record.key.encode()
         await self.send_to_dead_letters(record.value.encode(), key, str(error), origin)
 
     async def send_to_dead_letters(

@@ -148,6 +148,7 @@ class SnapshotCommandHandler:
         settings: Settings,
         *,
         statuses: StatusesSince,
+        process: ExportProcess | None = None,
     ) -> None:
         """``statuses`` reads what a partition of ``fine-tune-status`` got since a moment."""
         self._sets = sets
@@ -156,7 +157,7 @@ class SnapshotCommandHandler:
         self._store = store
         self._settings = settings
         self._statuses = statuses
-        self._process = ExportProcess()
+        self._process = process or ExportProcess()
         self._last_reports: dict[tuple[str, int], TrainingProgressed] = {}
 
     async def export(self, command: SnapshotCommand, partition: int) -> None:

@@ -19,7 +19,7 @@ from streams.training_sets.store import PartitionView
 T = TypeVar("T")
 EXPORT_PREFIX = "export-"
 # Segments sent to the child at a time: a few megabytes.
-_SEGMENTS_PER_CALL = 16
+SEGMENTS_PER_CALL = 16
 # Of other folders in a partition, at most so many, and bytes of their segments, are read for the sample: each is folded
 # whole, and passed over if it exceeds what is left of the bytes.
 _OTHER_FOLDERS, _OTHER_BYTES = 32, 64 * 1024**2
@@ -105,10 +105,10 @@ def export(
 
 def _send_segments(view: PartitionView, folder_id: str, directory: str, call: Call) -> None:
     segments = view.segments[folder_id]
-    for start in range(0, len(segments), _SEGMENTS_PER_CALL):
+    for start in range(0, len(segments), SEGMENTS_PER_CALL):
         contents = [
             (segment.topic_label, content)
-            for segment, content in view.contents(segments[start : start + _SEGMENTS_PER_CALL])
+            for segment, content in view.contents(segments[start : start + SEGMENTS_PER_CALL])
         ]
         call(partial(export_child.add_segments, directory, contents))
 

@@ -83,6 +83,8 @@ class TrainingSets:
         # Per partition, the number of own writes that found foreign ones before them (``streams.partitions``).
         self.foreign_write_count: Counter[int] = Counter()
         self._limits = limits
+        # Folders that may have changed since ``take_changed``, by partition.
+        self._changed: dict[int, set[str]] = defaultdict(set)
         self._index: dict[int, dict[str, set[Segment]]] = {}
         self._erasures: dict[int, Erasures] = {}
         self._rewrite_locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -101,6 +103,7 @@ class TrainingSets:
                 await self.write(partition, self.erasure_rules.changes(events))
                 if partition in self._erasures:
                     self._erasures[partition].add(map(self.erasure_rules.erased, events))
+                self._changed[partition] |= self._segments(partition).keys()
                 return
             # What is erased of a record that is redelivered or late is not even written.
             if erasures := self.erasures(partition):
@@ -115,6 +118,7 @@ class TrainingSets:
             if new := [offset for offset in found if offset >= counted.next_offset]:
                 changes[_too_old_key(folder_id)] = msgspec.json.encode((new[-1] + 1, counted.logs + len(new)))
         await self.write(partition, changes)
+        self._changed[partition] |= offsets.keys()
 
     async def replace(self, partition: int, packed: dict[Segment, bytes], obsolete: Collection[Segment]) -> None:
         """Write segments, then delete the obsolete ones; durable on return. Raises like ``add``."""
@@ -126,6 +130,7 @@ class TrainingSets:
             index[segment.folder_id].discard(segment)
         for segment in packed:
             index[segment.folder_id].add(segment)
+        self._changed[partition] |= {segment.folder_id for segment in (*obsolete, *packed)}
 
     async def write(self, partition: int, changes: Changes) -> None:
         """Write keys to the partition's table; durable on return. Raises like ``add``."""
@@ -151,6 +156,14 @@ class TrainingSets:
     def cached_segments(self, partition: int) -> Mapping[str, Collection[Segment]] | None:
         """The segments by folder if they are in memory, else ``None``; never reads the table."""
         return self._index.get(partition)
+
+    def take_changed(self, partition: int) -> set[str]:
+        """The folders that may have changed since the last call; at first, and after a rebalance, all.
+
+        Raises like ``Table.keys``.
+        """
+        self._segments(partition)
+        return self._changed.pop(partition, set()) - {NO_FOLDER}
 
     def rewrite_lock(self, partition: int) -> asyncio.Lock:
         """Held while segments are rewritten, and while a view must stay readable."""
@@ -191,6 +204,7 @@ class TrainingSets:
                 segment = Segment.from_key(key)
                 index[segment.folder_id].add(segment)
             self._index[partition] = index
+            self._changed[partition] |= index.keys()
         return self._index[partition]
 
 

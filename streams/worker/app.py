@@ -41,6 +41,8 @@ from streams.publishing.dead_letters import reject_record
 from streams.publishing.publisher import FaustEventPublisher, OutgoingEvent
 from streams.requests.coordinator import Coordinator
 from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
+from streams.snapshots.export_process import ExportProcess
+from streams.snapshots.stats_publisher import FolderStatsPublisher
 from streams.training_sets.compaction import MaintenanceCounts, Sweeping, maintain
 from streams.training_sets.erasures import ErasureRules
 from streams.training_sets.ingest import Ingest
@@ -173,6 +175,8 @@ class _Components:
         self._consumers = (self._data, commands, self._control) if worker.handle_requests else (self._data,)
         self._consumer_tasks: list[asyncio.Task[None]] = []
         offsets = DataOffsets(self._data.position, self._reader.end_offsets, self._table.owns)
+        process = ExportProcess()
+        self._stats = FolderStatsPublisher(self._sets, offsets, self._publisher, settings, process)
         self._snapshots = SnapshotCommandHandler(
             self._sets,
             offsets,
@@ -180,6 +184,7 @@ class _Components:
             store,
             settings,
             statuses=partial(self._status_reader.since, status_topic),
+            process=process,
         )
         self._stopping = False
 
@@ -216,6 +221,8 @@ class _Components:
         self._app.task(self._start_consumers)
         if self._settings.worker.handle_requests:
             self._register_timer("tick", _TICK_SECONDS, self._coordinator.tick)
+            stats_seconds = self._settings.worker.stats_interval.total_seconds()
+            self._register_timer("folder-stats", min(_TICK_SECONDS, stats_seconds), self._stats.refresh)
             self._register_timer("policy", self._settings.policy.interval.total_seconds(), self._report_progress)
         self._register_timer("maintenance", _MAINTENANCE_SECONDS, self._maintain)
         self._app.timer(_MAINTENANCE_SECONDS, name="standbys")(self._reclaim_standbys)

@@ -16,6 +16,7 @@ from foldtune.dead_letters import ERROR_HEADER, OFFSET_HEADER, TOPIC_HEADER
 from foldtune.events import (
     FineTuneCancelled,
     FineTuneStatus,
+    FolderStats,
     SnapshotCommand,
     SnapshotManifest,
     SnapshotPart,
@@ -83,8 +84,8 @@ def test_the_folders_are_on_different_partitions() -> None:
 def test_two_workers_export_one_exact_snapshot_of_three_folders(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
-    start_worker("one")
-    start_worker("two")
+    start_worker("one", FOLDTUNE_WORKER__STATS_INTERVAL="PT1S")
+    start_worker("two", FOLDTUNE_WORKER__STATS_INTERVAL="PT1S")
     for folder in (*FOLDERS, "not asked for"):
         publish_history(publisher, folder, 25)
     publish_request(publisher, fine_tune_request("r1", data=DataSelection(folders=FOLDERS)))
@@ -97,6 +98,17 @@ def test_two_workers_export_one_exact_snapshot_of_three_folders(
     assert Counter(row["folder_id"] for row in exported(settings, manifest, "documents")) == dict.fromkeys(FOLDERS, 25)
     assert len(manifest.parts) == 4
     assert sum(one.offset for part in manifest.parts for one in part.offsets) == 200
+    with Reader(settings, Topic.FOLDER_STATS) as reader:
+        reader.until(lambda records: {folder: 25 for folder in (*FOLDERS, "not asked for")} == counted(records))
+        # Beside them, how old they are: by the brokers' time, of every partition.
+        reader.until(lambda records: {record.partition for record in records if record.key == b""} == set(range(4)))
+
+
+def counted(records: list[Any]) -> dict[str, int]:
+    """The examples of each folder, in the partition of the folder."""
+    stats = [(record.partition, FolderStats.model_validate_json(record.value)) for record in records if record.key]
+    assert all(partition == each.partition == partition_of(each.folder_id, 4) for partition, each in stats)
+    return {each.folder_id: each.examples for _, each in stats}
 
 
 def test_no_log_is_lost_by_a_restart_or_a_kill(
