@@ -3,7 +3,7 @@
 The part that computes runs in the export process, as ``export_child`` does.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -38,21 +38,20 @@ class Figures:
 
 def figures(folder: FolderSet, weights: LabelWeights) -> Figures:
     """Count a folder: each log once, as ``export_child`` selects them for a request that selects all."""
-    days: dict[date, Counter[str]] = {}
-    day_labels: dict[date, Counter[str]] = {}
-    agents: dict[str, Counter[str]] = {}
+    days, day_labels = defaultdict[date, Counter[str]](Counter), defaultdict[date, Counter[str]](Counter)
+    agents = defaultdict[str, Counter[str]](Counter)
     labels, left_out, examples = Counter[str](), Counter[str](), 0
     for judged in folder.logs:
         log = judged.log
         day = log.occurred_at.astimezone(UTC).date()
-        counts = days.setdefault(day, Counter())
+        counts = days[day]
         counts["logs"] += 1
         if log.cited_document_ids:
             counts["cited"] += 1
             counts["cited_first"] += _is_cited_first(log)
         if judged.verdict and judged.verdict.rating:
             counts[f"{judged.verdict.rating}d"] += 1
-        if (labelled := label(judged, weights)) is None:
+        if (labelled := label(judged, weights, negatives=False)) is None:
             left_out["no label"] += 1
         elif (example := without_deleted(labelled, folder)) is None:
             left_out["document deleted"] += 1
@@ -60,10 +59,10 @@ def figures(folder: FolderSet, weights: LabelWeights) -> Figures:
             examples += example.positive is not None
             name = example.label.value
             labels[name] += 1
-            day_labels.setdefault(day, Counter())[name] += 1
-            agents.setdefault(log.agent_id, Counter())[name] += 1
+            day_labels[day][name] += 1
+            agents[log.agent_id][name] += 1
     by_day = [
-        FolderDay(day=day, labels=dict(sorted(day_labels.get(day, {}).items())), **counts)
+        FolderDay(day=day, labels=dict(sorted(day_labels[day].items())), **counts)
         for day, counts in sorted(days.items())
     ]
     by_count = sorted(agents.items(), key=lambda item: (-item[1].total(), item[0]))

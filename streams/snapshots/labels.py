@@ -29,24 +29,29 @@ class Example:
     negatives: tuple[Passage, ...]
 
 
-def label(judged: JudgedLog, weights: LabelWeights) -> Example | None:
-    """The training example of a log; ``None`` without a passage that is known to be relevant or irrelevant."""
+def label(judged: JudgedLog, weights: LabelWeights, *, negatives: bool = True) -> Example | None:
+    """The training example of a log; ``None`` without a passage that is known to be relevant or irrelevant.
+
+    Without ``negatives`` an example with a positive has none, in a fraction of the time.
+    """
     log, verdict = judged.log, judged.verdict
     cited = _best_cited(log)
     rating = verdict.rating if verdict else None
     if verdict and verdict.correct_document_id:
         corrected = _passage(log, verdict.correct_document_id, verdict.correct_folder_id)
-        return _positive_example(log, Label.CORRECTED, weights.corrected, corrected, spare_cited=rating == "like")
+        liked = log.cited_document_ids if rating == "like" else ()
+        return _positive_example(log, Label.CORRECTED, weights.corrected, corrected, liked if negatives else None)
     if rating == "dislike":
         wrong = tuple(_passage(log, document_id) for document_id in log.cited_document_ids)
         return Example(log, Label.DISLIKED, 0.0, None, wrong) if wrong else None
+    spared = log.cited_document_ids if negatives else None
     if cited is not None and rating == "like":
-        return _positive_example(log, Label.LIKED, weights.liked, cited)
+        return _positive_example(log, Label.LIKED, weights.liked, cited, spared)
     if cited is not None and weights.cited is not None:
-        return _positive_example(log, Label.CITED, weights.cited, cited)
+        return _positive_example(log, Label.CITED, weights.cited, cited, spared)
     if cited is None and weights.retrieved is not None:
         top = _confident_top(log, weights.retrieved_min_score)
-        return _positive_example(log, Label.RETRIEVED, weights.retrieved, top) if top is not None else None
+        return _positive_example(log, Label.RETRIEVED, weights.retrieved, top, spared) if top is not None else None
     return None
 
 
@@ -69,10 +74,13 @@ def without_deleted(example: Example, folder: FolderSet) -> Example | None:
 
 
 def _positive_example(
-    log: ChatLog, kind: Label, strength: float, positive: Passage, *, spare_cited: bool = True
+    log: ChatLog, kind: Label, strength: float, positive: Passage, spared_ids: tuple[str, ...] | None
 ) -> Example:
+    """``spared_ids`` are no negatives, beside the positive; with ``None`` nothing is."""
+    if spared_ids is None:
+        return Example(log, kind, strength, positive, ())
     # Other cited passages may be relevant too, so negatives exclude them, unless the user named another document.
-    spared = set(map(nfc, (positive.document_id, *(log.cited_document_ids if spare_cited else ()))))
+    spared = set(map(nfc, (positive.document_id, *spared_ids)))
     negatives = tuple(
         _passage(log, passage.document_id)
         for passage in sorted(log.retrieved, key=lambda passage: passage.rank)

@@ -99,7 +99,7 @@ def test_two_workers_export_one_exact_snapshot_of_three_folders(
     assert len(manifest.parts) == 4
     assert sum(one.offset for part in manifest.parts for one in part.offsets) == 200
     with Reader(settings, Topic.FOLDER_STATS) as reader:
-        reader.until(lambda records: {folder: 25 for folder in (*FOLDERS, "not asked for")} == counted(records))
+        reader.until(lambda records: dict.fromkeys((*FOLDERS, "not asked for"), 25) == counted(records))
         # Beside them, how old they are: by the brokers' time, of every partition.
         reader.until(lambda records: {record.partition for record in records if record.key == b""} == set(range(4)))
 

@@ -314,5 +314,5 @@ def test_a_count_that_fails_is_repeated() -> None:
         worker.stats._call = worker._call
         assert worker.refresh() == []
     assert worker.refreshed.pending == 1
-    worker.stats._call = call_here  # type: ignore[method-assign]
+    worker.stats._call = call_here
     assert worker.refresh() == ["f"]
