@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check gpu-wheels bench-ingest bench-train figures package check format lock schemas clean
+.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check gpu-wheels bench-ingest bench-train bench-rounds figures package check format lock schemas clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-15s%s\n", names[i], $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ bench-ingest: setup ## Ingestion throughput, and the cost of growth, recovery an
 bench-train: setup ## Training speed compared with sentence-transformers; DATA=… QUALITY=1
 	@test -n "$(DATA)" || { echo 'bench-train needs a folder of data sets: make bench-train DATA=…' >&2; exit 2; }
 	$(BIN)/python -m benchmarks.train --data "$(DATA)" $(if $(QUALITY),--quality)
+
+bench-rounds: setup ## Ten trainings in a row on the logs of each model's agent; DATA=… (one data set)
+	@test -n "$(DATA)" || { echo 'bench-rounds needs the folder of a data set: make bench-rounds DATA=…' >&2; exit 2; }
+	$(BIN)/python -m benchmarks.rounds --data "$(DATA)"
 
 package: setup $(NODE_MODULES) ## What `osls deploy` deploys to AWS, into .serverless; STAGE=prod PARAMETERS=--param=…
 	$(WITH_NODE) node_modules/.bin/osls package --stage $(or $(STAGE),dev) --package $(PACKAGE) $(PARAMETERS)
