@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,19 +78,19 @@ class Arm:
     older_share: float = OLDER_SHARE
     unread: float = 0.4
     feedback: bool = True
-    gated: bool = True
+    gated: bool = False
 
 
 ARMS = {
-    "base": Arm(),
     "incumbent": Arm("incumbent"),
-    "incumbent_all_older": Arm("incumbent", older_share=1.0),
-    "incumbent_ungated": Arm("incumbent", gated=False),
+    "base": Arm(),
     # Trained on its own citations, of whatever it finds first.
-    "loop_base_ungated": Arm(unread=1.0, feedback=False, gated=False),
-    "loop_incumbent_ungated": Arm("incumbent", unread=1.0, feedback=False, gated=False),
-    "loop_incumbent_ungated_feedback": Arm("incumbent", unread=1.0, gated=False),
     "loop_incumbent": Arm("incumbent", unread=1.0, feedback=False),
+    "loop_incumbent_feedback": Arm("incumbent", unread=1.0),
+    "incumbent_all_older": Arm("incumbent", older_share=1.0),
+    "loop_base": Arm(unread=1.0, feedback=False),
+    "incumbent_gated": Arm("incumbent", gated=True),
+    "loop_incumbent_gated": Arm("incumbent", unread=1.0, feedback=False, gated=True),
 }
 
 
@@ -142,13 +142,15 @@ class Plan:
     questions: int
     window: int
     epochs: int
+    # Folder for temporary files.
+    spill: str
 
 
 @dataclass(frozen=True)
 class Run:
-    """All arms with one seed; ``test_groups`` are the near-duplicates among the test questions."""
+    """An arm with one seed; ``test_groups`` are the near-duplicates among the test questions."""
 
-    curves: dict[str, Curve]
+    curve: Curve
     test_groups: Indices
     documents: int
     cpu_seconds: float
@@ -240,21 +242,29 @@ def main(
     *,
     data: Annotated[Path, typer.Option(help="Folder with documents.jsonl.gz and questions.jsonl.gz.")],
     rounds: Annotated[int, typer.Option(help="Number of trainings in a row.")] = 10,
-    questions: Annotated[int, typer.Option(help="Questions asked in each round.")] = 60,
-    folders: Annotated[int, typer.Option(help="Number of folders, those with the most questions.")] = 12,
-    window: Annotated[int, typer.Option(help="Logs that the training set keeps; the oldest go.")] = 400,
+    questions: Annotated[int, typer.Option(help="Questions asked in each round.")] = 30,
+    folders: Annotated[int, typer.Option(help="Number of folders, those with the most questions.")] = 6,
+    window: Annotated[int, typer.Option(help="Logs that the training set keeps; the oldest go.")] = 200,
     epochs: Annotated[int, typer.Option(help="Epochs of each training.")] = 1,
-    seeds: Annotated[int, typer.Option(help="Repetitions with other questions, users and batches.")] = 2,
-    processes: Annotated[int, typer.Option(help="Of one thread each; each has a seed.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Repetitions with other questions, users and batches.")] = 1,
+    processes: Annotated[int, typer.Option(help="Number of processes, of one thread each.")] = 2,
     only: Annotated[str, typer.Option(help="Only arms whose names start with one of these, comma-separated.")] = "",
 ) -> None:
     """Run the benchmark; the last line of output is one JSON object."""
     began = time.perf_counter()
     chosen = tuple(filter(None, only.split(",")))
     arms = {name: arm for name, arm in ARMS.items() if not chosen or name.startswith(chosen)}
-    plan = Plan(data, folders, rounds, questions, window, epochs)
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        runs = list(pool.map(partial(_run_arms, plan, arms), range(seeds)))
+    runs: dict[str, list[Run]] = defaultdict(list)
+    with (
+        tempfile.TemporaryDirectory(prefix="foldtune-bench-") as spill,
+        ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool,
+    ):
+        plan = Plan(data, folders, rounds, questions, window, epochs, spill)
+        names = [name for _ in range(seeds) for name in arms]
+        numbers = [seed for seed in range(seeds) for _ in arms]
+        for name, run in zip(names, pool.map(partial(_run, plan), names, numbers), strict=True):
+            runs[name].append(run)
+    one = next(iter(runs.values()))[0]
     report = {
         "data": data.name,
         "cores": os.cpu_count(),
@@ -262,28 +272,35 @@ def main(
         "questions_a_round": questions,
         "window": window,
         "epochs": epochs,
-        "documents": runs[0].documents,
-        "test_questions": len(runs[0].test_groups),
-        "arms": {name: _summary([run.curves[name] for run in runs], runs[0].test_groups) for name in arms},
+        "seeds": seeds,
+        "documents": one.documents,
+        "test_questions": len(one.test_groups),
+        "arms": {name: _summary([run.curve for run in of_arm], one.test_groups) for name, of_arm in runs.items()},
         "seconds": round(time.perf_counter() - began, 1),
-        "cpu_seconds": [round(run.cpu_seconds, 1) for run in runs],
+        "cpu_seconds": round(sum(run.cpu_seconds for of_arm in runs.values() for run in of_arm), 1),
     }
     sys.stdout.write(json.dumps(report) + "\n")
 
 
-def _run_arms(plan: Plan, arms: dict[str, Arm], seed: int) -> Run:
-    began = time.process_time()
+@cache
+def _world(data: Path, folders: int, spill: str) -> tuple[World, Model]:
+    """Of this process, which keeps them until it ends."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="foldtune-bench-") as folder:
-        world = World(plan.data, plan.folders, Path(folder))
-        base, curves = world.measure(), {}
-        for name, arm in arms.items():
-            curves[name] = _run(world, base, arm, plan, seed)
-            typer.echo(f"seed {seed}, {name}: {time.process_time() - began:.0f} s of CPU", err=True)
-    return Run(curves, world.test_groups, len(world.texts.passages), time.process_time() - began)
+    world = World(data, folders, Path(tempfile.mkdtemp(dir=spill)))
+    return world, world.measure()
 
 
-def _run(world: World, base: Model, arm: Arm, plan: Plan, seed: int) -> Curve:
+def _run(plan: Plan, name: str, seed: int) -> Run:
+    began = time.process_time()
+    world, base = _world(plan.data, plan.folders, plan.spill)
+    curve = _curve(world, base, ARMS[name], plan, seed)
+    run = Run(curve, world.test_groups, len(world.texts.passages), time.process_time() - began)
+    summary = {"arm": name, "seed": seed, "cpu_seconds": run.cpu_seconds} | _summary([curve], run.test_groups)
+    typer.echo(json.dumps(summary), err=True)
+    return run
+
+
+def _curve(world: World, base: Model, arm: Arm, plan: Plan, seed: int) -> Curve:
     knobs = {"trainable_layers": LAYERS, "epochs": plan.epochs, "start": arm.start, "older_share": arm.older_share}
     request = create_request(seed, {"training": knobs, "dataset": {"hard_negatives": 1, "easy_negatives": 0}})
     asked = random.Random(seed).sample(world.asked, plan.rounds * plan.questions)  # noqa: S311  a simulation

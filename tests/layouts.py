@@ -67,11 +67,15 @@ def byte_pairs(folder: Path, end: str = "<|endoftext|>", **options: Any) -> None
         TEXTS, trainers.BpeTrainer(vocab_size=400, special_tokens=[end], initial_alphabet=alphabet)
     )
     tokenizer.post_processor = processors.TemplateProcessing(f"$A {end}", special_tokens=[(end, 0)])
-    _write_tokenizer(folder, tokenizer, pad_token=end, eos_token=end, **options)
+    names = ["input_ids", "attention_mask"]
+    _write_tokenizer(folder, tokenizer, pad_token=end, eos_token=end, model_input_names=names, **options)
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, **options: Any) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)
+    # transformers 5 writes a class that earlier versions do not have.
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def layout(
@@ -93,6 +97,7 @@ def layout(
     torch.manual_seed(0)
     made = AutoConfig.for_model(model_type, **_SIZES | sizes | config)
     AutoModel.from_config(made, dtype=dtype).save_pretrained(folder)
+    _as_published(folder / "config.json")
     modules, width = ["Transformer", "Pooling", *(name if name == "Normalize" else "Dense" for name in head)], WIDTH
     paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(modules) if index)]
     write_json(
@@ -114,6 +119,25 @@ def layout(
     if encoding:
         write_json(folder / "config_sentence_transformers.json", encoding)
     return folder
+
+
+def _as_published(path: Path) -> None:
+    """Write a configuration again as transformers 4 did, by which these families were published."""
+    config = json.loads(path.read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    # Of all layers, or by their kind.
+    rope = config.pop("rope_parameters", None)
+    if config["model_type"] == "modernbert":
+        del config["layer_types"]
+        config["global_rope_theta"] = rope["full_attention"]["rope_theta"]
+        config["local_rope_theta"] = rope["sliding_attention"]["rope_theta"]
+    elif rope and "full_attention" in rope:
+        config["rope_theta"] = rope["full_attention"]["rope_theta"]
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["rope_scaling"] = None
+    elif rope:
+        config |= {"rope_theta": rope["rope_theta"], "rope_scaling": None}
+    write_json(path, config)
 
 
 def mode(*active: str) -> dict[str, bool]:

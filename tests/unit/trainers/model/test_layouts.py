@@ -1,6 +1,8 @@
 """Each published family's layout is embedded, trained and published as sentence-transformers reads it."""
 
 import itertools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,50 @@ def test_embeddings_are_those_of_sentence_transformers(name: str, base: Base) ->
             np.testing.assert_allclose(found, wanted, atol=1e-5)
         # An inner product ranks as the model's own similarity does.
         np.testing.assert_allclose(found @ found.T, model.similarity(wanted, wanted).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def by_kind(full: float, sliding: float) -> dict[str, Any]:
+    thetas = {"full_attention": full, "sliding_attention": sliding}
+    return {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()}}
+
+
+# By layout: rotary positions as transformers 5 writes them, and the same as earlier versions did; others than defaults.
+ROPE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen3-embedding": (
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0}},
+        {"rope_theta": 50.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    ),
+    "embedding-gemma": (
+        by_kind(50.0, 20.0),
+        {"rope_theta": 50.0, "rope_local_base_freq": 20.0, "rope_scaling": None},
+    ),
+    "gte-modernbert": (by_kind(50.0, 20.0), {"global_rope_theta": 50.0, "local_rope_theta": 20.0}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROPE)
+def test_rotary_positions_are_read_as_either_line_of_transformers_writes_them(
+    name: str, base: Base, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    written = json.loads((base(name) / "config.json").read_text())
+    found = [Encoder.load(base(name), "cpu").encode(TEXTS)]
+    for form, rope in zip(("newer", "older"), ROPE[name], strict=True):
+        folder = shutil.copytree(base(name), tmp_path / form)
+        config = {key: value for key, value in written.items() if "rope" not in key} | rope
+        (folder / "config.json").write_text(json.dumps(config))
+        encoder = Encoder.load(folder, "cpu")
+        found.append(encoder.encode(TEXTS))
+        # Also where the layers run in two parts.
+        trainable = TrainableEncoder(encoder, small_dataset, 1, tmp_path / f"{form}-work")
+        for parted, whole in zip(trainable.embed_all(), embed(encoder, small_dataset), strict=True):
+            torch.testing.assert_close(parted, whole, rtol=0, atol=1e-5)
+        write_model(encoder, tmp_path / f"{form}-model")
+        assert (tmp_path / f"{form}-model" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+        np.testing.assert_allclose(Encoder.load(tmp_path / f"{form}-model", "cpu").encode(TEXTS), found[-1], atol=1e-6)
+    default, newer, older = found
+    np.testing.assert_allclose(older, newer, atol=1e-6)
+    assert np.abs(newer - default).max() > 1e-3
 
 
 @pytest.mark.slow
