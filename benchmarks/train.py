@@ -6,6 +6,11 @@ three epochs and the same trainable layers. ``st`` is sentence-transformers as d
 bf16 and our allocator options. Each run is a separate process, and the kinds alternate, so that noise on the machine
 affects them equally.
 
+``long_vs_st``: the same with all layers where every passage fills the 128 tokens, since shorter ones are repeated:
+sentence-transformers' duration with bf16 and our allocator options ÷ ours, and ``long_vs_st_cpu`` that of CPU seconds,
+which other load hardly changes; compare these with one thread (``OMP_NUM_THREADS=1``). ``negative_cost``: the CPU
+seconds of a step that one more hard negative for each question costs there, and their share of a step with one.
+
 ``gemm_share``: FLOP rate of the trained layers in a step ÷ that of plain matrix products of the same shapes, measured
 after each step. ``mining_vs_st``: duration of ``mine_hard_negatives`` ÷ ours with exclusions, both with embedding;
 ``search_vs_st``: search and exclusions only, in more passages than can be embedded in reasonable time. Peak memory is
@@ -27,6 +32,7 @@ import typer
 
 from benchmarks.retrieval import Sample, load
 from benchmarks.sentence_transformers_recipe import load_model, mine_negatives
+from trainers.engine.trainable_encoder import TRAINING_TOKENS
 from trainers.environment import ALLOCATOR_ENVIRONMENT
 from trainers.model.base_models import packaged_minilm_folder
 
@@ -34,6 +40,9 @@ Run = dict[str, float]
 
 # Kinds of runs, and whether they get our allocator options: sentence-transformers as documented has none.
 KINDS = {"st": False, "st_tuned": True, "ours": True, "st_tuned_all": True, "ours_all": True}
+LONG_KINDS = {"st_tuned_all": True, "ours_all": True}
+# Words, each of which is at least one token.
+LONG = TRAINING_TOKENS
 # Measurements that must be equal on both sides for a fair comparison.
 _EQUAL_FIELDS = ("steps", "rows", "parameters")
 
@@ -45,17 +54,24 @@ def main(
     ],
     speed_on: Annotated[str, typer.Option(help="Name of the data set for training and mining speed.")] = "squad",
     questions: Annotated[int, typer.Option(help="Number of training questions.")] = 320,
+    long_questions: Annotated[int, typer.Option(help="Number of training questions with long passages.")] = 192,
+    epochs: Annotated[int, typer.Option(help="Epochs of each training.")] = 3,
     repeats: Annotated[int, typer.Option(help="Number of runs of each kind.")] = 2,
     documents: Annotated[int, typer.Option(help="Number of documents to mine in, embedding included.")] = 4_000,
     passages: Annotated[int, typer.Option(help="Number of passages to search in, with embeddings given.")] = 100_000,
+    only: Annotated[str, typer.Option(help="Only these parts, comma-separated.")] = "speed,long,mining",
     quality: Annotated[bool, typer.Option(help="Compare retrieval quality, too.")] = False,
 ) -> None:
     """Run the benchmark; the last line of output is one JSON object."""
     folder = Path(tempfile.mkdtemp(prefix="foldtune-bench-"))
     try:
         result: dict[str, Any] = {"cores": os.cpu_count(), "data": speed_on, "questions": questions}
-        result |= _speed(data / speed_on, folder, questions, repeats)
-        result |= _mining(data / speed_on, documents, passages, repeats)
+        if "speed" in only:
+            result |= _speed(data / speed_on, folder, questions, repeats, epochs)
+        if "long" in only:
+            result |= _long(data / speed_on, folder, long_questions, repeats, epochs)
+        if "mining" in only:
+            result |= _mining(data / speed_on, documents, passages, repeats)
     finally:
         shutil.rmtree(folder)
     if quality:
@@ -66,11 +82,10 @@ def main(
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def _speed(data: Path, folder: Path, questions: int, repeats: int) -> dict[str, Any]:
-    benchmark = load(data, Sample(train=questions, examples=questions, test=1, documents=questions * 3))
-    rows = mine_negatives(load_model(packaged_minilm_folder()), benchmark.train)
+def _speed(data: Path, folder: Path, questions: int, repeats: int, epochs: int) -> dict[str, Any]:
+    rows = _mined_rows(data, questions)
     rows.to_json(folder / "rows.jsonl")
-    runs = _run_alternating(KINDS, repeats, str(folder / "rows.jsonl"))
+    runs = _run_alternating(KINDS, repeats, str(folder / "rows.jsonl"), "--epochs", str(epochs))
     _check_equal(runs["st"] + runs["st_tuned"] + runs["ours"])
     _check_equal(runs["st_tuned_all"] + runs["ours_all"])
     return {
@@ -84,6 +99,43 @@ def _speed(data: Path, folder: Path, questions: int, repeats: int) -> dict[str, 
         "gemm_share": round(statistics.median(run["gemm_share"] for run in runs["ours"]), 3),
         "gemm_share_all_layers": round(statistics.median(run["gemm_share"] for run in runs["ours_all"]), 3),
         "gemm_gflops": round(statistics.median(run["gemm_gflops"] for run in runs["ours"])),
+    }
+
+
+def _long(data: Path, folder: Path, questions: int, repeats: int, epochs: int) -> dict[str, Any]:
+    rows = _mined_rows(data, questions).map(_lengthen)
+    rows.to_json(folder / "long.jsonl")
+    fewer = [name for name in rows.column_names if name.startswith("negative_")][1:]
+    rows.remove_columns(fewer).to_json(folder / "long_1.jsonl")
+    options = "--epochs", str(epochs)
+    runs = _run_alternating(LONG_KINDS, repeats, str(folder / "long.jsonl"), *options)
+    with_one = [_run("ours_all", str(folder / "long_1.jsonl"), *options, tuned=True) for _ in range(repeats)]
+    _check_equal([run for results in runs.values() for run in results])
+    theirs, ours = runs.values()
+    step_of_one = min(run["step_cpu_seconds"] for run in with_one)
+    cost = (min(run["step_cpu_seconds"] for run in ours) - step_of_one) / len(fewer)
+    return {
+        "long_rows": len(rows),
+        "long_epochs": epochs,
+        "long_seconds": _values(runs, "seconds"),
+        "long_cpu_seconds": _values(runs, "cpu_seconds"),
+        **_ratio("long_vs_st", theirs, ours),
+        **_ratio("long_vs_st_cpu", theirs, ours, "cpu_seconds"),
+        "long_step_cpu_seconds": round(min(run["step_cpu_seconds"] for run in ours), 2),
+        "negative_cost": {"cpu_seconds": round(cost, 3), "of_a_step_with_one": round(cost / step_of_one, 3)},
+    }
+
+
+def _mined_rows(data: Path, questions: int) -> Any:
+    benchmark = load(data, Sample(train=questions, examples=questions, test=1, documents=questions * 3))
+    return mine_negatives(load_model(packaged_minilm_folder()), benchmark.train)
+
+
+def _lengthen(row: dict[str, str]) -> dict[str, str]:
+    """The row with each passage repeated until it has enough words."""
+    passages = {name: text for name, text in row.items() if name != "anchor"}
+    return row | {
+        name: " ".join((text.split() * LONG)[: max(LONG, len(text.split()))]) for name, text in passages.items()
     }
 
 
@@ -141,9 +193,9 @@ def _values(runs: dict[str, list[Run]], field: str) -> dict[str, list[float]]:
     return {kind: [round(run[field], 1) for run in results] for kind, results in runs.items()}
 
 
-def _ratio(name: str, theirs: list[Run], ours: list[Run]) -> dict[str, Any]:
+def _ratio(name: str, theirs: list[Run], ours: list[Run], field: str = "seconds") -> dict[str, Any]:
     """The ratio of durations, theirs ÷ ours: the median over the pairs of runs, and each of them."""
-    ratios = [a["seconds"] / b["seconds"] for a, b in zip(theirs, ours, strict=True)]
+    ratios = [a[field] / b[field] for a, b in zip(theirs, ours, strict=True)]
     return {name: round(statistics.median(ratios), 2), f"{name}_runs": [round(ratio, 2) for ratio in ratios]}
 
 

@@ -41,7 +41,6 @@ from trainers.model.encoder import Encoder
 from trainers.model.tokens import Indices, length_sorted_batches
 from trainers.publishing.artifacts import write_model
 
-EPOCHS = 3
 BATCH_SIZE = 32
 # Of MiniLM's embeddings.
 _DIMENSION = 384
@@ -52,9 +51,11 @@ Embeddings = tuple[torch.Tensor, torch.Tensor]
 def main(
     kind: str,
     data: Path,
+    *,
     documents: Annotated[int, typer.Option(help="Number of documents to mine in.")] = 5_000,
     passages: Annotated[int, typer.Option(help="Number of passages to search in.")] = 100_000,
     questions: Annotated[int, typer.Option(help="Maximum number of questions in mining and search.")] = 10_000,
+    epochs: Annotated[int, typer.Option(help="Epochs of a training.")] = 3,
 ) -> None:
     """Run one process of ``kind``; ``data`` is a JSON Lines file of rows for a training, else a data set's folder."""
     theirs = kind.startswith("st")
@@ -65,14 +66,14 @@ def main(
         result = _mine(_synthetic_dataset(data, passages, questions), theirs=theirs, embed=False)
     else:
         layers = None if kind.endswith("_all") else 2
-        result = _theirs(data, layers, autocast="tuned" in kind) if theirs else _ours(data, layers)
+        result = _theirs(data, layers, epochs, autocast="tuned" in kind) if theirs else _ours(data, layers, epochs)
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def _theirs(rows: Path, layers: int | None, *, autocast: bool) -> dict[str, float]:
+def _theirs(rows: Path, layers: int | None, epochs: int, *, autocast: bool) -> dict[str, float]:
     dataset = datasets.Dataset.from_json(str(rows))
     # Both sides must train on the same number of rows.
-    config = TrainingConfig(layers, epochs=EPOCHS, batch_size=BATCH_SIZE, autocast=autocast, no_duplicates=False)
+    config = TrainingConfig(layers, epochs=epochs, batch_size=BATCH_SIZE, autocast=autocast, no_duplicates=False)
     with tempfile.TemporaryDirectory() as folder:
         before = _cpu_seconds()
         summary = train_theirs(packaged_minilm_folder(), dataset, config, Path(folder))
@@ -85,15 +86,15 @@ def _theirs(rows: Path, layers: int | None, *, autocast: bool) -> dict[str, floa
     }
 
 
-def _ours(rows_file: Path, layers: int | None) -> dict[str, float]:
+def _ours(rows_file: Path, layers: int | None, epochs: int) -> dict[str, float]:
     dataset = _dataset([json.loads(line) for line in rows_file.read_text().splitlines()])
     rows = np.arange(len(dataset.question))
-    # Impressions precede mined negatives, so both sides train with the same four.
+    # Impressions precede mined negatives, so both sides train with the same ones.
     request = create_request(
         0,
         {
-            "dataset": {"hard_negatives": HARD_NEGATIVES, "easy_negatives": 0, "exclusion_threshold": 1.0},
-            "training": {"trainable_layers": layers or "all", "epochs": EPOCHS, "batch_size": BATCH_SIZE},
+            "dataset": {"hard_negatives": len(dataset.impressions[0]), "easy_negatives": 0, "exclusion_threshold": 1.0},
+            "training": {"trainable_layers": layers or "all", "epochs": epochs, "batch_size": BATCH_SIZE},
         },
     )
     # Embeddings are not needed: mined negatives would only follow the given ones.
@@ -107,16 +108,17 @@ def _ours(rows_file: Path, layers: int | None) -> dict[str, float]:
         record = train(trainable, dataset, rows, request, start=no_embeddings, listener=timer)
         write_model(encoder, Path(folder) / "model")
         seconds = time.perf_counter() - began - timer.overhead
-    # Without the first epoch, in which the frozen layers run, too.
-    skipped = len(record.losses) // EPOCHS
+    # Without the first epoch, in which the frozen layers run, too; of a single one, without the first step.
+    skipped = len(record.losses) // epochs if epochs > 1 else 1
     rates, plain = np.array(timer.rates[skipped:]), np.array(timer.plain_rates[skipped:])
     return {
         "seconds": seconds,
         "cpu_seconds": _cpu_seconds() - before - timer.overhead_cpu,
         "steps": len(record.losses),
-        "rows": EPOCHS * len(rows),
+        "rows": epochs * len(rows),
         "parameters": sum(parameter.numel() for parameter in trainable.parameters()),
         "step_seconds": float(np.median(timer.seconds[skipped:])),
+        "step_cpu_seconds": float(np.median(timer.cpu_seconds[skipped:])),
         "gemm_share": float(np.median(rates / plain)),
         "gemm_gflops": float(np.median(plain)) / 1e9,
     }
@@ -160,12 +162,12 @@ def _dataset(rows: list[dict[str, str]], others: Sequence[str] = ()) -> Dataset:
 class _MeasuredEncoder(TrainableEncoder):
     """Counts the FLOPs of the trained layers in a step: forward, and twice as many backward."""
 
-    began, flops = 0.0, 0.0
+    began, began_cpu, flops = 0.0, 0.0, 0.0
     # Tokens of each batch of the last step, padding included.
     batch_sizes: tuple[int, ...] = ()
 
     def embed_batch(self, questions: Indices, passages: Indices) -> torch.Tensor:
-        self.began = time.perf_counter()
+        self.began, self.began_cpu = time.perf_counter(), time.process_time()
         lengths = self._tokens.lengths[np.concatenate([questions, passages + self._questions])]
         config = self._encoder.transformer.config
         matrices = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
@@ -213,6 +215,7 @@ class _StepTimer(SilentListener):
     def __init__(self, encoder: _MeasuredEncoder) -> None:
         self._encoder = encoder
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.rates: list[float] = []
         self.plain_rates: list[float] = []
         self.overhead = self.overhead_cpu = 0.0
@@ -220,6 +223,7 @@ class _StepTimer(SilentListener):
     def on_step(self, _: Progress) -> None:
         ended, cpu_before = time.perf_counter(), _cpu_seconds()
         self.seconds.append(ended - self._encoder.began)
+        self.cpu_seconds.append(time.process_time() - self._encoder.began_cpu)
         self.rates.append(self._encoder.flops / self.seconds[-1])
         self.plain_rates.append(self._encoder.plain_flop_rate())
         self.overhead += time.perf_counter() - ended
