@@ -22,7 +22,7 @@ from pydantic.alias_generators import to_pascal
 
 from foldtune.knobs import ModelName
 from foldtune.reasons import Location, reasons_of
-from foldtune.settings import BatchSettings
+from foldtune.settings import BatchSettings, TrainerSettings
 
 
 def _split_commas(value: Any) -> Any:
@@ -43,6 +43,7 @@ class Parameters(BaseModel):
     kafka_authentication: str
     gpu_instance_types: _List
     gpu_hourly_prices: Json[dict[str, PositiveFloat]]
+    trainer_settings: Json[TrainerSettings]
     schedule_models: Json[tuple[ModelName, ...]]
 
     @model_validator(mode="after")

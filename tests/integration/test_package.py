@@ -266,6 +266,10 @@ def test_a_training_writes_only_what_is_of_its_own_model_and_request(resources: 
     assert [key for key in snapshots if training.may("s3:GetObject", f"Bucket/{key}")] == [
         f"snapshots/{request}/manifest.json"
     ]
+    for key in ("base-models/x/config.json", "general-questions/own.json"):
+        assert training.may("s3:GetObject", f"Bucket/{key}")
+        # Without it, S3 answers 403 instead of 404 for a missing object.
+        assert training.may("s3:ListBucket", "Bucket", prefix=key)
     assert training.may("s3:ListBucket", "Bucket", prefix=f"{mine}/runs/")
     assert not training.may("s3:ListBucket", "Bucket", prefix=f"checkpoints/{other}/")
     assert not training.may("s3:ListBucket", "Bucket", prefix="")
@@ -409,6 +413,7 @@ def test_the_job_definition_retries_like_the_launcher(resources: dict[str, Any])
     assert container["Privileged"] is False
     environment = {item["Name"]: item["Value"] for item in flatten(container["Environment"])}
     assert ALLOCATOR_ENVIRONMENT.items() <= environment.items()
+    assert environment["FOLDTUNE_TRAINER"] == {"Ref": "TrainerSettings"}
 
 
 def test_jobs_that_cannot_start_leave_the_queue(resources: dict[str, Any]) -> None:

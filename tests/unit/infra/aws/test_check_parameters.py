@@ -17,6 +17,7 @@ GOOD = {
     "KafkaAuthentication": "scram-sha-256",
     "GpuInstanceTypes": "g6.xlarge,g5.xlarge",
     "GpuHourlyPrices": '{"g6.xlarge": 0.805, "g5.xlarge": 1.006}',
+    "TrainerSettings": '{"hourly_price": 1.006}',
     "ScheduleModels": '["support"]',
     "KafkaPartitions": 4,
 }
@@ -43,6 +44,9 @@ def test_valid_parameters_pass() -> None:
         ({"GpuHourlyPrices": "{'g6.xlarge': 1}"}, "GpuHourlyPrices: "),
         ({"GpuHourlyPrices": '{"g6.xlarge": 0.8, "g5.xlarge": 0}'}, "GpuHourlyPrices.g5.xlarge: "),
         ({"GpuHourlyPrices": '{"g6.xlarge": 0.8, "g5.xlarge": "dear"}'}, "GpuHourlyPrices.g5.xlarge: "),
+        ({"TrainerSettings": "{'hourly_price': 1}"}, "TrainerSettings: "),
+        ({"TrainerSettings": '{"hourly_price": 0}'}, "TrainerSettings.hourly_price: "),
+        ({"TrainerSettings": '{"price": 1}'}, "TrainerSettings.price: "),
         ({"ScheduleModels": "[support]"}, "ScheduleModels: "),
         ({"ScheduleModels": '["Not A Name"]'}, "ScheduleModels.0: "),
     ],
@@ -59,6 +63,16 @@ def test_functions_refuse_an_instance_type_without_a_price(monkeypatch: pytest.M
     monkeypatch.setenv("FOLDTUNE_BATCH__INSTANCE_TYPES", '["g6.xlarge","p5.48xlarge"]')
     with pytest.raises(ValidationError, match=r"has none for p5\.48xlarge"):
         Settings()
+
+
+def test_a_training_has_the_settings_of_its_stack_and_the_role_that_is_set_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Settings().trainer.hourly_price is None
+    monkeypatch.setenv("FOLDTUNE_TRAINER", '{"hourly_price": 1.006, "role_arn": "another"}')
+    monkeypatch.setenv("FOLDTUNE_TRAINER__ROLE_ARN", "arn:aws:iam::000000000000:role/training")
+    trainer = Settings().trainer
+    assert (trainer.hourly_price, trainer.role_arn) == (1.006, "arn:aws:iam::000000000000:role/training")
 
 
 @pytest.mark.slow
