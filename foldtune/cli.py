@@ -29,7 +29,10 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "request": ("foldtune.commands.request", "Request a fine-tuned model."),
     "cancel": ("foldtune.commands.cancel", "Cancel a request."),
     "status": ("foldtune.commands.status", "Show the status of requests."),
-    "models": ("foldtune.commands.models", "List the newest version of every model."),
+    "models": (
+        "foldtune.commands.models",
+        "List the newest version of every model, or questions of one.",
+    ),
     "subscribe": ("foldtune.commands.subscribe", "Print model-ready events as JSON Lines."),
     "deploy": ("foldtune.commands.deploy", "Download the newest models to a folder, verified."),
     "dead-letters": (None, "List, show and replay rejected records."),
