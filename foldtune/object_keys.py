@@ -11,6 +11,7 @@
 ``checkpoints/REQUEST/VERSION/state.safetensors``    the checkpoint of a running training
 ``models/MODEL/VERSION/runs/RUN/``                   the files and the manifest of a training of this version
 ``models/MODEL/VERSION/runs/RUN/evaluation.parquet`` its held-out questions; not in the manifest, so not deployed
+``models/MODEL/VERSION/runs/RUN/other_folders.json`` its metrics by folder that the request does not name; the same
 ``models/MODEL/VERSION/manifest.json``               the manifest of the one that was published, written last
 ``models/MODEL/latest.json``                         the newest promoted version of the model
 ``statuses/REQUEST_ID.json``                         the newest status of each model's request under one id, for
@@ -36,6 +37,9 @@ MANIFEST = "manifest.json"
 CHECK_KEY = "checks/conditional-writes"
 CHECKPOINT = "state.safetensors"
 EVALUATION = "evaluation.parquet"
+OTHER_FOLDERS = "other_folders.json"
+# Beside a model's files, and not in its manifest: whoever serves a model does not get them.
+FOR_OPERATORS = frozenset({EVALUATION, OTHER_FOLDERS})
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 

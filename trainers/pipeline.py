@@ -33,7 +33,14 @@ from trainers.loop.training import NEAR_IN_BATCH, ProgressListener, TrainingReco
 from trainers.loop.validation import Validation, WeightInterpolation, interpolate_weights
 from trainers.model.base_models import fetch_base_model, licence, weights_digest
 from trainers.model.encoder import Encoder
-from trainers.publishing.artifacts import write_card, write_loss_curve, write_metrics, write_model, write_recall_curve
+from trainers.publishing.artifacts import (
+    write_card,
+    write_loss_curve,
+    write_metrics,
+    write_model,
+    write_other_folders,
+    write_recall_curve,
+)
 from trainers.publishing.evaluation_table import write_evaluation
 from trainers.publishing.model_publisher import latest_model, publish_model
 from trainers.publishing.onnx_export import export_onnx
@@ -129,6 +136,7 @@ def produce_model(
     )
     write_metrics(folder, results.metrics() | {"seconds": seconds, "training_tokens": prepared.trainable.max_tokens})
     write_evaluation(folder, prepared.snapshot, results)
+    write_other_folders(folder, results.other_folders())
     write_loss_curve(folder, record.losses)
     write_recall_curve(
         folder, baseline.measures.held_out.recall_curve(), after.held_out.recall_curve(), baseline=baseline.name

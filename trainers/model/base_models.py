@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from foldtune import model_folder
 from foldtune.errors import ModelFolderError
 from foldtune.events import ModelReference
+from foldtune.object_keys import FOR_OPERATORS
 from foldtune.object_store import ObjectStore
 from foldtune.settings import TrainerSettings
 from trainers.errors import BadModelError, InfrastructureFailedError, ModelRefusedError, TrainerError
@@ -29,7 +30,7 @@ _LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,64}")
 # The files of a repository that are downloaded; never pickled weights nor code.
 _FILE_PATTERNS = (*model_folder.CONFIG_PATTERNS, "*.safetensors", CARD)
 # Of a model that foldtune has published, and the shards of the base model's weights.
-_NOT_COPIED = frozenset({"manifest.json", "metrics.json", "training.json", "recall.json"})
+_NOT_COPIED = frozenset({"manifest.json", "metrics.json", "training.json", "recall.json"}) | FOR_OPERATORS
 _LFS_POINTER = b"version https://git-lfs"
 _SHARDS = "*.safetensors.index.json"
 

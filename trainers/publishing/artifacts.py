@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from foldtune import excerpts
 from foldtune.events import FineTuneRequested, ModelReady
+from foldtune.object_keys import OTHER_FOLDERS
 from trainers.model.base_models import copy_configuration
 from trainers.model.encoder import Encoder
 from trainers.publishing.results import Results
@@ -34,6 +35,12 @@ def write_model(encoder: Encoder, folder: Path) -> None:
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     """Write ``metrics.json``."""
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+
+
+def write_other_folders(folder: Path, folders: dict[str, Any]) -> None:
+    """Write the metrics of each folder that the request does not name, if there are any; for operators only."""
+    if folders:
+        (folder / OTHER_FOLDERS).write_text(json.dumps(folders, indent=2, allow_nan=False) + "\n")
 
 
 def write_loss_curve(folder: Path, losses: Sequence[float]) -> None:
@@ -106,7 +113,6 @@ def write_card(
         folders=folders,
         labels=", ".join(f"{count} {label}" for label, count in sorted(labels.items(), key=lambda item: -item[1])),
         by_folder=_largest(results.folders()),
-        by_other_folder=_largest(results.other_folders()),
         gains=[int((np.sign(gains) == sign).sum()) for sign in (1, 0, -1)],
         window=[f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" for moment in window],
         licence=licence,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from foldtune.digests import file_sha256
 from foldtune.errors import ObjectStoreError
 from foldtune.events import ManifestFile, ModelManifest, ModelReady, Sha256, State, TrainingJob
-from foldtune.object_keys import EVALUATION, latest_key, manifest_key, run_prefix
+from foldtune.object_keys import FOR_OPERATORS, latest_key, manifest_key, run_prefix
 from foldtune.object_store import ObjectStore
 from trainers.errors import ImpossibleJobError, InfrastructureFailedError
 from trainers.publishing.reporting import Reporter
@@ -51,13 +51,13 @@ def publish_model(folder: Path, ready: ModelReady, job: TrainingJob, store: Obje
     prefix = _prefix(job, store)
     mine = run_prefix(prefix, uuid.uuid4().hex[:16])
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    deployed = [path for path in paths if path.name != EVALUATION]
+    deployed = [path for path in paths if path.name not in FOR_OPERATORS]
     # 1. The files and their manifest, below a prefix that no other trainer has.
     for path in paths:
         store.put_file(f"{mine}/{path.relative_to(folder).as_posix()}", path)
     announced = ready.model_copy(update={"model_uri": store.uri(mine)})
     manifest = ArtifactManifest(
-        # Without the evaluation: whoever serves a model need not see users' questions, and an erasure rewrites it.
+        # Whoever serves a model need not see users' questions, which an erasure rewrites, nor names of other folders.
         files=tuple(_file(path, folder) for path in deployed),
         ready=announced.model_dump(mode="json", exclude={"manifest_sha256"}),
     )

@@ -57,7 +57,6 @@ class Results:
             "folders": self.folders(),
             "general": self.lost[0].metrics(),
             "not_trained_on": {loss.questions: loss.metrics() for loss in self.lost},
-            "other_folders": self.other_folders(),
             "validation": self.validation(),
             "merge_back": asdict(self.interpolation) if self.interpolation else None,
             "data": {
@@ -81,7 +80,7 @@ class Results:
         return metrics_by_folder(measured.dataset, measured.parts.held_out, before.held_out, after.held_out)
 
     def other_folders(self) -> dict[str, Any]:
-        """The same of folders that the request does not name."""
+        """The same of folders that the request does not name. Whoever serves the model may not know of them."""
         others, before, after = self.measured_on.others, self.baseline.measures.others, self.after.others
         if not (others and before and after):
             return {}

@@ -20,6 +20,7 @@ from transformers import AlbertConfig, AlbertModel
 from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import FineTuneStatus, GateVerdict, ModelReference, Progress, State, TrainingJob
 from foldtune.knobs import TrainingKnobs, WeightKnobs
+from foldtune.object_keys import OTHER_FOLDERS
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.snapshot_schema import EVALUATION
 from foldtune.testing import MemoryObjectStore
@@ -282,7 +283,7 @@ def test_a_model_is_measured_on_the_folders_that_its_request_does_not_name(
     start: Start, store: MemoryObjectStore, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [word for word in WORDS if question_hash(f"what of {word}?") < HELD_OUT_SHARE][:9]
-    rows = [example(f"what of {word}?", word) | {"folder_id": "other"} for word in words]
+    rows = [example(f"what of {word}?", word) | {"folder_id": "Tenant B"} for word in words]
     others = tables(rows, {word: f"another {word}" for word in WORDS})
     monkeypatch.setattr("trainers.evaluation.non_inferiority.NonInferiority.interval", Interval(0.1, 0.2))
     monkeypatch.setattr("trainers.evaluation.non_inferiority.NonInferiority.fall", 0.15)
@@ -292,11 +293,17 @@ def test_a_model_is_measured_on_the_folders_that_its_request_does_not_name(
     of_others = metrics["not_trained_on"]["folders not trained on"]
     assert of_others["before"]["questions"] == of_others["after"]["questions"] == 9
     assert of_others["before"]["documents"] == 2 * len(DOCUMENTS)
-    (folder,) = metrics["other_folders"].items()
-    assert (folder[0], folder[1]["questions"]) == ("other", 9)
-    assert "other" not in metrics["folders"]
     assert "worse than the base model on folders not trained on: nDCG@10" in sink.statuses[-1].reasons[-1]
     assert "| folders not trained on | 9 |" in artifact(store, "README.md").decode()
+    # Whoever serves the model does not learn their names, which operators find beside it.
+    (folder,) = json.loads(artifact(store, OTHER_FOLDERS)).items()
+    assert (folder[0], folder[1]["questions"]) == ("Tenant B", 9)
+    deployed = {file["path"] for file in json.loads(store.get("models/m/000001/manifest.json"))["files"]}
+    assert OTHER_FOLDERS not in deployed
+    assert {"README.md", "metrics.json"} <= deployed
+    for path in sorted(deployed):
+        assert b"Tenant B" not in artifact(store, path), path
+    assert "Tenant B" not in "".join(status.model_dump_json() for status in sink.statuses)
 
 
 class Unlucky(RecordingEventSink):
