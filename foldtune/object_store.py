@@ -93,6 +93,9 @@ class ObjectStore(Protocol):
             ObjectMissingError: the object does not exist.
         """
 
+    def get_start(self, key: str, count: int) -> tuple[bytes, int]:
+        """The first ``count`` bytes of an object, fewer if it is shorter, and its size; raises like ``get``."""
+
     def find(self, key: str) -> bytes | None:
         """An object's bytes; ``None`` if it does not exist."""
         try:
@@ -208,10 +211,28 @@ class S3ObjectStore(ObjectStore):
         with self._wrapped_errors(key, may_be_missing=True):
             return self._get(key)
 
+    def get_start(self, key: str, count: int) -> tuple[bytes, int]:
+        with self._wrapped_errors(key, may_be_missing=True):
+            try:
+                return self._get_start(key, count)
+            except ClientError as error:
+                # An empty object has no such range.
+                if _status(error) == 416:
+                    return b"", 0
+                raise
+
     @retry(retry=retry_if_exception_type(_BODY_ERRORS), stop=stop_after_attempt(3), reraise=True)
     def _get(self, key: str) -> tuple[bytes, str]:
         response = self._client.get_object(Bucket=self.bucket, Key=self.full_key(key))
         return response["Body"].read(), self._etag(key, response)
+
+    @retry(retry=retry_if_exception_type(_BODY_ERRORS), stop=stop_after_attempt(3), reraise=True)
+    def _get_start(self, key: str, count: int) -> tuple[bytes, int]:
+        response = self._client.get_object(Bucket=self.bucket, Key=self.full_key(key), Range=f"bytes=0-{count - 1}")
+        self._etag(key, response)
+        # "bytes 0-7/1234"; without it the server has ignored the range, and answers with the whole object.
+        size = response.get("ContentRange", "").rpartition("/")[2]
+        return response["Body"].read(count), int(size or response["ContentLength"])
 
     def _etag(self, key: str, response: Mapping[str, Any]) -> str:
         """Of what answers 200 without one, such as a proxy's page of HTML, nothing is an object nor was written."""

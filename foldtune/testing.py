@@ -51,6 +51,10 @@ class MemoryObjectStore(ObjectStore):
         except KeyError:
             raise ObjectMissingError(self.uri(key)) from None
 
+    def get_start(self, key: str, count: int) -> tuple[bytes, int]:
+        content = self.get(key)
+        return content[:count], len(content)
+
     def exists(self, key: str) -> bool:
         return key in self._objects
 

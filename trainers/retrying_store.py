@@ -46,6 +46,9 @@ class RetryingStore(ObjectStore):
     def get(self, key: str) -> bytes:
         return self._repeat(self._store.get, key)
 
+    def get_start(self, key: str, count: int) -> tuple[bytes, int]:
+        return self._repeat(self._store.get_start, key, count)
+
     def exists(self, key: str) -> bool:
         return self._repeat(self._store.exists, key)
 

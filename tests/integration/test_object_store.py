@@ -72,6 +72,17 @@ def test_stores_with_other_prefixes_meet_only_by_address(settings: Settings, key
     assert [store.exists("jobs/x") for store in stores] == [False, True, True]
 
 
+def test_the_start_of_an_object_is_read_with_its_size(store: ObjectStore, key: str) -> None:
+    store.put(key, b"0123456789")
+    assert store.get_start(key, 4) == (b"0123", 10)
+    assert store.get_start(key, 99) == (b"0123456789", 10)
+    store.put(key, b"")
+    assert store.get_start(key, 4) == (b"", 0)
+    store.delete(key)
+    with pytest.raises(ObjectMissingError):
+        store.get_start(key, 4)
+
+
 def test_a_put_overwrites(store: ObjectStore, key: str) -> None:
     store.put(key, b"one")
     store.put(key, b"")

@@ -76,6 +76,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "request_ids",
         "errors",
         "model_folder",
+        "model_weights",
         "bounds",
         "reasons",
         "status_order",

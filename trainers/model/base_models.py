@@ -6,13 +6,13 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import structlog
-from safetensors import SafetensorError, safe_open
 
-from foldtune import model_folder
+from foldtune import model_folder, model_weights
 from foldtune.errors import ModelFolderError
 from foldtune.events import ModelReference
 from foldtune.object_keys import FOR_OPERATORS
@@ -31,7 +31,6 @@ _LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,64}")
 _FILE_PATTERNS = (*model_folder.CONFIG_PATTERNS, "*.safetensors", CARD)
 # Of a model that foldtune has published, and the shards of the base model's weights.
 _NOT_COPIED = frozenset({"manifest.json", "metrics.json", "training.json", "recall.json"}) | FOR_OPERATORS
-_LFS_POINTER = b"version https://git-lfs"
 _SHARDS = "*.safetensors.index.json"
 
 
@@ -83,8 +82,10 @@ def check_weights(folder: Path, sha256: str | None) -> str:
         BadModelError: no safetensors weights, or their digest is not ``sha256``.
     """
     check_folder(folder)
-    for shard in _weights(folder):
-        _check_whole(shard)
+    try:
+        model_weights.check_weights(*_files(folder), partial(_read_start, folder))
+    except ModelFolderError as error:
+        raise BadModelError(*error.args) from error
     digest = weights_digest(folder)
     if sha256 is not None and digest != sha256:
         raise BadModelError(f"base_model.weights_sha256 is {sha256}, the weights have {digest}")
@@ -167,16 +168,9 @@ def _weights(folder: Path) -> Iterator[Path]:
         yield from sorted(other.rglob("model*.safetensors"))
 
 
-def _check_whole(path: Path) -> None:
-    try:
-        # Reads the header, and compares its sizes with the file's.
-        with safe_open(path, "np"):
-            return
-    except SafetensorError as error:
-        with path.open("rb") as file:
-            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-        reason = "a pointer of Git LFS, the weights were not fetched" if pointer else f"not whole: {error}"
-        raise BadModelError(f"{path.name} is {reason}") from error
+def _read_start(folder: Path, name: str, count: int) -> tuple[bytes, int]:
+    with (folder / name).open("rb") as file:
+        return file.read(count), (folder / name).stat().st_size
 
 
 def _local_folder(uri: str, allowed: tuple[Path, ...]) -> Path:

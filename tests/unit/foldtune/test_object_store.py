@@ -23,6 +23,7 @@ CALLS: dict[str, Call] = {
     "put_if_match": lambda store, _: store.put_if_match("k", b"x", "etag"),
     "put_file": lambda store, folder: store.put_file("k", folder / "file"),
     "get": lambda store, _: store.get("k"),
+    "get_start": lambda store, _: store.get_start("k", 1),
     "get_file": lambda store, folder: store.get_file("k", folder / "got"),
     "list": lambda store, _: store.list("k"),
     "delete": lambda store, _: store.delete("k"),

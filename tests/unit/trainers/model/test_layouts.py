@@ -18,6 +18,7 @@ from trainers.data.dataset import Dataset
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.evaluation.evaluation_set import embed
 from trainers.loop import training
+from trainers.model.base_models import check_weights
 from trainers.model.encoder import Encoder, TextKind
 from trainers.publishing.artifacts import write_model
 
@@ -62,6 +63,7 @@ def embeddings(model: SentenceTransformer) -> dict[str, torch.Tensor]:
 )
 def test_embeddings_are_those_of_sentence_transformers(name: str, base: Base) -> None:
     folder = base(name)
+    check_weights(folder, None)
     encoder, model = Encoder.load(folder, "cpu"), served(folder)
     prompts = {kind: encoder.prompt_name(kind) for kind in ("query", "passage")}
     expected: dict[TextKind, Any] = {
