@@ -19,6 +19,7 @@ from foldtune.client.client import DELIVERY, FoldtuneClient
 from foldtune.commands.errors import UserError
 from foldtune.errors import OutOfBoundsError
 from foldtune.events import ChatLog, ChatLogBatch, DocumentDeleted, DocumentUpserted, Event, EventType, Feedback, now
+from foldtune.excerpts import excerpt
 from foldtune.reasons import reasons_of
 from foldtune.settings import Settings, load_settings
 from foldtune.topic_admin import create_if_missing
@@ -29,6 +30,10 @@ app = typer.Typer(add_completion=False, help="Publish JSON Lines files.", no_arg
 File = Annotated[Path, typer.Argument(help="JSON Lines or a JSON array, in UTF-8 or UTF-16; '-' for standard input.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first invalid line.")]
 
+_NOT_LINES = "not JSON Lines: each event needs a line of its own, or all of them are one JSON array"
+# What exports of chats, for training or by API, call their turns.
+_CONVERSATION = {"conversation", "conversations", "messages", "turns"}
+_MAX_KEYS = 100
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 # The events of each command; the first is the default for lines without a type.
@@ -103,6 +108,8 @@ def _import(file: Path, command: str, *, strict: bool) -> None:
                 logs = event.logs if isinstance(event, ChatLogBatch) else (event,) if isinstance(event, ChatLog) else ()
                 too_old += sum(log.occurred_at < started - settings.sets.of(log.folder_id).max_age for log in logs)
             except (ValidationError, OutOfBoundsError, UserError) as error:
+                if not sent + rejected:
+                    _refuse_another_form(line, place, command)
                 rejected += 1
                 for reason in reasons_of(error) if isinstance(error, ValidationError) else error.args:
                     typer.echo(f"{place}: {reason}", err=True)
@@ -114,6 +121,31 @@ def _import(file: Path, command: str, *, strict: bool) -> None:
         typer.echo(f"{too_old} logs are older than sets.max_age ({_days(settings)}) and in no training set", err=True)
     if rejected:
         raise typer.Exit(1)
+
+
+def _refuse_another_form(value: bytes, place: str, command: str) -> None:
+    """Say once what thousands of messages about missing fields would say: that the file is another program's.
+
+    Raises:
+        UserError: a JSON object that has at most one of the fields that an event needs.
+    """
+    try:
+        content = json.loads(value)
+    except (ValueError, RecursionError):
+        return
+    needed = [name for name, field in KINDS[command][0].model_fields.items() if field.is_required()]
+    if (
+        not isinstance(content, dict)
+        or "type" in content
+        or len(missing := set(needed) - content.keys()) < len(needed) - 1
+    ):
+        return
+    found = excerpt(", ".join(content), _MAX_KEYS)
+    lacking = ", ".join(name for name in needed if name in missing)
+    reason = f"{place} has {found}, and not {lacking}: a file of another form, to be converted first"
+    if command == "logs" and content.keys() & _CONVERSATION:
+        reason += ". Conversations that do not tell what was retrieved have nothing to learn from"
+    raise UserError(reason)
 
 
 def _days(settings: Settings) -> str:
@@ -148,7 +180,13 @@ def _values(lines: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:
             yield from _items(b"".join((content, b"\n", *lines)))
             return
         if is_first and content == b"{":
-            raise UserError("not JSON Lines: each event needs a line of its own, or all of them are one JSON array")
+            whole = b"".join((content, b"\n", *lines))
+            try:
+                json.loads(whole)
+            except (ValueError, RecursionError):
+                raise UserError(_NOT_LINES) from None
+            yield "the only item", whole
+            return
         is_first = False
         yield f"line {number}", line
 

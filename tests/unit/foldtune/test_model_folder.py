@@ -69,6 +69,22 @@ def test_a_whole_model_is_accepted(changes: dict[str, Any]) -> None:
         ({"modules.json": modules("StaticEmbedding", "Normalize")}, "the first module must be a Transformer"),
         ({"modules.json": modules("Transformer", "Pooling", "LSTM")}, "LSTM behind the Transformer is not supported"),
         ({"modules.json": [{"path": "", "type": "custom_st.Transformer"}]}, "code of its own, which is never run"),
+        # As jina-embeddings-v3: adapters by task, in code of its own; and two transformers to choose from.
+        (
+            {"modules.json": [{"path": "", "type": "custom_st.Transformer", "kwargs": ["task"]}, *modules("Pooling")]},
+            "modules.json: 'custom_st.Transformer' is code of its own, which is never run",
+        ),
+        (
+            {
+                "modules.json": None,
+                "config.json": {"model_type": "xlm-roberta", "auto_map": {"AutoModel": "jinaai/x--modeling.Model"}},
+            },
+            "auto_map of config.json: the model needs code of its own, which is never run",
+        ),
+        (
+            {"modules.json": modules("Router", "Normalize")},
+            "modules.json: the first module must be a Transformer, found ['Router', 'Normalize']",
+        ),
         ({"modules.json": [{"path": "../x", "type": f"{ST}Transformer"}]}, "leads out of the model's folder"),
         ({"modules.json": {}}, "not a list of modules"),
         ({"modules.json": [1]}, "not a list of modules"),

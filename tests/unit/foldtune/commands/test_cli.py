@@ -414,9 +414,34 @@ def test_an_item_of_an_array_is_refused_alone_and_what_is_no_json_with_all_after
 
 @pytest.mark.usefixtures("topics_exist")
 def test_a_file_of_another_form_is_refused_once(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, (told,) = imported(runner, monkeypatch, json.dumps({"a": {"b": 1}}, indent=2).encode())
-    assert sent == []
-    assert told.startswith("foldtune: not JSON Lines: ")
+    turns = [{"from": "human", "value": "Who are you?"}, {"from": "gpt", "value": "A model."}]
+    chats = [{"id": str(number), "conversations": turns} for number in range(9)]
+    lines = "\n".join(map(json.dumps, chats))
+    events = "\n".join(json.dumps(RECENT, indent=2) for _ in range(2))
+    nothing = "Conversations that do not tell what was retrieved have nothing to learn from"
+    for content, words in (
+        # As FastChat and others keep conversations, and Langfuse a trace.
+        (json.dumps(chats, indent=2), ("item 1 has id, conversations, and not log_id, ", nothing)),
+        (lines, ("line 1 has id, conversations, and not log_id, ", nothing)),
+        (
+            json.dumps({"trace": {}, "observations": []}, indent=2),
+            ("the only item has trace, observations, and not log_id",),
+        ),
+        (
+            '{"question": "Why?", "truth": "So."}',
+            ("line 1 has question, truth, and not log_id, occurred_at, agent_id, folder",),
+        ),
+        (events, ("not JSON Lines: each event needs a line of its own",)),
+    ):
+        sent, (told,) = imported(runner, monkeypatch, content.encode())
+        assert sent == []
+        assert told.startswith("foldtune: ")
+        assert all(part in told for part in words)
+        assert (nothing in told) == (nothing in words)
+    # One event alone, and items of another form among events.
+    assert imported(runner, monkeypatch, json.dumps(RECENT, indent=2).encode()) == (["l"], [])
+    sent, reasons = imported(runner, monkeypatch, f"{json.dumps(RECENT)}\n{lines}".encode())
+    assert (sent, len(reasons)) == (["l"], 5 * len(chats))
 
 
 @pytest.mark.usefixtures("topics_exist")
