@@ -79,6 +79,8 @@ def test_a_published_model_embeds_equally_in_other_versions_of_the_libraries(
         assert "" in ways
         assert ways == set(expected) or environment == "oldest"
         for way in ways:
+            # Earlier versions do not read the base's truncate_dim, and give all numbers.
+            width = None if environment == "newest" else expected[way].shape[1]
             np.testing.assert_allclose(
-                found[f"{name}/{way}"], expected[way], rtol=0, atol=1e-6, err_msg=f"{name} {way!r}"
+                found[f"{name}/{way}"][:, :width], expected[way], rtol=0, atol=1e-6, err_msg=f"{name} {way!r}"
             )
