@@ -38,6 +38,8 @@ _VOCABULARY = re.compile(r"tokenizer\.json|vocab\.(txt|json)|[\w.-]+\.model|bpe\
 # sentence-transformers 5.0 and older wrote the second.
 ROUTER_CONFIGS = ("router_config.json", "config.json")
 _SIMILARITIES = ("cosine", "dot")
+# Special tokens alone take two or three: texts cut there would all be one.
+_MIN_TOKENS = 4
 
 Read = Callable[[str], bytes]
 
@@ -48,10 +50,10 @@ def check_model_folder(names: Collection[str], read: Read) -> None:
     Raises:
         ModelFolderError: one sentence that names the file and what is missing or not supported.
     """
-    if ADAPTER in names:
-        raise ModelFolderError(f"{ADAPTER}: adapters are not supported, merge it into its base model")
     modules = _modules(names, read)
     transformer = modules[0][1]
+    if adapter := next((name for name in (ADAPTER, _join(transformer, ADAPTER)) if name in names), None):
+        raise ModelFolderError(f"{adapter}: adapters are not supported, merge it into its base model")
     _check_transformer(transformer, names, read)
     for kind, folder in modules[1:]:
         _check_head(kind, folder, names, read)
@@ -74,6 +76,10 @@ def _modules(names: Collection[str], read: Read) -> list[tuple[str, str]]:
     kinds = [kind for kind, _ in modules]
     if kinds[:1] != ["Transformer"]:
         raise ModelFolderError(f"{MODULES}: the first module must be a Transformer, found {kinds}")
+    labels = [module["name"] for module in listed if "name" in module]
+    # sentence-transformers would replace the first of two by the second.
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise ModelFolderError(f"{MODULES}: two modules have the name {twice!r}")
     if unknown := sorted(set(kinds[1:]) - _HEAD):
         raise ModelFolderError(f"{MODULES}: {', '.join(unknown)} behind the Transformer is not supported")
     if kinds.count(_POOLING) != 1:
@@ -90,6 +96,9 @@ def _check_transformer(folder: str, names: Collection[str], read: Read) -> None:
     config = _config(path, names, read)
     if config.get("quantization_config") is not None:
         raise ModelFolderError(f"quantization_config of {path} is not supported")
+    # Others than those whose digest is checked.
+    if (weights := config.get("transformers_weights")) is not None:
+        raise ModelFolderError(f"transformers_weights {weights!r} of {path} is not supported, only {WEIGHTS}")
     code = config.get("auto_map")
     if code and {"AutoModel", "AutoConfig"} & set(code) and config.get("model_type") not in _PORTED:
         raise ModelFolderError(f"auto_map of {path}: the model needs code of its own, which is never run")
@@ -102,6 +111,10 @@ def _check_transformer(folder: str, names: Collection[str], read: Read) -> None:
     for argument in (*_ARGUMENTS, "tokenizer_name_or_path", "query_expansion"):
         if config.get(argument):
             raise ModelFolderError(f"{argument} of {path} is not supported")
+    tokens = config.get("max_seq_length")
+    # 10^30, as a float, stands for none; other fractions fail in serving.
+    if tokens is not None and not ((isinstance(tokens, int) and tokens >= _MIN_TOKENS) or tokens == 1e30):
+        raise ModelFolderError(f"max_seq_length {tokens!r} of {path} is not a number of tokens from {_MIN_TOKENS} on")
     if config.get("transformer_task", "feature-extraction") != "feature-extraction":
         raise ModelFolderError(f"transformer_task {config['transformer_task']!r} of {path} is not supported")
     # The name that Pooling reads; other outputs are those of models of images or of heads for other tasks.
@@ -144,7 +157,7 @@ def _check_encoding(config: dict[str, Any]) -> None:
             f"similarity_fn_name {similarity!r} of {_MODEL_CONFIG}: only {' and '.join(_SIMILARITIES)}"
         )
     size = config.get("truncate_dim")
-    if size is not None and not (isinstance(size, int) and size > 0):
+    if size is not None and not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
         raise ModelFolderError(f"truncate_dim {size!r} of {_MODEL_CONFIG} is not a number of dimensions")
 
 

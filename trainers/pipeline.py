@@ -14,7 +14,7 @@ import torch
 
 from foldtune.client.deployment import download_files
 from foldtune.errors import ModelFileError, ObjectMissingError, ObjectStoreRefusedError
-from foldtune.events import FineTuneRequested, ModelReady, State, TrainingJob, now
+from foldtune.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
 from foldtune.object_keys import MANIFEST
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
@@ -188,7 +188,7 @@ def prepare(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: 
     base_folder = fetch_base_model(job.base_model, settings.trainer, store, work_dir)
     encoder = Encoder.load(base_folder)
     incumbent = load_incumbent(job, store, reporter, work_dir)
-    start = choose_start(request, incumbent, reporter)
+    start = choose_start(job, incumbent, reporter)
     if start:
         parts = with_older_share(dataset, parts, start.snapshot_at, request.training.older_share, seed)
     reporter.warn(*knob_warnings(request, parts), *data_warnings(dataset, parts))
@@ -274,6 +274,7 @@ class Incumbent:
     encoder: Encoder | None
     # In seconds since 1970: its training knew no later logs.
     snapshot_at: float = 0.0
+    base_model: ModelReference | None = None
 
 
 def load_incumbent(job: TrainingJob, store: ObjectStore, reporter: Reporter, work_dir: Path) -> Incumbent | None:
@@ -287,21 +288,34 @@ def load_incumbent(job: TrainingJob, store: ObjectStore, reporter: Reporter, wor
         folder = work_dir / "incumbent"
         folder.mkdir()
         download_files(latest.model_uri, latest.manifest_sha256, store, folder)
-        return Incumbent(name, latest.version, Encoder.load(folder), _snapshot_time(folder / MANIFEST))
+        return Incumbent(name, latest.version, Encoder.load(folder), *_origin(folder / MANIFEST))
     except _UNREADABLE as error:
         reporter.warn(_unreadable(name, error))
         return Incumbent(name, "", None)
 
 
-def choose_start(request: FineTuneRequested, incumbent: Incumbent | None, reporter: Reporter) -> Incumbent | None:
-    """What the training starts from: the incumbent if the request says so and there is one, else None."""
-    if request.training.start == "base":
+def choose_start(job: TrainingJob, incumbent: Incumbent | None, reporter: Reporter) -> Incumbent | None:
+    """What the training starts from: the incumbent if the request says so and there is one that has come from the same
+    base model, which the new model would else be called after; None for the base model.
+    """
+    if job.request.training.start == "base":
         return None
-    if incumbent is None or incumbent.encoder is None:
-        why = "no version has been promoted" if incumbent is None else f"{incumbent.name} cannot be read"
-        reporter.warn(f"training.start is incumbent, and {why}: started from the base model")
-        return None
-    return incumbent
+    if incumbent is None:
+        why = "no version has been promoted"
+    elif incumbent.encoder is None:
+        why = f"{incumbent.name} cannot be read"
+    elif incumbent.base_model and not _same_model(incumbent.base_model, job.base_model):
+        why = f"{incumbent.name} has come from another base model, {incumbent.base_model.uri}"
+    else:
+        return incumbent
+    reporter.warn(f"training.start is incumbent, and {why}: started from the base model")
+    return None
+
+
+def _same_model(one: ModelReference, other: ModelReference) -> bool:
+    if one.weights_sha256 and other.weights_sha256:
+        return one.weights_sha256 == other.weights_sha256
+    return (one.uri, one.revision) == (other.uri, other.revision)
 
 
 def measure_incumbent(
@@ -323,11 +337,13 @@ def _unreadable(name: str, error: Exception) -> str:
     return f"{name} cannot be read, the new model is compared with the base model only: {error}"[:MAX_REASON]
 
 
-def _snapshot_time(manifest: Path) -> float:
-    """When the snapshot of a published model was requested; of releases up to 0.1, when it was published."""
+def _origin(manifest: Path) -> tuple[float, ModelReference | None]:
+    """When the snapshot of a published model was requested (of releases up to 0.1, when it was published), and its base
+    model.
+    """
     ready = json.loads(manifest.read_bytes()).get("ready") or {}
-    at = ready.get("snapshot_at") or ready.get("published_at")
-    return datetime.fromisoformat(at).timestamp() if at else 0.0
+    at, base = ready.get("snapshot_at") or ready.get("published_at"), ready.get("base_model")
+    return datetime.fromisoformat(at).timestamp() if at else 0.0, base and ModelReference.model_validate(base)
 
 
 def knob_warnings(request: FineTuneRequested, parts: Split) -> list[str]:

@@ -166,7 +166,10 @@ class _PassageIndex:
         if (index, seen) not in self._same:
             before, now = set(words(seen)), set(words(text))
             # Of the shorter one: an agent may log an excerpt, or what surrounds a chunk.
-            self._same[index, seen] = len(before & now) >= SAME_TEXT * min(len(before), len(now))
+            shorter = min(len(before), len(now))
+            # Without words only signs tell them apart.
+            alike = normalize_passage(seen) == normalize_passage(text)
+            self._same[index, seen] = len(before & now) >= SAME_TEXT * shorter if shorter else alike
         return self._same[index, seen]
 
 

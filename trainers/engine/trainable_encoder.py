@@ -10,7 +10,8 @@ import torch
 from trainers.data.dataset import Dataset
 from trainers.engine import ranks
 from trainers.engine.embedder import Embedder
-from trainers.model.encoder import Encoder
+from trainers.errors import KnobError
+from trainers.model.encoder import Encoder, TextKind
 from trainers.model.tokens import Indices, Tokens
 
 # Texts are truncated for training: a step's time and the cache's size grow with the tokens, and a passage's subject
@@ -59,6 +60,14 @@ class TrainableEncoder:
         graph_budget: int | None = None,
     ) -> None:
         self.max_tokens = min(max_tokens or TRAINING_TOKENS, encoder.max_tokens)
+        kinds: tuple[TextKind, ...] = ("query", "passage")
+        self._added = {kind: encoder.added_tokens(kind) for kind in kinds}
+        if (most := max(self._added.values())) >= self.max_tokens:
+            # Cut there, all texts of the kind would be one, and teach nothing.
+            raise KnobError(
+                f"training.max_tokens: {most} tokens are base_model's prompt and special ones, so {self.max_tokens} "
+                "leave nothing of a text"
+            )
         self._encoder = encoder
         self._dataset = dataset
         self._questions = len(dataset.questions)
@@ -165,8 +174,8 @@ class TrainableEncoder:
         cumulative = np.concatenate([[0], np.cumsum(np.isin(self._tokens.ids, [*unknown]))])
         unknown_tokens = np.diff(cumulative[self._tokens.starts])
         # Special tokens and the prompt are always known.
-        added = [self._encoder.tokenize([""], kind).lengths[0] for kind in ("query", "passage")]
-        own_tokens = self._tokens.lengths - np.repeat(added, [self._questions, len(self._dataset.passages)])
+        added = np.repeat([*self._added.values()], [self._questions, len(self._dataset.passages)])
+        own_tokens = self._tokens.lengths - added
         texts = self._dataset.questions + self._dataset.passages
         # A long text is in both arrays, but reaches the maximum only in the second.
         lengths = np.concatenate([self._tokens.lengths, self._long_tokens.lengths])

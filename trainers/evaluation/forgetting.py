@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
-from foldtune.errors import ObjectMissingError
+from foldtune.errors import ObjectMissingError, ObjectStoreRefusedError
 from foldtune.object_store import ObjectStore
 from foldtune.reasons import explain
 from trainers.data.search import nearest
@@ -57,11 +57,11 @@ def read_general_questions(own: str | None, store: ObjectStore) -> list[Question
     if own is None:
         return sets
     try:
-        content = store.get(store.key(own)) if own.startswith("s3://") else _read(Path(own))
-        return [*sets, QuestionSet("the questions of trainer.general_questions", _PAIRS.validate_json(content))]
+        pairs = _PAIRS.validate_json(_read(own, store))
+        return [*sets, QuestionSet("the questions of trainer.general_questions", pairs)]
     except ValidationError as error:
         raise SettingError(f"trainer.general_questions, {own}: {'; '.join(explain(error))}") from error
-    except (ObjectMissingError, OSError, ValueError) as error:
+    except (ObjectMissingError, ObjectStoreRefusedError, OSError, ValueError) as error:
         raise SettingError(f"trainer.general_questions, {own}: {error}") from error
 
 
@@ -69,11 +69,17 @@ def _packaged(name: str) -> tuple[Pair, ...]:
     return _PAIRS.validate_json((Path(__file__).parent / name).read_bytes())
 
 
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        if len(content := file.read(MAX_FILE_BYTES + 1)) > MAX_FILE_BYTES:
-            msg = f"more than {MAX_FILE_BYTES} bytes"
-            raise ValueError(msg)
+def _read(own: str, store: ObjectStore) -> bytes:
+    # One more byte tells that there are more.
+    count = MAX_FILE_BYTES + 1
+    if own.startswith("s3://"):
+        content, _ = store.get_start(store.key(own), count)
+    else:
+        with Path(own).open("rb") as file:
+            content = file.read(count)
+    if len(content) == count:
+        msg = f"more than {MAX_FILE_BYTES} bytes"
+        raise ValueError(msg)
     return content
 
 

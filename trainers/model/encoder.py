@@ -83,7 +83,8 @@ class Encoder:
             self.transformer.set_attn_implementation(UNFUSED)
         self.tokenizer: Any = model.tokenizer
         self.max_tokens = self._max_tokens()
-        self.dimension: int = model.truncate_dim or model.get_embedding_dimension() or self.hidden_size
+        size = int(model.get_embedding_dimension() or self.hidden_size)
+        self.dimension = min(size, model.truncate_dim or size)
         self.cosine = model.similarity_fn_name == "cosine"
         # Whether embeddings have length 1.
         self.normalized = isinstance(self.head[-1], Normalize) and model.truncate_dim is None
@@ -106,8 +107,7 @@ class Encoder:
             with _whole_weights_only():
                 model = SentenceTransformer(str(folder), device=device or str(default_device()), **_OPTIONS)
             encoder = cls(model, folder)
-            # What does not fit together, such as the widths of two modules, shows only when it is used.
-            encoder.encode(["a text"])
+            encoder._try_out()
         # No fault of the model: torch's is a RuntimeError.
         except (TrainerError, MemoryError, torch.OutOfMemoryError):
             raise
@@ -115,6 +115,19 @@ class Encoder:
         except Exception as error:
             raise BadModelError(f"{folder.name}: {error}") from error
         return encoder
+
+    def _try_out(self) -> None:
+        """What does not fit together, such as the widths of two modules, shows only when it is used.
+
+        Raises:
+            BadModelError: all texts would have the same embedding.
+        """
+        for kind in _TASKS:
+            if self.added_tokens(kind) >= self.max_tokens:
+                name, reads = self.folder.name, self.max_tokens
+                raise BadModelError(f"{name}: the prompt of a {kind} leaves none of the {reads} tokens that it reads")
+        if not self.encode(["a text"]).any():
+            raise BadModelError(f"{self.folder.name}: its embeddings are all zero")
 
     @property
     def hidden_size(self) -> int:
@@ -173,6 +186,10 @@ class Encoder:
             ids.append(features["input_ids"].numpy()[mask])
             lengths.append(mask.sum(axis=1))
         return Tokens.of(np.concatenate(ids), np.concatenate(lengths), query=kind == "query")
+
+    def added_tokens(self, kind: TextKind) -> int:
+        """How many of ``max_tokens`` the prompt and special tokens take; as many as these if they leave none."""
+        return int(self.tokenize([""], kind).lengths[0])
 
     def hidden_states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Of the whole transformer, ``[b, t, d]``, for ``ids`` and ``mask`` ``[b, t]``, padded on the right."""

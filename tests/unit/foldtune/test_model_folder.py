@@ -52,6 +52,8 @@ def check(changes: dict[str, Any]) -> None:
         {"config.json": {"model_type": "bert", "auto_map": {"AutoModelForMaskedLM": "modeling.Model"}}},
         {"model.safetensors": None, "model-00001-of-00002.safetensors": ""},
         {"tokenizer.json": None, "sentencepiece.bpe.model": ""},
+        # Texts of any length.
+        {"sentence_bert_config.json": {"max_seq_length": 1e30}},
     ],
 )
 def test_a_whole_model_is_accepted(changes: dict[str, Any]) -> None:
@@ -86,6 +88,10 @@ def test_a_whole_model_is_accepted(changes: dict[str, Any]) -> None:
             "modules.json: the first module must be a Transformer, found ['Router', 'Normalize']",
         ),
         ({"modules.json": [{"path": "../x", "type": f"{ST}Transformer"}]}, "leads out of the model's folder"),
+        (
+            {"modules.json": [module | {"name": "0"} for module in modules("Transformer", "Pooling")]},
+            "modules.json: two modules have the name '0'",
+        ),
         ({"modules.json": {}}, "not a list of modules"),
         ({"modules.json": [1]}, "not a list of modules"),
         (ROUTED | {"2_Router/router_config.json": {"types": {"a": f"{ST}Transformer"}}}, "Transformer inside a Router"),
@@ -95,6 +101,20 @@ def test_a_whole_model_is_accepted(changes: dict[str, Any]) -> None:
         ({"config.json": {"quantization_config": {"quant_method": "fp8"}}}, "quantization_config of config.json"),
         ({"config.json": None}, "config.json is missing"),
         ({"config.json": []}, "config.json is not a JSON object"),
+        (
+            {
+                "modules.json": [{"path": "0_T", "type": f"{ST}Transformer"}, *modules("Transformer", "Pooling")[1:]],
+                "0_T/adapter_config.json": {},
+            },
+            "0_T/adapter_config.json: adapters are not supported",
+        ),
+        ({"config.json": {"transformers_weights": "other.safetensors"}}, "transformers_weights 'other.safetensors'"),
+        # Below it, all texts are the same; a fraction fails in serving.
+        *(
+            ({"sentence_bert_config.json": {"max_seq_length": tokens}}, f"max_seq_length {tokens!r} of sentence_bert")
+            for tokens in (0, -1, 2, 32.5, "128", True)
+        ),
+        ({"config_sentence_transformers.json": {"truncate_dim": True}}, "truncate_dim True"),
         ({"adapter_config.json": {}}, "adapters are not supported, merge it into its base model"),
         ({"model.safetensors": None, "pytorch_model.bin": ""}, "pickled weights are not loaded"),
         ({"tokenizer.json": None}, "the tokenizer has no vocabulary"),

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from foldtune.errors import ObjectStoreError, ObjectStoreRefusedError
-from foldtune.events import ManifestFile, ModelManifest
+from foldtune.events import ManifestFile, ModelManifest, ModelReference
+from foldtune.knobs import TrainingKnobs
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, put_job
@@ -18,7 +19,7 @@ from tests.unit.trainers.evaluation.conftest import evaluation, measures
 from trainers.data.dataset import Dataset, split
 from trainers.evaluation.evaluation_set import EvaluationSet, embed
 from trainers.model.encoder import Encoder
-from trainers.pipeline import load_incumbent, measure_incumbent
+from trainers.pipeline import Incumbent, choose_start, load_incumbent, measure_incumbent
 from trainers.publishing.model_publisher import LatestModel
 from trainers.publishing.reporting import Reporter
 from trainers.publishing.results import Baseline
@@ -168,3 +169,32 @@ def test_the_incumbent_is_measured_as_the_base_model_is(
     assert baseline.measures.held_out.ndcg.tolist() == expected.held_out.ndcg.tolist()
     assert baseline.measures.answers.passages.tolist() == expected.answers.passages.tolist()
     assert store.list(PREFIX)
+
+
+OLD, NEW = ModelReference(uri="s3://b/old"), ModelReference(uri="s3://b/new")
+SAME = {"weights_sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("of_incumbent", "requested", "starts"),
+    [
+        (NEW, NEW, True),
+        (OLD, NEW, False),
+        (NEW.model_copy(update={"revision": "1"}), NEW, False),
+        # Moved, or not known by its name alone.
+        (OLD.model_copy(update=SAME), NEW.model_copy(update=SAME), True),
+        (NEW.model_copy(update=SAME), NEW.model_copy(update={"weights_sha256": "1" * 64}), False),
+        # Of release 0.1.
+        (None, NEW, True),
+    ],
+)
+def test_a_training_does_not_start_from_the_descendant_of_another_base_model(
+    of_incumbent: ModelReference | None, requested: ModelReference, starts: bool, tiny_folder: Path
+) -> None:
+    tables = make_tables([example("where is it?", "d")], {"d": "here"})
+    training = TrainingKnobs(start="incumbent")
+    job = put_job(MemoryObjectStore(), tables, base_model=requested, training=training)
+    incumbent = Incumbent("version 000001", "000001", Encoder.load(tiny_folder, "cpu"), base_model=of_incumbent)
+    reporter = Reporter(RecordingEventSink(), job)
+    assert choose_start(job, incumbent, reporter) == (incumbent if starts else None)
+    assert ("another base model" in "".join(reporter.warnings)) != starts

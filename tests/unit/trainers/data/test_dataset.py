@@ -130,6 +130,14 @@ def test_a_label_on_a_text_that_has_changed_since_is_left_out(tables: Callable[.
     assert dataset.passages == (before, now, "other")
 
 
+@pytest.mark.parametrize(("before", "now"), [("&& and || of the shell", "???"), ("===", "a text"), ("+++", "---")])
+def test_a_text_without_words_is_another_text(before: str, now: str, tables: Callable[..., Any]) -> None:
+    rows = [example("changed", f"one={before}"), example("same", f"two={before}")]
+    dataset = build_dataset(*tables(rows, {"one": now, "two": before}))
+    assert [dataset.questions[index] for index in dataset.question] == ["same"]
+    assert dataset.left_out == {"text_changed": 1}
+
+
 def test_if_all_labels_are_left_out_their_counts_are_told(tables: Callable[..., Any]) -> None:
     with pytest.raises(TooLittleDataError, match="left out: 1 positive_without_text, 1 text_changed"):
         build_dataset(*tables([example("q", "gone"), example("r", "one=seen then")], DOCUMENTS))

@@ -76,6 +76,13 @@ def test_unusable_questions_are_refused_with_the_setting_and_the_bound(
     assert problem in str(caught.value)
 
 
+def test_a_huge_object_of_questions_is_not_read_whole() -> None:
+    store = MemoryObjectStore()
+    store.put("own.json", b" " * (MAX_FILE_BYTES + 1))
+    with pytest.raises(SettingError, match=f"more than {MAX_FILE_BYTES} bytes"):
+        read_general_questions(store.uri("own.json"), store)
+
+
 def test_questions_missing_in_the_bucket_or_of_another_are_refused() -> None:
     store = MemoryObjectStore()
     for uri in (store.uri("none.json"), "s3://another/none.json"):

@@ -185,6 +185,16 @@ def test_prompts_are_part_of_the_training_texts(
     torch.testing.assert_close(embeddings, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_cut_inside_the_prompt_is_refused(tiny_folder: Path, small_dataset: Dataset, tmp_path: Path) -> None:
+    config = BertConfig(**{**FEW_POSITIONS, "max_position_embeddings": 64})
+    prompts = {"query": "find what answers this question here: "}
+    encoder = encoder_of(config, tiny_folder, tmp_path / "model", prompts=prompts)
+    TrainableEncoder(encoder, small_dataset, 2, tmp_path, max_tokens=10)
+    # The prompt has seven tokens and there are two special ones, so all questions would be the same.
+    with pytest.raises(KnobError, match=r"training\.max_tokens: 9 tokens .* so 9 leave nothing of a text"):
+        TrainableEncoder(encoder, small_dataset, 2, tmp_path, max_tokens=9)
+
+
 def passages_of(*lengths: int) -> Dataset:
     """A dataset of passages with so many words each, of which all but the last are the same."""
     documents = {f"d{index}": "word " * (length - 1) + f"end{index}" for index, length in enumerate(lengths)}

@@ -175,6 +175,27 @@ def test_the_length_is_read_where_sentence_transformers_keeps_it(name: str, tiny
     assert Encoder.load(folder, "cpu").max_tokens == 9
 
 
+def test_embeddings_are_not_cut_where_they_end_before(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = write_modules(model_with(tiny_folder, tmp_path / "model", {}), truncate_dim=4096)
+    encoder = Encoder.load(folder, "cpu")
+    assert encoder.dimension == encoder.encode(["a text"]).shape[1] == 32
+
+
+def test_a_prompt_that_leaves_nothing_of_a_text_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    prompts = {"query": "find what answers this question here: "}
+    folder = write_modules(model_with(tiny_folder, tmp_path / "model", {}), max_seq_length=9, prompts=prompts)
+    with pytest.raises(BadModelError, match="the prompt of a query leaves none of the 9 tokens"):
+        Encoder.load(folder, "cpu")
+
+
+def test_weights_that_are_all_zero_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = model_with(tiny_folder, tmp_path / "model", {})
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(zeros, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadModelError, match="its embeddings are all zero"):
+        Encoder.load(folder, "cpu")
+
+
 def test_prompts_of_other_names_are_used_and_kept(tiny_folder: Path, tmp_path: Path) -> None:
     prompts = {"s2p_query": "Query: ", "passage": "Passage: ", "classification": "c: "}
     folder = write_modules(model_with(tiny_folder, tmp_path / "model", {}), prompts=prompts)
