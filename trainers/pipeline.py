@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import torch
 
@@ -51,6 +52,8 @@ MIN_STEPS = 50
 MIN_TEMPERATURE = 0.01
 # In any data, a few questions have no hard negatives left; above this share it is worth a warning.
 MAX_FILLED_SHARE = 0.1
+# Above this share of examples with one and the same positive, finding it always looks like learning.
+MAX_SAME_POSITIVE = 0.5
 # Of an error's text in a warning; it may quote a whole file.
 MAX_REASON = 500
 _PLACEHOLDER_DIGEST = "0" * 64
@@ -373,6 +376,11 @@ def data_warnings(dataset: Dataset, parts: Split) -> list[str]:
     if dataset.changed_impressions:
         warnings.append(
             f"{dataset.changed_impressions} passages of logs are no negatives: their text has changed since"
+        )
+    if (most := int(np.bincount(dataset.positive).max())) > MAX_SAME_POSITIVE * len(dataset.positive):
+        warnings.append(
+            f"{most} of {len(dataset.positive)} examples have the same passage as their positive: a model that "
+            "finds it for every question counts as better"
         )
     if not parts.judged:
         warnings.append(

@@ -5,9 +5,10 @@ import pytest
 
 from foldtune.events import FineTuneRequested, now
 from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
-from trainers.data.dataset import Split
+from tests.unit.trainers.conftest import example, make_tables
+from trainers.data.dataset import Split, build_dataset
 from trainers.loop.training import TrainingRecord
-from trainers.pipeline import knob_warnings, training_warnings
+from trainers.pipeline import data_warnings, knob_warnings, training_warnings
 
 
 def request(
@@ -57,3 +58,11 @@ def test_near_copies_of_positives_in_most_batches_are_warned_about() -> None:
     record = TrainingRecord(negatives=[negatives | {"in_batch_near_positive_by_words": 11}])
     (warning,) = training_warnings(record, request(), 100)
     assert warning.startswith("11 pairs of a question and a near-copy of its positive")
+
+
+@pytest.mark.parametrize(("same", "warned"), [(5, False), (6, True)])
+def test_one_positive_for_most_questions_is_warned_about(same: int, warned: bool) -> None:
+    rows = [example(f"question {index}", "d0" if index < same else f"d{index}") for index in range(10)]
+    dataset = build_dataset(*make_tables(rows, {f"d{index}": f"text {index}" for index in range(10)}))
+    warnings = data_warnings(dataset, parts(10))
+    assert any("6 of 10 examples have the same passage" in warning for warning in warnings) == warned
