@@ -185,16 +185,20 @@ class TrainableEncoder:
             "are mostly words unknown to base_model": int((2 * unknown_tokens > own_tokens).sum()),
         }
         warnings = [f"{count} of {len(texts)} texts {problem}" for problem, count in counts.items() if count]
+        by, remedy = "training reads", ", or raise training.max_tokens"
+        if self.max_tokens == max_tokens:
+            by, remedy = "base_model can read", ""
         if (equal := self._equal_passages()) > _MAX_EQUAL_SHARE * len(self._dataset.passages):
             warnings.append(
                 f"{equal} of {len(self._dataset.passages)} passages begin like another for {self.max_tokens} tokens, "
-                "which is all that training reads of them: leave a common header out, or raise training.max_tokens"
+                f"which is all that {by} of them: leave a common header out{remedy}"
             )
         return warnings
 
     def _equal_passages(self) -> int:
         """Truncated passages whose tokens are those of another."""
-        truncated = self._long[self._long >= self._questions]
+        passages = np.arange(self._questions, len(self._tokens))
+        truncated = passages[self._tokens.lengths[passages] == self.max_tokens]
         starts, ids = self._tokens.starts, self._tokens.ids
         seen = Counter(ids[starts[text] : starts[text + 1]].tobytes() for text in truncated)
         return sum(count for count in seen.values() if count > 1)

@@ -219,6 +219,12 @@ def test_passages_that_begin_alike_are_warned_of(tiny_folder: Path, tmp_path: Pa
     found = [TrainableEncoder(encoder, dataset, 1, tmp_path, max_tokens=size).text_warnings() for size in (16, 64)]
     (warning,) = set(found[0]) - set(found[1])
     assert "3 of 4 passages begin like another for 16 tokens" in warning
+    assert "raise training.max_tokens" in warning
+    # No knob makes the model read more.
+    alike = passages_of(100, 100, 100, 5)
+    *_, warning = TrainableEncoder(encoder, alike, 1, tmp_path, max_tokens=64).text_warnings()
+    assert "3 of 4 passages begin like another for 64 tokens, which is all that base_model can read" in warning
+    assert "max_tokens" not in warning
 
 
 def test_an_unknown_layout_is_not_split() -> None:
