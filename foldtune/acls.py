@@ -67,7 +67,10 @@ RIGHTS: Mapping[Part, Rights] = {
     # ``foldtune deploy``, ``subscribe`` and ``models``.
     Part.DEPLOYER: Rights(reads=(Topic.MODEL_READY,)),
     # The HTTP API, and the functions api and schedule.
-    Part.API: Rights(reads=(Topic.FINE_TUNE_STATUS, Topic.FOLDER_STATS), writes=(Topic.FINE_TUNE_REQUESTS,)),
+    Part.API: Rights(
+        reads=(Topic.FINE_TUNE_REQUESTS, Topic.FINE_TUNE_STATUS, Topic.AUDIT, Topic.FOLDER_STATS),
+        writes=(Topic.FINE_TUNE_REQUESTS, Topic.AUDIT),
+    ),
     # All other commands.
     Part.OPERATOR: Rights(
         reads=(

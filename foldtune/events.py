@@ -672,6 +672,33 @@ class ModelReady(Event):
     published_at: UtcTime
 
 
+# ── Who did what ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class AuditEntry(Event):
+    """What a caller of the HTTP API changes, or which users' texts they read. Written before it is done."""
+
+    type: Literal["audit_entry"] = "audit_entry"
+    audit_id: Id
+    at: UtcTime
+    who: Id = Field(description="The name in the caller's token: a pseudonym or a team, as erasures do not reach it")
+    action: Annotated[str, StringConstraints(pattern=r"^[a-z_]+(\.[a-z_]+)?$", max_length=64)] = Field(
+        description="`request.create` for example; later releases may have others"
+    )
+    target: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(
+        description="What it is done to: `model/request_id` of a request, the id of a dead letter or an erasure, …"
+    )
+    model: ModelName | None = None
+    folders: tuple[FolderId, ...] | None = Field(
+        None, max_length=MAX_NAMED, description="The folders that it is about; all where there are none"
+    )
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+    trace_id: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        None, description="The call's `X-Request-Id`, which its log line has, too"
+    )
+
+
 EVENTS: tuple[type[Event], ...] = (
     ChatLog,
     ChatLogBatch,
@@ -693,6 +720,7 @@ EVENTS: tuple[type[Event], ...] = (
     TrainingJob,
     ModelManifest,
     ModelReady,
+    AuditEntry,
 )
 
 

@@ -67,7 +67,7 @@ def partition_of(key: str, partitions: int) -> int:
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Address and credentials of the brokers, as the options of kafka-python.
 
-    ``streams.partitions.connection`` has those of aiokafka and Faust.
+    ``streams.partitions.connection`` has those of aiokafka.
 
     Raises:
         InvalidSettingsError: a certificate or key cannot be used, or AWS's region is not known.

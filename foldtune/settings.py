@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
+from enum import StrEnum
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -41,7 +42,7 @@ from pydantic_settings import (
 from foldtune.bounds import Bounds
 from foldtune.errors import InvalidSettingsError
 from foldtune.events import BUCKET, MODEL_URI, ModelReference
-from foldtune.knobs import DatasetKnobs, ModelName, TrainingKnobs, WeightKnobs
+from foldtune.knobs import DatasetKnobs, FolderId, ModelName, TrainingKnobs, WeightKnobs
 from foldtune.reasons import Location, field_of, invalid_fields
 
 ENV_PREFIX = "FOLDTUNE_"
@@ -132,6 +133,16 @@ def _is_private(url: str) -> bool:
         return ip_address(address.hostname or "").is_loopback
     except ValueError:
         return False
+
+
+def _not_in_the_clear(url: str) -> str:
+    if not _is_private(url):
+        msg = "should begin with https://, unless its host is a loopback address"
+        raise ValueError(msg)
+    return url
+
+
+_WebAddress = Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=2000), AfterValidator(_not_in_the_clear)]
 
 
 class S3Settings(Section):
@@ -326,11 +337,73 @@ class RequestSettings(Section):
     base_models: Annotated[tuple[Annotated[str, Field(pattern=MODEL_URI)], ...], Field(max_length=1000)] = ()
 
 
+class Role(StrEnum):
+    """What a caller of the HTTP API may do; ``api/access.py`` says which route takes which."""
+
+    VIEWER = "viewer"
+    REQUESTER = "requester"
+    APPROVER = "approver"
+    OPERATOR = "operator"
+    # Reads users' texts, and erases.
+    PRIVACY = "privacy"
+
+
+class Grant(Section):
+    """Roles, of all models and folders or of the named ones."""
+
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)]
+    models: Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=1000)] | None = None
+    folders: Annotated[tuple[FolderId, ...], Field(min_length=1, max_length=1000)] | None = None
+
+
+class ClaimGrant(Grant):
+    """What whoever has ``value`` in the roles' claim is granted."""
+
+    value: Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class ApiSettings(Section):
-    """The HTTP API in a cluster."""
+    """The HTTP API: who may call it, and how often."""
 
     # Names by which it may be called, such as that of its ingress; localhost and all IP addresses need not be named.
     hosts: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")], ...], Field(max_length=1000)] = ()
+    # Sign-in by the tokens of an OpenID Connect provider: its address, and what it writes into ``aud`` for this API.
+    # Its keys are found by discovery, unless jwks_url names them.
+    issuer: _WebAddress | None = None
+    audience: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    jwks_url: _WebAddress | None = None
+    # How far this clock and the provider's may differ.
+    leeway: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(minutes=5))] = timedelta(seconds=30)
+    # The claim with the caller's roles or groups; a dot leads into an object ("realm_access.roles").
+    roles_claim: Annotated[str, Field(min_length=1, max_length=256)] = "roles"
+    # What its values grant; without grants, a value that is the name of a role grants that role.
+    grants: Annotated[tuple[ClaimGrant, ...], Field(max_length=1000)] = ()
+    # Sign-in by tokens from a file, for small set-ups: [{"name": …, "sha256": …, "roles": […]}, …].
+    tokens_file: FilePath | None = None
+    # Per caller and replica.
+    requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 600
+    # Origins whose pages may call it from a browser; none by default.
+    cors_origins: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9._:-]+$")], ...], Field(max_length=100)
+    ] = ()
+    # Prometheus metrics; no server without a port.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.issuer is None) != (self.audience is None):
+            msg = "api.issuer and api.audience go together"
+            raise ValueError(msg)
+        if self.jwks_url and not self.issuer:
+            msg = "api.jwks_url is without effect, as api.issuer is not set"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def has_sign_in(self) -> bool:
+        """Whether callers are known by a token."""
+        return self.issuer is not None or self.tokens_file is not None
 
 
 class ScheduleSettings(Section):

@@ -1,10 +1,23 @@
 """Which status of a request is the newest: the one rule for every reader of ``fine-tune-status``."""
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from pydantic import NonNegativeInt
 
 from foldtune.events import FineTuneStatus, Model
+
+
+class Ordered(Protocol):
+    """What the order of two statuses of one request depends on."""
+
+    @property
+    def offset(self) -> int:
+        """On ``fine-tune-status``."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether its state is final."""
 
 
 class StatusRecord(Model):
@@ -14,8 +27,13 @@ class StatusRecord(Model):
     offset: NonNegativeInt
     status: FineTuneStatus
 
+    @property
+    def terminal(self) -> bool:
+        """Whether its state is final."""
+        return self.status.state.terminal
 
-def supersedes(new: StatusRecord, old: StatusRecord) -> bool:
+
+def supersedes(new: Ordered, old: Ordered) -> bool:
     """Whether ``new`` is the newer status of one request (same id, same model).
 
     A final state supersedes any other; of two final ones the lower offset wins, of two others the higher one:
@@ -26,9 +44,9 @@ def supersedes(new: StatusRecord, old: StatusRecord) -> bool:
       earlier state after its successor has published the end, or an end of its own.
     - Redelivery and reading the topic again bring lower offsets, which lose.
     """
-    if new.status.state.terminal and old.status.state.terminal:
+    if new.terminal and old.terminal:
         return new.offset < old.offset
-    return (new.status.state.terminal, new.offset) > (old.status.state.terminal, old.offset)
+    return (new.terminal, new.offset) > (old.terminal, old.offset)
 
 
 def first_end(first: FineTuneStatus, later: FineTuneStatus) -> FineTuneStatus:

@@ -47,6 +47,8 @@ class Topic(Enum):
     TRAINING_REPORTS = ("training-reports", _DEFAULT)
     FINE_TUNE_STATUS = ("fine-tune-status", _COMPACTED)
     TRAINING_JOBS = ("training-jobs", _UNLIMITED)
+    # Keyed by what was changed or read.
+    AUDIT = ("audit", _UNLIMITED)
     # Keyed like the rejected record.
     DEAD_LETTERS = ("dead-letters", _UNLIMITED | {"max.message.bytes": str(MAX_RECORD_BYTES)})
 

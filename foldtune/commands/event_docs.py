@@ -31,6 +31,7 @@ TOPIC_EVENTS: dict[Topic, tuple[str, str]] = {
         " 0.1 once more under request_id alone",
     ),
     Topic.TRAINING_JOBS: ("training_job", "model/request_id, partitioned by model"),
+    Topic.AUDIT: ("audit_entry", "target"),
     Topic.DEAD_LETTERS: (
         "the rejected bytes, with headers foldtune-error, -topic, -partition, -offset; without a value, and with"
         " foldtune-letter: a dead letter was replayed, and where to; foldtune-replay-of: failed again;"
@@ -56,6 +57,7 @@ RESTORED_FROM: dict[Topic, str] = {
     Topic.TRAINING_REPORTS: "nothing: a training whose end was lost is overdue in the end, and its request fails",
     Topic.FINE_TUNE_STATUS: "the workers' changelogs: a request that is sent again is answered",
     Topic.TRAINING_JOBS: "the jobs on the object store (`jobs/…/job.json`)",
+    Topic.AUDIT: "nothing: who did what is not known any more",
     Topic.DEAD_LETTERS: "nothing",
 }
 
@@ -301,7 +303,7 @@ def _type(part: dict[str, Any]) -> str:
         return " or ".join(_type(arm) for arm in part["anyOf"] if arm.get("type") != "null")
     if part.get("type") == "array":
         return f"list of {_type(part['items'])}" if "items" in part else "list"
-    if part.get("type") == "object" and "additionalProperties" in part:
+    if part.get("type") == "object":
         return "map"
     return str(part.get("format") or part.get("type", "any")) + _limits(part)
 

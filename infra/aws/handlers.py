@@ -10,7 +10,7 @@ missing needs ``s3:ListBucket`` on its prefix, or S3 answers 403 instead of 404.
 ``batch_state``  ``Batch Job State Change`` events of the queue; on an error Lambda retries twice, then keeps the event.
                  S3 read, write, list ``jobs/ spend/``. Kafka: writes ``training-reports``.
 ``api``          ``POST /requests`` and ``GET /requests/{id}`` of an HTTP API with a JWT authorizer.
-                 S3 read, list ``statuses/``. Kafka: writes ``fine-tune-requests``.
+                 S3 read, list ``statuses/``. Kafka: writes ``fine-tune-requests``, ``audit``.
 ``schedule``     events of an EventBridge schedule, unmodified. Kafka: writes ``fine-tune-requests``.
 
 All read the Kafka secrets (``secretsmanager:GetSecretValue``) whenever they connect, so that a rotation needs no
@@ -30,11 +30,23 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from api.routes import HEADERS, Answer, refusal, request_status, submit_request
+from api.access import Access, authorize, caller_of
+from api.problems import CONTENT_TYPE as PROBLEM_TYPE
+from api.problems import ProblemError, invalid, unavailable
+from api.submission import (
+    RequestBody,
+    RequestName,
+    creation_entry,
+    parse_body,
+    perhaps_published,
+    request_not_found,
+    request_of,
+)
 from foldtune.dead_letters import reject_record
 from foldtune.errors import TRANSIENT_ERRORS
-from foldtune.events import Event, FineTuneRequested, FineTuneStatus, State, TrainingJob, now
+from foldtune.events import Event, FineTuneStatus, State, TrainingJob, now
 from foldtune.kafka import DELIVERY_SECONDS, Publisher
 from foldtune.logs import configure_logs
 from foldtune.object_store import S3ObjectStore
@@ -152,30 +164,62 @@ def batch_state(event: dict[str, Any], context: Context) -> None:
 
 
 def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Answer one call of the HTTP API (``api.routes``)."""
+    """Answer one call of the HTTP API, by the rules of ``api.access``."""
     call = HttpRequest.model_validate(event)
-    if call.caller is None:
-        return _http_response(refusal(HTTPStatus.UNAUTHORIZED, "a token is needed"))
-    match call.route_key:
-        case "POST /requests":
-            content_type = call.headers.get("content-type", "")
-            answer = submit_request(call.content, content_type, call.caller, _publish_request)
-        case "GET /requests/{id}":
-            statuses = StatusStore(S3ObjectStore(load_settings().s3))
-            answer = request_status(call.request_id, call.model, statuses.newest)
-        case _:
-            answer = refusal(HTTPStatus.NOT_FOUND, f"no such route: {call.route_key}")
-    return _http_response(answer)
+    clear_contextvars()
+    try:
+        status, answer = _answer(call)
+    except ProblemError as problem:
+        status, answer = problem.status, problem.document()
+    _log.info("call answered", route=call.route_key, status=status.value)
+    content_type = "application/json" if status < HTTPStatus.BAD_REQUEST else PROBLEM_TYPE
+    headers = {"content-type": content_type, "cache-control": "no-store", "x-content-type-options": "nosniff"}
+    return {"statusCode": status.value, "headers": headers, "body": json.dumps(answer)}
 
 
-def _publish_request(request: FineTuneRequested) -> None:
-    with _publishing(load_settings(), API_DELIVERY_SECONDS) as publisher:
-        publisher().publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
+def _answer(call: HttpRequest) -> tuple[HTTPStatus, dict[str, object]]:
+    if call.claims is None:
+        raise ProblemError(HTTPStatus.UNAUTHORIZED, "authorization: a bearer token is needed")
+    if call.route_key not in _ROUTES:
+        raise ProblemError(HTTPStatus.NOT_FOUND, f"no such route: {call.route_key}")
+    caller = caller_of(call.claims, load_settings().api)
+    bind_contextvars(caller=caller.name)
+    return _ROUTES[call.route_key](call, authorize(call.route_key, caller))
 
 
-def _http_response(answer: Answer) -> dict[str, Any]:
-    headers = {"content-type": "application/json", **HEADERS}
-    return {"statusCode": answer.status.value, "headers": headers, "body": json.dumps(answer.content)}
+def _create_request(call: HttpRequest, access: Access) -> tuple[HTTPStatus, dict[str, object]]:
+    body = parse_body(RequestBody, call.content, call.headers.get("content-type", ""))
+    request = request_of(body, access)
+    try:
+        with _publishing(load_settings(), API_DELIVERY_SECONDS) as publisher:
+            entry = creation_entry(access.caller, request)
+            publisher().publish(Topic.AUDIT, entry, key=entry.target)
+            publisher().publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
+    except TRANSIENT_ERRORS as error:
+        _log.warning("request not published", request_id=request.request_id, error=str(error))
+        raise perhaps_published(request.request_id) from error
+    return HTTPStatus.ACCEPTED, {"request_id": request.request_id, "model": request.model}
+
+
+def _get_request(call: HttpRequest, access: Access) -> tuple[HTTPStatus, dict[str, object]]:
+    try:
+        name = RequestName(request_id=call.request_id, model=call.model)
+    except ValidationError as error:
+        raise invalid(error) from error
+    try:
+        status = StatusStore(S3ObjectStore(load_settings().s3)).newest(name.request_id, name.model)
+    except TRANSIENT_ERRORS as error:
+        _log.warning("status not available", request_id=name.request_id, error=str(error))
+        raise unavailable() from error
+    if status is None or not access.covers(model=status.model):
+        raise request_not_found(name.request_id, name.model)
+    return HTTPStatus.OK, status.model_dump(mode="json", exclude_none=True)
+
+
+_ROUTES: dict[str, Callable[[HttpRequest, Access], tuple[HTTPStatus, dict[str, object]]]] = {
+    "POST /requests": _create_request,
+    "GET /requests/{id}": _get_request,
+}
 
 
 # ── schedule ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -79,12 +79,10 @@ class HttpRequest(_Payload):
     request_context: _RequestContext = _RequestContext()
 
     @property
-    def caller(self) -> str | None:
-        """The token's subject; ``None`` where no authorizer has checked a token."""
+    def claims(self) -> dict[str, object] | None:
+        """What the token says; ``None`` where no authorizer has checked one."""
         jwt = self.request_context.authorizer.jwt
-        if jwt is None:
-            return None
-        return str(jwt.claims.get("sub") or jwt.claims.get("client_id") or "unknown")
+        return None if jwt is None else jwt.claims
 
     @property
     def request_id(self) -> str:

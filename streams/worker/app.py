@@ -32,7 +32,6 @@ from streams.metrics import FAILED_TIMERS, MAINTENANCE, PARTITIONS, REBALANCES
 from streams.partitions.broker_clock import CLOCK, MAX_SKEW_SECONDS
 from streams.partitions.broker_reader import BrokerReader
 from streams.partitions.changelog_table import ChangelogTable
-from streams.partitions.connection import faust_credentials
 from streams.partitions.consumer import Handler, PartitionConsumer, Write, is_at_fault
 from streams.partitions.local_store import check_before_recovery, store_folder
 from streams.partitions.positions import newest_time
@@ -49,6 +48,7 @@ from streams.training_sets.ingest import Ingest
 from streams.training_sets.store import SWEPT_KEY, TrainingSets
 from streams.worker import group_consumer
 from streams.worker.broker_monitor import BrokerMonitor
+from streams.worker.faust_credentials import faust_credentials
 from streams.worker.http_server import WorkerHttpServer, listen
 from streams.worker.membership import Membership
 from streams.worker.owned_partitions import OwnedPartitions

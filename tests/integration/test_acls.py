@@ -1,5 +1,6 @@
 """Each part works with the rights that ``foldtune.acls`` gives its user, and has no others."""
 
+import asyncio
 import re
 import sys
 import threading
@@ -31,16 +32,19 @@ from kafka.errors import AuthorizationError, CoordinatorNotAvailableError, Topic
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 from typer.testing import CliRunner
 
-from api.server import StatusCache
+from api.access import Caller
+from api.audit import audit_entry
+from api.publishing import Auditor, EventPublisher
+from api.view.system import SystemView
 from foldtune import FoldtuneClient
 from foldtune.acls import RIGHTS, Part
 from foldtune.cli import app
 from foldtune.client.deployment import Deployer
 from foldtune.errors import PublishError, TopicMissingError
-from foldtune.events import ChatLog, DocumentUpserted, ErasureRequested, State, now
+from foldtune.events import ChatLog, DocumentUpserted, ErasureRequested, FineTuneStatus, State, now
 from foldtune.kafka import Publisher, client_options
 from foldtune.object_store import S3ObjectStore
-from foldtune.settings import load_settings
+from foldtune.settings import Settings, load_settings
 from foldtune.topic_admin import create_topics
 from foldtune.topic_reader import read as read_topic
 from foldtune.topics import Topic, changelogs
@@ -114,6 +118,25 @@ def launcher(system: System) -> Iterator[None]:
             running.result(SECONDS)
 
 
+async def newest_status(settings: Settings) -> FineTuneStatus:
+    """What the API's view has of the request, read and audited with the API's own rights."""
+    view, publisher = SystemView(settings.kafka), EventPublisher(settings.kafka)
+    try:
+        await view.start()
+        await publisher.start()
+        await Auditor(publisher).write(audit_entry(Caller("ada"), "request.create", "model/r"))
+        async with asyncio.timeout(SECONDS):
+            while not view.audit.page(1, lambda _: True)[0]:
+                await asyncio.sleep(0.05)
+        entry = view.requests.get("model", "r")
+        assert entry
+        assert view.places.get("model", "r")
+        return entry.status()
+    finally:
+        await publisher.close()
+        await view.close()
+
+
 def test_the_whole_loop_runs_with_the_rights_of_the_table(system: System) -> None:
     operator = system.variables(Part.OPERATOR)
     with FoldtuneClient(system.settings[Part.AGENT]) as agent, FoldtuneClient(system.settings[Part.INGEST]) as ingest:
@@ -130,10 +153,7 @@ def test_the_whole_loop_runs_with_the_rights_of_the_table(system: System) -> Non
             assert ended.state is State.COMPLETED, worker.log.read_text()
     finally:
         assert worker.stop() == 0
-    statuses = StatusCache(system.settings[Part.API])
-    statuses._read(follow=False)
-    status = statuses.newest("r")
-    assert status
+    status = asyncio.run(newest_status(system.settings[Part.API]))
     assert status.promoted
 
     store, failures = S3ObjectStore(system.settings[Part.DEPLOYER].s3), list[object]()

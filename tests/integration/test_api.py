@@ -5,6 +5,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.kafka import Publisher
 from foldtune.settings import Settings
 from foldtune.topics import Topic
-from infra.local.ports import free_port
-from tests.support import ChildProcess, Reader
+from tests.running_api import running_api
+from tests.support import Reader
 
 BAD: list[tuple[Any, str]] = [
     (b"{", "body: should be JSON"),
@@ -38,22 +39,17 @@ def call(url: str, body: Any = None, **headers: str) -> tuple[int, dict[str, Any
         return error.code, json.loads(content) if content.startswith(b"{") else {}
 
 
+@contextmanager
+def follow(url: str) -> Iterator[Iterator[dict[str, Any]]]:
+    """The statuses of a stream of server-sent events."""
+    with urllib.request.urlopen(url, timeout=20) as stream:  # noqa: S310
+        yield (json.loads(line.removeprefix(b"data: ")) for line in stream if line.startswith(b"data: "))
+
+
 @pytest.fixture
 def api(variables: dict[str, str], settings: Settings, tmp_path: Path) -> Iterator[str]:
-    port = free_port()
-    child = ChildProcess(["api", "--port", str(port)], variables, tmp_path / "api.log")
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):  # noqa: S310
-                break
-        except OSError:
-            assert child.alive, child.log.read_text()
-            assert time.monotonic() < deadline, child.log.read_text()
-            time.sleep(0.1)
-    yield address
-    assert child.stop() == 0
+    with running_api(variables, tmp_path) as address:
+        yield address
 
 
 def test_a_request_is_published_and_its_status_returned(api: str, settings: Settings, publisher: Publisher) -> None:
@@ -74,6 +70,26 @@ def test_a_request_is_published_and_its_status_returned(api: str, settings: Sett
         time.sleep(0.1)
     assert told[0] == 200
     assert told[1]["state"] == "accepted"
+    assert call(f"{api}/models/helpdesk/requests/{request.request_id}/request")[1]["requested_by"] == "ada"
+    with follow(f"{api}/models/helpdesk/requests/{request.request_id}/events") as events:
+        assert next(events)["state"] == "accepted"
+        assert call(f"{api}/models/helpdesk/requests/{request.request_id}/cancel", b"")[0] == 202
+        ended = status.model_copy(update={"state": State.CANCELLED})
+        publisher.send(Topic.FINE_TUNE_STATUS, ended, key=request.request_id, partition_by="helpdesk")
+        publisher.flush()
+        assert [event["state"] for event in events] == ["cancelled"]
+    assert call(f"{api}/models/helpdesk/requests/{request.request_id}/retry", b"")[0] == 202
+    deadline = time.monotonic() + 30
+    while len(entries := call(f"{api}/audit")[1]["items"]) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert {entry["action"] for entry in entries} == {"request.create", "request.cancel", "request.retry"}
+    with Reader(settings, Topic.FINE_TUNE_REQUESTS) as reader:
+        records = reader.until(lambda records: len(records) == 3)
+    assert [json.loads(record.value)["type"] for record in records] == [
+        "fine_tune_requested",
+        "fine_tune_cancelled",
+        "fine_tune_requested",
+    ]
 
 
 def test_an_invalid_request_is_answered_with_the_reason(api: str) -> None:

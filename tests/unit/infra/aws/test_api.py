@@ -9,6 +9,7 @@ import pytest
 from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.kafka import BOOTSTRAP_SECONDS
+from foldtune.settings import load_settings
 from foldtune.status_order import StatusRecord
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
@@ -19,13 +20,14 @@ from tests.lambda_payloads import Context, http_payload
 from .conftest import Published
 
 POST, GET = "POST /requests", "GET /requests/{id}"
-CLAIMS = {"sub": "user-7", "iss": "https://issuer.example"}
+CLAIMS = {"sub": "user-7", "iss": "https://issuer.example", "roles": "[viewer requester]"}
 
 
 def call(route: str, body: object = None, **more: Any) -> tuple[int, dict[str, Any]]:
     text = body if isinstance(body, str) or body is None else json.dumps(body)
     answer = api(http_payload(route, text, **{"claims": CLAIMS, **more}), Context(28))
-    assert answer["headers"] == {"content-type": "application/json", "cache-control": "no-store"}
+    kind = "application/json" if answer["statusCode"] < 400 else "application/problem+json"
+    assert (answer["headers"]["content-type"], answer["headers"]["cache-control"]) == (kind, "no-store")
     return answer["statusCode"], json.loads(answer["body"])
 
 
@@ -34,15 +36,39 @@ def requests(published: Published) -> list[FineTuneRequested]:
 
 
 @pytest.mark.parametrize(
-    ("claims", "caller"), [(CLAIMS, "user-7"), ({"client_id": "agent"}, "agent"), ({"iss": "x"}, "unknown")]
+    ("claims", "caller"), [({"sub": "user-7"}, "user-7"), ({"client_id": "agent"}, "agent"), ({"iss": "x"}, "unknown")]
 )
 def test_a_request_is_published_under_the_subject_of_the_token(
     published: Published, claims: dict[str, Any], caller: str
 ) -> None:
-    assert call(POST, {"request_id": "r-1", "model": "support"}, claims=claims)[0] == 202
+    assert call(POST, {"request_id": "r-1", "model": "support"}, claims=claims | {"roles": "requester"})[0] == 202
     [request] = requests(published)
     assert (request.request_id, request.requested_by) == ("r-1", caller)
-    assert published.messages[0][2]["key"] == "support"
+    assert [message[2]["key"] for message in published.messages] == ["support/r-1", "support"]
+    [entry] = published.on(Topic.AUDIT)
+    assert (entry.who, entry.action, entry.target) == (caller, "request.create", "support/r-1")
+
+
+@pytest.mark.parametrize("roles", [None, "[]", "operator", "unknown", "[viewer privacy]"])
+def test_a_call_without_the_routes_role_is_refused(published: Published, roles: str | None) -> None:
+    claims = {"sub": "user-7"} | ({} if roles is None else {"roles": roles})
+    code, answer = call(POST, {"model": "support"}, claims=claims)
+    assert (code, answer["errors"]) == (403, ["needs one of the roles requester"])
+    assert not published.connected
+
+
+def test_grants_limit_the_function_as_they_do_the_server(
+    published: Published, store: MemoryObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grants = [{"value": "search-team", "roles": ["requester", "viewer"], "models": ["support"]}]
+    monkeypatch.setenv("FOLDTUNE_API__GRANTS", json.dumps(grants))
+    load_settings.cache_clear()
+    claims = {"sub": "user-7", "roles": "[search-team]"}
+    for model, code in (("support", 202), ("sales", 403)):
+        assert call(POST, {"model": model}, claims=claims)[0] == code
+    status = FineTuneStatus(request_id="r-1", model="sales", state=State.ACCEPTED, at=now())
+    StatusStore(store).update(StatusRecord(partition=0, offset=1, status=status))
+    assert call(GET, pathParameters={"id": "r-1"}, claims=claims)[0] == 404
 
 
 def test_a_body_may_be_encoded(published: Published) -> None:
@@ -96,4 +122,5 @@ def test_an_unavailable_store_is_a_503(store: MemoryObjectStore, monkeypatch: py
 
 
 def test_an_unknown_route_is_refused() -> None:
-    assert call("DELETE /requests/{id}") == (404, {"errors": ["no such route: DELETE /requests/{id}"]})
+    code, answer = call("DELETE /requests/{id}")
+    assert (code, answer["errors"]) == (404, ["no such route: DELETE /requests/{id}"])

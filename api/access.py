@@ -1,0 +1,143 @@
+"""Who may call which route: the one table of both fronts. What is not in it is refused."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any
+
+from api.problems import ProblemError
+from foldtune.excerpts import excerpt
+from foldtune.settings import ApiSettings, Grant, Role
+
+READERS = frozenset({Role.VIEWER, Role.REQUESTER, Role.APPROVER, Role.OPERATOR})
+ANYBODY: frozenset[Role] = frozenset(Role)
+_MAX_NAME = 256
+
+
+class Scope(Enum):
+    """How grants that are limited to models or folders apply to a route."""
+
+    # To the model in the path.
+    MODEL = auto()
+    # The route itself applies them, to each item or to the body.
+    ITEMS = auto()
+    # Not at all: it takes a grant without limits.
+    WHOLE = auto()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The roles that may call a route, one of which is enough."""
+
+    roles: frozenset[Role]
+    scope: Scope
+
+
+def _rule(scope: Scope, *roles: Role) -> Rule:
+    return Rule(frozenset(roles), scope)
+
+
+# By method and path. ``None`` for those that need no token: they say nothing of what is in the system.
+RULES: Mapping[str, Rule | None] = {
+    "GET /health": None,
+    "GET /ready": None,
+    "GET /openapi.json": Rule(ANYBODY, Scope.ITEMS),
+    "POST /requests": _rule(Scope.ITEMS, Role.REQUESTER),
+    "GET /requests": Rule(READERS, Scope.ITEMS),
+    "GET /requests/{id}": Rule(READERS, Scope.ITEMS),
+    "GET /models/{model}/requests/{id}": Rule(READERS, Scope.MODEL),
+    "GET /models/{model}/requests/{id}/request": Rule(READERS, Scope.MODEL),
+    "GET /models/{model}/requests/{id}/events": Rule(READERS, Scope.MODEL),
+    "POST /models/{model}/requests/{id}/cancel": _rule(Scope.MODEL, Role.REQUESTER, Role.OPERATOR),
+    "POST /models/{model}/requests/{id}/retry": _rule(Scope.MODEL, Role.REQUESTER),
+    "GET /audit": _rule(Scope.WHOLE, Role.OPERATOR, Role.PRIVACY),
+}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever calls, by the name in their token, with what is granted to them."""
+
+    name: str
+    grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True)
+class Access:
+    """A caller's grants that count for one route."""
+
+    caller: Caller
+    grants: tuple[Grant, ...]
+
+    def covers(self, *, model: str | None, folders: Collection[str] | None = ()) -> bool:
+        """Whether a grant covers the model and all of the folders; ``None`` means every one that there is."""
+        return any(_covers(grant, model, folders) for grant in self.grants)
+
+    def require(self, *, model: str | None, folders: Collection[str] | None = ()) -> None:
+        """Raises ``ProblemError`` (403) unless they are covered."""
+        if not self.covers(model=model, folders=folders):
+            what = "all models" if model is None else f"model {excerpt(model, 100)!r}"
+            limits = "all folders" if folders is None else "each of these folders" if folders else ""
+            reason = f"this caller's roles do not cover {what}{' and ' if limits else ''}{limits}"
+            raise ProblemError(HTTPStatus.FORBIDDEN, reason)
+
+
+def authorize(route: str, caller: Caller, path_model: str | None = None) -> Access:
+    """What of the caller's grants counts for a route of ``RULES``.
+
+    Raises:
+        ProblemError: 403, the caller has none of the route's roles, or only for other models or folders.
+    """
+    rule = RULES.get(route)
+    if rule is None:
+        raise ProblemError(HTTPStatus.FORBIDDEN, f"no role may call {route}")
+    access = Access(caller, tuple(grant for grant in caller.grants if rule.roles & set(grant.roles)))
+    if not access.grants:
+        raise ProblemError(HTTPStatus.FORBIDDEN, f"needs one of the roles {', '.join(sorted(rule.roles))}")
+    if rule.scope is Scope.MODEL:
+        # Without one every model is meant, which a limited grant does not cover.
+        access.require(model=path_model)
+    elif rule.scope is Scope.WHOLE:
+        access.require(model=None, folders=None)
+    return access
+
+
+def caller_of(claims: Mapping[str, Any], settings: ApiSettings) -> Caller:
+    """The caller that a verified token names; without values that are known, one without grants."""
+    name = str(claims.get("sub") or claims.get("client_id") or "unknown")
+    values = _values(claims, settings.roles_claim)
+    if settings.grants:
+        granted: tuple[Grant, ...] = tuple(grant for grant in settings.grants if grant.value in values)
+    else:
+        roles = tuple(role for role in Role if role in values)
+        granted = (Grant(roles=roles),) if roles else ()
+    return Caller(shortened(name), granted)
+
+
+def shortened(name: str) -> str:
+    """A caller's name as events take it: bytes that are not UTF-8 come as surrogates, which JSON does not know."""
+    return name[:_MAX_NAME].encode(errors="replace").decode() or "unknown"
+
+
+def _values(claims: Mapping[str, Any], path: str) -> frozenset[str]:
+    # A name may have dots of its own, as in "https://example.com/roles".
+    value: Any = claims.get(path)
+    if value is None:
+        value = claims
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        # OAuth's form of a list; API Gateway writes a list as "[a b]".
+        value = value.removeprefix("[").removesuffix("]").replace(",", " ").split()
+    return (
+        frozenset(item for item in value if isinstance(item, str)) if isinstance(value, list | tuple) else frozenset()
+    )
+
+
+def _covers(grant: Grant, model: str | None, folders: Collection[str] | None) -> bool:
+    if grant.models is not None and model not in grant.models:
+        return False
+    if grant.folders is None:
+        return True
+    return folders is not None and set(folders) <= set(grant.folders)

@@ -1,0 +1,71 @@
+"""What the routes work with, and who calls them."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, Request
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from api.access import RULES, Access, Caller, authorize
+from api.problems import ProblemError
+from api.publishing import Auditor, EventPublisher
+from api.sign_in import SignIn
+from api.view.system import SystemView
+from foldtune.settings import Settings
+
+
+class RateLimit:
+    """So many calls of each caller in a minute; each replica counts its own."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._item = RateLimitItemPerMinute(per_minute)
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+
+    def hit(self, caller: Caller) -> None:
+        """Count a call; raises ``ProblemError`` (429) beyond the limit."""
+        if not self._limiter.hit(self._item, caller.name):
+            reason = f"at most {self._item.amount} calls a minute of each caller (api.requests_per_minute)"
+            raise ProblemError(HTTPStatus.TOO_MANY_REQUESTS, reason, headers={"retry-after": "5"})
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes work with."""
+
+    settings: Settings
+    sign_in: SignIn
+    rate_limit: RateLimit
+    view: SystemView
+    publisher: EventPublisher
+    audit: Auditor
+
+
+def services(request: Request) -> Services:
+    """The services of the application."""
+    found: Services = request.app.state.services
+    return found
+
+
+def route_of(request: Request) -> str:
+    """Method and path of the route, as ``RULES`` has them."""
+    return f"{request.method} {request.scope['route'].path_format}"
+
+
+async def access(request: Request) -> Access:
+    """Who calls, and what of their grants counts here. It runs before every route."""
+    route = route_of(request)
+    if route in RULES and RULES[route] is None:
+        return Access(Caller("nobody"), ())
+    given = services(request)
+    caller = await given.sign_in.caller(request.headers)
+    structlog.contextvars.bind_contextvars(caller=caller.name)
+    given.rate_limit.hit(caller)
+    return authorize(route, caller, request.path_params.get("model"))
+
+
+CurrentAccess = Annotated[Access, Depends(access)]
+CurrentServices = Annotated[Services, Depends(services)]

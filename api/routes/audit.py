@@ -1,0 +1,33 @@
+"""``/audit``."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from api.context import CurrentServices
+from api.cursors import decode_cursor, encode_cursor
+from api.schemas import AuditList
+from api.view.audit import AuditKey
+from foldtune.events import Id
+
+router = APIRouter()
+
+Limit = Annotated[int, Query(ge=1, le=200)]
+Cursor = Annotated[str | None, Query(max_length=1000)]
+
+
+@router.get("/audit", response_model=AuditList, response_model_exclude_none=False)
+async def list_audit(
+    services: CurrentServices,
+    who: Annotated[Id | None, Query()] = None,
+    action: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> AuditList:
+    """Who changed what, and who read users' texts: of the newest ten thousand entries."""
+    entries, after = services.view.audit.page(
+        limit,
+        lambda entry: (who is None or entry.who == who) and (action is None or entry.action == action),
+        decode_cursor(AuditKey, cursor),
+    )
+    return AuditList(items=entries, next=encode_cursor(after))

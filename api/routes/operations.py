@@ -1,0 +1,33 @@
+"""Health, readiness, and the API's own description."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from api.context import CurrentServices
+
+router = APIRouter()
+
+
+@router.get("/health", response_class=PlainTextResponse)
+async def health(services: CurrentServices) -> Response:
+    """Whether this process should go on."""
+    return _probe(services.view.unhealthy)
+
+
+@router.get("/ready", response_class=PlainTextResponse)
+async def ready(services: CurrentServices) -> Response:
+    """Whether its answers are current."""
+    return _probe(services.view.unhealthy or services.view.not_ready)
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> dict[str, Any]:
+    """This description."""
+    document: dict[str, Any] = request.app.openapi()
+    return document
+
+
+def _probe(problem: str | None) -> Response:
+    return PlainTextResponse(f"{problem or 'ok'}\n", status_code=503 if problem else 200)

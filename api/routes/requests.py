@@ -1,0 +1,252 @@
+"""``/requests``, and ``/models/MODEL/requests``: a request is its model and id together."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Annotated
+
+import structlog
+from aiokafka.errors import KafkaError
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import AwareDatetime, ValidationError
+
+from api.access import Access
+from api.audit import audit_entry
+from api.bodies import read_body
+from api.context import CurrentAccess, CurrentServices, Services
+from api.cursors import decode_cursor, encode_cursor
+from api.problems import ProblemError, unavailable
+from api.schemas import Accepted, RequestList, json_body
+from api.submission import (
+    MAX_BODY_BYTES,
+    RequestBody,
+    creation_entry,
+    new_request_id,
+    perhaps_published,
+    request_not_found,
+    request_of,
+)
+from api.view.follower import read_record
+from api.view.requests import SortKey, StatusEntry
+from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, RequestId, State, now
+from foldtune.knobs import ModelName
+from foldtune.topics import Topic, request_key
+
+router = APIRouter(tags=["requests"])
+
+PathModel = Annotated[ModelName, Path()]
+PathId = Annotated[RequestId, Path()]
+IfNoneMatch = Annotated[str | None, Header()]
+
+# Proxies close connections on which nothing comes for a minute.
+_KEEP_ALIVE_SECONDS = 15.0
+_LAST_EVENT_ID = r"^[0-9]{1,19}$"
+
+_log = structlog.get_logger(__name__)
+
+
+@router.post(
+    "/requests", status_code=HTTPStatus.ACCEPTED, response_model=Accepted, openapi_extra=json_body(RequestBody)
+)
+async def create_request(request: Request, access: CurrentAccess, services: CurrentServices) -> Accepted:
+    """Ask for a fine-tuned model. Sent again under its id, it is the same request."""
+    return await _submit(request_of(await read_body(request, RequestBody), access), access, services)
+
+
+@router.get("/requests", response_model=RequestList)
+async def list_requests(  # noqa: PLR0917  each is a parameter of the query
+    access: CurrentAccess,
+    services: CurrentServices,
+    model: Annotated[ModelName | None, Query()] = None,
+    state: Annotated[list[State] | None, Query(max_length=len(State))] = None,
+    since: Annotated[AwareDatetime | None, Query(description="Of the newest status")] = None,
+    until: Annotated[AwareDatetime | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+) -> Response:
+    """The newest status of each request, the newest first."""
+    first, last = (None if moment is None else moment.timestamp() for moment in (since, until))
+
+    def keep(entry: StatusEntry) -> bool:
+        return (
+            (model is None or entry.model == model)
+            and (state is None or entry.state in state)
+            and (first is None or entry.at >= first)
+            and (last is None or entry.at < last)
+            and access.covers(model=entry.model)
+        )
+
+    page = services.view.requests.page(limit, keep, decode_cursor(SortKey, cursor))
+    # The statuses are JSON already.
+    items = b",".join(entry.json for entry in page.entries)
+    after = encode_cursor(page.after)
+    following = b"null" if after is None else b'"%s"' % after.encode()
+    return Response(b'{"items":[%s],"next":%s}' % (items, following), media_type="application/json")
+
+
+@router.get("/requests/{id}", response_model=FineTuneStatus)
+async def get_request(
+    access: CurrentAccess,
+    services: CurrentServices,
+    request_id: Annotated[RequestId, Path(alias="id")],
+    model: Annotated[ModelName | None, Query()] = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """The newest status of a request; without a model of the one that was told of last, where several use the id."""
+    entry = services.view.requests.find(
+        request_id, lambda entry: model in {None, entry.model} and access.covers(model=entry.model)
+    )
+    return _status(_found(entry, model, request_id), if_none_match)
+
+
+@router.get("/models/{model}/requests/{id}", response_model=FineTuneStatus)
+async def get_models_request(
+    services: CurrentServices,
+    model: PathModel,
+    request_id: Annotated[RequestId, Path(alias="id")],
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """The newest status of a model's request."""
+    return _status(_entry(services, model, request_id), if_none_match)
+
+
+@router.get("/models/{model}/requests/{id}/request", response_model=FineTuneRequested)
+async def get_original(
+    services: CurrentServices, model: PathModel, request_id: Annotated[RequestId, Path(alias="id")]
+) -> Response:
+    """The request as it was made."""
+    original = await _original(services, model, request_id)
+    return Response(original.encode(), media_type="application/json")
+
+
+@router.get(
+    "/models/{model}/requests/{id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "Server-sent events: each `data` is a status", "content": {"text/event-stream": {}}},
+        204: {"description": "The request has ended, and its last status was received"},
+    },
+)
+async def follow_request(
+    services: CurrentServices,
+    model: PathModel,
+    request_id: Annotated[RequestId, Path(alias="id")],
+    last_event_id: Annotated[str | None, Header(pattern=_LAST_EVENT_ID)] = None,
+) -> Response:
+    """Follow a request to its end: its newest status now, then each later one; of several at once only the last."""
+    entry = _entry(services, model, request_id)
+    seen = -1 if last_event_id is None else int(last_event_id)
+    if entry.terminal and entry.offset <= seen:
+        # To a browser's EventSource the only answer that keeps it from asking again.
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    return StreamingResponse(_events(services, entry, seen), media_type="text/event-stream")
+
+
+@router.post("/models/{model}/requests/{id}/cancel", status_code=HTTPStatus.ACCEPTED, response_model=Accepted)
+async def cancel_request(
+    access: CurrentAccess,
+    services: CurrentServices,
+    model: PathModel,
+    request_id: Annotated[RequestId, Path(alias="id")],
+) -> Accepted:
+    """Cancel a request that has not ended."""
+    entry = _entry(services, model, request_id)
+    if entry.terminal:
+        raise ProblemError(HTTPStatus.CONFLICT, f"request {request_id!r} of model {model!r} has ended: {entry.state}")
+    event = FineTuneCancelled(request_id=request_id, model=model, requested_at=now(), requested_by=access.caller.name)
+    target, before = request_key(model, request_id), {"state": entry.state}
+    cancellation = audit_entry(access.caller, "request.cancel", target, model=model, before=before)
+    await services.audit.write(cancellation)
+    await services.publisher.publish(Topic.FINE_TUNE_REQUESTS, event, model)
+    return Accepted(request_id=request_id, model=model)
+
+
+@router.post("/models/{model}/requests/{id}/retry", status_code=HTTPStatus.ACCEPTED, response_model=Accepted)
+async def retry_request(
+    access: CurrentAccess,
+    services: CurrentServices,
+    model: PathModel,
+    request_id: Annotated[RequestId, Path(alias="id")],
+) -> Accepted:
+    """Ask again for what a request that failed, was rejected or cancelled asked for, under a new id."""
+    entry = _entry(services, model, request_id)
+    if not entry.terminal or entry.state is State.COMPLETED:
+        raise ProblemError(HTTPStatus.CONFLICT, f"request {request_id!r} of model {model!r} is {entry.state}")
+    original = await _original(services, model, request_id)
+    access.require(model=model, folders=original.data.folders)
+    changes = {
+        "request_id": new_request_id(),
+        "requested_at": now(),
+        "requested_by": access.caller.name,
+        "origin": "api",
+    }
+    return await _submit(original.model_copy(update=changes), access, services, retry_of=request_id)
+
+
+async def _submit(
+    event: FineTuneRequested, access: Access, services: Services, retry_of: str | None = None
+) -> Accepted:
+    accepted = Accepted(request_id=event.request_id, model=event.model)
+    bound = min(MAX_BODY_BYTES, services.settings.bounds.event_bytes)
+    if (size := len(event.encode())) > bound:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, f"body: as an event it has {size} bytes, at most {bound}")
+    # The coordinator would answer with the first one's status.
+    if services.view.requests.get(event.model, event.request_id):
+        return accepted
+    try:
+        await services.audit.write(creation_entry(access.caller, event, retry_of))
+        await services.publisher.publish(Topic.FINE_TUNE_REQUESTS, event, event.model)
+    except ProblemError as error:
+        raise perhaps_published(event.request_id) from error
+    return accepted
+
+
+async def _original(services: Services, model: str, request_id: str) -> FineTuneRequested:
+    place = services.view.places.get(model, request_id)
+    try:
+        record = place and await read_record(services.settings.kafka, Topic.FINE_TUNE_REQUESTS, *place)
+    except (KafkaError, TimeoutError) as error:
+        raise unavailable() from error
+    if record is None:
+        reason = f"what request {request_id!r} of model {model!r} asked for is not on fine-tune-requests (any more)"
+        raise ProblemError(HTTPStatus.NOT_FOUND, reason)
+    try:
+        return FineTuneRequested.model_validate_json(record.value)
+    except ValidationError as error:
+        reason = f"what request {request_id!r} of model {model!r} asked for is not valid"
+        raise ProblemError(HTTPStatus.CONFLICT, reason) from error
+
+
+async def _events(services: Services, entry: StatusEntry, seen: int) -> AsyncIterator[bytes]:
+    model, request_id = entry.model, entry.request_id
+    with services.view.requests.watch(model, request_id) as changed:
+        while True:
+            changed.clear()
+            newest = services.view.requests.get(model, request_id)
+            if newest and (newest.offset > seen or newest.terminal):
+                seen = newest.offset
+                yield b"id: %d\nevent: status\ndata: %s\n\n" % (newest.offset, newest.json)
+                if newest.terminal:
+                    return
+            try:
+                await asyncio.wait_for(changed.wait(), _KEEP_ALIVE_SECONDS)
+            except TimeoutError:
+                yield b": nothing new\n\n"
+
+
+def _entry(services: Services, model: str, request_id: str) -> StatusEntry:
+    return _found(services.view.requests.get(model, request_id), model, request_id)
+
+
+def _found(entry: StatusEntry | None, model: str | None, request_id: str) -> StatusEntry:
+    if entry is None:
+        raise request_not_found(request_id, model)
+    return entry
+
+
+def _status(entry: StatusEntry, if_none_match: str | None) -> Response:
+    headers = {"etag": entry.etag, "cache-control": "private, no-cache"}
+    if if_none_match is not None and entry.etag in {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}:
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return Response(entry.json, media_type="application/json", headers=headers)

@@ -1,0 +1,33 @@
+"""``foldtune api`` as a process."""
+
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra.local.ports import free_port
+from tests.support import ChildProcess
+
+
+@contextmanager
+def running_api(variables: dict[str, str], folder: Path) -> Iterator[str]:
+    """Its address, once it is ready; it ends by itself on SIGTERM."""
+    port = free_port()
+    child = ChildProcess(["api", "--port", str(port)], variables, folder / "api.log")
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"{address}/ready", timeout=5):  # noqa: S310  this machine's own server
+                    break
+            except OSError:
+                assert child.alive, child.log.read_text()
+                assert time.monotonic() < deadline, child.log.read_text()
+                time.sleep(0.1)
+        yield address
+        assert child.stop() == 0
+    finally:
+        if child.alive:
+            child.kill()
