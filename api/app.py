@@ -16,12 +16,12 @@ from api.access import RULES
 from api.context import Services, access
 from api.http import CallMiddleware, HostMiddleware
 from api.problems import CONTENT_TYPE, ProblemError, invalid
-from api.routes import audit, operations, requests
+from api.routes import audit, dead_letters, erasures, models, operations, requests
 from api.schemas import Problem, component_schemas
 from foldtune.errors import FoldtuneError
 from foldtune.excerpts import excerpt
 
-ROUTERS = (operations.router, requests.router, audit.router)
+ROUTERS = tuple(module.router for module in (operations, requests, models, dead_letters, erasures, audit))
 _PROBLEM = {"model": Problem, "content": {CONTENT_TYPE: {}}}
 
 

@@ -15,6 +15,7 @@ from api.problems import ProblemError
 from api.publishing import Auditor, EventPublisher
 from api.sign_in import SignIn
 from api.view.system import SystemView
+from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 
 
@@ -40,6 +41,7 @@ class Services:
     sign_in: SignIn
     rate_limit: RateLimit
     view: SystemView
+    store: ObjectStore
     publisher: EventPublisher
     audit: Auditor
 

@@ -1,6 +1,8 @@
 """Publishes the API's events, each acknowledged by all replicas, with an entry in ``audit`` before it."""
 
 import asyncio
+from collections.abc import Sequence
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -48,14 +50,22 @@ class EventPublisher:
         Raises:
             ProblemError: 503, there was none in time; perhaps it was published.
         """
+        await self._send(topic, event, [{"key": key.encode()}])
+
+    async def broadcast(self, topic: Topic, event: Event, partitions: int) -> None:
+        """Publish an event to each of the topic's partitions; raises like ``publish``."""
+        await self._send(topic, event, [{"partition": number} for number in range(partitions)])
+
+    async def _send(self, topic: Topic, event: Event, places: Sequence[dict[str, Any]]) -> None:
         if self._producer is None:
             raise unavailable()
         name = topic.named(self._settings.topic_prefix)
         try:
             async with asyncio.timeout(_DELIVERY_SECONDS):
-                await self._producer.send_and_wait(name, event.encode(), key=key.encode())
+                value = event.encode()
+                await asyncio.gather(*(self._producer.send_and_wait(name, value, **place) for place in places))
         except (KafkaError, TimeoutError) as error:
-            _log.warning("event not published", topic=name, key=key, error=f"{type(error).__name__}: {error}")
+            _log.warning("event not published", topic=name, error=f"{type(error).__name__}: {error}")
             raise unavailable() from error
 
     async def close(self) -> None:

@@ -1,13 +1,24 @@
 """The forms of answers, and those of bodies for the OpenAPI document."""
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import models_json_schema
 
 from api.submission import RequestBody
-from foldtune.events import AuditEntry, FineTuneStatus
+from foldtune.events import (
+    AuditEntry,
+    FineTuneStatus,
+    GateVerdict,
+    Id,
+    ManifestFile,
+    ModelReady,
+    ModelReference,
+    UtcTime,
+)
+from foldtune.knobs import FolderId
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -52,7 +63,204 @@ class AuditList(BaseModel):
     next: str | None = Field(description="The `cursor` of the next page")
 
 
-BODIES: Mapping[str, type[BaseModel]] = {"RequestBody": RequestBody}
+# ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ModelSummary(BaseModel):
+    """A model, with what a deployment serves that takes the newest."""
+
+    model: str
+    versions: int
+    newest_promoted: ModelReady | None
+
+
+class ModelList(BaseModel):
+    """Models by name."""
+
+    items: list[ModelSummary]
+    next: str | None = Field(description="The `cursor` of the next page")
+
+
+class VersionSummary(BaseModel):
+    """A version; one that was not promoted has its figures at its own address only."""
+
+    version: str
+    request_id: str
+    promoted: bool
+    published_at: datetime | None
+    ndcg_at_10: float | None
+    gate: GateVerdict | None
+
+
+class VersionList(BaseModel):
+    """Versions, the newest first."""
+
+    items: list[VersionSummary]
+    next: str | None = Field(description="The `cursor` of the next page")
+
+
+class FileList(BaseModel):
+    """The files of a version."""
+
+    items: list[ManifestFile]
+
+
+class FileLink(BaseModel):
+    """Where a file can be fetched without a token."""
+
+    url: str
+    seconds: int = Field(description="For how long")
+
+
+class EvaluationList(BaseModel):
+    """Rows of `evaluation.parquet`."""
+
+    items: list[dict[str, Any]]
+    total: int
+    next: str | None = Field(description="The `cursor` of the next page")
+
+
+class Ancestor(BaseModel):
+    """A version and what it was made from."""
+
+    version: str
+    request_id: str
+    parent_version: str | None
+    compared_with: str | None
+    base_model: ModelReference
+    snapshot_uri: str
+    snapshot_sha256: str
+    snapshot_at: datetime | None
+    published_at: datetime
+
+
+class Lineage(BaseModel):
+    """A version, the one that its training started from, and so on to the base model."""
+
+    items: list[Ancestor]
+
+
+# ── Dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class DeadLetterItem(BaseModel):
+    """A record that was rejected, without its bytes."""
+
+    id: str
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+    at: datetime
+    error: str
+    folder_id: str | None
+    bytes: int
+    failures: int
+    replayed: bool
+
+
+class DeadLetterList(BaseModel):
+    """Dead letters, the newest first."""
+
+    items: list[DeadLetterItem]
+    next: str | None = Field(description="The `cursor` of the next page; a page may be short, or empty, and have one")
+
+
+class DeadLetterValue(BaseModel):
+    """What was rejected; in `text`, bytes that are not UTF-8 are escaped."""
+
+    id: str
+    key: str | None
+    headers: dict[str, str]
+    text: str
+    base64: str
+
+
+class ReplayBody(BaseModel):
+    """Which dead letters to replay."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: Annotated[
+        list[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}:[0-9]{1,18}$")]],
+        Field(min_length=1, max_length=100),
+    ]
+
+
+class RefusedReplay(BaseModel):
+    """Why a dead letter was not replayed."""
+
+    id: str
+    reason: str
+
+
+class ReplayResult(BaseModel):
+    """What became of a replay."""
+
+    replayed: int
+    refused: list[RefusedReplay]
+
+
+# ── Erasures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ErasureBody(BaseModel):
+    """What to erase."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    subject: Literal["user", "log", "conversation", "document", "folder", "agent"]
+    subject_id: Id
+    folder_id: FolderId | None = Field(None, description="Only in this folder")
+    all_folders: bool = Field(False, description="Of a document: those with this id in every folder")
+    before: UtcTime | None = Field(None, description="Only events that occurred until then; default: now")
+
+
+class ErasureAsked(BaseModel):
+    """An erasure that was published."""
+
+    erasure_id: str
+
+
+class AffectedFolder(BaseModel):
+    """How many records of a folder an erasure affects."""
+
+    folder_id: str
+    logs: int
+    feedback: int
+    documents: int
+    passages: int = Field(description="In logs")
+
+
+class ErasurePreview(BaseModel):
+    """What an erasure would affect in the topics; the training sets may hold less."""
+
+    folders: list[AffectedFolder]
+
+
+class ErasureConfirmation(BaseModel):
+    """A partition that an erasure was applied to."""
+
+    app_id: str
+    partition: int
+    at: datetime
+    records: int
+
+
+class ErasureProgress(BaseModel):
+    """How far an erasure has come."""
+
+    erasure_id: str
+    partitions: int
+    done: bool = Field(description="Whether every partition has confirmed it, of each worker's sets that has any")
+    compacted_by: datetime | None = Field(description="When the brokers will have removed it from the changelogs")
+    confirmations: list[ErasureConfirmation]
+
+
+BODIES: Mapping[str, type[BaseModel]] = {
+    "RequestBody": RequestBody,
+    "ReplayBody": ReplayBody,
+    "ErasureBody": ErasureBody,
+}
 
 
 def component_schemas() -> dict[str, Any]:

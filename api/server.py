@@ -16,6 +16,7 @@ from api.publishing import Auditor, EventPublisher
 from api.sign_in import sign_in
 from api.view.system import SystemView
 from foldtune.errors import InvalidSettingsError
+from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
 from foldtune.shutdown import exit_after
 
@@ -56,6 +57,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
             sign_in=sign_in(settings.api),
             rate_limit=RateLimit(settings.api.requests_per_minute),
             view=view,
+            store=S3ObjectStore(settings.s3),
             publisher=publisher,
             audit=Auditor(publisher),
         )

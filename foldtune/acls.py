@@ -68,8 +68,12 @@ RIGHTS: Mapping[Part, Rights] = {
     Part.DEPLOYER: Rights(reads=(Topic.MODEL_READY,)),
     # The HTTP API, and the functions api and schedule.
     Part.API: Rights(
-        reads=(Topic.FINE_TUNE_REQUESTS, Topic.FINE_TUNE_STATUS, Topic.AUDIT, Topic.FOLDER_STATS),
-        writes=(Topic.FINE_TUNE_REQUESTS, Topic.AUDIT),
+        # The data topics for what an erasure would affect, and all inputs for what is replayed.
+        reads=(
+            *(*_INPUTS, Topic.ERASURE_CONFIRMATIONS, Topic.FINE_TUNE_REQUESTS, Topic.FINE_TUNE_STATUS),
+            *(Topic.MODEL_READY, Topic.DEAD_LETTERS, Topic.AUDIT, Topic.FOLDER_STATS),
+        ),
+        writes=(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS, Topic.AUDIT),
     ),
     # All other commands.
     Part.OPERATOR: Rights(

@@ -122,6 +122,9 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Delete an object; no effect if it does not exist."""
 
+    def link(self, key: str, seconds: int) -> str:
+        """A web address at which the object can be fetched without credentials, for so long; it may not exist."""
+
     def uri(self, key: str) -> str:
         """The object's ``s3://`` address."""
         return f"s3://{self.bucket}/{self.full_key(key)}"
@@ -279,6 +282,11 @@ class S3ObjectStore(ObjectStore):
     def delete(self, key: str) -> None:
         with self._wrapped_errors(key):
             self._client.delete_object(Bucket=self.bucket, Key=self.full_key(key))
+
+    def link(self, key: str, seconds: int) -> str:
+        with self._wrapped_errors(key):
+            where = {"Bucket": self.bucket, "Key": self.full_key(key)}
+            return self._client.generate_presigned_url("get_object", Params=where, ExpiresIn=seconds)
 
     def _put_on_condition(self, key: str, content: bytes, failed: set[int], **condition: Any) -> bool:
         """Whether the object was written; ``failed`` are the HTTP statuses of a condition that is not met."""

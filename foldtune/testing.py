@@ -68,6 +68,9 @@ class MemoryObjectStore(ObjectStore):
         with self._lock:
             self._objects.pop(key, None)
 
+    def link(self, key: str, seconds: int) -> str:
+        return f"https://{self.bucket}.invalid/{key}?seconds={seconds}"
+
 
 class FakeClock:
     """A clock that stands still until it is moved; called, it tells the time, as ``foldtune.events.now`` does."""

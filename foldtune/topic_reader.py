@@ -1,7 +1,7 @@
 """Reads a whole topic without a consumer group: from the earliest offset to the current end, or endlessly."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from kafka import TopicPartition
@@ -51,6 +51,38 @@ def read(
                 yield from records
             if idle and not polled:
                 yield None
+
+
+def read_at(settings: KafkaSettings, topic: Topic, places: Collection[tuple[int, int]]) -> Iterator[Any]:
+    """The ``ConsumerRecord`` at each (partition, offset) that there is (still), in order within each partition.
+
+    Raises:
+        TopicMissingError: the topic does not exist.
+        NoBrokerError: the brokers sent nothing for ``SILENCE_SECONDS``.
+    """
+    with consumer(settings) as client:
+        name = topic.named(settings.topic_prefix)
+        known = client.partitions_for_topic(name) or ()
+        if not known:
+            raise TopicMissingError(name)
+        for number in sorted({partition for partition, _ in places} & set(known)):
+            partition = TopicPartition(name, number)
+            client.assign([partition])
+            first, end = client.beginning_offsets([partition])[partition], client.end_offsets([partition])[partition]
+            wanted = sorted({offset for place, offset in places if place == number and first <= offset < end})
+            for offset in wanted:
+                client.seek(partition, offset)
+                record = _next_record(client, settings)
+                if record.offset == offset:
+                    yield record
+
+
+def _next_record(client: Any, settings: KafkaSettings) -> Any:
+    began = time.monotonic()
+    while time.monotonic() - began < SILENCE_SECONDS:
+        for records in client.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).values():
+            return records[0]
+    raise NoBrokerError(settings.bootstrap_servers)
 
 
 def _position(client: Any, partition: TopicPartition) -> int:

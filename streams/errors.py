@@ -1,8 +1,5 @@
 """The errors of ``streams``. The class docstring is the message; the arguments are appended as details."""
 
-from aiokafka.errors import KafkaError, KafkaTimeoutError
-from faust.exceptions import ProducerSendError
-
 from foldtune.errors import FoldtuneError
 
 
@@ -32,9 +29,3 @@ class StoreOutdatedError(FoldtuneError):
 
 class UnreadableStateError(FoldtuneError):
     """The stored state cannot be decoded (partition, key, reason):"""
-
-
-def brokers_at_fault(error: BaseException) -> bool:
-    """Whether an error of the worker's own client says that the brokers do not answer, or not yet."""
-    cause = error.__cause__ if isinstance(error, ProducerSendError) else error
-    return isinstance(cause, KafkaTimeoutError) or (isinstance(cause, KafkaError) and cause.retriable)

@@ -61,6 +61,9 @@ class RetryingStore(ObjectStore):
     def delete(self, key: str) -> None:
         self._repeat(self._store.delete, key)
 
+    def link(self, key: str, seconds: int) -> str:
+        return self._repeat(self._store.link, key, seconds)
+
     def _repeat(self, request: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         retrying = Retrying(
             retry=retry_if_exception(_passing),

@@ -31,7 +31,7 @@ _RETRY_SECONDS = 1.0
 
 _log = structlog.get_logger(__name__)
 
-Apply = Callable[[Any], None]
+Apply = Callable[[Any], object]
 
 
 def partitions_of(settings: KafkaSettings, topics: tuple[Topic, ...]) -> dict[Topic, int]:

@@ -22,6 +22,7 @@ class _Status(msgspec.Struct):
     state: State
     at: datetime
     log_url: str | None = None
+    model_uri: str | None = None
     schema_version: int = 1
 
 
@@ -35,6 +36,7 @@ class StatusEntry(msgspec.Struct, frozen=True, gc=False):
     state: State
     at: float
     has_log_url: bool
+    model_uri: str | None
     json: bytes
 
     @property
@@ -89,20 +91,23 @@ class RequestTable:
     def __len__(self) -> int:
         return len(self._order)
 
-    def apply(self, record: Any) -> None:
-        """Merge a record of ``fine-tune-status``, in any order and however often; raises ``ValueError``."""
+    def apply(self, record: Any) -> StatusEntry | None:
+        """Merge a record of ``fine-tune-status``, in any order and however often; the new entry, if it changes one.
+
+        Raises ``ValueError``.
+        """
         new = self._entry(record)
         known = self._by_id.get(new.request_id, ())
         old = next((entry for entry in known if entry.model == new.model), None)
         if old is not None:
             if old.terminal and not new.terminal:
-                return
+                return None
             if (old.terminal and new.terminal) or (old.has_log_url and not new.has_log_url):
                 new = _merged(old, new)
             elif not supersedes(new, old):
-                return
+                return None
             if new == old:
-                return
+                return None
             self._order.remove(old.sort_key)
         others = tuple(entry for entry in known if entry is not old)
         # The id's own status first: that of the request that was told of last.
@@ -110,6 +115,7 @@ class RequestTable:
         self._order.add(new.sort_key)
         for changed in self._waiting.get((new.model, new.request_id), ()):
             changed.set()
+        return new
 
     def find(self, request_id: str, keep: Keep) -> StatusEntry | None:
         """Of the id's requests the first that ``keep`` takes."""
@@ -161,6 +167,7 @@ class RequestTable:
             state=status.state,
             at=status.at.timestamp(),
             has_log_url=status.log_url is not None,
+            model_uri=status.model_uri,
             json=record.value,
         )
 
@@ -183,6 +190,7 @@ def _merged(old: StatusEntry, new: StatusEntry) -> StatusEntry:
         state=status.state,
         at=status.at.timestamp(),
         has_log_url=status.log_url is not None,
+        model_uri=status.model_uri,
         json=status.encode(),
     )
 

@@ -2,12 +2,16 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 from prometheus_client import Gauge
 
 from api.problems import unavailable
 from api.view.audit import MAX_ENTRIES, AuditLog
-from api.view.follower import TopicFollower, partitions_of
+from api.view.dead_letters import DeadLetterTable
+from api.view.erasures import ErasureTable
+from api.view.follower import Apply, TopicFollower, partitions_of
+from api.view.models import ModelTable
 from api.view.requests import RequestPlaces, RequestTable
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
@@ -18,55 +22,78 @@ AGE = Gauge("foldtune_api_view_age_seconds", "How long ago the API's view had al
 MAX_AGE_SECONDS = 15.0
 
 
+# What answers have to be current about.
+_CURRENT = (Topic.FINE_TUNE_STATUS, Topic.MODEL_READY, Topic.ERASURE_CONFIRMATIONS)
+
+
 class SystemView:
     """Read from ``topics`` before the first call is answered; what is only asked for now and then, after that."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self.requests = RequestTable()
+        self.models = ModelTable()
+        self.erasures = ErasureTable()
         self.audit = AuditLog()
         self._places = RequestPlaces()
+        self._dead_letters = DeadLetterTable()
+        self._partitions: dict[Topic, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
-        self._statuses: TopicFollower | None = None
+        self._current: TopicFollower | None = None
         self._requested: TopicFollower | None = None
+        self._rejected: TopicFollower | None = None
 
     async def start(self) -> None:
-        """Read the statuses to their end, and follow all topics from then on.
+        """Read statuses and models to their end, and follow all topics from then on.
 
         Raises:
             NoBrokerError: no broker answers.
             TopicMissingError: no worker has created the topics yet.
         """
-        topics = (Topic.FINE_TUNE_STATUS, Topic.FINE_TUNE_REQUESTS, Topic.AUDIT)
-        counts = await asyncio.to_thread(partitions_of, self._settings, topics)
-        self._statuses = self._follower({Topic.FINE_TUNE_STATUS: counts[Topic.FINE_TUNE_STATUS]}, self.requests)
-        self._requested = self._follower({Topic.FINE_TUNE_REQUESTS: counts[Topic.FINE_TUNE_REQUESTS]}, self._places)
-        audit = self._follower({Topic.AUDIT: counts[Topic.AUDIT]}, self.audit, tail=MAX_ENTRIES)
-        await self._statuses.catch_up()
-        self._tasks = [asyncio.create_task(follower.run()) for follower in (self._statuses, self._requested, audit)]
+        topics = (*_CURRENT, Topic.FINE_TUNE_REQUESTS, Topic.AUDIT, Topic.DEAD_LETTERS, Topic.ERASURES)
+        self._partitions = await asyncio.to_thread(partitions_of, self._settings, topics)
+        tables = {
+            Topic.FINE_TUNE_STATUS: self.apply_status,
+            Topic.MODEL_READY: self.models.apply,
+            Topic.ERASURE_CONFIRMATIONS: self.erasures.apply,
+        }
+        by_name = {topic.named(self._settings.topic_prefix): apply for topic, apply in tables.items()}
+        self._current = self._follow(lambda record: by_name[record.topic](record), *_CURRENT)
+        self._requested = self._follow(self._places.apply, Topic.FINE_TUNE_REQUESTS)
+        self._rejected = self._follow(self._dead_letters.apply, Topic.DEAD_LETTERS)
+        audit = self._follow(self.audit.apply, Topic.AUDIT, tail=MAX_ENTRIES)
+        await self._current.catch_up()
+        followers = (self._current, self._requested, self._rejected, audit)
+        self._tasks = [asyncio.create_task(follower.run()) for follower in followers]
         AGE.set_function(lambda: self.age_seconds)
 
-    def _follower(
-        self, partitions: dict[Topic, int], table: RequestTable | RequestPlaces | AuditLog, tail: int | None = None
-    ) -> TopicFollower:
-        follower = TopicFollower(self._settings, partitions, table.apply, tail)
+    def apply_status(self, record: Any) -> None:
+        """Merge a record of ``fine-tune-status``; raises ``ValueError``."""
+        if entry := self.requests.apply(record):
+            self.models.apply_status(entry)
+
+    def partitions(self, topic: Topic) -> int:
+        """The number of a topic's partitions."""
+        return self._partitions[topic]
+
+    def _follow(self, apply: Apply, *topics: Topic, tail: int | None = None) -> TopicFollower:
+        partitions = {topic: self._partitions[topic] for topic in topics}
+        follower = TopicFollower(self._settings, partitions, apply, tail)
         self._stack.push_async_callback(follower.close)
         return follower
 
     @property
     def age_seconds(self) -> float:
-        """How long ago all statuses were known."""
-        age = self._statuses.age_seconds if self._statuses else None
+        """How long ago all statuses and models were known."""
+        age = self._current.age_seconds if self._current else None
         return float("inf") if age is None else age
 
     @property
     def not_ready(self) -> str | None:
         """Why calls should go to another replica."""
         if self.age_seconds > MAX_AGE_SECONDS:
-            return (
-                f"fine-tune-status was last read to its end {self.age_seconds:.0f} s ago, at most {MAX_AGE_SECONDS:.0f}"
-            )
+            return f"statuses were last read to their end {self.age_seconds:.0f} s ago, at most {MAX_AGE_SECONDS:.0f}"
         return None
 
     @property
@@ -77,9 +104,14 @@ class SystemView:
     @property
     def places(self) -> RequestPlaces:
         """Where requests stand; raises ``ProblemError`` (503) while their topic has not been read to its end."""
-        if self._requested is None or self._requested.age_seconds is None:
-            raise unavailable()
+        _require_read(self._requested)
         return self._places
+
+    @property
+    def dead_letters(self) -> DeadLetterTable:
+        """The dead letters; raises ``ProblemError`` (503) while their topic has not been read to its end."""
+        _require_read(self._rejected)
+        return self._dead_letters
 
     async def close(self) -> None:
         """Stop following."""
@@ -87,3 +119,8 @@ class SystemView:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stack.aclose()
+
+
+def _require_read(follower: TopicFollower | None) -> None:
+    if follower is None or follower.age_seconds is None:
+        raise unavailable()

@@ -20,7 +20,7 @@ from msgspec import structs
 from foldtune.errors import TRANSIENT_ERRORS, RecordRefusedError
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
-from streams.errors import ErasureKeyMissingError, OutdatedViewError, PartitionLostError, brokers_at_fault
+from streams.errors import ErasureKeyMissingError, OutdatedViewError, PartitionLostError
 from streams.partitions.broker_clock import CLOCK
 from streams.partitions.broker_reader import FETCH_WAIT_MS
 from streams.partitions.changelog_table import ChangelogTable, Changes
@@ -35,6 +35,7 @@ from streams.partitions.positions import (
     with_plausible_times,
     with_state_offsets,
 )
+from streams.partitions.producing import brokers_at_fault
 from streams.partitions.topic_watch import TopicWatch
 
 _log = structlog.get_logger()

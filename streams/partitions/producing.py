@@ -73,3 +73,9 @@ def _refusals(topic: Any) -> Iterator[None]:
         if isinstance(cause, _REFUSALS):
             raise RecordRefusedError(topic.get_topic_name(), cause) from error
         raise
+
+
+def brokers_at_fault(error: BaseException) -> bool:
+    """Whether an error of the worker's own client says that the brokers do not answer, or not yet."""
+    cause = error.__cause__ if isinstance(error, ProducerSendError) else error
+    return isinstance(cause, errors.KafkaTimeoutError) or (isinstance(cause, errors.KafkaError) and cause.retriable)

@@ -25,7 +25,7 @@ from foldtune.dead_letters import (
 )
 from foldtune.kafka import Publisher, consumer, partition_of
 from foldtune.settings import KafkaSettings
-from foldtune.topic_reader import read
+from foldtune.topic_reader import read, read_at
 from foldtune.topics import DATA_TOPICS, KEYED_BY_FOLDER, Topic
 
 # On a replayed record: how often its bytes have been replayed, this time included.
@@ -77,52 +77,75 @@ class DeadLetter:
 Filter = Callable[[DeadLetter, bytes], bool]
 
 
+class DeadLetterIndex:
+    """The dead letters without their values, as far as ``dead-letters`` has been added record by record."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, DeadLetter] = {}
+        # By the replayed record: the id of its dead letter.
+        self._receipts: dict[RecordId, str] = {}
+        # By the id of a dead letter: that of the earlier one. Letters of release 0.1 do not say it.
+        self._replays: dict[str, str] = {}
+        # In a topic that was made anew two replayed records have had one offset.
+        self._replayed: set[str] = set()
+
+    def add(self, record: Any) -> DeadLetter | None:
+        """Add a record; the dead letter that it is, ``None`` for the receipt of a replay."""
+        headers = decode_headers(record)
+        if LETTER_HEADER in headers:
+            if replayed := _origin(headers):
+                self._receipts[replayed] = headers[LETTER_HEADER]
+                self._replayed.add(headers[LETTER_HEADER])
+            return None
+        dead_letter = _dead_letter(record, headers)
+        if REPLAY_OF_HEADER in headers:
+            self._replays[dead_letter.id] = headers[REPLAY_OF_HEADER]
+        self._letters[dead_letter.id] = dead_letter
+        return dead_letter
+
+    def get(self, letter_id: str) -> DeadLetter | None:
+        """A dead letter by its id, with what the records added since say of it."""
+        if (dead_letter := self._letters.get(letter_id)) is None:
+            return None
+        return replace(dead_letter, failures=1 + self._replay_count(letter_id), replayed=letter_id in self._replayed)
+
+    def _earlier(self, letter_id: str) -> str | None:
+        # A topic that was made anew has other offsets than the state, and than before. Headers may be forged: a letter
+        # that was never replayed is not believed.
+        if (replayed := self._replays.get(letter_id)) in self._replayed:
+            return replayed
+        letter = self._letters.get(letter_id)
+        return self._receipts.get(letter.origin) if letter and letter.origin else None
+
+    def _replay_count(self, letter_id: str) -> int:
+        # Bounded, since forged receipts can form a cycle.
+        count, bound = 0, len(self._receipts) + len(self._replays)
+        earlier = self._earlier(letter_id)
+        while earlier is not None and count < bound:
+            count, earlier = count + 1, self._earlier(earlier)
+        return count
+
+
 def read_dead_letters(settings: KafkaSettings, matches: Filter = lambda _dead_letter, _value: True) -> list[DeadLetter]:
     """The dead letters for which ``matches(dead_letter, value)`` is true, oldest first; values are not kept.
 
     Raises:
         TopicMissingError: ``dead-letters`` does not exist.
     """
-    dead_letters: list[DeadLetter] = []
-    origins: dict[str, RecordId | None] = {}
-    # By the replayed record: the id of its dead letter.
-    receipts: dict[RecordId, str] = {}
-    # By the id of a dead letter: that of the earlier one. Letters of release 0.1 do not say it.
-    replays: dict[str, str] = {}
-    # In a topic that was made anew two replayed records have had one offset.
-    replayed_ids: set[str] = set()
+    index, matching = DeadLetterIndex(), list[DeadLetter]()
     for record in read(settings, Topic.DEAD_LETTERS):
-        headers = decode_headers(record)
-        if LETTER_HEADER in headers:
-            if replayed := _origin(headers):
-                receipts[replayed] = headers[LETTER_HEADER]
-                replayed_ids.add(headers[LETTER_HEADER])
-            continue
-        dead_letter = _dead_letter(record, headers)
-        if REPLAY_OF_HEADER in headers:
-            replays[dead_letter.id] = headers[REPLAY_OF_HEADER]
-        origins[dead_letter.id] = dead_letter.origin
-        if matches(dead_letter, record.value or b""):
-            dead_letters.append(dead_letter)
-    earlier = {letter_id: receipts[origin] for letter_id, origin in origins.items() if origin and origin in receipts}
-    # A topic that was made anew has other offsets than the state, and than before. Headers may be forged: a letter that
-    # was never replayed is not believed.
-    earlier |= {letter_id: replayed for letter_id, replayed in replays.items() if replayed in replayed_ids}
-    dead_letters.sort(key=lambda dead_letter: (dead_letter.at, dead_letter.partition, dead_letter.offset))
-    return [
-        replace(
-            dead_letter,
-            failures=1 + _replay_count(dead_letter.id, earlier),
-            replayed=dead_letter.id in replayed_ids,
-        )
-        for dead_letter in dead_letters
-    ]
+        dead_letter = index.add(record)
+        if dead_letter and matches(dead_letter, record.value or b""):
+            matching.append(dead_letter)
+    matching.sort(key=lambda dead_letter: (dead_letter.at, dead_letter.partition, dead_letter.offset))
+    return [found for dead_letter in matching if (found := index.get(dead_letter.id))]
 
 
 def read_records(settings: KafkaSettings, ids: Collection[str]) -> Iterator[Any]:
     """The ``ConsumerRecord`` of each dead letter in ``ids``, with its value."""
-    for record in read(settings, Topic.DEAD_LETTERS):
-        if f"{record.partition}:{record.offset}" in ids and LETTER_HEADER not in decode_headers(record):
+    places = [(int(partition), int(offset)) for partition, _, offset in (letter_id.partition(":") for letter_id in ids)]
+    for record in read_at(settings, Topic.DEAD_LETTERS, places):
+        if LETTER_HEADER not in decode_headers(record):
             yield record
 
 
@@ -260,12 +283,3 @@ def _folder_id(value: bytes) -> str | None:
         return msgspec.json.decode(value, type=_FolderEvent).folder_id
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _replay_count(dead_letter_id: str, earlier: Mapping[str, str]) -> int:
-    # Bounded, since forged receipts can form a cycle.
-    count = 0
-    while count < len(earlier) and dead_letter_id in earlier:
-        dead_letter_id = earlier[dead_letter_id]
-        count += 1
-    return count

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import product
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -19,7 +20,6 @@ from foldtune.bounds import Bounds
 from foldtune.settings import WorkerSettings
 from foldtune.spellings import spellings
 from streams.errors import ErasureKeyMissingError
-from streams.partitions.changelog_table import Changes, Table
 from streams.training_sets.state_events import (
     ChatLog,
     DocumentUpserted,
@@ -30,6 +30,10 @@ from streams.training_sets.state_events import (
     StateRecord,
     tombstone,
 )
+
+if TYPE_CHECKING:
+    # A preview of an erasure needs no tables, and with them Faust and RocksDB.
+    from streams.partitions.changelog_table import Changes, Table
 
 _ERASED_PREFIX = b"e|"
 # Beside each until it is confirmed: the id of the erasure, for its confirmation.
@@ -78,7 +82,7 @@ class ErasureRules:
             until=event.occurred_at,
         )
 
-    def changes(self, events: Iterable[ErasureRequested]) -> Changes:
+    def changes(self, events: Iterable[ErasureRequested]) -> "Changes":
         """What stores erasures, to be confirmed."""
         changes: dict[bytes, bytes | None] = {}
         for event in events:
@@ -89,20 +93,20 @@ class ErasureRules:
         return changes
 
 
-def stored_erasures(table: Table, partition: int) -> Iterator[tuple[bytes, ErasedSubject]]:
+def stored_erasures(table: "Table", partition: int) -> Iterator[tuple[bytes, ErasedSubject]]:
     """All that a partition holds, with their keys. Raises like ``Table.keys``."""
     for key in table.keys(partition, _ERASED_PREFIX):
         if value := table.get(partition, key):
             yield key, msgspec.json.decode(value, type=ErasedSubject)
 
 
-def unconfirmed_erasures(table: Table, partition: int) -> dict[bytes, str]:
+def unconfirmed_erasures(table: "Table", partition: int) -> dict[bytes, str]:
     """The ids of erasures that were not applied to every segment yet, by key. Raises like ``Table.keys``."""
     found = {key: table.get(partition, key) for key in table.keys(partition, _UNCONFIRMED_PREFIX)}
     return {key: value.decode() for key, value in found.items() if value is not None}
 
 
-def superseded_erasures(table: Table, partition: int) -> set[bytes]:
+def superseded_erasures(table: "Table", partition: int) -> set[bytes]:
     """The keys of those that a later one of the same subject covers. Raises like ``Table.keys``."""
     latest: dict[ErasedSubject, tuple[datetime, bytes]] = {}
     superseded = set()

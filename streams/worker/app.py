@@ -27,7 +27,7 @@ from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 from foldtune.topic_admin import inspect_topics
 from foldtune.topics import COMPACTED_WITHIN, DATA_TOPICS, MAX_RECORD_BYTES, Topic
-from streams.errors import PartitionLostError, brokers_at_fault
+from streams.errors import PartitionLostError
 from streams.metrics import FAILED_TIMERS, MAINTENANCE, PARTITIONS, REBALANCES
 from streams.partitions.broker_clock import CLOCK, MAX_SKEW_SECONDS
 from streams.partitions.broker_reader import BrokerReader
@@ -35,6 +35,7 @@ from streams.partitions.changelog_table import ChangelogTable
 from streams.partitions.consumer import Handler, PartitionConsumer, Write, is_at_fault
 from streams.partitions.local_store import check_before_recovery, store_folder
 from streams.partitions.positions import newest_time
+from streams.partitions.producing import brokers_at_fault
 from streams.partitions.topic_watch import TopicWatch
 from streams.publishing.dead_letters import reject_record
 from streams.publishing.publisher import FaustEventPublisher, OutgoingEvent

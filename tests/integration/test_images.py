@@ -203,6 +203,8 @@ def test_worker_launcher_and_api_run_in_their_images(
 ) -> None:
     # The data folder is the image's.
     variables = {key: value for key, value in variables.items() if not key.endswith(("DATA_DIR", "WORK_DIR"))}
+    # Of this machine's ports an API needs two.
+    variables |= {"FOLDTUNE_API__METRICS_PORT": str(free_port())}
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     running = []
     try:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -16,6 +18,7 @@ from api.sign_in import sign_in
 from api.view.system import SystemView
 from foldtune.events import AuditEntry, Event, FineTuneStatus, State, now
 from foldtune.settings import ApiSettings, KafkaSettings, Role, Settings
+from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 
 # One caller for each role, and others with limits: their names are their tokens.
@@ -50,6 +53,10 @@ class MemoryPublisher(EventPublisher):
             raise unavailable()
         self.events.append((topic, event, key))
 
+    async def broadcast(self, topic: Topic, event: Event, partitions: int) -> None:
+        for number in range(partitions):
+            await self.publish(topic, event, f"{number}")
+
     def on(self, topic: Topic) -> list[Any]:
         return [event for where, event, _ in self.events if where is topic]
 
@@ -81,11 +88,14 @@ def settings(tokens_file: Path) -> Settings:
 
 @pytest.fixture
 def services(settings: Settings, publisher: MemoryPublisher) -> Services:
+    view = SystemView(settings.kafka)
+    view._partitions = {Topic.ERASURES: 4}
     return Services(
         settings=settings,
         sign_in=sign_in(settings.api),
         rate_limit=RateLimit(settings.api.requests_per_minute),
-        view=SystemView(settings.kafka),
+        view=view,
+        store=MemoryObjectStore(),
         publisher=publisher,
         audit=Auditor(publisher),
     )
@@ -94,6 +104,14 @@ def services(settings: Settings, publisher: MemoryPublisher) -> Services:
 @pytest.fixture
 def view(services: Services) -> SystemView:
     return services.view
+
+
+@pytest.fixture(autouse=True)
+def plain_logs() -> Iterator[None]:
+    """Tracebacks without locals: those of FastAPI take seconds to print."""
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, structlog.processors.KeyValueRenderer()])
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -7,38 +7,22 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from api.access import READERS, RULES, Access, Caller, Scope, authorize, caller_of
+from api.access import RULES, Access, Caller, Scope, authorize, caller_of
 from api.app import RouteRulesError, check_rules, create_app
 from api.context import Services
 from api.problems import ProblemError
 from api.view.system import SystemView
 from foldtune.events import State
 from foldtune.settings import ApiSettings, ClaimGrant, Grant, Role
+from tests.api_routes import ALLOWED, BODIES, method_and_path
 
 from .conftest import EVERY_ROLE, MemoryPublisher, bearer, client_of, status_record
 
-REQUESTER, OPERATOR, PRIVACY = Role.REQUESTER, Role.OPERATOR, Role.PRIVACY
-# Of each route the roles that may call it; None: no token is needed. Stated here once more, not computed.
-ALLOWED: dict[str, set[Role] | None] = {
-    "GET /health": None,
-    "GET /ready": None,
-    "GET /openapi.json": set(Role),
-    "POST /requests": {REQUESTER},
-    "GET /requests": set(READERS),
-    "GET /requests/{id}": set(READERS),
-    "GET /models/{model}/requests/{id}": set(READERS),
-    "GET /models/{model}/requests/{id}/request": set(READERS),
-    "GET /models/{model}/requests/{id}/events": set(READERS),
-    "POST /models/{model}/requests/{id}/cancel": {REQUESTER, OPERATOR},
-    "POST /models/{model}/requests/{id}/retry": {REQUESTER},
-    "GET /audit": {OPERATOR, PRIVACY},
-}
-BODIES: dict[str, Any] = {"POST /requests": {"model": "support", "request_id": "r-1"}}
+REQUESTER = Role.REQUESTER
 
 
 def call(client: TestClient, route: str, token: str | None) -> int:
-    method, _, path = route.partition(" ")
-    path = path.replace("{model}", "support").replace("{id}", "r-1")
+    method, path = method_and_path(route)
     headers = {} if token is None else bearer(token)
     return client.request(method, path, headers=headers, json=BODIES.get(route)).status_code
 

@@ -128,7 +128,7 @@ def test_the_api_is_not_ready_while_its_view_lags(
 ) -> None:
     monkeypatch.setattr(SystemView, "unhealthy", None)
     monkeypatch.setattr(TopicFollower, "age_seconds", age)
-    view._statuses = TopicFollower(KafkaSettings(), {}, lambda _: None)
+    view._current = TopicFollower(KafkaSettings(), {}, lambda _: None)
     assert client.get("/ready").status_code == code
 
 

@@ -17,6 +17,7 @@ from foldtune.commands.output import printable
 from foldtune.dead_letters import LETTER_HEADER, dead_letter_headers
 from foldtune.kafka import partition_of
 from foldtune.settings import KafkaSettings, load_settings
+from foldtune.topics import Topic
 from streams.commands import dead_letters as command
 from streams.publishing import dead_letter_replay
 from streams.publishing.dead_letter_replay import (
@@ -38,6 +39,11 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Put:
     """Puts records of ``dead-letters`` where the code under test reads them."""
     records: list[Any] = []
     monkeypatch.setattr(dead_letter_replay, "read", lambda _settings, _topic: iter(records))
+
+    def read_at(_settings: KafkaSettings, _topic: Topic, places: Iterable[tuple[int, int]]) -> list[Any]:
+        return [record for record in records if (record.partition, record.offset) in places]
+
+    monkeypatch.setattr(dead_letter_replay, "read_at", read_at)
 
     def put_one(
         value: bytes | None, headers: Iterable[tuple[str, bytes | None]], key: bytes | None = b"k", partition: int = 0

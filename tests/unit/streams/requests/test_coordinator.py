@@ -45,9 +45,10 @@ from foldtune.settings import (
     WorkerSettings,
 )
 from foldtune.topics import Topic, request_key
-from streams.errors import UnreadableStateError, brokers_at_fault
+from streams.errors import UnreadableStateError
 from streams.partitions.changelog_table import Changes
 from streams.partitions.consumer import is_at_fault
+from streams.partitions.producing import brokers_at_fault
 from streams.publishing.publisher import EventPublisher, OutgoingRecord
 from streams.requests.coordinator import Coordinator
 from streams.requests.retraining_policy import PolicyState, due_request

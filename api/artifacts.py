@@ -1,0 +1,71 @@
+"""What the object store has of a model version: its manifest, its files, and its held-out questions."""
+
+import hashlib
+import io
+import json
+from http import HTTPStatus
+from typing import Any
+
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from api.problems import ProblemError, unavailable
+from foldtune.errors import InfrastructureError, ObjectMissingError
+from foldtune.events import ManifestFile, ModelManifest, ModelReady
+from foldtune.object_keys import EVALUATION, manifest_key, model_prefix
+from foldtune.object_store import ObjectStore
+
+LINK_SECONDS = 300
+
+
+class _Manifest(ModelManifest):
+    ready: dict[str, Any]
+
+
+class VersionFiles:
+    """The files of one version. Every method waits for the object store; raises ``ProblemError`` (404, 503)."""
+
+    def __init__(self, store: ObjectStore, model: str, version: str) -> None:
+        self._store = store
+        self._name = f"version {version!r} of model {model!r}"
+        content = self._get(manifest_key(model_prefix(model, version)))
+        try:
+            manifest = _Manifest.model_validate_json(content)
+            digest = hashlib.sha256(content).hexdigest()
+            self.ready = ModelReady.model_validate_json(json.dumps({**manifest.ready, "manifest_sha256": digest}))
+            self._prefix = store.key(self.ready.model_uri)
+        except (ValidationError, ValueError) as error:
+            raise ProblemError(HTTPStatus.CONFLICT, f"the manifest of {self._name} is not valid") from error
+        self.files: tuple[ManifestFile, ...] = manifest.files
+
+    def read(self, path: str) -> bytes:
+        """A file of the manifest."""
+        if path not in {file.path for file in self.files}:
+            raise self._missing(path)
+        return self._get(f"{self._prefix}/{path}")
+
+    def link(self, path: str) -> str:
+        """An address at which a file of the manifest can be fetched for ``LINK_SECONDS``, without credentials."""
+        if path not in {file.path for file in self.files}:
+            raise self._missing(path)
+        try:
+            return self._store.link(f"{self._prefix}/{path}", LINK_SECONDS)
+        except InfrastructureError as error:
+            raise unavailable() from error
+
+    def evaluation(self, first: int, count: int) -> tuple[list[dict[str, Any]], int]:
+        """Rows of the held-out questions, the greatest loss first, and how many there are."""
+        table = pq.read_table(io.BytesIO(self._get(f"{self._prefix}/{EVALUATION}"))).sort_by("gain")
+        rows: list[dict[str, Any]] = table.slice(first, count).to_pylist()
+        return rows, table.num_rows
+
+    def _get(self, key: str) -> bytes:
+        try:
+            return self._store.get(key)
+        except ObjectMissingError as error:
+            raise self._missing(key.rpartition("/")[2]) from error
+        except InfrastructureError as error:
+            raise unavailable() from error
+
+    def _missing(self, path: str) -> ProblemError:
+        return ProblemError(HTTPStatus.NOT_FOUND, f"{self._name} has no {path}")

@@ -1,0 +1,201 @@
+"""``/models``: models, their versions, and what is known of each."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import APIRouter, Path, Query, Response
+
+from api.artifacts import LINK_SECONDS, VersionFiles
+from api.audit import audit_entry
+from api.context import CurrentAccess, CurrentServices, Services
+from api.cursors import decode_cursor, encode_cursor
+from api.problems import ProblemError
+from api.schemas import (
+    Ancestor,
+    EvaluationList,
+    FileLink,
+    FileList,
+    Lineage,
+    ModelList,
+    ModelSummary,
+    VersionList,
+    VersionSummary,
+)
+from api.view.models import Version
+from foldtune.events import ModelReady
+from foldtune.knobs import ModelName
+
+router = APIRouter(tags=["models"])
+
+PathModel = Annotated[ModelName, Path()]
+PathVersion = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
+Limit = Annotated[int, Query(ge=1, le=200)]
+Cursor = Annotated[str | None, Query(max_length=1000)]
+_MAX_ANCESTORS = 1_000
+
+
+class NamePlace(NamedTuple):
+    """A place in a list by names."""
+
+    name: str
+
+
+class RowPlace(NamedTuple):
+    """A place in a table."""
+
+    row: int
+
+
+@router.get("/models", response_model=ModelList)
+async def list_models(
+    access: CurrentAccess, services: CurrentServices, limit: Limit = 50, cursor: Cursor = None
+) -> ModelList:
+    """The models that have a version, by name."""
+    place = decode_cursor(NamePlace, cursor)
+    names, after = services.view.models.models(
+        limit, lambda name: access.covers(model=name), place.name if place else None
+    )
+    items = [_summary(services, name) for name in names]
+    return ModelList(items=items, next=encode_cursor(None if after is None else NamePlace(after)))
+
+
+@router.get("/models/{model}", response_model=ModelSummary)
+async def get_model(services: CurrentServices, model: PathModel) -> ModelSummary:
+    """A model and its newest promoted version."""
+    _require_versions(services, model)
+    return _summary(services, model)
+
+
+@router.get("/models/{model}/versions", response_model=VersionList)
+async def list_versions(
+    services: CurrentServices, model: PathModel, limit: Limit = 50, cursor: Cursor = None
+) -> VersionList:
+    """A model's versions, the newest first, with those that were not promoted."""
+    _require_versions(services, model)
+    place = decode_cursor(NamePlace, cursor)
+    versions, before = services.view.models.versions(model, limit, place.name if place else None)
+    items = [_version_summary(version) for version in versions]
+    return VersionList(items=items, next=encode_cursor(None if before is None else NamePlace(before)))
+
+
+@router.get("/models/{model}/versions/{version}", response_model=ModelReady)
+async def get_version(services: CurrentServices, model: PathModel, version: PathVersion) -> Response:
+    """All that is known of a version: metrics before and after, the gate's verdict, what it was made of."""
+    found = _found(services, model, version)
+    ready = found.ready or (await _files(services, model, version)).ready
+    return Response(ready.encode(), media_type="application/json")
+
+
+@router.get(
+    "/models/{model}/versions/{version}/card",
+    response_class=Response,
+    responses={200: {"description": "Markdown", "content": {"text/markdown": {}}}},
+)
+async def get_card(services: CurrentServices, model: PathModel, version: PathVersion) -> Response:
+    """The model card."""
+    return Response(await _read(services, model, version, "README.md"), media_type="text/markdown; charset=utf-8")
+
+
+@router.get("/models/{model}/versions/{version}/metrics", response_model=dict[str, Any])
+async def get_metrics(services: CurrentServices, model: PathModel, version: PathVersion) -> Response:
+    """``metrics.json``: by folder, before and after, general knowledge, and what was left out of the training."""
+    return Response(await _read(services, model, version, "metrics.json"), media_type="application/json")
+
+
+@router.get("/models/{model}/versions/{version}/files", response_model=FileList)
+async def list_files(services: CurrentServices, model: PathModel, version: PathVersion) -> FileList:
+    """The files that a deployment verifies, with their digests."""
+    files = await _files(services, model, version)
+    return FileList(items=list(files.files))
+
+
+@router.get("/models/{model}/versions/{version}/files/{path:path}", response_model=FileLink)
+async def link_file(
+    services: CurrentServices, model: PathModel, version: PathVersion, path: Annotated[str, Path(max_length=512)]
+) -> FileLink:
+    """An address at which a file can be fetched for five minutes, without a token."""
+    files = await _files(services, model, version)
+    return FileLink(url=await asyncio.to_thread(files.link, path), seconds=LINK_SECONDS)
+
+
+@router.get("/models/{model}/versions/{version}/evaluation", response_model=EvaluationList)
+async def list_evaluation(  # noqa: PLR0917  each is a parameter
+    access: CurrentAccess,
+    services: CurrentServices,
+    model: PathModel,
+    version: PathVersion,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> EvaluationList:
+    """The held-out questions, those first that lost most: users' words, so each read of them is audited."""
+    access.require(model=model, folders=None)
+    place = decode_cursor(RowPlace, cursor)
+    first = max(place.row, 0) if place else 0
+    files = await _files(services, model, version)
+    await services.audit.write(audit_entry(access.caller, "evaluation.read", f"{model}/{version}", model=model))
+    rows, total = await asyncio.to_thread(files.evaluation, first, limit)
+    following = RowPlace(first + limit) if first + limit < total else None
+    return EvaluationList(items=rows, total=total, next=encode_cursor(following))
+
+
+@router.get("/models/{model}/versions/{version}/lineage", response_model=Lineage)
+async def get_lineage(services: CurrentServices, model: PathModel, version: PathVersion) -> Lineage:
+    """What a version was made from, back to its base model."""
+    ancestors: list[Ancestor] = []
+    following: str | None = version
+    while following is not None and len(ancestors) < _MAX_ANCESTORS:
+        found = services.view.models.get(model, following)
+        if found is None:
+            break
+        ready = found.ready or (await _files(services, model, following)).ready
+        ancestors.append(Ancestor.model_validate(ready, from_attributes=True))
+        # Each started from an earlier one; a forged event must not make a circle.
+        parent = ready.parent_version
+        following = parent if parent is not None and parent < following else None
+    if not ancestors:
+        raise _not_found(model, version)
+    return Lineage(items=ancestors)
+
+
+def _summary(services: Services, model: str) -> ModelSummary:
+    newest = services.view.models.newest_promoted(model)
+    return ModelSummary(model=model, versions=services.view.models.count(model), newest_promoted=newest)
+
+
+def _version_summary(version: Version) -> VersionSummary:
+    ready = version.ready
+    return VersionSummary(
+        version=version.version,
+        request_id=version.request_id,
+        promoted=ready is not None,
+        published_at=ready.published_at if ready else None,
+        ndcg_at_10=ready.metrics_after.ndcg_at_10 if ready else None,
+        gate=ready.gate if ready else None,
+    )
+
+
+def _require_versions(services: Services, model: str) -> None:
+    if not services.view.models.count(model):
+        raise ProblemError(HTTPStatus.NOT_FOUND, f"model {model!r} has no versions (yet)")
+
+
+def _found(services: Services, model: str, version: str) -> Version:
+    found = services.view.models.get(model, version)
+    if found is None:
+        raise _not_found(model, version)
+    return found
+
+
+def _not_found(model: str, version: str) -> ProblemError:
+    return ProblemError(HTTPStatus.NOT_FOUND, f"version {version!r} of model {model!r} not found (yet)")
+
+
+async def _files(services: Services, model: str, version: str) -> VersionFiles:
+    _found(services, model, version)
+    return await asyncio.to_thread(VersionFiles, services.store, model, version)
+
+
+async def _read(services: Services, model: str, version: str, path: str) -> bytes:
+    files = await _files(services, model, version)
+    return await asyncio.to_thread(files.read, path)

@@ -1,0 +1,55 @@
+"""The dead letters, without their bytes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sortedcontainers import SortedList
+
+from streams.publishing.dead_letter_replay import DeadLetter, DeadLetterIndex
+
+Keep = Callable[[DeadLetter], bool]
+# Of letters that a filter leaves out: a page that looked at so many is returned as it is.
+_MAX_LOOKED_AT = 5_000
+
+
+class LetterKey(NamedTuple):
+    """A place in the list of dead letters."""
+
+    at: float
+    partition: int
+    offset: int
+
+
+class DeadLetterTable:
+    """The dead letters by time."""
+
+    def __init__(self) -> None:
+        self._index = DeadLetterIndex()
+        self._order: SortedList[LetterKey] = SortedList()
+
+    def apply(self, record: Any) -> None:
+        """Add a record of ``dead-letters``."""
+        if letter := self._index.add(record):
+            self._order.add(_key(letter))
+
+    def get(self, letter_id: str) -> DeadLetter | None:
+        """A dead letter by its id."""
+        return self._index.get(letter_id)
+
+    def page(self, limit: int, keep: Keep, after: LetterKey | None = None) -> tuple[list[DeadLetter], LetterKey | None]:
+        """At most ``limit`` dead letters, the newest first, and where the next page begins."""
+        letters: list[DeadLetter] = []
+        last: LetterKey | None = None
+        places = self._order.irange(maximum=after, inclusive=(True, False), reverse=True)
+        for number, place in enumerate(places):
+            if len(letters) == limit or number == _MAX_LOOKED_AT:
+                return letters, last
+            last = place
+            letter = self._index.get(f"{place.partition}:{place.offset}")
+            if letter is not None and keep(letter):
+                letters.append(letter)
+        return letters, None
+
+
+def _key(letter: DeadLetter) -> LetterKey:
+    return LetterKey(letter.at.timestamp(), letter.partition, letter.offset)

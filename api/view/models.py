@@ -1,0 +1,78 @@
+"""The versions of every model: those that were announced, and those that did not pass the gate."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sortedcontainers import SortedDict
+
+from api.view.requests import StatusEntry
+from foldtune.events import ModelReady, State
+
+Keep = Callable[[str], bool]
+
+
+class Version(NamedTuple):
+    """A version of a model; without ``ready`` it was not promoted, and its manifest on the object store says more."""
+
+    version: str
+    request_id: str
+    model_uri: str
+    ready: ModelReady | None
+
+
+class ModelTable:
+    """Versions by model, each in the order of their publication, which their names sort by."""
+
+    def __init__(self) -> None:
+        self._versions: SortedDict[str, SortedDict[str, Version]] = SortedDict()
+
+    def apply(self, record: Any) -> None:
+        """Add a record of ``model-ready``, however often; raises ``ValueError``."""
+        ready = ModelReady.model_validate_json(record.value)
+        self._add(ready.model, Version(ready.version, ready.request_id, ready.model_uri, ready))
+
+    def apply_status(self, entry: StatusEntry) -> None:
+        """Add the version of a completed request, unless it is announced."""
+        # s3://BUCKET/…/models/MODEL/VERSION/runs/RUN
+        parts = (entry.model_uri or "").split("/")
+        if entry.state is State.COMPLETED and entry.model_uri and len(parts) > 3:
+            version = parts[-3]
+            if version not in self._versions.get(entry.model, ()):
+                self._add(entry.model, Version(version, entry.request_id, entry.model_uri, None))
+
+    def models(self, limit: int, keep: Keep, after: str | None = None) -> tuple[list[str], str | None]:
+        """Names of models in their order, and after which the next page begins."""
+        names: list[str] = []
+        for name in self._versions.irange(minimum=after, inclusive=(False, True)):
+            if len(names) == limit:
+                return names, names[-1]
+            if keep(name):
+                names.append(name)
+        return names, None
+
+    def versions(self, model: str, limit: int, before: str | None = None) -> tuple[list[Version], str | None]:
+        """A model's versions, the newest first, and before which the next page begins."""
+        found = self._versions.get(model, SortedDict())
+        page: list[Version] = []
+        for name in found.irange(maximum=before, inclusive=(True, False), reverse=True):
+            if len(page) == limit:
+                return page, page[-1].version
+            page.append(found[name])
+        return page, None
+
+    def get(self, model: str, version: str) -> Version | None:
+        """A version of a model."""
+        found = self._versions.get(model)
+        return found.get(version) if found else None
+
+    def count(self, model: str) -> int:
+        """How many versions a model has."""
+        return len(self._versions.get(model, ()))
+
+    def newest_promoted(self, model: str) -> ModelReady | None:
+        """What a deployment serves, if it takes the newest."""
+        found = self._versions.get(model, SortedDict())
+        return next((version.ready for version in reversed(found.values()) if version.ready), None)
+
+    def _add(self, model: str, version: Version) -> None:
+        self._versions.setdefault(model, SortedDict())[version.version] = version

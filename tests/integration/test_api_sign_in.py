@@ -1,0 +1,155 @@
+"""Sign-in at a real OpenID Connect provider: every route with every kind of token, and a rotation of its keys."""
+
+import base64
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from filelock import FileLock
+
+from foldtune.settings import Role, Settings
+from infra.local.ports import free_port
+from tests.api_routes import ALLOWED, BODIES, method_and_path
+from tests.running_api import running_api
+
+ROOT = Path(__file__).parents[2]
+RESOURCE = "https://foldtune.example"
+
+
+class Provider:
+    """The provider's process, at its address."""
+
+    def __init__(self, port: int) -> None:
+        self.issuer = f"http://127.0.0.1:{port}"
+
+    def token(self, client: str, resource: str = RESOURCE) -> str:
+        """A token of a client; clients are named after the roles that they have."""
+        body = urlencode({"grant_type": "client_credentials", "resource": resource}).encode()
+        login = base64.b64encode(f"{client}:secret".encode()).decode()
+        request = urllib.request.Request(f"{self.issuer}/token", body, {"Authorization": f"Basic {login}"})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310  this machine's own server
+            return str(json.load(answer)["access_token"])
+
+    def post(self, path: str) -> None:
+        urllib.request.urlopen(f"{self.issuer}{path}", b"", timeout=20).close()  # noqa: S310
+
+
+@contextmanager
+def running_provider(log: Path) -> Iterator[Provider]:
+    port = free_port()
+    # Node.js comes with the Python packages.
+    command: list[str | Path] = [
+        Path(sys.executable).parent / "node",
+        ROOT / "tests" / "oidc" / "provider.mjs",
+        str(port),
+    ]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    provider, deadline = Provider(port), time.monotonic() + 60
+    try:
+        while True:
+            try:
+                provider.token("viewer")
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+        yield provider
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Iterator[Provider]:
+    with FileLock(ROOT / ".venv" / "package.lock"):
+        packages = ["make", "-o", ".venv/.installed", "node_modules/.package-lock.json"]
+        subprocess.run(packages, cwd=ROOT, check=True, capture_output=True)
+    with running_provider(tmp_path / "provider.log") as found:
+        yield found
+
+
+def call(api: str, route: str, token: str | None) -> int:
+    method, path = method_and_path(route)
+    body = json.dumps(BODIES[route]).encode() if route in BODIES else None
+    headers = {"Content-Type": "application/json"} | ({} if token is None else {"Authorization": f"Bearer {token}"})
+    request = urllib.request.Request(f"{api}{path}", body, headers, method=method)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def unsigned(token: str) -> str:
+    """A token with its content, and the algorithm ``none``."""
+    header = base64.urlsafe_b64encode(b'{"alg":"none","typ":"JWT"}').decode().rstrip("=")
+    return f"{header}.{token.split('.')[1]}."
+
+
+def test_every_route_with_every_token_of_a_real_provider(
+    variables: dict[str, str], settings: Settings, provider: Provider, tmp_path: Path
+) -> None:
+    variables |= {
+        "FOLDTUNE_API__ISSUER": provider.issuer,
+        "FOLDTUNE_API__AUDIENCE": "foldtune",
+        "FOLDTUNE_API__ROLES_CLAIM": "realm_access.roles",
+        "FOLDTUNE_API__LEEWAY": "PT0S",
+        "FOLDTUNE_API__REQUESTS_PER_MINUTE": "100000",
+    }
+    expired = provider.token("short-lived")
+    with running_provider(tmp_path / "other.log") as other:
+        elsewhere = other.token("operator")
+    bad = {
+        "none": None,
+        "expired": expired,
+        "wrong issuer": elsewhere,
+        "wrong audience": provider.token("operator", "https://other.example"),
+        "alg none": unsigned(provider.token("operator")),
+        "changed": provider.token("operator")[:-8] + "AAAAAAAA",
+    }
+    tokens = {role: provider.token(role) for role in Role}
+    with running_api(variables, tmp_path) as api:
+        for route, roles in ALLOWED.items():
+            for kind, token in bad.items():
+                code = call(api, route, token)
+                assert code == (200 if roles is None else 401), (route, kind, code)
+            assert roles is None or call(api, route, provider.token("nobody")) == 403
+            for role, token in tokens.items():
+                code = call(api, route, token)
+                assert (code == 403) == (roles is not None and role not in roles), (route, role, code)
+                assert code < 500
+                assert code != 401
+        check_rotation(api, provider)
+
+
+def check_rotation(api: str, provider: Provider) -> None:
+    """Tokens of a new key are taken within seconds, and meanwhile those of the old one."""
+    old = provider.token("viewer")
+    provider.post("/rotate")
+    new = provider.token("viewer")
+    deadline = time.monotonic() + 20
+    while call(api, "GET /requests", new) != 200:
+        assert call(api, "GET /requests", old) == 200
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    provider.post("/withdraw")
+    provider.post("/rotate")
+    newest = provider.token("viewer")
+    deadline = time.monotonic() + 20
+    while call(api, "GET /requests", newest) != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    # With the keys that were fetched for it, the withdrawn one is gone.
+    assert call(api, "GET /requests", old) == 401
+    assert call(api, "GET /requests", new) == 200

@@ -1,0 +1,149 @@
+"""``/models``: versions, their files, and what they were made from."""
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from starlette.testclient import TestClient
+
+from api.context import Services
+from api.view.system import SystemView
+from foldtune.events import ManifestFile, ModelManifest, ModelReady, State
+from foldtune.object_keys import manifest_key, model_prefix, run_prefix
+from foldtune.object_store import ObjectStore
+from tests.support import model_ready
+
+from .conftest import MemoryPublisher, Record, bearer, client_of, status_record
+
+ROWS = [
+    {"question": f"question {number}?", "gain": gain, "rank_before": 1, "rank_after": 2}
+    for number, gain in enumerate((0.5, -0.25, 0.0))
+]
+
+
+def published(store: ObjectStore, model: str, version: str, **fields: Any) -> ModelReady:
+    """A version on the object store; its event."""
+    prefix = model_prefix(model, version)
+    run = run_prefix(prefix, "run")
+    files = {"README.md": b"# Card", "metrics.json": b'{"after": {}}', "1_Pooling/config.json": b"{}"}
+    for path, content in files.items():
+        store.put(f"{run}/{path}", content)
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), table)
+    store.put(f"{run}/evaluation.parquet", table.getvalue())
+    fields |= {"model": model, "version": version, "model_uri": store.uri(run), "request_id": f"r-{version}"}
+    ready = model_ready(**fields)
+    manifest = ModelManifest(
+        files=tuple(
+            ManifestFile(path=path, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+            for path, content in files.items()
+        )
+    ).model_dump(mode="json") | {"ready": ready.model_dump(mode="json", exclude={"manifest_sha256"})}
+    content = json.dumps(manifest).encode()
+    store.put(manifest_key(prefix), content)
+    return ready.model_copy(update={"manifest_sha256": hashlib.sha256(content).hexdigest()})
+
+
+@pytest.fixture
+def versions(services: Services, view: SystemView) -> dict[str, ModelReady]:
+    """Three versions of ``support``: the second was not promoted, the third started from the first."""
+    store = services.store
+    first = published(store, "support", "000001")
+    second = published(store, "support", "000002")
+    third = published(store, "support", "000003", parent_version="000001", compared_with="000001")
+    for ready in (first, third, first):
+        view.models.apply(Record(ready.encode()))
+    for number, ready in enumerate((first, second)):
+        record = status_record(
+            number, State.COMPLETED, request_id=ready.request_id, model_uri=ready.model_uri, promoted=number == 0
+        )
+        view.apply_status(record)
+    return {"000001": first, "000002": second, "000003": third}
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_model_shows_its_newest_promoted_version(client: TestClient) -> None:
+    [item] = client.get("/models").json()["items"]
+    assert (item["model"], item["versions"], item["newest_promoted"]["version"]) == ("support", 3, "000003")
+    assert client.get("/models/support").json() == item
+    assert client.get("/models/sales").status_code == 404
+
+
+@pytest.mark.usefixtures("versions")
+def test_versions_are_listed_by_pages_with_those_that_were_not_promoted(client: TestClient) -> None:
+    page = client.get("/models/support/versions", params={"limit": 2}).json()
+    rest = client.get("/models/support/versions", params={"limit": 2, "cursor": page["next"]}).json()
+    items = [*page["items"], *rest["items"]]
+    assert [(item["version"], item["promoted"]) for item in items] == [
+        ("000003", True),
+        ("000002", False),
+        ("000001", True),
+    ]
+    assert rest["next"] is None
+
+
+def test_a_version_is_told_as_its_event_does(client: TestClient, versions: dict[str, ModelReady]) -> None:
+    for version, ready in versions.items():
+        answer = client.get(f"/models/support/versions/{version}")
+        assert ModelReady.model_validate_json(answer.content) == ready
+
+
+@pytest.mark.usefixtures("versions")
+def test_card_metrics_and_files(client: TestClient) -> None:
+    where = "/models/support/versions/000002"
+    card = client.get(f"{where}/card")
+    assert (card.content, card.headers["content-type"]) == (b"# Card", "text/markdown; charset=utf-8")
+    assert client.get(f"{where}/metrics").json() == {"after": {}}
+    assert "1_Pooling/config.json" in {file["path"] for file in client.get(f"{where}/files").json()["items"]}
+    link = client.get(f"{where}/files/1_Pooling/config.json").json()
+    assert link["url"].endswith("/000002/runs/run/1_Pooling/config.json?seconds=300")
+
+
+@pytest.mark.usefixtures("versions")
+@pytest.mark.parametrize(
+    "path",
+    [
+        "000009/card",
+        "000001/files/evaluation.parquet",
+        "000001/files/../../latest.json",
+        "000001/files/none.json",
+        "..%2F000001/card",
+    ],
+)
+def test_what_is_not_of_the_version_is_not_found(client: TestClient, path: str) -> None:
+    assert client.get(f"/models/support/versions/{path}").status_code == 404
+
+
+@pytest.mark.usefixtures("versions")
+def test_lineage_leads_back_to_the_base_model(client: TestClient) -> None:
+    items = client.get("/models/support/versions/000003/lineage").json()["items"]
+    assert [(item["version"], item["parent_version"]) for item in items] == [("000003", "000001"), ("000001", None)]
+    assert items[-1]["base_model"]["uri"] == "hf://org/model"
+
+
+@pytest.mark.usefixtures("versions")
+def test_each_read_of_held_out_questions_is_audited(client: TestClient, publisher: MemoryPublisher) -> None:
+    where = "/models/support/versions/000001/evaluation"
+    page = client.get(where, params={"limit": 2}, headers=bearer("privacy")).json()
+    assert [row["gain"] for row in page["items"]] == [-0.25, 0.0]
+    rest = client.get(where, params={"limit": 2, "cursor": page["next"]}).json()
+    assert [row["question"] for row in rest["items"]] == ["question 0?"]
+    assert (rest["next"], rest["total"]) == (None, 3)
+    assert [(entry.who, entry.action, entry.target) for entry in publisher.audited] == [
+        ("privacy", "evaluation.read", "support/000001"),
+        ("anybody", "evaluation.read", "support/000001"),
+    ]
+    publisher.broken = True
+    assert client.get(where).status_code == 503
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_grant_for_folders_reads_no_questions_of_others(services: Services) -> None:
+    client = client_of(services, "of-handbook")
+    assert client.get("/models/support/versions/000001/evaluation").status_code == 403
+    assert client.get("/models/support/versions/000001").status_code == 200
+    assert client_of(services, "of-support").get("/models").json()["items"]
