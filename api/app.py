@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api.access import RULES
 from api.context import Services, access
-from api.http import CallMiddleware, HostMiddleware
+from api.http import BrowserMiddleware, CallMiddleware
 from api.problems import CONTENT_TYPE, ProblemError, invalid
 from api.routes import audit, dead_letters, erasures, models, operations, requests
 from api.schemas import Problem, component_schemas
@@ -64,7 +64,8 @@ def create_app(services: Services, host: str = "localhost") -> FastAPI:
             allow_headers=["authorization", "content-type", "if-none-match", "last-event-id"],
             expose_headers=["etag", "x-request-id"],
         )
-    app.add_middleware(HostMiddleware, names=("localhost", host, *settings.hosts))
+    names = ("localhost", host, *settings.hosts)
+    app.add_middleware(BrowserMiddleware, names=names, origins=settings.cors_origins)
     app.add_middleware(CallMiddleware)
     return app
 

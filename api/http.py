@@ -103,25 +103,36 @@ def _report(scope: Scope, status: int, seconds: float) -> None:
     level("call answered", **fields, **parameters)
 
 
-class HostMiddleware:
-    """Refuse calls under other names: whoever owns a name can have it mean this address to somebody's browser.
+class BrowserMiddleware:
+    """Refuse what a page of somebody else has a user's browser do.
 
-    Nobody owns an address, by which health checks call.
+    That is a call under another name, since whoever owns a name can have it mean this address (nobody owns an address,
+    by which health checks call), and a change from another origin, which needs no permission if it has no body.
     """
 
-    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, names: Collection[str], origins: Collection[str]) -> None:
         self._app = app
         self._names = frozenset(name.lower() for name in names)
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            for header in Headers(scope=scope).getlist("host"):
-                parts = _HOST.fullmatch(header.lower())
-                if parts is None or not (parts[1] in self._names or _is_address(parts[1].strip("[]"))):
-                    reason = f"host: {excerpt(header, 100)!r} is none of this API's names (api.hosts)"
-                    await send_problem(ProblemError(HTTPStatus.MISDIRECTED_REQUEST, reason), send)
-                    return
+        if scope["type"] == "http" and (problem := self._problem(scope["method"], Headers(scope=scope))):
+            await send_problem(problem, send)
+            return
         await self._app(scope, receive, send)
+
+    def _problem(self, method: str, headers: Headers) -> ProblemError | None:
+        for header in headers.getlist("host"):
+            parts = _HOST.fullmatch(header.lower())
+            if parts is None or not (parts[1] in self._names or _is_address(parts[1].strip("[]"))):
+                reason = f"host: {excerpt(header, 100)!r} is none of this API's names (api.hosts)"
+                return ProblemError(HTTPStatus.MISDIRECTED_REQUEST, reason)
+        origin = headers.get("origin")
+        own = origin is None or origin in self._origins or origin.partition("://")[2] == headers.get("host")
+        if method not in {"GET", "HEAD", "OPTIONS"} and not own:
+            reason = f"origin: {excerpt(str(origin), 100)!r} is none of api.cors_origins"
+            return ProblemError(HTTPStatus.FORBIDDEN, reason)
+        return None
 
 
 def _is_address(host: str) -> bool:

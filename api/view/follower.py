@@ -77,27 +77,30 @@ class TopicFollower:
 
     async def catch_up(self) -> None:
         """Connect, and read what there is; raises ``NoBrokerError``."""
-        self._consumer = AIOKafkaConsumer(
+        client = AIOKafkaConsumer(
             **aiokafka_options(self._settings), enable_auto_commit=False, auto_offset_reset="earliest"
         )
         try:
             async with asyncio.timeout(BOOTSTRAP_SECONDS):
-                await self._consumer.start()
+                await client.start()
+                client.assign(self._partitions)
+                await self._seek(client)
         except (KafkaError, TimeoutError) as error:
+            await client.stop()
             raise NoBrokerError(self._settings.bootstrap_servers) from error
-        self._consumer.assign(self._partitions)
-        await self._seek(self._consumer)
+        self._consumer = client
         while self._current_at is None:
-            await self._step(self._consumer)
+            await self._step(client)
 
     async def run(self) -> None:
         """Follow the topics until this is cancelled; brokers that are away are waited for."""
-        if self._consumer is None:
-            await self.catch_up()
-        while self._consumer:
+        while True:
             try:
-                await self._step(self._consumer)
-            except KafkaError as error:
+                if self._consumer is None:
+                    await self.catch_up()
+                else:
+                    await self._step(self._consumer)
+            except (KafkaError, NoBrokerError) as error:
                 topics = ", ".join(self._topics)
                 _log.warning("topics not read, will retry", topics=topics, error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(_RETRY_SECONDS)

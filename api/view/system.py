@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
+import structlog
 from prometheus_client import Gauge
 
 from api.problems import unavailable
@@ -15,6 +16,8 @@ from api.view.models import ModelTable
 from api.view.requests import RequestPlaces, RequestTable
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
+
+_log = structlog.get_logger(__name__)
 
 AGE = Gauge("foldtune_api_view_age_seconds", "How long ago the API's view had all that its topics had.")
 
@@ -66,6 +69,8 @@ class SystemView:
         await self._current.catch_up()
         followers = (self._current, self._requested, self._rejected, audit)
         self._tasks = [asyncio.create_task(follower.run()) for follower in followers]
+        for task in self._tasks:
+            task.add_done_callback(_log_end)
         AGE.set_function(lambda: self.age_seconds)
 
     def apply_status(self, record: Any) -> None:
@@ -119,6 +124,11 @@ class SystemView:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stack.aclose()
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        _log.error("topics are no longer read", exc_info=error)
 
 
 def _require_read(follower: TopicFollower | None) -> None:

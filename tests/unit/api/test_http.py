@@ -41,6 +41,26 @@ def test_the_api_refuses_calls_under_any_other_name(client: TestClient, host: st
         assert answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    ("origin", "code"),
+    [
+        (None, 202),
+        ("http://localhost", 202),
+        ("https://evil.example", 403),
+        ("http://localhost:1", 403),
+        ("null", 403),
+        ("", 403),
+        ("http://[", 403),
+    ],
+)
+def test_pages_of_other_origins_change_nothing(
+    client: TestClient, view: SystemView, origin: str | None, code: int
+) -> None:
+    view.requests.apply(status_record())
+    headers = {} if origin is None else {"Origin": origin}
+    assert client.post("/models/support/requests/r-1/cancel", headers=headers).status_code == code
+
+
 def test_other_routes_and_methods_are_problems(client: TestClient) -> None:
     answer = client.get("/nothing")
     assert (answer.status_code, answer.json()["errors"]) == (404, ["no such route: GET /nothing"])

@@ -1,0 +1,175 @@
+"""The HTTP API with 100,000 statuses and 200 versions: time to a restart, latency by route, and growth of its memory.
+
+The last line of output is one JSON object. Each call is on a connection of its own thread; latency is measured from the
+moment at which a call was due, so that a slow answer counts for those behind it, too.
+"""
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import quantiles
+from typing import Annotated
+
+import typer
+
+from foldtune.events import FineTuneStatus, State
+from foldtune.kafka import Publisher
+from foldtune.settings import Settings
+from foldtune.topic_admin import create_topics
+from foldtune.topics import Topic, request_key
+from infra.local.options import LocalOptions
+from infra.local.ports import free_port
+from infra.local.stack import LocalServers
+from tests.support import model_ready
+
+MODELS, STATUSES, VERSIONS = 50, 100_000, 200
+RATE = 50
+_FLUSH = 5_000
+_START = datetime(2026, 1, 1, tzinfo=UTC)
+_READY_SECONDS = 180
+ROUTES = {
+    "GET /requests": "/requests?limit=50",
+    "GET /requests?model=": "/requests?model=model-7&state=completed&limit=50",
+    "GET /requests/{id}": "/requests/r-4711",
+    "GET /models/{model}/requests/{id}": "/models/model-11/requests/r-4711",
+    "GET /models": "/models?limit=50",
+    "GET /models/{model}/versions": "/models/model-3/versions",
+    "GET /models/{model}/versions/{version}/lineage": "/models/model-3/versions/000003/lineage",
+    "GET /dead-letters": "/dead-letters",
+    "GET /audit": "/audit",
+}
+
+
+def fill(settings: Settings) -> None:
+    """Publish the final statuses of many requests, and versions of models."""
+    with Publisher(settings.kafka) as publisher:
+        template = FineTuneStatus(
+            request_id="REQUEST",
+            model="model-0",
+            state=State.COMPLETED,
+            at=_START,
+            reasons=("better than the incumbent by 0.031",),
+            promoted=True,
+            log_uri="s3://foldtune/jobs/request/attempt-1.log",
+        )
+        for number in range(STATUSES):
+            model, at = f"model-{number % MODELS}", _START + timedelta(seconds=number)
+            status = template.model_copy(update={"request_id": f"r-{number}", "model": model, "at": at})
+            key = request_key(model, f"r-{number}")
+            publisher.send(Topic.FINE_TUNE_STATUS, status, key=key, partition_by=model)
+            if number % _FLUSH == 0:
+                publisher.flush()
+        for number in range(VERSIONS):
+            model = f"model-{number % MODELS}"
+            publisher.send(Topic.MODEL_READY, model_ready(model=model, version=f"{number:06d}"), key=model)
+
+
+@contextmanager
+def running(environment: dict[str, str], port: int, log: Path) -> Iterator[tuple[int, float]]:
+    """The API's process id, and the seconds from its start until it was ready."""
+    started = time.monotonic()
+    with log.open("ab") as output:
+        command = [sys.executable, "-m", "foldtune", "api", "--port", str(port)]
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        while not _is_ready(port):
+            if process.poll() is not None or time.monotonic() - started > _READY_SECONDS:
+                raise RuntimeError(log.read_text()[-2000:])
+            time.sleep(0.05)
+        yield process.pid, time.monotonic() - started
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def call(port: int, calls: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Make calls when they are due; the route and the seconds that each took."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    took = []
+    for route, due in calls:
+        time.sleep(max(0.0, due - time.monotonic()))
+        connection.request("GET", ROUTES[route])
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 200, (route, answer.status)
+        took.append((route, time.monotonic() - max(due, 0.0)))
+    connection.close()
+    return took
+
+
+def latencies(port: int, seconds: int, threads: int = 8) -> dict[str, float]:
+    """The 99th percentile by route, in milliseconds, at ``RATE`` calls a second."""
+    began = time.monotonic() + 1
+    calls = [(route, began + number / RATE) for number, route in enumerate(islice(cycle(ROUTES), RATE * seconds))]
+    by_route = defaultdict(list)
+    with ThreadPoolExecutor(threads) as pool:
+        for took in pool.map(call, [port] * threads, [calls[first::threads] for first in range(threads)]):
+            for route, spent in took:
+                by_route[route].append(spent)
+    return {route: round(1000 * quantiles(spent, n=100)[98], 1) for route, spent in sorted(by_route.items())}
+
+
+def rss_mebibytes(pid: int) -> float:
+    """What of a process is in memory."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+
+
+def main(
+    seconds: Annotated[int, typer.Option(min=5, max=600, help="How long latency is measured.")] = 60,
+    calls: Annotated[int, typer.Option(min=100, max=1_000_000, help="For the growth of memory.")] = 10_000,
+) -> None:
+    """Run all, and print one JSON object as the last line."""
+    with tempfile.TemporaryDirectory() as folder, LocalServers(LocalOptions(data_dir=Path(folder))) as servers:
+        kafka = {"bootstrap_servers": servers.bootstrap_servers}
+        settings = Settings.model_validate({"kafka": kafka})
+        create_topics(settings.kafka, tuple(Topic))
+        fill(settings)
+        environment = servers.environment | {"FOLDTUNE_API__REQUESTS_PER_MINUTE": "1000000"}
+        port, log = free_port(), Path(folder) / "api.log"
+        starts = []
+        for _ in range(2):
+            with running(environment, port, log) as (_, start):
+                starts.append(start)
+        with running(environment, port, log) as (pid, start):
+            starts.append(start)
+            p99 = latencies(port, seconds)
+            before = rss_mebibytes(pid)
+            call(port, [(route, 0.0) for route in islice(cycle(ROUTES), calls)])
+            after = rss_mebibytes(pid)
+    result = {
+        "statuses": STATUSES,
+        "versions": VERSIONS,
+        "restart_s": round(sorted(starts)[1], 2),
+        "p99_ms": p99,
+        "rss_mib": round(after, 1),
+        "rss_growth_mib": round(after - before, 1),
+        "calls": calls,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)
