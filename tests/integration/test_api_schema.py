@@ -16,7 +16,6 @@ CHECKS = (
     "status_code_conformance",
     "content_type_conformance",
     "response_schema_conformance",
-    "negative_data_rejection",
     "unsupported_method",
 )
 # Each would start a process that reads the topics; its body is that of /erasures.
@@ -41,7 +40,7 @@ def test_the_api_is_as_it_describes_itself(
             "--max-examples",
             "8",
             "--max-time",
-            "120",
+            "40",
             "--seed",
             "1",
             "--phases",
