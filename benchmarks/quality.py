@@ -18,9 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -137,7 +139,7 @@ def main(
         results: dict[str, Result] = {}
         for name, side in _sides(base, benchmark, seed, json.loads(knobs)).items():
             if name == "zero_shot" or not chosen or name.startswith(chosen):
-                results[name] = side()
+                results[name] = _in_new_process(side)
                 typer.echo(json.dumps({name: _summary(results[name])}), err=True)
     _print_table(benchmark, results)
     sys.stdout.write(json.dumps(_report(benchmark, results, seed)) + "\n")
@@ -145,7 +147,7 @@ def main(
 
 def _sides(base: Path, benchmark: Benchmark, seed: int, knobs: Knobs) -> dict[str, Callable[[], Result]]:
     every = np.arange(len(benchmark.train.question))
-    sides: dict[str, Callable[[], Result]] = {"zero_shot": lambda: Result(_evaluate(base, benchmark), Seconds(0, 0))}
+    sides: dict[str, Callable[[], Result]] = {"zero_shot": partial(_zero_shot, base, benchmark)}
     for name, values in OURS.items():
         merged = {group: knobs.get(group, {}) | values.get(group, {}) for group in knobs | values}
         sides[name] = partial(_ours, base, benchmark, create_request(seed, merged))
@@ -155,6 +157,16 @@ def _sides(base: Path, benchmark: Benchmark, seed: int, knobs: Knobs) -> dict[st
     sides["linear_adapter"] = partial(_linear_adapter, base, benchmark, seed)
     sides["adaptmem"] = partial(_adaptmem, base, benchmark, seed)
     return sides
+
+
+def _in_new_process(side: Callable[[], Result]) -> Result:
+    """So that no side starts with the memory that an earlier one has left behind."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(side).result()
+
+
+def _zero_shot(base: Path, benchmark: Benchmark) -> Result:
+    return Result(_evaluate(base, benchmark), Seconds(0, 0))
 
 
 def _evaluate(folder: Path, benchmark: Benchmark) -> Evaluation:
@@ -246,7 +258,9 @@ def _tune(base: Path, benchmark: Benchmark, seed: int, chosen: tuple[str, ...]) 
         for layers in LAYERS:
             for rate in LEARNING_RATES:
                 config = _config(recipe, {"layers": layers, "learning_rate": rate}, seed)
-                result = _theirs(base, benchmark, recipe, config, examples=parts.train, validation=parts.validation)
+                result = _in_new_process(
+                    partial(_theirs, base, benchmark, recipe, config, examples=parts.train, validation=parts.validation)
+                )
                 score = round(float(result.evaluation.ndcg.mean()), 4)
                 scores[name].append(
                     {
