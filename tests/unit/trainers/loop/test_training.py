@@ -532,6 +532,8 @@ def test_a_text_is_tokenized_once_and_embedded_once_a_step(
     trainable = TrainableEncoder(encoder, small_dataset, 1, tmp_path)
     start = trainable.embed_all()
     train(trainable, small_dataset, np.arange(40), request(), start=start, listener=Steps())
+    # The empty text tells what the prompts take.
+    assert tokenized.pop("") == len(("query", "passage"))
     assert set(tokenized) == {*small_dataset.questions, *small_dataset.passages}
     assert set(tokenized.values()) == {1}
     assert len(batches) == 10
