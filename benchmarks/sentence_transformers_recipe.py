@@ -78,10 +78,14 @@ def mine_negatives(
     dataset: Dataset,
     *,
     negatives: int = HARD_NEGATIVES,
+    margin: float | None = MARGIN,
     rows: Any = None,
     batch_size: int = 32,
 ) -> Any:
-    """``rows`` (default: all pairs) with ``negatives`` more columns; a pair with fewer of them is dropped."""
+    """``rows`` (default: all pairs) with ``negatives`` more columns; a pair with fewer of them is dropped.
+
+    A negative's score is at most ``1 - margin`` of the positive's; None takes any.
+    """
     # Its progress bars cannot be disabled.
     with redirect_stderr(StringIO()):
         return mine_hard_negatives(
@@ -89,7 +93,7 @@ def mine_negatives(
             model,
             corpus=list(dataset.passages[: dataset.documents]),
             num_negatives=negatives,
-            relative_margin=MARGIN,
+            relative_margin=margin,
             range_max=100,
             sampling_strategy="top",
             output_format="n-tuple",
