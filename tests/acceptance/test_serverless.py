@@ -48,7 +48,7 @@ JOB_DEFINITION = load(str(Path(__file__).parents[2] / "infra" / "aws" / "batch.y
 # Batch substitutes the parameter.
 COMMAND = tuple(JOB_DEFINITION["ContainerProperties"]["Command"])
 MODELS = TRAINED, KILLED, CANCELLED = ("runbooks", "killed", "cancelled")
-CLAIMS = {"sub": "somebody"}
+CLAIMS = {"sub": "somebody", "roles": "[viewer requester]"}
 POISON = b"\xffnothing"
 PATIENCE_SECONDS = 240.0
 
