@@ -6,14 +6,12 @@ from fastapi import APIRouter, Query
 
 from api.context import CurrentServices
 from api.cursors import decode_cursor, encode_cursor
+from api.parameters import Cursor, Limit
 from api.schemas import AuditList
 from api.view.audit import AuditKey
 from foldtune.events import Id
 
 router = APIRouter()
-
-Limit = Annotated[int, Query(ge=1, le=200)]
-Cursor = Annotated[str | None, Query(max_length=1000)]
 
 
 @router.get("/audit", response_model=AuditList, response_model_exclude_none=False)

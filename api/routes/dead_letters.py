@@ -15,6 +15,7 @@ from api.audit import audit_entry
 from api.bodies import read_body
 from api.context import CurrentAccess, CurrentServices, Services
 from api.cursors import decode_cursor, encode_cursor
+from api.parameters import Cursor, Limit
 from api.problems import ProblemError, unavailable
 from api.schemas import (
     DeadLetterItem,
@@ -48,8 +49,8 @@ async def list_dead_letters(  # noqa: PLR0917  each is a parameter of the query
     services: CurrentServices,
     topic: Annotated[str | None, Query(max_length=249, description="Where it came from, without prefix")] = None,
     since: Annotated[AwareDatetime | None, Query()] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> DeadLetterList:
     """The records that were rejected, the newest first, each with the field and the bound that it exceeded."""
     name = f"{services.settings.kafka.topic_prefix}{topic}"

@@ -4,12 +4,13 @@ import asyncio
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Response
 
 from api.artifacts import LINK_SECONDS, VersionFiles
 from api.audit import audit_entry
 from api.context import CurrentAccess, CurrentServices, Services
 from api.cursors import decode_cursor, encode_cursor
+from api.parameters import Cursor, Limit, PathModel
 from api.problems import ProblemError
 from api.schemas import (
     Ancestor,
@@ -24,14 +25,10 @@ from api.schemas import (
 )
 from api.view.models import Version
 from foldtune.events import ModelReady
-from foldtune.knobs import ModelName
 
 router = APIRouter(tags=["models"])
 
-PathModel = Annotated[ModelName, Path()]
 PathVersion = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
-Limit = Annotated[int, Query(ge=1, le=200)]
-Cursor = Annotated[str | None, Query(max_length=1000)]
 _MAX_ANCESTORS = 1_000
 
 

@@ -16,6 +16,7 @@ from api.audit import audit_entry
 from api.bodies import read_body
 from api.context import CurrentAccess, CurrentServices, Services
 from api.cursors import decode_cursor, encode_cursor
+from api.parameters import Cursor, Limit, PathModel
 from api.problems import ProblemError, unavailable
 from api.schemas import Accepted, RequestList, json_body
 from api.submission import (
@@ -35,8 +36,7 @@ from foldtune.topics import Topic, request_key
 
 router = APIRouter(tags=["requests"])
 
-PathModel = Annotated[ModelName, Path()]
-PathId = Annotated[RequestId, Path()]
+PathId = Annotated[RequestId, Path(alias="id")]
 IfNoneMatch = Annotated[str | None, Header()]
 
 # Proxies close connections on which nothing comes for a minute.
@@ -62,8 +62,8 @@ async def list_requests(  # noqa: PLR0917  each is a parameter of the query
     state: Annotated[list[State] | None, Query(max_length=len(State))] = None,
     since: Annotated[AwareDatetime | None, Query(description="Of the newest status")] = None,
     until: Annotated[AwareDatetime | None, Query()] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
 ) -> Response:
     """The newest status of each request, the newest first."""
     first, last = (None if moment is None else moment.timestamp() for moment in (since, until))
@@ -89,7 +89,7 @@ async def list_requests(  # noqa: PLR0917  each is a parameter of the query
 async def get_request(
     access: CurrentAccess,
     services: CurrentServices,
-    request_id: Annotated[RequestId, Path(alias="id")],
+    request_id: PathId,
     model: Annotated[ModelName | None, Query()] = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
@@ -104,7 +104,7 @@ async def get_request(
 async def get_models_request(
     services: CurrentServices,
     model: PathModel,
-    request_id: Annotated[RequestId, Path(alias="id")],
+    request_id: PathId,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """The newest status of a model's request."""
@@ -112,9 +112,7 @@ async def get_models_request(
 
 
 @router.get("/models/{model}/requests/{id}/request", response_model=FineTuneRequested)
-async def get_original(
-    services: CurrentServices, model: PathModel, request_id: Annotated[RequestId, Path(alias="id")]
-) -> Response:
+async def get_original(services: CurrentServices, model: PathModel, request_id: PathId) -> Response:
     """The request as it was made."""
     original = await _original(services, model, request_id)
     return Response(original.encode(), media_type="application/json")
@@ -131,7 +129,7 @@ async def get_original(
 async def follow_request(
     services: CurrentServices,
     model: PathModel,
-    request_id: Annotated[RequestId, Path(alias="id")],
+    request_id: PathId,
     last_event_id: Annotated[str | None, Header(pattern=_LAST_EVENT_ID)] = None,
 ) -> Response:
     """Follow a request to its end: its newest status now, then each later one; of several at once only the last."""
@@ -148,7 +146,7 @@ async def cancel_request(
     access: CurrentAccess,
     services: CurrentServices,
     model: PathModel,
-    request_id: Annotated[RequestId, Path(alias="id")],
+    request_id: PathId,
 ) -> Accepted:
     """Cancel a request that has not ended."""
     entry = _entry(services, model, request_id)
@@ -167,7 +165,7 @@ async def retry_request(
     access: CurrentAccess,
     services: CurrentServices,
     model: PathModel,
-    request_id: Annotated[RequestId, Path(alias="id")],
+    request_id: PathId,
 ) -> Accepted:
     """Ask again for what a request that failed, was rejected or cancelled asked for, under a new id."""
     entry = _entry(services, model, request_id)

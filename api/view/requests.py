@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 from pydantic import ValidationError
@@ -38,6 +38,21 @@ class StatusEntry(msgspec.Struct, frozen=True, gc=False):
     has_log_url: bool
     model_uri: str | None
     json: bytes
+
+    @classmethod
+    def of(cls, status: "_Status | FineTuneStatus", partition: int, offset: int, json: bytes) -> Self:
+        """The entry of a status that was decoded from ``json``, or that is encoded as it."""
+        return cls(
+            model=status.model,
+            request_id=status.request_id,
+            partition=partition,
+            offset=offset,
+            state=status.state,
+            at=status.at.timestamp(),
+            has_log_url=status.log_url is not None,
+            model_uri=status.model_uri,
+            json=json,
+        )
 
     @property
     def terminal(self) -> bool:
@@ -159,17 +174,7 @@ class RequestTable:
         if status.schema_version > SCHEMA_VERSION:
             msg = f"schema_version: {status.schema_version} is of a newer release"
             raise ValueError(msg)
-        return StatusEntry(
-            model=status.model,
-            request_id=status.request_id,
-            partition=record.partition,
-            offset=record.offset,
-            state=status.state,
-            at=status.at.timestamp(),
-            has_log_url=status.log_url is not None,
-            model_uri=status.model_uri,
-            json=record.value,
-        )
+        return StatusEntry.of(status, record.partition, record.offset, record.value)
 
 
 def _merged(old: StatusEntry, new: StatusEntry) -> StatusEntry:
@@ -181,18 +186,7 @@ def _merged(old: StatusEntry, new: StatusEntry) -> StatusEntry:
     except ValidationError as error:
         raise ValueError(str(error)) from error
     (merged,) = merge_status(records[:1], records[1])
-    status = merged.status
-    return StatusEntry(
-        model=status.model,
-        request_id=status.request_id,
-        partition=merged.partition,
-        offset=merged.offset,
-        state=status.state,
-        at=status.at.timestamp(),
-        has_log_url=status.log_url is not None,
-        model_uri=status.model_uri,
-        json=status.encode(),
-    )
+    return StatusEntry.of(merged.status, merged.partition, merged.offset, merged.status.encode())
 
 
 class Place(NamedTuple):
