@@ -46,7 +46,7 @@ from streams.snapshots.export_child import example_row
 from streams.snapshots.labels import Example, label
 from streams.training_sets.fold import JudgedLog
 from streams.training_sets.state_events import ChatLog, RetrievedPassage, Verdict
-from trainers.data.dataset import Dataset, build_dataset, split, with_older_share
+from trainers.data.dataset import NEAR_DUPLICATE_JACCARD, Dataset, build_dataset, split, with_older_share
 from trainers.data.near_duplicates import WordSets, normalize_passage, normalize_question
 from trainers.data.search import nearest
 from trainers.engine.trainable_encoder import TrainableEncoder
@@ -186,7 +186,7 @@ class World:
             self.rows_of_folder[row["folder"]].setdefault(row_of[text], row["document_id"])
         self.query_of = {normalize_question(text): query for query, text in enumerate(self.texts.questions)}
         texts = [normalize_question(question.text) for question in self.test]
-        self.test_groups = WordSets.of(texts).near_duplicates(0.8)
+        self.test_groups = WordSets.of(texts).near_duplicates(NEAR_DUPLICATE_JACCARD)
         self.general = read_general_questions(None, MemoryObjectStore())
         self.encoder = Encoder.load(packaged_minilm_folder())
         self.trainable = TrainableEncoder(self.encoder, self.texts, LAYERS, spill)

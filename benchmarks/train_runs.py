@@ -75,11 +75,11 @@ def _theirs(rows: Path, layers: int | None, epochs: int, *, autocast: bool) -> d
     # Both sides must train on the same number of rows.
     config = TrainingConfig(layers, epochs=epochs, batch_size=BATCH_SIZE, autocast=autocast, no_duplicates=False)
     with tempfile.TemporaryDirectory() as folder:
-        before = _cpu_seconds()
+        before = time.process_time()
         summary = train_theirs(packaged_minilm_folder(), dataset, config, Path(folder))
     return {
         "seconds": summary.seconds,
-        "cpu_seconds": _cpu_seconds() - before,
+        "cpu_seconds": time.process_time() - before,
         "steps": summary.steps,
         "rows": summary.rows,
         "parameters": summary.parameters,
@@ -100,7 +100,7 @@ def _ours(rows_file: Path, layers: int | None, epochs: int) -> dict[str, float]:
     # Embeddings are not needed: mined negatives would only follow the given ones.
     no_embeddings = torch.zeros(len(dataset.questions), 1), torch.zeros(len(dataset.passages), 1)
     _check_negatives(dataset, _sample_negatives(dataset, request.dataset, no_embeddings).passages)
-    before, began = _cpu_seconds(), time.perf_counter()
+    before, began = time.process_time(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         encoder = Encoder.load(packaged_minilm_folder())
         trainable = _MeasuredEncoder(encoder, dataset, request.training.trainable_layers, Path(folder))
@@ -113,7 +113,7 @@ def _ours(rows_file: Path, layers: int | None, epochs: int) -> dict[str, float]:
     rates, plain = np.array(timer.rates[skipped:]), np.array(timer.plain_rates[skipped:])
     return {
         "seconds": seconds,
-        "cpu_seconds": _cpu_seconds() - before - timer.overhead_cpu,
+        "cpu_seconds": time.process_time() - before - timer.overhead_cpu,
         "steps": len(record.losses),
         "rows": epochs * len(rows),
         "parameters": sum(parameter.numel() for parameter in trainable.parameters()),
@@ -221,13 +221,13 @@ class _StepTimer(SilentListener):
         self.overhead = self.overhead_cpu = 0.0
 
     def on_step(self, _: Progress) -> None:
-        ended, cpu_before = time.perf_counter(), _cpu_seconds()
+        ended, cpu_before = time.perf_counter(), time.process_time()
         self.seconds.append(ended - self._encoder.began)
         self.cpu_seconds.append(time.process_time() - self._encoder.began_cpu)
         self.rates.append(self._encoder.flops / self.seconds[-1])
         self.plain_rates.append(self._encoder.plain_flop_rate())
         self.overhead += time.perf_counter() - ended
-        self.overhead_cpu += _cpu_seconds() - cpu_before
+        self.overhead_cpu += time.process_time() - cpu_before
 
 
 def _mine(dataset: Dataset, *, theirs: bool, embed: bool = True) -> dict[str, float]:
@@ -235,11 +235,11 @@ def _mine(dataset: Dataset, *, theirs: bool, embed: bool = True) -> dict[str, fl
     model: Any = load_model(folder) if theirs else Encoder.load(folder)
     memory = _PeakMemory()
     embeddings = None if embed else _random_embeddings(dataset)
-    cpu_before, began = _cpu_seconds(), time.perf_counter()
+    cpu_before, began = time.process_time(), time.perf_counter()
     negatives = (_mine_theirs if theirs else _mine_ours)(model, dataset, embeddings)
     return {
         "seconds": time.perf_counter() - began,
-        "cpu_seconds": _cpu_seconds() - cpu_before,
+        "cpu_seconds": time.process_time() - cpu_before,
         "peak_mb": memory.peak_growth_mb(),
         "questions": len(dataset.questions),
         "passages": len(dataset.passages),
@@ -312,11 +312,6 @@ class _PeakMemory:
     def peak_growth_mb(self) -> float:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(status["VmHWM"].split()[0]) / 1024 - self._before / 1024**2
-
-
-def _cpu_seconds() -> float:
-    times = psutil.Process().cpu_times()
-    return float(times.user + times.system)
 
 
 if __name__ == "__main__":
