@@ -119,7 +119,7 @@ class Reader:
         )
         self.records: list[Any] = []
 
-    def until(self, condition: Callable[[list[Any]], bool], seconds: float = 60) -> list[Any]:
+    def until(self, condition: Callable[[list[Any]], bool], seconds: float = 120) -> list[Any]:
         """Read until ``condition`` holds for the records; all records."""
         deadline = time.monotonic() + seconds
         while not condition(self.records):
