@@ -62,6 +62,8 @@ RULES: Mapping[str, Rule | None] = {
     "GET /models/{model}/versions/{version}/lineage": Rule(READERS, Scope.MODEL),
     # Users' questions.
     "GET /models/{model}/versions/{version}/evaluation": _rule(Scope.MODEL, Role.PRIVACY),
+    "GET /folders": Rule(READERS, Scope.ITEMS),
+    "GET /folders/{folder}": Rule(READERS, Scope.ITEMS),
     "GET /dead-letters": _rule(Scope.ITEMS, Role.OPERATOR),
     "GET /dead-letters/{id}": _rule(Scope.ITEMS, Role.OPERATOR),
     "GET /dead-letters/{id}/value": _rule(Scope.ITEMS, Role.PRIVACY),
@@ -98,6 +100,16 @@ class Access:
             what = "all models" if model is None else f"model {excerpt(model, 100)!r}"
             limits = "all folders" if folders is None else "each of these folders" if folders else ""
             reason = f"this caller's roles do not cover {what}{' and ' if limits else ''}{limits}"
+            raise ProblemError(HTTPStatus.FORBIDDEN, reason)
+
+    def covers_folder(self, folder_id: str) -> bool:
+        """Whether a grant covers the folder, of whichever models."""
+        return any(grant.folders is None or folder_id in grant.folders for grant in self.grants)
+
+    def require_folder(self, folder_id: str) -> None:
+        """Raises ``ProblemError`` (403) unless the folder is covered."""
+        if not self.covers_folder(folder_id):
+            reason = f"this caller's roles do not cover folder {excerpt(folder_id, 100)!r}"
             raise ProblemError(HTTPStatus.FORBIDDEN, reason)
 
 

@@ -16,12 +16,12 @@ from api.access import RULES
 from api.context import Services, access
 from api.http import BrowserMiddleware, CallMiddleware
 from api.problems import CONTENT_TYPE, ProblemError, invalid
-from api.routes import audit, dead_letters, erasures, models, operations, requests
+from api.routes import audit, dead_letters, erasures, folders, models, operations, requests
 from api.schemas import Problem, component_schemas
 from foldtune.errors import FoldtuneError
 from foldtune.excerpts import excerpt
 
-ROUTERS = tuple(module.router for module in (operations, requests, models, dead_letters, erasures, audit))
+ROUTERS = tuple(module.router for module in (operations, requests, models, folders, dead_letters, erasures, audit))
 _PROBLEM = {"model": Problem, "content": {CONTENT_TYPE: {}}}
 
 
@@ -87,7 +87,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(
             title=app.title,
             version=app.version,
-            description="Fine-tune requests, their statuses and models. Errors are problem documents (RFC 9457).",
+            description="Requests, statuses, models, folders. Errors are problem documents (RFC 9457).",
             routes=app.routes,
             separate_input_output_schemas=False,
         )

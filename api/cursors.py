@@ -4,12 +4,18 @@ import base64
 import json
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from api.problems import ProblemError
 
 K = TypeVar("K", bound="tuple[Any, ...]")
 _REASON = "should be the `next` of an earlier page"
+
+
+class NamePlace(NamedTuple):
+    """A place in a list by names."""
+
+    name: str
 
 
 def encode_cursor(place: Iterable[Any] | None) -> str | None:

@@ -1,7 +1,7 @@
 """The forms of answers, and those of bodies for the OpenAPI document."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -138,6 +138,77 @@ class Lineage(BaseModel):
     """A version, the one that its training started from, and so on to the base model."""
 
     items: list[Ancestor]
+
+
+# ── Folders ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_Counts = dict[str, int]
+
+
+class DayCount(BaseModel):
+    """A day's logs."""
+
+    day: date
+    logs: int
+    examples: int
+
+
+class LogCounts(BaseModel):
+    """How many logs there are, and of what kinds."""
+
+    logs: int
+    examples: int = Field(description="Labelled logs with a positive: all but those with the label `disliked`")
+    labels: _Counts
+    cited: int = Field(description="Logs with a citation; the others had no answer in the documents")
+    cited_first: int = Field(description="Logs whose best citation was retrieved at rank 1")
+    liked: int
+    disliked: int
+
+
+class DayFigures(LogCounts):
+    """The logs of a day (UTC)."""
+
+    day: date
+
+
+class FolderItem(LogCounts):
+    """A folder; logs, examples and their kinds are those from `since` to `until`, if these are given."""
+
+    folder_id: str
+    as_of: datetime = Field(description="When the figures were true; logs and documents may have come since")
+    documents: int
+    newest_log_at: datetime | None
+    days: list[DayCount] = Field(description="Days with logs, in order: the newest thirty")
+    complete: bool = Field(
+        description="Whether all days since `since` are counted: of the oldest only a sum may be known"
+    )
+    left_out: _Counts = Field(description="Logs of any day without an example, by reason")
+
+
+class FolderList(BaseModel):
+    """Folders by id."""
+
+    items: list[FolderItem]
+    next: str | None = Field(description="The `cursor` of the next page; a page may be short, or empty, and have one")
+    as_of: datetime | None = Field(description="When all figures were true; null before every worker has told them")
+    pending: int = Field(description="Folders that have changed and are not counted yet, of all that there are")
+
+
+class AgentFigures(BaseModel):
+    """A folder's labelled logs of one agent, of any day."""
+
+    agent_id: str
+    examples: int
+    labels: _Counts
+
+
+class FolderDetails(FolderItem):
+    """A folder by day and by agent."""
+
+    days: list[DayFigures] = Field(description="Days with logs, in order")  # type: ignore[assignment]
+    earlier: DayFigures | None = Field(description="The sum of all days before `days`, under the last of them")
+    agents: list[AgentFigures] = Field(description="Those with most labelled logs first")
+    other_agents: _Counts = Field(description="The labels of all further agents")
 
 
 # ── Dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""The HTTP API with 100,000 statuses and 200 versions: time to a restart, latency by route, and growth of its memory.
+"""The HTTP API with 100,000 statuses, 200 versions and 500 folders: time to a restart, latency by route, memory.
 
 The last line of output is one JSON object. Each call is on a connection of its own thread; latency is measured from the
 moment at which a call was due, so that a slow answer counts for those behind it, too.
@@ -23,7 +23,7 @@ from typing import Annotated
 
 import typer
 
-from foldtune.events import FineTuneStatus, State
+from foldtune.events import MAX_STATS_AGENTS, MAX_STATS_DAYS, AgentCount, FineTuneStatus, FolderDay, FolderStats, State
 from foldtune.kafka import Publisher
 from foldtune.settings import Settings
 from foldtune.topic_admin import create_topics
@@ -33,7 +33,7 @@ from infra.local.ports import free_port
 from infra.local.stack import LocalServers
 from tests.support import model_ready
 
-MODELS, STATUSES, VERSIONS = 50, 100_000, 200
+MODELS, STATUSES, VERSIONS, FOLDERS = 50, 100_000, 200, 500
 RATE = 50
 _FLUSH = 5_000
 _START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -46,13 +46,16 @@ ROUTES = {
     "GET /models": "/models?limit=50",
     "GET /models/{model}/versions": "/models/model-3/versions",
     "GET /models/{model}/versions/{version}/lineage": "/models/model-3/versions/000003/lineage",
+    "GET /folders": "/folders?limit=50",
+    "GET /folders?since=": "/folders?since=2026-01-10&search=9&limit=50",
+    "GET /folders/{folder}": "/folders/folder-77",
     "GET /dead-letters": "/dead-letters",
     "GET /audit": "/audit",
 }
 
 
 def fill(settings: Settings) -> None:
-    """Publish the final statuses of many requests, and versions of models."""
+    """Publish final statuses of requests, versions of models, and folders of as many days and agents as may be."""
     with Publisher(settings.kafka) as publisher:
         template = FineTuneStatus(
             request_id="REQUEST",
@@ -73,6 +76,24 @@ def fill(settings: Settings) -> None:
         for number in range(VERSIONS):
             model = f"model-{number % MODELS}"
             publisher.send(Topic.MODEL_READY, model_ready(model=model, version=f"{number:06d}"), key=model)
+        labels = {"cited": 70, "liked": 20, "disliked": 5, "corrected": 1}
+        stats = FolderStats(
+            folder_id="FOLDER",
+            partition=0,
+            at=_START,
+            examples=91 * MAX_STATS_DAYS,
+            documents=1_000,
+            newest_log_at=_START,
+            labels={label: count * MAX_STATS_DAYS for label, count in labels.items()},
+            days=tuple(
+                FolderDay(day=_START.date() + timedelta(days=day), logs=110, labels=labels, cited=90)
+                for day in range(-MAX_STATS_DAYS, 0)
+            ),
+            agents=tuple(AgentCount(agent_id=f"agent-{number}", labels=labels) for number in range(MAX_STATS_AGENTS)),
+        )
+        for number in range(FOLDERS):
+            folder = f"folder-{number}"
+            publisher.send(Topic.FOLDER_STATS, stats.model_copy(update={"folder_id": folder}), key=folder)
 
 
 @contextmanager
@@ -162,6 +183,7 @@ def main(
     result = {
         "statuses": STATUSES,
         "versions": VERSIONS,
+        "folders": FOLDERS,
         "restart_s": round(sorted(starts)[1], 2),
         "p99_ms": p99,
         "rss_mib": round(after, 1),

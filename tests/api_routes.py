@@ -28,6 +28,8 @@ ALLOWED: dict[str, set[Role] | None] = {
     "GET /models/{model}/versions/{version}/files/{path}": READERS,
     "GET /models/{model}/versions/{version}/lineage": READERS,
     "GET /models/{model}/versions/{version}/evaluation": {Role.PRIVACY},
+    "GET /folders": READERS,
+    "GET /folders/{folder}": READERS,
     "GET /dead-letters": {Role.OPERATOR},
     "GET /dead-letters/{id}": {Role.OPERATOR},
     "GET /dead-letters/{id}/value": {Role.PRIVACY},
@@ -45,6 +47,7 @@ def method_and_path(route: str) -> tuple[str, str]:
     """A call of the route for model ``support``, request ``r-1`` and so on."""
     method, _, path = route.partition(" ")
     letter = "0:1" if "dead-letters" in path else "r-1"
-    for name, value in {"model": "support", "id": letter, "version": "000001", "path": "README.md"}.items():
+    values = {"model": "support", "id": letter, "version": "000001", "path": "README.md", "folder": "f"}
+    for name, value in values.items():
         path = path.replace(f"{{{name}}}", value)
     return method, path

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Response
 from api.artifacts import LINK_SECONDS, VersionFiles
 from api.audit import audit_entry
 from api.context import CurrentAccess, CurrentServices, Services
-from api.cursors import decode_cursor, encode_cursor
+from api.cursors import NamePlace, decode_cursor, encode_cursor
 from api.parameters import Cursor, Limit, PathModel
 from api.problems import ProblemError
 from api.schemas import (
@@ -30,12 +30,6 @@ router = APIRouter(tags=["models"])
 
 PathVersion = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
 _MAX_ANCESTORS = 1_000
-
-
-class NamePlace(NamedTuple):
-    """A place in a list by names."""
-
-    name: str
 
 
 class RowPlace(NamedTuple):

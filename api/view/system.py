@@ -11,6 +11,7 @@ from api.problems import unavailable
 from api.view.audit import MAX_ENTRIES, AuditLog
 from api.view.dead_letters import DeadLetterTable
 from api.view.erasures import ErasureTable
+from api.view.folders import FolderTable
 from api.view.follower import Apply, TopicFollower, partitions_of
 from api.view.models import ModelTable
 from api.view.requests import RequestPlaces, RequestTable
@@ -40,12 +41,14 @@ class SystemView:
         self.audit = AuditLog()
         self._places = RequestPlaces()
         self._dead_letters = DeadLetterTable()
+        self._folders = FolderTable()
         self._partitions: dict[Topic, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
         self._current: TopicFollower | None = None
         self._requested: TopicFollower | None = None
         self._rejected: TopicFollower | None = None
+        self._counted: TopicFollower | None = None
 
     async def start(self) -> None:
         """Read statuses and models to their end, and follow all topics from then on.
@@ -54,7 +57,14 @@ class SystemView:
             NoBrokerError: no broker answers.
             TopicMissingError: no worker has created the topics yet.
         """
-        topics = (*_CURRENT, Topic.FINE_TUNE_REQUESTS, Topic.AUDIT, Topic.DEAD_LETTERS, Topic.ERASURES)
+        topics = (
+            *_CURRENT,
+            Topic.FINE_TUNE_REQUESTS,
+            Topic.AUDIT,
+            Topic.DEAD_LETTERS,
+            Topic.ERASURES,
+            Topic.FOLDER_STATS,
+        )
         self._partitions = await asyncio.to_thread(partitions_of, self._settings, topics)
         tables = {
             Topic.FINE_TUNE_STATUS: self.apply_status,
@@ -65,9 +75,10 @@ class SystemView:
         self._current = self._follow(lambda record: by_name[record.topic](record), *_CURRENT)
         self._requested = self._follow(self._places.apply, Topic.FINE_TUNE_REQUESTS)
         self._rejected = self._follow(self._dead_letters.apply, Topic.DEAD_LETTERS)
+        self._counted = self._follow(self._folders.apply, Topic.FOLDER_STATS)
         audit = self._follow(self.audit.apply, Topic.AUDIT, tail=MAX_ENTRIES)
         await self._current.catch_up()
-        followers = (self._current, self._requested, self._rejected, audit)
+        followers = (self._current, self._requested, self._rejected, self._counted, audit)
         self._tasks = [asyncio.create_task(follower.run()) for follower in followers]
         for task in self._tasks:
             task.add_done_callback(_log_end)
@@ -117,6 +128,12 @@ class SystemView:
         """The dead letters; raises ``ProblemError`` (503) while their topic has not been read to its end."""
         _require_read(self._rejected)
         return self._dead_letters
+
+    @property
+    def folders(self) -> FolderTable:
+        """The folders; raises ``ProblemError`` (503) while their topic has not been read to its end."""
+        _require_read(self._counted)
+        return self._folders
 
     async def close(self) -> None:
         """Stop following."""

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from foldtune.events import FineTuneStatus, State, now
+from foldtune.events import FineTuneStatus, FolderDay, FolderStats, State, now
 from foldtune.kafka import Publisher
 from foldtune.settings import Settings
 from foldtune.topics import Topic
@@ -29,6 +29,11 @@ def test_the_api_is_as_it_describes_itself(
         status = FineTuneStatus(request_id=f"{number}", model="0", state=state, at=now())
         publisher.send(Topic.FINE_TUNE_STATUS, status, key=f"0/{number}", partition_by="0")
     publisher.send(Topic.MODEL_READY, model_ready(model="0", version="0"), key="0")
+    days = (FolderDay(day=now().date(), logs=3, labels={"cited": 2}, cited=2),)
+    stats = FolderStats(
+        folder_id="0", partition=0, at=now(), examples=2, documents=1, days=days, left_out={"no label": 1}
+    )
+    publisher.send(Topic.FOLDER_STATS, stats, key="0")
     publisher.flush()
     variables |= {"FOLDTUNE_API__REQUESTS_PER_MINUTE": "1000000"}
     with running_api(variables, tmp_path) as api:

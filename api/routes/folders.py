@@ -1,0 +1,115 @@
+"""``/folders``: what the training sets hold, as their workers have counted it."""
+
+from datetime import date
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+
+from api.context import CurrentAccess, CurrentServices
+from api.cursors import NamePlace, decode_cursor, encode_cursor
+from api.parameters import Cursor, Limit
+from api.problems import ProblemError
+from api.schemas import AgentFigures, DayCount, DayFigures, FolderDetails, FolderItem, FolderList
+from api.view.folders import DateRange, Day, Folder, examples_of
+from foldtune.excerpts import excerpt
+from foldtune.topics import Topic
+
+router = APIRouter(tags=["folders"])
+
+# Of a list's items.
+_NEWEST_DAYS = 30
+
+Since = Annotated[date | None, Query(description="First day (UTC) to count")]
+Until = Annotated[date | None, Query(description="Day (UTC) before which counting ends")]
+
+
+@router.get("/folders", response_model=FolderList)
+async def list_folders(  # noqa: PLR0917  each is a parameter of the query
+    access: CurrentAccess,
+    services: CurrentServices,
+    search: Annotated[str, Query(max_length=256, description="Part of their ids, in any case")] = "",
+    prefix: Annotated[str, Query(max_length=256, description="Beginning of their ids")] = "",
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> FolderList:
+    """Folders by id, with what there is to train on."""
+    place, days, part = decode_cursor(NamePlace, cursor), _range(since, until), search.casefold()
+    view = services.view.folders
+    names, after = view.names(
+        limit,
+        lambda name: part in name.casefold() and access.covers_folder(name),
+        prefix=prefix,
+        after=place.name if place else None,
+    )
+    return FolderList(
+        items=[_item(folder) for name in names if (folder := view.get(name, days))],
+        next=encode_cursor(None if after is None else NamePlace(after)),
+        as_of=view.as_of(services.view.partitions(Topic.FOLDER_STATS)),
+        pending=view.pending,
+    )
+
+
+@router.get("/folders/{folder:path}", response_model=FolderDetails)
+async def get_folder(
+    access: CurrentAccess,
+    services: CurrentServices,
+    folder_id: Annotated[str, Path(alias="folder", min_length=1, max_length=256)],
+    since: Since = None,
+    until: Until = None,
+) -> FolderDetails:
+    """A folder by day, label and agent, and why logs are left out."""
+    access.require_folder(folder_id)
+    folder = services.view.folders.get(folder_id, _range(since, until))
+    if folder is None:
+        reason = f"folder {excerpt(folder_id, 100)!r} has no logs and no documents (yet)"
+        raise ProblemError(HTTPStatus.NOT_FOUND, reason)
+    return FolderDetails(
+        **_item(folder).model_dump(exclude={"days"}),
+        days=[_figures(day) for day in folder.days],
+        earlier=_figures(folder.earlier) if folder.earlier else None,
+        agents=[
+            AgentFigures(agent_id=agent.agent_id, examples=examples_of(agent.labels), labels=agent.labels)
+            for agent in folder.agents
+        ],
+        other_agents=folder.other_agents,
+    )
+
+
+def _range(since: date | None, until: date | None) -> DateRange:
+    if since is not None and until is not None and since >= until:
+        reason = f"should be before until ({until}), got {since}"
+        raise ProblemError(HTTPStatus.BAD_REQUEST, f"since: {reason}", fields=(("since", reason),))
+    return DateRange(since, until)
+
+
+def _item(folder: Folder) -> FolderItem:
+    total = folder.total
+    return FolderItem(
+        folder_id=folder.folder_id,
+        as_of=folder.as_of,
+        documents=folder.documents,
+        newest_log_at=folder.newest_log_at,
+        days=[DayCount(day=day.day, logs=day.logs, examples=day.examples) for day in folder.days[-_NEWEST_DAYS:]],
+        complete=not folder.divided,
+        left_out=folder.left_out,
+        **_counts(total),
+    )
+
+
+def _figures(day: Day) -> DayFigures:
+    return DayFigures(day=day.day, **_counts(day))
+
+
+def _counts(day: Day) -> dict[str, Any]:
+    return {
+        "logs": day.logs,
+        "examples": day.examples,
+        "labels": day.labels,
+        "cited": day.cited,
+        "cited_first": day.cited_first,
+        "liked": day.liked,
+        "disliked": day.disliked,
+    }
