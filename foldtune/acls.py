@@ -48,12 +48,12 @@ RIGHTS: Mapping[Part, Rights] = {
         reads=(
             *DATA_TOPICS,
             *(Topic.SNAPSHOT_COMMANDS, Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_PROGRESS),
-            *(Topic.TRAINING_REPORTS, Topic.FINE_TUNE_STATUS),
+            *(Topic.TRAINING_REPORTS, Topic.FINE_TUNE_STATUS, Topic.POLICIES),
         ),
         writes=(
             *(Topic.SNAPSHOT_COMMANDS, Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_PROGRESS),
             *(Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS, Topic.DEAD_LETTERS, Topic.ERASURE_CONFIRMATIONS),
-            Topic.FOLDER_STATS,
+            *(Topic.FOLDER_STATS, Topic.POLICIES, Topic.POLICY_DECISIONS),
         ),
         manages=tuple(Topic),
     ),
@@ -72,16 +72,18 @@ RIGHTS: Mapping[Part, Rights] = {
         reads=(
             *(*_INPUTS, Topic.ERASURE_CONFIRMATIONS, Topic.FINE_TUNE_REQUESTS, Topic.FINE_TUNE_STATUS),
             *(Topic.MODEL_READY, Topic.DEAD_LETTERS, Topic.AUDIT, Topic.FOLDER_STATS),
+            *(Topic.POLICIES, Topic.POLICY_DECISIONS),
         ),
-        writes=(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS, Topic.AUDIT),
+        writes=(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS, Topic.AUDIT, Topic.POLICIES),
     ),
     # All other commands.
     Part.OPERATOR: Rights(
         reads=(
             *(*_INPUTS, Topic.ERASURE_CONFIRMATIONS, Topic.FINE_TUNE_STATUS),
             *(Topic.MODEL_READY, Topic.TRAINING_JOBS, Topic.DEAD_LETTERS),
+            *(Topic.POLICIES, Topic.POLICY_DECISIONS),
         ),
-        writes=(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS),
+        writes=(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS, Topic.POLICIES),
         manages=tuple(Topic),
     ),
 }

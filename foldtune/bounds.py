@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from foldtune.durations import Duration
 from foldtune.events import MAX_PASSAGES
 
 # What a Kafka timestamp (milliseconds) can mean. None (-1), 0 and seconds lie before it, micro- and nanoseconds after.
@@ -24,7 +25,7 @@ class Bounds(BaseModel):
     event_bytes: Annotated[int, Field(ge=1024, le=512 * 1024)] = 512 * 1024
     passages_per_log: Annotated[int, Field(ge=1, le=MAX_PASSAGES)] = 100
     # Erasures reach logs and feedback dated so long after them.
-    future: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=1))] = timedelta(minutes=10)
+    future: Annotated[Duration, Field(ge=timedelta(0), le=timedelta(days=1))] = timedelta(minutes=10)
 
 
 class Rules(NamedTuple):

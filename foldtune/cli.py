@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "request": ("foldtune.commands.request", "Request a fine-tuned model."),
     "cancel": ("foldtune.commands.cancel", "Cancel a request."),
     "status": ("foldtune.commands.status", "Show the status of requests."),
+    "policy": ("foldtune.commands.policy", "Show, set, pause and explain automatic retraining."),
     "models": (
         "foldtune.commands.models",
         "List the newest version of every model, or questions of one.",

@@ -35,6 +35,7 @@ from foldtune.knobs import (
     TrainingKnobs,
     WeightKnobs,
 )
+from foldtune.policy import MAX_RULES, Rule, RuleName, check_rules
 
 SCHEMA_VERSION = 1
 # A batch with an invalid log is decoded log by log, which takes time.
@@ -376,12 +377,22 @@ class SnapshotCommand(Event):
     issued_at: UtcTime
 
 
+# A rule's name, and a digest of what it selects.
+RuleKey = Annotated[str, StringConstraints(max_length=128)]
+
+
 class TrainingFinished(Event):
     """Informs the owner of a partition that the examples of the request's snapshot have been trained on."""
 
     type: Literal["training_finished"] = "training_finished"
     request_id: RequestId
     model: ModelName
+    rules: Annotated[tuple[Annotated[str, StringConstraints(max_length=128)], ...], Field(max_length=64)] | None = (
+        Field(
+            None, description="Keys of the policy's rules whose folders its selection covers; of releases up to 0.1 all"
+        )
+    )
+    everything: bool = Field(False, description="Whether its selection covers any rule")
 
 
 class FolderCount(Model):
@@ -467,6 +478,19 @@ class SnapshotManifest(Event):
         return sum(part.documents.rows for part in self.parts if part.documents)
 
 
+class FolderQuality(Model):
+    """One measure of a folder's quality, now and before: how many answers were good, of how many."""
+
+    folder_id: FolderId
+    measure: Annotated[str, StringConstraints(max_length=32)] = Field(
+        description="`cited_first` of what was cited, `liked` of what was rated, `answered` of what was asked"
+    )
+    good: Count
+    all: Count
+    good_before: Count
+    all_before: Count
+
+
 class TrainingProgressed(Event):
     """Number of labels of one partition that the model has not been trained on.
 
@@ -478,6 +502,16 @@ class TrainingProgressed(Event):
     partition: Count
     new_examples: Count
     trained_request_id: RequestId | None = None
+    rule: RuleKey | None = Field(
+        None, description="Name of the policy's rule, and a digest of what it selects; releases up to 0.1 have one"
+    )
+    usable: Count | None = Field(None, description="Usable examples in the rule's folders")
+    documents: Count = 0
+    changed_documents: Count = Field(0, description="Documents that have changed since the training, if a rule asks")
+    quality: Annotated[tuple[FolderQuality, ...], Field(max_length=8)] = Field(
+        (), description="The folders whose quality has fallen most, if a rule asks"
+    )
+    quality_tests: Count = Field(0, description="Folders and measures that were compared")
 
 
 # Of a folder's figures by day and by agent: with names of any length they fit into a quarter of a record.
@@ -565,6 +599,83 @@ class TrainingJob(Event):
     published_at: UtcTime
     max_seconds: Annotated[int, Field(ge=1, le=10**9)]
     warnings: Reasons = ()
+
+
+# ── Automatic retraining ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RetrainingPolicy(Event):
+    """A model's policy as it is from now on; the newest record of a model counts, as a whole.
+
+    What the worker's settings say (`policy.rules`) is published here with `origin` `settings`, and again when they
+    change, as long as nobody has set another policy.
+    """
+
+    type: Literal["retraining_policy"] = "retraining_policy"
+    model: ModelName
+    at: UtcTime
+    by: Id = Field("unknown", description="A pseudonym or a team: erasures do not reach it")
+    comment: Annotated[str, StringConstraints(max_length=1000)] | None = None
+    origin: Annotated[str, StringConstraints(max_length=32)] = Field(
+        "person", description="`settings` if the worker's settings say so; everything else goes before them"
+    )
+    rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_RULES), AfterValidator(check_rules)] = Field(
+        (), description="Tried in this order; without any, nothing is trained automatically"
+    )
+    paused: bool = False
+
+
+class Condition(Model):
+    """One condition of a rule: a figure against its bound."""
+
+    condition: Annotated[str, StringConstraints(max_length=32)] = Field(
+        description="`new_examples`, `changed_documents`, `calendar` or `quality`"
+    )
+    met: bool
+    figure: FiniteFloat | None = Field(None, description="Of `calendar`, the seconds since it was due")
+    bound: FiniteFloat | None = None
+    since: UtcTime | None = Field(None, description="When it was met")
+    text: Annotated[str, AfterValidator(excerpt)] = Field("", description="The same, in words")
+
+
+class Block(Model):
+    """What keeps a rule from requesting a training, whether or not its conditions are met."""
+
+    block: Annotated[str, StringConstraints(max_length=32)] = Field(
+        description="`paused`, `in_flight`, `cooldown`, `quiet_hours`, `min_examples`, `after_failure`, "
+        "`monthly_trainings` or `monthly_dollars`"
+    )
+    until: UtcTime | None = Field(None, description="When it ends by itself, if that is known")
+    text: Annotated[str, AfterValidator(excerpt)] = ""
+
+
+class RuleFigures(Model):
+    """A rule's conditions, and what is in its way."""
+
+    rule: RuleName
+    conditions: tuple[Condition, ...]
+    blocks: tuple[Block, ...] = ()
+
+
+class PolicyDecided(Event):
+    """What the policy has decided on a model, with the figures that it has decided by.
+
+    Each change is kept under a key of its own; under the model alone is the newest, whose figures are at most a minute
+    older than those of the worker.
+    """
+
+    type: Literal["policy_decided"] = "policy_decided"
+    model: ModelName
+    at: UtcTime
+    decision: Annotated[str, StringConstraints(max_length=32)] = Field(
+        description="`requested`: now; `blocked`: a rule's condition is met, and something is in its way; `waiting`: "
+        "none is; `paused`; `off`: there are no rules"
+    )
+    since: UtcTime = Field(description="When this decision was first made")
+    rule: RuleName | None = Field(None, description="The rule that has requested, or whose condition is met")
+    request_id: RequestId | None = None
+    rules: Annotated[tuple[RuleFigures, ...], Field(max_length=MAX_RULES)] = ()
+    next_at: UtcTime | None = Field(None, description="When the clock alone may change it")
 
 
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -718,6 +829,8 @@ EVENTS: tuple[type[Event], ...] = (
     FolderStats,
     FolderStatsRefreshed,
     TrainingJob,
+    RetrainingPolicy,
+    PolicyDecided,
     ModelManifest,
     ModelReady,
     AuditEntry,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from foldtune import excerpts
+from foldtune.durations import EXAMPLES
 from foldtune.errors import FoldtuneError, InvalidEventError
 from foldtune.events import BUCKET, MODEL_URI, REQUEST_ID, SCHEMA_VERSION
 from foldtune.knobs import MODEL_NAME
@@ -103,7 +104,7 @@ def _reason(details: Any) -> str:
         # Of a number, nobody knows whether it is in seconds.
         return f"{_SHOULD}a time as text, for example 2026-01-31T09:30:00Z"
     if details["type"] == "time_delta_parsing":
-        return f"{_SHOULD}an ISO 8601 duration, for example PT30S"
+        return f"{_SHOULD}a duration, for example {EXAMPLES}"
     if details["type"] == "string_pattern_mismatch" and (words := _PATTERNS.get(details["ctx"]["pattern"])):
         return f"{_SHOULD}{words}"
     return str(details["msg"]).removeprefix("Value error, ")

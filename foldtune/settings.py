@@ -40,9 +40,11 @@ from pydantic_settings import (
 )
 
 from foldtune.bounds import Bounds
+from foldtune.durations import Duration
 from foldtune.errors import InvalidSettingsError
 from foldtune.events import BUCKET, MODEL_URI, ModelReference
 from foldtune.knobs import DatasetKnobs, FolderId, ModelName, TrainingKnobs, WeightKnobs
+from foldtune.policy import MAX_RULES, Rule, check_rules
 from foldtune.reasons import Location, field_of, invalid_fields
 
 ENV_PREFIX = "FOLDTUNE_"
@@ -159,7 +161,7 @@ class S3Settings(Section):
     checksums: Literal["when_supported", "when_required"] = "when_supported"
 
 
-_MaxAge = Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(days=36_525))]
+_MaxAge = Annotated[Duration, Field(gt=timedelta(0), le=timedelta(days=36_525))]
 
 
 class SetLimits(Section):
@@ -218,24 +220,24 @@ class WorkerSettings(Section):
     # Kafka's static membership: a restarted worker gets its partitions back before its old session expires.
     instance_id: str | None = None
     data_dir: Path = Path(".foldtune/worker")
-    session_timeout: Annotated[timedelta, Field(ge=timedelta(seconds=6), le=timedelta(minutes=5))] = timedelta(
+    session_timeout: Annotated[Duration, Field(ge=timedelta(seconds=6), le=timedelta(minutes=5))] = timedelta(
         seconds=30
     )
     # Records per segment: larger blocks make fewer and larger segments.
     block_records: Annotated[int, Field(ge=1, le=10_000)] = 5_000
-    snapshot_timeout: timedelta = timedelta(minutes=15)
+    snapshot_timeout: Duration = timedelta(minutes=15)
     # Older requests that are not known are rejected: a worker with another app_id reads all that were ever made.
-    max_request_age: Annotated[timedelta, Field(ge=timedelta(minutes=1), le=timedelta(days=3650))] = timedelta(days=7)
+    max_request_age: Annotated[Duration, Field(ge=timedelta(minutes=1), le=timedelta(days=3650))] = timedelta(days=7)
     # Without, a worker keeps the training sets and leaves requests to the workers of another app_id.
     handle_requests: bool = True
-    catch_up_timeout: timedelta = timedelta(minutes=2)
+    catch_up_timeout: Duration = timedelta(minutes=2)
     min_examples: PositiveInt = 20
     # Replicas of each partition's state on other workers, which take over without recovery from the changelog.
     standby_replicas: Annotated[int, Field(ge=0, le=16)] = 0
     # Erasures are applied at once to what arrives and to snapshots; to what is stored, at most once in this time.
-    erasure_interval: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(days=7))] = timedelta(hours=1)
+    erasure_interval: Annotated[Duration, Field(ge=timedelta(0), le=timedelta(days=7))] = timedelta(hours=1)
     # The figures of a folder that has changed are counted anew at most once in this time.
-    stats_interval: Annotated[timedelta, Field(ge=timedelta(milliseconds=100), le=timedelta(seconds=45))] = timedelta(
+    stats_interval: Annotated[Duration, Field(ge=timedelta(milliseconds=100), le=timedelta(seconds=45))] = timedelta(
         seconds=30
     )
     # Keys of the digests by which erased subjects are kept: the newest first, separated by commas. A key is removed
@@ -246,26 +248,40 @@ class WorkerSettings(Section):
     http_port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
 
-class PolicyRule(Section):
-    """Retrain ``model`` once its folders have ``new_examples`` labels since its last training.
-
-    Of logs with a citation or a verdict, and of feedback that names a document: a log with both counts twice.
-    """
+class PolicyRule(Rule):
+    """A rule of a model's policy; several rules of one model are tried in the order of the list, and need names."""
 
     model: ModelName
-    folders: tuple[str, ...] | None = None
-    new_examples: PositiveInt = 1_000
-    cooldown: timedelta = timedelta(hours=6)
-    dataset: DatasetKnobs = DatasetKnobs()
-    training: TrainingKnobs = TrainingKnobs()
-    weights: WeightKnobs = WeightKnobs()
+
+    @property
+    def rule(self) -> Rule:
+        """The rule by itself, as a policy has it."""
+        return Rule.model_validate(self.model_dump(exclude={"model"}))
 
 
 class PolicySettings(Section):
-    """Automatic retraining; off without rules."""
+    """Automatic retraining, where ``foldtune policy set`` has not said otherwise; off without rules."""
 
-    rules: tuple[PolicyRule, ...] = ()
-    interval: timedelta = timedelta(seconds=10)
+    rules: Annotated[tuple[PolicyRule, ...], Field(max_length=1000)] = ()
+    interval: Annotated[Duration, Field(ge=timedelta(milliseconds=100), le=timedelta(hours=1))] = timedelta(seconds=10)
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        for model in {rule.model for rule in self.rules}:
+            of_model = tuple(rule for rule in self.rules if rule.model == model)
+            try:
+                check_rules(of_model)
+            except ValueError as error:
+                msg = f"rules of the model {model!r}: {error}"
+                raise ValueError(msg) from None
+            if len(of_model) > MAX_RULES:
+                msg = f"rules of the model {model!r}: there are {len(of_model)}, at most {MAX_RULES}"
+                raise ValueError(msg)
+        return self
+
+    def rules_of(self, model: str) -> tuple[Rule, ...]:
+        """The rules of a model, in order."""
+        return tuple(rule.rule for rule in self.rules if rule.model == model)
 
 
 def _reference(value: object) -> object:
@@ -282,10 +298,10 @@ class TrainerSettings(Section):
     # file:// models are read only from below these folders: a request must not be able to read any file.
     model_folders: tuple[Path, ...] = ()
     work_dir: Path = Path(".foldtune/jobs")
-    max_duration: timedelta = timedelta(hours=12)
+    max_duration: Duration = timedelta(hours=12)
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 2
     # At most this much training is lost with SIGKILL; SIGTERM loses no step.
-    checkpoint_interval: timedelta = timedelta(minutes=10)
+    checkpoint_interval: Duration = timedelta(minutes=10)
     # US dollars for an hour of the machine that trains; model-ready then says what a model cost.
     hourly_price: Annotated[PositiveFloat, Field(le=10_000)] | None = None
     # A smaller gain of nDCG@10 is not worth that all documents are embedded again: no model is promoted for it.
@@ -373,7 +389,7 @@ class ApiSettings(Section):
     audience: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     jwks_url: _WebAddress | None = None
     # How far this clock and the provider's may differ.
-    leeway: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(minutes=5))] = timedelta(seconds=30)
+    leeway: Annotated[Duration, Field(ge=timedelta(0), le=timedelta(minutes=5))] = timedelta(seconds=30)
     # The claim with the caller's roles or groups; a dot leads into an object ("realm_access.roles").
     roles_claim: Annotated[str, Field(min_length=1, max_length=256)] = "roles"
     # What its values grant; without grants, a value that is the name of a role grants that role.

@@ -43,6 +43,12 @@ class Topic(Enum):
     SNAPSHOT_PARTS = ("snapshot-parts", _DEFAULT)
     TRAINING_PROGRESS = ("training-progress", _DEFAULT)
     MODEL_READY = ("model-ready", _UNLIMITED)
+    POLICIES = ("policies", _COMPACTED)
+    # Keyed by model name, and each change of a decision once more under a key of its own, for a year.
+    POLICY_DECISIONS = (
+        "policy-decisions",
+        _COMPACTED | {"cleanup.policy": "compact,delete", "retention.ms": str(366 * 24 * 3600 * 1000)},
+    )
     # Keyed by ``request_key``, partitioned by model name.
     TRAINING_REPORTS = ("training-reports", _DEFAULT)
     FINE_TUNE_STATUS = ("fine-tune-status", _COMPACTED)

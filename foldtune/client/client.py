@@ -31,9 +31,12 @@ from foldtune.events import (
     FineTuneRequested,
     FineTuneStatus,
     ModelReady,
+    PolicyDecided,
+    RetrainingPolicy,
     now,
 )
 from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
+from foldtune.policy import MAX_POLICY_BYTES
 from foldtune.reasons import explain
 from foldtune.request_ids import RESERVED, is_reserved
 from foldtune.settings import Settings
@@ -143,6 +146,38 @@ class FoldtuneClient:
         """Publish a cancellation and wait for its acknowledgement."""
         event = FineTuneCancelled(request_id=request_id, model=model, requested_at=now(), requested_by=requested_by)
         self._buffer.publish(Message(Topic.FINE_TUNE_REQUESTS, event.encode(), (request_id,), key=model))
+
+    # ── Automatic retraining ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def set_policy(self, policy: RetrainingPolicy) -> None:
+        """Publish a model's policy, which replaces the one before as a whole, and wait for its acknowledgement."""
+        if (size := len(policy.encode())) > MAX_POLICY_BYTES:
+            raise OutOfBoundsError(f"policy: {size} bytes, at most {MAX_POLICY_BYTES}")
+        self._buffer.publish(Message(Topic.POLICIES, policy.encode(), (policy.model,), key=policy.model))
+
+    def policies(self) -> dict[str, RetrainingPolicy]:
+        """The policy of every model that has one, by model."""
+        newest: dict[str, RetrainingPolicy] = {}
+        for record in read(self._settings.kafka, Topic.POLICIES):
+            if policy := _decode(record, RetrainingPolicy):
+                newest[policy.model] = policy
+        return newest
+
+    def policy_decisions(self, model: str) -> list[PolicyDecided]:
+        """Each change of what the policy decided on a model, from the first; the last has the newest figures."""
+        changes: list[PolicyDecided] = []
+        newest: PolicyDecided | None = None
+        for record in read(self._settings.kafka, Topic.POLICY_DECISIONS):
+            key = (record.key or b"").decode(errors="replace")
+            if key.split("/")[0] == model and (decided := _decode(record, PolicyDecided)):
+                if key == model:
+                    newest = decided
+                elif decided not in changes:
+                    changes.append(decided)
+        # After a crash a change is published again.
+        if newest and (not changes or newest.at > changes[-1].at):
+            changes = [*(changes[:-1] if changes and changes[-1].since == newest.since else changes), newest]
+        return changes
 
     # ── Queries ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

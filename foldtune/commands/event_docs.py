@@ -24,6 +24,8 @@ TOPIC_EVENTS: dict[Topic, tuple[str, str]] = {
     Topic.SNAPSHOT_PARTS: ("snapshot_part", "model"),
     Topic.TRAINING_PROGRESS: ("training_progressed", "model"),
     Topic.MODEL_READY: ("model_ready", "model"),
+    Topic.POLICIES: ("retraining_policy", "model"),
+    Topic.POLICY_DECISIONS: ("policy_decided", "model, and of a change model/TIME, partitioned by model"),
     Topic.TRAINING_REPORTS: ("fine_tune_status, from launcher and trainer", "model/request_id, partitioned by model"),
     Topic.FINE_TUNE_STATUS: (
         "fine_tune_status",
@@ -54,6 +56,8 @@ RESTORED_FROM: dict[Topic, str] = {
     Topic.SNAPSHOT_PARTS: "nothing: a snapshot under way times out, and its request fails",
     Topic.TRAINING_PROGRESS: "the training sets, at the next count",
     Topic.MODEL_READY: "the models' manifests: run their jobs again",
+    Topic.POLICIES: "the settings; nothing of what people have set (`foldtune policy show --json` prints it)",
+    Topic.POLICY_DECISIONS: "the workers, at their next decision; the history is lost",
     Topic.TRAINING_REPORTS: "nothing: a training whose end was lost is overdue in the end, and its request fails",
     Topic.FINE_TUNE_STATUS: "the workers' changelogs: a request that is sent again is answered",
     Topic.TRAINING_JOBS: "the jobs on the object store (`jobs/…/job.json`)",
@@ -229,7 +233,8 @@ def _changelogs() -> str:
 
 
 def _topic_row(name: str, config: dict[str, str], size: int, restored_from: str) -> str:
-    retention = {"-1": "unlimited", None: "the brokers'"}[config.get("retention.ms")]
+    days = int(config.get("retention.ms", "-1")) // (24 * 3600 * 1000)
+    retention = f"{days} days" if days >= 0 else "unlimited" if "retention.ms" in config else "the brokers'"
     if config["cleanup.policy"] == "compact":
         retention = "the newest of each key"
     return f"| {name} | {config['cleanup.policy']} | {retention} | {size:,} bytes | {restored_from} |\n"

@@ -38,11 +38,12 @@ class BrokerReader:
             ends = await consumer.end_offsets(list(partitions.values()))
             return {topic: ends[tp] for topic, tp in partitions.items() if ends[tp] > beginnings[tp]}
 
-    async def whole(self, topic: str, partition: int) -> AsyncIterator[Any]:
-        """The records of a partition from its beginning to its present end."""
+    async def whole(self, topic: str, partition: int, first: int = 0) -> AsyncIterator[Any]:
+        """The records of a partition from its beginning, or from ``first`` if that is later, to its present end."""
         async with self._lock:
             consumer, tp = await self._connect(), TopicPartition(topic, partition)
-            first, end = (await consumer.beginning_offsets([tp]))[tp], (await consumer.end_offsets([tp]))[tp]
+            end = (await consumer.end_offsets([tp]))[tp]
+            first = max((await consumer.beginning_offsets([tp]))[tp], first) if first < end else first
         if first < end:
             async for record in self.records(topic, partition, first, end - 1):
                 yield record

@@ -5,7 +5,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,10 +22,13 @@ from foldtune.events import (
     FineTuneRequested,
     FineTuneStatus,
     ModelReference,
+    PolicyDecided,
     RequestId,
+    RetrainingPolicy,
     SnapshotManifest,
     SnapshotPart,
     State,
+    TrainingFinished,
     TrainingJob,
     TrainingProgressed,
 )
@@ -35,7 +38,7 @@ from foldtune.object_keys import key_segment, model_prefix, snapshot_manifest_ke
 from foldtune.object_store import ObjectStore
 from foldtune.reasons import explain, kind_of
 from foldtune.request_ids import POLICY_PREFIX, RESERVED, is_reserved, is_scheduled
-from foldtune.settings import PolicyRule, Settings
+from foldtune.settings import Settings
 from foldtune.status_order import first_end
 from foldtune.topics import Topic, request_key
 from streams.errors import PartitionLostError, UnreadableStateError
@@ -47,7 +50,8 @@ from streams.partitions.fencing import FencedTable
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord, outgoing_records
 from streams.requests import lifecycle, retraining_policy
 from streams.requests.lifecycle import Active, ModelState, Transition
-from streams.requests.retraining_policy import PolicyState
+from streams.requests.policies import Policies
+from streams.requests.retraining_policy import Decision, PolicyState, Situation
 from streams.threads import MANIFESTS, run_in
 
 _log = structlog.get_logger()
@@ -62,6 +66,8 @@ _POLICY_PREFIX = b"p|"
 _OUTBOX_PREFIX = b"u|"
 _ENDS_READ_KEY = b"x|ends"
 _WRITTEN_AT_ONCE = 1_000
+# The figures of a decision that has not changed are told again after this time.
+_RETOLD = timedelta(minutes=1)
 # Waiting requests are part of their model's state, which must fit into one message of the changelog.
 _MAX_REQUEST_BYTES, _MAX_WAITING_BYTES = 256 * 1024, 768 * 1024
 # Requests for the same training share its statuses, and all of these are written at once.
@@ -99,14 +105,25 @@ class Coordinator:
         store: ObjectStore,
         settings: Settings,
         statuses: Callable[[int], AsyncIterator[Any]],
+        *,
+        policies: Policies | None = None,
+        clock: Callable[[], datetime] = now,
     ) -> None:
-        """``statuses`` reads what a partition of ``fine-tune-status`` holds."""
+        """``statuses`` reads what a partition of ``fine-tune-status`` holds; the policy goes by ``clock``.
+
+        Without ``policies`` those of the settings count.
+        """
         self._statuses = statuses
         # Final statuses need no fence: each is written as it was decided once, by whoever completes the decision.
         self._table = FencedTable(table, (_MODEL_PREFIX, _POLICY_PREFIX, _OUTBOX_PREFIX))
         self._publisher = publisher
         self._store = store
         self._settings = settings
+        self._policies = policies or Policies(settings)
+        self._clock = clock
+        # When a policy was published for those who read the topic, and the newest decision told, both since this start.
+        self._published: dict[str, datetime] = {}
+        self._told: dict[str, PolicyDecided] = {}
         self._partitions = settings.kafka.partitions
         self._lock = asyncio.Lock()
         # Statuses read so far, of requests that had ended: progress before the first record is handled.
@@ -137,7 +154,7 @@ class Coordinator:
                         await self._handlers[topic](partition, message.value)
 
     async def tick(self, partition: int) -> None:
-        """Flush the outbox, end overdue requests, publish pending jobs and request due retrainings.
+        """Flush the outbox, end overdue requests, publish pending jobs and decide by the policies.
 
         Raises like ``handle``.
         """
@@ -153,10 +170,11 @@ class Coordinator:
                         if transition := self._timed_out(partition, model):
                             await self._commit(partition, transition)
                     self._start_publishing_job(partition, model)
-            for rule in self._settings.policy.rules:
-                if partition_of(rule.model, self._partitions) == partition:
-                    with _failures_logged(partition, _model_key(rule.model)):
-                        await self._request_if_due(partition, rule.model)
+            for model in self._policies.models(partition):
+                with _failures_logged(partition, _model_key(model)):
+                    await self._decide(partition, model)
+            for policy in self._policies.unpublished(partition):
+                await self._publish_policy(partition, policy)
 
     # ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -216,20 +234,35 @@ class Coordinator:
         state = self._model_state(partition, status.model)
         trainer = self._settings.trainer
         max_training = trainer.max_duration * trainer.max_attempts + REPORTING_TIME
-        transition = lifecycle.reported(state, status, max_training, now())
+        before, policy = self._policy_state(partition, status.model), self._policies.of(status.model)
+        finished = None
+        if status.state is State.COMPLETED and state.active:
+            finished = TrainingFinished(
+                request_id=status.request_id,
+                model=status.model,
+                rules=retraining_policy.covers(before, policy, state.active.request),
+                everything=retraining_policy.covers_everything(state.active.request),
+            )
+        transition = lifecycle.reported(state, status, max_training, now(), finished)
         if transition.state == state:
             return
-        policy = None
-        if status.state is State.COMPLETED:
-            policy = retraining_policy.with_training(self._policy_state(partition, status.model), status.request_id)
-        await self._commit(partition, transition, policy)
+        after = before
+        if state.active and status.state.terminal:
+            started = state.active.started
+            seconds = (now() - started).total_seconds() if started else 0.0
+            after = retraining_policy.with_end(before, status, seconds, self._clock())
+        if state.active and finished:
+            after = retraining_policy.with_training(after, policy, state.active.request, state.active.since)
+        await self._commit(partition, transition, None if after == before else after)
 
     async def _handle_progress(self, partition: int, value: bytes) -> None:
         progress = TrainingProgressed.model_validate_json(value)
         self._check_partition(progress.partition)
-        policy = retraining_policy.with_progress(self._policy_state(partition, progress.model), progress)
-        await self._table.write(partition, {_policy_key(progress.model): _json(policy)})
-        await self._request_if_due(partition, progress.model)
+        before = self._policy_state(partition, progress.model)
+        after = retraining_policy.with_progress(before, progress)
+        if after != before:
+            await self._table.write(partition, {_policy_key(progress.model): _json(after)})
+            await self._decide(partition, progress.model)
 
     def _check_report(self, status: FineTuneStatus) -> None:
         if status.state not in _OF_RUNS:
@@ -242,23 +275,61 @@ class Coordinator:
         if partition >= self._partitions:
             raise InvalidEventError(f"partition {partition}, at most {self._partitions - 1}")
 
-    async def _request_if_due(self, partition: int, model: str) -> None:
-        if self._due_request(partition, model) is None:
+    # ── Automatic retraining ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _decide(self, partition: int, model: str) -> None:
+        """Decide on a model by its policy; request what is due, and tell each change of the decision.
+
+        Request, decision and the policy's state are one transition: after a crash all of them are repeated, or none.
+        """
+        if (decision := self._decision(partition, model)) is None:
             return
-        await self._synchronize(partition)
-        if request := self._due_request(partition, model):
-            output = OutgoingEvent(Topic.FINE_TUNE_REQUESTS, request, model)
-            policy = retraining_policy.with_request(self._policy_state(partition, model), request)
-            await self._commit(partition, Transition(self._model_state(partition, model), (output,)), policy)
+        if decision.changed or decision.request:
+            await self._synchronize(partition)
+            if (decision := self._decision(partition, model)) and (decision.changed or decision.request):
+                event, request = decision.event, decision.request
+                outputs = (OutgoingEvent(Topic.FINE_TUNE_REQUESTS, request, model),) if request else ()
+                change = f"{model}/{event.at.isoformat()}"
+                decided = (OutgoingEvent(Topic.POLICY_DECISIONS, event, key) for key in (change, model))
+                transition = Transition(self._model_state(partition, model), (*outputs, *decided))
+                await self._commit(partition, transition, decision.state)
+                self._told[model] = event
+                _log.info("policy decided", model=model, decision=event.decision, rule=event.rule)
+        elif self._is_outdated(decision.event):
+            # A decision that is lost is told again with the next.
+            await self._publisher.publish((OutgoingEvent(Topic.POLICY_DECISIONS, decision.event, model),), partition)
+            self._told[model] = decision.event
 
-    def _due_request(self, partition: int, model: str) -> FineTuneRequested | None:
-        rule, state = self._policy_rule(model), self._model_state(partition, model)
-        if rule is None or state.active or state.waiting:
+    def _decision(self, partition: int, model: str) -> Decision | None:
+        policy = self._policies.of(model)
+        if policy is None or not self._policies.loaded:
             return None
-        return retraining_policy.due_request(self._policy_state(partition, model), rule, now())
+        state, policy_state = self._model_state(partition, model), self._policy_state(partition, model)
+        last = policy_state.last_request_id
+        under_way = state.active.request.request_id if state.active else None
+        situation = Situation(
+            under_way=under_way or next((request.request_id for request in state.waiting), None),
+            last_status=self._known_status(partition, model, last) if last else None,
+            min_examples=self._settings.worker.min_examples,
+            hourly_price=self._settings.trainer.hourly_price,
+        )
+        return retraining_policy.decide(policy, policy_state, situation, self._clock())
 
-    def _policy_rule(self, model: str) -> PolicyRule | None:
-        return next((rule for rule in self._settings.policy.rules if rule.model == model), None)
+    def _is_outdated(self, event: PolicyDecided) -> bool:
+        """Whether the figures told last are other ones, and a minute old."""
+        told = self._told.get(event.model)
+        if told is None:
+            return True
+        if 0 <= (event.at - told.at).total_seconds() < _RETOLD.total_seconds():
+            return False
+        return event.model_copy(update={"at": told.at}) != told
+
+    async def _publish_policy(self, partition: int, policy: RetrainingPolicy) -> None:
+        """What the settings say, for those who read the topic; again only if it is not seen there for a while."""
+        published_at = self._published.get(policy.model)
+        if published_at is None or not published_at <= policy.at < published_at + _RETOLD:
+            await self._publisher.publish((OutgoingEvent(Topic.POLICIES, policy, policy.model),), partition)
+            self._published[policy.model] = policy.at
 
     def _timed_out(self, partition: int, model: str) -> Transition | None:
         state = self._model_state(partition, model)
@@ -481,9 +552,15 @@ class Coordinator:
             InvalidEventError: neither the policy nor the schedule writes this request.
         """
         if request.request_id.startswith(POLICY_PREFIX):
-            policy, rule = self._policy_state(partition, request.model), self._policy_rule(request.model)
-            begun_ms = int(self._table.get(partition, _ENDS_READ_KEY) or 0)
-            if not retraining_policy.is_own(policy, rule, request, written_ms=written_ms, state_begun_ms=begun_ms):
+            state, policy = self._policy_state(partition, request.model), self._policies.of(request.model)
+            is_own = retraining_policy.is_own(
+                state,
+                has_rule=policy is not None and bool(policy.rules),
+                request=request,
+                written_ms=written_ms,
+                state_begun_ms=int(self._table.get(partition, _ENDS_READ_KEY) or 0),
+            )
+            if not is_own:
                 raise InvalidEventError(f"{RESERVED}, and this is none of the policy's")
             return
         if not is_scheduled(request):

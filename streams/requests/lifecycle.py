@@ -200,8 +200,16 @@ def job_published(state: ModelState, active: Active, job: OutgoingEvent, now: da
     return Transition(state.model_copy(update={"active": published}), (*map(_output, statuses), job))
 
 
-def reported(state: ModelState, status: FineTuneStatus, max_training: timedelta, now: datetime) -> Transition:
+def reported(
+    state: ModelState,
+    status: FineTuneStatus,
+    max_training: timedelta,
+    now: datetime,
+    finished: TrainingFinished | None = None,
+) -> Transition:
     """Publishes a status that the launcher or the trainer reports of the active request; a final one starts the next.
+
+    A completed one publishes ``finished``, too, to those who count what is new.
 
     The first report of a running training sets the deadline by which its end must be reported, ``max_training`` later.
 
@@ -231,7 +239,7 @@ def reported(state: ModelState, status: FineTuneStatus, max_training: timedelta,
             running = running.model_copy(update={"started": now, "deadline": now + max_training})
         return Transition(state.model_copy(update={"active": running}), outputs)
     if status.state is State.COMPLETED:
-        finished = TrainingFinished(request_id=status.request_id, model=state.model)
+        finished = finished or TrainingFinished(request_id=status.request_id, model=state.model)
         return _start_next(state, (*outputs, OutgoingEvent(Topic.SNAPSHOT_COMMANDS, finished)), statuses, now)
     return _stop(state, active, statuses, now)
 

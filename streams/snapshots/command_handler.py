@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from foldtune.events import (
     Event,
     FineTuneStatus,
+    FolderQuality,
     LostRecords,
     Model,
     SnapshotCommand,
@@ -22,7 +23,8 @@ from foldtune.events import (
 )
 from foldtune.kafka import partition_of
 from foldtune.object_store import ObjectStore
-from foldtune.settings import PolicyRule, Settings
+from foldtune.policy import QualityFall, Rule
+from foldtune.settings import Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.errors import OutdatedViewError, PartitionLostError
 from streams.metrics import observe_snapshot
@@ -30,9 +32,13 @@ from streams.partitions.broker_clock import CLOCK
 from streams.partitions.local_store import exports_folder
 from streams.partitions.positions import Position
 from streams.publishing.publisher import EventPublisher, OutgoingEvent, OutgoingRecord
+from streams.snapshots import quality
 from streams.snapshots.export import export
 from streams.snapshots.export_process import ExportProcess
+from streams.snapshots.folder_stats import Summary
 from streams.threads import EXPORTS, run_in
+from streams.training_sets.fold import entity_id
+from streams.training_sets.segments import Segment
 from streams.training_sets.store import TrainingSets
 
 _log = structlog.get_logger()
@@ -43,8 +49,8 @@ _POLL = timedelta(milliseconds=50)
 StatusesSince = Callable[[int, datetime], AsyncIterator[Any]]
 
 
-class Watermark(Model):
-    """The offsets of ``chat-logs`` and ``feedback`` up to which a model has been trained on one partition.
+class Mark(Model):
+    """The offsets of one partition up to which a model has been trained.
 
     Version 0.1 drops those of ``feedback``: after a rollback, what it labelled before is new once more.
     """
@@ -52,31 +58,64 @@ class Watermark(Model):
     trained_request_id: str | None = None
     offset: int = 0
     feedback_offset: int = 0
-    # The offsets of snapshots whose training has not ended yet, by request.
-    pending: dict[str, int] = Field({}, max_length=_MAX_PENDING)
-    pending_feedback: dict[str, int] = Field({}, max_length=_MAX_PENDING)
+    documents_offset: int = 0
 
     @property
     def offsets(self) -> dict[Topic, int]:
         """From where on labels are new."""
         return {Topic.CHAT_LOGS: self.offset, Topic.FEEDBACK: self.feedback_offset}
 
+
+class Watermark(Mark):
+    """The mark of the last training on everything, and those of rules whose folders another one covered."""
+
+    # By the rule's key; of version 0.1 there are none, and its mark is that of any training.
+    rules: dict[str, Mark] = Field({}, max_length=_MAX_PENDING)
+    # The offsets of snapshots whose training has not ended yet, by request.
+    pending: dict[str, int] = Field({}, max_length=_MAX_PENDING)
+    pending_feedback: dict[str, int] = Field({}, max_length=_MAX_PENDING)
+    pending_documents: dict[str, int] = Field({}, max_length=_MAX_PENDING)
+
+    def of(self, rule: Rule) -> Mark:
+        """From where on what is in a rule's folders is new to it."""
+        return self.rules.get(rule.key, self)
+
     def with_snapshot(self, request_id: str, offsets: Mapping[str, int]) -> "Watermark":
         """With the offsets of a request's snapshot, by topic label."""
         pending = _with_pending(self.pending, request_id, offsets.get(Topic.CHAT_LOGS.label))
         feedback = _with_pending(self.pending_feedback, request_id, offsets.get(Topic.FEEDBACK.label))
-        return self.model_copy(update={"pending": pending, "pending_feedback": feedback})
+        documents = _with_pending(self.pending_documents, request_id, offsets.get(Topic.DOCUMENTS.label))
+        return self.model_copy(
+            update={"pending": pending, "pending_feedback": feedback, "pending_documents": documents}
+        )
 
-    def trained(self, request_id: str) -> "Watermark":
-        """After the training of a request."""
-        offset = self.pending.get(request_id, self.offset)
-        feedback_offset = self.pending_feedback.get(request_id, self.feedback_offset)
+    def trained(self, event: TrainingFinished) -> "Watermark":
+        """After the training of a request, of those rules whose folders it covers."""
+
+        def mark_after(before: Mark) -> Mark:
+            request_id = event.request_id
+            return Mark(
+                trained_request_id=request_id,
+                offset=self.pending.get(request_id, before.offset),
+                feedback_offset=self.pending_feedback.get(request_id, before.feedback_offset),
+                documents_offset=self.pending_documents.get(request_id, before.documents_offset),
+            )
+
+        everything, rules = event.everything or event.rules is None, dict(self.rules)
+        for key in event.rules or ():
+            rules.pop(key, None)
+            if not everything:
+                rules[key] = mark_after(self.rules.get(key, self))
+        if not everything:
+            # Those of rules that are gone are the oldest.
+            rules = dict(list(rules.items())[-_MAX_PENDING:])
+            return self.model_copy(update={"rules": rules})
+        mark = mark_after(self)
         return Watermark(
-            trained_request_id=request_id,
-            offset=offset,
-            feedback_offset=feedback_offset,
-            pending={other: at for other, at in self.pending.items() if at > offset},
-            pending_feedback={other: at for other, at in self.pending_feedback.items() if at > feedback_offset},
+            **mark.model_dump(),
+            pending={other: at for other, at in self.pending.items() if at > mark.offset},
+            pending_feedback={other: at for other, at in self.pending_feedback.items() if at > mark.feedback_offset},
+            pending_documents={other: at for other, at in self.pending_documents.items() if at > mark.documents_offset},
         )
 
 
@@ -149,8 +188,11 @@ class SnapshotCommandHandler:
         *,
         statuses: StatusesSince,
         process: ExportProcess | None = None,
+        summaries: Callable[[int], Mapping[str, Summary]] = lambda _: {},
     ) -> None:
-        """``statuses`` reads what a partition of ``fine-tune-status`` got since a moment."""
+        """``statuses`` reads what a partition of ``fine-tune-status`` got since a moment; ``summaries`` are the figures
+        of a partition's folders.
+        """
         self._sets = sets
         self._offsets = offsets
         self._publisher = publisher
@@ -158,7 +200,10 @@ class SnapshotCommandHandler:
         self._settings = settings
         self._statuses = statuses
         self._process = process or ExportProcess()
-        self._last_reports: dict[tuple[str, int], TrainingProgressed] = {}
+        self._summaries = summaries
+        self._last_reports: dict[tuple[str, str, int], TrainingProgressed] = {}
+        # By rule and partition: what was counted, and how many documents have changed.
+        self._changed: dict[tuple[str, int], tuple[int, int]] = {}
 
     async def export(self, command: SnapshotCommand, partition: int) -> None:
         """Export the partition and publish its part; a failure is published as a part too, and fails the request.
@@ -258,25 +303,59 @@ class SnapshotCommandHandler:
 
     async def training_finished(self, event: TrainingFinished, partition: int) -> None:
         """Move the watermark to the snapshot that the model was trained on. Raises like ``export``."""
-        watermark = self._watermark(event.model, partition).trained(event.request_id)
+        watermark = self._watermark(event.model, partition).trained(event)
         await self._store_watermark(event.model, partition, watermark)
 
-    async def report_progress(self, rule: PolicyRule, partition: int) -> None:
-        """Publish how many labels the model was not trained on, if the number has changed."""
-        watermark = self._watermark(rule.model, partition)
+    async def report_progress(self, model: str, rule: Rule, partition: int) -> None:
+        """Publish what a rule of a model's policy decides by, if it has changed: how many labels are new, for one."""
+        mark = self._watermark(model, partition).of(rule)
         try:
-            new_examples = self._sets.labelled_since(partition, watermark.offsets, rule.folders)
+            new_examples = self._sets.labelled_since(partition, mark.offsets, rule.data.folders)
+            changed_documents = self._changed_documents(rule, mark, partition) if rule.changed_documents else 0
         except OutdatedViewError:
             return
+        summaries = self._summaries(partition)
+        folders = self._sets.view(partition).folder_ids(rule.data.folders)
+        counted = {folder_id: summaries[folder_id] for folder_id in folders if folder_id in summaries}
+        usable = sum(summary.examples for summary in counted.values())
+        falls, tests = _worst(rule.quality, counted) if rule.quality else ((), 0)
         progress = TrainingProgressed(
-            model=rule.model,
+            model=model,
             partition=partition,
             new_examples=new_examples,
-            trained_request_id=watermark.trained_request_id,
+            trained_request_id=mark.trained_request_id,
+            rule=rule.key,
+            # Nothing is known before the first count.
+            usable=usable if usable or len(counted) == len(folders) else None,
+            documents=sum(summary.documents for summary in counted.values()),
+            changed_documents=changed_documents,
+            quality=falls,
+            quality_tests=tests,
         )
-        if self._last_reports.get((rule.model, partition)) != progress:
-            await self._publish(Topic.TRAINING_PROGRESS, progress, rule.model)
-            self._last_reports[rule.model, partition] = progress
+        reported = (model, rule.key, partition)
+        if self._last_reports.get(reported) != progress:
+            await self._publish(Topic.TRAINING_PROGRESS, progress, model)
+            self._last_reports[reported] = progress
+
+    def _changed_documents(self, rule: Rule, mark: Mark, partition: int) -> int:
+        """How many documents have changed since a mark; read again only where there are other segments."""
+        view, changed, segments = self._sets.view(partition), set[tuple[str, str]](), list[Segment]()
+        for folder_id in view.folder_ids(rule.data.folders):
+            segments += [
+                segment
+                for segment in view.segments[folder_id]
+                if segment.topic is Topic.DOCUMENTS and segment.last_offset >= mark.documents_offset
+            ]
+        basis = hash((mark.documents_offset, tuple(segments)))
+        known = self._changed.get((rule.key, partition))
+        if known and known[0] == basis:
+            return known[1]
+        for segment in segments:
+            for record in view.records([segment]):
+                if record.offset >= mark.documents_offset:
+                    changed.add((segment.folder_id, entity_id(record.event)))
+        self._changed[rule.key, partition] = basis, len(changed)
+        return len(changed)
 
     async def _publish(self, topic: Topic, event: Event, model: str) -> tuple[OutgoingRecord, ...]:
         """To the model's partition, which its coordinator reads; returns what cannot be written."""
@@ -291,6 +370,12 @@ class SnapshotCommandHandler:
         await self._sets.write(
             partition, {_watermark_key(model): watermark.model_dump_json(exclude_defaults=True).encode()}
         )
+
+
+def _worst(fall: QualityFall, folders: Mapping[str, Summary]) -> tuple[tuple[FolderQuality, ...], int]:
+    window, baseline = (duration // timedelta(days=1) for duration in (fall.window, fall.baseline))
+    days = {folder_id: summary.days for folder_id, summary in folders.items()}
+    return quality.worst(quality.compared(days, CLOCK.now().date(), window, baseline), fall.min_fall)
 
 
 def _failed_part(command: SnapshotCommand, partition: int, error: str) -> SnapshotPart:

@@ -3,19 +3,23 @@
 The part that computes runs in the export process, as ``export_child`` does.
 """
 
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
 from foldtune.events import MAX_STATS_AGENTS, MAX_STATS_DAYS, AgentCount, FolderDay
 from foldtune.settings import LabelWeights, SetLimits
 from streams.snapshots.labels import label, without_deleted
+from streams.snapshots.quality import DayQuality
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.fold import FolderSet, fold
 from streams.training_sets.segments import unpack
 from streams.training_sets.state_events import ChatLog, StateRecord
 
+# Of what the policy compares: the longest window and the longest baseline.
+_QUALITY_DAYS = 180
 TOO_OLD = "older than sets.max_age"
 
 
@@ -34,6 +38,29 @@ class Figures:
     agents: tuple[AgentCount, ...] = ()
     other_agents: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a worker keeps in memory of a folder's figures."""
+
+    examples: int = 0
+    documents: int = 0
+    # Of the newest days, packed: a worker may have many folders.
+    packed_days: bytes = b""
+
+    @classmethod
+    def of(cls, figures: Figures) -> "Summary":
+        """The part that the policy asks for."""
+        days = array("l", [count for day in figures.days[-_QUALITY_DAYS:] for count in DayQuality.of(day)])
+        return cls(figures.examples, figures.documents, days.tobytes())
+
+    @property
+    def days(self) -> Iterator[DayQuality]:
+        """The quality of each day with logs."""
+        counts = array("l", self.packed_days)
+        for start in range(0, len(counts), len(DayQuality._fields)):
+            yield DayQuality(*counts[start : start + len(DayQuality._fields)])
 
 
 def figures(folder: FolderSet, weights: LabelWeights) -> Figures:

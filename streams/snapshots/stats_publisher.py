@@ -20,7 +20,7 @@ from streams.publishing.publisher import EventPublisher, OutgoingEvent
 from streams.snapshots import folder_stats
 from streams.snapshots.command_handler import DataOffsets
 from streams.snapshots.export import SEGMENTS_PER_CALL, Call
-from streams.snapshots.folder_stats import Figures
+from streams.snapshots.folder_stats import Figures, Summary
 from streams.threads import EXPORTS, run_in
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.store import PartitionView, TrainingSets
@@ -41,6 +41,7 @@ class _Counted:
     fingerprint: int
     at: datetime
     expires_at: datetime
+    summary: Summary
 
 
 @dataclass
@@ -97,6 +98,11 @@ class FolderStatsPublisher:
                 await self._count(partition, folder_id, state, erasures)
         await self._tell_age(partition, state, now)
 
+    def summaries(self, partition: int) -> dict[str, Summary]:
+        """The figures of the folders that were counted, of a partition that this worker owns."""
+        counted = self._partitions[partition].counted if partition in self._partitions else {}
+        return {folder_id: each.summary for folder_id, each in counted.items()}
+
     async def _count(self, partition: int, folder_id: str, state: _Partition, erasures: int) -> None:
         view, began, at = self._sets.view(partition), time.perf_counter(), self._now()
         segments = view.segments.get(folder_id, ())
@@ -135,7 +141,7 @@ class FolderStatsPublisher:
         oldest, max_age = figures.oldest_log_at, view.limits.of(folder_id).max_age
         expires_at = max(oldest + max_age, at + _EXPIRY) if oldest else datetime.max.replace(tzinfo=UTC)
         if segments:
-            state.counted[folder_id] = _Counted(fingerprint, at, expires_at)
+            state.counted[folder_id] = _Counted(fingerprint, at, expires_at, Summary.of(figures))
         else:
             state.counted.pop(folder_id, None)
         seconds = time.perf_counter() - began

@@ -40,6 +40,7 @@ from streams.partitions.topic_watch import TopicWatch
 from streams.publishing.dead_letters import reject_record
 from streams.publishing.publisher import FaustEventPublisher, OutgoingEvent
 from streams.requests.coordinator import Coordinator
+from streams.requests.policies import Policies
 from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
 from streams.snapshots.export_process import ExportProcess
 from streams.snapshots.stats_publisher import FolderStatsPublisher
@@ -167,7 +168,11 @@ class _Components:
         ingest = Ingest(self._sets, self._publisher, settings.bounds, settings.sets, partitions)
         status_topic = Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix)
         statuses = partial(self._reader.whole, status_topic)
-        self._coordinator = Coordinator(requests, self._publisher, store, settings, statuses)
+        self._policy_reader = BrokerReader(kafka)
+        self._policies = Policies(
+            settings, partial(self._policy_reader.whole, Topic.POLICIES.named(kafka.topic_prefix))
+        )
+        self._coordinator = Coordinator(requests, self._publisher, store, settings, statuses, policies=self._policies)
 
         write = self._sets.write
         self._data = self._create_consumer(DATA_TOPICS, self._table, write, ingest.handle, worker.block_records)
@@ -186,6 +191,7 @@ class _Components:
             settings,
             statuses=partial(self._status_reader.since, status_topic),
             process=process,
+            summaries=self._stats.summaries,
         )
         self._stopping = False
 
@@ -224,7 +230,9 @@ class _Components:
             self._register_timer("tick", _TICK_SECONDS, self._coordinator.tick)
             stats_seconds = self._settings.worker.stats_interval.total_seconds()
             self._register_timer("folder-stats", min(_TICK_SECONDS, stats_seconds), self._stats.refresh)
-            self._register_timer("policy", self._settings.policy.interval.total_seconds(), self._report_progress)
+            policy_seconds = self._settings.policy.interval.total_seconds()
+            self._app.timer(policy_seconds, name="policies")(self._refresh_policies)
+            self._register_timer("policy", policy_seconds, self._report_progress)
         self._register_timer("maintenance", _MAINTENANCE_SECONDS, self._maintain)
         self._app.timer(_MAINTENANCE_SECONDS, name="standbys")(self._reclaim_standbys)
         self._table.on_recovered(self._on_partitions_changed)
@@ -263,6 +271,7 @@ class _Components:
         self._snapshots.close()
         await self._reader.close()
         await self._status_reader.close()
+        await self._policy_reader.close()
         await self._broker_monitor.close()
         if self._http_server:
             await self._http_server.stop()
@@ -328,9 +337,15 @@ class _Components:
         await self._publisher.publish(outgoing, partition)
         _log.info("erasures applied", partition=partition, erasures=len(erasure_ids), records=records)
 
+    async def _refresh_policies(self) -> None:
+        with _exit_on_error("policies"):
+            await self._policies.refresh()
+
     async def _report_progress(self, partition: int) -> None:
-        for rule in self._settings.policy.rules:
-            await self._snapshots.report_progress(rule, partition)
+        for model in self._policies.models():
+            policy = self._policies.of(model)
+            for rule in policy.rules if policy else ():
+                await self._snapshots.report_progress(model, rule, partition)
 
     async def _on_partitions_changed(self, *_: Any, **__: Any) -> None:
         self._sets.invalidate()

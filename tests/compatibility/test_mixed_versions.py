@@ -37,6 +37,15 @@ ADDED: dict[str, dict[str, Any]] = {
         "gate": fixture("model_ready")["gate"] | {"outcome": "too_few_questions"},
         "metrics_after": fixture("model_ready")["metrics_after"] | {"recall_at_50": 0.9, "recall_at_100": 1.0},
     },
+    "training_finished": {"rules": ["default-0123abcd"], "everything": True},
+    "training_progressed": {
+        "rule": "default-0123abcd",
+        "usable": 300,
+        "documents": 40,
+        "changed_documents": 4,
+        "quality": [{"folder_id": "f", "measure": "liked", "good": 3, "all": 9, "good_before": 80, "all_before": 90}],
+        "quality_tests": 3,
+    },
     "snapshot_part": PART,
     "snapshot_manifest": {"parts": [fixture("snapshot_part") | PART]},
 }

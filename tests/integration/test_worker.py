@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import json
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from foldtune.client.client import FoldtuneClient
 from foldtune.dead_letters import ERROR_HEADER, OFFSET_HEADER, TOPIC_HEADER
 from foldtune.events import (
     FineTuneCancelled,
     FineTuneStatus,
     FolderStats,
+    RetrainingPolicy,
     SnapshotCommand,
     SnapshotManifest,
     SnapshotPart,
@@ -27,7 +31,8 @@ from foldtune.events import (
 from foldtune.kafka import Publisher, partition_of
 from foldtune.knobs import DataSelection
 from foldtune.object_store import S3ObjectStore
-from foldtune.settings import Settings
+from foldtune.policy import Rule
+from foldtune.settings import PolicySettings, Settings
 from foldtune.topics import Topic
 from tests.integration.conftest import StartWorker
 from tests.support import Reader, fine_tune_request, folder_history
@@ -322,7 +327,7 @@ def test_the_retraining_policy_publishes_a_request(
     settings: Settings, publisher: Publisher, start_worker: StartWorker
 ) -> None:
     rules = '[{"model": "auto", "folders": ["alpha", "beta"], "new_examples": 50, "cooldown": "PT1H"}]'
-    start_worker(FOLDTUNE_POLICY__RULES=rules, FOLDTUNE_POLICY__INTERVAL="PT0.5S")
+    start_worker(FOLDTUNE_POLICY__RULES=rules, FOLDTUNE_POLICY__INTERVAL="500ms", FOLDTUNE_WORKER__STATS_INTERVAL="1s")
     publish_history(publisher, "gamma", 60)
     publish_history(publisher, "alpha", 30)
     with Reader(settings, Topic.TRAINING_JOBS, Topic.TRAINING_PROGRESS) as reader:
@@ -337,6 +342,31 @@ def test_the_retraining_policy_publishes_a_request(
     assert job.request.origin == "policy"
     assert snapshot(settings, job).examples == 60
     assert len(jobs(reader.records)) == 1
+    with FoldtuneClient(settings) as client:
+        # What the settings say is there to read, and each change of the decision.
+        assert client.policies()["auto"].rules == settings_of_rules(rules)
+        decisions = client.policy_decisions("auto")
+        changes = [(each.decision, each.request_id) for each in decisions]
+        assert changes[:2] == [("waiting", None), ("requested", job.request.request_id)]
+        assert changes[-1][0] == "waiting"
+        assert all(each.rules[0].blocks for each in decisions if each.decision == "blocked")
+        assert decisions[1].rules[0].conditions[0].figure == 60
+        # A person's policy goes before the settings', and is heard of at once.
+        client.set_policy(
+            RetrainingPolicy(model="auto", at=now(), by="ann", rules=(Rule(name="mine", new_examples=7),))
+        )
+        poll_until(lambda: client.policy_decisions("auto")[-1].rules[0].rule == "mine")
+
+
+def settings_of_rules(rules: str) -> tuple[Rule, ...]:
+    return PolicySettings.model_validate({"rules": json.loads(rules)}).rules_of("auto")
+
+
+def poll_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def forgotten(records: list[Any], request_id: str) -> int:

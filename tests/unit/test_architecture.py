@@ -67,7 +67,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "foldtune": (
         "excerpts",
         "spellings",
+        "durations",
         "knobs",
+        "policy",
         "topics",
         "object_keys",
         "digests",

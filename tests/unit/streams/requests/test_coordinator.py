@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -23,8 +23,11 @@ from foldtune.events import (
     FineTuneStatus,
     FolderCount,
     ModelReference,
+    PolicyDecided,
+    RetrainingPolicy,
     SnapshotPart,
     State,
+    TrainingFinished,
     TrainingJob,
     TrainingProgressed,
     now,
@@ -33,6 +36,7 @@ from foldtune.kafka import partition_of
 from foldtune.knobs import DataSelection, TrainingKnobs
 from foldtune.object_keys import snapshot_manifest_key
 from foldtune.object_store import ObjectStore
+from foldtune.policy import Rule
 from foldtune.reasons import kind_of
 from foldtune.request_ids import scheduled_request
 from foldtune.settings import (
@@ -44,14 +48,17 @@ from foldtune.settings import (
     Settings,
     WorkerSettings,
 )
+from foldtune.testing import FakeClock
 from foldtune.topics import Topic, request_key
 from streams.errors import UnreadableStateError
 from streams.partitions.changelog_table import Changes
 from streams.partitions.consumer import is_at_fault
 from streams.partitions.producing import brokers_at_fault
 from streams.publishing.publisher import EventPublisher, OutgoingRecord
+from streams.requests import retraining_policy
 from streams.requests.coordinator import Coordinator
-from streams.requests.retraining_policy import PolicyState, due_request
+from streams.requests.policies import Policies
+from streams.requests.retraining_policy import PolicyState, Situation
 from tests.memory_table import MemoryTable
 from tests.support import fine_tune_request
 
@@ -134,6 +141,8 @@ class System:
         fails: bool = False,
         broker: MortalBroker | None = None,
         partitions: int = PARTITIONS,
+        clock: Callable[[], datetime] = now,
+        policies: Callable[[Settings], Policies] = Policies,
         **sections: Any,
     ) -> None:
         self._fails = fails
@@ -158,7 +167,9 @@ class System:
         self.published_before: list[FineTuneStatus] = []
         # How many of these the brokers tell before they no longer answer.
         self.silent_after: int | None = None
-        self._coordinator = Coordinator(self.table, self.publisher, store, settings, self._statuses)
+        self._coordinator = Coordinator(
+            self.table, self.publisher, store, settings, self._statuses, policies=policies(settings), clock=clock
+        )
 
     async def _statuses(self, partition: int) -> AsyncIterator[Any]:
         for number, status in enumerate(self.published_before):
@@ -612,7 +623,36 @@ def test_the_coordinator_accepts_what_the_settings_allow_whoever_wrote_it(
 FIRED_AT = now().replace(microsecond=0) - timedelta(minutes=1)
 SCHEDULED = scheduled_request("m", FIRED_AT)
 RULES = PolicySettings(rules=(PolicyRule(model="m", new_examples=10, cooldown=timedelta(0)),))
+(RULE,) = RULES.rules_of("m")
 POLICY_ID = f"auto-{'0' * 20}"
+
+
+def progress(new_examples: int, **fields: Any) -> TrainingProgressed:
+    defaults: dict[str, Any] = {"model": "m", "partition": 0, "rule": RULE.key, "usable": new_examples}
+    return TrainingProgressed(new_examples=new_examples, **defaults | fields)
+
+
+def policy_requests(system: System) -> list[FineTuneRequested]:
+    label = Topic.FINE_TUNE_REQUESTS.label
+    return [
+        FineTuneRequested.model_validate_json(record.value) for record in system.publisher.sent if record.topic == label
+    ]
+
+
+def newest(system: System) -> PolicyDecided:
+    """The newest decision, with its figures."""
+    records = [record for record in system.publisher.sent if record.key == "m" and "decisions" in record.topic]
+    return PolicyDecided.model_validate_json(records[-1].value)
+
+
+def decisions(system: System) -> list[PolicyDecided]:
+    """Each change."""
+    label = Topic.POLICY_DECISIONS.label
+    return [
+        PolicyDecided.model_validate_json(record.value)
+        for record in system.publisher.sent
+        if record.topic == label and record.key != "m"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -672,9 +712,8 @@ def test_a_request_of_the_schedule_is_taken(models: tuple[str, ...]) -> None:
 def test_a_request_of_the_policy_is_taken_and_no_other_after_it() -> None:
     async def scenario() -> None:
         system = System(policy=RULES, partitions=1)
-        await system.handle(Topic.TRAINING_PROGRESS, "m", TrainingProgressed(model="m", partition=0, new_examples=10))
-        (record,) = system.publisher.sent
-        request = FineTuneRequested.model_validate_json(record.value)
+        await system.handle(Topic.TRAINING_PROGRESS, "m", progress(10))
+        (request,) = policy_requests(system)
         other = request.model_copy(update={"request_id": POLICY_ID})
         with pytest.raises(InvalidEventError, match="none of the policy's"):
             await system.handle(Topic.FINE_TUNE_REQUESTS, "m", other)
@@ -685,6 +724,150 @@ def test_a_request_of_the_policy_is_taken_and_no_other_after_it() -> None:
         before = int(request.requested_at.timestamp() * 1000) - 60_000
         await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", other.encode(), timestamp=before)
         assert last_status(system, POLICY_ID, "m").state is State.WAITING
+
+    asyncio.run(scenario())
+
+
+def test_each_change_of_a_decision_is_published_with_the_request_and_its_figures_once_a_minute() -> None:
+    async def scenario() -> None:
+        clock = FakeClock(now())
+        system = System(policy=RULES, partitions=1, clock=clock)
+        await system.tick()
+        await system.handle(Topic.TRAINING_PROGRESS, "m", progress(4))
+        assert [event.decision for event in decisions(system)] == ["waiting"]
+        assert newest(system).rules[0].conditions[0].figure == 0
+        clock.advance(timedelta(minutes=1))
+        await system.tick()
+        assert newest(system).rules[0].conditions[0].figure == 4
+        told = len(system.publisher.sent)
+        # What has not changed is not told again.
+        clock.advance(timedelta(hours=1))
+        await system.tick()
+        assert len(system.publisher.sent) == told
+        await system.handle(Topic.TRAINING_PROGRESS, "m", progress(10))
+        (request,) = policy_requests(system)
+        assert decisions(system)[-1].request_id == newest(system).request_id == request.request_id
+        for _ in range(2):
+            await system.tick()
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
+        await system.tick()
+        assert [event.decision for event in decisions(system)] == ["waiting", "requested", "blocked"]
+        assert decisions(system)[-1].rules[0].blocks[0].block == "in_flight"
+        assert len(policy_requests(system)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_decision_that_a_crash_interrupts_is_made_once() -> None:
+    async def scenario(writes: int) -> tuple[list[str], list[str]]:
+        broker, clock = MortalBroker(), FakeClock(now())
+        system = System(policy=RULES, partitions=1, clock=clock, broker=broker)
+        await system.tick()
+        broker.remaining_writes = writes
+        with suppress(KilledError):
+            await system.handle(Topic.TRAINING_PROGRESS, "m", progress(10))
+        broker.remaining_writes = 1 << 30
+        successor = System(policy=RULES, partitions=1, clock=clock, broker=broker)
+        clock.advance(timedelta(seconds=2))
+        for _ in range(3):
+            await successor.handle(Topic.TRAINING_PROGRESS, "m", progress(10))
+            await successor.tick()
+        ids = sorted({request.request_id for request in policy_requests(successor)})
+        return ids, sorted({event.decision for event in decisions(successor) if event.request_id})
+
+    for writes in range(12):
+        ids, told = asyncio.run(scenario(writes))
+        assert (len(ids), told) == (1, ["requested"]), writes
+
+
+def test_only_a_training_of_the_rules_folders_ends_its_count_and_those_who_count_are_told() -> None:
+    async def trained(data: DataSelection) -> tuple[TrainingFinished, float | None]:
+        rule = PolicyRule.model_validate({"model": "m", "data": {"folders": ["f"]}, "new_examples": 100})
+        clock = FakeClock(now())
+        system = System(policy=PolicySettings(rules=(rule,)), partitions=1, clock=clock)
+        await system.handle(Topic.TRAINING_PROGRESS, "m", progress(60, rule=rule.rule.key))
+        await system.handle(Topic.FINE_TUNE_REQUESTS, "m", fine_tune_request("r", model="m", data=data))
+        folders = [FolderCount(folder_id=folder, examples=9, documents=1) for folder in data.folders or ()]
+        part = SnapshotPart(request_id="r", model="m", partition=0, positives=30, folders=tuple(folders))
+        system.hangs = False
+        await system.handle(Topic.SNAPSHOT_PARTS, "m", part)
+        await system.ticks_until(jobs=1)
+        done = FineTuneStatus(request_id="r", model="m", state=State.COMPLETED, at=now())
+        await system.handle(Topic.TRAINING_REPORTS, "m", done)
+        (record,) = [record for record in system.publisher.sent if "training_finished" in record.value]
+        clock.advance(timedelta(minutes=1))
+        await system.tick()
+        (condition,) = newest(system).rules[0].conditions
+        return TrainingFinished.model_validate_json(record.value), condition.figure
+
+    key = Rule.model_validate({"data": {"folders": ["f"]}}).key
+    for folders, rules, everything, figure in (
+        (None, (key,), True, 0),
+        (("f", "g"), (key,), False, 0),
+        (("g",), (), False, 60),
+    ):
+        finished, left = asyncio.run(trained(DataSelection(folders=folders)))
+        assert (finished.rules, finished.everything) == (rules, everything)
+        assert left == figure
+
+
+def test_what_people_set_goes_before_the_settings_which_are_published_for_readers() -> None:
+    async def scenario() -> None:
+        records: list[Any] = []
+
+        async def read(partition: int, first: int) -> AsyncIterator[Any]:
+            for record in records[first:]:
+                assert partition == 0
+                yield record
+
+        held: list[Policies] = []
+
+        def policies(settings: Settings) -> Policies:
+            held.append(Policies(settings, read))
+            return held[0]
+
+        def published() -> list[RetrainingPolicy]:
+            label = Topic.POLICIES.label
+            sent = [record for record in system.publisher.sent if record.topic == label]
+            return [RetrainingPolicy.model_validate_json(record.value) for record in sent]
+
+        async def appended(value: bytes | None, key: bytes = b"m") -> None:
+            records.append(SimpleNamespace(value=value, key=key, partition=0, offset=len(records)))
+            await held[0].refresh()
+
+        system = System(policy=RULES, partitions=1, policies=policies)
+        await system.tick()
+        # Nothing is decided before it is known what people have set.
+        assert not system.publisher.sent
+        await held[0].refresh()
+        for _ in range(3):
+            await system.tick()
+        (seed,) = published()
+        assert (seed.origin, seed.rules) == ("settings", (RULE,))
+        await appended(seed.encode())
+        await system.tick()
+        assert len(published()) == 1
+
+        paused = seed.model_copy(update={"paused": True, "by": "ann"})
+        await appended(paused.encode())
+        await system.handle(Topic.TRAINING_PROGRESS, "m", progress(10))
+        assert decisions(system)[-1].decision == "paused"
+        others = RetrainingPolicy(model="m", at=now(), rules=(Rule(name="mine", new_examples=20),))
+        await appended(others.encode())
+        await system.tick()
+        assert decisions(system)[-1].rules[0].conditions[0].bound == 20
+        # What cannot be read changes nothing.
+        for value in (b"{nope", others.encode().replace(b'"mine"', b'"Mine"'), b"x" * 300_000):
+            await appended(value)
+            await system.tick()
+        assert decisions(system)[-1].rules[0].conditions[0].bound == 20
+        # Back to the settings: they are published again.
+        await appended(others.model_copy(update={"origin": "settings", "rules": ()}).encode())
+        restored = held[0].of("m")
+        assert restored
+        assert restored.rules == (RULE,)
+        await system.tick()
+        assert decisions(system)[-1].decision == "requested"
 
     asyncio.run(scenario())
 
@@ -703,7 +886,9 @@ def test_under_another_app_id_the_policys_requests_under_way_are_taken_again() -
 def test_nobody_takes_the_policys_first_id_before_it() -> None:
     async def scenario() -> None:
         system = System(policy=RULES, partitions=1)
-        first = due_request(PolicyState(new_examples={"0": 10}), RULES.rules[0], now())
+        policy = RetrainingPolicy(model="m", at=now(), rules=(RULE,))
+        state = retraining_policy.with_progress(PolicyState(), progress(10))
+        first = retraining_policy.decide(policy, state, Situation(), now()).request
         assert first
         # Begins the state.
         await system.tick()
@@ -716,9 +901,8 @@ def test_nobody_takes_the_policys_first_id_before_it() -> None:
         based = first.model_copy(update={"base_model": ModelReference(uri="hf://org/any", revision=COMMIT)}).encode()
         with pytest.raises(InvalidEventError, match="none of the policy's"):
             await system.handle_raw(Topic.FINE_TUNE_REQUESTS, "m", based, timestamp=before)
-        await system.handle(Topic.TRAINING_PROGRESS, "m", TrainingProgressed(model="m", partition=0, new_examples=10))
-        (record,) = system.publisher.sent
-        request = FineTuneRequested.model_validate_json(record.value)
+        await system.handle(Topic.TRAINING_PROGRESS, "m", progress(10))
+        (request,) = policy_requests(system)
         assert request.request_id == first.request_id
         await system.handle(Topic.FINE_TUNE_REQUESTS, "m", request)
         assert last_status(system, first.request_id, "m").state is State.SNAPSHOTTING

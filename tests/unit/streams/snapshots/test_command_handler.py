@@ -23,14 +23,16 @@ from foldtune.events import (
 )
 from foldtune.kafka import partition_of
 from foldtune.knobs import DataSelection
-from foldtune.settings import KafkaSettings, PolicyRule, Sets, Settings
+from foldtune.policy import Rule, RuleData
+from foldtune.settings import KafkaSettings, Sets, Settings
 from foldtune.topics import DATA_TOPICS, Topic
 from streams.partitions.broker_clock import BrokerClock
 from streams.partitions.positions import History, Lost, Position
 from streams.publishing.publisher import EventPublisher
 from streams.snapshots import command_handler
 from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
-from streams.training_sets.state_events import ChatLog, Feedback, StateRecord, Verdict
+from streams.snapshots.folder_stats import Summary
+from streams.training_sets.state_events import ChatLog, DocumentUpserted, Feedback, StateRecord, Verdict
 from streams.training_sets.store import TrainingSets
 from tests.acknowledgement import acknowledgement
 from tests.memory_table import MemoryTable
@@ -121,7 +123,7 @@ def test_what_feedback_labels_is_new_until_the_training_of_a_snapshot_that_has_i
     feedback = [Feedback("b", NOW, f"l{at}", "f", Verdict(correct_document_id="d")) for at in range(6)]
 
     async def new_examples() -> int:
-        await handler.report_progress(PolicyRule(model="m"), 0)
+        await handler.report_progress("m", Rule(), 0)
         ((event,), _) = publisher.publish.await_args.args
         assert isinstance(event.event, TrainingProgressed)
         return event.event.new_examples
@@ -155,6 +157,90 @@ def test_what_feedback_labels_is_new_until_the_training_of_a_snapshot_that_has_i
         return found
 
     assert asyncio.run(scenario()) == [0, 6, 4, 1, 1]
+
+
+def test_a_rule_counts_from_the_last_training_that_covers_its_folders() -> None:
+    publisher, anything = mock.create_autospec(EventPublisher, instance=True), mock.Mock()
+    publisher.publish.return_value = ()
+    sets = TrainingSets(MemoryTable(), Sets())
+    summaries = {"f": Summary(examples=9, documents=4), "g": Summary(examples=1), "elsewhere": Summary(examples=99)}
+    handler = SnapshotCommandHandler(
+        sets, anything, publisher, anything, Settings(), statuses=anything, summaries=lambda _: summaries
+    )
+    rules = [Rule(name=name, data=RuleData(folders=(name,)), changed_documents=0.1) for name in ("f", "g")]
+    everything = Rule(name="all", new_examples=1)
+
+    async def reports() -> list[tuple[int, int, str | None]]:
+        found = []
+        for rule in (*rules, everything):
+            publisher.publish.reset_mock()
+            handler._last_reports.clear()
+            await handler.report_progress("m", rule, 0)
+            ((event,), _) = publisher.publish.await_args.args
+            assert isinstance(event.event, TrainingProgressed)
+            assert event.event.rule == rule.key
+            found.append((event.event.new_examples, event.event.changed_documents, event.event.trained_request_id))
+        return found
+
+    async def training(request_id: str, rules: tuple[str, ...] | None, *, everything: bool = False) -> None:
+        offsets = tuple(
+            TopicOffset(topic=topic.label, partition=0, offset=offset)
+            for topic, offset in ((Topic.CHAT_LOGS, 4), (Topic.DOCUMENTS, 4))
+        )
+        command = SnapshotCommand(request=fine_tune_request(request_id, model="m"), partition=0, issued_at=NOW)
+        part = SnapshotPart(request_id=request_id, model="m", partition=0, offsets=offsets)
+        with mock.patch.object(handler, "_export_or_failure", mock.AsyncMock(return_value=part)):
+            await handler.export(command, 0)
+        finished = TrainingFinished(request_id=request_id, model="m", rules=rules, everything=everything)
+        await handler.training_finished(finished, 0)
+
+    async def scenario() -> None:
+        for folder_id in ("f", "g"):
+            logs = [ChatLog(f"l{at}", NOW, "a", "how?", folder_id, feedback=Verdict(rating="like")) for at in range(6)]
+            await sets.add(0, Topic.CHAT_LOGS, [StateRecord(at, 0, log, 100) for at, log in enumerate(logs)])
+            # Three documents, one of them in four versions.
+            documents = [DocumentUpserted(f"d{max(at - 3, 0)}", folder_id, NOW, "text") for at in range(6)]
+            await sets.add(
+                0, Topic.DOCUMENTS, [StateRecord(at, 0, document, 100) for at, document in enumerate(documents)]
+            )
+        assert await reports() == [(6, 3, None), (6, 3, None), (12, 0, None)]
+        await training("r1", (rules[0].key,))
+        assert await reports() == [(2, 2, "r1"), (6, 3, None), (12, 0, None)]
+        await training("r2", (), everything=False)
+        assert await reports() == [(2, 2, "r1"), (6, 3, None), (12, 0, None)]
+        await training("r3", tuple(rule.key for rule in (*rules, everything)), everything=True)
+        assert await reports() == [(2, 2, "r3"), (2, 2, "r3"), (4, 0, "r3")]
+        # Of a coordinator of the release before, any training.
+        await training("r4", None)
+        assert {request_id for _, _, request_id in await reports()} == {"r4"}
+
+    asyncio.run(scenario())
+
+
+def test_usable_examples_are_those_of_the_folders_that_were_counted() -> None:
+    publisher, anything = mock.create_autospec(EventPublisher, instance=True), mock.Mock()
+    publisher.publish.return_value = ()
+    sets, summaries = TrainingSets(MemoryTable(), Sets()), dict[str, Summary]()
+    handler = SnapshotCommandHandler(
+        sets, anything, publisher, anything, Settings(), statuses=anything, summaries=lambda _: summaries
+    )
+
+    async def usable() -> int | None:
+        await handler.report_progress("m", Rule(data=RuleData(folders=("f",))), 0)
+        ((event,), _) = publisher.publish.await_args.args
+        assert isinstance(event.event, TrainingProgressed)
+        return event.event.usable
+
+    async def scenario() -> list[int | None]:
+        found = [await usable()]
+        for folder_id in ("f", "g"):
+            await sets.add(0, Topic.CHAT_LOGS, [StateRecord(0, 0, ChatLog("l", NOW, "a", "how?", folder_id), 100)])
+        found.append(await usable())
+        summaries.update(f=Summary(examples=7), g=Summary(examples=90))
+        return [*found, await usable()]
+
+    # Of a partition without the folder nothing is missing.
+    assert asyncio.run(scenario()) == [0, None, 7]
 
 
 def touched(issued_at: datetime, data: DataSelection, *, partition: int = 0, partitioner: Any = "murmur2") -> list[str]:
