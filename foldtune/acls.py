@@ -65,25 +65,28 @@ RIGHTS: Mapping[Part, Rights] = {
     ),
     Part.TRAINER: Rights(writes=(Topic.MODEL_READY, Topic.TRAINING_REPORTS)),
     # ``foldtune deploy``, ``subscribe`` and ``models``.
-    Part.DEPLOYER: Rights(reads=(Topic.MODEL_READY,)),
+    Part.DEPLOYER: Rights(reads=(Topic.MODEL_READY, Topic.REVIEWS)),
     # The HTTP API, and the functions api and schedule.
     Part.API: Rights(
         # The data topics for what an erasure would affect, and all inputs for what is replayed.
         reads=(
             *(*_INPUTS, Topic.ERASURE_CONFIRMATIONS, Topic.FINE_TUNE_REQUESTS, Topic.FINE_TUNE_STATUS),
             *(Topic.MODEL_READY, Topic.DEAD_LETTERS, Topic.AUDIT, Topic.FOLDER_STATS),
-            *(Topic.POLICIES, Topic.POLICY_DECISIONS),
+            *(Topic.POLICIES, Topic.POLICY_DECISIONS, Topic.REVIEWS),
         ),
-        writes=(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS, Topic.AUDIT, Topic.POLICIES),
+        writes=(
+            *(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS, Topic.AUDIT),
+            *(Topic.POLICIES, Topic.REVIEWS),
+        ),
     ),
     # All other commands.
     Part.OPERATOR: Rights(
         reads=(
             *(*_INPUTS, Topic.ERASURE_CONFIRMATIONS, Topic.FINE_TUNE_STATUS),
             *(Topic.MODEL_READY, Topic.TRAINING_JOBS, Topic.DEAD_LETTERS),
-            *(Topic.POLICIES, Topic.POLICY_DECISIONS),
+            *(Topic.POLICIES, Topic.POLICY_DECISIONS, Topic.REVIEWS),
         ),
-        writes=(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS, Topic.POLICIES),
+        writes=(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS, Topic.POLICIES, Topic.REVIEWS),
         manages=tuple(Topic),
     ),
 }

@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
         "foldtune.commands.models",
         "List the newest version of every model, or questions of one.",
     ),
+    "approve": ("foldtune.commands.approve", "Approve a version of a model for deployment."),
+    "reject": ("foldtune.commands.reject", "Reject a version of a model: it is never deployed."),
     "subscribe": ("foldtune.commands.subscribe", "Print model-ready events as JSON Lines."),
     "deploy": ("foldtune.commands.deploy", "Download the newest models to a folder, verified."),
     "dead-letters": (None, "List, show and replay rejected records."),

@@ -678,6 +678,18 @@ class PolicyDecided(Event):
     next_at: UtcTime | None = Field(None, description="When the clock alone may change it")
 
 
+class ModelReviewed(Event):
+    """A person's judgement of a version. A rejection is final; without it, an approval is what deployers wait for."""
+
+    type: Literal["model_reviewed"] = "model_reviewed"
+    model: ModelName
+    version: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    approved: bool
+    by: Id = Field(description="A pseudonym or a team: erasures do not reach it")
+    comment: Annotated[str, StringConstraints(max_length=1000)] | None = None
+    at: UtcTime
+
+
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -831,6 +843,7 @@ EVENTS: tuple[type[Event], ...] = (
     TrainingJob,
     RetrainingPolicy,
     PolicyDecided,
+    ModelReviewed,
     ModelManifest,
     ModelReady,
     AuditEntry,

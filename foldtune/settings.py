@@ -43,7 +43,7 @@ from foldtune.bounds import Bounds
 from foldtune.durations import Duration
 from foldtune.errors import InvalidSettingsError
 from foldtune.events import BUCKET, MODEL_URI, ModelReference
-from foldtune.knobs import DatasetKnobs, FolderId, ModelName, TrainingKnobs, WeightKnobs
+from foldtune.knobs import FolderId, ModelName
 from foldtune.policy import MAX_RULES, Rule, check_rules
 from foldtune.reasons import Location, field_of, invalid_fields
 
@@ -353,6 +353,13 @@ class RequestSettings(Section):
     base_models: Annotated[tuple[Annotated[str, Field(pattern=MODEL_URI)], ...], Field(max_length=1000)] = ()
 
 
+class ApprovalSettings(Section):
+    """Models whose versions ``deploy``, ``subscribe`` and subscribers of the SDK wait to be approved."""
+
+    # Names of models, or "*" for all. A version that was rejected is not deployed in any case.
+    models: tuple[ModelName | Literal["*"], ...] = ()
+
+
 class Role(StrEnum):
     """What a caller of the HTTP API may do; ``api/access.py`` says which route takes which."""
 
@@ -461,6 +468,7 @@ class Settings(BaseSettings):
     batch: BatchSettings = BatchSettings()
     requests: RequestSettings = RequestSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    approval: ApprovalSettings = ApprovalSettings()
     api: ApiSettings = ApiSettings()
     log_level: LogLevel = "INFO"
 

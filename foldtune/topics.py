@@ -49,6 +49,8 @@ class Topic(Enum):
         "policy-decisions",
         _COMPACTED | {"cleanup.policy": "compact,delete", "retention.ms": str(366 * 24 * 3600 * 1000)},
     )
+    # Keyed by ``review_key``.
+    REVIEWS = ("model-reviews", _COMPACTED)
     # Keyed by ``request_key``, partitioned by model name.
     TRAINING_REPORTS = ("training-reports", _DEFAULT)
     FINE_TUNE_STATUS = ("fine-tune-status", _COMPACTED)
@@ -75,6 +77,11 @@ class Topic(Enum):
 def request_key(model: str, request_id: str) -> str:
     """The key of a request's records, and the start of it: two models may use one id. Neither name has a slash."""
     return f"{model}/{request_id}"
+
+
+def review_key(model: str, version: str, *, approved: bool) -> str:
+    """The key of a review: an approval does not replace a rejection, whatever comes in what order."""
+    return f"{model}/{version}/{'approved' if approved else 'rejected'}"
 
 
 # The inputs of the training sets, co-partitioned by folder.

@@ -14,10 +14,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Literal, Self, TypeVar, overload
 
+from kafka import TopicPartition
+from kafka.structs import OffsetAndMetadata
 from pydantic import ValidationError
 
 from foldtune.bounds import Rules, violations
 from foldtune.client.log_batcher import ENVELOPE_BYTES, LogBatcher
+from foldtune.client.reviews import Reviews, Waiting
 from foldtune.client.send_buffer import Message, SendBuffer
 from foldtune.errors import ClientClosedError, OutOfBoundsError, StatusTimeoutError
 from foldtune.events import (
@@ -31,6 +34,7 @@ from foldtune.events import (
     FineTuneRequested,
     FineTuneStatus,
     ModelReady,
+    ModelReviewed,
     PolicyDecided,
     RetrainingPolicy,
     now,
@@ -43,7 +47,7 @@ from foldtune.settings import Settings
 from foldtune.spellings import nfc
 from foldtune.status_order import StatusRecord, merge_status
 from foldtune.topic_reader import read
-from foldtune.topics import Topic
+from foldtune.topics import Topic, review_key
 
 # Not structlog: unconfigured, that writes to the program's stdout.
 _log = logging.getLogger(__name__)
@@ -93,6 +97,7 @@ class FoldtuneClient:
             block=block.total_seconds(),
             delivery=delivery.total_seconds(),
         )
+        self.reviews = Reviews(settings)
         self._lock = threading.Lock()
         self._opened: SendBuffer | None = None
         self._closed = False
@@ -146,6 +151,14 @@ class FoldtuneClient:
         """Publish a cancellation and wait for its acknowledgement."""
         event = FineTuneCancelled(request_id=request_id, model=model, requested_at=now(), requested_by=requested_by)
         self._buffer.publish(Message(Topic.FINE_TUNE_REQUESTS, event.encode(), (request_id,), key=model))
+
+    # ── Reviews ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def review(self, review: ModelReviewed) -> None:
+        """Publish an approval or a rejection, which is final, and wait for its acknowledgement."""
+        key = review_key(review.model, review.version, approved=review.approved)
+        content = review.encode()
+        self._buffer.publish(Message(Topic.REVIEWS, content, (key,), key=key))
 
     # ── Automatic retraining ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -258,23 +271,39 @@ class FoldtuneClient:
     def subscribe(self, group: str | None = None, *, idle: bool = False) -> Generator[ModelReady | None]:
         """``model_ready`` events, endlessly: from the first, or with ``group`` from the group's committed offset.
 
-        With ``idle`` (and no group) there is a ``None`` whenever there are no more for a moment.
+        One of a model in ``approval.models`` comes once its version is approved, perhaps after later ones; one whose
+        version was rejected does not come. With ``idle`` (and no group) there is a ``None`` whenever there are no more
+        for a moment.
 
         At least once: an event is committed when the next is requested, so a crashed subscriber receives its last one
-        again. The generator's ``close`` leaves the group at once.
+        again, and those after one that waits. The generator's ``close`` leaves the group at once.
         """
+        waiting = Waiting(self.reviews)
         if group is None:
-            for record in read(self._settings.kafka, Topic.MODEL_READY, follow=True, idle=idle):
-                if record is None:
+            for record in read(self._settings.kafka, Topic.MODEL_READY, follow=True, idle=True):
+                if ready := _decode(record, ModelReady):
+                    waiting.add(ready)
+                self.reviews.refresh()
+                yield from waiting.released()
+                if idle and record is None:
                     yield None
-                elif ready := _decode(record, ModelReady):
-                    yield ready
             return
         with consumer(self._settings.kafka, Topic.MODEL_READY, group=group) as client:
             while True:
-                for records in client.poll(timeout_ms=POLL_MILLISECONDS, max_records=1).values():
-                    yield from (ready for record in records if (ready := _decode(record, ModelReady)))
-                    client.commit()
+                polled = client.poll(timeout_ms=POLL_MILLISECONDS, max_records=1)
+                records = [record for of_partition in polled.values() for record in of_partition]
+                # What another member of the group has now, comes to that one.
+                waiting.keep(client.assignment())
+                for record in records:
+                    if ready := _decode(record, ModelReady):
+                        waiting.add(ready, (TopicPartition(record.topic, record.partition), record.offset))
+                self.reviews.refresh()
+                released = list(waiting.released())
+                yield from released
+                if records or released:
+                    positions = {partition: client.position(partition) for partition in client.assignment()}
+                    offsets = waiting.uncommitted(positions)
+                    client.commit({tp: OffsetAndMetadata(offset, "", -1) for tp, offset in offsets.items()})
 
     # ── Lifecycle ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -284,6 +313,7 @@ class FoldtuneClient:
         Raises:
             PublishError: events were not acknowledged, and are lost; it names them.
         """
+        self.reviews.close()
         with self._lock:
             self._closed = True
             buffer = self._opened

@@ -78,12 +78,15 @@ class Deployer:
         target_dir: Path,
         failed: Callable[[ModelReady, Exception], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        rejected: Callable[[ModelReady], bool] = lambda _: False,
     ) -> None:
-        """``failed`` is told of each failure."""
+        """``failed`` is told of each failure; what is ``rejected`` meanwhile is given up."""
         self._store = store
         self._target_dir = target_dir
         self._failed = failed
         self._clock = clock
+        self._rejected = rejected
         self._wanted: dict[str, _Wanted] = {}
 
     def offer(self, ready: ModelReady) -> None:
@@ -96,6 +99,9 @@ class Deployer:
     def deploy_due(self) -> Iterator[Path]:
         """Try each version that is due; the folders of those deployed."""
         for model, wanted in list(self._wanted.items()):
+            if self._rejected(wanted.ready):
+                del self._wanted[model]
+                continue
             if wanted.due > self._clock():
                 continue
             try:

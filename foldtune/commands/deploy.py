@@ -1,6 +1,7 @@
 """``foldtune deploy``."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from foldtune.client.client import FoldtuneClient
 from foldtune.client.deployment import CURRENT, Deployer, fetch_model, has_been_deployed
+from foldtune.client.reviews import Standing
 from foldtune.commands.errors import UserError
 from foldtune.errors import ModelFileError
 from foldtune.events import ModelReady
@@ -37,17 +39,22 @@ def deploy(
 ) -> None:
     """Download and verify the newest version of every model, then each new one; prints their folders.
 
-    A version that 'current' has been set back from is not deployed again; the next newer one is.
+    A version that 'current' has been set back from is not deployed again; the next newer one is. Versions of models in
+    approval.models are waited for until they are approved ('foldtune approve'); what was rejected is never deployed.
     """
     settings = load_settings()
     store = S3ObjectStore(settings.s3)
     with FoldtuneClient(settings) as client:
         if version is not None:
-            typer.echo(str(fetch_model(_announced(client, model or [], version), store, target)))
+            chosen = _announced(client, model or [], version)
+            client.reviews.refresh()
+            if (standing := client.reviews.standing(chosen)) is not Standing.ALLOWED:
+                raise UserError(_refusal(client, chosen, standing))
+            typer.echo(str(fetch_model(chosen, store, target)))
         elif once:
             _deploy_once(client, store, target, model or [])
         else:
-            deployer = Deployer(store, target, _report)
+            deployer = Deployer(store, target, _report, rejected=partial(_is_rejected, client))
             for ready in client.subscribe(idle=True):
                 if ready is not None and (not model or ready.model in model):
                     deployer.offer(ready)
@@ -66,9 +73,15 @@ def _announced(client: FoldtuneClient, models: list[str], version: str) -> Model
 
 
 def _deploy_once(client: FoldtuneClient, store: S3ObjectStore, target: Path, models: list[str]) -> None:
-    newest = client.models()
-    if unknown := sorted(set(models) - set(newest)):
+    client.reviews.refresh()
+    newest, refused = _newest_allowed(client)
+    if unknown := sorted(set(models) - set(newest) - set(refused)):
         raise UserError(f"unknown models: {', '.join(unknown)}")
+    for model, reason in refused.items():
+        if not models or model in models:
+            typer.echo(f"foldtune: {reason}", err=True)
+    if without := sorted(set(models) - set(newest)):
+        raise UserError(f"no version may be deployed: {', '.join(without)}")
     errors: dict[str, Exception] = {}
 
     def failed(ready: ModelReady, error: Exception) -> None:
@@ -91,6 +104,35 @@ def _deploy_once(client: FoldtuneClient, store: S3ObjectStore, target: Path, mod
         if not deployer.idle and time.monotonic() > deadline:
             raise UserError("; ".join(f"{name}: {error}" for name, error in errors.items()))
         time.sleep(_TICK_SECONDS)
+
+
+def _newest_allowed(client: FoldtuneClient) -> tuple[dict[str, ModelReady], dict[str, str]]:
+    """The newest version of each model that may be deployed, and why the newest of all may not."""
+    newest: dict[str, ModelReady] = {}
+    refused: dict[str, ModelReady] = {}
+    for ready in client.announcements():
+        known = newest if client.reviews.standing(ready) is Standing.ALLOWED else refused
+        if ready.model not in known or ready.version >= known[ready.model].version:
+            known[ready.model] = ready
+    reasons = {
+        model: _refusal(client, ready, client.reviews.standing(ready))
+        for model, ready in refused.items()
+        if model not in newest or ready.version > newest[model].version
+    }
+    return newest, reasons
+
+
+def _refusal(client: FoldtuneClient, ready: ModelReady, standing: Standing) -> str:
+    review = client.reviews.of(ready.model, ready.version)
+    if standing is Standing.REJECTED and review:
+        comment = f": {review.comment}" if review.comment else ""
+        return f"{ready.model} {ready.version} was rejected by {review.by} at {review.at.isoformat()}{comment}"
+    return f"{ready.model} {ready.version} waits for 'foldtune approve {ready.model} {ready.version}'"
+
+
+def _is_rejected(client: FoldtuneClient, ready: ModelReady) -> bool:
+    client.reviews.refresh()
+    return client.reviews.standing(ready) is Standing.REJECTED
 
 
 def _report(ready: ModelReady, error: Exception) -> None:

@@ -26,6 +26,7 @@ TOPIC_EVENTS: dict[Topic, tuple[str, str]] = {
     Topic.MODEL_READY: ("model_ready", "model"),
     Topic.POLICIES: ("retraining_policy", "model"),
     Topic.POLICY_DECISIONS: ("policy_decided", "model, and of a change model/TIME, partitioned by model"),
+    Topic.REVIEWS: ("model_reviewed", "model/version/approved or model/version/rejected"),
     Topic.TRAINING_REPORTS: ("fine_tune_status, from launcher and trainer", "model/request_id, partitioned by model"),
     Topic.FINE_TUNE_STATUS: (
         "fine_tune_status",
@@ -58,6 +59,7 @@ RESTORED_FROM: dict[Topic, str] = {
     Topic.MODEL_READY: "the models' manifests: run their jobs again",
     Topic.POLICIES: "the settings; nothing of what people have set (`foldtune policy show --json` prints it)",
     Topic.POLICY_DECISIONS: "the workers, at their next decision; the history is lost",
+    Topic.REVIEWS: "nothing: review again; until then no version that needs an approval is deployed",
     Topic.TRAINING_REPORTS: "nothing: a training whose end was lost is overdue in the end, and its request fails",
     Topic.FINE_TUNE_STATUS: "the workers' changelogs: a request that is sent again is answered",
     Topic.TRAINING_JOBS: "the jobs on the object store (`jobs/…/job.json`)",

@@ -38,7 +38,7 @@ from foldtune.events import (
 from foldtune.kafka import Publisher
 from foldtune.object_keys import key_segment
 from foldtune.object_store import S3ObjectStore
-from foldtune.settings import Settings
+from foldtune.settings import ApprovalSettings, Settings, load_settings
 from foldtune.topic_reader import read
 from foldtune.topics import Topic, request_key
 from infra.local.stack import LocalServers
@@ -279,6 +279,47 @@ def test_deploy_goes_back_only_when_told_to(
     assert (folder / "current").readlink() == Path("v1")
     assert runner.invoke(app, [*options, "--model", "support", "--version", "v9"]).exit_code == 2
     assert runner.invoke(app, [*options, "--version", "v1"]).exit_code == 2
+
+
+def test_what_needs_an_approval_is_waited_for_and_what_is_rejected_is_not_deployed(
+    settings: Settings, publisher: Publisher, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDTUNE_APPROVAL__MODELS", '["support"]')
+    load_settings.cache_clear()
+    strict = settings.model_copy(update={"approval": ApprovalSettings(models=("support",))})
+    folder, options = tmp_path / key_segment("support"), ["deploy", str(tmp_path), "--model", "support"]
+
+    def run(*words: str) -> tuple[int, str]:
+        result = runner.invoke(app, words)
+        return result.exit_code, result.output
+
+    announce(settings, publisher, "v1")
+    assert "waits for 'foldtune approve support v1'" in run(*options, "--once")[1]
+    assert run(*options, "--version", "v1")[0] == 2
+    assert not folder.exists()
+    with FoldtuneClient(strict) as client:
+        received = client.subscribe("g")
+        # Approved before it is announced; the other one after it.
+        assert run("approve", "support", "v2")[0] == 2
+        assert run("approve", "support", "v2", "--ahead", "--by", "ann") == (0, "support v2 approved\n")
+        second = announce(settings, publisher, "v2")
+        assert next(received) == second
+        assert run("approve", "support", "v1", "--comment", "after all")[0] == 0
+        assert next(received).version == "v1"
+        received.close()
+    assert run(*options, "--once") == (0, f"{folder / 'v2'}\n")
+    announce(settings, publisher, "v3")
+    assert run("reject", "support", "v3", "--by", "ann", "--comment", "worse on prices")[0] == 0
+    code, output = run("approve", "support", "v3")
+    assert (code, "was rejected by ann" in output) == (2, True)
+    # Also by those whose settings ask for nothing, and after a restart.
+    monkeypatch.delenv("FOLDTUNE_APPROVAL__MODELS")
+    load_settings.cache_clear()
+    code, output = run(*options, "--version", "v3")
+    assert (code, "rejected by ann" in output, "worse on prices" in output) == (2, True, True)
+    assert run(*options, "--once")[1].splitlines()[-1] == str(folder / "v2")
+    with FoldtuneClient(settings) as client:
+        assert [ready.version for ready in islice(client.subscribe(), 2)] == ["v1", "v2"]
 
 
 def test_commands_end_on_sigterm_though_no_broker_answers(
