@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from foldtune import excerpts
-from foldtune.durations import EXAMPLES
+from foldtune.durations import EXAMPLES, spoken
 from foldtune.errors import FoldtuneError, InvalidEventError
 from foldtune.events import BUCKET, MODEL_URI, REQUEST_ID, SCHEMA_VERSION
 from foldtune.knobs import MODEL_NAME
@@ -19,6 +20,8 @@ _MAX_FIELD = 100
 # Location parts by which pydantic distinguishes the members of a union.
 _UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]")
 _SHOULD = "Input should be "
+# How pydantic writes the bound of a duration that was parsed by ``foldtune.durations``.
+_DURATION = re.compile(r"datetime\.timedelta\(([^()]*)\)")
 _UNKNOWN_TYPES = {"union_tag_invalid", "union_tag_not_found"}
 _PATTERNS = {
     MODEL_NAME: "1 to 64 lower-case letters, digits and any of . _ -, with a letter or digit at both ends",
@@ -107,7 +110,12 @@ def _reason(details: Any) -> str:
         return f"{_SHOULD}a duration, for example {EXAMPLES}"
     if details["type"] == "string_pattern_mismatch" and (words := _PATTERNS.get(details["ctx"]["pattern"])):
         return f"{_SHOULD}{words}"
-    return str(details["msg"]).removeprefix("Value error, ")
+    return _DURATION.sub(_spoken, str(details["msg"]).removeprefix("Value error, "))
+
+
+def _spoken(match: re.Match[str]) -> str:
+    parts = re.findall(r"(days|seconds|microseconds)=(-?\d+)", match[1])
+    return spoken(timedelta(**{unit: int(number) for unit, number in parts}))
 
 
 def explain(error: Exception) -> tuple[str, ...]:
