@@ -92,7 +92,7 @@ for _reason in ("damaged", "ahead", "outdated", "deleted"):
 for _table in ("training-sets", "requests"):
     RESTORED_CHANGELOGS.labels(_table)
     LOST_RECORDS.labels(f"{_table}-changelog", "expired")
-for _timer in ("tick", "policy", "maintenance", "folder-stats"):
+for _timer in ("tick", "policy", "maintenance", "folder-stats", "policies"):
     FAILED_TIMERS.labels(_timer)
 for _state in State:
     if _state.terminal:

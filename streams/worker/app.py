@@ -338,8 +338,13 @@ class _Components:
         _log.info("erasures applied", partition=partition, erasures=len(erasure_ids), records=records)
 
     async def _refresh_policies(self) -> None:
-        with _exit_on_error("policies"):
+        try:
             await self._policies.refresh()
+        except Exception as error:
+            # Those that are known go on.
+            FAILED_TIMERS.labels("policies").inc()
+            _log.warning("policies not read, will retry", error=repr(error))
+            await self._policy_reader.close()
 
     async def _report_progress(self, partition: int) -> None:
         for model in self._policies.models():
