@@ -324,6 +324,21 @@ class Progress(Model):
     loss: FiniteFloat
     examples_per_second: FiniteFloat
     eta_seconds: FiniteFloat
+    validation: Annotated[tuple[FiniteFloat, ...], Field(max_length=100)] = Field(
+        (), description="nDCG@10 on the validation questions after each epoch"
+    )
+
+
+# Of a training's loss; the number of points is halved whenever there are more.
+MAX_CURVE_POINTS = 200
+_MAX_STATES = 32
+
+
+class StateTime(Model):
+    """A state of a request, and when it began."""
+
+    state: Annotated[str, StringConstraints(max_length=32)]
+    at: UtcTime
 
 
 class FineTuneStatus(Event):
@@ -352,6 +367,32 @@ class FineTuneStatus(Event):
     promoted: bool | None = Field(None, description="Of a completed request: whether the model passed the gate")
     log_uri: S3Uri | None = None
     log_url: WebAddress | None = Field(None, description="Web page of the run's log, if the launcher has one")
+    states: Annotated[tuple[StateTime, ...], Field(max_length=_MAX_STATES)] = Field(
+        (), description="The states so far, this one last, by the worker's time; `queued`: waits for a launcher"
+    )
+    loss_curve: Annotated[tuple[tuple[Count, FiniteFloat], ...], Field(max_length=MAX_CURVE_POINTS)] = Field(
+        (), description="Steps, each with the loss there (a mean over some before it)"
+    )
+    validation_curve: Annotated[tuple[FiniteFloat, ...], Field(max_length=100)] = Field(
+        (), description="nDCG@10 on the validation questions after each epoch"
+    )
+
+    def continued(self, before: "FineTuneStatus", at: datetime, state: str | None = None) -> "FineTuneStatus":
+        """With the times and curves of a status of the same request before it; ``state`` is another word for this one.
+
+        A training that begins anew, or goes on from a checkpoint, replaces what it repeats.
+        """
+        name, states, progress = state or self.state.value, before.states, self.progress
+        if not states or states[-1].state != name:
+            states = (*states[: _MAX_STATES - 1], StateTime(state=name, at=at))
+        loss, validation = before.loss_curve, before.validation_curve
+        if progress:
+            point = progress.step, float(f"{progress.loss:.4g}")
+            loss = (*(former for former in loss if former[0] < progress.step), point)
+            if len(loss) > MAX_CURVE_POINTS:
+                loss = (*loss[:-1][::2], loss[-1])
+            validation = progress.validation or validation
+        return self.model_copy(update={"states": states, "loss_curve": loss, "validation_curve": validation})
 
 
 # ── Between worker, launcher and trainer ─────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field
 
 from foldtune.events import (
     QUEUEING_TIME,
@@ -67,6 +67,8 @@ class ModelState(Model):
     model: ModelName
     active: Active | None = None
     waiting: tuple[FineTuneRequested, ...] = ()
+    # By request id; releases up to 0.1 do not have it.
+    waiting_since: dict[str, AwareDatetime] = Field(default_factory=dict, exclude_if=lambda since: not since)
     # Counts the transitions, so that no two states of a model are alike.
     version: int = 0
 
@@ -89,12 +91,13 @@ def requested(state: ModelState, request: FineTuneRequested, now: datetime) -> T
     """A new request starts if the model is idle, else waits. A known one is answered with its current status."""
     if current := current_status(state, request.request_id, now):
         return answered(state, current)
-    accepted = _output(_status(request, State.ACCEPTED, now))
+    accepted = _accepted(request, now)
     if state.active is None:
         started = _start(state, request, (), now)
-        return Transition(started.state, (accepted, *started.outputs))
-    waiting = state.model_copy(update={"waiting": (*state.waiting, request)})
-    return Transition(waiting, (accepted, _output(_status(request, State.WAITING, now))))
+        return Transition(started.state, (_output(accepted), *started.outputs))
+    since = state.waiting_since | {request.request_id: now}
+    waiting = state.model_copy(update={"waiting": (*state.waiting, request), "waiting_since": since})
+    return Transition(waiting, (_output(accepted), _output(_waiting(waiting, request, now))))
 
 
 def current_status(state: ModelState, request_id: str, now: datetime) -> FineTuneStatus | None:
@@ -103,7 +106,7 @@ def current_status(state: ModelState, request_id: str, now: datetime) -> FineTun
     if active and request_id in active.request_ids:
         return active.status.model_copy(update={"request_id": request_id})
     waiting = next((other for other in state.waiting if other.request_id == request_id), None)
-    return _status(waiting, State.WAITING, now) if waiting else None
+    return _waiting(state, waiting, now) if waiting else None
 
 
 def answered(state: ModelState, status: FineTuneStatus) -> Transition:
@@ -123,7 +126,8 @@ def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> Tr
     if active and active.request_ids == (cancel.request_id,):
         return _end_active(state, active, State.CANCELLED, now, reasons)
     if active and cancel.request_id in active.request_ids:
-        (status,) = _for_each(_status(active.request, State.CANCELLED, now, reasons), (cancel.request_id,))
+        ended = _status(active.request, State.CANCELLED, now, reasons).continued(active.status, now)
+        (status,) = _for_each(ended, (cancel.request_id,))
         if cancel.request_id == active.request.request_id:
             # The launcher of the training, which has this id, is not to stop it.
             status = status.model_copy(update={"run_continues": True})
@@ -134,7 +138,7 @@ def cancelled(state: ModelState, cancel: FineTuneCancelled, now: datetime) -> Tr
         return Transition(state.model_copy(update={"active": remaining}), (_output(status),), (status,))
     for request in state.waiting:
         if request.request_id == cancel.request_id:
-            status = _status(request, State.CANCELLED, now, reasons)
+            status = _status(request, State.CANCELLED, now, reasons).continued(_waiting(state, request, now), now)
             waiting = tuple(other for other in state.waiting if other is not request)
             return Transition(state.model_copy(update={"waiting": waiting}), (_output(status),), (status,))
     return None
@@ -195,6 +199,7 @@ def job_published(state: ModelState, active: Active, job: OutgoingEvent, now: da
     """Publishes the job, whose training must have started within ``QUEUEING_TIME``, else the request fails."""
     warnings = _with_gaps(active, active.status.warnings)
     waiting = active.status.model_copy(update={"at": now, "waiting_for": "launcher", "warnings": warnings})
+    waiting = waiting.continued(active.status, now, "queued")
     published = active.model_copy(update={"deadline": now + QUEUEING_TIME + REPORTING_TIME, "status": waiting})
     statuses = _for_each(waiting, active.request_ids)
     return Transition(state.model_copy(update={"active": published}), (*map(_output, statuses), job))
@@ -231,6 +236,7 @@ def reported(
         reasons = bounded(tuple(dict.fromkeys((*status.reasons, *active.status.reasons))))
         status = status.model_copy(update={"reasons": reasons})
     status = status.model_copy(update={"warnings": _with_gaps(active, status.warnings)})
+    status = status.continued(active.status, now)
     statuses = _for_each(status, active.request_ids)
     outputs = tuple(map(_output, statuses))
     if not status.state.terminal:
@@ -262,13 +268,16 @@ def timed_out(state: ModelState, snapshot_timeout: timedelta, partitions: int, n
 
 
 def _start(state: ModelState, request: FineTuneRequested, merged: tuple[str, ...], now: datetime) -> Transition:
-    status = _status(request, State.SNAPSHOTTING, now)
+    before = _waiting(state, request, now) if request.request_id in state.waiting_since else _accepted(request, now)
+    status = _status(request, State.SNAPSHOTTING, now).continued(before, now)
     active = Active(request=request, merged=merged, since=now, status=status)
     # Goes to every partition; each owner fills in its own number.
     command = SnapshotCommand(request=request, partition=0, issued_at=now)
     statuses = _for_each(status, (request.request_id, *merged))
+    left = {other.request_id for other in state.waiting}
+    since = {request_id: at for request_id, at in state.waiting_since.items() if request_id in left}
     return Transition(
-        state.model_copy(update={"active": active}),
+        state.model_copy(update={"active": active, "waiting_since": since}),
         (*map(_output, statuses), OutgoingEvent(Topic.SNAPSHOT_COMMANDS, command)),
     )
 
@@ -283,7 +292,7 @@ def _end_active(
     retryable: bool = False,
 ) -> Transition:
     more = {"retryable": retryable, "warnings": _with_gaps(active, ())}
-    status = _status(active.request, final, now, reasons).model_copy(update=more)
+    status = _status(active.request, final, now, reasons).model_copy(update=more).continued(active.status, now)
     statuses = _for_each(status, active.request_ids)
     return _stop(state, active, statuses, now)
 
@@ -351,6 +360,16 @@ def _with_gaps(active: Active, warnings: tuple[str, ...]) -> tuple[str, ...]:
 
 def _status(request: FineTuneRequested, state: State, now: datetime, reasons: tuple[str, ...] = ()) -> FineTuneStatus:
     return FineTuneStatus(request_id=request.request_id, model=request.model, state=state, at=now, reasons=reasons)
+
+
+def _accepted(request: FineTuneRequested, now: datetime) -> FineTuneStatus:
+    status = _status(request, State.ACCEPTED, now)
+    return status.continued(status, now)
+
+
+def _waiting(state: ModelState, request: FineTuneRequested, now: datetime) -> FineTuneStatus:
+    since = state.waiting_since.get(request.request_id, now)
+    return _status(request, State.WAITING, now).continued(_accepted(request, since), since)
 
 
 def _for_each(status: FineTuneStatus, request_ids: tuple[str, ...]) -> tuple[FineTuneStatus, ...]:

@@ -28,7 +28,21 @@ ADDED: dict[str, dict[str, Any]] = {
     "chat_log_batch": {"logs": [fixture("chat_log") | {"feedback": CORRECTION}]},
     "feedback": {"verdict": CORRECTION},
     "erasure_requested": {"folder_id": "f"},
-    "fine_tune_status": {"waiting_for": "launcher", "run_continues": True},
+    "fine_tune_status": {
+        "waiting_for": "launcher",
+        "run_continues": True,
+        "progress": {
+            "step": 3,
+            "steps": 9,
+            "loss": 0.5,
+            "examples_per_second": 9.0,
+            "eta_seconds": 3.0,
+            "validation": [0.61],
+        },
+        "states": [{"state": "queued", "at": "2026-01-01T12:00:00Z"}],
+        "loss_curve": [[3, 0.5]],
+        "validation_curve": [0.61],
+    },
     "model_ready": {
         "compared_with": "20250201T000000Z",
         "seconds": {"training": 812.4, "all": 1000.0},

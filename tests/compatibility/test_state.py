@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 
-from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State, TrainingFinished
+from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State, StateTime, TrainingFinished
 from foldtune.settings import KafkaSettings, Sets, Settings
 from foldtune.topics import Topic
 from streams.partitions.positions import History, Lost, Position, position_changes, stored_position
@@ -264,8 +264,11 @@ def test_the_outbox_of_a_decision_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     assert state == b'{"model":"m","waiting":[],"version":2}'
     (key,) = table.keys(0, b"g" + claim + b"|u|")
     assert key == b"g" + claim + b"|u|m|" + hashlib.sha256(state).hexdigest()[:32].encode()
-    message = {"topic": "fine-tune-status", "partition": 0, "key": "m/r", "value": FINAL.decode()}
-    entry = {"messages": [message, message | {"key": "r"}], "ended": {"r|m|r": FINAL.decode()}}
+    # With the times of its states, which version 0.1 ignores.
+    states = [StateTime(state=name, at=NOON) for name in ("accepted", "snapshotting", "cancelled")]
+    final = STATUS.model_copy(update={"states": tuple(states)}).encode()
+    message = {"topic": "fine-tune-status", "partition": 0, "key": "m/r", "value": final.decode()}
+    entry = {"messages": [message, message | {"key": "r"}], "ended": {"r|m|r": final.decode()}}
     assert table.get(0, key) == json.dumps(entry, separators=(",", ":")).encode()
-    assert table.get(0, b"r|m|r") == FINAL
+    assert table.get(0, b"r|m|r") == final
     assert table.get(0, b"t|turn") == b""

@@ -313,6 +313,7 @@ def _progress(record: TrainingRecord, steps: int, request: FineTuneRequested) ->
         loss=sum(recent) / len(recent),
         examples_per_second=done * request.training.batch_size / max(seconds, 1e-9),
         eta_seconds=(steps - done) * seconds / done,
+        validation=tuple(round(value, 4) for value in record.validation),
     )
 
 

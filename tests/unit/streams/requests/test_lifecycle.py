@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from foldtune.events import (
+    MAX_CURVE_POINTS,
     QUEUEING_TIME,
     REPORTING_TIME,
     FineTuneCancelled,
@@ -15,6 +16,7 @@ from foldtune.events import (
     FineTuneStatus,
     FolderCount,
     LostRecords,
+    Progress,
     SnapshotCommand,
     SnapshotPart,
     State,
@@ -45,6 +47,12 @@ def part(name: str, partition: int, examples: int = 30, **changes: Any) -> Snaps
 
 def status(name: str, state: State) -> FineTuneStatus:
     return FineTuneStatus(request_id=name, model="m", state=state, at=NOW)
+
+
+def bare(status: FineTuneStatus | None) -> FineTuneStatus:
+    """A status without the times of its states."""
+    assert status
+    return status.model_copy(update={"states": ()})
 
 
 def states(transition: Transition) -> list[tuple[str, State]]:
@@ -136,7 +144,7 @@ def test_the_next_request_waits_for_the_first_to_end() -> None:
     state = training("r", request("s", weights=WeightKnobs(focus=2.0)))
     transition = lifecycle.reported(state, status("r", State.COMPLETED), TRAINING, NOW)
     assert commands(transition) == ["s"]
-    assert transition.final_statuses == (status("r", State.COMPLETED),)
+    assert tuple(map(bare, transition.final_statuses)) == (status("r", State.COMPLETED),)
     assert any(isinstance(output.event, TrainingFinished) for output in transition.outputs)
 
 
@@ -161,7 +169,7 @@ def test_a_status_is_published_for_all_merged_requests() -> None:
     transition = lifecycle.reported(running, status("s", State.RUNNING), TRAINING, NOW)
     assert states(transition) == [("s", State.RUNNING), ("t", State.RUNNING)]
     assert transition.state.active
-    assert transition.state.active.status == status("s", State.RUNNING)
+    assert bare(transition.state.active.status) == status("s", State.RUNNING)
 
 
 def test_a_request_can_be_cancelled_in_every_state() -> None:
@@ -425,6 +433,73 @@ def test_every_status_after_a_snapshot_tells_what_its_sets_lack_because_topics_l
     (completed,) = lifecycle.reported(published.state, of_trainer, TRAINING, NOW).final_statuses
     assert completed.warnings == ("of the trainer", *warnings)
     running = lifecycle.reported(published.state, status("r", State.RUNNING), TRAINING, NOW).state
-    assert lifecycle.current_status(running, "r", NOW) == status("r", State.RUNNING).model_copy(
+    assert bare(lifecycle.current_status(running, "r", NOW)) == status("r", State.RUNNING).model_copy(
         update={"warnings": warnings}
     )
+
+
+def at(minutes: int) -> datetime:
+    return NOW + timedelta(minutes=minutes)
+
+
+def test_a_status_tells_when_each_state_began_also_of_a_request_that_waited() -> None:
+    first = lifecycle.requested(ModelState(model="m"), request("r"), at(0)).state
+    state = lifecycle.requested(first, request("s"), at(1)).state
+    waiting = lifecycle.current_status(state, "s", at(2))
+    assert waiting
+    assert [(each.state, each.at) for each in waiting.states] == [("accepted", at(1)), ("waiting", at(1))]
+    cancel = FineTuneCancelled(request_id="r", model="m", requested_at=NOW, requested_by="ann")
+    transition = lifecycle.cancelled(state, cancel, at(3))
+    assert transition
+    (cancelled,) = transition.final_statuses
+    assert [(each.state, each.at) for each in cancelled.states] == [
+        ("accepted", at(0)),
+        ("snapshotting", at(0)),
+        ("cancelled", at(3)),
+    ]
+    state = transition.state
+    for number in range(PARTITIONS):
+        state = lifecycle.part_received(state, part("s", number, 30), PARTITIONS, 20, at(4)).state
+    assert state.active
+    state = lifecycle.job_published(state, state.active, JOB, at(5)).state
+    for minutes, name in ((6, State.SUBMITTED), (7, State.RUNNING), (8, State.RUNNING), (9, State.EVALUATING)):
+        state = lifecycle.reported(state, status("s", name), TRAINING, at(minutes)).state
+    (done,) = lifecycle.reported(state, status("s", State.COMPLETED), TRAINING, at(10)).final_statuses
+    assert [(each.state, each.at) for each in done.states] == [
+        ("accepted", at(1)),
+        ("waiting", at(1)),
+        ("snapshotting", at(3)),
+        ("queued", at(5)),
+        ("submitted", at(6)),
+        ("running", at(7)),
+        ("evaluating", at(9)),
+        ("completed", at(10)),
+    ]
+    assert not state.waiting_since
+
+
+def test_a_status_has_at_most_200_points_of_the_loss_and_what_is_repeated_once() -> None:
+    state = training("r")
+
+    def step(number: int, loss: float, *validation: float) -> FineTuneStatus:
+        nonlocal state
+        progress = Progress(
+            step=number, steps=9000, loss=loss, examples_per_second=9.0, eta_seconds=1.0, validation=validation
+        )
+        running = status("r", State.RUNNING).model_copy(update={"progress": progress})
+        state = lifecycle.reported(state, running, TRAINING, NOW).state
+        assert state.active
+        return state.active.status
+
+    for number in range(1, 1000):
+        last = step(number, 1 / number, 0.5)
+        assert len(last.loss_curve) <= MAX_CURVE_POINTS
+    assert len(last.loss_curve) > MAX_CURVE_POINTS / 2
+    assert (last.loss_curve[0], last.loss_curve[-1]) == ((1, 1.0), (999, 0.001001))
+    # From a checkpoint.
+    again = step(500, 0.25, 0.5, 0.75)
+    assert [point[0] for point in again.loss_curve[-2:]][-1] == 500
+    assert max(point[0] for point in again.loss_curve) == 500
+    (done,) = lifecycle.reported(state, status("r", State.COMPLETED), TRAINING, NOW).final_statuses
+    assert (done.loss_curve, done.validation_curve) == (again.loss_curve, (0.5, 0.75))
+    assert len(done.encode()) < 6_000
