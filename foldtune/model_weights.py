@@ -33,11 +33,14 @@ _WORDS = re.compile(r"(.*\.)?(word_embeddings|embed_tokens|tok_embeddings)\.weig
 # The names of a number in the configurations of different families.
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer")
 _WIDTH = ("hidden_size", "dim", "n_embd")
+# Of safetensors. Narrower formats come with scales, without which their numbers mean nothing.
+_FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 class _Tensor(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
+    dtype: str
     shape: tuple[NonNegativeInt, ...]
     data_offsets: tuple[NonNegativeInt, NonNegativeInt]
 
@@ -111,6 +114,12 @@ def _check_fit(tensors: dict[str, _Tensor], config: dict[str, Any]) -> None:
     if wrapped := sorted(filter(_WRAPPED.match, tensors)):
         raise ModelFolderError(
             f"{problem}: {len(wrapped)} of {len(tensors)} have the names of another program (such as {wrapped[0]})"
+        )
+    matrices = {name: tensor for name, tensor in tensors.items() if name.endswith("weight") and len(tensor.shape) > 1}
+    if quantized := sorted(name for name, tensor in matrices.items() if tensor.dtype not in _FLOATS):
+        raise ModelFolderError(
+            f"quantized weights cannot be trained: {len(quantized)} of {len(matrices)} matrices "
+            f"(such as {quantized[0]}, {matrices[quantized[0]].dtype[:16]})"
         )
     stacks: defaultdict[str, set[int]] = defaultdict(set)
     for name in tensors:

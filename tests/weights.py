@@ -4,11 +4,11 @@ import json
 import math
 
 
-def safetensors(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """Tensors of single bytes."""
-    header, end = {}, 0
+def safetensors(shapes: dict[str, tuple[int, ...]], dtype: str = "F16") -> bytes:
+    """Tensors of zeros; of a ``dtype`` of one byte or two."""
+    header, end, size = {}, 0, 2 if dtype.endswith("16") else 1
     for name, shape in shapes.items():
-        header[name] = {"dtype": "U8", "shape": shape, "data_offsets": (end, end := end + math.prod(shape))}
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (end, end := end + size * math.prod(shape))}
     described = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
     return len(described).to_bytes(8, "little") + described + bytes(end)
 

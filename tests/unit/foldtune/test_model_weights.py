@@ -87,6 +87,10 @@ def test_whole_weights_that_fit_are_accepted(files: dict[str, bytes]) -> None:
             "5 of 5 have the names of another program (such as 0.auto_model.embeddings.word_embeddings.weight)",
         ),
         (of(safetensors(bert(width=6))), "embeddings.word_embeddings.weight has the shape 10 x 6, not 10 x 4"),
+        (
+            of(safetensors(bert(), "I8")),
+            "quantized weights cannot be trained: 1 of 1 matrices (such as embeddings.word_embeddings.weight, I8)",
+        ),
         (of(safetensors(bert()), vocab_size=11), "has the shape 10 x 4, not 11 x 4"),
         (
             WHOLE
