@@ -87,7 +87,7 @@ def produce_model(
         store,
         settings.trainer.checkpoint_interval,
         reporter.warn,
-        started_from=started_from.version,
+        weights_sha256=prepared.weights_sha256,
     )
     with closing(TensorBoardLogger(settings.trainer.tensorboard_dir, job, reporter.warn)) as tensorboard:
         record, interpolation = fit(
@@ -165,7 +165,8 @@ def produce_model(
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training needs. ``vectors`` are embeddings by ``encoder`` before it, which ``trainable`` trains.
+    """What a training needs. ``vectors`` are embeddings by ``encoder`` before it, which ``trainable`` trains, and
+    ``weights_sha256`` the digest of its weights then.
 
     ``base`` is the base model, ``baseline`` what the new model has to beat.
     """
@@ -174,6 +175,7 @@ class Prepared:
     base_folder: Path
     measured_on: EvaluationSet
     encoder: Encoder
+    weights_sha256: str
     trainable: TrainableEncoder
     vectors: tuple[torch.Tensor, torch.Tensor]
     started_from: Started
@@ -213,7 +215,18 @@ def prepare(job: TrainingJob, settings: Settings, store: ObjectStore, reporter: 
     else:
         baseline = measure_incumbent(incumbent, reporter, base=base, measured_on=measured_on)
         started_from = Started(base.name)
-    return Prepared(snapshot, base_folder, measured_on, encoder, trainable, vectors, started_from, base, baseline)
+    return Prepared(
+        snapshot,
+        base_folder,
+        measured_on,
+        encoder,
+        weights_digest(encoder.folder),
+        trainable,
+        vectors,
+        started_from,
+        base,
+        baseline,
+    )
 
 
 def fit(

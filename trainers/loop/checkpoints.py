@@ -60,13 +60,13 @@ class Checkpoints:
         warn: Callable[[str], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         *,
-        started_from: str | None = None,
+        weights_sha256: str | None = None,
     ) -> None:
-        """``started_from`` is the version that the training starts from, if not from the base model."""
+        """``weights_sha256`` is the digest of the weights that the training starts from."""
         self._store, self._warn = store, warn
         self._key = checkpoint_key(job.request.model, job.request.request_id, job.version)
-        # A job with the same key but another request, snapshot, base model or start is another training.
-        version = f"{CHECKPOINT_VERSION}{job.model_dump_json(exclude={'warnings'})}{started_from or ''}"
+        # A job with the same key but another request, snapshot or start is another training.
+        version = f"{CHECKPOINT_VERSION}{job.model_dump_json(exclude={'warnings'})}{weights_sha256 or ''}"
         self._fingerprint = hashlib.sha256(version.encode()).hexdigest()
         self._interval, self._clock = interval.total_seconds(), clock
         self._due_at = clock() + self._interval

@@ -200,10 +200,10 @@ def test_a_training_from_the_incumbent_resumes_to_the_same_weights(
         job = put_job(store, data, base_model=base, version="000002", training=knobs)
         if store is taken:
             assert run(job, settings, store, Unlucky(3, asked_to_end)) == ExitCode.TRY_AGAIN
-            # Another version to start from is another training.
-            assert Checkpoints(job, store, timedelta(hours=1), started_from="000001").load()
-            assert Checkpoints(job, store, timedelta(hours=1), started_from="000000").load() is None
-            assert Checkpoints(job, store, timedelta(hours=1)).load() is None
+            # From other weights it is another training.
+            start = weights(store, "000001")
+            assert Checkpoints(job, store, timedelta(hours=1), weights_sha256=start).load()
+            assert Checkpoints(job, store, timedelta(hours=1), weights_sha256="0" * 64).load() is None
         sink = RecordingEventSink()
         assert run(job, settings, store, sink) == ExitCode.DONE
     assert next(status.progress.step for status in sink.statuses if status.progress) == 4
