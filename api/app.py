@@ -16,12 +16,15 @@ from api.access import RULES
 from api.context import Services, access
 from api.http import BrowserMiddleware, CallMiddleware
 from api.problems import CONTENT_TYPE, ProblemError, invalid
-from api.routes import audit, dead_letters, erasures, folders, models, operations, requests
+from api.routes import audit, dead_letters, erasures, folders, models, operations, policies, requests, reviews
 from api.schemas import Problem, component_schemas
 from foldtune.errors import FoldtuneError
 from foldtune.excerpts import excerpt
 
-ROUTERS = tuple(module.router for module in (operations, requests, models, folders, dead_letters, erasures, audit))
+ROUTERS = tuple(
+    module.router
+    for module in (operations, requests, models, reviews, policies, folders, dead_letters, erasures, audit)
+)
 _PROBLEM = {"model": Problem, "content": {CONTENT_TYPE: {}}}
 
 
@@ -60,8 +63,8 @@ def create_app(services: Services, host: str = "localhost") -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "if-none-match", "last-event-id"],
+            allow_methods=["GET", "POST", "PUT"],
+            allow_headers=["authorization", "content-type", "if-match", "if-none-match", "last-event-id"],
             expose_headers=["etag", "x-request-id"],
         )
     names = ("localhost", host, *settings.hosts)

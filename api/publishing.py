@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from api.problems import unavailable
+from api.view.requests import Place
 from foldtune.errors import NoBrokerError
 from foldtune.events import AuditEntry, Event
 from foldtune.kafka import BOOTSTRAP_SECONDS
@@ -44,26 +45,28 @@ class EventPublisher:
         except (KafkaError, TimeoutError) as error:
             raise NoBrokerError(self._settings.bootstrap_servers) from error
 
-    async def publish(self, topic: Topic, event: Event, key: str) -> None:
-        """Publish an event and wait for its acknowledgement.
+    async def publish(self, topic: Topic, event: Event, key: str) -> Place:
+        """Publish an event and wait for its acknowledgement; where it stands.
 
         Raises:
             ProblemError: 503, there was none in time; perhaps it was published.
         """
-        await self._send(topic, event, [{"key": key.encode()}])
+        [place] = await self._send(topic, event, [{"key": key.encode()}])
+        return place
 
     async def broadcast(self, topic: Topic, event: Event, partitions: int) -> None:
         """Publish an event to each of the topic's partitions; raises like ``publish``."""
         await self._send(topic, event, [{"partition": number} for number in range(partitions)])
 
-    async def _send(self, topic: Topic, event: Event, places: Sequence[dict[str, Any]]) -> None:
+    async def _send(self, topic: Topic, event: Event, places: Sequence[dict[str, Any]]) -> list[Place]:
         if self._producer is None:
             raise unavailable()
         name = topic.named(self._settings.topic_prefix)
         try:
             async with asyncio.timeout(_DELIVERY_SECONDS):
                 value = event.encode()
-                await asyncio.gather(*(self._producer.send_and_wait(name, value, **place) for place in places))
+                sent = await asyncio.gather(*(self._producer.send_and_wait(name, value, **place) for place in places))
+                return [Place(record.partition, record.offset) for record in sent]
         except (KafkaError, TimeoutError) as error:
             _log.warning("event not published", topic=name, error=f"{type(error).__name__}: {error}")
             raise unavailable() from error

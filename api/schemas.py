@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import models_json_schema
 
 from api.submission import RequestBody
@@ -16,9 +16,13 @@ from foldtune.events import (
     ManifestFile,
     ModelReady,
     ModelReference,
+    ModelReviewed,
+    PolicyDecided,
+    RetrainingPolicy,
     UtcTime,
 )
 from foldtune.knobs import FolderId
+from foldtune.policy import MAX_RULES, Rule, check_rules
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -67,11 +71,27 @@ class AuditList(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """A model, with what a deployment serves that takes the newest."""
+    """A model and its newest versions."""
 
     model: str
     versions: int
     newest_promoted: ModelReady | None
+    deployable: str | None = Field(
+        None, description="What a deployment serves that takes the newest: a promoted version that needs no approval"
+    )
+
+
+class Reviewed(BaseModel):
+    """What people have said about a version."""
+
+    approval: Literal["not_required", "waiting", "approved", "rejected"] | None = Field(
+        None, description="`waiting` for an approval, which the model needs; none of a version that was not promoted"
+    )
+    review: ModelReviewed | None = Field(None, description="Who has decided, and why")
+
+
+class VersionDetails(ModelReady, Reviewed):
+    """All that is known of a version."""
 
 
 class ModelList(BaseModel):
@@ -81,7 +101,7 @@ class ModelList(BaseModel):
     next: str | None = Field(description="The `cursor` of the next page")
 
 
-class VersionSummary(BaseModel):
+class VersionSummary(Reviewed):
     """A version; one that was not promoted has its figures at its own address only."""
 
     version: str
@@ -211,6 +231,52 @@ class FolderDetails(FolderItem):
     other_agents: _Counts = Field(description="The labels of all further agents")
 
 
+class ReviewBody(BaseModel):
+    """What an approver says about a version."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    comment: Annotated[str, StringConstraints(max_length=1000)] | None = None
+
+
+# ── Automatic retraining ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class PolicyBody(BaseModel):
+    """A model's policy; it replaces the one before, and what the workers' settings say, as a whole."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_RULES), AfterValidator(check_rules)] = Field(
+        description="Tried in this order; without any, nothing is trained automatically"
+    )
+    paused: bool = False
+    comment: Annotated[str, StringConstraints(max_length=1000)] | None = None
+
+
+class PolicyItem(BaseModel):
+    """A model's policy, and what it has decided last."""
+
+    policy: RetrainingPolicy
+    decision: PolicyDecided | None
+
+
+class PolicyList(BaseModel):
+    """Policies by model."""
+
+    items: list[PolicyItem]
+    next: str | None = Field(description="The `cursor` of the next page")
+
+
+class PolicyExplanation(BaseModel):
+    """Why a model is trained, or is not: each rule's figures against their bounds, and what is in the way."""
+
+    decision: PolicyDecided | None = Field(
+        description="The newest, whose figures are about a minute old at most; none before a worker has decided"
+    )
+    changes: list[PolicyDecided] = Field(description="Each change of the decision, the newest first")
+
+
 # ── Dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -329,6 +395,8 @@ class ErasureProgress(BaseModel):
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "RequestBody": RequestBody,
+    "ReviewBody": ReviewBody,
+    "PolicyBody": PolicyBody,
     "ReplayBody": ReplayBody,
     "ErasureBody": ErasureBody,
 }

@@ -17,6 +17,8 @@ MAX_RULES = 20
 MAX_POLICY_BYTES = 256 * 1024
 # A rule without any condition waits for so many examples.
 NEW_EXAMPLES = 1_000
+# The origin of a policy that only repeats the settings, and that they replace.
+FROM_SETTINGS = "settings"
 _DAY = timedelta(days=1)
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _WEEKDAYS: tuple[Weekday, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")

@@ -47,7 +47,7 @@ class Topic(Enum):
     # Keyed by model name, and each change of a decision once more under a key of its own, for a year.
     POLICY_DECISIONS = (
         "policy-decisions",
-        _COMPACTED | {"cleanup.policy": "compact,delete", "retention.ms": str(366 * 24 * 3600 * 1000)},
+        _COMPACTED_DAILY | {"cleanup.policy": "compact,delete", "retention.ms": str(366 * 24 * 3600 * 1000)},
     )
     # Keyed by ``review_key``.
     REVIEWS = ("model-reviews", _COMPACTED)

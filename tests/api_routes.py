@@ -27,7 +27,15 @@ ALLOWED: dict[str, set[Role] | None] = {
     "GET /models/{model}/versions/{version}/files": READERS,
     "GET /models/{model}/versions/{version}/files/{path}": READERS,
     "GET /models/{model}/versions/{version}/lineage": READERS,
+    "POST /models/{model}/versions/{version}/approve": {Role.APPROVER},
+    "POST /models/{model}/versions/{version}/reject": {Role.APPROVER},
     "GET /models/{model}/versions/{version}/evaluation": {Role.PRIVACY},
+    "GET /policies": READERS,
+    "GET /policies/{model}": READERS,
+    "PUT /policies/{model}": {Role.OPERATOR},
+    "POST /policies/{model}/pause": {Role.OPERATOR},
+    "POST /policies/{model}/resume": {Role.OPERATOR},
+    "GET /policies/{model}/explain": READERS,
     "GET /folders": READERS,
     "GET /folders/{folder}": READERS,
     "GET /dead-letters": {Role.OPERATOR},
@@ -40,7 +48,7 @@ ALLOWED: dict[str, set[Role] | None] = {
     "GET /audit": {Role.OPERATOR, Role.PRIVACY},
 }
 # Bodies that pass the checks of who may, and no other: nothing is changed by them.
-BODIES: dict[str, Any] = {route: {"refused": True} for route in ALLOWED if route.startswith("POST ")}
+BODIES: dict[str, Any] = {route: {"refused": True} for route in ALLOWED if route.startswith(("POST ", "PUT "))}
 
 
 def method_and_path(route: str) -> tuple[str, str]:

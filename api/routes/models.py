@@ -10,7 +10,7 @@ from api.artifacts import LINK_SECONDS, VersionFiles
 from api.audit import audit_entry
 from api.context import CurrentAccess, CurrentServices, Services
 from api.cursors import NamePlace, decode_cursor, encode_cursor
-from api.parameters import Cursor, Limit, PathModel
+from api.parameters import Cursor, Limit, PathModel, PathVersion
 from api.problems import ProblemError
 from api.schemas import (
     Ancestor,
@@ -20,15 +20,16 @@ from api.schemas import (
     Lineage,
     ModelList,
     ModelSummary,
+    Reviewed,
+    VersionDetails,
     VersionList,
     VersionSummary,
 )
 from api.view.models import Version
-from foldtune.events import ModelReady
+from foldtune.reviews import Standing
 
 router = APIRouter(tags=["models"])
 
-PathVersion = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
 _MAX_ANCESTORS = 1_000
 
 
@@ -66,16 +67,16 @@ async def list_versions(
     _require_versions(services, model)
     place = decode_cursor(NamePlace, cursor)
     versions, before = services.view.models.versions(model, limit, place.name if place else None)
-    items = [_version_summary(version) for version in versions]
+    items = [_version_summary(services, model, version) for version in versions]
     return VersionList(items=items, next=encode_cursor(None if before is None else NamePlace(before)))
 
 
-@router.get("/models/{model}/versions/{version}", response_model=ModelReady)
-async def get_version(services: CurrentServices, model: PathModel, version: PathVersion) -> Response:
-    """All that is known of a version: metrics before and after, the gate's verdict, what it was made of."""
-    found = _found(services, model, version)
+@router.get("/models/{model}/versions/{version}", response_model=VersionDetails, response_model_exclude_none=True)
+async def get_version(services: CurrentServices, model: PathModel, version: PathVersion) -> VersionDetails:
+    """Metrics before and after, the gate's verdict, what a version was made of, and who has approved it."""
+    found = found_version(services, model, version)
     ready = found.ready or (await _files(services, model, version)).ready
-    return Response(ready.encode(), media_type="application/json")
+    return VersionDetails.model_construct(**dict(ready), **dict(reviewed(services, model, found)))
 
 
 @router.get(
@@ -151,12 +152,32 @@ async def get_lineage(services: CurrentServices, model: PathModel, version: Path
 
 def _summary(services: Services, model: str) -> ModelSummary:
     newest = services.view.models.newest_promoted(model)
-    return ModelSummary(model=model, versions=services.view.models.count(model), newest_promoted=newest)
+    required, view = services.settings.approval.models, services.view
+    deployable = view.models.newest_promoted(
+        model, lambda version: view.reviews.standing(model, version, required) is Standing.ALLOWED
+    )
+    return ModelSummary(
+        model=model,
+        versions=view.models.count(model),
+        newest_promoted=newest,
+        deployable=deployable.version if deployable else None,
+    )
 
 
-def _version_summary(version: Version) -> VersionSummary:
+def reviewed(services: Services, model: str, version: Version) -> Reviewed:
+    """What people have said about a version."""
+    if version.ready is None:
+        return Reviewed()
+    if review := services.view.reviews.of(model, version.version):
+        return Reviewed(approval="approved" if review.approved else "rejected", review=review)
+    standing = services.view.reviews.standing(model, version.version, services.settings.approval.models)
+    return Reviewed(approval="waiting" if standing is Standing.WAITING else "not_required")
+
+
+def _version_summary(services: Services, model: str, version: Version) -> VersionSummary:
     ready = version.ready
     return VersionSummary(
+        **dict(reviewed(services, model, version)),
         version=version.version,
         request_id=version.request_id,
         promoted=ready is not None,
@@ -171,7 +192,8 @@ def _require_versions(services: Services, model: str) -> None:
         raise ProblemError(HTTPStatus.NOT_FOUND, f"model {model!r} has no versions (yet)")
 
 
-def _found(services: Services, model: str, version: str) -> Version:
+def found_version(services: Services, model: str, version: str) -> Version:
+    """The version; raises ``ProblemError`` (404)."""
     found = services.view.models.get(model, version)
     if found is None:
         raise _not_found(model, version)
@@ -183,7 +205,7 @@ def _not_found(model: str, version: str) -> ProblemError:
 
 
 async def _files(services: Services, model: str, version: str) -> VersionFiles:
-    _found(services, model, version)
+    found_version(services, model, version)
     return await asyncio.to_thread(VersionFiles, services.store, model, version)
 
 

@@ -16,7 +16,8 @@ from api.audit import audit_entry
 from api.bodies import read_body
 from api.context import CurrentAccess, CurrentServices, Services
 from api.cursors import decode_cursor, encode_cursor
-from api.parameters import Cursor, Limit, PathModel
+from api.etags import is_named
+from api.parameters import Cursor, IfNoneMatch, Limit, PathModel
 from api.problems import ProblemError, unavailable
 from api.schemas import Accepted, RequestList, json_body
 from api.submission import (
@@ -37,7 +38,6 @@ from foldtune.topics import Topic, request_key
 router = APIRouter(tags=["requests"])
 
 PathId = Annotated[RequestId, Path(alias="id")]
-IfNoneMatch = Annotated[str | None, Header()]
 
 # Proxies close connections on which nothing comes for a minute.
 _KEEP_ALIVE_SECONDS = 15.0
@@ -245,6 +245,6 @@ def _found(entry: StatusEntry | None, model: str | None, request_id: str) -> Sta
 
 def _status(entry: StatusEntry, if_none_match: str | None) -> Response:
     headers = {"etag": entry.etag, "cache-control": "private, no-cache"}
-    if if_none_match is not None and entry.etag in {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}:
+    if if_none_match is not None and is_named(entry.etag, if_none_match):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     return Response(entry.json, media_type="application/json", headers=headers)

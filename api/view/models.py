@@ -69,10 +69,11 @@ class ModelTable:
         """How many versions a model has."""
         return len(self._versions.get(model, ()))
 
-    def newest_promoted(self, model: str) -> ModelReady | None:
-        """What a deployment serves, if it takes the newest."""
+    def newest_promoted(self, model: str, keep: Keep = lambda _version: True) -> ModelReady | None:
+        """The newest promoted version that ``keep`` takes by its name."""
         found = self._versions.get(model, SortedDict())
-        return next((version.ready for version in reversed(found.values()) if version.ready), None)
+        promoted = (version.ready for version in reversed(found.values()) if version.ready)
+        return next((ready for ready in promoted if keep(ready.version)), None)
 
     def _add(self, model: str, version: Version) -> None:
         self._versions.setdefault(model, SortedDict())[version.version] = version

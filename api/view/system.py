@@ -14,7 +14,10 @@ from api.view.erasures import ErasureTable
 from api.view.folders import FolderTable
 from api.view.follower import Apply, TopicFollower, partitions_of
 from api.view.models import ModelTable
+from api.view.policies import DecisionTable, PolicyTable
 from api.view.requests import RequestPlaces, RequestTable
+from foldtune.events import ModelReviewed
+from foldtune.reviews import ReviewTable
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 
@@ -27,7 +30,13 @@ MAX_AGE_SECONDS = 15.0
 
 
 # What answers have to be current about.
-_CURRENT = (Topic.FINE_TUNE_STATUS, Topic.MODEL_READY, Topic.ERASURE_CONFIRMATIONS)
+_CURRENT = (
+    Topic.FINE_TUNE_STATUS,
+    Topic.MODEL_READY,
+    Topic.ERASURE_CONFIRMATIONS,
+    Topic.POLICIES,
+    Topic.REVIEWS,
+)
 
 
 class SystemView:
@@ -39,9 +48,12 @@ class SystemView:
         self.models = ModelTable()
         self.erasures = ErasureTable()
         self.audit = AuditLog()
+        self.policies = PolicyTable()
+        self.reviews = ReviewTable()
         self._places = RequestPlaces()
         self._dead_letters = DeadLetterTable()
         self._folders = FolderTable()
+        self._decisions = DecisionTable()
         self._partitions: dict[Topic, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
@@ -49,6 +61,7 @@ class SystemView:
         self._requested: TopicFollower | None = None
         self._rejected: TopicFollower | None = None
         self._counted: TopicFollower | None = None
+        self._decided: TopicFollower | None = None
 
     async def start(self) -> None:
         """Read statuses and models to their end, and follow all topics from then on.
@@ -64,21 +77,25 @@ class SystemView:
             Topic.DEAD_LETTERS,
             Topic.ERASURES,
             Topic.FOLDER_STATS,
+            Topic.POLICY_DECISIONS,
         )
         self._partitions = await asyncio.to_thread(partitions_of, self._settings, topics)
         tables = {
             Topic.FINE_TUNE_STATUS: self.apply_status,
             Topic.MODEL_READY: self.models.apply,
             Topic.ERASURE_CONFIRMATIONS: self.erasures.apply,
+            Topic.POLICIES: self.apply_policy,
+            Topic.REVIEWS: self.apply_review,
         }
         by_name = {topic.named(self._settings.topic_prefix): apply for topic, apply in tables.items()}
         self._current = self._follow(lambda record: by_name[record.topic](record), *_CURRENT)
         self._requested = self._follow(self._places.apply, Topic.FINE_TUNE_REQUESTS)
         self._rejected = self._follow(self._dead_letters.apply, Topic.DEAD_LETTERS)
         self._counted = self._follow(self._folders.apply, Topic.FOLDER_STATS)
+        self._decided = self._follow(self._decisions.apply, Topic.POLICY_DECISIONS)
         audit = self._follow(self.audit.apply, Topic.AUDIT, tail=MAX_ENTRIES)
         await self._current.catch_up()
-        followers = (self._current, self._requested, self._rejected, self._counted, audit)
+        followers = (self._current, self._requested, self._rejected, self._counted, self._decided, audit)
         self._tasks = [asyncio.create_task(follower.run()) for follower in followers]
         for task in self._tasks:
             task.add_done_callback(_log_end)
@@ -88,6 +105,14 @@ class SystemView:
         """Merge a record of ``fine-tune-status``; raises ``ValueError``."""
         if entry := self.requests.apply(record):
             self.models.apply_status(entry)
+
+    def apply_policy(self, record: Any) -> None:
+        """Take a record of ``policies``; raises ``ValueError``."""
+        self.policies.apply(record, self.partitions(Topic.POLICIES))
+
+    def apply_review(self, record: Any) -> None:
+        """Take a record of ``model-reviews``; raises ``ValueError``."""
+        self.reviews.add(ModelReviewed.model_validate_json(record.value))
 
     def partitions(self, topic: Topic) -> int:
         """The number of a topic's partitions."""
@@ -134,6 +159,12 @@ class SystemView:
         """The folders; raises ``ProblemError`` (503) while their topic has not been read to its end."""
         _require_read(self._counted)
         return self._folders
+
+    @property
+    def decisions(self) -> DecisionTable:
+        """What policies have decided; raises ``ProblemError`` (503) while the topic has not been read to its end."""
+        _require_read(self._decided)
+        return self._decisions
 
     async def close(self) -> None:
         """Stop following."""

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from enum import StrEnum
+from contextlib import suppress
 from typing import Any
 
 from kafka.errors import TopicAuthorizationFailedError
@@ -11,23 +11,15 @@ from pydantic import ValidationError
 
 from foldtune.errors import TopicMissingError
 from foldtune.events import ModelReady, ModelReviewed
+from foldtune.reviews import ReviewTable, Standing
 from foldtune.settings import Settings
 from foldtune.topic_reader import read
 from foldtune.topics import Topic
 
 # What is said about a version is heard of within this time.
 _REFRESH_SECONDS = 0.5
-_ALL = "*"
 # Partition, as the client names it, and offset.
 Place = tuple[Any, int]
-
-
-class Standing(StrEnum):
-    """What people have said about a version, as far as its model's settings ask for it."""
-
-    ALLOWED = "allowed"
-    WAITING = "waiting"
-    REJECTED = "rejected"
 
 
 class Reviews:
@@ -40,23 +32,18 @@ class Reviews:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
-        self._newest: dict[tuple[str, str], ModelReviewed] = {}
+        self._table = ReviewTable()
         self._feed: Generator[Any] | None = None
         self._lock = threading.Lock()
         self._refreshed_at = float("-inf")
 
     def standing(self, ready: ModelReady) -> Standing:
         """Whether a version may be deployed, by what is known; ``refresh`` first."""
-        review = self._newest.get((ready.model, ready.version))
-        if review and not review.approved:
-            return Standing.REJECTED
-        required = self._settings.approval.models
-        waits = review is None and (ready.model in required or _ALL in required)
-        return Standing.WAITING if waits else Standing.ALLOWED
+        return self._table.standing(ready.model, ready.version, self._settings.approval.models)
 
     def of(self, model: str, version: str) -> ModelReviewed | None:
         """The review that decides on a version."""
-        return self._newest.get((model, version))
+        return self._table.of(model, version)
 
     def refresh(self) -> None:
         """Read what is new; the first time to the end, and then at most every half a second.
@@ -97,13 +84,8 @@ class Reviews:
         """Take one record; what cannot be read says nothing."""
         if value is None:
             return
-        try:
-            review = ModelReviewed.model_validate_json(value)
-        except ValidationError:
-            return
-        known = self._newest.get((review.model, review.version))
-        if known is None or known.approved:
-            self._newest[review.model, review.version] = review
+        with suppress(ValidationError):
+            self._table.add(ModelReviewed.model_validate_json(value))
 
 
 def _following(settings: Settings) -> Generator[Any]:

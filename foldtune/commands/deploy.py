@@ -9,12 +9,12 @@ import typer
 
 from foldtune.client.client import FoldtuneClient
 from foldtune.client.deployment import CURRENT, Deployer, fetch_model, has_been_deployed
-from foldtune.client.reviews import Standing
 from foldtune.commands.errors import UserError
 from foldtune.errors import ModelFileError
 from foldtune.events import ModelReady
 from foldtune.object_keys import key_segment
 from foldtune.object_store import S3ObjectStore
+from foldtune.reviews import Standing
 from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False)

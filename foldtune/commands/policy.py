@@ -12,6 +12,7 @@ from foldtune.client.client import FoldtuneClient
 from foldtune.commands.errors import UserError
 from foldtune.commands.output import AsJson, print_event, print_table, printable
 from foldtune.events import PolicyDecided, RetrainingPolicy, now
+from foldtune.policy import FROM_SETTINGS
 from foldtune.settings import load_settings
 
 app = typer.Typer(add_completion=False, help="Automatic retraining, by model.", no_args_is_help=True)
@@ -20,8 +21,6 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL")]
 By = Annotated[str, typer.Option(help="Who does it: a pseudonym or a team.")]
 Comment = Annotated[str | None, typer.Option(help="Why.")]
 COMMAND_LINE = "command line"
-# The origin of a policy that the worker replaces by what its settings say.
-FROM_SETTINGS = "settings"
 _MINUTE = "minutes"
 
 

@@ -9,14 +9,12 @@ from pydantic import ValidationError
 
 from foldtune.events import RetrainingPolicy
 from foldtune.kafka import partition_of
-from foldtune.policy import MAX_POLICY_BYTES
+from foldtune.policy import FROM_SETTINGS, MAX_POLICY_BYTES
 from foldtune.reasons import explain
 from foldtune.settings import Settings
 from streams.partitions.broker_clock import now
 
 _log = structlog.get_logger()
-# The origin of a policy that only repeats the settings, and that they replace.
-FROM_SETTINGS = "settings"
 ReadFrom = Callable[[int, int], AsyncIterator[Any]]
 
 
@@ -88,17 +86,24 @@ class Policies:
             self._stored.pop((record.key or b"").decode(errors="replace"), None)
             return
         try:
-            policy = RetrainingPolicy.model_validate_json(record.value)
-            problem = None
-        except ValidationError as error:
-            problem = "; ".join(explain(error))
-        else:
-            if self._partition_of(policy.model) != record.partition:
-                problem = "not in the partition of its model"
-            elif len(record.value) > MAX_POLICY_BYTES:
-                problem = f"{len(record.value)} bytes, at most {MAX_POLICY_BYTES}"
-        if problem:
+            policy = stored_policy(record, self._settings.kafka.partitions)
+        except ValueError as error:
             # The policy before it goes on. Whoever sets one checks it; this is of another client or a newer release.
-            _log.error("invalid policy skipped", partition=record.partition, offset=record.offset, error=problem)
+            _log.error("invalid policy skipped", partition=record.partition, offset=record.offset, error=str(error))
             return
         self._stored[policy.model] = policy
+
+
+def stored_policy(record: Any, partitions: int) -> RetrainingPolicy:
+    """The policy of a record of ``policies``; raises ``ValueError`` for one that does not count."""
+    try:
+        policy = RetrainingPolicy.model_validate_json(record.value)
+    except ValidationError as error:
+        raise ValueError("; ".join(explain(error))) from error
+    if partition_of(policy.model, partitions) != record.partition:
+        msg = "not in the partition of its model"
+        raise ValueError(msg)
+    if len(record.value) > MAX_POLICY_BYTES:
+        msg = f"{len(record.value)} bytes, at most {MAX_POLICY_BYTES}"
+        raise ValueError(msg)
+    return policy

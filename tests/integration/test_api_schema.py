@@ -4,8 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from foldtune.events import FineTuneStatus, FolderDay, FolderStats, State, now
+from foldtune.events import (
+    FineTuneStatus,
+    FolderDay,
+    FolderStats,
+    ModelReviewed,
+    PolicyDecided,
+    RetrainingPolicy,
+    State,
+    now,
+)
 from foldtune.kafka import Publisher
+from foldtune.policy import Calendar, Rule
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from tests.running_api import running_api
@@ -29,6 +39,11 @@ def test_the_api_is_as_it_describes_itself(
         status = FineTuneStatus(request_id=f"{number}", model="0", state=state, at=now())
         publisher.send(Topic.FINE_TUNE_STATUS, status, key=f"0/{number}", partition_by="0")
     publisher.send(Topic.MODEL_READY, model_ready(model="0", version="0"), key="0")
+    review = ModelReviewed(model="0", version="0", approved=True, by="ann", at=now())
+    publisher.send(Topic.REVIEWS, review, key="0/0/approved")
+    policy = RetrainingPolicy(model="0", at=now(), rules=(Rule(calendar=Calendar()),))
+    publisher.send(Topic.POLICIES, policy, key="0")
+    publisher.send(Topic.POLICY_DECISIONS, PolicyDecided(model="0", at=now(), decision="off", since=now()), key="0")
     days = (FolderDay(day=now().date(), logs=3, labels={"cited": 2}, cited=2),)
     stats = FolderStats(
         folder_id="0", partition=0, at=now(), examples=2, documents=1, days=days, left_out={"no label": 1}

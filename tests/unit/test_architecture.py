@@ -82,6 +82,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "bounds",
         "reasons",
         "status_order",
+        "reviews",
         "shutdown",
         "work_folders",
         "settings",

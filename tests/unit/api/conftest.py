@@ -15,6 +15,7 @@ from api.context import RateLimit, Services
 from api.problems import unavailable
 from api.publishing import Auditor, EventPublisher
 from api.sign_in import sign_in
+from api.view.requests import Place
 from api.view.system import SystemView
 from foldtune.events import AuditEntry, Event, FineTuneStatus, State, now
 from foldtune.settings import ApiSettings, KafkaSettings, Role, Settings
@@ -38,6 +39,7 @@ class Record(NamedTuple):
     offset: int = 0
     partition: int = 0
     topic: str = "topic"
+    key: bytes = b""
 
 
 class MemoryPublisher(EventPublisher):
@@ -48,10 +50,11 @@ class MemoryPublisher(EventPublisher):
         self.events: list[tuple[Topic, Event, str]] = []
         self.broken = False
 
-    async def publish(self, topic: Topic, event: Event, key: str) -> None:
+    async def publish(self, topic: Topic, event: Event, key: str) -> Place:
         if self.broken:
             raise unavailable()
         self.events.append((topic, event, key))
+        return Place(0, len(self.events) - 1)
 
     async def broadcast(self, topic: Topic, event: Event, partitions: int) -> None:
         for number in range(partitions):
@@ -89,7 +92,7 @@ def settings(tokens_file: Path) -> Settings:
 @pytest.fixture
 def services(settings: Settings, publisher: MemoryPublisher) -> Services:
     view = SystemView(settings.kafka)
-    view._partitions = {Topic.ERASURES: 4, Topic.FOLDER_STATS: 4}
+    view._partitions = {Topic.ERASURES: 4, Topic.FOLDER_STATS: 4, Topic.POLICIES: 1}
     return Services(
         settings=settings,
         sign_in=sign_in(settings.api),

@@ -10,9 +10,10 @@ import pytest
 
 from foldtune.client import reviews as module
 from foldtune.client.deployment import Deployer
-from foldtune.client.reviews import Reviews, Standing, Waiting
+from foldtune.client.reviews import Reviews, Waiting
 from foldtune.errors import ObjectStoreError, TopicMissingError
 from foldtune.events import ModelReviewed
+from foldtune.reviews import Standing
 from foldtune.settings import ApprovalSettings, Settings
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import review_key

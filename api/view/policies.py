@@ -1,0 +1,108 @@
+"""The policy of every model, and what it has decided."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from sortedcontainers import SortedDict
+
+from api.view.requests import Place
+from foldtune.events import SCHEMA_VERSION, RetrainingPolicy
+from streams.requests.policies import stored_policy
+
+Keep = Callable[[str], bool]
+# Of each model; older changes are on the topic only.
+MAX_CHANGES = 50
+
+
+class PolicyEntry(NamedTuple):
+    """A policy, and where it stands on ``policies``."""
+
+    policy: RetrainingPolicy
+    place: Place
+
+    @property
+    def etag(self) -> str:
+        """Changes with each policy that is set."""
+        return f'"{self.place.partition}-{self.place.offset}"'
+
+
+class PolicyTable:
+    """The policies by model."""
+
+    def __init__(self) -> None:
+        self._entries: SortedDict[str, PolicyEntry] = SortedDict()
+        # Held from a look at a policy to the acknowledgement of the next: two changes of one policy see each other.
+        self.changing = asyncio.Lock()
+
+    def apply(self, record: Any, partitions: int) -> None:
+        """Take a record of ``policies``; raises ``ValueError``."""
+        self.put(stored_policy(record, partitions), Place(record.partition, record.offset))
+
+    def put(self, policy: RetrainingPolicy, place: Place) -> PolicyEntry:
+        """Take a policy, unless a later one is known; the one that counts."""
+        known = self._entries.get(policy.model)
+        if known is None or place.offset > known.place.offset:
+            self._entries[policy.model] = PolicyEntry(policy, place)
+        return self._entries[policy.model]
+
+    def get(self, model: str) -> PolicyEntry | None:
+        """The policy of a model."""
+        return self._entries.get(model)
+
+    def page(self, limit: int, keep: Keep, after: str | None = None) -> tuple[list[PolicyEntry], str | None]:
+        """At most ``limit`` policies by model, and after which the next page begins."""
+        entries: list[PolicyEntry] = []
+        for model in self._entries.irange(minimum=after, inclusive=(False, True)):
+            if len(entries) == limit:
+                return entries, entries[-1].policy.model
+            if keep(model):
+                entries.append(self._entries[model])
+        return entries, None
+
+
+class _Decided(msgspec.Struct):
+    """The fields by which a decision is kept."""
+
+    model: str
+    at: datetime
+    schema_version: int = 1
+
+
+class DecisionTable:
+    """The decisions by model, as they were published."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, tuple[datetime, bytes]] = {}
+        self._changes: dict[str, SortedDict[datetime, bytes]] = {}
+        self._decoder = msgspec.json.Decoder(_Decided)
+
+    def apply(self, record: Any) -> None:
+        """Take a record of ``policy-decisions``, in any order and however often; raises ``ValueError``."""
+        try:
+            decided = self._decoder.decode(record.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(str(error)) from error
+        if decided.schema_version > SCHEMA_VERSION:
+            msg = f"schema_version: {decided.schema_version} is of a newer release"
+            raise ValueError(msg)
+        newest = self._newest.get(decided.model)
+        if newest is None or decided.at >= newest[0]:
+            self._newest[decided.model] = (decided.at, record.value)
+        # A change has a key of its own; under the model alone are newer figures.
+        if record.key != decided.model.encode():
+            changes = self._changes.setdefault(decided.model, SortedDict())
+            changes[decided.at] = record.value
+            if len(changes) > MAX_CHANGES:
+                changes.popitem(0)
+
+    def newest(self, model: str) -> bytes | None:
+        """The newest decision on a model, as JSON."""
+        found = self._newest.get(model)
+        return found[1] if found else None
+
+    def changes(self, model: str, limit: int) -> list[bytes]:
+        """At most ``limit`` changes of the decision on a model, the newest first, as JSON."""
+        return list(reversed(self._changes.get(model, SortedDict()).values()))[:limit]
