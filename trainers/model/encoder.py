@@ -36,6 +36,8 @@ DEFAULT_MAX_TOKENS = 512
 UNBOUNDED = 10**9
 # sentence-transformers pads what it tokenizes together; texts of very different length would need much memory.
 _TOKENIZED_TOGETHER = 256
+# So many characters for each token that is read are tried first: a text of a megabyte takes a second and a half.
+_CHARACTERS = 32
 # CUDA compute capability of Volta, the first with fast matrix products in float16; Ampere (8.0) added bfloat16.
 _VOLTA = (7, 0)
 # The names of sentence-transformers' encode_query and encode_document, then those of published models.
@@ -181,8 +183,14 @@ class Encoder:
         limit = min(max_tokens or self.max_tokens, self.max_tokens)
         ids, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
         for start in range(0, len(texts), _TOKENIZED_TOGETHER):
-            features = self._preprocess(list(texts[start : start + _TOKENIZED_TOGETHER]), kind, max_length=limit)
+            whole = list(texts[start : start + _TOKENIZED_TOGETHER])
+            beginnings = [_beginning(text, limit * _CHARACTERS) for text in whole]
+            features = self._preprocess(beginnings, kind, max_length=limit)
             mask = features["attention_mask"].numpy().astype(bool)
+            cut = np.array([len(beginning) < len(text) for beginning, text in zip(beginnings, whole, strict=True)])
+            if (cut & (mask.sum(axis=1) < limit)).any():
+                features = self._preprocess(whole, kind, max_length=limit)
+                mask = features["attention_mask"].numpy().astype(bool)
             ids.append(features["input_ids"].numpy()[mask])
             lengths.append(mask.sum(axis=1))
         return Tokens.of(np.concatenate(ids), np.concatenate(lengths), query=kind == "query")
@@ -318,6 +326,14 @@ class Encoder:
     def batch_tokens(self) -> int:
         """Tokens of a batch, padding included, that suit the device."""
         return BATCH_TOKENS_CUDA if self.device.type == "cuda" else BATCH_TOKENS
+
+
+def _beginning(text: str, characters: int) -> str:
+    """At most so many ``characters`` of a text, up to a space: there no tokenizer has a token across. Without one, all."""
+    if len(text) <= characters:
+        return text
+    space = text.rfind(" ", 0, characters)
+    return text if space < 0 else text[:space]
 
 
 @contextmanager

@@ -28,6 +28,40 @@ def test_embeddings_are_in_the_order_of_the_texts(tiny_folder: Path) -> None:
     assert encoder.encode([]).shape == (0, 32)
 
 
+def test_of_a_long_text_only_a_beginning_is_tokenized(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder.load(tiny_folder, "cpu")
+    preprocess, longest = encoder.model.preprocess, 0
+
+    def count(texts: list[str], **options: Any) -> dict[str, Any]:
+        nonlocal longest
+        longest = max(longest, *map(len, texts))
+        return dict(preprocess(texts, **options))
+
+    monkeypatch.setattr(encoder.model, "preprocess", count)
+    encoder.tokenize(["short", "words of a megabyte " * 50_000])
+    assert longest <= 32 * encoder.max_tokens
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "words of a long text, " * 500,
+        # Fewer tokens than characters lead to expect.
+        " " * 9_000 + "after spaces",
+        "x" * 5_000 + " " + "y" * 5_000 + " an unknown word is one token",
+        "\u200b" * 3_000 + " " + "\u200b" * 3_000 + "behind",
+        # No space to cut at.
+        "中文" * 2_000,
+        "x" * 9_000,
+    ],
+)
+def test_the_beginning_of_a_text_has_its_tokens(text: str, tiny_folder: Path) -> None:
+    encoder = Encoder.load(tiny_folder, "cpu")
+    for limit in (16, 64):
+        whole = encoder.model.preprocess([text], max_length=limit)["input_ids"][0].tolist()
+        assert encoder.tokenize(["short", text], max_tokens=limit).ids[-len(whole) :].tolist() == whole
+
+
 def test_a_document_is_embedded_with_its_title() -> None:
     assert passage_text("Ferries", "They sail.") == "Ferries\nThey sail."
     assert passage_text("", "They sail.") == "They sail."
