@@ -97,6 +97,17 @@ def request_of(body: RequestBody, access: Access) -> FineTuneRequested:
     )
 
 
+def differences(request: FineTuneRequested, first: bytes) -> list[str]:
+    """What a request asks for otherwise than the first one under its id, by the fields of ``RequestBody``."""
+    fields = [name for name in RequestBody.model_fields if name not in {"request_id", "model"}]
+    try:
+        asked = FineTuneRequested.model_validate_json(first)
+    except ValidationError:
+        # Not valid, as this one is: it was rejected.
+        return fields
+    return [name for name in fields if getattr(asked, name) != getattr(request, name)]
+
+
 def creation_entry(caller: Caller, request: FineTuneRequested, retry_of: str | None = None) -> AuditEntry:
     """The entry of ``audit`` for a request."""
     return audit_entry(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -24,13 +24,14 @@ from api.submission import (
     MAX_BODY_BYTES,
     RequestBody,
     creation_entry,
+    differences,
     new_request_id,
     perhaps_published,
     request_not_found,
     request_of,
 )
 from api.view.follower import read_record
-from api.view.requests import SortKey, StatusEntry
+from api.view.requests import Place, SortKey, StatusEntry
 from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, RequestId, State, now
 from foldtune.knobs import ModelName
 from foldtune.topics import Topic, request_key
@@ -50,7 +51,7 @@ _log = structlog.get_logger(__name__)
     "/requests", status_code=HTTPStatus.ACCEPTED, response_model=Accepted, openapi_extra=json_body(RequestBody)
 )
 async def create_request(request: Request, access: CurrentAccess, services: CurrentServices) -> Accepted:
-    """Ask for a fine-tuned model. Sent again under its id, it is the same request."""
+    """Ask for a fine-tuned model. Sent again under its id, it is the same request; another one is refused (409)."""
     return await _submit(request_of(await read_body(request, RequestBody), access), access, services)
 
 
@@ -189,8 +190,10 @@ async def _submit(
     bound = min(MAX_BODY_BYTES, services.settings.bounds.event_bytes)
     if (size := len(event.encode())) > bound:
         raise ProblemError(HTTPStatus.BAD_REQUEST, f"body: as an event it has {size} bytes, at most {bound}")
-    # The coordinator would answer with the first one's status.
-    if services.view.requests.get(event.model, event.request_id):
+    # The coordinator would answer with the first one's status, whatever this one asks for.
+    is_known = services.view.requests.get(event.model, event.request_id) is not None
+    await _require_same(event, services, is_known=is_known)
+    if is_known:
         return accepted
     try:
         await services.audit.write(creation_entry(access.caller, event, retry_of))
@@ -200,12 +203,20 @@ async def _submit(
     return accepted
 
 
+async def _require_same(event: FineTuneRequested, services: Services, *, is_known: bool) -> None:
+    """Raises ``ProblemError`` (409) if the first request under this id has asked for something else."""
+    place = services.view.find_place(event.model, event.request_id, complete=is_known)
+    record = place and await _read(services, place)
+    # One that is not on the topic any more cannot be compared.
+    if record is not None and (different := differences(event, record.value)):
+        name = f"request {event.request_id!r} of model {event.model!r}"
+        reason = f"{name} was made with other values of {', '.join(different)}; another request needs another id"
+        raise ProblemError(HTTPStatus.CONFLICT, reason, fields=(("request_id", reason),))
+
+
 async def _original(services: Services, model: str, request_id: str) -> FineTuneRequested:
-    place = services.view.places.get(model, request_id)
-    try:
-        record = place and await read_record(services.settings.kafka, Topic.FINE_TUNE_REQUESTS, *place)
-    except (KafkaError, TimeoutError) as error:
-        raise unavailable() from error
+    place = services.view.find_place(model, request_id)
+    record = place and await _read(services, place)
     if record is None:
         reason = f"what request {request_id!r} of model {model!r} asked for is not on fine-tune-requests (any more)"
         raise ProblemError(HTTPStatus.NOT_FOUND, reason)
@@ -214,6 +225,13 @@ async def _original(services: Services, model: str, request_id: str) -> FineTune
     except ValidationError as error:
         reason = f"what request {request_id!r} of model {model!r} asked for is not valid"
         raise ProblemError(HTTPStatus.CONFLICT, reason) from error
+
+
+async def _read(services: Services, place: Place) -> Any | None:
+    try:
+        return await read_record(services.settings.kafka, Topic.FINE_TUNE_REQUESTS, *place)
+    except (KafkaError, TimeoutError) as error:
+        raise unavailable() from error
 
 
 async def _events(services: Services, entry: StatusEntry, seen: int) -> AsyncIterator[bytes]:

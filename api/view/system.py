@@ -15,7 +15,7 @@ from api.view.folders import FolderTable
 from api.view.follower import Apply, TopicFollower, partitions_of
 from api.view.models import ModelTable
 from api.view.policies import DecisionTable, PolicyTable
-from api.view.requests import RequestPlaces, RequestTable
+from api.view.requests import Place, RequestPlaces, RequestTable
 from foldtune.events import ModelReviewed
 from foldtune.reviews import ReviewTable
 from foldtune.settings import KafkaSettings
@@ -142,11 +142,15 @@ class SystemView:
         """Why this process should be started again."""
         return "topics are no longer read" if any(task.done() for task in self._tasks) or not self._tasks else None
 
-    @property
-    def places(self) -> RequestPlaces:
-        """Where requests stand; raises ``ProblemError`` (503) while their topic has not been read to its end."""
-        _require_read(self._requested)
-        return self._places
+    def find_place(self, model: str, request_id: str, *, complete: bool = True) -> Place | None:
+        """Where a request stands; with ``complete``, none is found only if there is none.
+
+        Raises ``ProblemError`` (503) if that is not known, as the topic has not been read to its end.
+        """
+        place = self._places.get(model, request_id)
+        if place is None and complete:
+            _require_read(self._requested)
+        return place
 
     @property
     def dead_letters(self) -> DeadLetterTable:

@@ -130,7 +130,7 @@ async def newest_status(settings: Settings) -> FineTuneStatus:
                 await asyncio.sleep(0.05)
         entry = view.requests.get("model", "r")
         assert entry
-        assert view.places.get("model", "r")
+        assert view.find_place("model", "r")
         return entry.status()
     finally:
         await publisher.close()

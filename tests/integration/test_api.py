@@ -71,6 +71,8 @@ def test_a_request_is_published_and_its_status_returned(api: str, settings: Sett
     assert told[0] == 200
     assert told[1]["state"] == "accepted"
     assert call(f"{api}/models/helpdesk/requests/{request.request_id}/request")[1]["requested_by"] == "ada"
+    again = {"model": "helpdesk", "request_id": request.request_id}
+    assert (call(f"{api}/requests", again)[0], call(f"{api}/requests", again | {"seed": 1})[0]) == (202, 409)
     with follow(f"{api}/models/helpdesk/requests/{request.request_id}/events") as events:
         assert next(events)["state"] == "accepted"
         assert call(f"{api}/models/helpdesk/requests/{request.request_id}/cancel", b"")[0] == 202

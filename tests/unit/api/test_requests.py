@@ -4,6 +4,7 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,9 +37,82 @@ def test_a_request_is_published_after_it_is_audited(client: TestClient, publishe
     assert entry.trace_id == answer.headers["x-request-id"]
 
 
-def test_a_request_that_is_known_is_not_published_again(
-    client: TestClient, publisher: MemoryPublisher, view: SystemView
+def made(view: SystemView, monkeypatch: pytest.MonkeyPatch, value: bytes | None) -> None:
+    """All of ``fine-tune-requests`` is known, with this first record, which may be gone by now."""
+
+    async def read_record(*_: Any) -> Record | None:
+        return None if value is None else Record(value)
+
+    monkeypatch.setattr(routes, "read_record", read_record)
+    monkeypatch.setattr(view, "_requested", SimpleNamespace(age_seconds=0.0))
+    view._places.apply(Record(value or b'{"request_id": "r-1", "model": "support"}'))
+
+
+FIRST = {"request_id": "r-1", "model": "support", "data": {"folders": ["a"]}, "training": {"epochs": 2}}
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "different"),
+    [
+        ({}, None),
+        # The default, written out.
+        ({"seed": 0, "weights": {"focus": 1.0}}, None),
+        ({"training": {"epochs": 3}}, "training"),
+        ({"data": {"folders": ["b"]}, "seed": 1}, "data, seed"),
+        ({"model": "sales", "seed": 1}, None),
+    ],
+)
+def test_an_id_stands_for_one_request(  # noqa: PLR0917  fixtures
+    client: TestClient,
+    publisher: MemoryPublisher,
+    view: SystemView,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    different: str | None,
+    is_told: bool,
 ) -> None:
+    client.post("/requests", json=FIRST)
+    [first] = publisher.on(Topic.FINE_TUNE_REQUESTS)
+    publisher.events.clear()
+    made(view, monkeypatch, first.encode())
+    if is_told:
+        view.requests.apply(status_record())
+    answer = client.post("/requests", json=FIRST | changes)
+    if different is None:
+        assert answer.status_code == 202
+    else:
+        assert answer.status_code == 409
+        assert f"was made with other values of {different};" in answer.json()["errors"][0]
+        assert not publisher.events
+
+
+def test_a_first_request_that_was_not_valid_is_another_one(
+    client: TestClient, publisher: MemoryPublisher, view: SystemView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(view, monkeypatch, b'{"request_id": "r-1", "model": "support", "training": {"epochs": 1000}}')
+    assert client.post("/requests", json={"request_id": "r-1", "model": "support"}).status_code == 409
+    assert not publisher.events
+
+
+def test_a_first_request_that_is_gone_cannot_be_compared(
+    client: TestClient, view: SystemView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(view, monkeypatch, None)
+    view.requests.apply(status_record())
+    assert client.post("/requests", json=FIRST).status_code == 202
+
+
+def test_a_known_request_is_compared_once_all_requests_are_read(client: TestClient, view: SystemView) -> None:
+    view.requests.apply(status_record())
+    assert client.post("/requests", json=FIRST).status_code == 503
+    assert client.post("/requests", json=FIRST | {"request_id": "r-2"}).status_code == 202
+
+
+def test_a_request_that_is_known_is_not_published_again(
+    client: TestClient, publisher: MemoryPublisher, view: SystemView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(view, monkeypatch, None)
     view.requests.apply(status_record())
     answer = client.post("/requests", json={"request_id": "r-1", "model": "support"})
     assert (answer.status_code, answer.json(), publisher.events) == (202, {"request_id": "r-1", "model": "support"}, [])
@@ -239,12 +313,7 @@ def test_a_failed_request_is_made_again_as_it_was(  # noqa: PLR0917  fixtures
         request_id="r-1", model="support", requested_at=START, requested_by="bob", origin="person", seed=7
     )
 
-    async def original_record(*_: Any) -> Record:
-        return Record(original.encode())
-
-    monkeypatch.setattr(routes, "read_record", original_record)
-    monkeypatch.setattr(SystemView, "places", view._places)
-    view._places.apply(Record(original.encode()))
+    made(view, monkeypatch, original.encode())
     view.requests.apply(status_record(1, state))
     answer = client.post("/models/support/requests/r-1/retry")
     assert answer.status_code == code
