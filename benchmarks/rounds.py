@@ -42,19 +42,20 @@ from foldtune.knobs import OLDER_SHARE
 from foldtune.settings import LabelWeights, TrainerSettings
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from foldtune.testing import MemoryObjectStore
+from foldtune.texts import normalize_passage, normalize_question, passage_text
 from streams.snapshots.export_child import example_row
 from streams.snapshots.labels import Example, label
 from streams.training_sets.fold import JudgedLog
 from streams.training_sets.state_events import ChatLog, RetrievedPassage, Verdict
 from trainers.data.dataset import NEAR_DUPLICATE_JACCARD, Dataset, build_dataset, split, with_older_share
-from trainers.data.near_duplicates import WordSets, normalize_passage, normalize_question
+from trainers.data.near_duplicates import WordSets
 from trainers.data.search import nearest
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.evaluation.forgetting import forgotten, measure_general, read_general_questions
 from trainers.evaluation.gate import gate, mean_interval
 from trainers.evaluation.metrics import CUTOFF, Evaluation, Floats, evaluate, ndcg
 from trainers.model.base_models import packaged_minilm_folder
-from trainers.model.encoder import Encoder, passage_text
+from trainers.model.encoder import Encoder
 from trainers.model.tokens import Indices
 from trainers.pipeline import fit
 

@@ -9,7 +9,8 @@ from demo.console import ProgressBar
 from demo.corpus import Corpus, Pair
 from demo.retrieval import mean_metrics, ranks, search
 from demo.simulation import QuestionSplit
-from trainers.model.encoder import Embeddings, Encoder, passage_text
+from foldtune.texts import passage_text
+from trainers.model.encoder import Embeddings, Encoder
 from trainers.model.tokens import Indices
 
 

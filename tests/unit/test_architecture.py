@@ -74,6 +74,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "object_keys",
         "digests",
         "snapshot_schema",
+        "texts",
+        "pairs",
         "events",
         "request_ids",
         "errors",

@@ -1,26 +1,20 @@
 """Questions, passages and examples of a snapshot without duplicates, and their split."""
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from foldtune.snapshot_schema import Label
-from foldtune.spellings import nfc
-from trainers.data.near_duplicates import WordSets, normalize_passage, normalize_question, words, words_and_signs
+from foldtune.pairs import HELD_OUT_SHARE, pair, question_hash
+from foldtune.texts import words_and_signs
+from trainers.data.near_duplicates import WordSets
 from trainers.errors import TooLittleDataError
-from trainers.model.encoder import passage_text
 from trainers.model.tokens import Indices
 
 # Questions with at least this Jaccard similarity are one group, and a group is never on both sides of the split.
 NEAR_DUPLICATE_JACCARD = 0.8
-# Questions whose hash is below this are never trained on, whatever the request and the rest of its snapshot: so a later
-# model is compared with an earlier one on questions that neither has seen. To change it, or the hash, breaks that.
-HELD_OUT_SHARE = 0.2
 # More of them add no information: a training changes a question's nDCG by about ±0.2.
 HELD_OUT_CEILING = 2_000
 # The epoch and the weight interpolation are chosen on questions that are neither trained on nor reported on.
@@ -33,13 +27,6 @@ MIN_TRAINED = 100
 # An agent can only cite what the model in service retrieved, so citations favour that model. With at least this many
 # held-out questions judged by people, only those are evaluated.
 MIN_JUDGED = 50
-# A log's label is about the text that its agent saw. If that has less than this share of its words in common with the
-# document of now, chunks were cut anew or a page was rewritten.
-SAME_TEXT = 0.6
-# A question to which every other log has another positive, such as "Tell me more.", means nothing without what was said
-# before it. Some questions have several right passages, but not as many as logs, nor this many.
-MIN_SCATTERED, MAX_POSITIVES = 5, 20
-_JUDGED_LABELS = {Label.CORRECTED, Label.LIKED}
 Floats = npt.NDArray[np.float64]
 
 
@@ -104,190 +91,42 @@ class Split:
     kept_back: int = 0
 
 
-class _TextChangedError(Exception):
-    """A log's label is about another text than the document has now."""
-
-
-class _PassageIndex:
-    """Distinct texts in order of insertion, and the text of each (folder, document).
-
-    Texts that are equal after ``normalize_passage`` are one passage: as two, one would be a negative of a question to
-    which the other is the positive.
-    """
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._by_text: dict[str, int] = {}
-        # Of the snapshot's documents, by folder and id, and by id; of those of which only logs have a text.
-        self._documents: dict[tuple[str, str], int] = {}
-        self._by_id: dict[str, set[int]] = defaultdict(set)
-        self._carried: dict[tuple[str, str], int] = {}
-        self._same: dict[tuple[int, str], bool] = {}
-
-    def add_document(self, folder_id: str, document_id: str, text: str) -> None:
-        """Add a document of the snapshot."""
-        index = self._add(text)
-        self._documents.setdefault((nfc(folder_id), nfc(document_id)), index)
-        self._by_id[nfc(document_id)].add(index)
-
-    def find(self, passage: dict[str, Any]) -> int | None:
-        """The passage's index; its text is the snapshot's document or, if that is missing, the log's copy.
-
-        Raises:
-            _TextChangedError: the log's copy is of another text than the document.
-        """
-        key, seen = (nfc(passage["folder_id"]), nfc(passage["document_id"])), passage["text"]
-        index = self._documents.get(key)
-        if index is None:
-            if not seen:
-                return self._carried.get(key)
-            index = self._add(seen)
-            self._carried.setdefault(key, index)
-            return index
-        if seen and not self._is_same(index, seen):
-            raise _TextChangedError
-        return index
-
-    def find_anywhere(self, document_id: str) -> int | None:
-        """The index of a document that is in one folder only, or has the same text in all of them."""
-        found = self._by_id.get(nfc(document_id), set())
-        return next(iter(found)) if len(found) == 1 else None
-
-    def _add(self, text: str) -> int:
-        index = self._by_text.setdefault(normalize_passage(text), len(self.texts))
-        if index == len(self.texts):
-            self.texts.append(text)
-        return index
-
-    def _is_same(self, index: int, seen: str) -> bool:
-        text = self.texts[index]
-        if seen in text:
-            return True
-        if (index, seen) not in self._same:
-            before, now = set(words(seen)), set(words(text))
-            # Of the shorter one: an agent may log an excerpt, or what surrounds a chunk.
-            shorter = min(len(before), len(now))
-            # Without words only signs tell them apart.
-            alike = normalize_passage(seen) == normalize_passage(text)
-            self._same[index, seen] = len(before & now) >= SAME_TEXT * shorter if shorter else alike
-        return self._same[index, seen]
-
-
 def build_dataset(examples: pa.Table, documents: pa.Table) -> Dataset:
     """Deduplicate a snapshot's tables.
 
-    Repeated pairs of question and positive are one example, with the greatest strength. Left out and counted are
-    examples without a positive, those whose positive has no text in a document or a log, or another one than the log,
-    and those of questions that mean something else each time.
+    What becomes an example, and what is left out, ``foldtune.pairs`` says.
 
     Raises:
         TooLittleDataError: fewer than two documents, or no example.
     """
-    passages = _PassageIndex()
-    for row in documents.to_pylist():
-        passages.add_document(row["folder_id"], row["document_id"], passage_text(row["title"], row["text"]))
-    document_count = len(passages.texts)
-    questions: dict[str, tuple[int, str]] = {}
-    pairs: dict[tuple[int, int], float] = {}
-    judged: dict[tuple[int, int], bool] = defaultdict(bool)
-    # The logs of each pair, by question and positive.
-    logs: dict[int, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    logged: dict[tuple[int, int], float] = defaultdict(float)
-    left_out: Counter[str] = Counter()
-    folders: dict[int, dict[str, None]] = defaultdict(dict)
-    shown: list[tuple[int, list[dict[str, Any]]]] = []
-    for row in examples.to_pylist():
-        question, _ = questions.setdefault(normalize_question(row["question"]), (len(questions), row["question"]))
-        folders[question][row["folder_id"]] = None
-        shown.append((question, row["negatives"]))
-        positive = _find_positive(row, passages)
-        if isinstance(positive, str):
-            left_out[positive] += 1
-            continue
-        left_out["repeated_pair"] += (question, positive) in pairs
-        pairs[question, positive] = max(row["strength"], pairs.get((question, positive), 0.0))
-        judged[question, positive] |= row["label"] in _JUDGED_LABELS
-        logged[question, positive] = max(row["occurred_at"].timestamp(), logged[question, positive])
-        logs[question][positive].add(row["log_id"])
-    for question in [question for question, of_question in logs.items() if _is_scattered(of_question)]:
-        left_out["follow_up"] += len(logs[question])
-        for positive in logs[question]:
-            del pairs[question, positive], judged[question, positive]
-    searchable = len(passages.texts)
-    if document_count < 2 or not pairs:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()) if count)
+    pairs = pair(examples.to_pylist(), documents.to_pylist())
+    if pairs.documents < 2 or not pairs.strength:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(pairs.left_out.items()) if count)
         raise TooLittleDataError(
-            f"{document_count} distinct documents, at least 2 are required; "
-            f"{len(pairs)} examples with a known positive, at least 1 is required; left out: {counts or 'none'}"
+            f"{pairs.documents} distinct documents, at least 2 are required; "
+            f"{len(pairs.strength)} examples with a known positive, at least 1 is required; "
+            f"left out: {counts or 'none'}"
         )
-    impressions, copied, changed = _find_impressions(shown, passages)
-    pair_array = np.array(list(pairs), dtype=np.int64)
+    texts, count = pairs.passages.texts, len(pairs.questions)
+    pair_array = np.array(list(pairs.strength), dtype=np.int64)
     return Dataset(
-        questions=tuple(text for _, text in questions.values()),
-        groups=WordSets.of(list(questions), words_and_signs).near_duplicates(NEAR_DUPLICATE_JACCARD),
-        passages=tuple(passages.texts),
-        documents=document_count,
-        searchable=searchable,
+        questions=tuple(text for _, text in pairs.questions.values()),
+        groups=WordSets.of(list(pairs.questions), words_and_signs).near_duplicates(NEAR_DUPLICATE_JACCARD),
+        passages=tuple(texts),
+        documents=pairs.documents,
+        searchable=pairs.searchable,
         question=pair_array[:, 0],
         positive=pair_array[:, 1],
-        strength=np.array(list(pairs.values()), dtype=np.float32),
-        judged=np.array(list(judged.values()), dtype=np.bool_),
-        impressions=tuple(tuple(impressions[index]) for index in range(len(questions))),
-        known_positives=np.sort(pair_array[:, 0] * len(passages.texts) + pair_array[:, 1]),
-        folders=tuple(tuple(folders[index]) for index in range(len(questions))),
-        left_out=dict(+left_out),
-        copies={"documents": documents.num_rows - document_count, "impressions": copied},
-        changed_impressions=changed,
-        logged=np.array([logged[pair] for pair in pairs]),
+        strength=np.array(list(pairs.strength.values()), dtype=np.float32),
+        judged=np.array(list(pairs.judged.values()), dtype=np.bool_),
+        impressions=tuple(tuple(pairs.impressions[index]) for index in range(count)),
+        known_positives=np.sort(pair_array[:, 0] * len(texts) + pair_array[:, 1]),
+        folders=tuple(tuple(pairs.folders[index]) for index in range(count)),
+        left_out=dict(+pairs.left_out),
+        copies={"documents": pairs.document_copies, "impressions": pairs.copied},
+        changed_impressions=pairs.changed,
+        logged=np.array([pairs.logged[found] for found in pairs.strength]),
     )
-
-
-def _find_positive(row: dict[str, Any], passages: _PassageIndex) -> int | str:
-    """The positive of an example, or the reason why it is left out."""
-    if row["positive"] is None:
-        return "disliked_without_positive"
-    try:
-        found = passages.find(row["positive"])
-    except _TextChangedError:
-        return "text_changed"
-    if found is None and row["label"] == Label.CORRECTED:
-        if nfc(row["positive"]["folder_id"]) == nfc(row["folder_id"]):
-            # No other folder was named, and the document may be of one.
-            found = passages.find_anywhere(row["positive"]["document_id"])
-        return "correction_without_document" if found is None else found
-    return "positive_without_text" if found is None else found
-
-
-def _find_impressions(
-    shown: list[tuple[int, list[dict[str, Any]]]], passages: _PassageIndex
-) -> tuple[dict[int, dict[int, None]], int, int]:
-    """The impressions of each question, in order, of the negatives that were ``shown`` with it; and how many were of a
-    text that another one had, and of a text that has changed.
-    """
-    impressions: dict[int, dict[int, None]] = defaultdict(dict)
-    copied = changed = 0
-    for question, negatives in shown:
-        by_document: dict[tuple[str, str], int | None] = {}
-        for negative in negatives:
-            try:
-                by_document[negative["folder_id"], negative["document_id"]] = passages.find(negative)
-            except _TextChangedError:
-                changed += 1
-        with_text = [passage for passage in by_document.values() if passage is not None]
-        distinct = dict.fromkeys(with_text)
-        copied += len(with_text) - len(distinct)
-        impressions[question].update(distinct)
-    return impressions, copied, changed
-
-
-def _is_scattered(logs: dict[int, set[str]]) -> bool:
-    """Whether a question has a positive of its own in every other log, or very many; ``logs`` are those of each."""
-    distinct, most = len(logs), max(map(len, logs.values()))
-    total = len(set().union(*logs.values()))
-    if distinct < MIN_SCATTERED or 2 * most >= total:
-        # One that was asked once may have a copy in each folder that it cited.
-        return False
-    return distinct > MAX_POSITIVES or 2 * distinct > total
 
 
 def split(dataset: Dataset) -> Split:
@@ -349,10 +188,3 @@ def _draw_validation(dataset: Dataset, candidates: Indices, hashes: Floats, trai
         if len(drawn) + len(group) <= VALIDATION_MAX_SHARE * len(candidates):
             drawn += group
     return np.array(sorted(drawn) if len(drawn) >= VALIDATION_FLOOR else [], dtype=np.int64)
-
-
-def question_hash(question: str) -> float:
-    """From 0 to 1, the same for questions of the same words and signs in another order."""
-    normalized = normalize_question(question)
-    key = " ".join(sorted(set(words_and_signs(normalized)))) or normalized
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64

@@ -10,8 +10,9 @@ import torch
 from foldtune.events import TrainingJob
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
+from foldtune.texts import normalize_question
 from trainers.data.dataset import Dataset, build_dataset
-from trainers.data.near_duplicates import WordSets, normalize_question
+from trainers.data.near_duplicates import WordSets
 from trainers.data.negatives import Candidate, NegativeSampler
 from trainers.data.snapshot import read_snapshot
 from trainers.errors import UnknownQuestionError

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from trainers.data.dataset import HELD_OUT_SHARE, Dataset, build_dataset, question_hash
-from trainers.data.near_duplicates import normalize_question
+from foldtune.pairs import HELD_OUT_SHARE, question_hash
+from foldtune.texts import normalize_question
+from trainers.data.dataset import Dataset, build_dataset
 from trainers.data.snapshot import Snapshot
 from trainers.errors import TooLittleDataError
 from trainers.evaluation.metrics import Evaluation, evaluate

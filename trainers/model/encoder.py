@@ -55,11 +55,6 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def passage_text(title: str, text: str) -> str:
-    """The text of a document that is embedded: in training, evaluation and serving alike."""
-    return f"{title}\n{text}" if title else text
-
-
 class Encoder:
     """A model of sentence-transformers, whose transformer may be run in parts.
 

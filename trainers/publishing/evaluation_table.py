@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 
 from foldtune.object_keys import EVALUATION
 from foldtune.snapshot_schema import EVALUATION as SCHEMA
-from trainers.data.near_duplicates import normalize_passage, normalize_question
+from foldtune.texts import normalize_passage, normalize_question, passage_text
 from trainers.data.snapshot import Snapshot
 from trainers.evaluation.evaluation_set import Answers
-from trainers.model.encoder import passage_text
 from trainers.publishing.results import Results
 
 _LOG_FIELDS = ("log_id", "occurred_at", "folder_id", "agent_id", "conversation_id")

@@ -21,12 +21,12 @@ from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import FineTuneStatus, GateVerdict, ModelReference, Progress, State, TrainingJob
 from foldtune.knobs import TrainingKnobs, WeightKnobs
 from foldtune.object_keys import OTHER_FOLDERS
+from foldtune.pairs import HELD_OUT_SHARE, question_hash
 from foldtune.settings import Settings, TrainerSettings
 from foldtune.snapshot_schema import EVALUATION
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import RecordingEventSink, artifact, published_prefix, put_job
 from tests.unit.trainers.conftest import example, use_compute_dtype
-from trainers.data.dataset import HELD_OUT_SHARE, question_hash
 from trainers.engine.trainable_encoder import TrainableEncoder
 from trainers.environment import WORK_PREFIX
 from trainers.errors import BadJobError, InfrastructureFailedError

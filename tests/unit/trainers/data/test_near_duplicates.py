@@ -8,13 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foldtune.texts import normalize_passage, normalize_question, words, words_and_signs
 from trainers.data.near_duplicates import (
     NearPairs,
     WordSets,
-    normalize_passage,
-    normalize_question,
-    words,
-    words_and_signs,
 )
 
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldtune.knobs import DatasetKnobs
+from foldtune.texts import words
 from tests.unit.trainers.conftest import example, make_tables
 from trainers.data.dataset import Dataset, build_dataset
-from trainers.data.near_duplicates import WordSets, words
+from trainers.data.near_duplicates import WordSets
 from trainers.data.negatives import CandidateDecision, Negatives, NegativeSampler, nearest_below_margin
 
 DOCUMENTS = {

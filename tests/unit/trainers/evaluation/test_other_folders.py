@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from foldtune.pairs import HELD_OUT_SHARE, question_hash
 from foldtune.testing import MemoryObjectStore
 from tests.jobs import put_job
 from tests.unit.trainers.conftest import example, make_tables
-from trainers.data.dataset import HELD_OUT_SHARE, build_dataset, question_hash
+from trainers.data.dataset import build_dataset
 from trainers.data.snapshot import Snapshot, read_snapshot
 from trainers.evaluation.other_folders import MAX_DOCUMENTS, MAX_QUESTIONS, OtherFolders
 from trainers.model.encoder import Encoder

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from foldtune.texts import passage_text
 from tests.models import write_modules
 from trainers.errors import BadModelError
-from trainers.model.encoder import Encoder, passage_text
+from trainers.model.encoder import Encoder
 
 
 def test_embeddings_are_in_the_order_of_the_texts(tiny_folder: Path) -> None:
