@@ -48,12 +48,12 @@ RIGHTS: Mapping[Part, Rights] = {
         reads=(
             *DATA_TOPICS,
             *(Topic.SNAPSHOT_COMMANDS, Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_PROGRESS),
-            *(Topic.TRAINING_REPORTS, Topic.FINE_TUNE_STATUS, Topic.POLICIES),
+            *(Topic.TRAINING_REPORTS, Topic.FINE_TUNE_STATUS, Topic.POLICIES, Topic.PREVIEW_REQUESTS),
         ),
         writes=(
             *(Topic.SNAPSHOT_COMMANDS, Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_PROGRESS),
             *(Topic.FINE_TUNE_STATUS, Topic.TRAINING_JOBS, Topic.DEAD_LETTERS, Topic.ERASURE_CONFIRMATIONS),
-            *(Topic.FOLDER_STATS, Topic.POLICIES, Topic.POLICY_DECISIONS),
+            *(Topic.FOLDER_STATS, Topic.POLICIES, Topic.POLICY_DECISIONS, Topic.PREVIEWS),
         ),
         manages=tuple(Topic),
     ),
@@ -72,11 +72,11 @@ RIGHTS: Mapping[Part, Rights] = {
         reads=(
             *(*_INPUTS, Topic.ERASURE_CONFIRMATIONS, Topic.FINE_TUNE_REQUESTS, Topic.FINE_TUNE_STATUS),
             *(Topic.MODEL_READY, Topic.DEAD_LETTERS, Topic.AUDIT, Topic.FOLDER_STATS),
-            *(Topic.POLICIES, Topic.POLICY_DECISIONS, Topic.REVIEWS),
+            *(Topic.POLICIES, Topic.POLICY_DECISIONS, Topic.REVIEWS, Topic.PREVIEWS),
         ),
         writes=(
             *(*DATA_TOPICS, Topic.FINE_TUNE_REQUESTS, Topic.DEAD_LETTERS, Topic.AUDIT),
-            *(Topic.POLICIES, Topic.REVIEWS),
+            *(Topic.POLICIES, Topic.REVIEWS, Topic.PREVIEW_REQUESTS),
         ),
     ),
     # All other commands.

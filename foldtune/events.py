@@ -444,6 +444,106 @@ class FolderCount(Model):
     documents: Count
 
 
+# Of a preview: questions that may be asked for, logs of each, and documents whose texts may be.
+MAX_PREVIEW_QUESTIONS, MAX_PREVIEW_LOGS, MAX_PREVIEW_DOCUMENTS = 10, 20, 1_000
+# Of an answer: folders by name, and bytes of texts. What does not fit is not sent, and counted.
+MAX_PREVIEW_FOLDERS, MAX_PREVIEW_BYTES = 200, 512 * 1024
+
+
+class DocumentReference(Model):
+    """A document; without a folder, those of any folder that have its id."""
+
+    document_id: Id
+    folder_id: FolderId | None = None
+
+
+class PreviewRequested(Event):
+    """Asks the owner of each partition what a request with this selection would train on.
+
+    Or, with ``documents``, for their texts: those that the questions of its first answer were shown.
+    """
+
+    type: Literal["preview_requested"] = "preview_requested"
+    preview_id: Id
+    data: DataSelection = DataSelection()
+    questions: Annotated[int, Field(ge=0, le=MAX_PREVIEW_QUESTIONS)] = Field(
+        0, description="How many questions, drawn by their words, to answer with; users' words"
+    )
+    documents: Annotated[tuple[DocumentReference, ...], Field(max_length=MAX_PREVIEW_DOCUMENTS)] = ()
+    seconds: Annotated[int, Field(ge=1, le=60)] = Field(
+        20, description="After its record's time, no answer is waited for any more"
+    )
+
+
+class ShownPassage(Model):
+    """A passage that an answer was given from; ``text`` if the log carried it."""
+
+    document_id: Id
+    folder_id: FolderId
+    rank: PositiveInt
+    text: str | None = None
+    use: Annotated[str, StringConstraints(max_length=64)] = Field(
+        description="`candidate` for a negative, or why not: `positive`, `cited`, `deleted` (the document), `unjudged` "
+        "(shown with a disliked answer). Later releases may have others"
+    )
+
+
+class PreviewLog(Model):
+    """A log that is an example, with all that it showed."""
+
+    log_id: Id
+    occurred_at: UtcTime
+    folder_id: FolderId
+    agent_id: AgentId
+    question: str
+    label: Annotated[str, StringConstraints(max_length=64)]
+    strength: NonNegativeFloat
+    positive: DocumentReference | None = None
+    positive_text: str | None = None
+    shown: Annotated[tuple[ShownPassage, ...], Field(max_length=MAX_PASSAGES)] = ()
+
+
+class PreviewDocument(Model):
+    """The present text of a document."""
+
+    document_id: Id
+    folder_id: FolderId
+    title: str
+    text: str
+
+
+class Preview(Event):
+    """What one partition answers to a ``preview_requested``, or why it cannot."""
+
+    type: Literal["preview"] = "preview"
+    preview_id: Id
+    partition: Count
+    at: UtcTime = Field(description="When it was counted")
+    labels: dict[Annotated[str, StringConstraints(max_length=256)], Count] = Field(
+        {}, max_length=64, description="Number of examples, by label"
+    )
+    positives: Count = Field(0, description="Number of examples with a positive")
+    pairs: Count = Field(0, description="Of these, distinct pairs of question and document")
+    documents: Count = 0
+    folder_count: Count = Field(0, description="Number of selected folders in this partition, named or not")
+    folders: tuple[FolderCount, ...] = Field(
+        (), max_length=MAX_PREVIEW_FOLDERS, description="Folders that were named, those with the fewest examples first"
+    )
+    left_out: dict[Annotated[str, StringConstraints(max_length=256)], Count] = Field(
+        {}, max_length=64, description="Number of logs without an example, by reason, as in a snapshot's parts"
+    )
+    ignored: dict[Annotated[str, StringConstraints(max_length=256)], Count] = Field({}, max_length=64)
+    logs: tuple[PreviewLog, ...] = Field(
+        (),
+        max_length=MAX_PREVIEW_QUESTIONS * MAX_PREVIEW_LOGS,
+        description="The logs of the partition's first questions, by the order in which questions are drawn",
+    )
+    texts: tuple[PreviewDocument, ...] = Field((), max_length=MAX_PREVIEW_DOCUMENTS)
+    cut: Count = Field(0, description="Logs and texts that did not fit into this record")
+    seconds: NonNegativeFloat = 0.0
+    error: Annotated[str, AfterValidator(excerpt)] | None = None
+
+
 class SnapshotFile(Model):
     """One immutable object of a snapshot."""
 
@@ -874,6 +974,8 @@ EVENTS: tuple[type[Event], ...] = (
     FineTuneRequested,
     FineTuneCancelled,
     FineTuneStatus,
+    PreviewRequested,
+    Preview,
     SnapshotCommand,
     TrainingFinished,
     SnapshotPart,

@@ -92,6 +92,10 @@ class TrainingKnobs(Knobs):
         "little more than 128",
     )
 
+    def steps(self, examples: int) -> int:
+        """The number of steps of a training on so many examples."""
+        return self.epochs * -(-examples // self.batch_size)
+
 
 class WeightKnobs(Knobs):
     """Weights of candidates and questions in the loss."""

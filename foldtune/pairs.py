@@ -1,6 +1,6 @@
 """From the rows of a snapshot to pairs of question and positive passage: the same for a training and for its preview.
 
-Needs regex (``foldtune-server``).
+Needs pyarrow and regex (``foldtune-server``).
 """
 
 import hashlib
@@ -16,6 +16,13 @@ from foldtune.texts import normalize_passage, normalize_question, passage_text, 
 # Questions whose hash is below this are never trained on, whatever the request and the rest of its snapshot: so a later
 # model is compared with an earlier one on questions that neither has seen. To change it, or the hash, breaks that.
 HELD_OUT_SHARE = 0.2
+# The epoch and the weight interpolation are chosen on questions that are neither trained on nor reported on.
+VALIDATION_SHARE = 0.1
+VALIDATION_FLOOR, VALIDATION_CEILING = 20, 500
+# With fewer questions to train on, none is spared for validation.
+MIN_TRAINED = 100
+# Impressions are pooled over all logs of a question; those that ranked highest come first.
+MAX_IMPRESSIONS = 64
 # A log's label is about the text that its agent saw. If that has less than this share of its words in common with the
 # document of now, chunks were cut anew or a page was rewritten.
 SAME_TEXT = 0.6
@@ -213,3 +220,10 @@ def question_hash(question: str) -> float:
     normalized = normalize_question(question)
     key = " ".join(sorted(set(words_and_signs(normalized)))) or normalized
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+
+
+def validation_size(trainable: int) -> int:
+    """How many of the questions that may be trained on are to be kept for validation."""
+    if trainable < MIN_TRAINED:
+        return 0
+    return min(VALIDATION_CEILING, max(VALIDATION_FLOOR, round(VALIDATION_SHARE * trainable)))

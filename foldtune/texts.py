@@ -4,6 +4,7 @@ Needs regex (``foldtune-server``).
 """
 
 import re
+from collections.abc import Collection
 
 import regex
 
@@ -47,6 +48,12 @@ def words_and_signs(text: str) -> list[str]:
     """Like ``words``; signs count, since they may be all in which two questions differ."""
     matches: list[str] = _WORD_OR_SIGN.findall(_fold(text))
     return matches
+
+
+def jaccard(left: Collection[str], right: Collection[str]) -> float:
+    """The Jaccard similarity of two texts' words: those in common over those in both; 0 for two without words."""
+    one, other = set(left), set(right)
+    return len(one & other) / max(1, len(one | other))
 
 
 def normalize_passage(text: str) -> str:

@@ -17,6 +17,13 @@ _COMPACTED_DAILY = _COMPACTED | {
     "max.compaction.lag.ms": str(int(_COMPACTION_LAG.total_seconds() * 1000)),
     "segment.bytes": str(64 << 20),
 }
+# What is answered within seconds, in part with users' words: nobody needs it for longer.
+_BRIEF = _STAMPED | {
+    "cleanup.policy": "delete",
+    "retention.ms": str(int(timedelta(hours=1).total_seconds() * 1000)),
+    "retention.bytes": str(64 << 20),
+    "segment.bytes": str(16 << 20),
+}
 # The brokers' retention.
 _DEFAULT = _STAMPED | {"cleanup.policy": "delete"}
 # The source of truth, from which lost state is rebuilt: unlimited until an operator sets a retention.
@@ -36,6 +43,10 @@ class Topic(Enum):
     ERASURE_CONFIRMATIONS = ("erasure-confirmations", _UNLIMITED)
     # Keyed by folder_id, in the partition of the folder's training set; "" is the key of the partition's own record.
     FOLDER_STATS = ("folder-stats", _COMPACTED_DAILY)
+    # Sent to every partition.
+    PREVIEW_REQUESTS = ("preview-requests", _BRIEF)
+    # Keyed by preview_id, in the partition that answers.
+    PREVIEWS = ("previews", _BRIEF)
     # Sent to every partition.
     SNAPSHOT_COMMANDS = ("snapshot-commands", _DEFAULT)
     # Keyed by model name.

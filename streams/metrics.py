@@ -67,6 +67,10 @@ SNAPSHOT_STORE_SECONDS = Histogram(
 STATS_SECONDS = Histogram(
     "foldtune_folder_stats_seconds", "Time to count one folder for folder-stats.", buckets=_SNAPSHOT_BUCKETS
 )
+PREVIEW_SECONDS = Histogram(
+    "foldtune_preview_seconds", "Time to answer a preview of one partition.", buckets=_SNAPSHOT_BUCKETS
+)
+SKIPPED_PREVIEWS = Counter("foldtune_skipped_previews", "Previews of a partition given up after their time was over.")
 REFUSED_RECORDS = Counter(
     "foldtune_refused_records", "Records of the worker that could not be written; they are dead letters.", ["topic"]
 )

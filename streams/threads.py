@@ -18,6 +18,8 @@ DECODING = ThreadPoolExecutor(os.cpu_count(), "decoding")
 MAINTENANCE = ThreadPoolExecutor(2, "maintenance")
 # This many exports at a time; those of other partitions wait.
 EXPORTS = ThreadPoolExecutor(4, "exports")
+# Of a request that a person is looking at: not behind exports whose uploads hang.
+PREVIEWS = ThreadPoolExecutor(2, "previews")
 # Looks at topics one at a time.
 TOPICS = ThreadPoolExecutor(1, "topics")
 MANIFESTS = ThreadPoolExecutor(4, "manifests")

@@ -365,7 +365,7 @@ def _origin(manifest: Path) -> tuple[float, ModelReference | None]:
 def knob_warnings(request: FineTuneRequested, parts: Split) -> list[str]:
     """Warnings about knobs that do not suit the data."""
     examples, training = len(parts.train), request.training
-    steps = training.epochs * -(-examples // training.batch_size)
+    steps = training.steps(examples)
     warnings = []
     if training.batch_size > examples:
         warnings.append(f"training.batch_size {training.batch_size} is larger than the {examples} training examples")

@@ -19,6 +19,8 @@ TOPIC_EVENTS: dict[Topic, tuple[str, str]] = {
         "folder_stats, folder_stats_refreshed",
         "folder_id, of a folder_stats_refreshed empty; in the partition of the folder's training set",
     ),
+    Topic.PREVIEW_REQUESTS: ("preview_requested", "none, sent to every partition"),
+    Topic.PREVIEWS: ("preview", "preview_id, in the partition that it is of"),
     Topic.SNAPSHOT_COMMANDS: ("snapshot_command, training_finished", "none, sent to every partition"),
     Topic.FINE_TUNE_REQUESTS: ("fine_tune_requested, fine_tune_cancelled", "model"),
     Topic.SNAPSHOT_PARTS: ("snapshot_part", "model"),
@@ -52,6 +54,8 @@ RESTORED_FROM: dict[Topic, str] = {
     Topic.ERASURES: "nothing: send them again",
     Topic.ERASURE_CONFIRMATIONS: "the erasures, sent again",
     Topic.FOLDER_STATS: "the training sets, once workers start anew",
+    Topic.PREVIEW_REQUESTS: "nothing: ask again",
+    Topic.PREVIEWS: "nothing: ask again",
     Topic.SNAPSHOT_COMMANDS: "nothing: a snapshot under way times out, and its request fails",
     Topic.FINE_TUNE_REQUESTS: "nothing: send requests again; those that have ended are answered",
     Topic.SNAPSHOT_PARTS: "nothing: a snapshot under way times out, and its request fails",
@@ -235,8 +239,9 @@ def _changelogs() -> str:
 
 
 def _topic_row(name: str, config: dict[str, str], size: int, restored_from: str) -> str:
-    days = int(config.get("retention.ms", "-1")) // (24 * 3600 * 1000)
-    retention = f"{days} days" if days >= 0 else "unlimited" if "retention.ms" in config else "the brokers'"
+    hours = int(config.get("retention.ms", "-1")) // (3600 * 1000)
+    bounded = f"{hours // 24} days" if hours >= 24 else "an hour"
+    retention = bounded if hours >= 0 else "unlimited" if "retention.ms" in config else "the brokers'"
     if config["cleanup.policy"] == "compact":
         retention = "the newest of each key"
     return f"| {name} | {config['cleanup.policy']} | {retention} | {size:,} bytes | {restored_from} |\n"

@@ -1,7 +1,6 @@
 """Exports what a request selects of one partition: reads the view, and uploads what ``export_child`` writes."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from foldtune.settings import LabelWeights
 from foldtune.work_folders import work_folder
 from streams.snapshots import export_child
 from streams.snapshots.export_child import Selection, WrittenFile
+from streams.snapshots.selection import count_too_old
 from streams.training_sets.store import PartitionView
 
 T = TypeVar("T")
@@ -79,9 +79,7 @@ def export(
         other_examples = _upload(part.other_examples, store, command, "other-examples") if has_others else None
         other_documents = _upload(part.other_documents, store, command, "other-documents") if has_others else None
         ended = time.perf_counter()
-    # Also of folders that have nothing else: the logs themselves may be gone.
-    selected = view.folder_ids() if request.data.folders is None else set(request.data.folders)
-    left_out = part.left_out + Counter({"older than sets.max_age": sum(map(view.too_old, selected))})
+    left_out = part.left_out + count_too_old(view, request.data.folders)
     return SnapshotPart(
         request_id=request.request_id,
         model=request.model,

@@ -19,6 +19,7 @@ from foldtune.events import FolderCount, SnapshotCommand
 from foldtune.settings import LabelWeights, SetLimits
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from streams.snapshots.labels import Example, Passage, label, without_deleted
+from streams.snapshots.selection import Tally, select
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.fold import FolderSet, fold
 from streams.training_sets.segments import unpack
@@ -122,8 +123,7 @@ class _Export:
         self._records: list[StateRecord] = []
         self._counts: list[FolderCount] = []
         self._agents: set[str] = set()
-        self._left_out: Counter[str] = Counter()
-        self._ignored: Counter[str] = Counter()
+        self._tally = Tally()
 
     def add_segments(self, contents: list[tuple[str, bytes]]) -> None:
         for topic, content in contents:
@@ -132,8 +132,8 @@ class _Export:
 
     def finish_folder(self, folder_id: str, limits: SetLimits) -> None:
         folder = self._fold(folder_id, limits)
-        self._ignored["logs replaced by another agent's with the same log_id"] += folder.replaced
-        rows = [example_row(example) for example in self._select_examples(folder)]
+        data, weights = self._selection.command.request.data, self._selection.weights
+        rows = [example_row(example) for _, example in select(folder, data, weights, self._tally)]
         self._examples.write(rows)
         self._documents.write([_document_row(folder_id, document) for document in folder.documents])
         positives = sum(row["positive"] is not None for row in rows)
@@ -166,30 +166,14 @@ class _Export:
             self._other_documents.close(),
             self._counts,
             self._agents,
-            self._left_out,
-            self._ignored,
+            self._tally.left_out,
+            self._tally.ignored,
         )
 
     def _fold(self, folder_id: str, limits: SetLimits) -> FolderSet:
         selection, records = self._selection, self._records
         self._records = []
         return fold(folder_id, records, selection.erasures, limits, selection.command.issued_at)
-
-    def _select_examples(self, folder: FolderSet) -> Iterator[Example]:
-        selected = self._selection.command.request.data
-        for judged in folder.logs:
-            if not selected.in_range(judged.log.occurred_at):
-                self._left_out["outside the date range"] += 1
-            elif selected.agents is not None and judged.log.agent_id not in selected.agents:
-                self._left_out["another agent"] += 1
-            else:
-                self._ignored["verdicts dated more than a day before their log"] += judged.ignores_feedback
-                if (labelled := label(judged, self._selection.weights)) is None:
-                    self._left_out["no label"] += 1
-                elif (example := without_deleted(labelled, folder)) is None:
-                    self._left_out["document deleted"] += 1
-                else:
-                    yield example
 
 
 def _within(budget: int, rows: Iterable[dict[str, Any]], field: str) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,6 @@ from streams.training_sets.state_events import ChatLog, StateRecord
 
 # Of what the policy compares: the longest window and the longest baseline.
 _QUALITY_DAYS = 180
-TOO_OLD = "older than sets.max_age"
 
 
 @dataclass(frozen=True)

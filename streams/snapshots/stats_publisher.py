@@ -21,6 +21,7 @@ from streams.snapshots import folder_stats
 from streams.snapshots.command_handler import DataOffsets
 from streams.snapshots.export import SEGMENTS_PER_CALL, Call
 from streams.snapshots.folder_stats import Figures, Summary
+from streams.snapshots.selection import TOO_OLD
 from streams.threads import EXPORTS, run_in
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.store import PartitionView, TrainingSets
@@ -121,7 +122,7 @@ class FolderStatsPublisher:
             _log.info("folder not counted, will retry", partition=partition, error=str(error))
             state.changed[folder_id] = changed_at
             return
-        too_old = {folder_stats.TOO_OLD: count} if (count := view.too_old(folder_id)) else {}
+        too_old = {TOO_OLD: count} if (count := view.too_old(folder_id)) else {}
         stats = FolderStats(
             folder_id=folder_id,
             partition=partition,

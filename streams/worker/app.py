@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter
 
 from foldtune import events, topics
 from foldtune.compression import bound_decompression
-from foldtune.events import ErasureConfirmed, SnapshotCommand, TrainingFinished
+from foldtune.events import ErasureConfirmed, PreviewRequested, SnapshotCommand, TrainingFinished
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 from foldtune.topic_admin import inspect_topics
@@ -43,6 +43,7 @@ from streams.requests.coordinator import Coordinator
 from streams.requests.policies import Policies
 from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
 from streams.snapshots.export_process import ExportProcess
+from streams.snapshots.preview_handler import PreviewHandler
 from streams.snapshots.stats_publisher import FolderStatsPublisher
 from streams.training_sets.compaction import MaintenanceCounts, Sweeping, maintain
 from streams.training_sets.erasures import ErasureRules
@@ -178,11 +179,15 @@ class _Components:
         self._data = self._create_consumer(DATA_TOPICS, self._table, write, ingest.handle, worker.block_records)
         commands = self._create_consumer((Topic.SNAPSHOT_COMMANDS,), self._table, write, self._handle_commands)
         self._control = self._create_consumer(_CONTROL_TOPICS, requests, requests.write, self._coordinator.handle)
-        self._consumers = (self._data, commands, self._control) if worker.handle_requests else (self._data,)
+        # Of its own: a person waits, and an export may take long.
+        previews = self._create_consumer((Topic.PREVIEW_REQUESTS,), self._table, write, self._handle_previews)
+        others = (commands, self._control, previews) if worker.handle_requests else ()
+        self._consumers = (self._data, *others)
         self._consumer_tasks: list[asyncio.Task[None]] = []
         offsets = DataOffsets(self._data.position, self._reader.end_offsets, self._table.owns)
         process = ExportProcess()
         self._stats = FolderStatsPublisher(self._sets, offsets, self._publisher, settings, process)
+        self._previews = PreviewHandler(self._sets, self._publisher, settings, process)
         self._snapshots = SnapshotCommandHandler(
             self._sets,
             offsets,
@@ -290,6 +295,11 @@ class _Components:
                 await self._snapshots.training_finished(command, partition)
             else:
                 await self._snapshots.export(command.model_copy(update={"partition": partition}), partition)
+
+    async def _handle_previews(self, _: Topic, partition: int, messages: Sequence[Any]) -> None:
+        for message in messages:
+            request = PreviewRequested.model_validate_json(message.value or b"")
+            await self._previews.answer(request, partition, message.timestamp)
 
     # ── Timers and rebalances ────────────────────────────────────────────────────────────────────────────────────────
 

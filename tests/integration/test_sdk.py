@@ -21,7 +21,8 @@ from tests.integration.conftest import StartWorker
 ROOT = Path(__file__).parents[2]
 # Of foldtune-server.
 NOT_INSTALLED = [name for name, (module, _) in COMMANDS.items() if module is None]
-NEEDS_PYARROW = "foldtune.snapshot_schema"
+# Modules of the servers, by the library that the SDK does not have.
+NEEDS = {"foldtune.pairs": "pyarrow", "foldtune.snapshot_schema": "pyarrow", "foldtune.texts": "regex"}
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,9 @@ print(json.dumps(missing))
 """
     done = run([python, "-c", program], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {NEEDS_PYARROW: "pyarrow"}
-    assert "Needs pyarrow" in (ROOT / f"{NEEDS_PYARROW.replace('.', '/')}.py").read_text()
+    assert json.loads(done.stdout) == NEEDS
+    for module, library in NEEDS.items():
+        assert f"Needs {library}" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
 
 
 def test_the_command_line_lists_installed_and_missing_commands(python: Path, tmp_path: Path) -> None:

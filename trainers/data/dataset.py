@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from foldtune.pairs import HELD_OUT_SHARE, pair, question_hash
+from foldtune.pairs import HELD_OUT_SHARE, VALIDATION_FLOOR, pair, question_hash, validation_size
 from foldtune.texts import words_and_signs
 from trainers.data.near_duplicates import WordSets
 from trainers.errors import TooLittleDataError
@@ -17,13 +17,8 @@ from trainers.model.tokens import Indices
 NEAR_DUPLICATE_JACCARD = 0.8
 # More of them add no information: a training changes a question's nDCG by about ±0.2.
 HELD_OUT_CEILING = 2_000
-# The epoch and the weight interpolation are chosen on questions that are neither trained on nor reported on.
-VALIDATION_SHARE = 0.1
-VALIDATION_FLOOR, VALIDATION_CEILING = 20, 500
 # One huge group of near-duplicates would be most of the set.
 VALIDATION_MAX_SHARE = 0.25
-# With fewer questions to train on, none is spared for validation.
-MIN_TRAINED = 100
 # An agent can only cite what the model in service retrieved, so citations favour that model. With at least this many
 # held-out questions judged by people, only those are evaluated.
 MIN_JUDGED = 50
@@ -154,9 +149,9 @@ def split(dataset: Dataset) -> Split:
     held_out = judged_held_out if judged_only else held_out
     held_out = np.sort(held_out[np.argsort(hashes[held_out], kind="stable")[:HELD_OUT_CEILING]])
     validation = np.empty(0, dtype=np.int64)
-    if len(trainable) >= MIN_TRAINED:
+    if wanted := validation_size(len(trainable)):
         candidates = np.intersect1d(trainable, judged) if judged_only else trainable
-        validation = _draw_validation(dataset, candidates, hashes, len(trainable))
+        validation = _draw_validation(dataset, candidates, hashes, wanted)
     rows = ~reserved[dataset.question] & ~np.isin(dataset.groups[dataset.question], dataset.groups[validation])
     kept_back = len(answered) - len(trainable) - len(held_out)
     return Split(np.flatnonzero(rows), validation, held_out, judged_only, kept_back)
@@ -175,9 +170,8 @@ def with_older_share(dataset: Dataset, parts: Split, since: float, share: float,
     return replace(parts, train=np.sort(np.concatenate([parts.train[newer], drawn])))
 
 
-def _draw_validation(dataset: Dataset, candidates: Indices, hashes: Floats, trainable: int) -> Indices:
+def _draw_validation(dataset: Dataset, candidates: Indices, hashes: Floats, count: int) -> Indices:
     """Whole groups of ``candidates``, until there are enough questions; none if there are too few."""
-    count = min(VALIDATION_CEILING, max(VALIDATION_FLOOR, round(VALIDATION_SHARE * trainable)))
     members: dict[int, list[int]] = defaultdict(list)
     for question in candidates[np.argsort(hashes[candidates], kind="stable")]:
         members[int(dataset.groups[question])].append(int(question))

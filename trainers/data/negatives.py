@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from foldtune.knobs import DatasetKnobs
+from foldtune.pairs import MAX_IMPRESSIONS
 from trainers.data.dataset import Dataset
 from trainers.data.near_duplicates import NearPairs, WordSets
 from trainers.data.search import similarity_tiles
@@ -26,8 +27,6 @@ Mask = npt.NDArray[np.bool_]
 SCORE_MARGIN = 0.95
 # Additional candidates, since some are excluded.
 _SPARE = 8
-# Impressions are pooled over all logs of a question; those that ranked highest come first.
-_MAX_IMPRESSIONS = 64
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ class NegativeSampler:
         """
         question, positive = int(self.dataset.question[row]), int(self.dataset.positive[row])
         scores = (passages @ queries[question]).cpu().numpy()
-        impressions = np.array(self.dataset.impressions[question][:_MAX_IMPRESSIONS], dtype=np.int64)
+        impressions = np.array(self.dataset.impressions[question][:MAX_IMPRESSIONS], dtype=np.int64)
         nearest = np.argsort(-scores[: self.dataset.documents], kind="stable")[:depth]
         candidates = np.concatenate([impressions, nearest])
         mined = np.arange(len(candidates)) >= len(impressions)
@@ -187,7 +186,7 @@ class NegativeSampler:
 
     def _impressions(self, questions: Indices) -> Indices:
         """Impressions of each question, the highest ranked first: ``[questions, most]``, -1 for none."""
-        rows = [self.dataset.impressions[question][:_MAX_IMPRESSIONS] for question in questions]
+        rows = [self.dataset.impressions[question][:MAX_IMPRESSIONS] for question in questions]
         width = max(map(len, rows), default=0)
         padded = [[*row, *[-1] * (width - len(row))] for row in rows]
         return np.array(padded, dtype=np.int64).reshape(len(rows), width)

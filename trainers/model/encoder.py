@@ -324,7 +324,7 @@ class Encoder:
 
 
 def _beginning(text: str, characters: int) -> str:
-    """At most so many ``characters`` of a text, up to a space: there no tokenizer has a token across. Without one, all."""
+    """At most so many ``characters`` of a text, up to a space, which no tokenizer has a token across; without, all."""
     if len(text) <= characters:
         return text
     space = text.rfind(" ", 0, characters)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from foldtune.events import GateVerdict
-from trainers.data.dataset import MIN_TRAINED
+from foldtune.pairs import MIN_TRAINED
 from trainers.evaluation.evaluation_set import EvaluationSet, Measures
 from trainers.evaluation.metrics import metrics_by_folder
 from trainers.evaluation.non_inferiority import NonInferiority

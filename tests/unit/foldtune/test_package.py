@@ -57,8 +57,8 @@ COME_WITH = {
     "mypy_boto3_s3": "boto3",
     "urllib3": "boto3",
 }
-# Builds the archive of the functions, in a checkout; and is for the schema of snapshots, which the SDK does not use.
-ELSEWHERE = {"uv", "pyarrow"}
+# Builds the archive of the functions, in a checkout; and are for snapshots and their texts, which the SDK does not use.
+ELSEWHERE = {"uv", "pyarrow", "regex"}
 
 
 @pytest.mark.parametrize("package", ["foldtune", "streams", "trainers", "launchers", "api", "infra", "demo"])

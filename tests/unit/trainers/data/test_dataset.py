@@ -10,12 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from foldtune.pairs import HELD_OUT_SHARE, question_hash
+from foldtune.pairs import HELD_OUT_SHARE, MIN_TRAINED, VALIDATION_FLOOR, question_hash
 from tests.unit.trainers.conftest import example, make_tables
 from trainers.data.dataset import (
     MIN_JUDGED,
-    MIN_TRAINED,
-    VALIDATION_FLOOR,
     Split,
     build_dataset,
     split,
