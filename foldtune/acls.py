@@ -48,7 +48,7 @@ RIGHTS: Mapping[Part, Rights] = {
         reads=(
             *DATA_TOPICS,
             *(Topic.SNAPSHOT_COMMANDS, Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_PROGRESS),
-            *(Topic.TRAINING_REPORTS, Topic.FINE_TUNE_STATUS, Topic.POLICIES, Topic.PREVIEW_REQUESTS),
+            *(Topic.TRAINING_REPORTS, Topic.FINE_TUNE_STATUS, Topic.POLICIES, Topic.REVIEWS, Topic.PREVIEW_REQUESTS),
         ),
         writes=(
             *(Topic.SNAPSHOT_COMMANDS, Topic.FINE_TUNE_REQUESTS, Topic.SNAPSHOT_PARTS, Topic.TRAINING_PROGRESS),

@@ -48,6 +48,9 @@ MODEL_URI = r"^(hf|file|s3)://.+$"
 BUCKET = r"^[a-z0-9][a-z0-9.-]{2,62}$"
 REQUEST_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 RequestId = Annotated[str, StringConstraints(pattern=REQUEST_ID)]
+VersionName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+# Of a model, in a job; older ones are not in question any more.
+MAX_REJECTED = 1_000
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Arrow, Parquet and Kafka's offsets have 64 bits.
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -740,6 +743,9 @@ class TrainingJob(Event):
     published_at: UtcTime
     max_seconds: Annotated[int, Field(ge=1, le=10**9)]
     warnings: Reasons = ()
+    rejected_versions: Annotated[tuple[VersionName, ...], Field(max_length=MAX_REJECTED)] = Field(
+        (), description="Versions of the model that people have rejected, the newest: none of them is the incumbent"
+    )
 
 
 # ── Automatic retraining ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -824,7 +830,7 @@ class ModelReviewed(Event):
 
     type: Literal["model_reviewed"] = "model_reviewed"
     model: ModelName
-    version: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    version: VersionName
     approved: bool
     by: Id = Field(description="A pseudonym or a team: erasures do not reach it")
     comment: Annotated[str, StringConstraints(max_length=1000)] | None = None

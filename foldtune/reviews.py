@@ -32,6 +32,12 @@ class ReviewTable:
         """The review that decides on a version."""
         return self._deciding.get((model, version))
 
+    def rejected(self, model: str) -> tuple[str, ...]:
+        """The rejected versions of a model, sorted."""
+        return tuple(
+            sorted(version for (of, version), review in self._deciding.items() if of == model and not review.approved)
+        )
+
     def standing(self, model: str, version: str, required: Collection[str]) -> Standing:
         """Whether a version may be deployed; ``required`` are the models that need approvals (``approval.models``)."""
         if review := self.of(model, version):

@@ -43,7 +43,7 @@ from trainers.publishing.artifacts import (
     write_recall_curve,
 )
 from trainers.publishing.evaluation_table import write_evaluation
-from trainers.publishing.model_publisher import latest_model, publish_model
+from trainers.publishing.model_publisher import incumbent_model, publish_model
 from trainers.publishing.onnx_export import export_onnx
 from trainers.publishing.reporting import Reporter
 from trainers.publishing.results import Baseline, Results, Started
@@ -283,7 +283,7 @@ def find_losses(
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The newest promoted version of a model; ``encoder`` is None if it cannot be read."""
+    """The newest promoted version that nobody has rejected; ``encoder`` is None if it cannot be read."""
 
     name: str
     version: str
@@ -297,14 +297,14 @@ def load_incumbent(job: TrainingJob, store: ObjectStore, reporter: Reporter, wor
     """The incumbent, if there is one. One that cannot be read is a warning: no later version would ever replace it."""
     name = "the newest promoted version"
     try:
-        latest = latest_model(job, store)
-        if latest is None:
+        found = incumbent_model(job, store)
+        if found is None:
             return None
-        name = f"version {latest.version}"
+        name = f"version {found.version}"
         folder = work_dir / "incumbent"
         folder.mkdir()
-        download_files(latest.model_uri, latest.manifest_sha256, store, folder)
-        return Incumbent(name, latest.version, Encoder.load(folder), *_origin(folder / MANIFEST))
+        download_files(found.model_uri, found.manifest_sha256, store, folder)
+        return Incumbent(name, found.version, Encoder.load(folder), *_origin(folder / MANIFEST))
     except _UNREADABLE as error:
         reporter.warn(_unreadable(name, error))
         return Incumbent(name, "", None)
@@ -317,7 +317,7 @@ def choose_start(job: TrainingJob, incumbent: Incumbent | None, reporter: Report
     if job.request.training.start == "base":
         return None
     if incumbent is None:
-        why = "no version has been promoted"
+        why = "there is none"
     elif incumbent.encoder is None:
         why = f"{incumbent.name} cannot be read"
     elif incumbent.base_model and not _same_model(incumbent.base_model, job.base_model):

@@ -51,6 +51,7 @@ from streams.publishing.publisher import EventPublisher, OutgoingEvent, Outgoing
 from streams.requests import lifecycle, retraining_policy
 from streams.requests.lifecycle import Active, ModelState, Transition
 from streams.requests.policies import Policies
+from streams.requests.rejections import Rejections
 from streams.requests.retraining_policy import Decision, PolicyState, Situation
 from streams.threads import MANIFESTS, run_in
 
@@ -107,11 +108,12 @@ class Coordinator:
         statuses: Callable[[int], AsyncIterator[Any]],
         *,
         policies: Policies | None = None,
+        rejections: Rejections | None = None,
         clock: Callable[[], datetime] = now,
     ) -> None:
         """``statuses`` reads what a partition of ``fine-tune-status`` holds; the policy goes by ``clock``.
 
-        Without ``policies`` those of the settings count.
+        Without ``policies`` those of the settings count; without ``rejections`` no version is rejected.
         """
         self._statuses = statuses
         # Final statuses need no fence: each is written as it was decided once, by whoever completes the decision.
@@ -120,6 +122,7 @@ class Coordinator:
         self._store = store
         self._settings = settings
         self._policies = policies or Policies(settings)
+        self._rejections = rejections
         self._clock = clock
         # When a policy was published for those who read the topic, and the newest decision told, both since this start.
         self._published: dict[str, datetime] = {}
@@ -503,6 +506,7 @@ class Coordinator:
             # their job, if it has begun: the launchers' ledger keeps the first of a request.
             key = snapshot_manifest_key(request.model, request.request_id, hashlib.sha256(content).hexdigest())
             await run_in(MANIFESTS, self._store.put_if_absent, key, content)
+        rejected, warnings = await self._rejected_versions(request.model)
         # From the time of the snapshot, not of this attempt: a retry makes the same version and the same job.
         version = f"{manifest.created_at:%Y%m%dT%H%M%S}-{key_segment(request.request_id)[-8:]}"
         return TrainingJob(
@@ -514,7 +518,20 @@ class Coordinator:
             version=version,
             published_at=manifest.created_at,
             max_seconds=int(self._settings.trainer.max_duration.total_seconds()),
+            warnings=warnings,
+            rejected_versions=rejected,
         )
+
+    async def _rejected_versions(self, model: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The rejected versions, or a warning that they are not known: no training waits for what is no input."""
+        if self._rejections is None:
+            return (), ()
+        try:
+            return await self._rejections.of(model), ()
+        except Exception as error:
+            # As where policies cannot be read.
+            _log.warning("reviews not read", model=model, error=repr(error))
+            return (), (f"a rejected version may be the incumbent, as reviews were not read: {type(error).__name__}",)
 
     # ── Rejections ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -18,6 +18,14 @@ _log = structlog.get_logger()
 ReadFrom = Callable[[int, int], AsyncIterator[Any]]
 
 
+async def new_records(read: ReadFrom, partitions: int, next_offsets: dict[int, int]) -> AsyncIterator[Any]:
+    """What was added to each partition of a topic; ``next_offsets`` go on as records are taken."""
+    for partition in range(partitions):
+        async for record in read(partition, next_offsets.get(partition, 0)):
+            yield record
+            next_offsets[partition] = record.offset + 1
+
+
 class Policies:
     """A view of the topic, which a worker reads again and again: any partition may have folders of any rule."""
 
@@ -37,10 +45,8 @@ class Policies:
         """Read what is new; raises what ``read`` does."""
         if self._read is None:
             return
-        for partition in range(self._settings.kafka.partitions):
-            async for record in self._read(partition, self._next_offsets.get(partition, 0)):
-                self._take(record)
-                self._next_offsets[partition] = record.offset + 1
+        async for record in new_records(self._read, self._settings.kafka.partitions, self._next_offsets):
+            self._take(record)
         self._find_models()
         self.loaded = True
 

@@ -41,6 +41,7 @@ from streams.publishing.dead_letters import reject_record
 from streams.publishing.publisher import FaustEventPublisher, OutgoingEvent
 from streams.requests.coordinator import Coordinator
 from streams.requests.policies import Policies
+from streams.requests.rejections import Rejections
 from streams.snapshots.command_handler import DataOffsets, SnapshotCommandHandler
 from streams.snapshots.export_process import ExportProcess
 from streams.snapshots.preview_handler import PreviewHandler
@@ -173,7 +174,12 @@ class _Components:
         self._policies = Policies(
             settings, partial(self._policy_reader.whole, Topic.POLICIES.named(kafka.topic_prefix))
         )
-        self._coordinator = Coordinator(requests, self._publisher, store, settings, statuses, policies=self._policies)
+        rejections = Rejections(
+            partial(self._policy_reader.whole, Topic.REVIEWS.named(kafka.topic_prefix)), kafka.partitions
+        )
+        self._coordinator = Coordinator(
+            requests, self._publisher, store, settings, statuses, policies=self._policies, rejections=rejections
+        )
 
         write = self._sets.write
         self._data = self._create_consumer(DATA_TOPICS, self._table, write, ingest.handle, worker.block_records)

@@ -51,6 +51,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "gate": fixture("model_ready")["gate"] | {"outcome": "too_few_questions"},
         "metrics_after": fixture("model_ready")["metrics_after"] | {"recall_at_50": 0.9, "recall_at_100": 1.0},
     },
+    "training_job": {"rejected_versions": ["20250201T000000Z"]},
     "training_finished": {"rules": ["default-0123abcd"], "everything": True},
     "training_progressed": {
         "rule": "default-0123abcd",

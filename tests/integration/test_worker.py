@@ -20,6 +20,7 @@ from foldtune.events import (
     FineTuneCancelled,
     FineTuneStatus,
     FolderStats,
+    ModelReviewed,
     RetrainingPolicy,
     SnapshotCommand,
     SnapshotManifest,
@@ -33,7 +34,7 @@ from foldtune.knobs import DataSelection
 from foldtune.object_store import S3ObjectStore
 from foldtune.policy import Rule
 from foldtune.settings import PolicySettings, Settings
-from foldtune.topics import Topic
+from foldtune.topics import Topic, review_key
 from tests.integration.conftest import StartWorker
 from tests.support import Reader, fine_tune_request, folder_history
 
@@ -93,9 +94,13 @@ def test_two_workers_export_one_exact_snapshot_of_three_folders(
     start_worker("two", FOLDTUNE_WORKER__STATS_INTERVAL="PT1S")
     for folder in (*FOLDERS, "not asked for"):
         publish_history(publisher, folder, 25)
-    publish_request(publisher, fine_tune_request("r1", data=DataSelection(folders=FOLDERS)))
+    request = fine_tune_request("r1", data=DataSelection(folders=FOLDERS))
+    review = ModelReviewed(model=request.model, version="000001", approved=False, by="ann", at=now())
+    publisher.publish(Topic.REVIEWS, review, key=review_key(request.model, "000001", approved=False))
+    publish_request(publisher, request)
     with Reader(settings, Topic.TRAINING_JOBS, Topic.FINE_TUNE_STATUS) as reader:
         (job,) = jobs(reader.until(lambda records: bool(jobs(records))))
+    assert (job.rejected_versions, job.warnings) == (("000001",), ())
     manifest = snapshot(settings, job)
     examples = exported(settings, manifest, "examples")
     assert Counter(row["folder_id"] for row in examples) == dict.fromkeys(FOLDERS, 25)

@@ -115,6 +115,33 @@ def latest_model(job: TrainingJob, store: ObjectStore) -> LatestModel | None:
     return latest
 
 
+def incumbent_model(job: TrainingJob, store: ObjectStore) -> LatestModel | None:
+    """What the job's model is to replace: the newest promoted version that nobody has rejected.
+
+    In the place of a rejected one is the version that it had replaced, which its manifest names. Raises like
+    ``latest_model``, and what reading manifests does.
+    """
+    incumbent = latest_model(job, store)
+    while incumbent and incumbent.version in job.rejected_versions:
+        incumbent = _replaced_by(incumbent, job, store)
+    return incumbent
+
+
+def _replaced_by(model: LatestModel, job: TrainingJob, store: ObjectStore) -> LatestModel | None:
+    manifest = ArtifactManifest.model_validate_json(store.get(manifest_key(store.key(model.model_uri))))
+    # Releases up to 0.1 called it the parent.
+    version = manifest.ready.get("compared_with") or manifest.ready.get("parent_version")
+    # Each replaced an earlier one: a forged manifest must not make a circle, nor lead elsewhere.
+    if not isinstance(version, str) or "/" in version or version >= model.version:
+        return None
+    prefix = f"{_prefix(job, store).rpartition('/')[0]}/{version}"
+    content = store.get(manifest_key(prefix))
+    uri = ArtifactManifest.model_validate_json(content).ready.get("model_uri")
+    if not isinstance(uri, str) or not store.key(uri).startswith(f"{prefix}/"):
+        raise ImpossibleJobError(f"{store.uri(manifest_key(prefix))} points to {uri}, which is not of this version")
+    return LatestModel(version=version, model_uri=uri, manifest_sha256=hashlib.sha256(content).hexdigest())
+
+
 def _prefix(job: TrainingJob, store: ObjectStore) -> str:
     return store.key(job.output_uri.rstrip("/"))
 

@@ -20,7 +20,7 @@ from trainers.data.dataset import Dataset, split
 from trainers.evaluation.evaluation_set import EvaluationSet, embed
 from trainers.model.encoder import Encoder
 from trainers.pipeline import Incumbent, choose_start, load_incumbent, measure_incumbent
-from trainers.publishing.model_publisher import LatestModel
+from trainers.publishing.model_publisher import LatestModel, incumbent_model
 from trainers.publishing.reporting import Reporter
 from trainers.publishing.results import Baseline
 
@@ -169,6 +169,82 @@ def test_the_incumbent_is_measured_as_the_base_model_is(
     assert baseline.measures.held_out.ndcg.tolist() == expected.held_out.ndcg.tolist()
     assert baseline.measures.answers.passages.tolist() == expected.answers.passages.tolist()
     assert store.list(PREFIX)
+
+
+def replaced(store: DenyingStore, version: str, by: str, **names: Any) -> None:
+    """Version ``by`` was promoted in the place of ``version``, and is the newest."""
+    latest: LatestModel | None = None
+    for number, ready in ((version, {}), (by, {"compared_with": version} | names)):
+        prefix = f"models/m/{number}"
+        uri = store.uri(f"{prefix}/runs/1")
+        files = json.loads(store.get(f"{PREFIX}/manifest.json"))["files"]
+        known = json.loads(store.find(f"{prefix}/manifest.json") or b"{}").get("ready", {})
+        content = json.dumps({"files": files, "ready": {"model_uri": uri} | known | ready}).encode()
+        for key in store.list(f"{PREFIX}/"):
+            if not key.endswith("manifest.json"):
+                store.put(key.replace(PREFIX, f"{prefix}/runs/1"), store.get(key))
+        store.put(f"{prefix}/runs/1/manifest.json", content)
+        store.put(f"{prefix}/manifest.json", content)
+        digest = hashlib.sha256(content).hexdigest()
+        latest = LatestModel(version=number, model_uri=uri, manifest_sha256=digest)
+    assert latest
+    store.put("models/m/latest.json", latest.model_dump_json().encode())
+
+
+@pytest.mark.parametrize(
+    ("rejected", "incumbent"),
+    [
+        ((), "000003"),
+        (("000002",), "000003"),
+        (("000003",), "000002"),
+        (("000002", "000003"), "000001"),
+        (("000001", "000002", "000003"), None),
+    ],
+)
+def test_in_the_place_of_a_rejected_version_is_the_one_that_it_had_replaced(
+    rejected: tuple[str, ...], incumbent: str | None, store: DenyingStore, tmp_path: Path
+) -> None:
+    replaced(store, "000001", "000002")
+    replaced(store, "000002", "000003")
+    job = put_job(store, make_tables([example("where is it?", "d")], {"d": "here"}), version="000004")
+    job = job.model_copy(update={"rejected_versions": rejected})
+    reporter = Reporter(RecordingEventSink(), job)
+    found = load_incumbent(job, store, reporter, tmp_path)
+    assert (found.version if found else None, reporter.warnings) == (incumbent, [])
+    assert found is None or found.encoder is not None
+
+
+@pytest.mark.parametrize(
+    ("names", "incumbent"),
+    [
+        # Of release 0.1.
+        ({"compared_with": None, "parent_version": "000001"}, "000001"),
+        ({"compared_with": None}, None),
+        ({"compared_with": "000002"}, None),
+        ({"compared_with": "000009"}, None),
+        ({"compared_with": "../other/000001"}, None),
+        ({"compared_with": 1}, None),
+    ],
+)
+def test_a_rejected_version_leads_to_an_earlier_one_of_its_model_only(
+    names: dict[str, Any], incumbent: str | None, store: DenyingStore
+) -> None:
+    replaced(store, "000001", "000002", **names)
+    job = put_job(store, make_tables([example("where is it?", "d")], {"d": "here"}), version="000004")
+    found = incumbent_model(job.model_copy(update={"rejected_versions": ("000002",)}), store)
+    assert (found.version if found else None) == incumbent
+
+
+def test_a_rejected_version_that_leads_nowhere_is_an_unreadable_incumbent(store: DenyingStore, tmp_path: Path) -> None:
+    replaced(store, "000001", "000002")
+    store.delete("models/m/000001/manifest.json")
+    job = put_job(store, make_tables([example("where is it?", "d")], {"d": "here"}), version="000004")
+    job = job.model_copy(update={"rejected_versions": ("000002",)})
+    reporter = Reporter(RecordingEventSink(), job)
+    found = load_incumbent(job, store, reporter, tmp_path)
+    assert found
+    assert found.encoder is None
+    assert "compared with the base model only" in reporter.warnings[0]
 
 
 OLD, NEW = ModelReference(uri="s3://b/old"), ModelReference(uri="s3://b/new")

@@ -23,6 +23,7 @@ from foldtune.events import (
     FineTuneStatus,
     FolderCount,
     ModelReference,
+    ModelReviewed,
     PolicyDecided,
     RetrainingPolicy,
     SnapshotPart,
@@ -58,6 +59,7 @@ from streams.publishing.publisher import EventPublisher, OutgoingRecord
 from streams.requests import retraining_policy
 from streams.requests.coordinator import Coordinator
 from streams.requests.policies import Policies
+from streams.requests.rejections import Rejections
 from streams.requests.retraining_policy import PolicyState, Situation
 from tests.memory_table import MemoryTable
 from tests.support import fine_tune_request
@@ -143,6 +145,7 @@ class System:
         partitions: int = PARTITIONS,
         clock: Callable[[], datetime] = now,
         policies: Callable[[Settings], Policies] = Policies,
+        rejections: Rejections | None = None,
         **sections: Any,
     ) -> None:
         self._fails = fails
@@ -168,7 +171,10 @@ class System:
         # How many of these the brokers tell before they no longer answer.
         self.silent_after: int | None = None
         self._coordinator = Coordinator(
-            self.table, self.publisher, store, settings, self._statuses, policies=policies(settings), clock=clock
+            *(self.table, self.publisher, store, settings, self._statuses),
+            policies=policies(settings),
+            rejections=rejections,
+            clock=clock,
         )
 
     async def _statuses(self, partition: int) -> AsyncIterator[Any]:
@@ -250,6 +256,50 @@ def test_a_manifest_that_is_deleted_while_it_is_compared_is_uploaded_again() -> 
         assert system.publisher.states("r")[-1] is State.SNAPSHOTTING
 
     asyncio.run(scenario())
+
+
+def reviews(*, fail: bool = False) -> Rejections:
+    """Two versions of ``r`` were rejected, one was approved, and one of another model was rejected."""
+    said = [("r", "000002", False), ("r", "000001", True), ("r", "000001", False), ("s", "000003", False)]
+    said += [("r", "000004", True)]
+
+    async def read(partition: int, first: int) -> AsyncIterator[Any]:
+        if fail:
+            raise KafkaTimeoutError
+        for offset, (model, version, approved) in enumerate(said if partition == 0 else []):
+            event = ModelReviewed(model=model, version=version, approved=approved, by="ann", at=now())
+            if offset >= first:
+                yield SimpleNamespace(value=event.encode(), offset=offset, partition=partition)
+        if partition == 0 and first <= len(said):
+            yield SimpleNamespace(value=b"{}", offset=len(said), partition=partition)
+
+    return Rejections(read, PARTITIONS)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_job_names_the_rejected_versions_of_its_model(fail: bool) -> None:
+    async def scenario() -> TrainingJob:
+        system = System(rejections=reviews(fail=fail))
+        system.hangs = False
+        await system.request_with_snapshot("r")
+        await system.ticks_until(jobs=1)
+        (value,) = [record.value for record in system.publisher.sent if record.topic == Topic.TRAINING_JOBS.label]
+        return TrainingJob.model_validate_json(value)
+
+    job = asyncio.run(scenario())
+    assert job.rejected_versions == (() if fail else ("000001", "000002"))
+    assert any("rejected version" in warning for warning in job.warnings) == fail
+
+
+def test_reviews_are_read_on_from_where_they_were_read_to() -> None:
+    rejections = reviews()
+
+    async def twice() -> None:
+        for _ in range(2):
+            assert await rejections.of("r") == ("000001", "000002")
+        assert rejections._next_offsets == {0: 6}
+
+    asyncio.run(twice())
 
 
 def test_a_request_cancelled_during_the_manifest_upload_gets_no_job() -> None:
