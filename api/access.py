@@ -72,6 +72,8 @@ RULES: Mapping[str, Rule | None] = {
     "GET /policies/{model}/explain": Rule(READERS, Scope.MODEL),
     "GET /folders": Rule(READERS, Scope.ITEMS),
     "GET /folders/{folder}": Rule(READERS, Scope.ITEMS),
+    # With the role privacy, too, it answers with users' questions.
+    "POST /previews": _rule(Scope.ITEMS, Role.REQUESTER),
     "GET /dead-letters": _rule(Scope.ITEMS, Role.OPERATOR),
     "GET /dead-letters/{id}": _rule(Scope.ITEMS, Role.OPERATOR),
     "GET /dead-letters/{id}/value": _rule(Scope.ITEMS, Role.PRIVACY),
@@ -109,6 +111,10 @@ class Access:
             limits = "all folders" if folders is None else "each of these folders" if folders else ""
             reason = f"this caller's roles do not cover {what}{' and ' if limits else ''}{limits}"
             raise ProblemError(HTTPStatus.FORBIDDEN, reason)
+
+    def of_role(self, role: Role) -> "Access":
+        """The caller's grants of another role."""
+        return Access(self.caller, tuple(grant for grant in self.caller.grants if role in grant.roles))
 
     def covers_folder(self, folder_id: str) -> bool:
         """Whether a grant covers the folder, of whichever models."""

@@ -16,14 +16,14 @@ from api.access import RULES
 from api.context import Services, access
 from api.http import BrowserMiddleware, CallMiddleware
 from api.problems import CONTENT_TYPE, ProblemError, invalid
-from api.routes import audit, dead_letters, erasures, folders, models, operations, policies, requests, reviews
+from api.routes import audit, dead_letters, erasures, folders, models, operations, policies, previews, requests, reviews
 from api.schemas import Problem, component_schemas
 from foldtune.errors import FoldtuneError
 from foldtune.excerpts import excerpt
 
 ROUTERS = tuple(
     module.router
-    for module in (operations, requests, models, reviews, policies, folders, dead_letters, erasures, audit)
+    for module in (operations, requests, previews, models, reviews, policies, folders, dead_letters, erasures, audit)
 )
 _PROBLEM = {"model": Problem, "content": {CONTENT_TYPE: {}}}
 

@@ -11,6 +11,7 @@ from api.submission import RequestBody
 from foldtune.events import (
     AuditEntry,
     FineTuneStatus,
+    FolderCount,
     GateVerdict,
     Id,
     ManifestFile,
@@ -275,6 +276,92 @@ class PolicyExplanation(BaseModel):
         description="The newest, whose figures are about a minute old at most; none before a worker has decided"
     )
     changes: list[PolicyDecided] = Field(description="Each change of the decision, the newest first")
+
+
+# ── Previews ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class FailedPartition(BaseModel):
+    """A partition that could not be counted."""
+
+    partition: int
+    error: str
+
+
+class TrainingPreview(BaseModel):
+    """About how much will be trained on: which questions are near-duplicates or follow-ups, the training finds out."""
+
+    pairs: int = Field(description="Distinct pairs of question and right document")
+    held_out: int = Field(description="Of these, not trained on, since versions are compared on them")
+    validation: int = Field(description="Of these, not trained on, since the epoch is chosen on them")
+    examples: int
+    steps: int
+
+
+class PassagePreview(BaseModel):
+    """The right passage."""
+
+    folder_id: str | None
+    document_id: str
+    text: str = Field(description="Its first thousand characters")
+
+
+class ShownPreview(BaseModel):
+    """A passage that was shown with a question, and what becomes of it."""
+
+    folder_id: str
+    document_id: str
+    rank: int
+    text: str | None = Field(description="Its first thousand characters, if there is a text")
+    jaccard: float | None = Field(description="Similarity of its words with those of the right passage")
+    reason: str = Field(
+        description="`negative`, or why it is none: `positive`, `cited`, `deleted`, `unjudged` (shown with a disliked "
+        "answer), `no_text`, `text_changed`, `same_passage_twice`, `known_positive`, or `near_positive_by_words`, "
+        "whose Jaccard is at or above `dataset.exclusion_threshold`"
+    )
+    taken: bool = Field(description="Whether it is among the first `dataset.hard_negatives` of them")
+
+
+class ExamplePreview(BaseModel):
+    """A question with one of its right passages."""
+
+    positive: PassagePreview
+    labels: _Counts = Field(description="Of its logs")
+    shown: list[ShownPreview]
+
+
+class QuestionPreview(BaseModel):
+    """A question as a training pairs it, over all of its logs."""
+
+    question: str
+    held_out: bool = Field(description="Whether it is one of those that no version is trained on")
+    folders: list[str]
+    logs: int
+    left_out: _Counts = Field(description="Logs that make no example of their own, by reason")
+    examples: list[ExamplePreview]
+
+
+class PreviewResult(BaseModel):
+    """What a request would train on: counted by the owners of the partitions, as an export counts."""
+
+    preview_id: str
+    at: datetime = Field(description="When the first of them counted")
+    complete: bool = Field(description="Whether all partitions are counted")
+    missing: list[int] = Field(description="Partitions whose owner has not answered")
+    failed: list[FailedPartition]
+    examples: int = Field(description="Labelled logs with a positive")
+    labels: _Counts
+    left_out: _Counts = Field(description="Logs without an example, by reason")
+    ignored: _Counts = Field(description="Verdicts and logs that do not count, by reason")
+    documents: int
+    folder_count: int
+    folders: list[FolderCount] = Field(description="Of those that are named, the ones with the fewest examples first")
+    training: TrainingPreview
+    mined: str = Field(description="What a preview does not show of the negatives")
+    questions: list[QuestionPreview] | None = Field(
+        description="Ten, drawn by their words, always the same ones; null without the role `privacy`"
+    )
+    cut: int = Field(description="Logs of these questions that did not fit")
 
 
 # ── Dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -222,6 +222,11 @@ def question_hash(question: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
 
 
+def sampling_order(text: str) -> bytes:
+    """The key by which samples are drawn: as good as random, and the same every time."""
+    return hashlib.sha256(text.encode()).digest()
+
+
 def validation_size(trainable: int) -> int:
     """How many of the questions that may be trained on are to be kept for validation."""
     if trainable < MIN_TRAINED:

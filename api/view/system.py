@@ -15,6 +15,7 @@ from api.view.folders import FolderTable
 from api.view.follower import Apply, TopicFollower, partitions_of
 from api.view.models import ModelTable
 from api.view.policies import DecisionTable, PolicyTable
+from api.view.previews import PreviewBoard
 from api.view.requests import Place, RequestPlaces, RequestTable
 from foldtune.events import ModelReviewed
 from foldtune.reviews import ReviewTable
@@ -53,6 +54,7 @@ class SystemView:
         self._places = RequestPlaces()
         self._dead_letters = DeadLetterTable()
         self._folders = FolderTable()
+        self._previews = PreviewBoard()
         self._decisions = DecisionTable()
         self._partitions: dict[Topic, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -62,6 +64,7 @@ class SystemView:
         self._rejected: TopicFollower | None = None
         self._counted: TopicFollower | None = None
         self._decided: TopicFollower | None = None
+        self._previewed: TopicFollower | None = None
 
     async def start(self) -> None:
         """Read statuses and models to their end, and follow all topics from then on.
@@ -78,6 +81,8 @@ class SystemView:
             Topic.ERASURES,
             Topic.FOLDER_STATS,
             Topic.POLICY_DECISIONS,
+            Topic.PREVIEW_REQUESTS,
+            Topic.PREVIEWS,
         )
         self._partitions = await asyncio.to_thread(partitions_of, self._settings, topics)
         tables = {
@@ -93,10 +98,12 @@ class SystemView:
         self._rejected = self._follow(self._dead_letters.apply, Topic.DEAD_LETTERS)
         self._counted = self._follow(self._folders.apply, Topic.FOLDER_STATS)
         self._decided = self._follow(self._decisions.apply, Topic.POLICY_DECISIONS)
+        # Only what is asked from now on.
+        self._previewed = self._follow(self._previews.apply, Topic.PREVIEWS, tail=0)
         audit = self._follow(self.audit.apply, Topic.AUDIT, tail=MAX_ENTRIES)
         await self._current.catch_up()
-        followers = (self._current, self._requested, self._rejected, self._counted, self._decided, audit)
-        self._tasks = [asyncio.create_task(follower.run()) for follower in followers]
+        later = (self._requested, self._rejected, self._counted, self._decided, self._previewed, audit)
+        self._tasks = [asyncio.create_task(follower.run()) for follower in (self._current, *later)]
         for task in self._tasks:
             task.add_done_callback(_log_end)
         AGE.set_function(lambda: self.age_seconds)
@@ -169,6 +176,12 @@ class SystemView:
         """What policies have decided; raises ``ProblemError`` (503) while the topic has not been read to its end."""
         _require_read(self._decided)
         return self._decisions
+
+    @property
+    def previews(self) -> PreviewBoard:
+        """The answers to previews; raises ``ProblemError`` (503) while their topic is not followed."""
+        _require_read(self._previewed)
+        return self._previews
 
     async def close(self) -> None:
         """Stop following."""

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from foldtune.events import SnapshotCommand, SnapshotFile, SnapshotPart, TopicOffset
 from foldtune.object_keys import SnapshotKind, snapshot_file_key
 from foldtune.object_store import ObjectStore
+from foldtune.pairs import sampling_order
 from foldtune.settings import LabelWeights
 from foldtune.work_folders import work_folder
 from streams.snapshots import export_child
@@ -115,7 +116,7 @@ def _other_folders(view: PartitionView, selected: Collection[str] | None) -> Ite
     """Folders for the sample of those that the request does not name: the same for every request, and not many."""
     if selected is None:
         return
-    folders, budget = sorted(view.folder_ids(), key=export_child.sampling_order), _OTHER_BYTES
+    folders, budget = sorted(view.folder_ids(), key=sampling_order), _OTHER_BYTES
     for folder_id in [folder_id for folder_id in folders if folder_id not in selected][:_OTHER_FOLDERS]:
         size = sum(segment.size for segment in view.segments[folder_id])
         if size <= budget:

@@ -4,7 +4,6 @@ Runs in the export process. Callers in other processes can refer to functions bu
 are held here, keyed by their output directory.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from foldtune.digests import file_sha256
 from foldtune.events import FolderCount, SnapshotCommand
+from foldtune.pairs import sampling_order
 from foldtune.settings import LabelWeights, SetLimits
 from foldtune.snapshot_schema import DOCUMENTS, EXAMPLES
 from streams.snapshots.labels import Example, Passage, label, without_deleted
@@ -65,11 +65,6 @@ class WrittenPart:
 
 
 _exports: dict[str, "_Export"] = {}
-
-
-def sampling_order(text: str) -> bytes:
-    """The key by which samples are drawn: as good as random, and the same every time."""
-    return hashlib.sha256(text.encode()).digest()
 
 
 def begin(directory: str, selection: Selection) -> None:

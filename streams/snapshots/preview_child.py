@@ -23,10 +23,10 @@ from foldtune.events import (
     PreviewRequested,
     ShownPassage,
 )
+from foldtune.pairs import sampling_order
 from foldtune.settings import LabelWeights, SetLimits
 from foldtune.spellings import nfc
 from foldtune.texts import normalize_question
-from streams.snapshots.export_child import sampling_order
 from streams.snapshots.labels import Example, label, without_deleted
 from streams.snapshots.selection import Tally, select
 from streams.training_sets.erasures import Erasures

@@ -5,6 +5,8 @@ import io
 import json
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -36,6 +38,7 @@ from foldtune.policy import Rule
 from foldtune.settings import PolicySettings, Settings
 from foldtune.topics import Topic, review_key
 from tests.integration.conftest import StartWorker
+from tests.running_api import running_api
 from tests.support import Reader, fine_tune_request, folder_history
 
 # Chosen to lie on three different partitions of four; nothing else about the names matters to the system.
@@ -88,7 +91,7 @@ def test_the_folders_are_on_different_partitions() -> None:
 
 
 def test_two_workers_export_one_exact_snapshot_of_three_folders(
-    settings: Settings, publisher: Publisher, start_worker: StartWorker
+    settings: Settings, variables: dict[str, str], publisher: Publisher, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     start_worker("one", FOLDTUNE_WORKER__STATS_INTERVAL="PT1S")
     start_worker("two", FOLDTUNE_WORKER__STATS_INTERVAL="PT1S")
@@ -112,6 +115,32 @@ def test_two_workers_export_one_exact_snapshot_of_three_folders(
         reader.until(lambda records: dict.fromkeys((*FOLDERS, "not asked for"), 25) == counted(records))
         # Beside them, how old they are: by the brokers' time, of every partition.
         reader.until(lambda records: {record.partition for record in records if record.key == b""} == set(range(4)))
+
+    # What both answer to a preview of the same selection is what they have exported.
+    with running_api(variables, tmp_path) as api:
+        preview = previewed(api, {"model": "helpdesk", "data": {"folders": FOLDERS}})
+    assert preview["complete"]
+    assert preview["labels"] == Counter(row["label"] for row in examples)
+    assert preview["documents"] == len(exported(settings, manifest, "documents"))
+    assert {count["folder_id"]: count["examples"] for count in preview["folders"]} == dict.fromkeys(FOLDERS, 25)
+    assert len(preview["questions"]) == 10
+    assert {
+        shown["text"] for found in preview["questions"] for example in found["examples"] for shown in example["shown"]
+    }
+
+
+def previewed(api: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A preview, once the API follows the answers."""
+    request = urllib.request.Request(f"{api}/previews", json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310  this machine's own server
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=40) as answer:  # noqa: S310
+                return dict(json.load(answer))
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def counted(records: list[Any]) -> dict[str, int]:

@@ -92,7 +92,7 @@ def settings(tokens_file: Path) -> Settings:
 @pytest.fixture
 def services(settings: Settings, publisher: MemoryPublisher) -> Services:
     view = SystemView(settings.kafka)
-    view._partitions = {Topic.ERASURES: 4, Topic.FOLDER_STATS: 4, Topic.POLICIES: 1}
+    view._partitions = {Topic.ERASURES: 4, Topic.FOLDER_STATS: 4, Topic.POLICIES: 1, Topic.PREVIEW_REQUESTS: 2}
     return Services(
         settings=settings,
         sign_in=sign_in(settings.api),

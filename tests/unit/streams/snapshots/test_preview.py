@@ -23,6 +23,7 @@ from foldtune.events import (
     SnapshotCommand,
 )
 from foldtune.knobs import DataSelection
+from foldtune.pairs import sampling_order
 from foldtune.settings import SetLimits, Sets, Settings
 from foldtune.testing import FakeClock, MemoryObjectStore
 from foldtune.texts import normalize_question
@@ -31,7 +32,6 @@ from streams.metrics import SKIPPED_PREVIEWS
 from streams.publishing.publisher import EventPublisher, OutgoingRecord, outgoing_records
 from streams.snapshots import preview_handler
 from streams.snapshots.export import export
-from streams.snapshots.export_child import sampling_order
 from streams.snapshots.preview_handler import PreviewHandler
 from streams.training_sets.state_events import DocumentUpserted, RetrievedPassage, StateEvent, StateRecord, Verdict
 from streams.training_sets.store import TrainingSets
