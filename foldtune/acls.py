@@ -22,6 +22,7 @@ class Part(StrEnum):
     LAUNCHER = "launcher"
     TRAINER = "trainer"
     DEPLOYER = "deployer"
+    NOTIFIER = "notifier"
     API = "api"
     OPERATOR = "operator"
 
@@ -66,6 +67,11 @@ RIGHTS: Mapping[Part, Rights] = {
     Part.TRAINER: Rights(writes=(Topic.MODEL_READY, Topic.TRAINING_REPORTS)),
     # ``foldtune deploy``, ``subscribe`` and ``models``.
     Part.DEPLOYER: Rights(reads=(Topic.MODEL_READY, Topic.REVIEWS)),
+    # ``foldtune notify``.
+    Part.NOTIFIER: Rights(
+        reads=(Topic.FINE_TUNE_STATUS, Topic.POLICY_DECISIONS),
+        checks=(Topic.FINE_TUNE_STATUS, Topic.POLICY_DECISIONS),
+    ),
     # The HTTP API, and the functions api and schedule.
     Part.API: Rights(
         # The data topics for what an erasure would affect, and all inputs for what is replayed.
@@ -118,6 +124,8 @@ def acls(part: Part, settings: Settings) -> Iterator[Acl]:
             yield Acl(("READ",), "group", (settings.worker.app_id,))
         case Part.LAUNCHER:
             yield Acl(("READ",), "group", (f"{prefix}foldtune-",), prefixed=True)
+        case Part.NOTIFIER:
+            yield Acl(("READ",), "group", (f"{prefix}foldtune-notifier",))
         case Part.OPERATOR:
             # Of records: ``foldtune erase --artifacts --delete``.
             yield Acl(("DELETE",), "topic", (Topic.DEAD_LETTERS.named(prefix),))

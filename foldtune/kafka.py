@@ -46,6 +46,8 @@ BOOTSTRAP_SECONDS = 8
 _LISTENS_SECONDS = 1
 # kafka-python would wait up to half a minute between two attempts, after the brokers are back.
 RECONNECT_MILLISECONDS = 2_000
+# Of a group's member: one that was killed leaves soon; one that is alive sends heartbeats from a background thread.
+MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
 # The longest wait of one poll for new records.
 POLL_MILLISECONDS = 250
 # By client or broker, of one record: it is too large for its topic, or the topic takes no such records.

@@ -429,6 +429,69 @@ class ApiSettings(Section):
         return self.issuer is not None or self.tokens_file is not None
 
 
+class NoticeType(StrEnum):
+    """What webhooks are told."""
+
+    COMPLETED = "completed"
+    # By the gate.
+    NOT_PROMOTED = "not_promoted"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    # Of a policy's rule: its trainings or dollars of the month.
+    BUDGET_REACHED = "budget_reached"
+    QUALITY_FELL = "quality_fell"
+
+
+class Webhook(Section):
+    """An address that notices are posted to, signed."""
+
+    # In logs and metrics.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    # Whoever knows the address of some services may write there: it is never shown.
+    url: SecretStr
+    # The key of the signatures: 24 bytes or more, or whsec_ and base64, as the Standard Webhooks specification has it.
+    secret_file: FilePath
+    notices: Annotated[frozenset[NoticeType], Field(min_length=1)] = frozenset(NoticeType)
+    # Names of models; empty for all.
+    models: tuple[ModelName, ...] = ()
+    # Whether the address may be in a private network or this machine, and http.
+    private: bool = False
+
+    @model_validator(mode="after")
+    def _address(self) -> Self:
+        try:
+            url = urlsplit(self.url.get_secret_value())
+            port = url.port
+        except ValueError:
+            url, port = urlsplit(""), 0
+        if url.scheme not in {"https", "http"} or not url.hostname or port == 0 or url.username is not None:
+            msg = "url must be https://HOST/…, without a user name"
+            raise ValueError(msg)
+        if url.scheme == "http" and not self.private:
+            msg = "url must begin with https://, unless private is true"
+            raise ValueError(msg)
+        return self
+
+
+def _distinct(webhooks: tuple[Webhook, ...]) -> tuple[Webhook, ...]:
+    names = [webhook.name for webhook in webhooks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        msg = f"two webhooks have the name {twice[0]}"
+        raise ValueError(msg)
+    return webhooks
+
+
+class NotificationSettings(Section):
+    """Webhooks, which ``foldtune notify`` serves."""
+
+    webhooks: Annotated[tuple[Webhook, ...], Field(max_length=100), AfterValidator(_distinct)] = ()
+    # How long a notice is tried again, from when it was read first.
+    retry_for: Annotated[Duration, Field(gt=timedelta(0), le=timedelta(days=7))] = timedelta(hours=6)
+    # Prometheus metrics; no server without a port.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port | None = None
+
+
 class ScheduleSettings(Section):
     """Models that the scheduled function requests; the time is set in EventBridge.
 
@@ -470,6 +533,7 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings()
     approval: ApprovalSettings = ApprovalSettings()
     api: ApiSettings = ApiSettings()
+    notifications: NotificationSettings = NotificationSettings()
     log_level: LogLevel = "INFO"
 
     @model_validator(mode="after")

@@ -21,7 +21,8 @@ from foldtune.dead_letters import reject_record
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import FineTuneStatus, State, TrainingJob, now
 from foldtune.excerpts import excerpt
-from foldtune.kafka import POLL_MILLISECONDS, Publisher, consumer
+from foldtune.in_flight import InFlightOffsets
+from foldtune.kafka import MEMBERSHIP, POLL_MILLISECONDS, Publisher, consumer
 from foldtune.object_store import ObjectStore
 from foldtune.reasons import explain
 from foldtune.reports import publish_report
@@ -38,48 +39,11 @@ from launchers.port import Launcher
 log = structlog.get_logger(__name__)
 
 GROUP = "foldtune-launcher"
-# A launcher that was killed leaves the group soon; one that is alive sends heartbeats from a background thread.
-_MEMBERSHIP = {"session_timeout_ms": 15_000, "heartbeat_interval_ms": 4_000}
 RETRY_SECONDS = 1.0
 # Longer than a trainer's grace to write its checkpoint, ...
 STOP_SECONDS = 26.5
 # ... and than that by a few calls: a cluster kills a process 30 s after SIGTERM.
 END_SECONDS = 28.0
-
-
-class InFlightOffsets:
-    """The events of one partition that are in flight, and how far it may be committed while several are."""
-
-    def __init__(self) -> None:
-        self._settled: dict[int, bool] = {}
-
-    def start(self, offset: int) -> bool:
-        """Add an offset; ``False`` where it is in flight already, redelivered after a rebalance."""
-        if offset in self._settled:
-            return False
-        self._settled[offset] = False
-        return True
-
-    def settle(self, offset: int) -> None:
-        """Mark an offset's event as done."""
-        self._settled[offset] = True
-
-    def forget(self, offset: int) -> None:
-        """Take back the start of an offset."""
-        del self._settled[offset]
-
-    def committable(self) -> int | None:
-        """The offset up to which (exclusive) all events are settled; ``None`` while the oldest one is not."""
-        position = None
-        for offset in sorted(self._settled):
-            if not self._settled[offset]:
-                break
-            position = offset + 1
-        return position
-
-    def committed(self, position: int) -> None:
-        """Drop the offsets below a committed position."""
-        self._settled = {offset: settled for offset, settled in self._settled.items() if offset >= position}
 
 
 class JobConsumer:
@@ -133,7 +97,7 @@ class JobConsumer:
         with (
             Publisher(kafka) as publisher,
             consumer(kafka) as status_reader,
-            consumer(kafka, Topic.TRAINING_JOBS, group=f"{kafka.topic_prefix}{GROUP}", **_MEMBERSHIP) as jobs,
+            consumer(kafka, Topic.TRAINING_JOBS, group=f"{kafka.topic_prefix}{GROUP}", **MEMBERSHIP) as jobs,
         ):
             ended = EndedRequests(status_reader, Topic.FINE_TUNE_STATUS.named(kafka.topic_prefix))
             ended.catch_up()

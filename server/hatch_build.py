@@ -4,7 +4,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PACKAGES = ("api", "demo", "infra", "launchers", "streams", "trainers")
+PACKAGES = ("api", "demo", "infra", "launchers", "notifications", "streams", "trainers")
 
 
 class PackagesHook(BuildHookInterface[Any]):

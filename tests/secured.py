@@ -143,18 +143,19 @@ def broker_settings(folder: Path, ports: dict[str, int], keys_url: str) -> dict[
 
 def write_certificates(folder: Path) -> None:
     """An authority, the broker's key and certificate in one file, and a client's in two."""
-    authority, authority_key = _certificate("foldtune test authority")
+    authority, authority_key = certificate("foldtune test authority")
     (folder / "ca.pem").write_bytes(authority.public_bytes(Encoding.PEM))
-    broker, broker_key = _certificate("broker", (authority, authority_key))
-    (folder / "broker.pem").write_bytes(_pem(broker_key) + broker.public_bytes(Encoding.PEM))
-    client, client_key = _certificate("client", (authority, authority_key))
+    broker, broker_key = certificate("broker", (authority, authority_key))
+    (folder / "broker.pem").write_bytes(pem(broker_key) + broker.public_bytes(Encoding.PEM))
+    client, client_key = certificate("client", (authority, authority_key))
     (folder / "client.pem").write_bytes(client.public_bytes(Encoding.PEM))
-    (folder / "client.key").write_bytes(_pem(client_key))
+    (folder / "client.key").write_bytes(pem(client_key))
 
 
-def _certificate(
+def certificate(
     name: str, issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Of an authority, or issued by one to this machine's address."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     begin = datetime.now(UTC) - timedelta(days=1)
@@ -170,7 +171,8 @@ def _certificate(
     return builder.sign(issuer[1] if issuer else key, hashes.SHA256()), key
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Without a password."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 

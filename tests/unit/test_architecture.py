@@ -14,6 +14,7 @@ PACKAGES: dict[str, frozenset[str]] = {
     "streams": frozenset({"foldtune"}),
     "trainers": frozenset({"foldtune"}),
     "launchers": frozenset({"foldtune", "trainers.environment", "trainers.exit_codes"}),
+    "notifications": frozenset({"foldtune"}),
     "api": frozenset({"foldtune", "streams", "launchers"}),
     "infra": frozenset({"foldtune", "streams", "launchers", "api"}),
     "demo": frozenset({"foldtune", "streams", "trainers", "launchers", "infra", "api"}),
@@ -64,6 +65,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "batch",
         "commands",
     ),
+    "notifications": ("metrics", "notices", "webhook", "delivery", "notifier", "commands"),
     "foldtune": (
         "excerpts",
         "spellings",
@@ -86,6 +88,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "status_order",
         "reviews",
         "shutdown",
+        "in_flight",
         "work_folders",
         "settings",
         "acls",

@@ -44,8 +44,12 @@ def test_whoever_reads_a_topic_there_is_one_who_writes_it() -> None:
 def test_names_have_the_prefix_and_the_application_of_the_settings() -> None:
     settings = Settings.model_validate({"kafka": {"topic_prefix": "p-"}, "worker": {"app_id": "app"}})
     names = {name for part in Part for acl in acls(part, settings) for name in acl.names}
-    others = {*changelogs("app"), "app"}
-    assert names == {topic.named("p-") for topic in Topic} | others | {"p-foldtune-", "p-deployer"}
+    others = {*changelogs("app"), "app", "p-foldtune-", "p-foldtune-notifier", "p-deployer"}
+    assert names == {topic.named("p-") for topic in Topic} | others | {
+        "p-foldtune-",
+        "p-foldtune-notifier",
+        "p-deployer",
+    }
 
 
 def test_an_acl_is_a_command_line_of_kafkas_tool() -> None:

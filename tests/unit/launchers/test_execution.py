@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foldtune.events import QUEUEING_TIME, FineTuneStatus, State, TrainingJob, now
+from foldtune.in_flight import InFlightOffsets
 from foldtune.object_store import ObjectStore
 from foldtune.testing import MemoryObjectStore
 from launchers.execution import OVERDUE, Execution, Phase
 from launchers.heartbeats import DEAD_SECONDS, GIVE_UP_SECONDS, HeartbeatOwnership, owner_is_dead, this_process
-from launchers.job_consumer import InFlightOffsets
 from launchers.ledger import Ledger
 from launchers.ownership import LEASE, MAX_SKEW, LeaseOwnership
 from launchers.periodic import boottime

@@ -15,11 +15,12 @@ from kafka.structs import TopicPartition
 from foldtune.dead_letters import ERROR_HEADER
 from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import State
+from foldtune.in_flight import InFlightOffsets
 from foldtune.settings import Settings
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 from launchers import job_consumer
-from launchers.job_consumer import InFlightOffsets, JobConsumer
+from launchers.job_consumer import JobConsumer
 from launchers.local.launcher import GRACE_SECONDS
 from launchers.port import Run
 from tests.fakes.launcher import FakeLauncher
