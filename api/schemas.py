@@ -102,6 +102,17 @@ class ModelList(BaseModel):
     next: str | None = Field(description="The `cursor` of the next page")
 
 
+class TrainingEstimate(BaseModel):
+    """How long a training takes, and what it costs, by earlier ones of its base model and trainable layers."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    seconds: float
+    cost_dollars: float | None = Field(description="null if their machine has no price (trainer.hourly_price)")
+    trainings: int = Field(description="How many earlier ones it is by: of promoted versions, on the newest's machine")
+    machine: str
+
+
 class VersionSummary(Reviewed):
     """A version; one that was not promoted has its figures at its own address only."""
 
@@ -111,6 +122,11 @@ class VersionSummary(Reviewed):
     published_at: datetime | None
     ndcg_at_10: float | None
     gate: GateVerdict | None
+    seconds: float | None = Field(None, description="That its job took")
+    cost_dollars: float | None = None
+    estimate: TrainingEstimate | None = Field(
+        None, description="What an estimate for its examples was before it, to compare with"
+    )
 
 
 class VersionList(BaseModel):
@@ -357,6 +373,7 @@ class PreviewResult(BaseModel):
     folder_count: int
     folders: list[FolderCount] = Field(description="Of those that are named, the ones with the fewest examples first")
     training: TrainingPreview
+    estimate: TrainingEstimate | None = Field(description="Of its job; null if there was none like it, on any machine")
     mined: str = Field(description="What a preview does not show of the negatives")
     questions: list[QuestionPreview] | None = Field(
         description="Ten, drawn by their words, always the same ones; null without the role `privacy`"

@@ -901,6 +901,15 @@ class ModelManifest(Event):
         return self
 
 
+class TrainingWork(Model):
+    """What a training did, by which the time of others is estimated."""
+
+    steps: Count
+    examples: Count = Field(description="Read in all steps together: each of the training set once in an epoch")
+    trainable_layers: Annotated[str, StringConstraints(max_length=16)]
+    machine: Annotated[str, StringConstraints(max_length=256)] = Field(description="Number and kind of its processors")
+
+
 class ModelReady(Event):
     """A model is on S3 and has passed the gate. Subscribers decide whether and when to serve it."""
 
@@ -939,6 +948,7 @@ class ModelReady(Event):
         description="Of the job's parts up to its publication, and `all`; of earlier attempts only the training",
     )
     cost_dollars: NonNegativeFloat | None = Field(None, description="`all` at trainer.hourly_price, if that is set")
+    work: TrainingWork | None = Field(None, description="Releases up to 0.1 do not say it")
     published_at: UtcTime
 
 

@@ -1,6 +1,7 @@
 """The fine-tuning recipe, from the snapshot to the published model, step by step."""
 
 import json
+import os
 import time
 from collections import Counter
 from contextlib import closing
@@ -15,7 +16,7 @@ import torch
 
 from foldtune.client.deployment import download_files
 from foldtune.errors import ModelFileError, ObjectMissingError, ObjectStoreRefusedError
-from foldtune.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, now
+from foldtune.events import FineTuneRequested, ModelReady, ModelReference, State, TrainingJob, TrainingWork, now
 from foldtune.object_keys import MANIFEST
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
@@ -471,5 +472,23 @@ def _model_ready(
         training_seconds=results.record.seconds,
         seconds=seconds,
         cost_dollars=hourly_price * seconds["all"] / 3600 if hourly_price else None,
+        work=TrainingWork(
+            steps=len(results.record.losses),
+            examples=examples_read(len(results.record.losses), len(results.measured_on.parts.train), request),
+            trainable_layers=str(request.training.trainable_layers),
+            machine=_machine(encoder.device),
+        ),
         published_at=now(),
     )
+
+
+def examples_read(steps: int, examples: int, request: FineTuneRequested) -> int:
+    """How many examples so many steps read; the last step of an epoch may have fewer than a batch."""
+    epochs, others = divmod(steps, -(-examples // request.training.batch_size))
+    return epochs * examples + others * request.training.batch_size
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+    return f"{os.cpu_count()} CPUs"

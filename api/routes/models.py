@@ -21,11 +21,13 @@ from api.schemas import (
     ModelList,
     ModelSummary,
     Reviewed,
+    TrainingEstimate,
     VersionDetails,
     VersionList,
     VersionSummary,
 )
 from api.view.models import Version
+from foldtune.events import ModelReady
 from foldtune.reviews import Standing
 
 router = APIRouter(tags=["models"])
@@ -184,7 +186,18 @@ def _version_summary(services: Services, model: str, version: Version) -> Versio
         published_at=ready.published_at if ready else None,
         ndcg_at_10=ready.metrics_after.ndcg_at_10 if ready else None,
         gate=ready.gate if ready else None,
+        seconds=ready.seconds.get("all") if ready else None,
+        cost_dollars=ready.cost_dollars if ready else None,
+        estimate=_estimate(services, ready) if ready else None,
     )
+
+
+def _estimate(services: Services, ready: ModelReady) -> TrainingEstimate | None:
+    if (work := ready.work) is None:
+        return None
+    past = services.view.models.past_trainings
+    found = past.estimate(ready.base_model, work.trainable_layers, work.examples, ready.published_at)
+    return TrainingEstimate.model_validate(found) if found else None
 
 
 def _require_versions(services: Services, model: str) -> None:

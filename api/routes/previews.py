@@ -19,7 +19,7 @@ from api.previews import (
     explain,
 )
 from api.problems import ProblemError
-from api.schemas import FailedPartition, PreviewResult, QuestionPreview, json_body
+from api.schemas import FailedPartition, PreviewResult, QuestionPreview, TrainingEstimate, json_body
 from api.submission import RequestBody
 from foldtune.events import (
     MAX_PREVIEW_FOLDERS,
@@ -66,6 +66,7 @@ async def preview(request: Request, access: CurrentAccess, services: CurrentServ
         reason = f"no worker has answered within {_COUNT_SECONDS} s"
         raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, reason, headers={"retry-after": "5"})
     folders = sorted((folder for answer in counted for folder in answer.folders), key=lambda folder: folder.examples)
+    training = expected_training(sum(answer.pairs for answer in counted), body.training)
     return PreviewResult(
         preview_id=preview_id,
         at=min(answer.at for answer in answers.values()),
@@ -83,7 +84,8 @@ async def preview(request: Request, access: CurrentAccess, services: CurrentServ
         documents=sum(answer.documents for answer in counted),
         folder_count=sum(answer.folder_count for answer in counted),
         folders=folders[:MAX_PREVIEW_FOLDERS],
-        training=expected_training(sum(answer.pairs for answer in counted), body.training),
+        training=training,
+        estimate=_estimate(services, body, training.examples),
         mined=MINED,
         questions=await _questions(services, body, preview_id, counted) if count else None,
         cut=sum(answer.cut for answer in counted),
@@ -92,6 +94,15 @@ async def preview(request: Request, access: CurrentAccess, services: CurrentServ
 
 def _may_read(access: Access, body: RequestBody) -> bool:
     return access.of_role(Role.PRIVACY).covers(model=body.model, folders=body.data.folders)
+
+
+def _estimate(services: Services, body: RequestBody, examples: int) -> TrainingEstimate | None:
+    """Of the base model that is asked for, else of the one that the model's newest version has come from."""
+    models, layers = services.view.models, str(body.training.trainable_layers)
+    newest = models.newest_promoted(body.model)
+    base_model = body.base_model or (newest.base_model if newest else services.settings.trainer.base_model)
+    found = models.past_trainings.estimate(base_model, layers, body.training.epochs * examples)
+    return TrainingEstimate.model_validate(found) if found else None
 
 
 async def _questions(

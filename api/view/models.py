@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sortedcontainers import SortedDict
 
+from api.view.past_trainings import PastTrainings
 from api.view.requests import StatusEntry
 from foldtune.events import ModelReady, State
 
@@ -25,11 +26,13 @@ class ModelTable:
 
     def __init__(self) -> None:
         self._versions: SortedDict[str, SortedDict[str, Version]] = SortedDict()
+        self.past_trainings = PastTrainings()
 
     def apply(self, record: Any) -> None:
         """Add a record of ``model-ready``, however often; raises ``ValueError``."""
         ready = ModelReady.model_validate_json(record.value)
         self._add(ready.model, Version(ready.version, ready.request_id, ready.model_uri, ready))
+        self.past_trainings.add(ready)
 
     def apply_status(self, entry: StatusEntry) -> None:
         """Add the version of a completed request, unless it is announced."""

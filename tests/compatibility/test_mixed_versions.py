@@ -47,6 +47,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "compared_with": "20250201T000000Z",
         "seconds": {"training": 812.4, "all": 1000.0},
         "cost_dollars": 0.28,
+        "work": {"steps": 96, "examples": 3000, "trainable_layers": "all", "machine": "1 x H100"},
         "snapshot_at": "2025-03-04T09:00:00Z",
         "gate": fixture("model_ready")["gate"] | {"outcome": "too_few_questions"},
         "metrics_after": fixture("model_ready")["metrics_after"] | {"recall_at_50": 0.9, "recall_at_100": 1.0},

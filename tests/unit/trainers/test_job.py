@@ -147,11 +147,18 @@ def test_the_event_tells_what_the_model_started_from_and_cost(
 ) -> None:
     monkeypatch.setattr("trainers.pipeline.gate", always_promote)
     data = tables(EXAMPLES, DOCUMENTS)
-    (first,) = start(put_job(store, data), hourly_price=3.6)[1].ready
+    job = put_job(store, data)
+    (first,) = start(job, hourly_price=3.6)[1].ready
     assert (first.parent_version, first.compared_with, first.requires_reindex) == (None, None, True)
     assert first.seconds["all"] == pytest.approx(sum(first.seconds.values()) - first.seconds["all"])
     assert first.seconds["training"] == first.training_seconds
     assert first.cost_dollars == pytest.approx(first.seconds["all"] / 1000)
+    assert first.work
+    training, trained_on = job.request.training, json.loads(artifact(store, "metrics.json"))["data"]["trained_on"]
+    assert first.work.steps == training.steps(trained_on)
+    assert first.work.examples == training.epochs * trained_on
+    assert first.work.trainable_layers == str(training.trainable_layers)
+    assert first.work.machine.endswith(" CPUs")
     # The same data and seed give the same model: the index of the first one is right for it.
     (second,) = start(put_job(store, data, version="000002"))[1].ready
     assert (second.parent_version, second.compared_with, second.requires_reindex) == (None, "000001", False)
