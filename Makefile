@@ -77,7 +77,7 @@ chaos: setup ## Ten minutes of faults, then a comparison with a model of the sys
 bench-ingest: setup ## Ingestion throughput, and the cost of growth, recovery and a snapshot
 	$(BIN)/python -m benchmarks.ingest
 
-bench-api: setup ## The HTTP API with 100,000 statuses: restart, latency by route, growth of memory
+bench-api: setup ## The HTTP API with 100,000 statuses: restart, latency by route, previews, growth of memory
 	$(BIN)/python -m benchmarks.api
 
 bench-train: setup ## Training speed compared with sentence-transformers; DATA=… QUALITY=1

@@ -1,4 +1,5 @@
-"""The HTTP API with 100,000 statuses, 200 versions and 500 folders: time to a restart, latency by route, memory.
+"""The HTTP API with 100,000 statuses, 200 versions and 500 folders: time to a restart, latency by route, memory; and
+a preview of 100,000 examples, which one worker answers.
 
 The last line of output is one JSON object. Each call is on a connection of its own thread; latency is measured from the
 moment at which a call was due, so that a slow answer counts for those behind it, too.
@@ -7,6 +8,7 @@ moment at which a call was due, so that a slow answer counts for those behind it
 import http.client
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,20 @@ from typing import Annotated
 
 import typer
 
-from foldtune.events import MAX_STATS_AGENTS, MAX_STATS_DAYS, AgentCount, FineTuneStatus, FolderDay, FolderStats, State
+from foldtune.events import (
+    MAX_STATS_AGENTS,
+    MAX_STATS_DAYS,
+    AgentCount,
+    ChatLog,
+    ChatLogBatch,
+    DocumentUpserted,
+    FineTuneStatus,
+    FolderDay,
+    FolderStats,
+    RetrievedPassage,
+    State,
+    now,
+)
 from foldtune.kafka import Publisher
 from foldtune.settings import Settings
 from foldtune.topic_admin import create_topics
@@ -31,9 +46,10 @@ from foldtune.topics import Topic, request_key
 from infra.local.options import LocalOptions
 from infra.local.ports import free_port
 from infra.local.stack import LocalServers
-from tests.support import model_ready
+from tests.support import ChildProcess, model_ready
 
 MODELS, STATUSES, VERSIONS, FOLDERS = 50, 100_000, 200, 500
+EXAMPLES, EXAMPLE_FOLDERS = 100_000, 100
 RATE = 50
 _FLUSH = 5_000
 _START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -94,6 +110,60 @@ def fill(settings: Settings) -> None:
         for number in range(FOLDERS):
             folder = f"folder-{number}"
             publisher.send(Topic.FOLDER_STATS, stats.model_copy(update={"folder_id": folder}), key=folder)
+
+
+def fill_training_sets(settings: Settings) -> None:
+    """Publish logs that are examples, in envelopes, and the documents that they cite."""
+    per_folder, documents = EXAMPLES // EXAMPLE_FOLDERS, 20
+    words = [f"word{number}" for number in range(500)]
+    draw = random.Random(0)  # noqa: S311
+    with Publisher(settings.kafka) as publisher:
+        for folder in (f"logs-{number}" for number in range(EXAMPLE_FOLDERS)):
+            for number in range(documents):
+                text = " ".join(draw.choices(words, k=120))
+                document = DocumentUpserted(document_id=f"d{number}", folder_id=folder, occurred_at=now(), text=text)
+                publisher.send(Topic.DOCUMENTS, document, key=folder)
+            for first in range(0, per_folder, 500):
+                logs = tuple(_log(folder, number, documents, draw, words) for number in range(first, first + 500))
+                publisher.send(Topic.CHAT_LOGS, ChatLogBatch(folder_id=folder, logs=logs), key=folder)
+            publisher.flush()
+
+
+def _log(folder: str, number: int, documents: int, draw: random.Random, words: list[str]) -> ChatLog:
+    shown = draw.sample(range(documents), 8)
+    return ChatLog(
+        log_id=f"l{number}",
+        occurred_at=now(),
+        agent_id=f"agent-{number % 7}",
+        question=" ".join(draw.choices(words, k=12)) + "?",
+        folder_id=folder,
+        retrieved=tuple(
+            RetrievedPassage(document_id=f"d{document}", folder_id=folder, rank=rank)
+            for rank, document in enumerate(shown, start=1)
+        ),
+        cited_document_ids=(f"d{shown[0]}",),
+    )
+
+
+def previews(port: int, count: int = 5) -> dict[str, float]:
+    """The seconds that previews of all examples take, once the worker has all of them."""
+    body, deadline = json.dumps({"model": "model-3"}).encode(), time.monotonic() + _READY_SECONDS
+    took: list[float] = []
+    while len(took) < count:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        started = time.monotonic()
+        connection.request("POST", "/previews", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        found = json.load(answer)
+        connection.close()
+        if answer.status == 200 and found["complete"] and found["examples"] == EXAMPLES:
+            assert len(found["questions"]) == 10
+            took.append(time.monotonic() - started)
+        elif time.monotonic() > deadline:
+            raise RuntimeError(found)
+        else:
+            time.sleep(2)
+    return {"preview_s": round(sorted(took)[count // 2], 2), "preview_max_s": round(max(took), 2)}
 
 
 @contextmanager
@@ -180,12 +250,19 @@ def main(
             before = rss_mebibytes(pid)
             call(port, [(route, 0.0) for route in islice(cycle(ROUTES), calls)])
             after = rss_mebibytes(pid)
+            fill_training_sets(settings)
+            worker = ChildProcess(["worker"], environment | {"FOLDTUNE_WORKER__DATA_DIR": f"{folder}/worker"}, log)
+            try:
+                previewed = previews(port)
+            finally:
+                worker.stop()
     result = {
         "statuses": STATUSES,
         "versions": VERSIONS,
         "folders": FOLDERS,
         "restart_s": round(sorted(starts)[1], 2),
         "p99_ms": p99,
+        **previewed,
         "rss_mib": round(after, 1),
         "rss_growth_mib": round(after - before, 1),
         "calls": calls,
