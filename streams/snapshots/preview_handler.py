@@ -4,6 +4,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -110,7 +111,9 @@ class PreviewHandler:
                 counted.tally.left_out += await run_in(PREVIEWS, count_too_old, view, request.data.folders)
             return counted
         finally:
-            await run_in(PREVIEWS, self._call, partial(preview_child.discard, number))
+            # A worker that stops has ended the process.
+            with suppress(OSError, RuntimeError):
+                await run_in(PREVIEWS, self._call, partial(preview_child.discard, number))
 
     async def _scan(self, request: PreviewRequested, partition: int, number: int, deadline: datetime) -> None:
         """Have all folders counted, in slices; a folder that was rewritten meanwhile is read again."""
