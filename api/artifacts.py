@@ -6,7 +6,6 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from api.problems import ProblemError, unavailable
@@ -55,6 +54,8 @@ class VersionFiles:
 
     def evaluation(self, first: int, count: int) -> tuple[list[dict[str, Any]], int]:
         """Rows of the held-out questions, the greatest loss first, and how many there are."""
+        import pyarrow.parquet as pq  # noqa: PLC0415  too large for functions, which do not read them
+
         table = pq.read_table(io.BytesIO(self._get(f"{self._prefix}/{EVALUATION}"))).sort_by("gain")
         rows: list[dict[str, Any]] = table.slice(first, count).to_pylist()
         return rows, table.num_rows

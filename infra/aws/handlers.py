@@ -9,8 +9,8 @@ missing needs ``s3:ListBucket`` on its prefix, or S3 answers 403 instead of 404.
                  Kafka: writes ``training-reports``, ``dead-letters``.
 ``batch_state``  ``Batch Job State Change`` events of the queue; on an error Lambda retries twice, then keeps the event.
                  S3 read, write, list ``jobs/ spend/``. Kafka: writes ``training-reports``.
-``api``          ``POST /requests`` and ``GET /requests/{id}`` of an HTTP API with a JWT authorizer.
-                 S3 read, list ``statuses/``. Kafka: writes ``fine-tune-requests``, ``audit``.
+``api``          the routes of ``infra.aws.http_api``, of an HTTP API with a JWT authorizer.
+                 S3 read, list ``statuses/ models/``. Kafka: writes ``fine-tune-requests``, ``audit``.
                  It does not see earlier requests: of two under one id the first counts, as for the coordinator.
 ``schedule``     events of an EventBridge schedule, unmodified. Kafka: writes ``fine-tune-requests``.
 
@@ -19,32 +19,18 @@ redeployment. Settings are ``FOLDTUNE_…`` variables: ``kafka`` and ``s3``; ``b
 the first two, ``schedule`` for the last.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import cache
-from http import HTTPStatus
 from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from structlog.contextvars import bind_contextvars, clear_contextvars
+from structlog.contextvars import clear_contextvars
 
-from api.access import Access, authorize, caller_of
-from api.problems import CONTENT_TYPE as PROBLEM_TYPE
-from api.problems import ProblemError, invalid, unavailable
-from api.submission import (
-    RequestBody,
-    RequestName,
-    creation_entry,
-    parse_body,
-    perhaps_published,
-    request_not_found,
-    request_of,
-)
 from foldtune.dead_letters import reject_record
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import Event, FineTuneStatus, State, TrainingJob, now
@@ -57,6 +43,7 @@ from foldtune.secrets import kafka_with_secrets
 from foldtune.settings import Settings, load_settings
 from foldtune.status_order import StatusRecord
 from foldtune.topics import Topic
+from infra.aws.http_api import HttpApi
 from infra.aws.lambda_events import Context, HttpRequest, KafkaEvent, KafkaRecord, ScheduledEvent, StateChange
 from infra.aws.status_store import StatusStore
 from launchers.batch.dispatcher import Dispatcher
@@ -166,61 +153,17 @@ def batch_state(event: dict[str, Any], context: Context) -> None:
 
 def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
     """Answer one call of the HTTP API, by the rules of ``api.access``."""
-    call = HttpRequest.model_validate(event)
+    call, settings = HttpRequest.model_validate(event), load_settings()
     clear_contextvars()
-    try:
-        status, answer = _answer(call)
-    except ProblemError as problem:
-        status, answer = problem.status, problem.document()
-    _log.info("call answered", route=call.route_key, status=status.value)
-    content_type = "application/json" if status < HTTPStatus.BAD_REQUEST else PROBLEM_TYPE
-    headers = {"content-type": content_type, "cache-control": "no-store", "x-content-type-options": "nosniff"}
-    return {"statusCode": status.value, "headers": headers, "body": json.dumps(answer)}
-
-
-def _answer(call: HttpRequest) -> tuple[HTTPStatus, dict[str, object]]:
-    if call.claims is None:
-        raise ProblemError(HTTPStatus.UNAUTHORIZED, "authorization: a bearer token is needed")
-    if call.route_key not in _ROUTES:
-        raise ProblemError(HTTPStatus.NOT_FOUND, f"no such route: {call.route_key}")
-    caller = caller_of(call.claims, load_settings().api)
-    bind_contextvars(caller=caller.name)
-    return _ROUTES[call.route_key](call, authorize(call.route_key, caller))
-
-
-def _create_request(call: HttpRequest, access: Access) -> tuple[HTTPStatus, dict[str, object]]:
-    body = parse_body(RequestBody, call.content, call.headers.get("content-type", ""))
-    request = request_of(body, access)
-    try:
-        with _publishing(load_settings(), API_DELIVERY_SECONDS) as publisher:
-            entry = creation_entry(access.caller, request)
-            publisher().publish(Topic.AUDIT, entry, key=entry.target)
-            publisher().publish(Topic.FINE_TUNE_REQUESTS, request, key=request.model)
-    except TRANSIENT_ERRORS as error:
-        _log.warning("request not published", request_id=request.request_id, error=str(error))
-        raise perhaps_published(request.request_id) from error
-    return HTTPStatus.ACCEPTED, {"request_id": request.request_id, "model": request.model}
-
-
-def _get_request(call: HttpRequest, access: Access) -> tuple[HTTPStatus, dict[str, object]]:
-    try:
-        name = RequestName(request_id=call.request_id, model=call.model)
-    except ValidationError as error:
-        raise invalid(error) from error
-    try:
-        status = StatusStore(S3ObjectStore(load_settings().s3)).newest(name.request_id, name.model)
-    except TRANSIENT_ERRORS as error:
-        _log.warning("status not available", request_id=name.request_id, error=str(error))
-        raise unavailable() from error
-    if status is None or not access.covers(model=status.model):
-        raise request_not_found(name.request_id, name.model)
-    return HTTPStatus.OK, status.model_dump(mode="json", exclude_none=True)
-
-
-_ROUTES: dict[str, Callable[[HttpRequest, Access], tuple[HTTPStatus, dict[str, object]]]] = {
-    "POST /requests": _create_request,
-    "GET /requests/{id}": _get_request,
-}
+    store = S3ObjectStore(settings.s3)
+    answer = HttpApi(settings, store, lambda: _publishing(settings, API_DELIVERY_SECONDS)).answer(call)
+    _log.info("call answered", route=call.route, status=answer.status.value)
+    headers = {"content-type": answer.content_type, "cache-control": "no-store", "x-content-type-options": "nosniff"}
+    return {
+        "statusCode": answer.status.value,
+        "headers": headers | dict(answer.headers),
+        "body": answer.body.decode("utf-8", "replace"),
+    }
 
 
 # ── schedule ─────────────────────────────────────────────────────────────────────────────────────────────────────────

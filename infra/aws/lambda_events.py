@@ -62,7 +62,13 @@ class _Authorizer(_Payload):
     jwt: _Jwt | None = None
 
 
+class _Http(_Payload):
+    method: str
+    path: str
+
+
 class _RequestContext(_Payload):
+    http: _Http
     authorizer: _Authorizer = _Authorizer()
 
 
@@ -76,7 +82,7 @@ class HttpRequest(_Payload):
     headers: dict[str, str] = {}
     body: str | None = None
     is_base64_encoded: bool = Field(False, alias="isBase64Encoded")
-    request_context: _RequestContext = _RequestContext()
+    request_context: _RequestContext
 
     @property
     def claims(self) -> dict[str, object] | None:
@@ -85,14 +91,29 @@ class HttpRequest(_Payload):
         return None if jwt is None else jwt.claims
 
     @property
-    def request_id(self) -> str:
-        """The ``{id}`` of the path; empty where there is none."""
-        return (self.path_parameters or {}).get("id", "")
+    def route(self) -> str:
+        """Method and path of the route, as ``api.access.RULES`` has them; ``$default`` of all that has none."""
+        return self.route_key.replace("+}", "}")
 
     @property
-    def model(self) -> str | None:
-        """The query's ``model``."""
-        return (self.query_string_parameters or {}).get("model")
+    def method(self) -> str:
+        """Of the call."""
+        return self.request_context.http.method
+
+    @property
+    def path(self) -> str:
+        """Of the call."""
+        return self.request_context.http.path
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Of the path."""
+        return self.path_parameters or {}
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The parameters behind the path."""
+        return self.query_string_parameters or {}
 
     @property
     def content(self) -> bytes:

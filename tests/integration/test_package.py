@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from api.access import RULES
 from foldtune.object_keys import key_segment, model_prefix, request_segment
+from foldtune.settings import Settings
+from foldtune.testing import MemoryObjectStore
 from infra.aws import lambda_archive
+from infra.aws.http_api import GetPublisher, HttpApi
 from launchers.batch.launcher import RETRY_STRATEGY, TAG
 from tests.support import setting_names
 from trainers.environment import ALLOCATOR_ENVIRONMENT
@@ -84,7 +89,7 @@ FUNCTIONS: dict[str, dict[str, set[str]]] = {
         "s3:PutObject": {"Bucket/jobs/*", "Bucket/spend/*"},
         "s3:ListBucket": {"Bucket"},
     },
-    "api": {"s3:GetObject": {"Bucket/statuses/*"}, "s3:ListBucket": {"Bucket"}},
+    "api": {"s3:GetObject": {"Bucket/statuses/*", "Bucket/models/*"}, "s3:ListBucket": {"Bucket"}},
     "schedule": DEAD_LETTER_QUEUE,
 }
 
@@ -317,6 +322,11 @@ def test_only_jobs_of_this_stack_are_terminated(resources: dict[str, Any]) -> No
     assert not function.may("batch:TagResource", "job/x", **given | {f"RequestTag__{TAG}": "foldtune-prod"})
 
 
+def test_pods_of_the_api_read_models_alone(resources: dict[str, Any]) -> None:
+    found = permissions(resources, "ApiPodRole")
+    assert found == {"s3:GetObject": {"Bucket/models/*"}, "s3:ListBucket": {"Bucket"}}
+
+
 def test_a_worker_has_access_only_to_snapshots(resources: dict[str, Any]) -> None:
     found = permissions(resources, "WorkerRole")
     assert set().union(*found.values()) == {"Bucket/snapshots/*", "Bucket"}
@@ -498,9 +508,17 @@ def test_temporary_objects_and_logs_expire(resources: dict[str, Any]) -> None:
     assert all(group["RetentionInDays"] == 14 for group in groups.values())
 
 
+def unconnected() -> AbstractContextManager[GetPublisher]:
+    raise AssertionError
+
+
 def test_the_api_requires_a_token_and_throttles(resources: dict[str, Any]) -> None:
     routes = of_type(resources, "AWS::ApiGatewayV2::Route")
-    assert {route["RouteKey"] for route in routes.values()} == {"POST /requests", "GET /requests/{id}"}
+    keys = {route["RouteKey"].replace("+}", "}") for route in routes.values()}
+    answered = HttpApi(Settings(), MemoryObjectStore(), unconnected).routes
+    assert answered <= set(RULES)
+    # What is to be had in a cluster only is said so.
+    assert keys == answered | {"$default"}
     assert all(route["AuthorizationType"] == "JWT" for route in routes.values())
     (authorizer,) = of_type(resources, "AWS::ApiGatewayV2::Authorizer").values()
     assert authorizer["JwtConfiguration"] == {"Issuer": {"Ref": "JwtIssuer"}, "Audience": [{"Ref": "JwtAudience"}]}

@@ -1,60 +1,23 @@
 """``/models``: versions, their files, and what they were made from."""
 
-import hashlib
-import io
-import json
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
 from api.context import Services
 from api.view.system import SystemView
-from foldtune.events import ManifestFile, ModelManifest, ModelReady, State
-from foldtune.object_keys import manifest_key, model_prefix, run_prefix
-from foldtune.object_store import ObjectStore
-from tests.support import model_ready
+from foldtune.events import ModelReady, State
+from tests.published_version import publish_version
 
 from .conftest import MemoryPublisher, Record, bearer, client_of, status_record
-
-ROWS = [
-    {"question": f"question {number}?", "gain": gain, "rank_before": 1, "rank_after": 2}
-    for number, gain in enumerate((0.5, -0.25, 0.0))
-]
-
-
-def published(store: ObjectStore, model: str, version: str, **fields: Any) -> ModelReady:
-    """A version on the object store; its event."""
-    prefix = model_prefix(model, version)
-    run = run_prefix(prefix, "run")
-    files = {"README.md": b"# Card", "metrics.json": b'{"after": {}}', "1_Pooling/config.json": b"{}"}
-    for path, content in files.items():
-        store.put(f"{run}/{path}", content)
-    table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(ROWS), table)
-    store.put(f"{run}/evaluation.parquet", table.getvalue())
-    fields |= {"model": model, "version": version, "model_uri": store.uri(run), "request_id": f"r-{version}"}
-    ready = model_ready(**fields)
-    manifest = ModelManifest(
-        files=tuple(
-            ManifestFile(path=path, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-            for path, content in files.items()
-        )
-    ).model_dump(mode="json") | {"ready": ready.model_dump(mode="json", exclude={"manifest_sha256"})}
-    content = json.dumps(manifest).encode()
-    store.put(manifest_key(prefix), content)
-    return ready.model_copy(update={"manifest_sha256": hashlib.sha256(content).hexdigest()})
 
 
 @pytest.fixture
 def versions(services: Services, view: SystemView) -> dict[str, ModelReady]:
     """Three versions of ``support``: the second was not promoted, the third started from the first."""
     store = services.store
-    first = published(store, "support", "000001")
-    second = published(store, "support", "000002")
-    third = published(store, "support", "000003", parent_version="000001", compared_with="000001")
+    first = publish_version(store, "support", "000001")
+    second = publish_version(store, "support", "000002")
+    third = publish_version(store, "support", "000003", parent_version="000001", compared_with="000001")
     for ready in (first, third, first):
         view.models.apply(Record(ready.encode()))
     for number, ready in enumerate((first, second)):

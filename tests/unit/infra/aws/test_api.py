@@ -2,20 +2,26 @@
 
 import base64
 import json
+import re
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 
+from api.access import RULES
 from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.kafka import BOOTSTRAP_SECONDS
-from foldtune.settings import load_settings
+from foldtune.object_keys import model_prefix
+from foldtune.settings import Settings, load_settings
 from foldtune.status_order import StatusRecord
 from foldtune.testing import MemoryObjectStore
 from foldtune.topics import Topic
 from infra.aws.handlers import api
+from infra.aws.http_api import HttpApi
 from infra.aws.status_store import StatusStore
 from tests.lambda_payloads import Context, http_payload
+from tests.published_version import publish_version
 
 from .conftest import Published
 
@@ -23,9 +29,13 @@ POST, GET = "POST /requests", "GET /requests/{id}"
 CLAIMS = {"sub": "user-7", "iss": "https://issuer.example", "roles": "[viewer requester]"}
 
 
-def call(route: str, body: object = None, **more: Any) -> tuple[int, dict[str, Any]]:
+def answer_of(route: str, body: object = None, **more: Any) -> dict[str, Any]:
     text = body if isinstance(body, str) or body is None else json.dumps(body)
-    answer = api(http_payload(route, text, **{"claims": CLAIMS, **more}), Context(28))
+    return api(http_payload(route, text, **{"claims": CLAIMS, **more}), Context(28))
+
+
+def call(route: str, body: object = None, **more: Any) -> tuple[int, dict[str, Any]]:
+    answer = answer_of(route, body, **more)
     kind = "application/json" if answer["statusCode"] < 400 else "application/problem+json"
     assert (answer["headers"]["content-type"], answer["headers"]["cache-control"]) == (kind, "no-store")
     return answer["statusCode"], json.loads(answer["body"])
@@ -124,3 +134,132 @@ def test_an_unavailable_store_is_a_503(store: MemoryObjectStore, monkeypatch: py
 def test_an_unknown_route_is_refused() -> None:
     code, answer = call("DELETE /requests/{id}")
     assert (code, answer["errors"]) == (404, ["no such route: DELETE /requests/{id}"])
+
+
+# ── Following, cancelling ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def put_status(store: MemoryObjectStore, state: State, offset: int = 1, **more: Any) -> None:
+    status = FineTuneStatus(request_id="r-1", model="support", state=state, at=now(), **more)
+    StatusStore(store).update(StatusRecord(partition=0, offset=offset, status=status))
+
+
+FOLLOW = "GET /models/{model}/requests/{id}"
+PLACE = {"model": "support", "id": "r-1"}
+
+
+def test_a_request_is_followed_by_waiting_for_another_status(
+    store: MemoryObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_status(store, State.RUNNING)
+    first = answer_of(FOLLOW, pathParameters=PLACE)
+    headers = {"if-none-match": f'"other", W/{first["headers"]["etag"]}'}
+    unchanged = answer_of(FOLLOW, pathParameters=PLACE, headers=headers)
+    assert (unchanged["statusCode"], unchanged["body"]) == (304, "")
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            put_status(store, State.FAILED, offset=2)
+
+    monkeypatch.setattr("infra.aws.http_api.time.sleep", sleep)
+    waited = answer_of(FOLLOW, pathParameters=PLACE, headers=headers, queryStringParameters={"wait": "20"})
+    assert json.loads(waited["body"])["state"] == "failed"
+    assert waited["headers"]["etag"] != first["headers"]["etag"]
+    assert slept == [1.0] * 3
+
+
+@pytest.mark.parametrize("wait", ["21", "-1", "x", ""])
+def test_a_wait_has_its_bounds(store: MemoryObjectStore, wait: str) -> None:
+    put_status(store, State.RUNNING)
+    code, answer = call(FOLLOW, pathParameters=PLACE, queryStringParameters={"wait": wait})
+    assert (code, answer["fields"][0]["name"]) == (400, "wait")
+
+
+def test_a_request_is_cancelled_unless_it_has_ended(store: MemoryObjectStore, published: Published) -> None:
+    route = "POST /models/{model}/requests/{id}/cancel"
+    assert call(route, pathParameters=PLACE)[0] == 404
+    put_status(store, State.RUNNING)
+    assert call(route, pathParameters=PLACE) == (202, {"request_id": "r-1", "model": "support"})
+    [event] = published.on(Topic.FINE_TUNE_REQUESTS)
+    assert (event.type, event.request_id, event.requested_by) == ("fine_tune_cancelled", "r-1", "user-7")
+    [entry] = published.on(Topic.AUDIT)
+    assert (entry.action, entry.before) == ("request.cancel", {"state": "running"})
+    put_status(store, State.COMPLETED, offset=2)
+    assert call(route, pathParameters=PLACE)[0] == 409
+
+
+# ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def unconnected() -> AbstractContextManager[Any]:
+    raise AssertionError
+
+
+ANSWERED = HttpApi(Settings(), MemoryObjectStore(), unconnected).routes
+VERSION = "GET /models/{model}/versions/{version}"
+
+
+@pytest.fixture
+def versions(store: MemoryObjectStore) -> list[str]:
+    """The names of three published versions of ``support``, the newest first; a fourth was never published."""
+    names = ["000003", "000002", "000001"]
+    for name in names:
+        publish_version(store, "support", name)
+    store.put(f"{model_prefix('support', '000004')}/runs/a/README.md", b"not published")
+    return names
+
+
+def test_versions_are_listed_by_pages(versions: list[str]) -> None:
+    route, place = "GET /models/{model}/versions", {"model": "support"}
+    code, answer = call(route, pathParameters=place, queryStringParameters={"limit": "2"})
+    assert (code, answer["items"]) == (200, [{"version": name} for name in versions[:2]])
+    more = {"limit": "2", "cursor": answer["next"]}
+    assert call(route, pathParameters=place, queryStringParameters=more)[1] == {
+        "items": [{"version": versions[2]}],
+        "next": None,
+    }
+    assert call(route, pathParameters={"model": "sales"})[0] == 404
+    assert call(route, pathParameters=place, queryStringParameters={"limit": "0"})[0] == 400
+
+
+def test_a_version_its_card_metrics_and_files_are_read(versions: list[str], store: MemoryObjectStore) -> None:
+    place = {"model": "support", "version": "000002"}
+    code, ready = call(VERSION, pathParameters=place)
+    assert (code, ready["version"], ready["model"]) == (200, "000002", "support")
+    card = answer_of(f"{VERSION}/card", pathParameters=place)
+    assert (card["body"], card["headers"]["content-type"]) == ("# Card", "text/markdown; charset=utf-8")
+    assert call(f"{VERSION}/metrics", pathParameters=place) == (200, {"after": {}})
+    _, files = call(f"{VERSION}/files", pathParameters=place)
+    assert {file["path"] for file in files["items"]} == {"README.md", "metrics.json", "1_Pooling/config.json"}
+    _, link = call(f"{VERSION}/files/{{path+}}", pathParameters=place | {"path": "1_Pooling/config.json"})
+    assert "1_Pooling/config.json" in link["url"]
+    for path in ("evaluation.parquet", "../000001/README.md", ""):
+        assert call(f"{VERSION}/files/{{path+}}", pathParameters=place | {"path": path})[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ({"model": "support", "version": "000009"}, 404),
+        ({"model": "support", "version": "../x"}, 400),
+        ({"model": "../x", "version": "000001"}, 400),
+        ({"version": "000001"}, 403),
+    ],
+)
+def test_other_versions_are_refused(place: dict[str, str], code: int, versions: list[str]) -> None:
+    claims = CLAIMS if "model" in place else {"sub": "user-7", "roles": "[limited]"}
+    assert call(f"{VERSION}/files", pathParameters=place, claims=claims)[0] == code
+
+
+@pytest.mark.parametrize("route", sorted(set(RULES) - ANSWERED))
+def test_what_is_to_be_had_in_a_cluster_only_is_said(route: str) -> None:
+    method, _, path = route.partition(" ")
+    filled = re.sub(r"\{\w+\}", "x", path)
+    http = {"http": {"method": method, "path": filled}, "authorizer": {"jwt": {"claims": CLAIMS}}}
+    code, answer = call("$default", requestContext=http)
+    assert (code, answer["errors"]) == (
+        501,
+        [f"{route} needs a view of the topics: it is to be had from `foldtune api` in a cluster only"],
+    )

@@ -1,0 +1,42 @@
+"""A model version on the object store, as a training publishes it."""
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from foldtune.events import ManifestFile, ModelManifest, ModelReady
+from foldtune.object_keys import manifest_key, model_prefix, run_prefix
+from foldtune.object_store import ObjectStore
+from tests.support import model_ready
+
+ROWS = [
+    {"question": f"question {number}?", "gain": gain, "rank_before": 1, "rank_after": 2}
+    for number, gain in enumerate((0.5, -0.25, 0.0))
+]
+
+
+def publish_version(store: ObjectStore, model: str, version: str, **fields: Any) -> ModelReady:
+    """A version on the object store; its event."""
+    prefix = model_prefix(model, version)
+    run = run_prefix(prefix, "run")
+    files = {"README.md": b"# Card", "metrics.json": b'{"after": {}}', "1_Pooling/config.json": b"{}"}
+    for path, content in files.items():
+        store.put(f"{run}/{path}", content)
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), table)
+    store.put(f"{run}/evaluation.parquet", table.getvalue())
+    fields |= {"model": model, "version": version, "model_uri": store.uri(run), "request_id": f"r-{version}"}
+    ready = model_ready(**fields)
+    manifest = ModelManifest(
+        files=tuple(
+            ManifestFile(path=path, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+            for path, content in files.items()
+        )
+    ).model_dump(mode="json") | {"ready": ready.model_dump(mode="json", exclude={"manifest_sha256"})}
+    content = json.dumps(manifest).encode()
+    store.put(manifest_key(prefix), content)
+    return ready.model_copy(update={"manifest_sha256": hashlib.sha256(content).hexdigest()})
