@@ -378,6 +378,9 @@ class PreviewResult(BaseModel):
     questions: list[QuestionPreview] | None = Field(
         description="Ten, drawn by their words, always the same ones; null without the role `privacy`"
     )
+    texts_missing: list[int] = Field(
+        description="Partitions that did not send all texts in time: passages of theirs may be `no_text` for that alone"
+    )
     cut: int = Field(description="Logs of these questions that did not fit")
 
 

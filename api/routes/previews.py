@@ -35,7 +35,7 @@ from foldtune.topics import Topic
 router = APIRouter(tags=["requests"])
 
 # Below the time of a call, together: for the counts, and for each further question about texts.
-_COUNT_SECONDS, _TEXT_SECONDS = 16, 3
+_COUNT_SECONDS, _TEXT_SECONDS = 18, 4
 # Of this replica; each takes seconds of every worker.
 _AT_ONCE = 8
 MINED = (
@@ -66,6 +66,7 @@ async def preview(request: Request, access: CurrentAccess, services: CurrentServ
         reason = f"no worker has answered within {_COUNT_SECONDS} s"
         raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, reason, headers={"retry-after": "5"})
     folders = sorted((folder for answer in counted for folder in answer.folders), key=lambda folder: folder.examples)
+    questions, texts_missing = await _questions(services, body, preview_id, counted) if count else (None, set())
     training = expected_training(sum(answer.pairs for answer in counted), body.training)
     return PreviewResult(
         preview_id=preview_id,
@@ -87,7 +88,8 @@ async def preview(request: Request, access: CurrentAccess, services: CurrentServ
         training=training,
         estimate=_estimate(services, body, training.examples),
         mined=MINED,
-        questions=await _questions(services, body, preview_id, counted) if count else None,
+        questions=questions,
+        texts_missing=sorted(texts_missing),
         cut=sum(answer.cut for answer in counted),
     )
 
@@ -107,22 +109,24 @@ def _estimate(services: Services, body: RequestBody, examples: int) -> TrainingE
 
 async def _questions(
     services: Services, body: RequestBody, preview_id: str, answers: list[Preview]
-) -> list[QuestionPreview]:
-    """The first questions; texts of documents are asked of those who have them."""
+) -> tuple[list[QuestionPreview], set[int]]:
+    """The first questions, with texts asked of those who have the documents; and partitions that did not send them."""
     drawn = drawn_questions(answers, MAX_PREVIEW_QUESTIONS)
-    texts = await _texts(services, body, f"{preview_id}-texts", documents_of(drawn))
-    texts += await _texts(services, body, f"{preview_id}-elsewhere", corrections_elsewhere(drawn, texts))
-    return await asyncio.to_thread(explain, drawn, texts, body.dataset)
+    texts, missing = await _texts(services, body, f"{preview_id}-texts", documents_of(drawn))
+    elsewhere, also = await _texts(services, body, f"{preview_id}-elsewhere", corrections_elsewhere(drawn, texts))
+    return await asyncio.to_thread(explain, drawn, [*texts, *elsewhere], body.dataset), missing | also
 
 
 async def _texts(
     services: Services, body: RequestBody, preview_id: str, documents: list[DocumentReference]
-) -> list[PreviewDocument]:
+) -> tuple[list[PreviewDocument], set[int]]:
     if not documents:
-        return []
+        return [], set()
     asked = PreviewRequested(preview_id=preview_id, data=body.data, documents=tuple(documents), seconds=_TEXT_SECONDS)
     answers = await _ask(services, asked)
-    return [text for _, answer in sorted(answers.items()) for text in answer.texts]
+    partitions = set(range(services.view.partitions(Topic.PREVIEW_REQUESTS)))
+    answered = {partition for partition, answer in answers.items() if answer.error is None and not answer.cut}
+    return [text for _, answer in sorted(answers.items()) for text in answer.texts], partitions - answered
 
 
 async def _ask(services: Services, asked: PreviewRequested) -> dict[int, Preview]:

@@ -1,10 +1,11 @@
 """Answers previews: what a request would train on, of a partition that this worker owns."""
 
+import asyncio
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -49,6 +50,8 @@ class PreviewHandler:
         self._call = call
         self._now = now
         self._numbers = itertools.count()
+        # One partition after the other: some are answered in time, where not all can be, with the memory of one.
+        self._counting = asyncio.Lock()
 
     async def answer(self, request: PreviewRequested, partition: int, timestamp: int) -> None:
         """Publish the partition's answer, or why there is none; nothing once nobody waits for it any more.
@@ -63,7 +66,8 @@ class PreviewHandler:
         deadline = asked_at + timedelta(seconds=request.seconds)
         answer = Preview(preview_id=request.preview_id, partition=partition, at=at)
         try:
-            counted = await self._counted(request, partition, at, deadline)
+            async with nullcontext() if request.documents else self._counting:
+                counted = await self._counted(request, partition, at, deadline)
         except PartitionLostError:
             raise
         except TimeoutError:
@@ -98,7 +102,7 @@ class PreviewHandler:
             await self._publisher.publish((OutgoingEvent(Topic.PREVIEWS, failed, request.preview_id),), partition)
 
     async def _counted(self, request: PreviewRequested, partition: int, at: datetime, deadline: datetime) -> Counted:
-        if at > deadline:
+        if self._now() > deadline:
             raise TimeoutError
         number, erasures = next(self._numbers), self._sets.erasures(partition)
         begin = partial(preview_child.begin, number, request, erasures, self._settings.strengths, at)

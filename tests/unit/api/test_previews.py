@@ -242,6 +242,7 @@ def test_the_counts_of_a_preview_are_those_of_an_export(
     named = {folder["folder_id"]: folder["examples"] for folder in found["folders"]}
     assert named == {count.folder_id: count.examples for part in parts for count in part.folders}
     assert (found["complete"], found["missing"], found["failed"]) == (True, [], [])
+    assert found["texts_missing"] == []
 
 
 def test_steps_are_about_those_of_the_training(client: TestClient, workers: Workers, tmp_path: Path) -> None:
@@ -295,10 +296,11 @@ def test_partitions_that_do_not_answer_are_named(
     workers.silent = {1}
     found = client.post("/previews", json={"model": "support"}).json()
     assert (found["complete"], found["missing"], found["folder_count"]) == (False, [1], 1)
+    assert found["texts_missing"] == [1]
     workers.silent = {0, 1}
     answer = client.post("/previews", json={"model": "support"})
     assert answer.status_code == 503
-    assert answer.json()["errors"] == ["no worker has answered within 16 s"]
+    assert answer.json()["errors"] == ["no worker has answered within 18 s"]
 
 
 def test_a_partition_that_cannot_be_counted_says_why(
