@@ -1,5 +1,5 @@
-"""The HTTP API with 100,000 statuses, 200 versions and 500 folders: time to a restart, latency by route, memory; and
-a preview of 100,000 examples, which one worker answers.
+"""The HTTP API with 100,000 statuses, 200 versions, 50 policies, 500 folders: time to a restart, latency by route,
+memory; and a preview of 100,000 examples, which one worker answers.
 
 The last line of output is one JSON object. Each call is on a connection of its own thread; latency is measured from the
 moment at which a call was due, so that a slow answer counts for those behind it, too.
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -29,17 +29,24 @@ from foldtune.events import (
     MAX_STATS_AGENTS,
     MAX_STATS_DAYS,
     AgentCount,
+    Block,
     ChatLog,
     ChatLogBatch,
+    Condition,
     DocumentUpserted,
     FineTuneStatus,
     FolderDay,
     FolderStats,
+    PolicyDecided,
+    RetrainingPolicy,
     RetrievedPassage,
+    RuleFigures,
     State,
+    StateTime,
     now,
 )
 from foldtune.kafka import Publisher
+from foldtune.policy import Rule
 from foldtune.settings import Settings
 from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic, request_key
@@ -52,8 +59,10 @@ MODELS, STATUSES, VERSIONS, FOLDERS = 50, 100_000, 200, 500
 EXAMPLES, EXAMPLE_FOLDERS = 100_000, 100
 RATE = 50
 _FLUSH = 5_000
+_CHANGES = 100
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _READY_SECONDS = 180
+_STATES = ("queued", "submitted", "running", "evaluating", "completed")
 ROUTES = {
     "GET /requests": "/requests?limit=50",
     "GET /requests?model=": "/requests?model=model-7&state=completed&limit=50",
@@ -62,6 +71,8 @@ ROUTES = {
     "GET /models": "/models?limit=50",
     "GET /models/{model}/versions": "/models/model-3/versions",
     "GET /models/{model}/versions/{version}/lineage": "/models/model-3/versions/000003/lineage",
+    "GET /policies": "/policies?limit=50",
+    "GET /policies/{model}/explain": "/policies/model-3/explain?limit=50",
     "GET /folders": "/folders?limit=50",
     "GET /folders?since=": "/folders?since=2026-01-10&search=9&limit=50",
     "GET /folders/{folder}": "/folders/folder-77",
@@ -81,6 +92,10 @@ def fill(settings: Settings) -> None:
             reasons=("better than the incumbent by 0.031",),
             promoted=True,
             log_uri="s3://foldtune/jobs/request/attempt-1.log",
+            # Of a training of eight minutes.
+            states=tuple(StateTime(state=state, at=_START) for state in ("accepted", "snapshotting", *_STATES)),
+            loss_curve=tuple((10 * number, round(1.5 / (1 + number), 4)) for number in range(50)),
+            validation_curve=(0.611, 0.642, 0.655),
         )
         for number in range(STATUSES):
             model, at = f"model-{number % MODELS}", _START + timedelta(seconds=number)
@@ -92,6 +107,14 @@ def fill(settings: Settings) -> None:
         for number in range(VERSIONS):
             model = f"model-{number % MODELS}"
             publisher.send(Topic.MODEL_READY, model_ready(model=model, version=f"{number:06d}"), key=model)
+        for number in range(MODELS):
+            model = f"model-{number}"
+            publisher.send(Topic.POLICIES, RetrainingPolicy(model=model, at=_START, rules=(Rule(),)), key=model)
+            for change in range(_CHANGES):
+                decided = _decided(model, _START + timedelta(hours=change))
+                for key in (f"{model}/{change}", model):
+                    publisher.send(Topic.POLICY_DECISIONS, decided, key=key, partition_by=model)
+            publisher.flush()
         labels = {"cited": 70, "liked": 20, "disliked": 5, "corrected": 1}
         stats = FolderStats(
             folder_id="FOLDER",
@@ -166,6 +189,14 @@ def previews(port: int, count: int = 5) -> dict[str, float]:
     return {"preview_s": round(sorted(took)[count // 2], 2), "preview_max_s": round(max(took), 2)}
 
 
+def _decided(model: str, at: datetime) -> PolicyDecided:
+    text = "1,200 of 1,000 new labelled examples"
+    condition = Condition(condition="new_examples", met=True, figure=1_200, bound=1_000, since=at, text=text)
+    block = Block(block="cooldown", until=at, text="1h of 6h since request policy-0123456789abcdef0123")
+    rules = (RuleFigures(rule="default", conditions=(condition,), blocks=(block,)),)
+    return PolicyDecided(model=model, at=at, decision="blocked", since=at, rule="default", rules=rules, next_at=at)
+
+
 @contextmanager
 def running(environment: dict[str, str], port: int, log: Path) -> Iterator[tuple[int, float]]:
     """The API's process id, and the seconds from its start until it was ready."""
@@ -184,15 +215,21 @@ def running(environment: dict[str, str], port: int, log: Path) -> Iterator[tuple
         process.wait(30)
 
 
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+def _is_ready(port: int, paths: Iterable[str] = ("/ready",)) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
+        return all(_status(connection, path) == 200 for path in paths)
     except OSError:
         return False
     finally:
         connection.close()
+
+
+def _status(connection: http.client.HTTPConnection, path: str) -> int:
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
 
 
 def call(port: int, calls: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -201,10 +238,8 @@ def call(port: int, calls: list[tuple[str, float]]) -> list[tuple[str, float]]:
     took = []
     for route, due in calls:
         time.sleep(max(0.0, due - time.monotonic()))
-        connection.request("GET", ROUTES[route])
-        answer = connection.getresponse()
-        answer.read()
-        assert answer.status == 200, (route, answer.status)
+        status = _status(connection, ROUTES[route])
+        assert status == 200, (route, status)
         took.append((route, time.monotonic() - max(due, 0.0)))
     connection.close()
     return took
@@ -246,6 +281,10 @@ def main(
                 starts.append(start)
         with running(environment, port, log) as (pid, start):
             starts.append(start)
+            # What is only asked for now and then is read after the start.
+            deadline = time.monotonic() + _READY_SECONDS
+            while not _is_ready(port, ROUTES.values()) and time.monotonic() < deadline:
+                time.sleep(0.5)
             p99 = latencies(port, seconds)
             before = rss_mebibytes(pid)
             call(port, [(route, 0.0) for route in islice(cycle(ROUTES), calls)])

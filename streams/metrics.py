@@ -71,6 +71,11 @@ PREVIEW_SECONDS = Histogram(
     "foldtune_preview_seconds", "Time to answer a preview of one partition.", buckets=_SNAPSHOT_BUCKETS
 )
 SKIPPED_PREVIEWS = Counter("foldtune_skipped_previews", "Previews of a partition given up after their time was over.")
+SKIPPED_RECORDS = Counter(
+    "foldtune_skipped_records",
+    "Invalid records of a topic that other programs write and no dead letter is made of: what was valid before counts.",
+    ["topic"],
+)
 REFUSED_RECORDS = Counter(
     "foldtune_refused_records", "Records of the worker that could not be written; they are dead letters.", ["topic"]
 )
@@ -96,6 +101,8 @@ for _reason in ("damaged", "ahead", "outdated", "deleted"):
 for _table in ("training-sets", "requests"):
     RESTORED_CHANGELOGS.labels(_table)
     LOST_RECORDS.labels(f"{_table}-changelog", "expired")
+for _topic in (Topic.POLICIES, Topic.REVIEWS):
+    SKIPPED_RECORDS.labels(_topic.label)
 for _timer in ("tick", "policy", "maintenance", "folder-stats", "policies"):
     FAILED_TIMERS.labels(_timer)
 for _state in State:

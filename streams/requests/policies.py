@@ -12,6 +12,8 @@ from foldtune.kafka import partition_of
 from foldtune.policy import FROM_SETTINGS, MAX_POLICY_BYTES
 from foldtune.reasons import explain
 from foldtune.settings import Settings
+from foldtune.topics import Topic
+from streams.metrics import SKIPPED_RECORDS
 from streams.partitions.broker_clock import now
 
 _log = structlog.get_logger()
@@ -95,6 +97,7 @@ class Policies:
             policy = stored_policy(record, self._settings.kafka.partitions)
         except ValueError as error:
             # The policy before it goes on. Whoever sets one checks it; this is of another client or a newer release.
+            SKIPPED_RECORDS.labels(Topic.POLICIES.label).inc()
             _log.error("invalid policy skipped", partition=record.partition, offset=record.offset, error=str(error))
             return
         self._stored[policy.model] = policy

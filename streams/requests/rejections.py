@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from foldtune.events import MAX_REJECTED, ModelReviewed
 from foldtune.reasons import explain
 from foldtune.reviews import ReviewTable
+from foldtune.topics import Topic
+from streams.metrics import SKIPPED_RECORDS
 from streams.requests.policies import ReadFrom, new_records
 
 _log = structlog.get_logger()
@@ -35,4 +37,5 @@ class Rejections:
             self._reviews.add(ModelReviewed.model_validate_json(record.value))
         except ValidationError as error:
             reason = "; ".join(explain(error))
+            SKIPPED_RECORDS.labels(Topic.REVIEWS.label).inc()
             _log.error("invalid review skipped", partition=record.partition, offset=record.offset, error=reason)

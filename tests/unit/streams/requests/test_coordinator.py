@@ -52,6 +52,7 @@ from foldtune.settings import (
 from foldtune.testing import FakeClock
 from foldtune.topics import Topic, request_key
 from streams.errors import UnreadableStateError
+from streams.metrics import SKIPPED_RECORDS
 from streams.partitions.changelog_table import Changes
 from streams.partitions.consumer import is_at_fault
 from streams.partitions.producing import brokers_at_fault
@@ -295,9 +296,12 @@ def test_reviews_are_read_on_from_where_they_were_read_to() -> None:
     rejections = reviews()
 
     async def twice() -> None:
+        before = SKIPPED_RECORDS.labels(Topic.REVIEWS.label)._value.get()
         for _ in range(2):
             assert await rejections.of("r") == ("000001", "000002")
         assert rejections._next_offsets == {0: 6}
+        # The last one is not valid.
+        assert SKIPPED_RECORDS.labels(Topic.REVIEWS.label)._value.get() == before + 1
 
     asyncio.run(twice())
 
