@@ -41,7 +41,7 @@ from foldtune.acls import RIGHTS, Part
 from foldtune.cli import app
 from foldtune.client.deployment import Deployer
 from foldtune.errors import PublishError, TopicMissingError
-from foldtune.events import ChatLog, DocumentUpserted, ErasureRequested, FineTuneStatus, State, now
+from foldtune.events import ChatLog, DocumentUpserted, ErasureRequested, FineTuneStatus, PreviewRequested, State, now
 from foldtune.kafka import Publisher, client_options
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings, load_settings
@@ -126,11 +126,13 @@ async def newest_status(settings: Settings) -> FineTuneStatus:
         await publisher.start()
         await Auditor(publisher).write(audit_entry(Caller("ada"), "request.create", "model/r"))
         async with asyncio.timeout(SECONDS):
-            while not view.audit.page(1, lambda _: True)[0]:
+            # Topics that are read after the start.
+            while not (view.audit.page(1, lambda _: True)[0] and view.find_place("model", "r", complete=False)):
                 await asyncio.sleep(0.05)
+        partitions = view.partitions(Topic.PREVIEW_REQUESTS)
+        await publisher.broadcast(Topic.PREVIEW_REQUESTS, PreviewRequested(preview_id="p"), partitions)
         entry = view.requests.get("model", "r")
         assert entry
-        assert view.find_place("model", "r")
         return entry.status()
     finally:
         await publisher.close()
