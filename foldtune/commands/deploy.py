@@ -90,7 +90,7 @@ def _deploy_once(client: FoldtuneClient, store: S3ObjectStore, target: Path, mod
             raise UserError(f"{ready.model} {ready.version}: {error}") from error
         errors[ready.model] = error
 
-    deployer = Deployer(store, target, failed)
+    deployer = Deployer(store, target, failed, rejected=partial(_is_rejected, client))
     for ready in newest.values():
         if models and ready.model not in models:
             continue
