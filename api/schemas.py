@@ -20,9 +20,8 @@ from foldtune.events import (
     ModelReviewed,
     PolicyDecided,
     RetrainingPolicy,
-    UtcTime,
 )
-from foldtune.knobs import FolderId
+from foldtune.knobs import FolderId, WrittenTime
 from foldtune.policy import MAX_RULES, Rule, check_rules
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -91,10 +90,6 @@ class Reviewed(BaseModel):
     review: ModelReviewed | None = Field(None, description="Who has decided, and why")
 
 
-class VersionDetails(ModelReady, Reviewed):
-    """All that is known of a version."""
-
-
 class ModelList(BaseModel):
     """Models by name."""
 
@@ -113,7 +108,19 @@ class TrainingEstimate(BaseModel):
     machine: str
 
 
-class VersionSummary(Reviewed):
+class Estimated(BaseModel):
+    """What was known before a training."""
+
+    estimate: TrainingEstimate | None = Field(
+        None, description="What an estimate for its examples was before it, to compare with"
+    )
+
+
+class VersionDetails(ModelReady, Reviewed, Estimated):
+    """All that is known of a version."""
+
+
+class VersionSummary(Reviewed, Estimated):
     """A version; one that was not promoted has its figures at its own address only."""
 
     version: str
@@ -124,9 +131,6 @@ class VersionSummary(Reviewed):
     gate: GateVerdict | None
     seconds: float | None = Field(None, description="That its job took")
     cost_dollars: float | None = None
-    estimate: TrainingEstimate | None = Field(
-        None, description="What an estimate for its examples was before it, to compare with"
-    )
 
 
 class VersionList(BaseModel):
@@ -456,7 +460,7 @@ class ErasureBody(BaseModel):
     subject_id: Id
     folder_id: FolderId | None = Field(None, description="Only in this folder")
     all_folders: bool = Field(False, description="Of a document: those with this id in every folder")
-    before: UtcTime | None = Field(None, description="Only events that occurred until then; default: now")
+    before: WrittenTime | None = Field(None, description="Only events that occurred until then; default: now")
 
 
 class ErasureAsked(BaseModel):

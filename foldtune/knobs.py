@@ -3,10 +3,21 @@
 A trainer accepts these knobs and no others; the options of ``foldtune request`` are generated from them.
 """
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    Strict,
+    StringConstraints,
+    model_validator,
+)
 
 # Opaque: any text is a valid id, and none is used as a path or an object key without ``key_segment``.
 FolderId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -18,6 +29,20 @@ OLDER_SHARE = 0.5
 # Folders or agents that one request may name.
 MAX_NAMED = 10_000
 
+_NUMBER = re.compile(r"\s*[+-]?[0-9.]+\s*")
+
+
+def not_a_number(value: object) -> object:
+    """Refuse what pydantic takes as seconds since 1970: 20261127 is written for a day, and meant none of that year."""
+    if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        msg = f"should be written as in 2026-01-31 or 2026-01-31T12:00:00Z, not as the number {value}"
+        raise ValueError(msg)
+    return value
+
+
+# As people write it. Not strict, since what a function has seen is not JSON to pydantic any more.
+WrittenTime = Annotated[AwareDatetime, Strict(strict=False), BeforeValidator(not_a_number)]
+
 
 class Knobs(BaseModel):
     """Strict: an unknown knob or a wrong type is an error, never silently the default."""
@@ -28,8 +53,8 @@ class Knobs(BaseModel):
 class DataSelection(Knobs):
     """The logs to train on; an absent field selects all."""
 
-    start: AwareDatetime | None = Field(None, description="Date range: start, inclusive")
-    end: AwareDatetime | None = Field(None, description="Date range: end, exclusive")
+    start: WrittenTime | None = Field(None, description="Date range: start, inclusive")
+    end: WrittenTime | None = Field(None, description="Date range: end, exclusive")
     folders: Annotated[tuple[FolderId, ...], Field(min_length=1, max_length=MAX_NAMED)] | None = Field(
         None, description="Only logs of these folders"
     )

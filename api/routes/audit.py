@@ -17,8 +17,8 @@ router = APIRouter()
 @router.get("/audit", response_model=AuditList, response_model_exclude_none=False)
 async def list_audit(
     services: CurrentServices,
-    who: Annotated[Id | None, Query()] = None,
-    action: Annotated[str | None, Query(max_length=64)] = None,
+    who: Annotated[Id | None, Query(description="Name of a caller")] = None,
+    action: Annotated[str | None, Query(max_length=64, description="Such as `request.create`")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> AuditList:

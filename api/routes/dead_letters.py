@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from aiokafka.errors import KafkaError
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import AwareDatetime
 
 from api.access import Access
 from api.audit import audit_entry
@@ -29,6 +28,7 @@ from api.schemas import (
 from api.view.dead_letters import LetterKey
 from api.view.follower import read_record
 from foldtune.errors import TRANSIENT_ERRORS
+from foldtune.knobs import WrittenTime
 from foldtune.topics import Topic
 from streams.publishing.dead_letter_replay import (
     DeadLetter,
@@ -48,7 +48,7 @@ async def list_dead_letters(  # noqa: PLR0917  each is a parameter of the query
     access: CurrentAccess,
     services: CurrentServices,
     topic: Annotated[str | None, Query(max_length=249, description="Where it came from, without prefix")] = None,
-    since: Annotated[AwareDatetime | None, Query()] = None,
+    since: Annotated[WrittenTime | None, Query(description="Earliest time of their rejection")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> DeadLetterList:

@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
+from pydantic import BeforeValidator
 
 from api.context import CurrentAccess, CurrentServices
 from api.cursors import NamePlace, decode_cursor, encode_cursor
@@ -13,6 +14,7 @@ from api.problems import ProblemError
 from api.schemas import AgentFigures, DayCount, DayFigures, FolderDetails, FolderItem, FolderList
 from api.view.folders import DateRange, Day, Folder, examples_of
 from foldtune.excerpts import excerpt
+from foldtune.knobs import not_a_number
 from foldtune.topics import Topic
 
 router = APIRouter(tags=["folders"])
@@ -20,8 +22,9 @@ router = APIRouter(tags=["folders"])
 # Of a list's items.
 _NEWEST_DAYS = 30
 
-Since = Annotated[date | None, Query(description="First day (UTC) to count")]
-Until = Annotated[date | None, Query(description="Day (UTC) before which counting ends")]
+_Day = Annotated[date, BeforeValidator(not_a_number)]
+Since = Annotated[_Day | None, Query(description="First day (UTC) to count")]
+Until = Annotated[_Day | None, Query(description="Day (UTC) before which counting ends")]
 
 
 @router.get("/folders", response_model=FolderList)
@@ -60,7 +63,7 @@ async def get_folder(
     since: Since = None,
     until: Until = None,
 ) -> FolderDetails:
-    """A folder by day, label and agent, and why logs are left out."""
+    """A folder by day, label and agent, and what is left out. Examples to read: `POST /previews` of it."""
     access.require_folder(folder_id)
     folder = services.view.folders.get(folder_id, _range(since, until))
     if folder is None:

@@ -75,10 +75,12 @@ async def list_versions(
 
 @router.get("/models/{model}/versions/{version}", response_model=VersionDetails, response_model_exclude_none=True)
 async def get_version(services: CurrentServices, model: PathModel, version: PathVersion) -> VersionDetails:
-    """Metrics before and after, the gate's verdict, what a version was made of, and who has approved it."""
+    """Metrics before and after, the gate's verdict, what it was made of, who has approved it, and its estimate."""
     found = found_version(services, model, version)
     ready = found.ready or (await _files(services, model, version)).ready
-    return VersionDetails.model_construct(**dict(ready), **dict(reviewed(services, model, found)))
+    return VersionDetails.model_construct(
+        **dict(ready), **dict(reviewed(services, model, found)), estimate=_estimate(services, ready)
+    )
 
 
 @router.get(

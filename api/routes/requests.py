@@ -9,7 +9,7 @@ import structlog
 from aiokafka.errors import KafkaError
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime, ValidationError
+from pydantic import ValidationError
 
 from api.access import Access
 from api.audit import audit_entry
@@ -33,7 +33,7 @@ from api.submission import (
 from api.view.follower import read_record
 from api.view.requests import Place, SortKey, StatusEntry
 from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, RequestId, State, now
-from foldtune.knobs import ModelName
+from foldtune.knobs import ModelName, WrittenTime
 from foldtune.topics import Topic, request_key
 
 router = APIRouter(tags=["requests"])
@@ -61,8 +61,8 @@ async def list_requests(  # noqa: PLR0917  each is a parameter of the query
     services: CurrentServices,
     model: Annotated[ModelName | None, Query()] = None,
     state: Annotated[list[State] | None, Query(max_length=len(State))] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Of the newest status")] = None,
-    until: Annotated[AwareDatetime | None, Query()] = None,
+    since: Annotated[WrittenTime | None, Query(description="Earliest time of the newest status")] = None,
+    until: Annotated[WrittenTime | None, Query(description="Time before which the newest status is")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:

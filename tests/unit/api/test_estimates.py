@@ -102,3 +102,5 @@ def test_a_version_shows_what_it_took_beside_the_estimate_before_it(client: Test
     assert first["estimate"] is None
     assert (second["seconds"], second["estimate"]["seconds"]) == (pytest.approx(120), pytest.approx(90))
     assert (third["seconds"], third["estimate"]["seconds"]) == (pytest.approx(90), pytest.approx(105))
+    details = client.get("/models/support/versions/000003").json()
+    assert (details["seconds"]["all"], details["estimate"]) == (pytest.approx(90), third["estimate"])

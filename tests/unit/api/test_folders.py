@@ -193,3 +193,9 @@ def test_unreadable_figures_are_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match="newer release"):
         table.apply(Record(stats().encode().replace(b'"schema_version":1', b'"schema_version":9')))
     assert table.names(9, lambda _: True) == ([], None)
+
+
+def test_a_day_as_a_number_is_refused(client: TestClient) -> None:
+    answer = client.get("/folders", params={"since": "86400"})
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0].startswith("since: should be written as in 2026-01-31 or")

@@ -254,6 +254,8 @@ def test_a_page_looks_at_so_many_requests_only(
         ({"state": "done"}, "state.0: "),
         ({"since": "yesterday"}, "since: "),
         ({"since": "2026-03-01T00:00:00"}, "since: "),
+        ({"since": "20260301"}, "since: should be written as in 2026-01-31 or 2026-01-31T12:00:00Z, not as the number"),
+        ({"until": "1700000000.5"}, "until: should be written as in 2026-01-31 or 2026-01-31T12:00:00Z, not as the"),
         ({"cursor": "x"}, "cursor: "),
         ({"cursor": "W10"}, "cursor: "),
         ({"cursor": "WyJhIiwgMSwgMl0"}, "cursor: "),

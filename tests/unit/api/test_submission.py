@@ -7,6 +7,7 @@ import pytest
 
 from api.access import Access, Caller
 from api.problems import ProblemError
+from api.schemas import ErasureBody
 from api.submission import MAX_BODY_BYTES, RequestBody, parse_body, request_of
 from foldtune.events import FineTuneRequested
 from foldtune.settings import Grant, Role
@@ -85,3 +86,22 @@ def test_the_size_of_a_body_is_bounded() -> None:
         submitted(b" " * (MAX_BODY_BYTES + 1))
     assert refused.value.status == 413
     assert submitted(b'{"model": "support"}'.ljust(MAX_BODY_BYTES)).model == "support"
+
+
+@pytest.mark.parametrize("field", ["start", "end"])
+@pytest.mark.parametrize("written", [1700000000, "1700000000", "20260131", " 0 "])
+def test_a_time_as_a_number_is_refused_and_not_taken_as_seconds_since_1970(field: str, written: object) -> None:
+    assert submitted({"model": "support", "data": {field: "2026-01-31T12:00:00+02:00"}})
+    with pytest.raises(ProblemError) as refused:
+        submitted({"model": "support", "data": {field: written}})
+    (error,) = refused.value.errors
+    assert error.startswith(f"data.{field}: should be written as in 2026-01-31"), error
+
+
+def test_an_erasure_is_not_of_what_was_before_1970() -> None:
+    body = {"subject": "user", "subject_id": "u", "before": "20261127"}
+    with pytest.raises(ProblemError) as refused:
+        parse_body(ErasureBody, json.dumps(body).encode(), "application/json")
+    assert refused.value.errors[0].startswith("before: should be written as in")
+    body["before"] = "2026-11-27T00:00:00Z"
+    assert parse_body(ErasureBody, json.dumps(body).encode(), "application/json").before
