@@ -15,7 +15,7 @@ from prometheus_client import Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import CONTENT_TYPE, ProblemError, unavailable
+from api.problems import CONTENT_TYPE, SECURITY_HEADERS, ProblemError, unavailable
 from foldtune.excerpts import excerpt
 
 _BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -28,14 +28,6 @@ REQUEST_SECONDS = Histogram(
 
 # From the first byte of a call to the first of its answer.
 TIME_LIMIT_SECONDS = 28.0
-# Nothing of an answer is a page, and none is kept by a shared cache.
-SECURITY_HEADERS = {
-    "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 _TRACE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Name or address, and port.
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]+)(?::[0-9]*)?")

@@ -9,6 +9,14 @@ from foldtune.excerpts import bounded
 from foldtune.reasons import field_of, invalid_fields, reasons_of
 
 CONTENT_TYPE = "application/problem+json"
+# Of every answer: none is a page, and none is kept by a shared cache.
+SECURITY_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 UNAVAILABLE = "not available at the moment; retry later"
 
 

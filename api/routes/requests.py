@@ -1,6 +1,7 @@
 """``/requests``, and ``/models/MODEL/requests``: a request is its model and id together."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -42,6 +43,8 @@ PathId = Annotated[RequestId, Path(alias="id")]
 
 # Proxies close connections on which nothing comes for a minute.
 _KEEP_ALIVE_SECONDS = 15.0
+# Then a follower asks again, after what it has seen, and its token is checked again.
+_MAX_STREAM_SECONDS = 900.0
 _LAST_EVENT_ID = r"^[0-9]{1,19}$"
 
 _log = structlog.get_logger(__name__)
@@ -236,8 +239,9 @@ async def _read(services: Services, place: Place) -> Any | None:
 
 async def _events(services: Services, entry: StatusEntry, seen: int) -> AsyncIterator[bytes]:
     model, request_id = entry.model, entry.request_id
+    deadline = time.monotonic() + _MAX_STREAM_SECONDS
     with services.view.requests.watch(model, request_id) as changed:
-        while True:
+        while time.monotonic() < deadline:
             changed.clear()
             newest = services.view.requests.get(model, request_id)
             if newest and (newest.offset > seen or newest.terminal):

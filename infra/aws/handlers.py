@@ -31,6 +31,7 @@ import structlog
 from pydantic import ValidationError
 from structlog.contextvars import clear_contextvars
 
+from api.problems import SECURITY_HEADERS
 from foldtune.dead_letters import reject_record
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import Event, FineTuneStatus, State, TrainingJob, now
@@ -158,10 +159,9 @@ def api(event: dict[str, Any], context: Context) -> dict[str, Any]:
     store = S3ObjectStore(settings.s3)
     answer = HttpApi(settings, store, lambda: _publishing(settings, API_DELIVERY_SECONDS)).answer(call)
     _log.info("call answered", route=call.route, status=answer.status.value)
-    headers = {"content-type": answer.content_type, "cache-control": "no-store", "x-content-type-options": "nosniff"}
     return {
         "statusCode": answer.status.value,
-        "headers": headers | dict(answer.headers),
+        "headers": SECURITY_HEADERS | {"content-type": answer.content_type} | dict(answer.headers),
         "body": answer.body.decode("utf-8", "replace"),
     }
 

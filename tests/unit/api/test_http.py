@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from api import http
 from api.context import RateLimit, Services
+from api.problems import SECURITY_HEADERS
 from api.server import serve
 from api.sign_in import NoSignIn
 from api.view.follower import TopicFollower
@@ -72,7 +73,7 @@ def test_other_routes_and_methods_are_problems(client: TestClient) -> None:
 @pytest.mark.parametrize("path", ["/health", "/requests/r-1", "/requests", "/nothing"])
 def test_every_answer_has_the_security_headers(client: TestClient, path: str) -> None:
     headers = client.get(path).headers
-    for name, value in http.SECURITY_HEADERS.items():
+    for name, value in SECURITY_HEADERS.items():
         assert headers[name] == value
     assert "access-control-allow-origin" not in headers
     assert "server" not in headers

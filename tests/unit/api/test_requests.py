@@ -373,6 +373,23 @@ def test_a_follower_that_comes_back_gets_what_it_has_not_seen(client: TestClient
     assert client.get(path, headers={"Last-Event-ID": "seven"}).status_code == 400
 
 
+def test_a_stream_ends_after_a_while_so_that_its_token_is_checked_again(
+    services: Services, view: SystemView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "_KEEP_ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(routes, "_MAX_STREAM_SECONDS", 0.05)
+    view.requests.apply(status_record(3, State.ACCEPTED))
+
+    async def follow() -> bytes:
+        entry = view.requests.get("support", "r-1")
+        assert entry
+        async with asyncio.timeout(5):
+            return b"".join([part async for part in _events(services, entry, -1)])
+
+    assert events(asyncio.run(follow())) == [(3, "accepted")]
+    assert not view.requests._waiting
+
+
 def test_a_silent_stream_is_kept_alive(services: Services, view: SystemView, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "_KEEP_ALIVE_SECONDS", 0.01)
     view.requests.apply(status_record(3, State.ACCEPTED))

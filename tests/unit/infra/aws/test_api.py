@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from api.access import RULES
+from api.problems import SECURITY_HEADERS
 from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.kafka import BOOTSTRAP_SECONDS
@@ -37,7 +38,7 @@ def answer_of(route: str, body: object = None, **more: Any) -> dict[str, Any]:
 def call(route: str, body: object = None, **more: Any) -> tuple[int, dict[str, Any]]:
     answer = answer_of(route, body, **more)
     kind = "application/json" if answer["statusCode"] < 400 else "application/problem+json"
-    assert (answer["headers"]["content-type"], answer["headers"]["cache-control"]) == (kind, "no-store")
+    assert answer["headers"].items() >= (SECURITY_HEADERS | {"content-type": kind}).items()
     return answer["statusCode"], json.loads(answer["body"])
 
 
