@@ -46,6 +46,7 @@ class DeliveryQueue:
         self._entries: deque[_Entry] = deque()
         self._changed = threading.Condition()
         self._labels = (webhook.name,)
+        metrics.begin(webhook.name)
         metrics.WAITING.labels(*self._labels).set_function(lambda: len(self._entries))
         self._thread = threading.Thread(target=self._run, name=f"webhook {webhook.name}", daemon=True)
         self._thread.start()

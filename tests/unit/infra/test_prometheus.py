@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 # These register the metrics.
 import api.http
 import api.view.system  # noqa: F401
-import notifications.metrics  # noqa: F401
+import notifications.metrics
 import streams.metrics  # noqa: F401
 from streams.worker.owned_partitions import OwnedPartitions
 
@@ -28,7 +28,8 @@ TESTS: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts.test.yml").re
 
 
 def samples() -> set[tuple[str, frozenset[str]]]:
-    """What a worker that has seen nothing exports: names of samples, each with its labels."""
+    """What processes that have seen nothing export: names of samples, each with its labels."""
+    notifications.metrics.begin("on-call")
     owned = CollectorRegistry()
     owned.register(OwnedPartitions(lambda: [], lambda _: None, dict, lambda: 0.0))
     return {
