@@ -25,8 +25,8 @@ $(INSTALLED): pyproject.toml server/pyproject.toml requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable server
 	@touch $@
 
-demo: setup ## The whole loop on real Kafka and S3, in minutes; KEEP=1 leaves it running
-	$(BIN)/foldtune demo $(if $(KEEP),--keep)
+demo: setup ## The whole loop on real Kafka and S3, in minutes; KEEP=1 leaves it running, LOOP=2 has it run by itself
+	$(BIN)/foldtune demo $(if $(KEEP),--keep) $(if $(LOOP),--loop $(LOOP))
 
 test: setup ## The three tiers, on real servers and a real model; says how long each took
 	@failed=; times=; for tier in unit integration acceptance; do \

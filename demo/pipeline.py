@@ -1,11 +1,12 @@
 """The stages of the demo, from the corpus to the evaluated model."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from demo.console import DemoConsole
-from demo.corpus import standard_library
+from demo.console import DemoConsole, ProgressBar
+from demo.corpus import Document, standard_library
 from demo.request_progress import wait_for_model
 from demo.retrieval import search
 from demo.retrieval_task import RetrievalTask, SearchResults, embed_questions
@@ -118,15 +119,22 @@ def simulate(
 
 
 def publish(task: RetrievalTask, events: list[ChatLog | Feedback], settings: Settings, console: DemoConsole) -> None:
-    """Send all documents, logs and feedback through the SDK, and wait for the brokers' acknowledgements."""
-    total = len(task.documents) + len(events)
+    """Send all documents, logs and feedback."""
     title = f"Publishing {len(task.documents):,} documents and {len(events):,} logs and feedback events"
-    with console.stage("publish", title) as bar, FoldtuneClient(settings) as client:
-        occurred_at = now()
-        for number, document in enumerate(task.documents, start=1):
+    with console.stage("publish", title) as bar:
+        send(task.documents, events, settings, bar)
+
+
+def send(
+    documents: Sequence[Document], events: Sequence[ChatLog | Feedback], settings: Settings, bar: ProgressBar
+) -> None:
+    """Send events through the SDK, and wait for the brokers' acknowledgements."""
+    total, occurred_at = len(documents) + len(events), now()
+    with FoldtuneClient(settings) as client:
+        for number, document in enumerate(documents, start=1):
             client.document(DocumentUpserted(occurred_at=occurred_at, **asdict(document)))
             bar.update(number, total)
-        for number, event in enumerate(events, start=len(task.documents) + 1):
+        for number, event in enumerate(events, start=len(documents) + 1):
             if isinstance(event, ChatLog):
                 client.log(event)
             else:
@@ -156,7 +164,7 @@ def fine_tune(options: DemoOptions, system: RunningSystem, console: DemoConsole)
 def download_model(ready: ModelReady, system: RunningSystem, console: DemoConsole) -> Path:
     """Download the announced model and verify every file's digest, as a deployer does."""
     with console.stage("fetch", f"Downloading and verifying version {ready.version}") as bar:
-        folder = fetch_model(ready, S3ObjectStore(system.settings.s3), system.folder / "models")
+        folder = fetch_model(ready, S3ObjectStore(system.settings.s3), system.models)
         bar.note(str(folder))
     return folder
 

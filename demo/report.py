@@ -41,9 +41,9 @@ def print_results(task: RetrievalTask, result: Result, console: DemoConsole) -> 
     console.rich.print(means)
 
 
-def print_next_steps(system: RunningSystem, result: Result, console: DemoConsole) -> None:
+def print_next_steps(system: RunningSystem, console: DemoConsole) -> None:
     """Print where the data is, and what to type in another terminal."""
-    console.print(f"The system keeps running in {system.folder}; the model is in {result.model_folder}.")
+    console.print(f"The system keeps running in {system.folder}; models are in {system.models}.")
     console.print("Paste these lines into another terminal:\n")
     # Not indented, to be copied as they are.
     for line in (f"export PATH={quote(str(Path(sys.executable).parent))}:$PATH", *system.exports):

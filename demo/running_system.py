@@ -9,7 +9,15 @@ from pydantic import SecretStr
 
 from demo.base_model import prepare_base_model
 from demo.supervised_process import SupervisedProcess
-from foldtune.settings import KafkaSettings, S3Settings, Settings, TrainerSettings, WorkerSettings, settings_environment
+from foldtune.settings import (
+    KafkaSettings,
+    PolicySettings,
+    S3Settings,
+    Settings,
+    TrainerSettings,
+    WorkerSettings,
+    settings_environment,
+)
 from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions
@@ -36,9 +44,12 @@ class RunningSystem:
 
     settings: Settings
 
-    def __init__(self) -> None:
+    def __init__(self, policy: PolicySettings | None = None) -> None:
+        """Without a policy, only requests of people are trained."""
+        self._policy = policy or PolicySettings()
         self.folder = Path(tempfile.mkdtemp(prefix="foldtune-demo-"))
         self.base_model = self.folder / "base-model"
+        self.models = self.folder / "models"
         options = LocalOptions(
             data_dir=self.folder / "servers",
             kafka_port=None,
@@ -110,6 +121,7 @@ class RunningSystem:
                 model_folders=(self.base_model,),
                 work_dir=self.folder / "jobs",
             ),
+            policy=self._policy,
         )
 
     def _stop(self) -> None:

@@ -77,10 +77,20 @@ class Simulator:
     """Simulates the agent and its users over ``documents``; the same seed gives the same events."""
 
     def __init__(
-        self, documents: Sequence[Document], *, until: datetime, seed: int, behaviour: Behaviour | None = None
+        self,
+        documents: Sequence[Document],
+        *,
+        until: datetime,
+        seed: int,
+        behaviour: Behaviour | None = None,
+        period: timedelta = PERIOD,
+        first_log: int = 0,
     ) -> None:
+        """The logs are of the ``period`` that ends at ``until``, and numbered from ``first_log`` on."""
         self._documents = documents
         self._until = until
+        self._period = period
+        self._first_log = first_log
         self._behaviour = behaviour or Behaviour()
         self._random = random.Random(seed)  # noqa: S311 - a simulation, not a secret
 
@@ -90,10 +100,12 @@ class Simulator:
         ``retrieved`` and ``scores`` [pairs, k] are the rows and similarities of the retrieved documents, best first.
         """
         events: list[ChatLog | Feedback] = []
-        for number, pair in enumerate(pairs):
-            hits = [self._documents[row] for row in retrieved[number]]
+        for number, (pair, rows, similarities) in enumerate(
+            zip(pairs, retrieved, scores, strict=True), self._first_log
+        ):
+            hits = [self._documents[row] for row in rows]
             cited = self._citation(pair, hits)
-            log = self._log(number, pair, hits, scores[number].tolist(), cited)
+            log = self._log(number, pair, hits, similarities.tolist(), cited)
             events += self._with_feedback(log, self._verdict(pair, cited))
         return events
 
@@ -111,11 +123,12 @@ class Simulator:
         self, number: int, pair: Pair, hits: list[Document], scores: list[float], cited: Document | None
     ) -> ChatLog:
         conversation = number // QUESTIONS_PER_CONVERSATION
-        # Conversations are spread over the period; their questions are two minutes apart.
-        started = self._until - PERIOD * (((conversation * 0.618034) % 1) * 0.98 + 0.02)
+        # Conversations are spread over the period; their questions are two minutes apart, of a short period less.
+        started = self._until - self._period * (((conversation * 0.618034) % 1) * 0.98 + 0.02)
+        pause = min(timedelta(minutes=2), self._period * 0.02 / QUESTIONS_PER_CONVERSATION)
         return ChatLog(
             log_id=f"log-{number:06}",
-            occurred_at=started + timedelta(minutes=2 * (number % QUESTIONS_PER_CONVERSATION)),
+            occurred_at=started + pause * (number % QUESTIONS_PER_CONVERSATION),
             agent_id=AGENTS[conversation % len(AGENTS)],
             conversation_id=f"conversation-{conversation:05}",
             user_id=f"user-{conversation % USERS:03}",

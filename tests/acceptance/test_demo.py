@@ -73,6 +73,44 @@ def test_from_logs_to_a_better_model(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("foldtune-demo-*"))
 
 
+@pytest.mark.matrix
+def test_the_policy_trains_round_after_round_and_when_quality_falls(tmp_path: Path) -> None:
+    process = subprocess.run(
+        command("--loop", "2"), env=environment(tmp_path), capture_output=True, text=True, check=False
+    )
+
+    assert process.returncode == 0, process.stdout + process.stderr
+    events = json.loads(process.stdout.splitlines()[-1])["events"]
+    # By their order; of one request, what is told of it.
+    requests = [number for number, event in enumerate(events) if event["event"] == "requested"]
+    assert [events[number]["by"] for number in requests] == [
+        f"retraining policy, rule {rule}" for rule in ("growth", "growth", "quality")
+    ]
+    [fall] = (number for number, event in enumerate(events) if event["event"] == "index_broken")
+    [*rounds, third] = requests
+    assert rounds[-1] < fall < third
+    deployed = [number for number, event in enumerate(events) if event["event"] == "deployed"]
+    versions = [events[number]["version"] for number in deployed]
+    for request, condition, end in zip(
+        requests, ("new_examples", "new_examples", "quality"), (rounds[1], fall, None), strict=True
+    ):
+        of_request = [event for event in events[:end] if event.get("request_id") == events[request]["request_id"]]
+        [decided] = (event for event in of_request if event["event"] == "decided")
+        assert decided["decision"] == "requested"
+        assert condition in decided["met"]
+        states = [event for event in of_request if event["event"] == "status"]
+        assert (states[0]["state"], states[-1]["state"]) == ("accepted", "completed")
+        # The gate decides; what it promotes is announced, deployed, and what the next training starts from.
+        announced = [event for event in of_request if event["event"] == "model_ready"]
+        assert len(announced) == states[-1]["promoted"]
+        for ready in announced:
+            position = versions.index(ready["version"])
+            assert deployed[position] > events.index(ready)
+            assert ready["parent_version"] == (versions[position - 1] if position > 1 else None)
+    assert len(versions) == 1 + sum(event["event"] == "model_ready" for event in events) > 1
+    assert remaining_processes(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.matrix)]
 )
