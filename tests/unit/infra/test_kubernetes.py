@@ -1,5 +1,6 @@
 """The Kubernetes manifests, rendered by kustomize and validated by Kubernetes' schemas."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -20,7 +21,7 @@ VERSIONS = ("1.32", "1.34", "1.36")
 CUSTOM_RESOURCES = {"ScaledObject"}
 
 
-def rendered(name: str) -> dict[tuple[str, str], dict[str, Any]]:
+def rendered(name: str | Path) -> dict[tuple[str, str], dict[str, Any]]:
     done = subprocess.run([TOOLS / "kubectl", "kustomize", FOLDER / name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -142,3 +143,26 @@ def test_workers_scale_with_their_lag_up_to_the_number_of_partitions() -> None:
     assert str(scaled["maxReplicaCount"]) == config["FOLDTUNE_KAFKA__PARTITIONS"] == str(LocalOptions().partitions)
     (trigger,) = scaled["triggers"]
     assert "foldtune_lag_records" in trigger["metadata"]["query"]
+
+
+def test_webhooks_are_a_component_with_what_the_notifier_reads(tmp_path: Path) -> None:
+    """Rendered as in an overlay of somebody's own."""
+    parts = {part: os.path.relpath(FOLDER / part, tmp_path) for part in ("base", "notifications")}
+    overlay = {"resources": [parts["base"]], "components": [parts["notifications"]], "namespace": "foldtune"}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    objects = rendered(tmp_path)
+    notifier = objects["Deployment", "foldtune-notifier"]
+    kubernetes_validate.validate(notifier, VERSIONS[-1], strict=True)
+    test_all_pods_are_unprivileged(objects)
+    test_variables_are_settings_without_secrets(objects)
+    test_images_have_this_version(objects)
+    template = notifier["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert container["command"] == ["foldtune", "notify"]
+    labels = template["metadata"]["labels"].items()
+    assert objects["NetworkPolicy", "foldtune-notifier"]["spec"]["podSelector"]["matchLabels"].items() <= labels
+    assert notifier["spec"]["selector"]["matchLabels"].items() <= labels
+    assert ("ConfigMap", container["envFrom"][0]["configMapRef"]["name"]) in objects
+    assert container["envFrom"][1]["secretRef"]["name"] == "foldtune-kafka-notifier"
+    # An image without the packages of the command would not start.
+    assert "--extra api --extra notifications" in (FOLDER.parent / "docker" / "Dockerfile").read_text()
