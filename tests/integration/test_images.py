@@ -26,7 +26,7 @@ from infra.local.ports import free_port
 ROOT = lambda_archive.ROOT
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 COMPOSE = ROOT / "infra" / "compose.yaml"
-PACKAGES = ("api", "demo", "foldtune", "infra", "launchers", "server", "streams", "trainers")
+PACKAGES = ("api", "demo", "foldtune", "infra", "launchers", "notifications", "server", "streams", "trainers")
 IMAGES = ("worker", "trainer", "api")
 TOOLS = Path(sys.executable).parent
 

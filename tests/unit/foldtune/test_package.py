@@ -61,7 +61,9 @@ COME_WITH = {
 ELSEWHERE = {"uv", "pyarrow", "regex"}
 
 
-@pytest.mark.parametrize("package", ["foldtune", "streams", "trainers", "launchers", "api", "infra", "demo"])
+@pytest.mark.parametrize(
+    "package", ["foldtune", "streams", "trainers", "launchers", "api", "notifications", "infra", "demo"]
+)
 def test_every_library_that_is_imported_is_declared(package: str) -> None:
     server = project("server")["optional-dependencies"]
     dependencies = [
