@@ -322,7 +322,8 @@ def _curve(world: World, base: Model, arm: Arm, plan: Plan, seed: int) -> Curve:
         world.trainable.load_weights(start.weights)
         vectors = start.queries, start.passages
         fit(world.trainable, dataset, parts, request, start=vectors, listener=SilentListener())
-        model = world.measure((BEGIN + (number + 1) * ROUND).timestamp())
+        # The logs of the next round come after it.
+        model = world.measure((BEGIN + (number + 0.5) * ROUND).timestamp())
         before, after = (
             evaluate(dataset, parts.held_out, vectors.queries[torch.from_numpy(parts.held_out)], vectors.passages)
             for vectors in (serving, model)
