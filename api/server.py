@@ -1,6 +1,7 @@
 """Serves the API in a cluster, with uvicorn."""
 
 import asyncio
+import gc
 import ipaddress
 import signal
 from collections.abc import Iterator
@@ -64,6 +65,9 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
         app = create_app(services, host)
         stack.push_async_callback(view.close)
         await view.start()
+        # What was read stays: without it a full collection, which stops all calls, is short.
+        gc.collect()
+        gc.freeze()
         stack.push_async_callback(publisher.close)
         await publisher.start()
         if settings.api.metrics_port is not None:
