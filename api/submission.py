@@ -10,7 +10,16 @@ from pydantic import BaseModel, Field, ValidationError
 from api.access import Access, Caller
 from api.audit import audit_entry
 from api.problems import ProblemError, invalid
-from foldtune.events import AuditEntry, Count, FineTuneRequested, ModelReference, RequestId, now
+from foldtune.events import (
+    AuditEntry,
+    Count,
+    FineTuneCancelled,
+    FineTuneRequested,
+    ModelReference,
+    RequestId,
+    State,
+    now,
+)
 from foldtune.excerpts import excerpt
 from foldtune.knobs import DataSelection, DatasetKnobs, Knobs, ModelName, TrainingKnobs, WeightKnobs
 from foldtune.request_ids import RESERVED, is_reserved
@@ -119,6 +128,15 @@ def creation_entry(caller: Caller, request: FineTuneRequested, retry_of: str | N
         before=None if retry_of is None else {"retry_of": retry_of},
         after=request.model_dump(mode="json", exclude_none=True, exclude={"type", "schema_version"}),
     )
+
+
+def cancellation(caller: Caller, model: str, request_id: str, state: State) -> tuple[AuditEntry, FineTuneCancelled]:
+    """The entry of ``audit`` and the event that cancel a request; raises ``ProblemError`` (409) if it has ended."""
+    if state.terminal:
+        raise ProblemError(HTTPStatus.CONFLICT, f"request {request_id!r} of model {model!r} has ended: {state}")
+    event = FineTuneCancelled(request_id=request_id, model=model, requested_at=now(), requested_by=caller.name)
+    target = request_key(model, request_id)
+    return audit_entry(caller, "request.cancel", target, model=model, before={"state": state}), event
 
 
 def perhaps_published(request_id: str) -> ProblemError:

@@ -13,7 +13,6 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from api.access import Access
-from api.audit import audit_entry
 from api.bodies import read_body
 from api.context import CurrentAccess, CurrentServices, Services
 from api.cursors import decode_cursor, encode_cursor
@@ -24,6 +23,7 @@ from api.schemas import Accepted, RequestList, json_body
 from api.submission import (
     MAX_BODY_BYTES,
     RequestBody,
+    cancellation,
     creation_entry,
     differences,
     new_request_id,
@@ -33,9 +33,9 @@ from api.submission import (
 )
 from api.view.follower import read_record
 from api.view.requests import Place, SortKey, StatusEntry
-from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, RequestId, State, now
+from foldtune.events import FineTuneRequested, FineTuneStatus, RequestId, State, now
 from foldtune.knobs import ModelName, WrittenTime
-from foldtune.topics import Topic, request_key
+from foldtune.topics import Topic
 
 router = APIRouter(tags=["requests"])
 
@@ -154,12 +154,8 @@ async def cancel_request(
 ) -> Accepted:
     """Cancel a request that has not ended."""
     entry = _entry(services, model, request_id)
-    if entry.terminal:
-        raise ProblemError(HTTPStatus.CONFLICT, f"request {request_id!r} of model {model!r} has ended: {entry.state}")
-    event = FineTuneCancelled(request_id=request_id, model=model, requested_at=now(), requested_by=access.caller.name)
-    target, before = request_key(model, request_id), {"state": entry.state}
-    cancellation = audit_entry(access.caller, "request.cancel", target, model=model, before=before)
-    await services.audit.write(cancellation)
+    audited, event = cancellation(access.caller, model, request_id, entry.state)
+    await services.audit.write(audited)
     await services.publisher.publish(Topic.FINE_TUNE_REQUESTS, event, model)
     return Accepted(request_id=request_id, model=model)
 

@@ -19,12 +19,13 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from api.access import RULES, Access, authorize, caller_of
 from api.artifacts import LINK_SECONDS, VersionFiles
-from api.audit import audit_entry
 from api.cursors import NamePlace, decode_cursor, encode_cursor
+from api.etags import is_named
 from api.problems import CONTENT_TYPE, ProblemError, invalid, unavailable
 from api.submission import (
     RequestBody,
     RequestName,
+    cancellation,
     creation_entry,
     parse_body,
     perhaps_published,
@@ -32,13 +33,13 @@ from api.submission import (
     request_of,
 )
 from foldtune.errors import TRANSIENT_ERRORS
-from foldtune.events import AuditEntry, Event, FineTuneCancelled, FineTuneStatus, now
+from foldtune.events import AuditEntry, Event, FineTuneStatus
 from foldtune.kafka import Publisher
 from foldtune.knobs import ModelName
 from foldtune.object_keys import MANIFEST, model_prefix
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
-from foldtune.topics import Topic, request_key
+from foldtune.topics import Topic
 from infra.aws.lambda_events import HttpRequest
 from infra.aws.status_store import StatusStore
 
@@ -134,12 +135,12 @@ class HttpApi:
             wait = _Wait.model_validate({"wait": call.query.get("wait", 0)}).wait
         except ValidationError as error:
             raise invalid(error) from error
-        known = {tag.strip().removeprefix("W/") for tag in call.headers.get("if-none-match", "").split(",")}
+        known = call.headers.get("if-none-match", "")
         deadline = time.monotonic() + wait
         while True:
             content = self._status(call, access).encode()
             tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            if tag not in known:
+            if not is_named(tag, known):
                 return Answer(HTTPStatus.OK, content, {"etag": tag})
             if (left := deadline - time.monotonic()) <= 0:
                 return Answer(HTTPStatus.NOT_MODIFIED, b"", {"etag": tag})
@@ -147,17 +148,9 @@ class HttpApi:
 
     def _cancel_request(self, call: HttpRequest, access: Access) -> Answer:
         status = self._status(call, access)
-        request_id, model = status.request_id, status.model
-        if status.state.terminal:
-            reason = f"request {request_id!r} of model {model!r} has ended: {status.state}"
-            raise ProblemError(HTTPStatus.CONFLICT, reason)
-        event = FineTuneCancelled(
-            request_id=request_id, model=model, requested_at=now(), requested_by=access.caller.name
-        )
-        target, before = request_key(model, request_id), {"state": status.state}
-        entry = audit_entry(access.caller, "request.cancel", target, model=model, before=before)
-        self._publish(entry, event, request_id, model)
-        return _accepted(request_id, model)
+        entry, event = cancellation(access.caller, status.model, status.request_id, status.state)
+        self._publish(entry, event, status.request_id, status.model)
+        return _accepted(status.request_id, status.model)
 
     def _status(self, call: HttpRequest, access: Access) -> FineTuneStatus:
         try:
