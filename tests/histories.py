@@ -51,18 +51,18 @@ def log(number: int, folder_id: str = "f", *, cited: str | None = "d1", score: f
     return ChatLog(folder_id=folder_id, **defaults | fields)
 
 
-def history(seed: int) -> Iterator[StateEvent]:
-    """Three folders with every label and every reason, versions, late verdicts, and erasures."""
+def history(seed: int, now: datetime = NOW) -> Iterator[StateEvent]:
+    """Three folders with every label and every reason, versions, late and early verdicts, and erasures."""
     draw = random.Random(seed)
     ratings: list[Literal["like", "dislike"]] = ["like", "dislike"]
     for folder_id in ("f", "g", "h"):
         for number in range(4):
-            yield DocumentUpserted(f"d{number}", folder_id, NOW - timedelta(days=9), f"text {number}")
-        yield DocumentDeleted("d2", folder_id, NOW - timedelta(days=1))
+            yield DocumentUpserted(f"d{number}", folder_id, now - timedelta(days=9), f"text {number}")
+        yield DocumentDeleted("d2", folder_id, now - timedelta(days=1))
         for number in range(60):
             cited = draw.choice([None, "d0", "d1", "d2", "elsewhere"])
             verdict = draw.choice([None, None, Verdict(rating="like"), Verdict(rating="dislike")])
-            at = NOW - timedelta(days=draw.choice([0, 1, 5, 29, 31, 400]), hours=number)
+            at = now - timedelta(days=draw.choice([0, 1, 5, 29, 31, 400]), hours=number)
             yield log(number, folder_id, cited=cited, score=draw.choice([0.1, 0.9]), occurred_at=at, feedback=verdict)
             if draw.random() < 0.3:
                 verdict = Verdict(rating=draw.choice(ratings), correct_document_id=draw.choice([None, "d2", "d3"]))
@@ -71,5 +71,7 @@ def history(seed: int) -> Iterator[StateEvent]:
                 # A later version, and a copy.
                 yield log(number, folder_id, occurred_at=at + timedelta(seconds=1), agent_id="c")
                 yield log(number, folder_id, occurred_at=at + timedelta(seconds=1), agent_id="c")
-    yield ErasureRequested("e1", NOW, "document", "d3", folder_id="g")
-    yield ErasureRequested("e2", NOW, "log", "l7")
+        yield log(60, folder_id, occurred_at=now - timedelta(hours=1))
+        yield Feedback("c", now - timedelta(days=3), "l60", folder_id, Verdict(rating="dislike"))
+    yield ErasureRequested("e1", now, "document", "d3", folder_id="g")
+    yield ErasureRequested("e2", now, "log", "l7")

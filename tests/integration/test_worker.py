@@ -6,13 +6,15 @@ import json
 import signal
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -36,11 +38,16 @@ from foldtune.knobs import DataSelection
 from foldtune.object_store import S3ObjectStore
 from foldtune.policy import Rule
 from foldtune.settings import PolicySettings, Settings
-from foldtune.topics import Topic, review_key
+from foldtune.snapshot_schema import Label
+from foldtune.topics import DATA_TOPICS, Topic, review_key
+from tests.histories import WEIGHTS, history
 from tests.integration.conftest import StartWorker
+from tests.recount import Recount, Selection
 from tests.running_api import running_api
 from tests.support import Reader, fine_tune_request, folder_history
 
+# Of the made history: logs are days from it, and some far beyond.
+MAX_AGE = timedelta(days=30)
 # Chosen to lie on three different partitions of four; nothing else about the names matters to the system.
 FOLDERS = ("../../etc", "🗂️ plans/2026", "epsilon")
 
@@ -93,8 +100,15 @@ def test_the_folders_are_on_different_partitions() -> None:
 def test_two_workers_export_one_exact_snapshot_of_three_folders(
     settings: Settings, variables: dict[str, str], publisher: Publisher, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    start_worker("one", FOLDTUNE_WORKER__STATS_INTERVAL="PT1S")
-    start_worker("two", FOLDTUNE_WORKER__STATS_INTERVAL="PT1S")
+    bounds = {
+        "FOLDTUNE_WORKER__STATS_INTERVAL": "PT1S",
+        "FOLDTUNE_SETS__MAX_AGE": f"P{MAX_AGE.days}D",
+        "FOLDTUNE_STRENGTHS__RETRIEVED": f"{WEIGHTS.retrieved}",
+        "FOLDTUNE_STRENGTHS__RETRIEVED_MIN_SCORE": f"{WEIGHTS.retrieved_min_score}",
+    }
+    start_worker("one", **bounds)
+    start_worker("two", **bounds)
+    made = publish_made_history(publisher)
     for folder in (*FOLDERS, "not asked for"):
         publish_history(publisher, folder, 25)
     request = fine_tune_request("r1", data=DataSelection(folders=FOLDERS))
@@ -110,28 +124,135 @@ def test_two_workers_export_one_exact_snapshot_of_three_folders(
     assert len({row["log_id"] for row in examples}) == 75
     assert Counter(row["folder_id"] for row in exported(settings, manifest, "documents")) == dict.fromkeys(FOLDERS, 25)
     assert len(manifest.parts) == 4
-    assert sum(one.offset for part in manifest.parts for one in part.offsets) == 200
+    assert sum(one.offset for part in manifest.parts for one in part.offsets) == 200 + made
     with Reader(settings, Topic.FOLDER_STATS) as reader:
-        reader.until(lambda records: dict.fromkeys((*FOLDERS, "not asked for"), 25) == counted(records))
+        expected = dict.fromkeys((*FOLDERS, "not asked for"), 25)
+        reader.until(lambda records: expected.items() <= counted(records).items())
         # Beside them, how old they are: by the brokers' time, of every partition.
         reader.until(lambda records: {record.partition for record in records if record.key == b""} == set(range(4)))
 
-    # What both answer to a preview of the same selection is what they have exported.
     with running_api(variables, tmp_path) as api:
-        preview = previewed(api, {"model": "helpdesk", "data": {"folders": FOLDERS}})
-    assert preview["complete"]
-    assert preview["labels"] == Counter(row["label"] for row in examples)
-    assert preview["documents"] == len(exported(settings, manifest, "documents"))
-    assert {count["folder_id"]: count["examples"] for count in preview["folders"]} == dict.fromkeys(FOLDERS, 25)
-    assert len(preview["questions"]) == 10
-    assert {
-        shown["text"] for found in preview["questions"] for example in found["examples"] for shown in example["shown"]
+        # What both answer to a preview of the same selection is what they have exported.
+        preview = previewed(api, data={"folders": FOLDERS})
+        assert preview["complete"]
+        assert preview["labels"] == Counter(row["label"] for row in examples)
+        assert preview["documents"] == len(exported(settings, manifest, "documents"))
+        assert {count["folder_id"]: count["examples"] for count in preview["folders"]} == dict.fromkeys(FOLDERS, 25)
+        assert len(preview["questions"]) == 10
+        assert {
+            shown["text"]
+            for found in preview["questions"]
+            for example in found["examples"]
+            for shown in example["shown"]
+        }
+        check_against_the_topics(settings, api, made)
+
+
+def publish_made_history(publisher: Publisher) -> int:
+    """Three folders with every label and every reason; how many records."""
+    moment = now()
+    events: list[Any] = [json.loads(msgspec.json.encode(event)) for event in history(0, moment)]
+    # A verdict that is taken back, and one that names a document of another folder.
+    for number, verdict in ((1, {"rating": None}), (2, {"correct_document_id": "d2", "correct_folder_id": "h"})):
+        feedback = {"type": "feedback", "feedback_id": f"x{number}", "log_id": f"l{number}", "folder_id": "f"}
+        events.append(feedback | {"occurred_at": moment.isoformat(), "verdict": verdict})
+    for event in events:
+        value = json.dumps(event).encode()
+        if event["type"] == "erasure_requested":
+            publisher.broadcast_raw(Topic.ERASURES, value)
+        else:
+            topic = {"chat_log": Topic.CHAT_LOGS, "feedback": Topic.FEEDBACK}.get(event["type"], Topic.DOCUMENTS)
+            publisher.send_raw(topic, value, key=event["folder_id"])
+    publisher.flush()
+    # Those to each of the four partitions.
+    return len(events) + 3 * [event["type"] for event in events].count("erasure_requested")
+
+
+def check_against_the_topics(settings: Settings, api: str, made: int) -> None:
+    """Figures of folders and previews are what an independent count of all records on the topics finds."""
+    with Reader(settings, *DATA_TOPICS) as reader:
+        records = reader.until(lambda records: len(records) == 200 + made)
+    recount = Recount(records, MAX_AGE, WEIGHTS.retrieved_min_score)
+    with Reader(settings, Topic.FOLDER_STATS) as reader:
+        reader.until(lambda found: all(figures_cover(records, found, folder) for folder in ("f", "g", "h")))
+        figures = newest_figures(reader.records)
+    seen = Counter[str]()
+    for folder in sorted(recount.folders):
+        stats = figures[folder]
+        exact = recount.counts([folder], stats.at)
+        by_day = Counter({(str(day.day), name): count for day in stats.days for name, count in day.labels.items()})
+        for name in ("logs", "cited", "cited_first", "liked", "disliked"):
+            by_day.update({(str(day.day), name): getattr(day, name) for day in stats.days})
+        assert +by_day == +exact.days
+        assert {(each.agent_id, name): n for each in stats.agents for name, n in each.labels.items()} == exact.agents
+        assert (stats.labels, stats.left_out) == (exact.labels, +exact.left_out)
+        assert (stats.examples, stats.documents) == (exact.examples, exact.documents)
+        assert stats.newest_log_at == exact.newest_log_at
+        _, listed = get_json(f"{api}/folders/{urllib.parse.quote(folder, safe='')}")
+        assert (listed["labels"], listed["left_out"]) == (exact.labels, +exact.left_out)
+        assert (listed["examples"], listed["documents"]) == (exact.examples, exact.documents)
+        seen += exact.labels + exact.left_out
+    days = Selection(start=now() - timedelta(days=6), end=now() - timedelta(days=2))
+    for folders, selection in (
+        (None, Selection()),
+        (["f", "g"], Selection(agents=["a", "c"])),
+        (["f", "h"], days),
+    ):
+        asked = {"folders": folders, "agents": selection.agents, "start": selection.start, "end": selection.end}
+        preview = previewed(api, data={name: value for name, value in asked.items() if value is not None})
+        exact = recount.counts(folders or recount.folders, datetime.fromisoformat(preview["at"]), selection)
+        assert preview["complete"]
+        assert (preview["labels"], preview["left_out"]) == (exact.labels, +exact.left_out)
+        assert preview["ignored"] == +exact.ignored
+        assert (preview["examples"], preview["documents"]) == (exact.examples, exact.documents)
+        assert preview["training"]["pairs"] == len(exact.pairs)
+        seen += exact.left_out + exact.ignored
+    assert set(seen) == {
+        *(label.value for label in Label),
+        *("no label", "document deleted", "older than sets.max_age", "outside the date range", "another agent"),
+        "logs replaced by another agent's with the same log_id",
+        "verdicts dated more than a day before their log",
     }
 
 
-def previewed(api: str, body: dict[str, Any]) -> dict[str, Any]:
+def newest_figures(records: list[Any]) -> dict[str, FolderStats]:
+    """By folder."""
+    found = [FolderStats.model_validate_json(record.value) for record in records if record.key]
+    return {stats.folder_id: stats for stats in found}
+
+
+def figures_cover(data: list[Any], figures: list[Any], folder: str) -> bool:
+    """Whether the newest figures of a folder were counted after its last record."""
+    stats = newest_figures(figures).get(folder)
+    if stats is None:
+        return False
+    ends = {offset.topic: offset.offset for offset in stats.offsets}
+    own = [record for record in data if record.partition == stats.partition]
+    return all(
+        record.offset < ends[topic.label]
+        for topic in DATA_TOPICS
+        for record in own
+        if record.topic.endswith(topic.label)
+    )
+
+
+def get_json(url: str) -> tuple[int, dict[str, Any]]:
+    """An answer of the API, once its view has what is asked for."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310  this machine's own server
+                return answer.status, dict(json.load(answer))
+        except urllib.error.HTTPError as error:
+            if error.code not in {404, 503} or time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+
+
+def previewed(api: str, data: dict[str, Any]) -> dict[str, Any]:
     """A preview, once the API follows the answers."""
-    request = urllib.request.Request(f"{api}/previews", json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310  this machine's own server
+    body = json.dumps({"model": "helpdesk", "data": data}, default=datetime.isoformat).encode()
+    request = urllib.request.Request(f"{api}/previews", body, {"Content-Type": "application/json"})  # noqa: S310  this machine's own server
     deadline = time.monotonic() + 30
     while True:
         try:
