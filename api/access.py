@@ -116,9 +116,21 @@ class Access:
         """The caller's grants of another role."""
         return Access(self.caller, tuple(grant for grant in self.caller.grants if role in grant.roles))
 
+    @property
+    def models(self) -> frozenset[str] | None:
+        """The models that grants cover, of whichever folders; ``None`` for every one that there is."""
+        named = [grant.models for grant in self.grants]
+        return None if None in named else frozenset(name for names in named for name in names or ())
+
+    @property
+    def folders(self) -> frozenset[str] | None:
+        """The folders that grants cover, of whichever models; ``None`` for every one that there is."""
+        named = [grant.folders for grant in self.grants]
+        return None if None in named else frozenset(name for names in named for name in names or ())
+
     def covers_folder(self, folder_id: str) -> bool:
         """Whether a grant covers the folder, of whichever models."""
-        return any(grant.folders is None or folder_id in grant.folders for grant in self.grants)
+        return self.folders is None or folder_id in self.folders
 
     def require_folder(self, folder_id: str) -> None:
         """Raises ``ProblemError`` (403) unless the folder is covered."""

@@ -43,8 +43,9 @@ async def list_folders(  # noqa: PLR0917  each is a parameter of the query
     view = services.view.folders
     names, after = view.names(
         limit,
-        lambda name: part in name.casefold() and access.covers_folder(name),
+        lambda name: part in name.casefold(),
         prefix=prefix,
+        only=access.folders,
         after=place.name if place else None,
     )
     return FolderList(

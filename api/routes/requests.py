@@ -74,14 +74,13 @@ async def list_requests(  # noqa: PLR0917  each is a parameter of the query
 
     def keep(entry: StatusEntry) -> bool:
         return (
-            (model is None or entry.model == model)
-            and (state is None or entry.state in state)
+            (state is None or entry.state in state)
             and (first is None or entry.at >= first)
             and (last is None or entry.at < last)
-            and access.covers(model=entry.model)
         )
 
-    page = services.view.requests.page(limit, keep, decode_cursor(SortKey, cursor))
+    models = access.models if model is None else {model} & (access.models or {model})
+    page = services.view.requests.page(limit, keep, decode_cursor(SortKey, cursor), models)
     # The statuses are JSON already.
     items = b",".join(entry.json for entry in page.entries)
     after = encode_cursor(page.after)
@@ -242,7 +241,9 @@ async def _events(services: Services, entry: StatusEntry, seen: int) -> AsyncIte
             newest = services.view.requests.get(model, request_id)
             if newest and (newest.offset > seen or newest.terminal):
                 seen = newest.offset
-                yield b"id: %d\nevent: status\ndata: %s\n\n" % (newest.offset, newest.json)
+                # Between its parts JSON may have line ends, which would be the event's.
+                data = newest.json.translate(None, b"\r\n")
+                yield b"id: %d\nevent: status\ndata: %s\n\n" % (newest.offset, data)
                 if newest.terminal:
                     return
             try:

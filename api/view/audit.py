@@ -9,6 +9,8 @@ from foldtune.events import AuditEntry
 
 # Older ones are on the topic only.
 MAX_ENTRIES = 10_000
+# Of all of them: one that names ten thousand folders has hundreds of kilobytes.
+MAX_BYTES = 64 << 20
 
 
 class AuditKey(NamedTuple):
@@ -18,16 +20,26 @@ class AuditKey(NamedTuple):
     audit_id: str
 
 
-def _key(entry: AuditEntry) -> AuditKey:
-    return AuditKey(entry.at.timestamp(), entry.audit_id)
+class Kept(NamedTuple):
+    """An entry as it was published, and by what it is found."""
+
+    key: AuditKey
+    who: str
+    action: str
+    json: bytes
+
+
+def _key(entry: Kept) -> AuditKey:
+    return entry.key
 
 
 class AuditLog:
     """The entries by time."""
 
     def __init__(self) -> None:
-        self._entries: SortedKeyList[AuditEntry, AuditKey] = SortedKeyList(key=_key)
+        self._entries: SortedKeyList[Kept, AuditKey] = SortedKeyList(key=_key)
         self._ids: set[str] = set()
+        self._bytes = 0
 
     def apply(self, record: Any) -> None:
         """Add a record; raises ``ValueError``."""
@@ -36,18 +48,24 @@ class AuditLog:
         if entry.audit_id in self._ids:
             return
         self._ids.add(entry.audit_id)
-        self._entries.add(entry)
-        if len(self._entries) > MAX_ENTRIES:
-            self._ids.discard(self._entries.pop(0).audit_id)
+        key = AuditKey(entry.at.timestamp(), entry.audit_id)
+        self._entries.add(Kept(key, entry.who, entry.action, record.value))
+        self._bytes += len(record.value)
+        while len(self._entries) > MAX_ENTRIES or self._bytes > MAX_BYTES:
+            oldest = self._entries.pop(0)
+            self._ids.discard(oldest.key.audit_id)
+            self._bytes -= len(oldest.json)
 
     def page(
-        self, limit: int, keep: Callable[[AuditEntry], bool], after: AuditKey | None = None
+        self, limit: int, keep: Callable[[Kept], bool], after: AuditKey | None = None
     ) -> tuple[list[AuditEntry], AuditKey | None]:
         """At most ``limit`` entries from the newest to the oldest, and where the next page begins."""
-        entries: list[AuditEntry] = []
+        entries: list[Kept] = []
+        following: AuditKey | None = None
         for entry in self._entries.irange_key(max_key=after, inclusive=(True, False), reverse=True):
             if len(entries) == limit:
-                return entries, _key(entries[-1])
+                following = entries[-1].key
+                break
             if keep(entry):
                 entries.append(entry)
-        return entries, None
+        return [AuditEntry.model_validate_json(entry.json) for entry in entries], following

@@ -1,14 +1,15 @@
 """The figures of every folder, as workers publish them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
 
 import msgspec
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedDict, SortedList
 
+from api.view import Time
 from foldtune.events import SCHEMA_VERSION
 from foldtune.snapshot_schema import Label
 
@@ -45,9 +46,9 @@ class Agent(msgspec.Struct, gc=False):
 class _Stats(msgspec.Struct, tag="folder_stats", tag_field="type"):
     folder_id: str
     partition: int
-    at: datetime
+    at: Time
     documents: int
-    newest_log_at: datetime | None = None
+    newest_log_at: Time | None = None
     days: list[Day] = []
     earlier: Day | None = None
     agents: list[Agent] = []
@@ -62,9 +63,9 @@ class _Stats(msgspec.Struct, tag="folder_stats", tag_field="type"):
 
 class _Refreshed(msgspec.Struct, tag="folder_stats_refreshed", tag_field="type"):
     partition: int
-    at: datetime
+    at: Time
     pending: int = 0
-    pending_since: datetime | None = None
+    pending_since: Time | None = None
     schema_version: int = 1
 
     @property
@@ -135,15 +136,24 @@ class FolderTable:
                 del self._stats[event.folder_id]
 
     def names(
-        self, limit: int, keep: Keep, *, prefix: str = "", after: str | None = None
+        self,
+        limit: int,
+        keep: Keep,
+        *,
+        prefix: str = "",
+        after: str | None = None,
+        only: Collection[str] | None = None,
     ) -> tuple[list[str], str | None]:
         """At most ``limit`` folders in the order of their ids, and after which the next page begins; fewer do not mean
         that there are no more.
+
+        With ``only``, no others are looked at: where the next page begins would name one of them.
         """
         names: list[str] = []
         last: str | None = None
         from_prefix = after is None or after < prefix
-        found = self._stats.irange(minimum=prefix if from_prefix else after, inclusive=(from_prefix, True))
+        ordered = self._stats if only is None else SortedList(name for name in only if name in self._stats)
+        found = ordered.irange(minimum=prefix if from_prefix else after, inclusive=(from_prefix, True))
         for number, name in enumerate(found):
             if not name.startswith(prefix):
                 break

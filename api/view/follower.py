@@ -56,10 +56,17 @@ class TopicFollower:
     """
 
     def __init__(
-        self, settings: KafkaSettings, partitions: Mapping[Topic, int], apply: Apply, tail: int | None = None
+        self,
+        settings: KafkaSettings,
+        partitions: Mapping[Topic, int],
+        apply: Apply,
+        tail: int | None = None,
+        forget: Apply | None = None,
     ) -> None:
+        """``forget`` takes the records without a value, which are left out otherwise."""
         self._settings = settings
         self._apply = apply
+        self._forget = forget
         self._tail = tail
         self._topics = {topic.named(settings.topic_prefix): topic for topic in partitions}
         self._partitions = [
@@ -139,15 +146,18 @@ class TopicFollower:
         return True
 
     def _apply_one(self, record: Any) -> None:
-        if record.value is None:
+        apply = self._apply if record.value is not None else self._forget
+        if apply is None:
             return
         try:
-            self._apply(record)
-        except ValueError as error:
+            apply(record)
+        except Exception as error:
+            # Defects included: one record must not end the view of all others.
             topic = self._topics[record.topic]
             UNREADABLE.labels(topic.label).inc()
             source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-            _log.warning("unreadable record left out", **source, error=str(error)[:500])
+            is_defect = not isinstance(error, ValueError)
+            _log.warning("unreadable record left out", **source, error=str(error)[:500], exc_info=is_defect)
 
 
 async def read_record(settings: KafkaSettings, topic: Topic, partition: int, offset: int) -> Any | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sortedcontainers import SortedDict
 
+from api.view import Time
 from api.view.requests import Place
 from foldtune.events import SCHEMA_VERSION, RetrainingPolicy
 from streams.requests.policies import stored_policy
@@ -48,6 +49,13 @@ class PolicyTable:
             self._entries[policy.model] = PolicyEntry(policy, place)
         return self._entries[policy.model]
 
+    def forget(self, record: Any) -> None:
+        """Take a record without a value: the model has no policy any more."""
+        model = (record.key or b"").decode(errors="replace")
+        known = self._entries.get(model)
+        if known and known.place.partition == record.partition and known.place.offset < record.offset:
+            del self._entries[model]
+
     def get(self, model: str) -> PolicyEntry | None:
         """The policy of a model."""
         return self._entries.get(model)
@@ -67,7 +75,7 @@ class _Decided(msgspec.Struct):
     """The fields by which a decision is kept."""
 
     model: str
-    at: datetime
+    at: Time
     schema_version: int = 1
 
 

@@ -1,26 +1,31 @@
 """The newest status of every request, and where each request stands on its topic."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from datetime import datetime
-from typing import Any, NamedTuple, Self
+from heapq import merge
+from typing import Annotated, Any, NamedTuple, Self
 
 import msgspec
 from pydantic import ValidationError
 from sortedcontainers import SortedList
 
+from api.view import Time
 from foldtune.events import SCHEMA_VERSION, FineTuneStatus, State
 from foldtune.status_order import StatusRecord, merge_status, supersedes
+
+# They stay in memory; a regular expression would take longer than the rest.
+_RequestId = Annotated[str, msgspec.Meta(max_length=128)]
+_Model = Annotated[str, msgspec.Meta(max_length=64)]
 
 
 class _Status(msgspec.Struct):
     """The fields of a status by which it is kept and listed: all of them would take fifteen times as long."""
 
-    request_id: str
-    model: str
+    request_id: _RequestId
+    model: _Model
     state: State
-    at: datetime
+    at: Time
     log_url: str | None = None
     model_uri: str | None = None
     schema_version: int = 1
@@ -100,6 +105,7 @@ class RequestTable:
     def __init__(self) -> None:
         self._by_id: dict[str, tuple[StatusEntry, ...]] = {}
         self._order: SortedList[SortKey] = SortedList()
+        self._of_model: dict[str, SortedList[SortKey]] = {}
         self._decoder = msgspec.json.Decoder(_Status)
         self._waiting: dict[tuple[str, str], set[asyncio.Event]] = {}
 
@@ -124,10 +130,12 @@ class RequestTable:
             if new == old:
                 return None
             self._order.remove(old.sort_key)
+            self._of_model[old.model].remove(old.sort_key)
         others = tuple(entry for entry in known if entry is not old)
         # The id's own status first: that of the request that was told of last.
         self._by_id[new.request_id] = tuple(sorted((*others, new), key=lambda entry: entry.sort_key, reverse=True))
         self._order.add(new.sort_key)
+        self._of_model.setdefault(new.model, SortedList()).add(new.sort_key)
         for changed in self._waiting.get((new.model, new.request_id), ()):
             changed.set()
         return new
@@ -140,11 +148,17 @@ class RequestTable:
         """A model's request."""
         return self.find(request_id, lambda entry: entry.model == model)
 
-    def page(self, limit: int, keep: Keep, after: SortKey | None = None) -> Page:
-        """At most ``limit`` entries that ``keep`` takes, the newest first; fewer do not mean that there are no more."""
+    def page(self, limit: int, keep: Keep, after: SortKey | None = None, models: Collection[str] | None = None) -> Page:
+        """At most ``limit`` entries that ``keep`` takes, the newest first; fewer do not mean that there are no more.
+
+        With ``models``, no others are looked at: where the next page begins would name one of them.
+        """
         entries: list[StatusEntry] = []
         last: SortKey | None = None
-        places = self._order.irange(maximum=after, inclusive=(True, False), reverse=True)
+        lists = [self._order] if models is None else [self._of_model[name] for name in models if name in self._of_model]
+        places = merge(
+            *(each.irange(maximum=after, inclusive=(True, False), reverse=True) for each in lists), reverse=True
+        )
         for number, place in enumerate(places):
             if len(entries) == limit or number == _MAX_LOOKED_AT:
                 return Page(entries, last)
@@ -197,8 +211,8 @@ class Place(NamedTuple):
 
 
 class _Request(msgspec.Struct):
-    request_id: str
-    model: str
+    request_id: _RequestId
+    model: _Model
     type: str = "fine_tune_requested"
 
 

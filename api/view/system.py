@@ -93,7 +93,7 @@ class SystemView:
             Topic.REVIEWS: self.apply_review,
         }
         by_name = {topic.named(self._settings.topic_prefix): apply for topic, apply in tables.items()}
-        self._current = self._follow(lambda record: by_name[record.topic](record), *_CURRENT)
+        self._current = self._follow(lambda record: by_name[record.topic](record), *_CURRENT, forget=self.forget)
         self._requested = self._follow(self._places.apply, Topic.FINE_TUNE_REQUESTS)
         self._rejected = self._follow(self._dead_letters.apply, Topic.DEAD_LETTERS)
         self._counted = self._follow(self._folders.apply, Topic.FOLDER_STATS)
@@ -117,6 +117,11 @@ class SystemView:
         """Take a record of ``policies``; raises ``ValueError``."""
         self.policies.apply(record, self.partitions(Topic.POLICIES))
 
+    def forget(self, record: Any) -> None:
+        """Take a record without a value."""
+        if record.topic == Topic.POLICIES.named(self._settings.topic_prefix):
+            self.policies.forget(record)
+
     def apply_review(self, record: Any) -> None:
         """Take a record of ``model-reviews``; raises ``ValueError``."""
         self.reviews.add(ModelReviewed.model_validate_json(record.value))
@@ -125,9 +130,11 @@ class SystemView:
         """The number of a topic's partitions."""
         return self._partitions[topic]
 
-    def _follow(self, apply: Apply, *topics: Topic, tail: int | None = None) -> TopicFollower:
+    def _follow(
+        self, apply: Apply, *topics: Topic, tail: int | None = None, forget: Apply | None = None
+    ) -> TopicFollower:
         partitions = {topic: self._partitions[topic] for topic in topics}
-        follower = TopicFollower(self._settings, partitions, apply, tail)
+        follower = TopicFollower(self._settings, partitions, apply, tail, forget)
         self._stack.push_async_callback(follower.close)
         return follower
 

@@ -1,5 +1,6 @@
 """``/folders``: what workers have counted, by pages, searches and days, for those who may see it."""
 
+import json
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -180,6 +181,26 @@ def test_a_grant_for_folders_shows_these_alone(services: Services, folders: Fold
     assert client.get("/folders/pricing").status_code == 403
     # Folders are of no model: who trains one of them sees what there is to train on.
     assert len(client.get("/folders", headers=bearer("of-support")).json()["items"]) == 2
+
+
+def test_a_cursor_says_nothing_of_folders_that_its_caller_may_not_see(
+    services: Services, folders: FolderTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.view.folders._MAX_LOOKED_AT", 2)
+    fill(folders, *(stats(f"a-secret-{number}") for number in range(5)), stats())
+    answer = client_of(services, "of-handbook").get("/folders").json()
+    assert [item["folder_id"] for item in answer["items"]] == ["handbook"]
+    assert answer["next"] is None
+
+
+@pytest.mark.parametrize("field", ["at", "newest_log_at", "pending_since"])
+def test_figures_of_a_time_without_a_zone_are_refused(field: str, client: TestClient, folders: FolderTable) -> None:
+    fill(folders, stats(), refreshed(0))
+    whole = refreshed(0, pending=1, pending_since=NOW) if field == "pending_since" else stats()
+    event = json.loads(whole.encode()) | {field: "2026-06-01T12:00:00"}
+    with pytest.raises(ValueError, match="timezone"):
+        folders.apply(Record(json.dumps(event).encode()))
+    assert client.get("/folders/handbook").status_code == 200
 
 
 @pytest.mark.parametrize(

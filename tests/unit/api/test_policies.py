@@ -37,6 +37,23 @@ def decided(at: datetime, decision: str = "blocked", **fields: Any) -> PolicyDec
     return PolicyDecided(model="support", at=at, decision=decision, **others | fields)
 
 
+def test_a_policy_that_is_gone_from_the_topic_is_gone_here(client: TestClient, view: SystemView) -> None:
+    put(view, 3)
+    for gone in (Record(b"", 2, key=b"support"), Record(b"", 4, partition=1, key=b"support"), Record(b"", 4)):
+        view.policies.forget(gone)
+    assert client.get("/policies/support").status_code == 200
+    view.policies.forget(Record(b"", 4, key=b"support"))
+    assert client.get("/policies/support").status_code == 404
+    assert client.put("/policies/support", json=RULES).status_code == 200
+
+
+def test_a_decision_of_a_time_without_a_zone_is_refused(view: SystemView) -> None:
+    value = decided(START).encode().replace(b'"at":"2026-03-01T00:00:00Z"', b'"at":"2026-03-01T00:00:00"')
+    view._decisions.apply(Record(decided(START).encode()))
+    with pytest.raises(ValueError, match="timezone"):
+        view._decisions.apply(Record(value))
+
+
 @pytest.fixture
 def explained(view: SystemView, monkeypatch: pytest.MonkeyPatch) -> DecisionTable:
     """The decisions, as if their topic had been read to its end."""

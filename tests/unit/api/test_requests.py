@@ -1,6 +1,7 @@
 """``/requests``: creation, lists, statuses, cancelling, and following."""
 
 import asyncio
+import base64
 import json
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -18,7 +19,7 @@ from api.view.system import SystemView
 from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State
 from foldtune.topics import Topic
 
-from .conftest import MemoryPublisher, Record, status_record
+from .conftest import MemoryPublisher, Record, client_of, status_record
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -241,9 +242,36 @@ def test_a_page_looks_at_so_many_requests_only(
 ) -> None:
     monkeypatch.setattr("api.view.requests._MAX_LOOKED_AT", 10)
     fill(view, 31)
-    found = pages(client, model="m0", limit=200)
+    found = pages(client, state="failed", limit=200)
     assert len(found) == 4
-    assert len(list(chain(*found))) == 11
+    assert len(list(chain(*found))) == 15
+    # Of one model only its own are looked at.
+    assert [len(page) for page in pages(client, model="m0", limit=200)] == [10, 1]
+
+
+def test_a_cursor_says_nothing_of_models_that_its_caller_may_not_see(
+    services: Services, view: SystemView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.view.requests._MAX_LOOKED_AT", 2)
+    fill(view, 12)
+    for offset in range(3):
+        view.apply_status(status_record(100 + offset, request_id=f"own-{offset}"))
+    limited = client_of(services, "of-support")
+    answers = [limited.get("/requests", params={"limit": 1}).json()]
+    while cursor := answers[-1]["next"]:
+        assert json.loads(base64.urlsafe_b64decode(cursor + "==="))[1] == "support"
+        answers.append(limited.get("/requests", params={"limit": 1, "cursor": cursor}).json())
+    assert [item["request_id"] for answer in answers for item in answer["items"]] == ["own-2", "own-1", "own-0"]
+    assert limited.get("/requests", params={"model": "m0"}).json() == {"items": [], "next": None}
+
+
+def test_line_ends_in_a_status_do_not_end_its_event(client: TestClient, view: SystemView) -> None:
+    value = status_record(5, State.FAILED).value
+    view.apply_status(Record(json.dumps(json.loads(value), indent=1).replace("\n", "\r\n").encode(), 5))
+    lines = client.get("/models/support/requests/r-1/events").text.splitlines()
+    assert lines[0:2] == ["id: 5", "event: status"]
+    assert json.loads(lines[2].removeprefix("data: ")) == json.loads(value)
+    assert lines[3:] == [""]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The tables of the view: the same answers as every other reader of the topics."""
 
+import json
 import random
 from functools import partial
 
@@ -8,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.view.audit import AuditLog
+from api.view.follower import UNREADABLE, TopicFollower
 from api.view.requests import RequestPlaces, RequestTable, SortKey, StatusEntry
 from foldtune.events import AuditEntry, FineTuneStatus, State, now
+from foldtune.settings import KafkaSettings
 from foldtune.status_order import StatusRecord, merge_status, select_status
+from foldtune.topics import Topic
 
 from .conftest import Record, status_record
 
@@ -113,3 +117,41 @@ def test_the_audit_log_has_each_of_the_newest_entries_once(monkeypatch: pytest.M
     rest, end = log.page(2, lambda _: True, after)
     assert [entry.audit_id for entry in (*first, *rest)] == ["4", "3", "2"]
     assert end is None
+
+
+def test_large_entries_of_the_audit_log_displace_earlier_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.view.audit.MAX_BYTES", 3_000)
+    log = AuditLog()
+    for number in range(5):
+        after = {"text": "x" * 1_000}
+        entry = AuditEntry(
+            audit_id=f"{number}", at=MOMENT, who="ada", action="request.create", target="m/r", after=after
+        )
+        log.apply(Record(entry.encode()))
+    assert [entry.audit_id for entry in log.page(10, lambda _: True)[0]] == ["4", "3"]
+
+
+@pytest.mark.parametrize("error", [TypeError("a defect"), ValueError("unreadable")])
+def test_one_record_does_not_end_the_view_of_all_others(error: Exception) -> None:
+    applied: list[int] = []
+
+    def apply(record: Record) -> None:
+        if record.offset == 1:
+            raise error
+        applied.append(record.offset)
+
+    topic = Topic.POLICIES
+    follower = TopicFollower(KafkaSettings(), {topic: 1}, apply)
+    count = UNREADABLE.labels(topic.label)._value.get()
+    for offset in range(3):
+        follower._apply_one(Record(b"{}", offset, topic=topic.label))
+    assert applied == [0, 2]
+    assert UNREADABLE.labels(topic.label)._value.get() == count + 1
+
+
+def test_names_too_long_to_be_kept_are_refused() -> None:
+    long = "r" * 129
+    with pytest.raises(ValueError, match="128"):
+        RequestTable().apply(Record(status_record().value.replace(b"r-1", long.encode())))
+    with pytest.raises(ValueError, match="128"):
+        RequestPlaces().apply(Record(json.dumps({"request_id": long, "model": "m"}).encode()))
