@@ -74,13 +74,24 @@ class TopicFollower:
             for topic, count in partitions.items()
             for number in range(count)
         ]
+        self._created_at = time.monotonic()
         self._current_at: float | None = None
         self._consumer: AIOKafkaConsumer | None = None
+
+    @property
+    def topics(self) -> str:
+        """The names of the topics, without the prefix of this system."""
+        return ", ".join(topic.label for topic in self._topics.values())
 
     @property
     def age_seconds(self) -> float | None:
         """How long ago everything that the topics had was applied; ``None`` before that was so for the first time."""
         return None if self._current_at is None else time.monotonic() - self._current_at
+
+    @property
+    def lag_seconds(self) -> float:
+        """The same; before the first time for how long it has been read."""
+        return time.monotonic() - (self._created_at if self._current_at is None else self._current_at)
 
     async def catch_up(self) -> None:
         """Connect, and read what there is; raises ``NoBrokerError``."""

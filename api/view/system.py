@@ -24,7 +24,9 @@ from foldtune.topics import Topic
 
 _log = structlog.get_logger(__name__)
 
-AGE = Gauge("foldtune_api_view_age_seconds", "How long ago the API's view had all that its topics had.")
+AGE = Gauge(
+    "foldtune_api_view_age_seconds", "How long ago the API's view had all that its topics had, the one that lags most."
+)
 
 # Brokers answer within a second; a new leader takes a few.
 MAX_AGE_SECONDS = 15.0
@@ -59,6 +61,7 @@ class SystemView:
         self._partitions: dict[Topic, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
+        self._followers: list[TopicFollower] = []
         self._current: TopicFollower | None = None
         self._requested: TopicFollower | None = None
         self._rejected: TopicFollower | None = None
@@ -100,10 +103,9 @@ class SystemView:
         self._decided = self._follow(self._decisions.apply, Topic.POLICY_DECISIONS)
         # Only what is asked from now on.
         self._previewed = self._follow(self._previews.apply, Topic.PREVIEWS, tail=0)
-        audit = self._follow(self.audit.apply, Topic.AUDIT, tail=MAX_ENTRIES)
+        self._follow(self.audit.apply, Topic.AUDIT, tail=MAX_ENTRIES)
         await self._current.catch_up()
-        later = (self._requested, self._rejected, self._counted, self._decided, self._previewed, audit)
-        self._tasks = [asyncio.create_task(follower.run()) for follower in (self._current, *later)]
+        self._tasks = [asyncio.create_task(follower.run()) for follower in self._followers]
         for task in self._tasks:
             task.add_done_callback(_log_end)
         AGE.set_function(lambda: self.age_seconds)
@@ -136,20 +138,21 @@ class SystemView:
         partitions = {topic: self._partitions[topic] for topic in topics}
         follower = TopicFollower(self._settings, partitions, apply, tail, forget)
         self._stack.push_async_callback(follower.close)
+        self._followers.append(follower)
         return follower
 
     @property
     def age_seconds(self) -> float:
-        """How long ago all statuses and models were known."""
-        age = self._current.age_seconds if self._current else None
-        return float("inf") if age is None else age
+        """How long ago the topic that lags most was read to its end."""
+        return max((follower.lag_seconds for follower in self._followers), default=float("inf"))
 
     @property
     def not_ready(self) -> str | None:
         """Why calls should go to another replica."""
-        if self.age_seconds > MAX_AGE_SECONDS:
-            return f"statuses were last read to their end {self.age_seconds:.0f} s ago, at most {MAX_AGE_SECONDS:.0f}"
-        return None
+        lagging = [follower.topics for follower in self._followers if follower.lag_seconds > MAX_AGE_SECONDS]
+        if lagging:
+            return f"not read to their end for more than {MAX_AGE_SECONDS:.0f} s: {', '.join(lagging)}"
+        return None if self._followers else "topics are not read yet"
 
     @property
     def unhealthy(self) -> str | None:
