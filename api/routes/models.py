@@ -45,7 +45,7 @@ class RowPlace(NamedTuple):
 async def list_models(
     access: CurrentAccess, services: CurrentServices, limit: Limit = 50, cursor: Cursor = None
 ) -> ModelList:
-    """The models that have a version, by name."""
+    """The models that have a version, a request or a policy, by name."""
     place = decode_cursor(NamePlace, cursor)
     names, after = services.view.models.models(
         limit, lambda name: access.covers(model=name), place.name if place else None
@@ -57,7 +57,7 @@ async def list_models(
 @router.get("/models/{model}", response_model=ModelSummary)
 async def get_model(services: CurrentServices, model: PathModel) -> ModelSummary:
     """A model and its newest promoted version."""
-    _require_versions(services, model)
+    _require_model(services, model)
     return _summary(services, model)
 
 
@@ -66,7 +66,7 @@ async def list_versions(
     services: CurrentServices, model: PathModel, limit: Limit = 50, cursor: Cursor = None
 ) -> VersionList:
     """A model's versions, the newest first, with those that were not promoted."""
-    _require_versions(services, model)
+    _require_model(services, model)
     place = decode_cursor(NamePlace, cursor)
     versions, before = services.view.models.versions(model, limit, place.name if place else None)
     items = [_version_summary(services, model, version) for version in versions]
@@ -202,9 +202,10 @@ def _estimate(services: Services, ready: ModelReady) -> TrainingEstimate | None:
     return TrainingEstimate.model_validate(found) if found else None
 
 
-def _require_versions(services: Services, model: str) -> None:
-    if not services.view.models.count(model):
-        raise ProblemError(HTTPStatus.NOT_FOUND, f"model {model!r} has no versions (yet)")
+def _require_model(services: Services, model: str) -> None:
+    if model not in services.view.models:
+        reason = f"model {model!r} has no versions, requests or policy (yet)"
+        raise ProblemError(HTTPStatus.NOT_FOUND, reason)
 
 
 def found_version(services: Services, model: str, version: str) -> Version:

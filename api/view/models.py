@@ -1,4 +1,4 @@
-"""The versions of every model: those that were announced, and those that did not pass the gate."""
+"""Every model with its versions: those that were announced, and those that did not pass the gate."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,13 +35,23 @@ class ModelTable:
         self.past_trainings.add(ready)
 
     def apply_status(self, entry: StatusEntry) -> None:
-        """Add the version of a completed request, unless it is announced."""
+        """Add the request's model, and the version of a completed one, unless it is announced."""
+        self.add_model(entry.model)
         # s3://BUCKET/…/models/MODEL/VERSION/runs/RUN
         parts = (entry.model_uri or "").split("/")
         if entry.state is State.COMPLETED and entry.model_uri and len(parts) > 3:
             version = parts[-3]
-            if version not in self._versions.get(entry.model, ()):
+            if version not in self._versions[entry.model]:
                 self._add(entry.model, Version(version, entry.request_id, entry.model_uri, None))
+
+    def add_model(self, model: str) -> None:
+        """Add a model, which may have no version yet."""
+        if model not in self._versions:
+            self._versions[model] = SortedDict()
+
+    def __contains__(self, model: str) -> bool:
+        """Whether anything is known of the model."""
+        return model in self._versions
 
     def models(self, limit: int, keep: Keep, after: str | None = None) -> tuple[list[str], str | None]:
         """Names of models in their order, and after which the next page begins."""
@@ -79,4 +89,5 @@ class ModelTable:
         return next((ready for ready in promoted if keep(ready.version)), None)
 
     def _add(self, model: str, version: Version) -> None:
-        self._versions.setdefault(model, SortedDict())[version.version] = version
+        self.add_model(model)
+        self._versions[model][version.version] = version

@@ -38,9 +38,9 @@ class PolicyTable:
         # Held from a look at a policy to the acknowledgement of the next: two changes of one policy see each other.
         self.changing = asyncio.Lock()
 
-    def apply(self, record: Any, partitions: int) -> None:
-        """Take a record of ``policies``; raises ``ValueError``."""
-        self.put(stored_policy(record, partitions), Place(record.partition, record.offset))
+    def apply(self, record: Any, partitions: int) -> PolicyEntry:
+        """Take a record of ``policies``; the policy that counts. Raises ``ValueError``."""
+        return self.put(stored_policy(record, partitions), Place(record.partition, record.offset))
 
     def put(self, policy: RetrainingPolicy, place: Place) -> PolicyEntry:
         """Take a policy, unless a later one is known; the one that counts."""

@@ -117,7 +117,7 @@ class SystemView:
 
     def apply_policy(self, record: Any) -> None:
         """Take a record of ``policies``; raises ``ValueError``."""
-        self.policies.apply(record, self.partitions(Topic.POLICIES))
+        self.models.add_model(self.policies.apply(record, self.partitions(Topic.POLICIES)).policy.model)
 
     def forget(self, record: Any) -> None:
         """Take a record without a value."""

@@ -5,7 +5,8 @@ from starlette.testclient import TestClient
 
 from api.context import Services
 from api.view.system import SystemView
-from foldtune.events import ModelReady, State
+from foldtune.events import ModelReady, RetrainingPolicy, State, now
+from foldtune.policy import Calendar, Rule
 from tests.published_version import publish_version
 
 from .conftest import MemoryPublisher, Record, bearer, client_of, status_record
@@ -34,6 +35,20 @@ def test_a_model_shows_its_newest_promoted_version(client: TestClient) -> None:
     assert (item["model"], item["versions"], item["newest_promoted"]["version"]) == ("support", 3, "000003")
     assert client.get("/models/support").json() == item
     assert client.get("/models/sales").status_code == 404
+
+
+def test_a_model_with_a_request_or_a_policy_is_listed_before_its_first_version(
+    client: TestClient, view: SystemView
+) -> None:
+    view.apply_status(status_record(model="asked"))
+    policy = RetrainingPolicy(model="planned", at=now(), rules=(Rule(calendar=Calendar()),))
+    view.apply_policy(Record(policy.encode(), key=b"planned"))
+    items = client.get("/models").json()["items"]
+    assert [(item["model"], item["versions"]) for item in items] == [("asked", 0), ("planned", 0)]
+    for item in items:
+        assert client.get(f"/models/{item['model']}").json() == item
+        assert client.get(f"/models/{item['model']}/versions").json() == {"items": [], "next": None}
+    assert client.get("/models/unheard-of/versions").status_code == 404
 
 
 @pytest.mark.usefixtures("versions")
