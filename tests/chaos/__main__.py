@@ -36,7 +36,10 @@ def main(
 def _run(plan: Plan) -> Report:
     folder = Path(tempfile.mkdtemp(prefix="foldtune-chaos-"))
     sys.stderr.write(f"logs are in {folder}\n")
-    return run(plan, folder)
+    report = run(plan, folder)
+    if report.violations:
+        sys.stderr.write(f"{report.violations}: {(folder / 'differences.json').read_text()}\n")
+    return report
 
 
 def _sabotage(plan: Plan) -> int:

@@ -211,7 +211,7 @@ class System:
         }
         altered = self._altered_snapshots()
         letters = [(record.value, dict(record.headers)) for record in read(self.settings.kafka, Topic.DEAD_LETTERS)]
-        unfounded = [(value, headers) for value, headers in letters if value not in self.traffic.poison]
+        unfounded = [(value, headers) for value, headers in letters if value not in self.traffic.maybe_poison]
         content = {
             "folders": different,
             "requests": {" ".join(key): ends for key, ends in (without_one_end | wrong_end).items()},
@@ -263,10 +263,12 @@ class System:
         request = self.traffic.requested[key]
         unknown = UNKNOWN_FOLDER in (request.data.folders or ())
         fails = {(request.training.epochs == 3) != trainer.second for trainer in self.trainers}
+        # What topics lose can leave a folder with less than a training needs.
+        some_lost = bool(self.losses.read or self.losses.unread)
         for status in statuses:
             caused = {
                 State.CANCELLED: key in self.traffic.cancelled,
-                State.REJECTED: unknown,
+                State.REJECTED: unknown or (some_lost and any("examples, at least" in text for text in status.reasons)),
                 State.COMPLETED: not unknown and False in fails,
                 State.FAILED: status.retryable or (not unknown and True in fails),
             }

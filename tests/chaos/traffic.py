@@ -57,7 +57,9 @@ class Traffic(threading.Thread):
         self.acknowledged: set[str] = set()
         self.requested: dict[RequestKey, FineTuneRequested] = {}
         self.cancelled: set[RequestKey] = set()
+        # What the broker has for sure, and what it was sent: it may have that too.
         self.poison: set[bytes] = set()
+        self.maybe_poison: set[bytes] = set()
         self.done = threading.Event()
         # Held while nothing may be published to the data topics.
         self.lock = threading.Lock()
@@ -94,6 +96,7 @@ class Traffic(threading.Thread):
             for topic in (Topic.CHAT_LOGS, Topic.DOCUMENTS, Topic.FEEDBACK):
                 for template in POISON:
                     value = template % self._random.randrange(10**9)
+                    self.maybe_poison.add(value)
                     publisher.send_raw(topic, value, key=self._random.choice(FOLDERS))
                     sent.add(value)
             publisher.flush()
