@@ -15,6 +15,8 @@ from foldtune.object_keys import EVALUATION, manifest_key, model_prefix
 from foldtune.object_store import ObjectStore
 
 LINK_SECONDS = 300
+# Of a manifest, a card, metrics, or rows: they are held in memory. Larger ones are of no training.
+_MAX_BYTES = 32 << 20
 
 
 class _Manifest(ModelManifest):
@@ -34,7 +36,10 @@ class VersionFiles:
             self.ready = ModelReady.model_validate_json(json.dumps({**manifest.ready, "manifest_sha256": digest}))
             self._prefix = store.key(self.ready.model_uri)
         except (ValidationError, ValueError) as error:
-            raise ProblemError(HTTPStatus.CONFLICT, f"the manifest of {self._name} is not valid") from error
+            raise self._invalid_manifest() from error
+        # Whoever trains one model may write its manifest, and must not lead its readers to what is of others.
+        if not self._prefix.startswith(f"{model_prefix(model, version)}/"):
+            raise self._invalid_manifest()
         self.files: tuple[ManifestFile, ...] = manifest.files
 
     def read(self, path: str) -> bytes:
@@ -62,11 +67,18 @@ class VersionFiles:
 
     def _get(self, key: str) -> bytes:
         try:
-            return self._store.get(key)
+            content, size = self._store.get_start(key, _MAX_BYTES)
         except ObjectMissingError as error:
             raise self._missing(key.rpartition("/")[2]) from error
         except InfrastructureError as error:
             raise unavailable() from error
+        if size > _MAX_BYTES:
+            name = key.rpartition("/")[2]
+            raise ProblemError(HTTPStatus.CONFLICT, f"{name} of {self._name} has {size} bytes, at most {_MAX_BYTES}")
+        return content
+
+    def _invalid_manifest(self) -> ProblemError:
+        return ProblemError(HTTPStatus.CONFLICT, f"the manifest of {self._name} is not valid")
 
     def _missing(self, path: str) -> ProblemError:
         return ProblemError(HTTPStatus.NOT_FOUND, f"{self._name} has no {path}")

@@ -1,5 +1,8 @@
 """What the routes work with, and who calls them."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated
@@ -18,11 +21,15 @@ from api.view.system import SystemView
 from foldtune.object_store import ObjectStore
 from foldtune.settings import Settings
 
+# Of each caller, of the 2,000 connections that a replica has for all of them.
+MAX_STREAMS = 100
+
 
 class RateLimit:
-    """So many calls of each caller in a minute; each replica counts its own."""
+    """So many calls of each caller in a minute, and so many open streams; each replica counts its own."""
 
     def __init__(self, per_minute: int) -> None:
+        self._streams: Counter[str] = Counter()
         self._item = RateLimitItemPerMinute(per_minute)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
@@ -31,6 +38,23 @@ class RateLimit:
         if not self._limiter.hit(self._item, caller.name):
             reason = f"at most {self._item.amount} calls a minute of each caller (api.requests_per_minute)"
             raise ProblemError(HTTPStatus.TOO_MANY_REQUESTS, reason, headers={"retry-after": "5"})
+
+    def check_streams(self, caller: Caller) -> None:
+        """Raises ``ProblemError`` (429) if the caller may open no further stream."""
+        if self._streams[caller.name] >= MAX_STREAMS:
+            reason = f"at most {MAX_STREAMS} open streams of each caller"
+            raise ProblemError(HTTPStatus.TOO_MANY_REQUESTS, reason, headers={"retry-after": "5"})
+
+    @contextmanager
+    def stream(self, caller: Caller) -> Iterator[None]:
+        """Count an open stream."""
+        self._streams[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._streams[caller.name] -= 1
+            if not self._streams[caller.name]:
+                del self._streams[caller.name]
 
 
 @dataclass(frozen=True)

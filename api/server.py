@@ -5,11 +5,14 @@ import gc
 import ipaddress
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
+from typing import Any
 
 import structlog
 import uvicorn
 from prometheus_client import start_http_server
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.app import create_app
 from api.context import RateLimit, Services
@@ -27,6 +30,10 @@ _log = structlog.get_logger(__name__)
 _DRAIN_SECONDS, _SHUTDOWN_SECONDS = 5, 15.0
 # Beyond these connections 503 is answered: each follower of a request has one.
 _MAX_CONNECTIONS = 2_000
+# A connection has this long to send the head of a call: without, whoever reaches the port could take all of them.
+_HEAD_SECONDS = 10.0
+# Python's own number is six on two cores: so many calls that an object store does not answer would hold up all others.
+_THREADS = 64
 
 
 class _Server(uvicorn.Server):
@@ -34,6 +41,30 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Ours stop it: uvicorn would raise a signal again once it has stopped, and the process end as if by it."""
         yield
+
+
+class Connection(H11Protocol):
+    """Ends without a call within ``_HEAD_SECONDS``: uvicorn waits for the first one, or for the rest of a head, for
+    ever.
+    """
+
+    _idle_since: object = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to look whether there are calls."""
+        super().connection_made(transport)
+        self.loop.call_later(_HEAD_SECONDS, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        if self.transport.is_closing():
+            return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.cycle is self._idle_since:
+            self.transport.abort()
+            return
+        # Not idle with the same call the next time, unless nothing came after it.
+        self._idle_since = self.cycle if is_idle else self
+        self.loop.call_later(_HEAD_SECONDS, self._end_if_idle)
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
@@ -51,6 +82,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
 
 
 async def _serve(settings: Settings, host: str, port: int) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
     async with AsyncExitStack() as stack:
         view, publisher = SystemView(settings.kafka), EventPublisher(settings.kafka)
         services = Services(
@@ -77,6 +109,7 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
                 app,
                 host=host,
                 port=port,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -17,6 +18,7 @@ from api.access import Caller, caller_of, shortened
 from api.problems import ProblemError, unavailable
 from foldtune.errors import InvalidSettingsError
 from foldtune.events import Sha256
+from foldtune.excerpts import excerpt
 from foldtune.reasons import explain
 from foldtune.settings import ApiSettings, Grant, Role
 
@@ -29,6 +31,9 @@ _KEYS_SECONDS = 300.0
 # ... and one that is not known asked for at most once in this: anybody can write any key id.
 _RETRY_SECONDS = 5.0
 _FETCH_SECONDS = 5.0
+_FETCH_ALL_SECONDS = 15.0
+# Of its own: an object store that does not answer must not keep callers from signing in.
+_THREAD = ThreadPoolExecutor(1, "keys")
 _MAX_TOKEN = 16 * 1024
 _CHALLENGE = {"www-authenticate": 'Bearer realm="foldtune"'}
 
@@ -117,26 +122,33 @@ class ProviderKeys:
         Raises:
             ProblemError: 503, no keys could be fetched yet.
         """
-        if self._has_current(key_id):
+        # While one caller asks the issuer, the others do not wait for it.
+        if self._has_current(key_id) or (key_id in self._keys and self._lock.locked() and not self._are_too_old()):
             return self._keys[key_id]
         async with self._lock:
             if not self._has_current(key_id) and time.monotonic() - self._tried > _RETRY_SECONDS:
                 await self._fetch()
             # An issuer that is away for long may have withdrawn keys meanwhile, which nobody can tell.
-            if not self._keys or time.monotonic() - self._fetched > 2 * _KEYS_SECONDS:
+            if not self._keys or self._are_too_old():
                 raise unavailable()
             return self._keys.get(key_id)
 
     def _has_current(self, key_id: str) -> bool:
         return key_id in self._keys and time.monotonic() - self._fetched < _KEYS_SECONDS
 
+    def _are_too_old(self) -> bool:
+        return time.monotonic() - self._fetched > 2 * _KEYS_SECONDS
+
     async def _fetch(self) -> None:
         self._tried = time.monotonic()
         try:
-            self._keys = await asyncio.to_thread(self._download)
+            async with asyncio.timeout(_FETCH_ALL_SECONDS):
+                self._keys = await asyncio.get_running_loop().run_in_executor(_THREAD, self._download)
             self._fetched = time.monotonic()
-        except (jwt.PyJWTError, ValueError, KeyError, OSError) as error:
-            _log.warning("keys of the token issuer not fetched", issuer=self._issuer, error=str(error))
+        except Exception as error:
+            # Whatever the issuer answers, known keys go on for a while.
+            reason = f"{type(error).__name__}: {error}"
+            _log.warning("keys of the token issuer not fetched", issuer=self._issuer, error=excerpt(reason))
 
     def _download(self) -> dict[str, PyJWK]:
         if self._jwks_url is None:

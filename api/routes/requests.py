@@ -130,6 +130,7 @@ async def get_original(services: CurrentServices, model: PathModel, request_id: 
     },
 )
 async def follow_request(
+    access: CurrentAccess,
     services: CurrentServices,
     model: PathModel,
     request_id: PathId,
@@ -141,7 +142,8 @@ async def follow_request(
     if entry.terminal and entry.offset <= seen:
         # To a browser's EventSource the only answer that keeps it from asking again.
         return Response(status_code=HTTPStatus.NO_CONTENT)
-    return StreamingResponse(_events(services, entry, seen), media_type="text/event-stream")
+    services.rate_limit.check_streams(access.caller)
+    return StreamingResponse(_counted(access, services, entry, seen), media_type="text/event-stream")
 
 
 @router.post("/models/{model}/requests/{id}/cancel", status_code=HTTPStatus.ACCEPTED, response_model=Accepted)
@@ -230,6 +232,12 @@ async def _read(services: Services, place: Place) -> Any | None:
         return await read_record(services.settings.kafka, Topic.FINE_TUNE_REQUESTS, *place)
     except (KafkaError, TimeoutError) as error:
         raise unavailable() from error
+
+
+async def _counted(access: Access, services: Services, entry: StatusEntry, seen: int) -> AsyncIterator[bytes]:
+    with services.rate_limit.stream(access.caller):
+        async for event in _events(services, entry, seen):
+            yield event
 
 
 async def _events(services: Services, entry: StatusEntry, seen: int) -> AsyncIterator[bytes]:

@@ -1,11 +1,14 @@
 """``/models``: versions, their files, and what they were made from."""
 
+import json
+
 import pytest
 from starlette.testclient import TestClient
 
 from api.context import Services
 from api.view.system import SystemView
 from foldtune.events import ModelReady, RetrainingPolicy, State, now
+from foldtune.object_keys import manifest_key, model_prefix
 from foldtune.policy import Calendar, Rule
 from tests.published_version import publish_version
 
@@ -68,6 +71,31 @@ def test_a_version_is_told_as_its_event_does(client: TestClient, versions: dict[
     for version, ready in versions.items():
         answer = client.get(f"/models/support/versions/{version}")
         assert ModelReady.model_validate_json(answer.content) == ready
+
+
+def rewrite_manifest(services: Services, **ready: str) -> None:
+    """Change what the manifest of version 000001 says of itself."""
+    key = manifest_key(model_prefix("support", "000001"))
+    manifest = json.loads(services.store.get(key))
+    manifest["ready"] |= ready
+    services.store.put(key, json.dumps(manifest).encode())
+
+
+@pytest.mark.usefixtures("versions")
+@pytest.mark.parametrize("place", ["models/secret/000001/runs/run", "models/support/000002/runs/run", "snapshots/r"])
+def test_a_manifest_leads_to_no_files_but_its_own(place: str, client: TestClient, services: Services) -> None:
+    rewrite_manifest(services, model_uri=services.store.uri(place))
+    for path in ("/card", "/metrics", "/files", "/files/README.md"):
+        answer = client.get(f"/models/support/versions/000001{path}")
+        assert (answer.status_code, "manifest" in answer.json()["detail"]) == (409, True)
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_file_that_is_too_large_is_not_read(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.artifacts._MAX_BYTES", 5)
+    answer = client.get("/models/support/versions/000001/card")
+    assert answer.status_code == 409
+    assert "at most 5" in answer.json()["detail"]
 
 
 @pytest.mark.usefixtures("versions")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from api.access import Caller
 from api.context import Services
 from api.routes import requests as routes
 from api.routes.requests import _events
@@ -263,6 +264,20 @@ def test_a_cursor_says_nothing_of_models_that_its_caller_may_not_see(
         answers.append(limited.get("/requests", params={"limit": 1, "cursor": cursor}).json())
     assert [item["request_id"] for answer in answers for item in answer["items"]] == ["own-2", "own-1", "own-0"]
     assert limited.get("/requests", params={"model": "m0"}).json() == {"items": [], "next": None}
+
+
+def test_a_caller_has_so_many_open_streams_at_most(
+    services: Services, view: SystemView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.context.MAX_STREAMS", 1)
+    view.apply_status(status_record(5, State.FAILED))
+    events, viewer = "/models/support/requests/r-1/events", client_of(services, "viewer")
+    with services.rate_limit.stream(Caller("viewer")):
+        answer = viewer.get(events)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+        assert client_of(services, "operator").get(events).status_code == 200
+    # One that has ended does not count.
+    assert [viewer.get(events).status_code for _ in range(3)] == [200, 200, 200]
 
 
 def test_line_ends_in_a_status_do_not_end_its_event(client: TestClient, view: SystemView) -> None:

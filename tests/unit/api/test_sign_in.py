@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from http.client import BadStatusLine
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +185,56 @@ def test_known_keys_outlast_a_provider_that_is_away_for_minutes(provider: Provid
         clock[0] += 300
         with pytest.raises(ProblemError):
             await keys.find("one")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [AttributeError("get"), TypeError("indices"), BadStatusLine("ICY 200 OK")])
+def test_whatever_the_issuer_answers_its_callers_are_told_to_come_later(provider: Provider, error: Exception) -> None:
+    provider.error = error
+    with pytest.raises(ProblemError) as problem:
+        asyncio.run(ProviderKeys(ISSUER).find("one"))
+    assert problem.value.status == 503
+
+
+def test_while_keys_are_asked_for_known_ones_count(
+    provider: Provider, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, answered = ProviderKeys(ISSUER), threading.Event()
+
+    def slow(_: ProviderKeys) -> dict[str, Any]:
+        assert answered.wait(10)
+        return provider.download()
+
+    async def run() -> None:
+        await keys.find("one")
+        monkeypatch.setattr(ProviderKeys, "_download", slow)
+        clock[0] += 400
+        asking = asyncio.create_task(keys.find("one"))
+        await asyncio.sleep(0)
+        try:
+            assert await asyncio.wait_for(keys.find("one"), 5)
+            assert not asking.done()
+        finally:
+            answered.set()
+        assert await asking
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("provider")
+def test_callers_sign_in_while_other_threads_are_all_taken() -> None:
+    taken = threading.Event()
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        hanging = asyncio.create_task(asyncio.to_thread(taken.wait, 10))
+        await asyncio.sleep(0)
+        try:
+            assert await asyncio.wait_for(ProviderKeys(ISSUER).find("one"), 5)
+        finally:
+            taken.set()
+            await hanging
 
     asyncio.run(run())
 
