@@ -25,6 +25,8 @@ from notifications.webhook import DeliveryError, post
 log = structlog.get_logger(__name__)
 
 MAX_WAIT_SECONDS = 60.0
+# Of one webhook; then the earliest are given up, or the others would wait for it.
+MAX_WAITING = 5_000
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,17 @@ class DeliveryQueue:
 
     def put(self, notice: Notice, settled: Callable[[], object]) -> None:
         """Queue a notice; ``settled`` is called once it is delivered or given up, not if this process ends before."""
+        displaced = None
         with self._changed:
             self._entries.append(_Entry(notice, time.monotonic() + self._retry_seconds, settled))
+            if len(self._entries) > MAX_WAITING:
+                # The first is being delivered.
+                displaced = self._entries[1]
+                del self._entries[1]
             self._changed.notify()
+        if displaced:
+            self._give_up(displaced.notice, f"{MAX_WAITING} notices wait")
+            displaced.settled()
 
     def join(self, seconds: float) -> None:
         """Wait for an attempt that is under way, once ``stop`` is set."""
@@ -76,7 +86,8 @@ class DeliveryQueue:
                     continue
             entry = self._entries[0]
             if self._deliver(entry):
-                self._entries.popleft()
+                with self._changed:
+                    self._entries.popleft()
                 entry.settled()
 
     def _deliver(self, entry: _Entry) -> bool:
@@ -89,19 +100,23 @@ class DeliveryQueue:
             retry=retry_if_exception_type((DeliveryError, OSError, ValueError)),
             before_sleep=self._log_failure,
         )
-        source = {"webhook": self._webhook.name, "notice": entry.notice.id, "kind": entry.notice.type.value}
         try:
             retrying(post, self._webhook, entry.notice)
         except RetryError as failed:
             if self._stop.is_set():
                 return False
-            metrics.GIVEN_UP.labels(*self._labels).inc()
-            error = failed.last_attempt.exception()
-            log.warning("notice given up", **source, error=str(error))
+            self._give_up(entry.notice, str(failed.last_attempt.exception()))
         else:
             metrics.DELIVERED.labels(*self._labels).inc()
-            log.info("notice delivered", **source)
+            log.info("notice delivered", **self._source(entry.notice))
         return True
+
+    def _give_up(self, notice: Notice, error: str) -> None:
+        metrics.GIVEN_UP.labels(*self._labels).inc()
+        log.warning("notice given up", **self._source(notice), error=error)
+
+    def _source(self, notice: Notice) -> dict[str, str]:
+        return {"webhook": self._webhook.name, "notice": notice.id, "kind": notice.type.value}
 
     def _log_failure(self, state: RetryCallState) -> None:
         metrics.FAILED.labels(*self._labels).inc()

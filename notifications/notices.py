@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from foldtune.events import FineTuneStatus, PolicyDecided, State
+from foldtune.events import EventType, FineTuneStatus, PolicyDecided, State
 from foldtune.settings import NoticeType
 
 # Blocks of the policy that say that its budget is used up.
@@ -35,7 +35,8 @@ def notices(value: bytes, *, change: bool) -> Iterator[Notice]:
     Raises:
         ValidationError: it is neither a status nor a decision.
     """
-    if b'"policy_decided"' not in value:
+    # By its type, as a name may be any word: the topics have events of one type each.
+    if EventType.model_validate_json(value).type != "policy_decided":
         yield from _of_status(FineTuneStatus.model_validate_json(value))
     elif change:
         yield from _of_decision(PolicyDecided.model_validate_json(value))

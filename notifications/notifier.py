@@ -21,16 +21,16 @@ from foldtune.kafka import MEMBERSHIP, POLL_MILLISECONDS, consumer
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from notifications import metrics
-from notifications.delivery import DeliveryQueue
+from notifications.delivery import MAX_WAITING, DeliveryQueue
 from notifications.notices import Notice, notices
-from notifications.webhook import TIMEOUT_SECONDS
+from notifications.webhook import ATTEMPT_SECONDS
 
 log = structlog.get_logger(__name__)
 
 GROUP = "foldtune-notifier"
 RETRY_SECONDS = 1.0
-# No more records are read while so many wait for a webhook.
-MAX_IN_FLIGHT = 10_000
+# No more records are read while so many wait for webhooks: ten of them do not hold up the others.
+MAX_IN_FLIGHT = 10 * MAX_WAITING
 TOPICS = (Topic.FINE_TUNE_STATUS, Topic.POLICY_DECISIONS)
 # Notices that were told lately: a policy's decisions repeat theirs.
 _REMEMBERED = 10_000
@@ -68,7 +68,7 @@ class Notifier:
                     self._offsets.clear()
                 self._begun.clear()
         for queue in self._queues:
-            queue.join(2 * TIMEOUT_SECONDS)
+            queue.join(ATTEMPT_SECONDS)
 
     def _receive(self, client: Any) -> None:
         assigned = client.assignment()
@@ -132,10 +132,12 @@ class Notifier:
         place = partition, record.offset
         try:
             found = list(notices(record.value or b"", change=_is_change(record)))
-        except ValidationError as error:
+        except Exception as error:
+            # Defects included: it would be read again for ever, and no other after it.
             metrics.UNREADABLE.inc()
             source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-            log.warning("record unreadable", **source, error=excerpt(str(error)))
+            is_defect = not isinstance(error, ValidationError)
+            log.warning("record unreadable", **source, error=excerpt(str(error)), exc_info=is_defect)
             return []
         new = [notice for notice in found if self._told.setdefault(notice.id, place) == place]
         while len(self._told) > _REMEMBERED:

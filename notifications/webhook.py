@@ -4,7 +4,11 @@ import base64
 import hmac
 import ipaddress
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 
 import urllib3
@@ -12,12 +16,15 @@ import urllib3
 from foldtune.settings import Webhook
 from notifications.notices import Notice
 
-# Of connecting, and of waiting for the answer.
+# Of connecting, and of waiting for each part of the answer; and of all of it, which may come byte by byte.
 TIMEOUT_SECONDS = 10.0
+ATTEMPT_SECONDS = 2 * TIMEOUT_SECONDS
 MIN_SECRET_BYTES = 24
 _SECRET_PREFIX = b"whsec_"
 # Translated to IPv4 by the network (RFC 6052): what stands in its last 32 bits counts.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All others are local, translated or not assigned, whatever this version of Python knows of them.
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _UNCONNECTED = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -79,8 +86,8 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
-        # Its IPv4 addresses are hidden in it, one of them inverted.
-        if address.teredo:
+        # Teredo's IPv4 addresses are hidden in it, one of them inverted.
+        if address.teredo or address not in _GLOBAL_UNICAST:
             return False
     return address.is_global and not address.is_multicast
 
@@ -99,9 +106,12 @@ def _addresses(url: SplitResult, *, private: bool) -> list[str]:
 
 def _first_answer(url: SplitResult, addresses: list[str], path: str, body: bytes, headers: dict[str, str]) -> int:
     """The status of the first address that can be connected to."""
+    ends_at = time.monotonic() + ATTEMPT_SECONDS
     for number, address in enumerate(addresses, 1):
+        if (left := ends_at - time.monotonic()) <= 0:
+            break
         try:
-            with _connection(url, address) as pool:
+            with _connection(url, address) as pool, _ended_after(left, pool):
                 answer = pool.urlopen("POST", path, body, headers, redirect=False, preload_content=False)
                 answer.close()
                 return answer.status
@@ -109,7 +119,33 @@ def _first_answer(url: SplitResult, addresses: list[str], path: str, body: bytes
             if number == len(addresses) or not isinstance(error, _UNCONNECTED):
                 # Its text has the path, which may be a secret.
                 raise DeliveryError(f"no answer: {type(error).__name__}") from error
-    raise DeliveryError("the host has no address")
+    raise DeliveryError(f"no answer within {ATTEMPT_SECONDS:.0f} s" if addresses else "the host has no address")
+
+
+@contextmanager
+def _ended_after(seconds: float, pool: urllib3.HTTPConnectionPool) -> Iterator[None]:
+    """Cut the pool's connection after a time, whatever has come until then: its timeouts are of each part."""
+    connections: list[Any] = []
+    kind: Any = pool.ConnectionCls
+
+    def connection(*args: Any, **options: Any) -> Any:
+        connections.append(kind(*args, **options))
+        return connections[-1]
+
+    def cut() -> None:
+        for each in connections:
+            with suppress(OSError, AttributeError):
+                # Not that of TLS, which another thread is reading from.
+                socket.socket.shutdown(each.sock, socket.SHUT_RDWR)
+
+    pool.ConnectionCls = cast("Any", connection)
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _connection(url: SplitResult, address: str) -> urllib3.HTTPConnectionPool:

@@ -79,3 +79,17 @@ def test_a_stop_settles_nothing_that_was_not_delivered(
     stop.set()
     queue.join(20)
     assert not settled
+
+
+def test_of_too_many_notices_the_earliest_are_given_up(
+    receiver: Receiver, stop: threading.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "MAX_WAITING", 3)
+    receiver.answers = [500]
+    settled: list[int] = []
+    queue = DeliveryQueue(webhook(receiver, tmp_path, "full"), 60, stop)
+    for number in range(6):
+        queue.put(notice(number), partial(settled.append, number))
+    # The first is being delivered.
+    assert settled == [1, 2, 3]
+    assert GIVEN_UP.labels("full")._value.get() == 3

@@ -46,6 +46,11 @@ def test_the_end_of_a_request_is_told_once_under_one_id(event: FineTuneStatus, k
     assert other.id != notice.id
 
 
+def test_a_name_that_is_a_type_of_events_changes_nothing() -> None:
+    (notice,) = told(FineTuneStatus(request_id="policy_decided", model="policy_decided", state=State.FAILED, at=AT))
+    assert notice.type is NoticeType.FAILED
+
+
 @pytest.mark.parametrize("state", [state for state in State if not state.terminal] + [State.CANCELLED])
 def test_states_on_the_way_are_not_told(state: State) -> None:
     assert not told(status(state))

@@ -5,7 +5,10 @@ import ipaddress
 import json
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,7 @@ def test_other_answers_are_failures_and_redirects_are_not_followed(
         *((private, False) for private in ("::1", "::", "fe80::1", "fd00::1", "ff02::1", "fd00:ec2::254")),
         # Of IPv4 in another form.
         *((private, False) for private in ("::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::a9fe:a9fe")),
+        *((private, False) for private in ("::127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b:1::a9fe:a9fe", "fec0::1")),
         *((public, True) for public in ("::ffff:93.184.215.14", "64:ff9b::5db8:d70e")),
     ],
 )
@@ -86,6 +90,35 @@ def test_no_private_address_is_called(host: str, receiver: Receiver, secret_file
     with pytest.raises(DeliveryError, match=r"private address|no address"):
         post(webhook(f"https://{host}:{receiver.port}/", secret_file), NOTICE)
     assert not receiver.received
+
+
+@contextmanager
+def dripping_receiver(drop: bytes) -> Iterator[int]:
+    """The port of a receiver that answers with ``drop`` again and again, and never to the end."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            with suppress(OSError):
+                connection = listening.accept()[0]
+                with connection:
+                    while True:
+                        connection.sendall(drop)
+                        time.sleep(0.01)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+    thread.join(5)
+
+
+@pytest.mark.parametrize("drop", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_an_answer_that_never_ends_is_given_up(drop: bytes, secret_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("notifications.webhook.ATTEMPT_SECONDS", 0.15)
+    with dripping_receiver(drop) as port:
+        began = time.monotonic()
+        with pytest.raises(DeliveryError, match="no answer"):
+            post(webhook(f"http://127.0.0.1:{port}/", secret_file, private=True), NOTICE)
+        assert time.monotonic() - began < 5
 
 
 def test_one_private_address_of_several_is_enough(
