@@ -72,8 +72,8 @@ RULES: Mapping[str, Rule | None] = {
     "GET /policies/{model}/explain": Rule(READERS, Scope.MODEL),
     "GET /folders": Rule(READERS, Scope.ITEMS),
     "GET /folders/{folder}": Rule(READERS, Scope.ITEMS),
-    # With the role privacy, too, it answers with users' questions.
-    "POST /previews": _rule(Scope.ITEMS, Role.REQUESTER),
+    # To the role privacy it answers with users' questions, to others with counts.
+    "POST /previews": _rule(Scope.ITEMS, Role.REQUESTER, Role.PRIVACY),
     "GET /dead-letters": _rule(Scope.ITEMS, Role.OPERATOR),
     "GET /dead-letters/{id}": _rule(Scope.ITEMS, Role.OPERATOR),
     "GET /dead-letters/{id}/value": _rule(Scope.ITEMS, Role.PRIVACY),

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[Role] | None] = {
     "GET /policies/{model}/explain": READERS,
     "GET /folders": READERS,
     "GET /folders/{folder}": READERS,
-    "POST /previews": {Role.REQUESTER},
+    "POST /previews": {Role.REQUESTER, Role.PRIVACY},
     "GET /dead-letters": {Role.OPERATOR},
     "GET /dead-letters/{id}": {Role.OPERATOR},
     "GET /dead-letters/{id}/value": {Role.PRIVACY},

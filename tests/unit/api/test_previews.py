@@ -279,6 +279,16 @@ def test_without_the_role_privacy_no_question_is_asked_for_and_nothing_audited(
     )
 
 
+def test_the_role_privacy_alone_reads_a_sample_of_a_folder_and_only_of_those_granted(
+    services: Services, workers: Workers, publisher: MemoryPublisher
+) -> None:
+    workers.add(*history(0))
+    client, body = client_of(services, "privacy"), {"model": "support", "data": {"folders": ["f"]}}
+    assert len(client.post("/previews", json=body).json()["questions"]) == 10
+    assert [entry.action for entry in publisher.audited] == ["preview.read"]
+    assert client.post("/requests", json=body).status_code == 403
+
+
 def test_a_grant_for_folders_previews_these_alone(client: TestClient, workers: Workers) -> None:
     workers.add(*history(0))
     headers = bearer("of-handbook")
