@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from foldtune.settings import load_settings
 from infra.local import kafka, lock, s3
 from infra.local.options import LocalOptions
 
@@ -37,16 +38,35 @@ def test_containers_are_unprivileged_and_refer_to_existing_targets_and_services(
     services: dict[str, Any],
 ) -> None:
     ours = {name: service for name, service in services.items() if "build" in service}
-    assert set(ours) == {"worker", "launcher", "api"}
+    assert set(ours) == {"worker", "launcher", "api", "notifier"}
     dockerfile = (COMPOSE.parent / "docker" / "Dockerfile").read_text(encoding="utf-8")
-    for service in ours.values():
+    for name, service in ours.items():
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        # Not part of a plain `compose up`.
-        assert service["profiles"] == ["system"]
+        # Not part of a plain `compose up`; without a webhook there is nothing to notify.
+        assert service["profiles"] == ["notifications" if name == "notifier" else "system"]
         assert f"AS {service['build']['target']}\n" in dockerfile
         assert set(service["depends_on"]) <= set(services)
+
+
+def test_what_reads_the_object_store_can(services: dict[str, Any]) -> None:
+    for name in ("worker", "launcher", "api"):
+        settings = services[name]["environment"]
+        assert settings["FOLDTUNE_S3__SECRET_ACCESS_KEY"] == services["s3"]["environment"]["S3PROXY_CREDENTIAL"]
+
+
+def test_the_notifier_starts_with_the_webhooks_of_the_comment(
+    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    example = re.search(r"^#   export (FOLDTUNE_NOTIFICATIONS__WEBHOOKS)='(.*)'$", COMPOSE.read_text(), re.MULTILINE)
+    assert example
+    target, secret = services["notifier"]["configs"][0]["target"], tmp_path / "secret"
+    assert f'"secret_file": "{target}"' in example[2]
+    secret.write_text("none")
+    monkeypatch.setenv(example[1], example[2].replace("…", "hooks.example.com").replace(target, str(secret)))
+    assert load_settings.__wrapped__().notifications.webhooks
+    assert services["notifier"]["environment"][example[1]] == f"${{{example[1]}:-[]}}"
 
 
 def test_the_broker_has_the_same_settings(services: dict[str, Any]) -> None:
