@@ -22,6 +22,8 @@ app = typer.Typer(add_completion=False)
 # So long --once tries again, and so often everything looks whether something is due.
 _ONCE_SECONDS = 30.0
 _TICK_SECONDS = 0.25
+# Exit status of --once.
+_WITHOUT_VERSION = 3
 
 
 @app.command()
@@ -41,6 +43,9 @@ def deploy(
 
     A version that 'current' has been set back from is not deployed again; the next newer one is. Versions of models in
     approval.models are waited for until they are approved ('foldtune approve'); what was rejected is never deployed.
+
+    Exit status of --once: 3 if a model has no version that may be deployed, or none was announced; the reason is on
+    standard error. If an older version may be, that is deployed, and the status is 0.
     """
     settings = load_settings()
     store = S3ObjectStore(settings.s3)
@@ -77,11 +82,14 @@ def _deploy_once(client: FoldtuneClient, store: S3ObjectStore, target: Path, mod
     newest, refused = _newest_allowed(client)
     if unknown := sorted(set(models) - set(newest) - set(refused)):
         raise UserError(f"unknown models: {', '.join(unknown)}")
+    if not newest and not refused:
+        typer.echo("foldtune: no version of a model has been announced", err=True)
+        raise typer.Exit(_WITHOUT_VERSION)
+    without: set[str] = set()
     for model, reason in refused.items():
         if not models or model in models:
             typer.echo(f"foldtune: {reason}", err=True)
-    if without := sorted(set(models) - set(newest)):
-        raise UserError(f"no version may be deployed: {', '.join(without)}")
+            without |= {model} - set(newest)
     errors: dict[str, Exception] = {}
 
     def failed(ready: ModelReady, error: Exception) -> None:
@@ -90,7 +98,13 @@ def _deploy_once(client: FoldtuneClient, store: S3ObjectStore, target: Path, mod
             raise UserError(f"{ready.model} {ready.version}: {error}") from error
         errors[ready.model] = error
 
-    deployer = Deployer(store, target, failed, rejected=partial(_is_rejected, client))
+    def rejected(ready: ModelReady) -> bool:
+        if found := _is_rejected(client, ready):
+            typer.echo(f"foldtune: {_refusal(client, ready, Standing.REJECTED)}", err=True)
+            without.add(ready.model)
+        return found
+
+    deployer = Deployer(store, target, failed, rejected=rejected)
     for ready in newest.values():
         if models and ready.model not in models:
             continue
@@ -104,6 +118,8 @@ def _deploy_once(client: FoldtuneClient, store: S3ObjectStore, target: Path, mod
         if not deployer.idle and time.monotonic() > deadline:
             raise UserError("; ".join(f"{name}: {error}" for name, error in errors.items()))
         time.sleep(_TICK_SECONDS)
+    if without:
+        raise typer.Exit(_WITHOUT_VERSION)
 
 
 def _newest_allowed(client: FoldtuneClient) -> tuple[dict[str, ModelReady], dict[str, str]]:

@@ -254,6 +254,8 @@ def test_a_group_receives_each_model_once_and_the_uncommitted_one_again(
 
 
 def test_deploy_once(settings: Settings, publisher: Publisher, runner: CliRunner, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["deploy", str(tmp_path), "--once"])
+    assert (result.exit_code, result.output) == (3, "foldtune: no version of a model has been announced\n")
     announce(settings, publisher, "v1")
     announce(settings, publisher, "v2")
     result = runner.invoke(app, ["deploy", str(tmp_path), "--once"])
@@ -294,7 +296,8 @@ def test_what_needs_an_approval_is_waited_for_and_what_is_rejected_is_not_deploy
         return result.exit_code, result.output
 
     announce(settings, publisher, "v1")
-    assert "waits for 'foldtune approve support v1'" in run(*options, "--once")[1]
+    code, output = run(*options, "--once")
+    assert (code, "waits for 'foldtune approve support v1'" in output) == (3, True)
     assert run(*options, "--version", "v1")[0] == 2
     assert not folder.exists()
     with FoldtuneClient(strict) as client:
@@ -317,9 +320,14 @@ def test_what_needs_an_approval_is_waited_for_and_what_is_rejected_is_not_deploy
     load_settings.cache_clear()
     code, output = run(*options, "--version", "v3")
     assert (code, "rejected by ann" in output, "worse on prices" in output) == (2, True, True)
-    assert run(*options, "--once")[1].splitlines()[-1] == str(folder / "v2")
+    code, output = run(*options, "--once")
+    assert (code, "rejected by ann" in output, output.splitlines()[-1]) == (0, True, str(folder / "v2"))
     with FoldtuneClient(settings) as client:
         assert [ready.version for ready in islice(client.subscribe(), 2)] == ["v1", "v2"]
+    assert run("reject", "support", "v2", "--by", "ann")[0] == 0
+    assert run("reject", "support", "v1", "--by", "ann")[0] == 0
+    code, output = run("deploy", str(tmp_path), "--once")
+    assert (code, output.startswith("foldtune: support v3 was rejected by ann")) == (3, True)
 
 
 def test_commands_end_on_sigterm_though_no_broker_answers(
