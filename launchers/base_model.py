@@ -27,10 +27,14 @@ _HUB_SECONDS = 5.0
 _MAX_BYTES = 1 << 20
 
 
-def base_model_problem(reference: ModelReference, store: ObjectStore) -> str | None:
-    """Why no training can start from the model, in one sentence; None if nothing is known against it."""
+def base_model_problem(reference: ModelReference, store: ObjectStore, model_folders: tuple[Path, ...]) -> str | None:
+    """Why no training can start from the model, in one sentence; None if nothing is known against it.
+
+    Outside ``model_folders`` (``trainer.model_folders``) no folder of this machine is read, or a requester would learn
+    what is there. The trainer refuses it.
+    """
     try:
-        if files := _files(reference, store):
+        if files := _files(reference, store, model_folders):
             check_model_folder(files.names, files.read)
             check_weights(*files)
     except ModelFolderError as error:
@@ -48,12 +52,13 @@ class _Files(NamedTuple):
     read_start: ReadStart
 
 
-def _files(reference: ModelReference, store: ObjectStore) -> _Files | None:
+def _files(reference: ModelReference, store: ObjectStore, model_folders: tuple[Path, ...]) -> _Files | None:
     match reference.uri.partition("://")[0]:
         case "file":
-            folder = Path(unquote(urlsplit(reference.uri).path))
+            folder = Path(unquote(urlsplit(reference.uri).path)).resolve()
+            allowed = any(folder.is_relative_to(parent.resolve()) for parent in model_folders)
             # It may lie on the trainer's machine only.
-            return _local(folder) if folder.is_dir() else None
+            return _local(folder) if allowed and folder.is_dir() else None
         case "s3":
             prefix = store.key(reference.uri.rstrip("/")) + "/"
             names = frozenset(key.removeprefix(prefix) for key in store.list(prefix))

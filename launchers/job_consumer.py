@@ -141,7 +141,9 @@ class JobConsumer:
             report=partial(publish_report, publisher),
             max_attempts=self._settings.trainer.max_attempts,
             request_ended=partial(_caught_up_and_ended, ended, job),
-            base_model_problem=partial(base_model_problem, job.base_model, self._store),
+            base_model_problem=partial(
+                base_model_problem, job.base_model, self._store, self._settings.trainer.model_folders
+            ),
         )
 
     def _advance(self, ended: EndedRequests, publisher: Publisher) -> None:

@@ -47,6 +47,7 @@ class Dispatcher:
         clock: Callable[[], datetime] = now,
     ) -> None:
         self._max_attempts = settings.trainer.max_attempts
+        self._model_folders = settings.trainer.model_folders
         self._store = store
         self._launcher = launcher
         self._budget = BatchBudget(store, settings)
@@ -104,7 +105,7 @@ class Dispatcher:
             report=self._report,
             max_attempts=self._max_attempts,
             budget=self._budget,
-            base_model_problem=partial(base_model_problem, job.base_model, self._store),
+            base_model_problem=partial(base_model_problem, job.base_model, self._store, self._model_folders),
             wall_clock=self._clock,
         )
 

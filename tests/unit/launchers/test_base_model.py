@@ -21,8 +21,13 @@ BROKEN = FILES | {"adapter_config.json": b"{}"}
 REASON = "adapter_config.json: adapters are not supported"
 
 
-def problem(uri: str, store: MemoryObjectStore | None = None, revision: str | None = None) -> str | None:
-    return base_model_problem(ModelReference(uri=uri, revision=revision), store or MemoryObjectStore())
+def problem(
+    uri: str,
+    store: MemoryObjectStore | None = None,
+    revision: str | None = None,
+    folders: tuple[Path, ...] = (Path("/"),),
+) -> str | None:
+    return base_model_problem(ModelReference(uri=uri, revision=revision), store or MemoryObjectStore(), folders)
 
 
 def test_a_folder_is_checked_where_the_launcher_has_it(tmp_path: Path) -> None:
@@ -32,6 +37,16 @@ def test_a_folder_is_checked_where_the_launcher_has_it(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     assert REASON in str(problem(tmp_path.as_uri()))
     assert problem((tmp_path / "elsewhere").as_uri()) is None
+
+
+def test_a_folder_outside_those_allowed_is_not_read(tmp_path: Path) -> None:
+    allowed = tmp_path / "models"
+    allowed.mkdir()
+    (tmp_path / "config.json").write_text("no JSON, and nobody's to see")
+    (allowed / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, allowed / "link", allowed / ".."):
+        assert problem(f"file://{folder}", folders=(allowed,)) is None
+    assert problem(allowed.as_uri(), folders=(allowed,))
 
 
 def test_a_model_in_the_bucket_is_checked() -> None:
