@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "worker": (None, "Run a stream worker."),
     "api": (None, "Serve fine-tune requests and their status over HTTP."),
     "launcher": (None, "Run training jobs on this machine."),
+    "notify": (None, "Tell webhooks what has become of requests, and what the policy decides."),
     "import": ("foldtune.commands.imports", "Publish events from JSON Lines files."),
     "request": ("foldtune.commands.request", "Request a fine-tuned model."),
     "cancel": ("foldtune.commands.cancel", "Cancel a request."),
@@ -42,7 +43,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "restore": (None, "Republish events from a snapshot after topics were lost."),
     "erase": (None, "Erase a user, log, conversation, agent, document or folder."),
     "negatives": (None, "Explain the hard negatives of a question."),
-    "topics": ("foldtune.commands.topics", "Create the topics."),
+    "topics": ("foldtune.commands.topics", "Create the topics, and print or create who may use them."),
     "config": ("foldtune.commands.config", "Show the effective settings."),
     "schemas": ("foldtune.commands.schemas", "Write the reference of the events and their JSON Schemas."),
 }

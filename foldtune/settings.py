@@ -638,11 +638,29 @@ def _source(location: Location) -> str:
 
 
 def _suggestion(location: Location) -> str:
+    if any(isinstance(part, int) for part in location):
+        # Of an item of a list: its fields are no settings of their own.
+        fields = getattr(_model_of_item(location[:-1]), "model_fields", {})
+        return "".join(f", did you mean {name}?" for name in get_close_matches(str(location[-1]), fields, n=1))
     known = {"__".join(map(str, other)): other for other in _locations(Settings)}
     for nearest in get_close_matches("__".join(map(str, location)), known, n=1):
         name = field_of if _source(location).startswith(SETTINGS_FILE) else _variable
         return f", did you mean {name(known[nearest])}?"
     return ""
+
+
+def _model_of_item(location: Location) -> Any:
+    kind: Any = Settings
+    for part in location:
+        if isinstance(part, str):
+            field = getattr(kind, "model_fields", {}).get(part)
+            kind = _model_in(field.annotation) if field else None
+    return kind
+
+
+def _model_in(kind: Any) -> Any:
+    """The model that a list is of, or the model itself."""
+    return kind if hasattr(kind, "model_fields") else next(filter(None, map(_model_in, get_args(kind))), None)
 
 
 def _locations(kind: Any, prefix: Location = ()) -> Iterator[Location]:

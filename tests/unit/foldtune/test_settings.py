@@ -134,6 +134,12 @@ def test_a_variable_of_no_setting_is_refused_with_the_nearest_one(
     assert error_of(monkeypatch, **{variable: "hunter2"}) == f"Invalid settings: {variable}: unknown setting{nearest}"
 
 
+def test_a_misspelt_key_of_a_rule_is_answered_with_the_rules_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = error_of(monkeypatch, FOLDTUNE_POLICY__RULES='[{"model": "m", "cooldow": "6h", "quality": {"windo": 1}}]')
+    assert "policy.rules.0.cooldow: unknown setting, did you mean cooldown?" in message
+    assert "policy.rules.0.quality.windo: unknown setting, did you mean window?" in message
+
+
 def test_an_unknown_name_in_the_file_is_refused_with_the_nearest_one() -> None:
     Path("foldtune.toml").write_text("[worker]\napp = 'x'\n[workers]\n")
     with pytest.raises(InvalidSettingsError) as error:

@@ -6,12 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from foldtune.cli import COMMANDS, app
+from foldtune.cli import COMMANDS, ENTRY_POINT_GROUP, app
 from foldtune.client.client import FoldtuneClient
 from foldtune.commands import imports, output
 from foldtune.commands.errors import EXTRAS, user_message
@@ -34,6 +35,10 @@ def test_the_overview_names_every_command_and_imports_none(runner: CliRunner) ->
     program = "import sys; from foldtune.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pydantic", "kafka", "boto3", "faust", "torch", "rich.console"} & set(loaded)
+
+
+def test_every_installed_command_has_its_line_in_the_overview() -> None:
+    assert {entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in {"demo", "worker"}])
