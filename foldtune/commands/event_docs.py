@@ -71,6 +71,9 @@ RESTORED_FROM: dict[Topic, str] = {
     Topic.DEAD_LETTERS: "nothing",
 }
 
+# Of topics whose events are bounded below what the topic takes.
+LARGEST = {Topic.FOLDER_STATS: Topic.FOLDER_STATS.max_record_bytes // 4}
+
 # An event inside another event is linked to its own section.
 ANCHORS = {event.__name__: str(event.model_fields["type"].default) for event in EVENTS}
 
@@ -106,7 +109,8 @@ TOPICS = """
 ## Topics
 
 All have the same number of partitions, and times by the brokers (`LogAppendTime`), by which the retention counts too.
-[Who may read and write](operations.md#users-and-rights). A mirror restores any of them.
+[Who may read and write](operations.md#users-and-rights). A mirror restores any of them. Events of the inputs have
+[lower bounds](../README.md#bounds) than their topics' largest record.
 
 | topic | cleanup | retention | largest record | else restored from |
 |---|---|---|---|---|
@@ -230,7 +234,8 @@ def page() -> str:
 
 
 def _topic(topic: Topic) -> str:
-    return _topic_row(f"`{topic.label}`", topic.config, topic.max_record_bytes, RESTORED_FROM[topic])
+    size = LARGEST.get(topic, topic.max_record_bytes)
+    return _topic_row(f"`{topic.label}`", topic.config, size, RESTORED_FROM[topic])
 
 
 def _changelogs() -> str:

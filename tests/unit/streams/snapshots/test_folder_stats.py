@@ -13,6 +13,7 @@ from unittest import mock
 import pyarrow.parquet as pq
 import pytest
 
+from foldtune.commands.event_docs import LARGEST
 from foldtune.events import (
     MAX_STATS_AGENTS,
     MAX_STATS_DAYS,
@@ -165,7 +166,7 @@ def test_figures_of_any_names_and_any_time_fit_into_a_quarter_of_a_record() -> N
     worker.add(*logs, *(log(number, agent_id=logs[0].agent_id) for number in range(1000, 1010)))
     worker.refresh()
     stats = worker.of("f")
-    assert len(stats.encode()) < Topic.FOLDER_STATS.max_record_bytes / 4
+    assert len(stats.encode()) < LARGEST[Topic.FOLDER_STATS]
     assert (len(stats.days), len(stats.agents)) == (MAX_STATS_DAYS, MAX_STATS_AGENTS)
     assert stats.agents[0].agent_id == logs[0].agent_id
     assert stats.earlier
