@@ -48,6 +48,8 @@ _log = structlog.get_logger(__name__)
 # API Gateway waits for 30 s, the function for 28.
 MAX_WAIT_SECONDS = 20
 POLL_SECONDS = 1.0
+# A function's whole answer has at most 6 MB, as JSON.
+_MAX_ANSWER = 5_000_000
 
 GetPublisher = Callable[[], Publisher]
 
@@ -102,11 +104,14 @@ class HttpApi:
         return frozenset(self._routes)
 
     def answer(self, call: HttpRequest) -> Answer:
-        """Answer a call, problems included."""
+        """Answer a call, problems and defects included."""
         try:
-            return self._answer(call)
+            return _bounded(self._answer(call))
         except ProblemError as problem:
-            return Answer(problem.status, json.dumps(problem.document()).encode(), problem.headers, CONTENT_TYPE)
+            return _problem(problem)
+        except Exception:
+            _log.exception("unhandled error", route=call.route)
+            return _problem(ProblemError(HTTPStatus.INTERNAL_SERVER_ERROR, "a defect; the function's log has it"))
 
     def _answer(self, call: HttpRequest) -> Answer:
         if call.claims is None:
@@ -124,7 +129,11 @@ class HttpApi:
     # ── Requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _create_request(self, call: HttpRequest, access: Access) -> Answer:
-        body = parse_body(RequestBody, call.content, call.headers.get("content-type", ""))
+        try:
+            content = call.content
+        except ValueError as error:
+            raise ProblemError(HTTPStatus.BAD_REQUEST, "body: should be text, or bytes in base64") from error
+        body = parse_body(RequestBody, content, call.headers.get("content-type", ""))
         request = request_of(body, access)
         entry = creation_entry(access.caller, request)
         self._publish(entry, request, request.request_id, request.model)
@@ -219,6 +228,18 @@ def _named(call: HttpRequest) -> _VersionName:
         return _VersionName.model_validate(call.parameters)
     except ValidationError as error:
         raise invalid(error) from error
+
+
+def _problem(problem: ProblemError) -> Answer:
+    return Answer(problem.status, json.dumps(problem.document()).encode(), problem.headers, CONTENT_TYPE)
+
+
+def _bounded(answer: Answer) -> Answer:
+    """The answer; raises ``ProblemError`` for one that a function cannot give."""
+    if len(json.dumps(answer.body.decode(errors="replace"))) > _MAX_ANSWER:
+        reason = f"its answer of {len(answer.body)} bytes is too large for a function: fetch the file by its link"
+        raise ProblemError(HTTPStatus.CONFLICT, reason)
+    return answer
 
 
 def _ok(content: dict[str, Any]) -> Answer:

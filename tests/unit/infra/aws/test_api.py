@@ -13,7 +13,7 @@ from api.problems import SECURITY_HEADERS
 from foldtune.errors import ObjectStoreError, PublishError
 from foldtune.events import FineTuneRequested, FineTuneStatus, State, now
 from foldtune.kafka import BOOTSTRAP_SECONDS
-from foldtune.object_keys import model_prefix
+from foldtune.object_keys import model_prefix, status_key
 from foldtune.settings import Settings, load_settings
 from foldtune.status_order import StatusRecord
 from foldtune.testing import MemoryObjectStore
@@ -92,6 +92,30 @@ def test_a_body_may_be_encoded(published: Published) -> None:
 def test_an_invalid_body_connects_to_nothing(published: Published, body: object) -> None:
     assert call(POST, body)[0] == 400
     assert not published.connected
+
+
+@pytest.mark.parametrize("body", ["a", "é"])
+def test_a_body_that_is_not_what_the_gateway_says_is_refused(published: Published, body: str) -> None:
+    code, answer = call(POST, body, isBase64Encoded=True)
+    assert (code, answer["errors"]) == (400, ["body: should be text, or bytes in base64"])
+    assert call(POST, "\ud800")[0] == 400
+    assert not published.connected
+
+
+def test_a_status_that_cannot_be_read_is_a_problem_document(store: MemoryObjectStore) -> None:
+    store.put(status_key("r-1"), b"{")
+    code, answer = call(GET, pathParameters={"id": "r-1"})
+    assert (code, answer["status"]) == (500, 500)
+
+
+def test_an_answer_that_is_too_large_for_a_function_names_the_way(
+    store: MemoryObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.aws.http_api._MAX_ANSWER", 5)
+    publish_version(store, "support", "000001")
+    name = {"model": "support", "version": "000001"}
+    code, answer = call("GET /models/{model}/versions/{version}/card", pathParameters=name)
+    assert (code, "by its link" in answer["detail"]) == (409, True)
 
 
 def test_a_call_without_a_verified_token_is_refused(published: Published) -> None:
