@@ -59,10 +59,15 @@ class VersionFiles:
 
     def evaluation(self, first: int, count: int) -> tuple[list[dict[str, Any]], int]:
         """Rows of the held-out questions, the greatest loss first, and how many there are."""
+        import pyarrow as pa  # noqa: PLC0415
         import pyarrow.parquet as pq  # noqa: PLC0415  too large for functions, which do not read them
 
-        table = pq.read_table(io.BytesIO(self._get(f"{self._prefix}/{EVALUATION}"))).sort_by("gain")
-        rows: list[dict[str, Any]] = table.slice(first, count).to_pylist()
+        content = self._get(f"{self._prefix}/{EVALUATION}")
+        try:
+            table = pq.read_table(io.BytesIO(content)).sort_by("gain")
+            rows: list[dict[str, Any]] = table.slice(min(first, table.num_rows), count).to_pylist()
+        except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+            raise ProblemError(HTTPStatus.CONFLICT, f"{EVALUATION} of {self._name} is not valid") from error
         return rows, table.num_rows
 
     def _get(self, key: str) -> bytes:

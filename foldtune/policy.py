@@ -111,7 +111,9 @@ class QuietHours(_Part):
         if not quiet:
             return None
         day = local.date() + (_DAY if moment >= end else timedelta(0))
-        return datetime.combine(day, end, zone).astimezone(UTC)
+        ends = datetime.combine(day, end, zone)
+        # Where clocks are put back, an hour comes twice; they are quiet to the end of the second if it began in it.
+        return max(ends.astimezone(UTC), ends.replace(fold=local.fold).astimezone(UTC))
 
 
 class QualityFall(_Part):

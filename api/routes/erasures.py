@@ -3,7 +3,7 @@
 import asyncio
 import multiprocessing
 import uuid
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from http import HTTPStatus
 from typing import Annotated
 
@@ -51,7 +51,8 @@ async def preview(request: Request, access: CurrentAccess, services: CurrentServ
         except TimeoutError as error:
             reason = f"not counted within {_PREVIEW_SECONDS:.0f} s: use `foldtune erase --dry-run`"
             raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, reason) from error
-        except TRANSIENT_ERRORS as error:
+        except (BrokenExecutor, *TRANSIENT_ERRORS) as error:
+            # Of the former the process was killed, perhaps for want of memory.
             raise unavailable() from error
         finally:
             for process in (pool._processes or {}).values():

@@ -21,6 +21,9 @@ from foldtune.topics import Topic
 
 router = APIRouter(prefix="/policies", tags=["policies"])
 
+# Left for the name of whoever pauses it: workers would not take a larger one, and go on with the policy before.
+_MAX_NAME_BYTES = 2048
+
 
 @router.get("", response_model=PolicyList)
 async def list_policies(
@@ -67,8 +70,7 @@ async def set_policy(
         rules=body.rules,
         paused=body.paused,
     )
-    if (size := len(policy.encode())) > MAX_POLICY_BYTES:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, f"body: as an event it has {size} bytes, at most {MAX_POLICY_BYTES}")
+    _require_size(policy, MAX_POLICY_BYTES - _MAX_NAME_BYTES)
     access.require(model=model, folders=_folders(policy))
     async with services.view.policies.changing:
         known = services.view.policies.get(model)
@@ -117,6 +119,7 @@ async def _publish(
     """Publish a policy in the place of the one that is known, which may be about other folders."""
     if known:
         access.require(model=policy.model, folders=_folders(known.policy))
+    _require_size(policy, MAX_POLICY_BYTES)
     before = _side(known.policy) if known else None
     entry = audit_entry(
         access.caller,
@@ -130,6 +133,11 @@ async def _publish(
     await services.audit.write(entry)
     place = await services.publisher.publish(Topic.POLICIES, policy, policy.model)
     return services.view.policies.put(policy, place)
+
+
+def _require_size(policy: RetrainingPolicy, bound: int) -> None:
+    if (size := len(policy.encode())) > bound:
+        raise ProblemError(HTTPStatus.BAD_REQUEST, f"body: as an event it has {size} bytes, at most {bound}")
 
 
 def _require_match(known: PolicyEntry | None, if_match: str | None) -> None:

@@ -49,10 +49,14 @@ async def preview(request: Request, access: CurrentAccess, services: CurrentServ
     """What a request with this body would train on: counts, steps, and with the role `privacy` ten of its questions."""
     body = await read_body(request, RequestBody)
     access.require(model=body.model, folders=body.data.folders)
-    board = services.view.previews
-    if len(board) >= _AT_ONCE:
-        reason = f"{_AT_ONCE} previews are being counted"
-        raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, reason, headers={"retry-after": "2"})
+    with services.view.previews.place(_AT_ONCE) as is_free:
+        if not is_free:
+            reason = f"{_AT_ONCE} previews are being counted"
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, reason, headers={"retry-after": "2"})
+        return await _preview(access, services, body)
+
+
+async def _preview(access: Access, services: Services, body: RequestBody) -> PreviewResult:
     preview_id = uuid.uuid4().hex
     count = MAX_PREVIEW_QUESTIONS if _may_read(access, body) else 0
     if count:

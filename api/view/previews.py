@@ -44,10 +44,21 @@ class PreviewBoard:
 
     def __init__(self) -> None:
         self._waiting: dict[str, Waiting] = {}
+        self._places = 0
         self._decoder = msgspec.json.Decoder(_Answer)
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @contextmanager
+    def place(self, at_once: int) -> Iterator[bool]:
+        """A place among so many previews, each of which asks several times; false if all are taken."""
+        is_free = self._places < at_once
+        self._places += is_free
+        try:
+            yield is_free
+        finally:
+            self._places -= is_free
 
     def apply(self, record: Any) -> None:
         """Take a record of ``previews``; raises ``ValueError``."""

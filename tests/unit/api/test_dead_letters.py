@@ -1,6 +1,8 @@
 """``/dead-letters`` and ``/erasures``."""
 
-from typing import Any, NamedTuple
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from starlette.testclient import TestClient
@@ -186,6 +188,20 @@ def test_an_erasure_that_is_not_clear_is_refused(
         assert answer.status_code == 400
         assert answer.json()["errors"][0].startswith(words)
     assert not publisher.events
+
+
+def test_a_dry_run_whose_process_is_killed_can_be_asked_for_again(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Executor):
+        _processes: ClassVar[dict[int, Any]] = {}
+
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise BrokenProcessPool
+
+    monkeypatch.setattr("api.routes.erasures.ProcessPoolExecutor", lambda *_: Killed())
+    answer = client.post("/erasures/preview", json={"subject": "user", "subject_id": "ada"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
 def test_a_grant_for_a_folder_erases_only_there(services: Services, publisher: MemoryPublisher) -> None:

@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.context import Services
+from api.cursors import encode_cursor
 from api.view.system import SystemView
 from foldtune.events import ModelReady, RetrainingPolicy, State, now
 from foldtune.object_keys import manifest_key, model_prefix
@@ -145,6 +146,23 @@ def test_each_read_of_held_out_questions_is_audited(client: TestClient, publishe
     ]
     publisher.broken = True
     assert client.get(where).status_code == 503
+
+
+@pytest.mark.usefixtures("versions")
+@pytest.mark.parametrize("row", [3, 2**31, 10**30])
+def test_behind_the_last_row_there_is_none(row: int, client: TestClient) -> None:
+    query = {"cursor": encode_cursor((row,))}
+    answer = client.get("/models/support/versions/000001/evaluation", params=query)
+    assert (answer.status_code, answer.json()["items"], answer.json()["next"]) == (200, [], None)
+
+
+@pytest.mark.parametrize("content", [b"PAR1", b"", b"{}"])
+def test_rows_that_cannot_be_read_are_a_conflict(
+    content: bytes, client: TestClient, services: Services, versions: dict[str, ModelReady]
+) -> None:
+    key = services.store.key(versions["000001"].model_uri)
+    services.store.put(f"{key}/evaluation.parquet", content)
+    assert client.get("/models/support/versions/000001/evaluation").status_code == 409
 
 
 @pytest.mark.usefixtures("versions")

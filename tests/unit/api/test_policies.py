@@ -144,8 +144,18 @@ def test_a_policy_that_workers_would_not_take_is_refused(client: TestClient, pub
     }
     answer = client.put("/policies/other", json=large)
     assert answer.status_code == 400
-    assert f"at most {MAX_POLICY_BYTES}" in answer.json()["errors"][0]
+    # With the name of whoever pauses it, workers still take it.
+    assert f"at most {MAX_POLICY_BYTES - 2048}" in answer.json()["errors"][0]
     assert len(publisher.on(Topic.POLICIES)) == 1
+
+
+def test_a_pause_that_workers_would_not_take_is_refused(
+    client: TestClient, view: SystemView, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(view)
+    monkeypatch.setattr("api.routes.policies.MAX_POLICY_BYTES", 100)
+    assert client.post("/policies/support/pause").status_code == 400
+    assert not publisher.events
 
 
 def test_a_paused_policy_keeps_its_rules(client: TestClient, view: SystemView, publisher: MemoryPublisher) -> None:

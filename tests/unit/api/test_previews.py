@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import httpx2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from api.app import create_app
 from api.context import Services
 from api.routes import previews as routes
 from api.view.previews import PreviewBoard, Waiting
@@ -334,6 +336,32 @@ def test_no_more_previews_than_there_may_be_are_counted_at_once(
     answer = client.post("/previews", json={"model": "support"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
     assert not workers.asked
+
+
+def test_a_preview_has_its_place_before_anything_is_waited_for(
+    services: Services, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "_AT_ONCE", 2)
+    going_on = asyncio.Event()
+
+    async def write(_: object) -> None:
+        await going_on.wait()
+
+    monkeypatch.setattr(services.audit, "write", write)
+
+    async def run() -> list[int]:
+        transport = httpx2.ASGITransport(create_app(services))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as caller:
+            calls = [
+                asyncio.create_task(caller.post("/previews", json={"model": "support"}, headers=bearer("anybody")))
+                for _ in range(5)
+            ]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            going_on.set()
+            return sorted(answer.status_code for answer in await asyncio.gather(*calls))
+
+    assert asyncio.run(run()) == [200, 200, 503, 503, 503]
+    assert len({event.preview_id for event in workers.asked}) == 2
 
 
 def test_answers_that_nobody_waits_for_are_left_alone() -> None:

@@ -335,6 +335,10 @@ def test_the_next_request_waits_for_the_cooldown() -> None:
         (("22:00", "06:00"), "2026-01-03T04:59Z", "2026-01-03T05:00Z"),
         (("22:00", "06:00"), "2026-01-03T05:00Z", None),
         (("22:00", "06:00"), "2026-01-02T20:59Z", None),
+        # From 03:00 clocks are put back to 02:00: both times that they show 02:30.
+        (("01:00", "02:45"), "2026-10-25T00:30Z", "2026-10-25T00:45Z"),
+        (("01:00", "02:45"), "2026-10-25T01:30Z", "2026-10-25T01:45Z"),
+        (("01:00", "02:15"), "2026-10-25T01:30Z", None),
     ],
 )
 def test_in_quiet_hours_nothing_is_asked(hours: tuple[str, str], at: str, until: str | None) -> None:
