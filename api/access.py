@@ -74,6 +74,7 @@ RULES: Mapping[str, Rule | None] = {
     "GET /folders/{folder}": Rule(READERS, Scope.ITEMS),
     # To the role privacy it answers with users' questions, to others with counts.
     "POST /previews": _rule(Scope.ITEMS, Role.REQUESTER, Role.PRIVACY),
+    "GET /previews/{id}/mined": _rule(Scope.ITEMS, Role.PRIVACY),
     "GET /dead-letters": _rule(Scope.ITEMS, Role.OPERATOR),
     "GET /dead-letters/{id}": _rule(Scope.ITEMS, Role.OPERATOR),
     "GET /dead-letters/{id}/value": _rule(Scope.ITEMS, Role.PRIVACY),

@@ -14,6 +14,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from api.access import RULES, Access, Caller, authorize
+from api.mining import Miner
 from api.problems import ProblemError
 from api.publishing import Auditor, EventPublisher
 from api.sign_in import SignIn
@@ -68,6 +69,7 @@ class Services:
     store: ObjectStore
     publisher: EventPublisher
     audit: Auditor
+    miner: Miner
 
 
 def services(request: Request) -> Services:

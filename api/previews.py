@@ -3,13 +3,17 @@
 Which rows are an example, and what is a negative, is decided by the code of the training (``foldtune.pairs``).
 """
 
+import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from api.schemas import ExamplePreview, PassagePreview, QuestionPreview, ShownPreview, TrainingPreview
 from foldtune.events import (
     MAX_PREVIEW_DOCUMENTS,
+    MAX_PREVIEW_WORDS,
     DocumentReference,
     Preview,
     PreviewDocument,
@@ -31,10 +35,12 @@ from foldtune.pairs import (
     validation_size,
 )
 from foldtune.spellings import nfc
-from foldtune.texts import jaccard, normalize_question, words
+from foldtune.texts import jaccard, normalize_question, passage_text, words
 
 # Of a text that is shown.
 _EXCERPT = 1_000
+# Longer ones are no words, and events have none.
+_MAX_WORD = 256
 _Key = tuple[str, str]
 
 
@@ -77,6 +83,32 @@ def corrections_elsewhere(
         and log.positive.folder_id is not None
         and (nfc(log.positive.folder_id), nfc(log.positive.document_id)) not in known
     ][:MAX_PREVIEW_DOCUMENTS]
+
+
+def words_of(
+    questions: Iterable[list[PreviewLog]], documents: Iterable[PreviewDocument]
+) -> tuple[dict[str, float], ...]:
+    """The words of each question; those weigh more that fewer of the documents have."""
+    texts = [set(words(passage_text(document.title, document.text))) for document in documents]
+    having = Counter(word for text in texts for word in text)
+    by_question = [
+        dict.fromkeys(word for word in words(logs[0].question) if len(word) <= _MAX_WORD) for logs in questions
+    ]
+    return tuple(
+        {word: math.log(1 + (len(texts) + 1) / (having[word] + 0.5)) for word in list(found)[:MAX_PREVIEW_WORDS]}
+        for found in by_question
+    )
+
+
+def to_mine(questions: Iterable[list[PreviewLog]], documents: Iterable[PreviewDocument], knobs: DatasetKnobs) -> bytes:
+    """The questions and what to search for them, for ``trainers.preview``."""
+    distinct = {(nfc(document.folder_id), nfc(document.document_id)): document for document in documents}
+    asked = {
+        "dataset": knobs.model_dump(mode="json"),
+        "examples": [_row(log) for logs in questions for log in logs],
+        "documents": [document.model_dump(mode="json") for document in distinct.values()],
+    }
+    return json.dumps(asked, default=datetime.isoformat).encode()
 
 
 def explain(

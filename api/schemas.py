@@ -361,6 +361,53 @@ class QuestionPreview(BaseModel):
     examples: list[ExamplePreview]
 
 
+class MinedCandidate(BaseModel):
+    """A document near the question that was not shown with it."""
+
+    folder_id: str | None
+    document_id: str | None
+    text: str = Field(description="Its first thousand characters")
+    score: float = Field(description="Similarity to the question, by the base model")
+    jaccard: float = Field(description="Similarity of its words with those of the right passage")
+    reason: str = Field(
+        description="`negative`, or why it is none: `near_positive_by_words`, or `above_score_margin`, whose score is "
+        "so near that of the right passage, or above it, that it may be right, too"
+    )
+    taken: bool = Field(
+        description="Whether it is among the first `dataset.hard_negatives`; those that were shown come first"
+    )
+
+
+class MinedExample(BaseModel):
+    """A question with one of its right passages."""
+
+    question: str
+    positive: str
+    score: float = Field(description="Of the right passage")
+    candidates: list[MinedCandidate] = Field(description="The nearest first")
+
+
+class MinedAnswer(BaseModel):
+    """What the process that searches answers."""
+
+    error: str | None = None
+    documents: int = 0
+    examples: list[MinedExample] = []
+
+
+class MinedPreview(BaseModel):
+    """Hard negatives that a training would find by itself for the questions of a preview."""
+
+    state: Literal["by_training", "pending", "ready", "failed"] = Field(
+        description="`pending`: they follow at `GET /previews/{id}/mined`; `by_training`: not in a preview"
+    )
+    reason: str | None = None
+    documents: int = Field(
+        0, description="How many were searched: those that were shown, and those with most words of the questions"
+    )
+    examples: list[MinedExample] = []
+
+
 class PreviewResult(BaseModel):
     """What a request would train on: counted by the owners of the partitions, as an export counts."""
 
@@ -378,7 +425,7 @@ class PreviewResult(BaseModel):
     folders: list[FolderCount] = Field(description="Of those that are named, the ones with the fewest examples first")
     training: TrainingPreview
     estimate: TrainingEstimate | None = Field(description="Of its job; null if there was none like it, on any machine")
-    mined: str = Field(description="What a preview does not show of the negatives")
+    mined: MinedPreview
     questions: list[QuestionPreview] | None = Field(
         description="Ten, drawn by their words, always the same ones; null without the role `privacy`"
     )

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.app import create_app
 from api.context import RateLimit, Services
+from api.mining import Miner
 from api.publishing import Auditor, EventPublisher
 from api.sign_in import sign_in
 from api.view.system import SystemView
@@ -71,7 +72,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
     """Serve the API until SIGINT or SIGTERM.
 
     Raises:
-        InvalidSettingsError: others than this machine could reach it, and there is no sign-in.
+        InvalidSettingsError: others than this machine could reach it, and there is no sign-in; or
+            api.mine_previews is set, and the trainers' packages are missing.
         NoBrokerError: no broker answers.
         TopicMissingError: no worker has created the topics yet.
     """
@@ -93,9 +95,11 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
             store=S3ObjectStore(settings.s3),
             publisher=publisher,
             audit=Auditor(publisher),
+            miner=Miner(enabled=settings.api.mine_previews),
         )
         app = create_app(services, host)
         stack.push_async_callback(view.close)
+        stack.push_async_callback(services.miner.close)
         await view.start()
         # What was read stays: without it a full collection, which stops all calls, is short.
         gc.collect()

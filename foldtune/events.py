@@ -451,6 +451,8 @@ class FolderCount(Model):
 MAX_PREVIEW_QUESTIONS, MAX_PREVIEW_LOGS, MAX_PREVIEW_DOCUMENTS = 10, 20, 1_000
 # Of an answer: folders by name, and bytes of texts. What does not fit is not sent, and counted.
 MAX_PREVIEW_FOLDERS, MAX_PREVIEW_BYTES = 200, 512 * 1024
+# Of a question its words, and documents that have most of them in common.
+MAX_PREVIEW_WORDS, MAX_PREVIEW_NEAR = 64, 20
 
 
 class DocumentReference(Model):
@@ -463,7 +465,8 @@ class DocumentReference(Model):
 class PreviewRequested(Event):
     """Asks the owner of each partition what a request with this selection would train on.
 
-    Or, with ``documents``, for their texts: those that the questions of its first answer were shown.
+    Or, with ``documents``, for their texts: those that the questions of its first answer were shown. Or, with ``near``,
+    for texts that have most in common with these questions.
     """
 
     type: Literal["preview_requested"] = "preview_requested"
@@ -473,6 +476,16 @@ class PreviewRequested(Event):
         0, description="How many questions, drawn by their words, to answer with; users' words"
     )
     documents: Annotated[tuple[DocumentReference, ...], Field(max_length=MAX_PREVIEW_DOCUMENTS)] = ()
+    near: Annotated[
+        tuple[
+            Annotated[
+                dict[Annotated[str, StringConstraints(max_length=256)], NonNegativeFloat],
+                Field(max_length=MAX_PREVIEW_WORDS),
+            ],
+            ...,
+        ],
+        Field(max_length=MAX_PREVIEW_QUESTIONS),
+    ] = Field((), description="Of each question its words, with their weights; users' words")
     seconds: Annotated[int, Field(ge=1, le=60)] = Field(
         20, description="After its record's time, no answer is waited for any more"
     )

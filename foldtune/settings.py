@@ -405,6 +405,9 @@ class ApiSettings(Section):
     tokens_file: FilePath | None = None
     # Per caller and replica.
     requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 600
+    # Also find, for the questions of previews, hard negatives that a training would mine: by trainer.base_model, in a
+    # process beside, which takes up to 3 GiB and two minutes. Needs the extra ``trainers``.
+    mine_previews: bool = False
     # Origins whose pages may call it from a browser; none by default.
     cors_origins: Annotated[
         tuple[Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9._:-]+$")], ...], Field(max_length=100)

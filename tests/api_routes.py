@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[Role] | None] = {
     "GET /folders": READERS,
     "GET /folders/{folder}": READERS,
     "POST /previews": {Role.REQUESTER, Role.PRIVACY},
+    "GET /previews/{id}/mined": {Role.PRIVACY},
     "GET /dead-letters": {Role.OPERATOR},
     "GET /dead-letters/{id}": {Role.OPERATOR},
     "GET /dead-letters/{id}/value": {Role.PRIVACY},

@@ -3,13 +3,15 @@
 import asyncio
 import uuid
 from http import HTTPStatus
+from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 
 from api.access import Access
 from api.audit import audit_entry
 from api.bodies import read_body
 from api.context import CurrentAccess, CurrentServices, Services
+from api.mining import BY_TRAINING
 from api.previews import (
     added,
     corrections_elsewhere,
@@ -17,9 +19,11 @@ from api.previews import (
     drawn_questions,
     expected_training,
     explain,
+    to_mine,
+    words_of,
 )
 from api.problems import ProblemError
-from api.schemas import FailedPartition, PreviewResult, QuestionPreview, TrainingEstimate, json_body
+from api.schemas import FailedPartition, MinedPreview, PreviewResult, TrainingEstimate, json_body
 from api.submission import RequestBody
 from foldtune.events import (
     MAX_PREVIEW_FOLDERS,
@@ -27,6 +31,7 @@ from foldtune.events import (
     DocumentReference,
     Preview,
     PreviewDocument,
+    PreviewLog,
     PreviewRequested,
 )
 from foldtune.settings import Role
@@ -38,10 +43,15 @@ router = APIRouter(tags=["requests"])
 _COUNT_SECONDS, _TEXT_SECONDS = 18, 4
 # Of this replica; each takes seconds of every worker.
 _AT_ONCE = 8
-MINED = (
-    "A training searches all documents for further hard negatives where fewer than dataset.hard_negatives were shown; "
-    "these are found by the model that it starts from, and are not in a preview."
-)
+PreviewId = Annotated[str, Path(alias="id", max_length=64)]
+
+
+class _Questions(NamedTuple):
+    """Those that were drawn, with the documents that they were shown, and partitions that did not send all of these."""
+
+    drawn: list[list[PreviewLog]]
+    documents: list[PreviewDocument]
+    texts_missing: set[int]
 
 
 @router.post("/previews", response_model=PreviewResult, openapi_extra=json_body(RequestBody))
@@ -70,7 +80,7 @@ async def _preview(access: Access, services: Services, body: RequestBody) -> Pre
         reason = f"no worker has answered within {_COUNT_SECONDS} s"
         raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, reason, headers={"retry-after": "5"})
     folders = sorted((folder for answer in counted for folder in answer.folders), key=lambda folder: folder.examples)
-    questions, texts_missing = await _questions(services, body, preview_id, counted) if count else (None, set())
+    questions = await _questions(services, body, preview_id, counted) if count else None
     training = expected_training(sum(answer.pairs for answer in counted), body.training)
     return PreviewResult(
         preview_id=preview_id,
@@ -91,9 +101,11 @@ async def _preview(access: Access, services: Services, body: RequestBody) -> Pre
         folders=folders[:MAX_PREVIEW_FOLDERS],
         training=training,
         estimate=_estimate(services, body, training.examples),
-        mined=MINED,
-        questions=questions,
-        texts_missing=sorted(texts_missing),
+        mined=_mined(services, body, preview_id, questions),
+        questions=await asyncio.to_thread(explain, questions.drawn, questions.documents, body.dataset)
+        if questions
+        else None,
+        texts_missing=sorted(questions.texts_missing) if questions else [],
         cut=sum(answer.cut for answer in counted),
     )
 
@@ -111,14 +123,40 @@ def _estimate(services: Services, body: RequestBody, examples: int) -> TrainingE
     return TrainingEstimate.model_validate(found) if found else None
 
 
-async def _questions(
-    services: Services, body: RequestBody, preview_id: str, answers: list[Preview]
-) -> tuple[list[QuestionPreview], set[int]]:
-    """The first questions, with texts asked of those who have the documents; and partitions that did not send them."""
+async def _questions(services: Services, body: RequestBody, preview_id: str, answers: list[Preview]) -> _Questions:
+    """The first questions, with texts asked of those who have the documents."""
     drawn = drawn_questions(answers, MAX_PREVIEW_QUESTIONS)
     texts, missing = await _texts(services, body, f"{preview_id}-texts", documents_of(drawn))
     elsewhere, also = await _texts(services, body, f"{preview_id}-elsewhere", corrections_elsewhere(drawn, texts))
-    return await asyncio.to_thread(explain, drawn, [*texts, *elsewhere], body.dataset), missing | also
+    return _Questions(drawn, [*texts, *elsewhere], missing | also)
+
+
+def _mined(services: Services, body: RequestBody, preview_id: str, questions: _Questions | None) -> MinedPreview:
+    """Have more negatives found for the questions, where that can be done here."""
+    is_by_base = body.training.start == "base" and body.base_model in {None, services.settings.trainer.base_model}
+    if questions is None or not questions.drawn or not services.miner.enabled or not is_by_base:
+        return MinedPreview(state="by_training", reason=BY_TRAINING)
+
+    async def prepare() -> bytes:
+        near = words_of(questions.drawn, questions.documents)
+        asked = PreviewRequested(preview_id=f"{preview_id}-near", data=body.data, near=near, seconds=_COUNT_SECONDS)
+        found = [text for _, answer in sorted((await _ask(services, asked)).items()) for text in answer.texts]
+        return to_mine(questions.drawn, [*questions.documents, *found], body.dataset)
+
+    return services.miner.begin(preview_id, body.model, body.data.folders, prepare)
+
+
+@router.get("/previews/{id}/mined", response_model=MinedPreview)
+async def get_mined(access: CurrentAccess, services: CurrentServices, preview_id: PreviewId) -> MinedPreview:
+    """Hard negatives that were found for the questions of a preview since: users' words, so each read is audited."""
+    mining = services.miner.get(preview_id)
+    if mining is None or not access.covers(model=mining.model, folders=mining.folders):
+        reason = f"this replica mines for no preview {preview_id!r} (any more)"
+        raise ProblemError(HTTPStatus.NOT_FOUND, reason)
+    if mining.told.state == "ready":
+        entry = audit_entry(access.caller, "preview.read", preview_id, model=mining.model, folders=mining.folders)
+        await services.audit.write(entry)
+    return mining.told
 
 
 async def _texts(

@@ -4,10 +4,11 @@ Runs in the export process, as ``export_child`` does.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import zip_longest
+from heapq import heappop, heappush
+from itertools import chain, zip_longest
 from typing import TypeVar
 
 from foldtune.events import (
@@ -15,6 +16,7 @@ from foldtune.events import (
     MAX_PREVIEW_DOCUMENTS,
     MAX_PREVIEW_FOLDERS,
     MAX_PREVIEW_LOGS,
+    MAX_PREVIEW_NEAR,
     MAX_PREVIEW_QUESTIONS,
     DocumentReference,
     FolderCount,
@@ -26,13 +28,13 @@ from foldtune.events import (
 from foldtune.pairs import sampling_order
 from foldtune.settings import LabelWeights, SetLimits
 from foldtune.spellings import nfc
-from foldtune.texts import normalize_question
+from foldtune.texts import normalize_question, passage_text, words
 from streams.snapshots.labels import Example, label, without_deleted
 from streams.snapshots.selection import Tally, select
 from streams.training_sets.erasures import Erasures
 from streams.training_sets.fold import FolderSet, JudgedLog, fold
 from streams.training_sets.segments import unpack
-from streams.training_sets.state_events import StateRecord
+from streams.training_sets.state_events import DocumentUpserted, StateRecord
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,16 @@ class _Preview:
         self._folders: list[FolderCount] = []
         self._drawn = _DrawnQuestions(request.questions)
         self._texts: list[PreviewDocument] = []
+        self._near = [_NearDocuments(weights) for weights in request.near]
 
     def add(self, folder: FolderSet) -> None:
         if self._wanted:
             self._texts += self._find_texts(folder)
+        elif self._near:
+            for document in folder.documents:
+                found = set(words(passage_text(document.title, document.text)))
+                for near in self._near:
+                    near.offer(document, found)
         else:
             self._count(folder)
 
@@ -134,12 +142,7 @@ class _Preview:
         for document in folder.documents:
             document_id = nfc(document.document_id)
             if (folder.folder_id, document_id) in self._wanted or (None, document_id) in self._wanted:
-                yield PreviewDocument(
-                    document_id=document.document_id,
-                    folder_id=folder.folder_id,
-                    title=document.title,
-                    text=document.text,
-                )
+                yield _preview_document(document)
 
     def _count(self, folder: FolderSet) -> None:
         positives = 0
@@ -161,7 +164,10 @@ class _Preview:
 
     def finish(self) -> Counted:
         logs, cut_logs = _within(self._drawn_logs(), MAX_PREVIEW_QUESTIONS * MAX_PREVIEW_LOGS)
-        texts, cut_texts = _within(self._texts, MAX_PREVIEW_DOCUMENTS)
+        # The first document of each question before the second of any: not all may fit.
+        near = filter(None, chain.from_iterable(zip_longest(*(each.documents() for each in self._near))))
+        distinct = {(document.folder_id, document.document_id): document for document in near}
+        texts, cut_texts = _within([*self._texts, *map(_preview_document, distinct.values())], MAX_PREVIEW_DOCUMENTS)
         named = sorted(self._folders, key=lambda count: (count.examples, count.folder_id))
         return Counted(
             labels=self._labels,
@@ -218,6 +224,35 @@ class _DrawnQuestions:
     def logs(self) -> list[_Logs]:
         """Of each question, in order."""
         return [found[order] for found in (self._answered, self._unanswered) for order in sorted(found)]
+
+
+class _NearDocuments:
+    """The documents that have most words in common with a question, by the sum of these words' weights."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
+        # Of two with the same sum the one that was offered first, whatever is in them.
+        self._best: list[tuple[float, int, DocumentUpserted]] = []
+        self._offered = 0
+
+    def offer(self, document: DocumentUpserted, found: set[str]) -> None:
+        """Take a document with these words."""
+        self._offered -= 1
+        score = sum(weight for word, weight in self._weights.items() if word in found)
+        if score and (len(self._best) < MAX_PREVIEW_NEAR or score > self._best[0][0]):
+            heappush(self._best, (score, self._offered, document))
+            if len(self._best) > MAX_PREVIEW_NEAR:
+                heappop(self._best)
+
+    def documents(self) -> list[DocumentUpserted]:
+        """Those with most in common first."""
+        return [document for _, _, document in sorted(self._best, reverse=True)]
+
+
+def _preview_document(document: DocumentUpserted) -> PreviewDocument:
+    return PreviewDocument(
+        document_id=document.document_id, folder_id=document.folder_id, title=document.title, text=document.text
+    )
 
 
 def _within(items: Iterable[Item], at_most: int) -> tuple[tuple[Item, ...], int]:

@@ -110,7 +110,7 @@ class PreviewHandler:
         try:
             await self._scan(request, partition, number, deadline)
             counted = await run_in(PREVIEWS, self._call, partial(preview_child.finish, number))
-            if not request.documents:
+            if not _is_for_texts(request):
                 view = self._sets.view(partition)
                 counted.tally.left_out += await run_in(PREVIEWS, count_too_old, view, request.data.folders)
             return counted
@@ -122,7 +122,7 @@ class PreviewHandler:
     async def _scan(self, request: PreviewRequested, partition: int, number: int, deadline: datetime) -> None:
         """Have all folders counted, in slices; a folder that was rewritten meanwhile is read again."""
         view, tries = self._sets.view(partition), 0
-        topics = {Topic.DOCUMENTS} if request.documents else set(Topic)
+        topics = {Topic.DOCUMENTS} if _is_for_texts(request) else set(Topic)
         folders = deque(view.folder_ids(_named(request)))
         while folders:
             if self._now() > deadline:
@@ -152,6 +152,10 @@ class PreviewHandler:
             for folder_id, skipped in zip(folder_ids, itertools.chain([last], itertools.repeat(0)), strict=False)
         ]
         self._call(partial(preview_child.finish_folders, number, folders, continued=last > 0))
+
+
+def _is_for_texts(request: PreviewRequested) -> bool:
+    return bool(request.documents or request.near)
 
 
 def _named(request: PreviewRequested) -> Collection[str] | None:

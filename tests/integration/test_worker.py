@@ -45,6 +45,7 @@ from tests.integration.conftest import StartWorker
 from tests.recount import Recount, Selection
 from tests.running_api import running_api
 from tests.support import Reader, fine_tune_request, folder_history
+from trainers.model.base_models import packaged_minilm, packaged_minilm_folder
 
 # Of the made history: logs are days from it, and some far beyond.
 MAX_AGE = timedelta(days=30)
@@ -131,9 +132,12 @@ def test_two_workers_export_one_exact_snapshot_of_three_folders(
         # Beside them, how old they are: by the brokers' time, of every partition.
         reader.until(lambda records: {record.partition for record in records if record.key == b""} == set(range(4)))
 
-    with running_api(variables, tmp_path) as api:
+    base = {"BASE_MODEL": packaged_minilm().model_dump_json(), "MODEL_FOLDERS": f'["{packaged_minilm_folder()}"]'}
+    trainer = {f"FOLDTUNE_TRAINER__{name}": value for name, value in base.items()}
+    with running_api(variables | trainer | {"FOLDTUNE_API__MINE_PREVIEWS": "true"}, tmp_path) as api:
         # What both answer to a preview of the same selection is what they have exported.
         preview = previewed(api, data={"folders": FOLDERS})
+        assert preview["mined"]["state"] == "pending"
         assert preview["complete"]
         assert preview["labels"] == Counter(row["label"] for row in examples)
         assert preview["documents"] == len(exported(settings, manifest, "documents"))
@@ -146,6 +150,15 @@ def test_two_workers_export_one_exact_snapshot_of_three_folders(
             for shown in example["shown"]
         }
         check_against_the_topics(settings, api, made)
+        deadline = time.monotonic() + 120
+        while (mined := get_json(f"{api}/previews/{preview['preview_id']}/mined")[1])["state"] == "pending":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert (mined["state"], mined["reason"]) == ("ready", None)
+    assert {example["question"] for example in mined["examples"]} == {one["question"] for one in preview["questions"]}
+    candidates = [candidate for example in mined["examples"] for candidate in example["candidates"]]
+    assert {candidate["folder_id"] for candidate in candidates} <= set(FOLDERS)
+    assert {"negative", "near_positive_by_words"} <= {candidate["reason"] for candidate in candidates}
 
 
 def publish_made_history(publisher: Publisher) -> int:

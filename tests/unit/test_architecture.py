@@ -45,6 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "engine",
         "loop",
         "publishing",
+        "preview",
         "pipeline",
         "job",
         "torchrun",

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.context import RateLimit, Services
+from api.mining import Miner
 from api.problems import unavailable
 from api.publishing import Auditor, EventPublisher
 from api.sign_in import sign_in
@@ -101,6 +102,7 @@ def services(settings: Settings, publisher: MemoryPublisher) -> Services:
         store=MemoryObjectStore(),
         publisher=publisher,
         audit=Auditor(publisher),
+        miner=Miner(enabled=False),
     )
 
 

@@ -4,8 +4,11 @@ import asyncio
 import io
 import json
 import random
+import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,11 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from api.context import Services
+from api.mining import Miner
 from api.routes import previews as routes
 from api.view.previews import PreviewBoard, Waiting
 from api.view.system import SystemView
+from foldtune.errors import InvalidSettingsError
 from foldtune.events import Event, FineTuneRequested, Preview, PreviewRequested, SnapshotCommand, now
 from foldtune.knobs import DataSelection, DatasetKnobs, TrainingKnobs
 from foldtune.pairs import HELD_OUT_SHARE, question_hash, sampling_order
@@ -327,6 +332,96 @@ def test_a_partition_that_cannot_be_counted_says_why(
     found = client.post("/previews", json={"model": "support"}).json()
     assert (found["complete"], found["examples"]) == (False, 3)
     assert found["failed"] == [{"partition": 1, "error": "OSError: the export process was killed"}]
+
+
+ECHO = """
+import json, sys
+asked = json.load(sys.stdin)
+shown = {"folder_id": None, "document_id": None, "score": 0.5, "jaccard": 0.1, "reason": "negative", "taken": True}
+examples = [
+    {"question": row["question"], "positive": "p", "score": 0.9, "candidates": [shown | {"text": document["text"]}]}
+    for row in asked["examples"] if row["positive"]
+    for document in asked["documents"]
+]
+print(json.dumps({"documents": len(asked["documents"]), "examples": examples}))
+"""
+
+
+def mined(client: TestClient, preview: dict[str, Any], caller: str = "privacy") -> dict[str, Any]:
+    """What was mined for a preview, once that has ended."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        answer = client.get(f"/previews/{preview['preview_id']}/mined", headers=bearer(caller))
+        if answer.status_code != 200 or answer.json()["state"] != "pending":
+            return dict(answer.json())
+        time.sleep(0.01)
+    raise TimeoutError
+
+
+def test_mined_negatives_follow_where_the_settings_say_so(
+    services: Services, workers: Workers, publisher: MemoryPublisher
+) -> None:
+    workers.add(
+        *shown_history(0), DocumentUpserted("near", "g", NOW, "what of 3"), DocumentUpserted("x", "g", NOW, "far")
+    )
+    miner = Miner(enabled=True, command=(sys.executable, "-c", ECHO))
+    with client_of(replace(services, miner=miner), "anybody") as client:
+        preview = client.post("/previews", json={"model": "support", "data": {"folders": ["f", "g"]}}).json()
+        assert preview["mined"]["state"] == "pending"
+        found = mined(client, preview)
+        assert found["state"] == "ready"
+        # What was shown, and what has most words in common with the questions.
+        texts = {candidate["text"] for example in found["examples"] for candidate in example["candidates"]}
+        assert "what of 3" in texts
+        assert "far" not in texts
+        assert found["documents"] == len(texts)
+        assert publisher.audited[-1].who == "privacy"
+        assert (publisher.audited[-1].action, publisher.audited[-1].target) == ("preview.read", preview["preview_id"])
+        assert mined(client, preview, "of-handbook")["status"] == 404
+        assert mined(client, {"preview_id": "another"})["status"] == 404
+        # The model of a training is another one than this process has.
+        for changes in ({"base_model": {"uri": "hf://org/model"}}, {"training": {"start": "incumbent"}}):
+            preview = client.post("/previews", json={"model": "support", **changes}).json()
+            assert preview["mined"]["state"] == "by_training"
+        preview = client.post("/previews", json={"model": "support"}, headers=bearer("requester")).json()
+        assert (preview["mined"]["state"], preview["questions"]) == ("by_training", None)
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import sys; sys.exit(1)", "the process that searches has failed; its log says why"),
+        ("""print('{"error": "too little"}')""", "too little"),
+        ("import time; time.sleep(60)", "not found within 0 s"),
+    ],
+)
+def test_a_search_that_fails_says_why(
+    services: Services, workers: Workers, monkeypatch: pytest.MonkeyPatch, program: str, reason: str
+) -> None:
+    if "sleep" in program:
+        monkeypatch.setattr("api.mining._MAX_SECONDS", 0.3)
+    workers.add(*shown_history(0))
+    miner = Miner(enabled=True, command=(sys.executable, "-c", program))
+    with client_of(replace(services, miner=miner), "anybody") as client:
+        preview = client.post("/previews", json={"model": "support"}).json()
+        found = mined(client, preview)
+    assert (found["state"], found["reason"], found["examples"]) == ("failed", reason, [])
+
+
+def test_without_the_packages_of_the_trainers_no_search_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.mining.find_spec", lambda _: None)
+    with pytest.raises(InvalidSettingsError, match=r"api\.mine_previews"):
+        Miner(enabled=True)
+
+
+def test_only_a_few_searches_wait(services: Services, workers: Workers) -> None:
+    workers.add(*shown_history(0))
+    miner = Miner(enabled=True, command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    with client_of(replace(services, miner=miner), "anybody") as client:
+        states = [client.post("/previews", json={"model": "support"}).json()["mined"]["state"] for _ in range(5)]
+        assert client.portal
+        client.portal.call(miner.close)
+    assert states == [*["pending"] * 4, "failed"]
 
 
 def test_no_more_previews_than_there_may_be_are_counted_at_once(

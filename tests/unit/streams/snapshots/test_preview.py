@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from foldtune.events import (
     MAX_PREVIEW_LOGS,
+    MAX_PREVIEW_NEAR,
     DocumentReference,
     FineTuneRequested,
     Preview,
@@ -33,7 +34,14 @@ from streams.publishing.publisher import EventPublisher, OutgoingRecord, outgoin
 from streams.snapshots import preview_handler
 from streams.snapshots.export import export
 from streams.snapshots.preview_handler import PreviewHandler
-from streams.training_sets.state_events import DocumentUpserted, RetrievedPassage, StateEvent, StateRecord, Verdict
+from streams.training_sets.state_events import (
+    DocumentDeleted,
+    DocumentUpserted,
+    RetrievedPassage,
+    StateEvent,
+    StateRecord,
+    Verdict,
+)
 from streams.training_sets.store import TrainingSets
 from tests.histories import NOW, TOPICS, WEIGHTS, call_here, history, log
 from tests.memory_table import MemoryTable
@@ -204,6 +212,28 @@ def test_texts_of_documents_are_those_of_the_selection() -> None:
         ("f", "d1", "text 1"),
         ("g", "d0", "text 0"),
     ]
+
+
+def test_texts_near_a_question_are_those_that_have_most_of_its_words() -> None:
+    worker = Worker()
+    texts = ("what a call costs", "a call", "what it costs", "nothing of that", "costs of lines", "deleted: call costs")
+    documents = [DocumentUpserted(f"d{number}", "f", NOW, text) for number, text in enumerate(texts)]
+    worker.add(*documents, DocumentDeleted("d5", "f", NOW + timedelta(seconds=1)), log(1))
+    near = ({"call": 2.0, "costs": 1.5, "what": 0.1}, {"lines": 1.0})
+    answer = worker.ask(PreviewRequested(preview_id="p", near=near))
+    # The nearest to each question first.
+    assert [text.text for text in answer.texts] == [
+        "what a call costs",
+        "costs of lines",
+        "a call",
+        "what it costs",
+    ]
+    assert (answer.labels, answer.logs, answer.left_out) == ({}, (), {})
+    many = Worker()
+    many.add(*(DocumentUpserted(f"d{number}", "f", NOW, f"call {number}") for number in range(MAX_PREVIEW_NEAR + 9)))
+    assert len(many.ask(PreviewRequested(preview_id="p", near=near)).texts) == MAX_PREVIEW_NEAR
+    elsewhere = PreviewRequested(preview_id="p", near=near, data=DataSelection(folders=("g",)))
+    assert many.ask(elsewhere).texts == ()
 
 
 def test_an_answer_fits_into_a_record_whatever_was_logged() -> None:
