@@ -7,7 +7,7 @@ random. It supposes that answers are independent of each other; those of one con
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
-from math import exp, lgamma
+from math import erfc, exp, lgamma, sqrt
 from typing import NamedTuple
 
 from foldtune.events import FolderDay, FolderQuality
@@ -16,6 +16,8 @@ from foldtune.events import FolderDay, FolderQuality
 MEASURES = ("cited_first", "liked", "answered")
 # Of each partition, those with the least probability are reported.
 REPORTED = 3
+# Beyond so many terms the normal distribution is as good: counts of an event may be of any size.
+_MAX_TERMS = 20_000
 
 
 class DayQuality(NamedTuple):
@@ -43,19 +45,30 @@ def fall(figure: FolderQuality) -> float:
 
 def chance(figure: FolderQuality) -> float:
     """The probability of so low a share, or a lower one, if nothing has changed (Fisher's exact test)."""
-    good, total = figure.good + figure.good_before, figure.all + figure.all_before
+    # Figures are those of an event, which may contradict each other.
+    found, before = min(figure.good, figure.all), min(figure.good_before, figure.all_before)
+    good, total = found + before, figure.all + figure.all_before
     if not (figure.all and figure.all_before) or good in {0, total}:
         return 1.0
     least = max(0, figure.all - (total - good))
+    if found - least > _MAX_TERMS:
+        return _large_chance(found, figure.all, good, total)
     most = _log_choose(total, figure.all)
     probability = 0.0
     # From the observed count down: the terms fall ever faster once below the mean.
-    for number in range(min(figure.good, good), least - 1, -1):
+    for number in range(found, least - 1, -1):
         term = exp(_log_choose(good, number) + _log_choose(total - good, figure.all - number) - most)
         probability += term
         if term < probability * 1e-12 and number < figure.all * good / total:
             break
     return min(probability, 1.0)
+
+
+def _large_chance(found: int, drawn: int, good: int, total: int) -> float:
+    """The same by the normal distribution."""
+    mean = drawn * good / total
+    variance = mean * (total - good) / total * (total - drawn) / (total - 1)
+    return erfc((mean - found - 0.5) / sqrt(2 * variance)) / 2
 
 
 def _log_choose(count: int, chosen: int) -> float:

@@ -45,6 +45,28 @@ def test_large_counts_take_no_time_and_do_not_overflow() -> None:
     assert 0.4 < quality.chance(figure(500_000, 1_000_000, 5_000_000, 10_000_000)) < 0.6
 
 
+@pytest.mark.parametrize("good", [498_500, 499_500, 500_500])
+def test_of_large_counts_the_probability_is_nearly_the_same(good: int) -> None:
+    expected = hypergeom.cdf(good, 11_000_000, 5_500_000, 1_000_000)
+    found = quality.chance(figure(good, 1_000_000, 5_500_000 - good, 10_000_000))
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "chance"),
+    [
+        ((2**61, 2**62, 2**62, 2**63 - 1), 0.5),
+        ((0, 2**62, 2**62, 2**62), 0.0),
+        ((2**63 - 1, 2**63 - 1, 1, 2**63 - 1), 1.0),
+        # More good ones than there are.
+        ((5, 2, 3, 4), 1.0),
+        ((9, 2, 9, 4), 1.0),
+    ],
+)
+def test_counts_that_cannot_be_are_compared_at_once(numbers: tuple[int, int, int, int], chance: float) -> None:
+    assert quality.chance(figure(*numbers)) == pytest.approx(chance, abs=1e-6)
+
+
 def day(before_today: int, **counts: Any) -> FolderDay:
     return FolderDay(day=TODAY - timedelta(days=before_today), **counts)
 
