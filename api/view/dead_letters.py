@@ -10,6 +10,10 @@ from streams.publishing.dead_letter_replay import DeadLetter, DeadLetterIndex
 Keep = Callable[[DeadLetter], bool]
 # Of letters that a filter leaves out: a page that looked at so many is returned as it is.
 _MAX_LOOKED_AT = 5_000
+# Of all that is kept of them, some hundred thousand: one broken producer makes millions a day, and their keys and
+# reasons have any length. Older ones are on the topic only.
+MAX_BYTES = 128 << 20
+_LETTER_BYTES = 1_000
 
 
 class LetterKey(NamedTuple):
@@ -26,11 +30,19 @@ class DeadLetterTable:
     def __init__(self) -> None:
         self._index = DeadLetterIndex()
         self._order: SortedList[LetterKey] = SortedList()
+        self._bytes = 0
 
     def apply(self, record: Any) -> None:
         """Add a record of ``dead-letters``."""
-        if letter := self._index.add(record):
-            self._order.add(_key(letter))
+        letter = self._index.add(record)
+        if letter is None:
+            return
+        self._order.add(_key(letter))
+        self._bytes += _size(letter)
+        while self._bytes > MAX_BYTES:
+            oldest = self._order.pop(0)
+            if found := self._index.discard(f"{oldest.partition}:{oldest.offset}"):
+                self._bytes -= _size(found)
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """A dead letter by its id."""
@@ -49,6 +61,10 @@ class DeadLetterTable:
             if letter is not None and keep(letter):
                 letters.append(letter)
         return letters, None
+
+
+def _size(letter: DeadLetter) -> int:
+    return _LETTER_BYTES + len(letter.error) + len(letter.key or b"") + len(letter.folder_id or "")
 
 
 def _key(letter: DeadLetter) -> LetterKey:

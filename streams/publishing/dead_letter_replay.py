@@ -86,8 +86,8 @@ class DeadLetterIndex:
         self._receipts: dict[RecordId, str] = {}
         # By the id of a dead letter: that of the earlier one. Letters of release 0.1 do not say it.
         self._replays: dict[str, str] = {}
-        # In a topic that was made anew two replayed records have had one offset.
-        self._replayed: set[str] = set()
+        # The other way round. In a topic that was made anew two replayed records have had one offset.
+        self._replayed: dict[str, RecordId] = {}
 
     def add(self, record: Any) -> DeadLetter | None:
         """Add a record; the dead letter that it is, ``None`` for the receipt of a replay."""
@@ -95,7 +95,7 @@ class DeadLetterIndex:
         if LETTER_HEADER in headers:
             if replayed := _origin(headers):
                 self._receipts[replayed] = headers[LETTER_HEADER]
-                self._replayed.add(headers[LETTER_HEADER])
+                self._replayed[headers[LETTER_HEADER]] = replayed
             return None
         dead_letter = _dead_letter(record, headers)
         if REPLAY_OF_HEADER in headers:
@@ -108,6 +108,14 @@ class DeadLetterIndex:
         if (dead_letter := self._letters.get(letter_id)) is None:
             return None
         return replace(dead_letter, failures=1 + self._replay_count(letter_id), replayed=letter_id in self._replayed)
+
+    def discard(self, letter_id: str) -> DeadLetter | None:
+        """Forget a dead letter; what it was."""
+        self._replays.pop(letter_id, None)
+        replayed = self._replayed.pop(letter_id, None)
+        if replayed and self._receipts.get(replayed) == letter_id:
+            del self._receipts[replayed]
+        return self._letters.pop(letter_id, None)
 
     def _earlier(self, letter_id: str) -> str | None:
         # A topic that was made anew has other offsets than the state, and than before. Headers may be forged: a letter

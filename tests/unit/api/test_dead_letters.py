@@ -49,6 +49,18 @@ def letters(view: SystemView, monkeypatch: pytest.MonkeyPatch) -> DeadLetterTabl
     return view._dead_letters
 
 
+def test_of_too_many_dead_letters_the_newest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.view.dead_letters.MAX_BYTES", 3 * 1_100)
+    table = DeadLetterTable()
+    for offset in range(0, 20, 2):
+        table.apply(Letter(offset, SECRET, dead_letter_headers("question: too long", "chat-logs", 1, offset)))
+        receipt = [(LETTER_HEADER, f"0:{offset}".encode()), *dead_letter_headers("", "chat-logs", 1, 100 + offset)]
+        table.apply(Letter(offset + 1, b"", receipt))
+    found, _ = table.page(10, lambda _: True)
+    assert [(letter.id, letter.replayed) for letter in found] == [("0:18", True), ("0:16", True), ("0:14", True)]
+    assert len(table._index._receipts) == 3
+
+
 @pytest.mark.usefixtures("letters")
 def test_dead_letters_are_listed_without_their_bytes(client: TestClient) -> None:
     first = client.get("/dead-letters", params={"limit": 2}).json()
