@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str | None, str]] = {
     "worker": (None, "Run a stream worker."),
     "api": (None, "Serve fine-tune requests and their status over HTTP."),
     "launcher": (None, "Run training jobs on this machine."),
-    "notify": (None, "Tell webhooks what has become of requests, and what the policy decides."),
+    "notify": (None, "Tell webhooks what becomes of requests and policies."),
     "import": ("foldtune.commands.imports", "Publish events from JSON Lines files."),
     "request": ("foldtune.commands.request", "Request a fine-tuned model."),
     "cancel": ("foldtune.commands.cancel", "Cancel a request."),

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from foldtune.cli import app
 from foldtune.client.client import FoldtuneClient
 from foldtune.commands import models
-from foldtune.events import ModelReady
+from foldtune.events import FineTuneStatus, ModelReady, State, now
 from foldtune.snapshot_schema import EVALUATION
 from foldtune.testing import MemoryObjectStore
 
@@ -66,6 +66,26 @@ def test_the_questions_that_lost_and_gained_most_are_shown(runner: CliRunner) ->
     table = runner.invoke(app, ["models", "m"]).output
     assert [name for name in GAINS if f" {name} " in table] == ["lost most", "lost", "won", "won most"]
     assert "- → 2" in table
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_the_questions_of_a_version_that_was_not_promoted_are_shown(
+    runner: CliRunner, store: MemoryObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"model": "n", "state": State.COMPLETED, "at": now()}
+    statuses = {
+        ("n", "r"): FineTuneStatus(request_id="r", model_uri=store.uri("models/m/1/runs/x"), **fields),
+        ("n", "failed"): FineTuneStatus(request_id="failed", **fields | {"state": State.FAILED}),
+    }
+    monkeypatch.setattr(FoldtuneClient, "requests", lambda _: statuses)
+    assert "lost most" in runner.invoke(app, ["models", "n", "--request", "r"]).output
+    for options, words in (
+        (["n", "--request", "failed"], "'failed' of n is failed, and has no version"),
+        (["m", "--request", "r"], "model m has no request 'r'"),
+        (["--request", "r"], "--request needs a model"),
+    ):
+        result = runner.invoke(app, ["models", *options])
+        assert (result.exit_code, words in result.stderr) == (2, True), result.output
 
 
 def test_what_cannot_be_shown_is_said(runner: CliRunner, store: MemoryObjectStore) -> None:
