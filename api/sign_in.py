@@ -185,7 +185,9 @@ def read_tokens(path: Path) -> dict[str, Caller]:
     try:
         tokens = TypeAdapter(tuple[FileToken, ...]).validate_json(path.read_bytes())
     except ValidationError as error:
-        raise InvalidSettingsError(f"api.tokens_file {path}: {'; '.join(explain(error))}") from None
+        raise InvalidSettingsError(
+            f"api.tokens_file {path}: {'; '.join(explain(error)).removeprefix('event: ')}"
+        ) from None
     except OSError as error:
         raise InvalidSettingsError(f"api.tokens_file {path}: {error}") from error
     callers = {token.sha256: Caller(token.name, (token,)) for token in tokens}

@@ -22,6 +22,8 @@ _UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]")
 _SHOULD = "Input should be "
 # How pydantic writes the bound of a duration that was parsed by ``foldtune.durations``.
 _DURATION = re.compile(r"datetime\.timedelta\(([^()]*)\)")
+# How it writes the bound of a list, by Python's name for it.
+_ITEMS = re.compile(r"^\w+ (should have at \w+ \d+ items?) after validation")
 _UNKNOWN_TYPES = {"union_tag_invalid", "union_tag_not_found"}
 _PATTERNS = {
     MODEL_NAME: "1 to 64 lower-case letters, digits and any of . _ -, with a letter or digit at both ends",
@@ -76,6 +78,9 @@ def invalid_fields(error: ValidationError) -> Iterator[tuple[Location, str, Any]
         location = tuple(part for part in details["loc"] if not _UNION_MEMBER.fullmatch(str(part)))
         fields.setdefault(location, []).append(details)
     for location, (first, *others) in fields.items():
+        # Invalid items do not count: that they are too few is no error of its own.
+        if first["type"] == "too_short" and any(other[: len(location)] == location != other for other in fields):
+            continue
         alternatives = [f" or {_reason(other).removeprefix(_SHOULD)}" for other in others]
         yield location, "".join([_reason(first), *alternatives]), first
 
@@ -110,7 +115,8 @@ def _reason(details: Any) -> str:
         return f"{_SHOULD}a duration, for example {EXAMPLES}"
     if details["type"] == "string_pattern_mismatch" and (words := _PATTERNS.get(details["ctx"]["pattern"])):
         return f"{_SHOULD}{words}"
-    return _DURATION.sub(_spoken, str(details["msg"]).removeprefix("Value error, "))
+    text = _ITEMS.sub(r"Input \1", str(details["msg"]))
+    return _DURATION.sub(_spoken, text.removeprefix("Value error, "))
 
 
 def _spoken(match: re.Match[str]) -> str:

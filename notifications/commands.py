@@ -7,6 +7,7 @@ from typing import Annotated
 import structlog
 import typer
 
+from foldtune.errors import InvalidSettingsError
 from foldtune.logs import configure_logs
 from foldtune.settings import NoticeType, Settings, load_settings
 from foldtune.shutdown import exit_after
@@ -26,7 +27,9 @@ def notify(
     settings = load_settings()
     configure_logs(settings.log_level)
     if not settings.notifications.webhooks:
-        raise typer.BadParameter("notifications.webhooks has none")
+        raise InvalidSettingsError(
+            "FOLDTUNE_NOTIFICATIONS__WEBHOOKS (or notifications.webhooks in foldtune.toml) names no webhook"
+        )
     if test is None:
         _serve(settings)
     else:

@@ -140,6 +140,13 @@ def test_a_misspelt_key_of_a_rule_is_answered_with_the_rules_own_key(monkeypatch
     assert "policy.rules.0.quality.windo: unknown setting, did you mean window?" in message
 
 
+def test_an_invalid_item_is_one_error_and_not_also_a_list_that_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = error_of(monkeypatch, FOLDTUNE_API__GRANTS='[{"value": "x", "roles": ["boss"]}]')
+    assert message.endswith("roles.0: Input should be 'viewer', 'requester', 'approver', 'operator' or 'privacy'")
+    message = error_of(monkeypatch, FOLDTUNE_API__GRANTS='[{"value": "x", "roles": []}]')
+    assert message.endswith("roles: Input should have at least 1 item, not 0")
+
+
 def test_an_unknown_name_in_the_file_is_refused_with_the_nearest_one() -> None:
     Path("foldtune.toml").write_text("[worker]\napp = 'x'\n[workers]\n")
     with pytest.raises(InvalidSettingsError) as error:
