@@ -7,7 +7,7 @@ version. Then the agent's index of one folder breaks, whose answers get worse, a
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,7 @@ from typing import Any, Self
 from demo.agent import Agent
 from demo.console import DemoConsole, ProgressBar
 from demo.corpus import Document, Pair
-from demo.pipeline import MODEL, DemoOptions, send
+from demo.pipeline import BATCH_SIZE, MODEL, DemoOptions, send
 from demo.request_progress import NoModelError
 from demo.retrieval_task import RetrievalTask
 from demo.running_system import RunningSystem
@@ -29,11 +29,8 @@ from foldtune.object_store import S3ObjectStore
 from foldtune.policy import QualityFall, RuleData
 from foldtune.settings import PolicyRule, PolicySettings
 
-# The gate promotes for gains that are no chance. Rounds of about 500 questions are mostly enough for that with more and
-# smaller steps than the demo's, and with users who judge more answers than those of the demo: of 50 held-out questions
-# with a judgement, or more, the gate goes by these alone, whose labels are right.
+# The gate promotes for gains that are no chance. Rounds of about 500 questions are mostly enough for that.
 LOOP_OPTIONS = DemoOptions(folders=5, documents=1_600, questions=1_300, held_out=150, wrong_labels=0.05, epochs=2)
-_BATCH_SIZE = 16
 # Of a round's questions. About nine in ten get a label: those left when so many are counted ask for no training.
 _NEW_EXAMPLES_SHARE = 0.7
 _DAY = timedelta(days=1)
@@ -77,7 +74,7 @@ class Script:
 
         A training of ``growth`` has nothing of the watched folder, so ``quality`` does not wait for its effect there.
         """
-        training = TrainingKnobs(batch_size=_BATCH_SIZE, epochs=options.epochs, trainable_layers=2, start="incumbent")
+        training = TrainingKnobs(batch_size=BATCH_SIZE, epochs=options.epochs, trainable_layers=2, start="incumbent")
         folders = sorted({pair.document.folder_id for pairs in self.rounds for pair in pairs})
         common: dict[str, Any] = {"model": MODEL, "cooldown": timedelta(0), "training": training}
         growth = PolicyRule(
@@ -88,12 +85,6 @@ class Script:
         )
         quality = PolicyRule(name="quality", quality=_QUALITY, **common)
         return PolicySettings(rules=(growth, quality), interval=timedelta(seconds=2))
-
-
-def behaviour(options: DemoOptions) -> Behaviour:
-    """What agent and users do."""
-    usual = Behaviour.with_wrong_labels(options.wrong_labels)
-    return replace(usual, liked_if_right=0.5, corrected_if_wrong=0.5, corrected_if_none=0.7)
 
 
 def run_loop(
@@ -119,7 +110,7 @@ def run_loop(
         return {
             "model": MODEL,
             "options": asdict(options),
-            "behaviour": asdict(behaviour(options)),
+            "behaviour": asdict(Behaviour.with_wrong_labels(options.wrong_labels)),
             "rules": rules,
             "events": timeline.entries,
             "seconds": console.durations(),
@@ -134,7 +125,7 @@ class _Loop:
         self._system = system
         self._task = task
         self._timeline = timeline
-        self._agent = Agent(task, behaviour=behaviour(options), seed=options.seed)
+        self._agent = Agent(task, behaviour=Behaviour.with_wrong_labels(options.wrong_labels), seed=options.seed)
 
     def round(self, number: int, pairs: tuple[Pair, ...], bar: ProgressBar) -> None:
         """Ask questions, and wait for the end of the training that the policy requests."""

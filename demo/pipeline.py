@@ -22,6 +22,8 @@ from foldtune.settings import Settings
 from trainers.model.encoder import Embeddings, Encoder
 
 MODEL = "library-search"
+# Of the default 32 there would be fewer than fifty steps.
+BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def fine_tune(options: DemoOptions, system: RunningSystem, console: DemoConsole)
         requested_by="demo",
         origin="person",
         # All layers would gain a little more, in three times the time.
-        training=TrainingKnobs(epochs=options.epochs, trainable_layers=2),
+        training=TrainingKnobs(batch_size=BATCH_SIZE, epochs=options.epochs, trainable_layers=2),
         seed=options.seed,
     )
     with console.stage("train", f"Fine-tuning, request {request.request_id}") as bar:

@@ -6,7 +6,7 @@ mostly give no feedback. One label in five is wrong, as is to be expected of unc
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import msgspec
@@ -48,8 +48,13 @@ class Behaviour:
 
     @classmethod
     def with_wrong_labels(cls, share: float) -> "Behaviour":
-        """About this share of wrong labels, for an agent that mostly retrieves the right document."""
-        return cls(cites_wrong=share, cites_anyway=min(1.0, 2 * share))
+        """About this share of wrong citations, for an agent that mostly retrieves the right document.
+
+        Of 50 held-out questions with a judgement, or more, the gate goes by these alone, whose labels are right. Users
+        who judge less than these leave it too few to tell the demo's gain from chance.
+        """
+        judging = cls(liked_if_right=0.5, corrected_if_wrong=0.5, corrected_if_none=0.7)
+        return replace(judging, cites_wrong=share, cites_anyway=min(1.0, 2 * share))
 
 
 @dataclass(frozen=True)
