@@ -43,6 +43,7 @@ RULES: Mapping[str, Rule | None] = {
     "GET /health": None,
     "GET /ready": None,
     "GET /openapi.json": Rule(ANYBODY, Scope.ITEMS),
+    "GET /me": Rule(ANYBODY, Scope.ITEMS),
     "POST /requests": _rule(Scope.ITEMS, Role.REQUESTER),
     "GET /requests": Rule(READERS, Scope.ITEMS),
     "GET /requests/{id}": Rule(READERS, Scope.ITEMS),
@@ -158,6 +159,19 @@ def authorize(route: str, caller: Caller, path_model: str | None = None) -> Acce
     elif rule.scope is Scope.WHOLE:
         access.require(model=None, folders=None)
     return access
+
+
+def routes_of(caller: Caller) -> dict[str, frozenset[str] | None]:
+    """The routes that need a role which the caller has, each with the models that it takes; ``None`` is every one."""
+    routes: dict[str, frozenset[str] | None] = {}
+    for route, rule in RULES.items():
+        if rule is None:
+            continue
+        access = Access(caller, tuple(grant for grant in caller.grants if rule.roles & set(grant.roles)))
+        # A limit to folders is no limit to models, but keeps from what is of all folders.
+        if access.grants and (rule.scope is not Scope.WHOLE or access.covers(model=None, folders=None)):
+            routes[route] = access.models
+    return routes
 
 
 def caller_of(claims: Mapping[str, Any], settings: ApiSettings) -> Caller:

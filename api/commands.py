@@ -13,6 +13,7 @@ def api(
         str, typer.Option(help="Address to listen on; any but this machine's own needs api.issuer or api.tokens_file.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    console: Annotated[bool, typer.Option("--console", help="Serve the console, too: pages for people.")] = False,
 ) -> None:
     """Serve the HTTP API, until SIGINT or SIGTERM."""
     from api.server import serve  # noqa: PLC0415  needs the extra
@@ -21,4 +22,4 @@ def api(
 
     settings = load_settings()
     configure_logs(settings.log_level)
-    serve(settings, host, port)
+    serve(settings, host, port, console=console)

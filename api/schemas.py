@@ -46,6 +46,16 @@ class Problem(BaseModel):
     request_id: str | None = Field(None, description="Of a request that was perhaps published: send it again under it")
 
 
+class Me(BaseModel):
+    """Whoever calls."""
+
+    name: str
+    roles: list[str]
+    routes: dict[str, list[str] | None] = Field(
+        description="The routes that these roles may call, each with the models that they may call it for; null for all"
+    )
+
+
 class Accepted(BaseModel):
     """A request that was published."""
 

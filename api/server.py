@@ -12,14 +12,18 @@ from typing import Any
 import structlog
 import uvicorn
 from prometheus_client import start_http_server
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.app import create_app
 from api.context import RateLimit, Services
+from api.http import BrowserMiddleware, CallMiddleware
 from api.mining import Miner
 from api.publishing import Auditor, EventPublisher
 from api.sign_in import sign_in
 from api.view.system import SystemView
+from console.app import WithConsole, create_console, sessions_of
+from console.sessions import Sessions
 from foldtune.errors import InvalidSettingsError
 from foldtune.object_store import S3ObjectStore
 from foldtune.settings import Settings
@@ -68,8 +72,8 @@ class Connection(H11Protocol):
         self.loop.call_later(_HEAD_SECONDS, self._end_if_idle)
 
 
-def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve the API until SIGINT or SIGTERM.
+def serve(settings: Settings, host: str, port: int, *, console: bool = False) -> None:
+    """Serve the API, and with ``console`` its pages, until SIGINT or SIGTERM.
 
     Raises:
         InvalidSettingsError: others than this machine could reach it, and there is no sign-in; or
@@ -80,16 +84,17 @@ def serve(settings: Settings, host: str, port: int) -> None:
     if not settings.api.has_sign_in and not _is_loopback(host):
         reason = f"without sign-in (api.issuer or api.tokens_file) it listens on 127.0.0.1 only, not on {host}"
         raise InvalidSettingsError(reason)
-    asyncio.run(_serve(settings, host, port))
+    asyncio.run(_serve(settings, host, port, console=console))
 
 
-async def _serve(settings: Settings, host: str, port: int) -> None:
+async def _serve(settings: Settings, host: str, port: int, *, console: bool) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
     async with AsyncExitStack() as stack:
+        sessions = sessions_of(settings) if console else None
         view, publisher = SystemView(settings.kafka), EventPublisher(settings.kafka)
         services = Services(
             settings=settings,
-            sign_in=sign_in(settings.api),
+            sign_in=sign_in(settings.api, sessions),
             rate_limit=RateLimit(settings.api.requests_per_minute),
             view=view,
             store=S3ObjectStore(settings.s3),
@@ -97,7 +102,9 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
             audit=Auditor(publisher),
             miner=Miner(enabled=settings.api.mine_previews),
         )
-        app = create_app(services, host)
+        app: ASGIApp = create_app(services, host)
+        if sessions is not None:
+            app = with_console(app, settings, sessions, host)
         stack.push_async_callback(view.close)
         stack.push_async_callback(services.miner.close)
         await view.start()
@@ -127,6 +134,13 @@ async def _serve(settings: Settings, host: str, port: int) -> None:
             asyncio.get_running_loop().add_signal_handler(number, _stop, server)
         _log.info("http server listening", host=host, port=port, sign_in=settings.api.has_sign_in)
         await server.serve()
+
+
+def with_console(api: ASGIApp, settings: Settings, sessions: Sessions, host: str) -> ASGIApp:
+    """The API with the pages beside it, under the same checks."""
+    names = ("localhost", host, *settings.api.hosts)
+    pages = BrowserMiddleware(create_console(settings, api, sessions), names=names, origins=())
+    return WithConsole(api, CallMiddleware(pages))
 
 
 def _stop(server: uvicorn.Server) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from api.access import Caller, caller_of, shortened
 from api.problems import ProblemError, unavailable
+from console.sessions import Sessions
 from foldtune.errors import InvalidSettingsError
 from foldtune.events import Sha256
 from foldtune.excerpts import excerpt
@@ -106,6 +107,30 @@ class TokenSignIn(SignIn):
             raise _unauthorized(f"the token is not valid: {type(error).__name__.removesuffix('Error')}") from error
 
 
+class SessionSignIn(SignIn):
+    """Sessions of the console as bearer tokens; other tokens are left to ``others``."""
+
+    def __init__(
+        self, sessions: Sessions, settings: ApiSettings, file_tokens: Mapping[str, Caller], others: SignIn
+    ) -> None:
+        self._sessions = sessions
+        self._settings = settings
+        self._file_tokens = file_tokens
+        self._others = others
+
+    async def caller(self, headers: Mapping[str, str]) -> Caller:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        session = self._sessions.read("session", token) if scheme.lower() == "bearer" else None
+        if session is None:
+            return await self._others.caller(headers)
+        if (digest := session.get("token_sha256")) is None:
+            return caller_of(session["claims"], self._settings)
+        # With what the file grants now, as long as the token stands there.
+        if known := self._file_tokens.get(digest):
+            return known
+        raise _unauthorized("the token of this session is not known any more")
+
+
 class ProviderKeys:
     """The keys that an issuer publishes, by id; fetched again when one is not known, and after a while."""
 
@@ -169,15 +194,17 @@ def _client(address: str) -> PyJWKClient:
     return PyJWKClient(address, cache_jwk_set=False, timeout=_FETCH_SECONDS)
 
 
-def sign_in(settings: ApiSettings) -> SignIn:
-    """The sign-in of the settings.
+def sign_in(settings: ApiSettings, sessions: Sessions | None = None) -> SignIn:
+    """The sign-in of the settings, and with ``sessions`` that of the console.
 
     Raises:
         InvalidSettingsError: the tokens' file is not as it should be.
     """
     if not settings.has_sign_in:
         return NoSignIn()
-    return TokenSignIn(settings, read_tokens(settings.tokens_file) if settings.tokens_file else {})
+    file_tokens = read_tokens(settings.tokens_file) if settings.tokens_file else {}
+    tokens = TokenSignIn(settings, file_tokens)
+    return tokens if sessions is None else SessionSignIn(sessions, settings, file_tokens, tokens)
 
 
 def read_tokens(path: Path) -> dict[str, Caller]:

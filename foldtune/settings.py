@@ -432,6 +432,33 @@ class ApiSettings(Section):
         return self.issuer is not None or self.tokens_file is not None
 
 
+class ConsoleSettings(Section):
+    """The console, which ``foldtune api --console`` serves: how people sign in with a browser."""
+
+    # Its address as browsers see it, without a path; the provider leads back to URL/console/signed-in.
+    url: (
+        Annotated[
+            str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+$", max_length=500), AfterValidator(_not_in_the_clear)
+        ]
+        | None
+    ) = None
+    # As which it is registered at api.issuer; without one people sign in with a token of api.tokens_file.
+    client_id: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    # Without one it is a public client, which PKCE alone protects.
+    client_secret_file: FilePath | None = None
+    scopes: Annotated[str, Field(pattern=r"^openid( [!#-\[\]-~]+)*$", max_length=1000)] = "openid profile"
+    # Signs the sessions: 32 random bytes or more, the same for all replicas.
+    session_key_file: FilePath | None = None
+    session_lifetime: Annotated[Duration, Field(ge=timedelta(minutes=1), le=timedelta(days=7))] = timedelta(hours=8)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.client_id and not self.url:
+            msg = "console.client_id needs console.url, to which the provider leads back"
+            raise ValueError(msg)
+        return self
+
+
 class NoticeType(StrEnum):
     """What webhooks are told."""
 
@@ -536,6 +563,7 @@ class Settings(BaseSettings):
     schedule: ScheduleSettings = ScheduleSettings()
     approval: ApprovalSettings = ApprovalSettings()
     api: ApiSettings = ApiSettings()
+    console: ConsoleSettings = ConsoleSettings()
     notifications: NotificationSettings = NotificationSettings()
     log_level: LogLevel = "INFO"
 

@@ -10,6 +10,7 @@ ALLOWED: dict[str, set[Role] | None] = {
     "GET /health": None,
     "GET /ready": None,
     "GET /openapi.json": set(Role),
+    "GET /me": set(Role),
     "POST /requests": {Role.REQUESTER},
     "GET /requests": READERS,
     "GET /requests/{id}": READERS,

@@ -11,10 +11,10 @@ from tests.support import ChildProcess
 
 
 @contextmanager
-def running_api(variables: dict[str, str], folder: Path) -> Iterator[str]:
+def running_api(variables: dict[str, str], folder: Path, *options: str, port: int | None = None) -> Iterator[str]:
     """Its address, once it is ready; it ends by itself on SIGTERM."""
-    port = free_port()
-    child = ChildProcess(["api", "--port", str(port)], variables, folder / "api.log")
+    port = port or free_port()
+    child = ChildProcess(["api", "--port", str(port), *options], variables, folder / "api.log")
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60

@@ -5,7 +5,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from api.context import CurrentServices
+from api.access import routes_of
+from api.context import CurrentAccess, CurrentServices
+from api.schemas import Me
 
 router = APIRouter()
 
@@ -27,6 +29,15 @@ async def openapi(request: Request) -> dict[str, Any]:
     """This description."""
     document: dict[str, Any] = request.app.openapi()
     return document
+
+
+@router.get("/me", response_model=Me)
+async def me(access: CurrentAccess) -> Me:
+    """Who calls, and what they may."""
+    caller = access.caller
+    roles = sorted({role.value for grant in caller.grants for role in grant.roles})
+    routes = {route: None if models is None else sorted(models) for route, models in routes_of(caller).items()}
+    return Me(name=caller.name, roles=roles, routes=routes)
 
 
 def _probe(problem: str | None) -> Response:

@@ -2,79 +2,23 @@
 
 import base64
 import json
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pytest
-from filelock import FileLock
 
 from foldtune.settings import Role, Settings
-from infra.local.ports import free_port
 from tests.api_routes import ALLOWED, BODIES, method_and_path
+from tests.oidc_provider import Provider, running_provider
 from tests.running_api import running_api
-
-ROOT = Path(__file__).parents[2]
-RESOURCE = "https://foldtune.example"
-
-
-class Provider:
-    """The provider's process, at its address."""
-
-    def __init__(self, port: int) -> None:
-        self.issuer = f"http://127.0.0.1:{port}"
-
-    def token(self, client: str, resource: str = RESOURCE) -> str:
-        """A token of a client; clients are named after the roles that they have."""
-        body = urlencode({"grant_type": "client_credentials", "resource": resource}).encode()
-        login = base64.b64encode(f"{client}:secret".encode()).decode()
-        request = urllib.request.Request(f"{self.issuer}/token", body, {"Authorization": f"Basic {login}"})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310  this machine's own server
-            return str(json.load(answer)["access_token"])
-
-    def post(self, path: str) -> None:
-        urllib.request.urlopen(f"{self.issuer}{path}", b"", timeout=20).close()  # noqa: S310
-
-
-@contextmanager
-def running_provider(log: Path) -> Iterator[Provider]:
-    port = free_port()
-    # Node.js comes with the Python packages.
-    command: list[str | Path] = [
-        Path(sys.executable).parent / "node",
-        ROOT / "tests" / "oidc" / "provider.mjs",
-        str(port),
-    ]
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-    provider, deadline = Provider(port), time.monotonic() + 60
-    try:
-        while True:
-            try:
-                provider.token("viewer")
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-        yield provider
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @pytest.fixture
 def provider(tmp_path: Path) -> Iterator[Provider]:
-    with FileLock(ROOT / ".venv" / "package.lock"):
-        packages = ["make", "-o", ".venv/.installed", "node_modules/.package-lock.json"]
-        subprocess.run(packages, cwd=ROOT, check=True, capture_output=True)
     with running_provider(tmp_path / "provider.log") as found:
         yield found
 

@@ -1,4 +1,5 @@
-// An OpenID Connect provider for tests: node provider.mjs PORT. Its clients are named after the roles that they get.
+// An OpenID Connect provider for tests: node provider.mjs PORT [REDIRECT_URI]. Its clients are named after the roles that
+// they get, as are the people who sign in to the client `console`, whatever their password.
 //
 // POST /rotate signs with a new key from then on, beside which the old one stays published; POST /withdraw publishes the
 // newest one alone.
@@ -16,6 +17,15 @@ const clients = [...roles, 'nobody', 'short-lived'].map((name) => ({
   redirect_uris: [],
   response_types: [],
 }));
+if (process.argv[3]) {
+  clients.push({
+    client_id: 'console',
+    client_secret: 'secret',
+    grant_types: ['authorization_code'],
+    redirect_uris: [process.argv[3]],
+    response_types: ['code'],
+  });
+}
 let keys = [];
 let handle;
 
@@ -29,9 +39,17 @@ function configure() {
   const provider = new Provider(issuer, {
     clients,
     jwks: { keys },
+    pkce: { required: () => true },
+    cookies: { keys: ['of tests'] },
+    claims: { openid: ['sub', 'realm_access'], profile: ['name'] },
+    conformIdTokenClaims: false,
+    findAccount: (_, accountId) => ({
+      accountId,
+      claims: () => ({ sub: accountId, realm_access: { roles: [accountId] } }),
+    }),
     features: {
       clientCredentials: { enabled: true },
-      devInteractions: { enabled: false },
+      devInteractions: { enabled: Boolean(process.argv[3]) },
       resourceIndicators: {
         enabled: true,
         defaultResource: () => 'https://foldtune.example',

@@ -15,7 +15,8 @@ PACKAGES: dict[str, frozenset[str]] = {
     "trainers": frozenset({"foldtune"}),
     "launchers": frozenset({"foldtune", "trainers.environment", "trainers.exit_codes"}),
     "notifications": frozenset({"foldtune"}),
-    "api": frozenset({"foldtune", "streams", "launchers"}),
+    "console": frozenset({"foldtune"}),
+    "api": frozenset({"foldtune", "streams", "launchers", "console"}),
     "infra": frozenset({"foldtune", "streams", "launchers", "api"}),
     "demo": frozenset({"foldtune", "streams", "trainers", "launchers", "infra", "api"}),
 }
@@ -66,6 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "batch",
         "commands",
     ),
+    "console": ("sessions", "oidc", "api_client", "assets", "context", "rendering", "sign_in", "pages", "app"),
     "notifications": ("metrics", "notices", "webhook", "delivery", "notifier", "commands"),
     "foldtune": (
         "excerpts",

@@ -1,0 +1,1 @@
+"""The console: pages for people, rendered from what the HTTP API answers."""

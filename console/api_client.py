@@ -1,0 +1,103 @@
+"""The console's way to the HTTP API: in this process, as whoever is signed in."""
+
+import json
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+# What a page waits for an answer; the API itself ends a call sooner.
+_TIMEOUT_SECONDS = 30.0
+
+
+class ApiError(Exception):
+    """The API's refusal, with its problem document."""
+
+    def __init__(self, status: HTTPStatus, problem: dict[str, Any]) -> None:
+        super().__init__(problem.get("detail", status.phrase))
+        self.status = status
+        self.lines: list[str] = problem.get("errors") or [status.phrase]
+        self.fields: dict[str, str] = {field["name"]: field["reason"] for field in problem.get("fields", ())}
+
+
+def path(*parts: str) -> str:
+    """A path of the API; each part is quoted, whatever is in it."""
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+class ApiClient:
+    """Calls the API with a session, or without one where there is no sign-in."""
+
+    def __init__(self, api: ASGIApp, session: str | None) -> None:
+        headers = {"authorization": f"Bearer {session}"} if session else {}
+        # The page's name, so that its calls are found in the log.
+        if trace_id := structlog.contextvars.get_contextvars().get("trace_id"):
+            headers["x-request-id"] = trace_id
+        self._http = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=api, raise_app_exceptions=False),
+            base_url="http://localhost",
+            headers=headers,
+            timeout=_TIMEOUT_SECONDS,
+        )
+
+    async def get(self, address: str, **query: Any) -> Any:
+        """The JSON that a route answers; raises ``ApiError``."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._content(await self._http.get(address, params=given))
+
+    async def text(self, address: str) -> str:
+        """A text that a route answers; raises ``ApiError``."""
+        answer = await self._http.get(address)
+        return answer.text if answer.is_success else str(self._content(answer))
+
+    async def post(self, address: str, body: Any = None) -> Any:
+        """What a route answers to a change; raises ``ApiError``."""
+        return self._content(await self._http.post(address, json=body))
+
+    async def put(self, address: str, body: Any) -> Any:
+        """What a route answers to a change; raises ``ApiError``."""
+        return self._content(await self._http.put(address, json=body))
+
+    def _content(self, answer: httpx.Response) -> Any:
+        try:
+            content = answer.json() if answer.content else None
+        except json.JSONDecodeError:
+            content = {"errors": [answer.text[:500]]}
+        if not answer.is_success:
+            raise ApiError(HTTPStatus(answer.status_code), content if isinstance(content, dict) else {})
+        return content
+
+
+class Forwarded(Response):
+    """The API's own answer, as it comes: for streams."""
+
+    def __init__(self, api: ASGIApp, request: Request, address: str, session: str | None) -> None:
+        super().__init__()
+        self._api = api
+        headers = [(name, value) for name, value in request.headers.raw if name not in {b"cookie", b"authorization"}]
+        if session:
+            headers.append((b"authorization", f"Bearer {session}".encode()))
+        self._scope = {
+            "type": "http",
+            "asgi": request.scope["asgi"],
+            "http_version": request.scope["http_version"],
+            "method": "GET",
+            "scheme": request.scope["scheme"],
+            "path": httpx.URL(address).path,
+            "raw_path": address.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": headers,
+            "client": request.scope.get("client"),
+            "server": request.scope.get("server"),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the API answer."""
+        del scope
+        await self._api(self._scope, receive, send)

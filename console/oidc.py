@@ -1,0 +1,143 @@
+"""Sign-in at an OpenID Connect provider: the authorization code flow with PKCE."""
+
+import asyncio
+import secrets
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import jwt
+import structlog
+from authlib.common.errors import AuthlibBaseError
+from authlib.integrations.httpx_client import AsyncOAuth2Client
+from jwt import PyJWKClient
+
+from foldtune.errors import FoldtuneError
+
+_log = structlog.get_logger(__name__)
+
+# Asymmetric ones only: with an HMAC, whoever knows the provider's public key could sign.
+_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_TIMEOUT_SECONDS = 10.0
+
+
+class SignInError(FoldtuneError):
+    """Nobody was signed in:"""
+
+
+class ProviderUnavailableError(SignInError):
+    """The provider does not answer:"""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the browser keeps while it is at the provider."""
+
+    state: str
+    nonce: str
+    verifier: str
+
+    @classmethod
+    def random(cls) -> "Attempt":
+        """One that nobody guesses."""
+        return cls(secrets.token_urlsafe(16), secrets.token_urlsafe(16), secrets.token_urlsafe(48))
+
+
+@dataclass(frozen=True)
+class Registration:
+    """As what the console is known to the provider; without a secret it is a public client."""
+
+    client_id: str
+    client_secret: str | None
+    redirect_uri: str
+    scope: str
+
+
+class Provider:
+    """The provider, found by discovery at the first sign-in."""
+
+    def __init__(self, issuer: str, registered: Registration, leeway: timedelta) -> None:
+        self._issuer = issuer
+        self._registered = registered
+        self._leeway = leeway
+        self._found: dict[str, str] = {}
+        self._keys: PyJWKClient | None = None
+
+    async def address(self, attempt: Attempt) -> str:
+        """Where the browser signs in.
+
+        Raises:
+            ProviderUnavailableError: it does not say where.
+        """
+        endpoint = await self._endpoint("authorization_endpoint")
+        async with self._client() as client:
+            url, _ = client.create_authorization_url(
+                endpoint, state=attempt.state, nonce=attempt.nonce, code_verifier=attempt.verifier
+            )
+        return str(url)
+
+    async def claims(self, attempt: Attempt, code: str) -> dict[str, Any]:
+        """The claims of the ID token that the provider gives for a code.
+
+        Raises:
+            SignInError: it gives none, or one that is not valid.
+        """
+        endpoint = await self._endpoint("token_endpoint")
+        try:
+            async with self._client() as client:
+                token = await client.fetch_token(endpoint, code=code, code_verifier=attempt.verifier)
+            return await asyncio.to_thread(self._verified, str(token["id_token"]), attempt.nonce)
+        except (httpx.HTTPError, jwt.PyJWKClientConnectionError) as error:
+            raise ProviderUnavailableError(str(error)) from error
+        except (AuthlibBaseError, jwt.PyJWTError, KeyError, ValueError, RecursionError) as error:
+            # Their texts name what is wrong, and quote no token.
+            raise SignInError(f"{type(error).__name__.removesuffix('Error')}: {error}") from error
+
+    def _verified(self, id_token: str, nonce: str) -> dict[str, Any]:
+        if self._keys is None:
+            self._keys = PyJWKClient(self._found["jwks_uri"], timeout=_TIMEOUT_SECONDS)
+        claims: dict[str, Any] = jwt.decode(
+            id_token,
+            self._keys.get_signing_key_from_jwt(id_token),
+            algorithms=_ALGORITHMS,
+            audience=self._registered.client_id,
+            issuer=self._issuer,
+            leeway=self._leeway,
+            options={"require": ["exp", "iat", "iss", "aud", "sub"]},
+        )
+        if not secrets.compare_digest(str(claims.get("nonce", "")).encode(), nonce.encode()):
+            msg = "the ID token is of another sign-in"
+            raise ValueError(msg)
+        return claims
+
+    async def _endpoint(self, name: str) -> str:
+        if not self._found:
+            address = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
+            try:
+                async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
+                    answer = await client.get(address)
+                found = answer.raise_for_status().json()
+                wanted = {key: str(found[key]) for key in ("authorization_endpoint", "token_endpoint", "jwks_uri")}
+                self._check(found["issuer"], wanted.values())
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                _log.warning("provider not discovered", issuer=self._issuer, error=str(error))
+                raise ProviderUnavailableError(f"{self._issuer} cannot be reached") from error
+            self._found = wanted
+        return self._found[name]
+
+    def _check(self, issuer: str, addresses: Any) -> None:
+        if issuer != self._issuer:
+            msg = f"it says that it is {issuer!r}"
+            raise ValueError(msg)
+        if self._issuer.startswith("https:") and not all(address.startswith("https:") for address in addresses):
+            msg = "it names an address without https"
+            raise ValueError(msg)
+
+    def _client(self) -> AsyncOAuth2Client:
+        return AsyncOAuth2Client(
+            **asdict(self._registered),
+            token_endpoint_auth_method="client_secret_basic" if self._registered.client_secret else "none",
+            code_challenge_method="S256",
+            timeout=_TIMEOUT_SECONDS,
+        )

