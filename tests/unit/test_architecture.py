@@ -141,7 +141,7 @@ def imports(path: Path) -> frozenset[str]:
 
 
 def modules(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+    return sorted(path for path in (ROOT / package).rglob("*.py") if "node_modules" not in path.parts)
 
 
 def within(module: str, allowed: str) -> bool:
