@@ -20,6 +20,7 @@ from api.context import RateLimit, Services
 from api.http import BrowserMiddleware, CallMiddleware
 from api.mining import Miner
 from api.publishing import Auditor, EventPublisher
+from api.session_sign_in import sign_in_with_sessions
 from api.sign_in import sign_in
 from api.view.system import SystemView
 from console.app import WithConsole, create_console, sessions_of
@@ -94,7 +95,7 @@ async def _serve(settings: Settings, host: str, port: int, *, console: bool) -> 
         view, publisher = SystemView(settings.kafka), EventPublisher(settings.kafka)
         services = Services(
             settings=settings,
-            sign_in=sign_in(settings.api, sessions),
+            sign_in=sign_in_with_sessions(settings.api, sessions) if sessions else sign_in(settings.api),
             rate_limit=RateLimit(settings.api.requests_per_minute),
             view=view,
             store=S3ObjectStore(settings.s3),

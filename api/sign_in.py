@@ -16,7 +16,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from api.access import Caller, caller_of, shortened
 from api.problems import ProblemError, unavailable
-from console.sessions import Sessions
 from foldtune.errors import InvalidSettingsError
 from foldtune.events import Sha256
 from foldtune.excerpts import excerpt
@@ -77,22 +76,26 @@ class TokenSignIn(SignIn):
     async def caller(self, headers: Mapping[str, str]) -> Caller:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token or len(token) > _MAX_TOKEN:
-            raise _unauthorized("a bearer token is needed")
+            raise unauthorized("a bearer token is needed")
         # By digest: how long the comparison takes says nothing of a token.
-        if known := self._file_tokens.get(hashlib.sha256(token.encode(errors="replace")).hexdigest()):
+        if known := self.of_file(hashlib.sha256(token.encode(errors="replace")).hexdigest()):
             return known
         if self._keys is None:
-            raise _unauthorized("the token is not known")
+            raise unauthorized("the token is not known")
         return caller_of(await self._claims(token, self._keys), self._settings)
+
+    def of_file(self, sha256: str) -> Caller | None:
+        """The caller whose token in the file has this digest."""
+        return self._file_tokens.get(sha256)
 
     async def _claims(self, token: str, keys: "ProviderKeys") -> dict[str, Any]:
         try:
             header = jwt.get_unverified_header(token)
             if header.get("alg") not in ALGORITHMS:
-                raise _unauthorized("the token's algorithm is not accepted")
+                raise unauthorized("the token's algorithm is not accepted")
             key = await keys.find(str(header.get("kid", "")))
             if key is None:
-                raise _unauthorized("the token is signed by a key that its issuer does not publish")
+                raise unauthorized("the token is signed by a key that its issuer does not publish")
             return jwt.decode(
                 token,
                 key,
@@ -104,31 +107,7 @@ class TokenSignIn(SignIn):
             )
         except (jwt.PyJWTError, ValueError, RecursionError) as error:
             # Its message says which claim is wrong, and quotes none of the token.
-            raise _unauthorized(f"the token is not valid: {type(error).__name__.removesuffix('Error')}") from error
-
-
-class SessionSignIn(SignIn):
-    """Sessions of the console as bearer tokens; other tokens are left to ``others``."""
-
-    def __init__(
-        self, sessions: Sessions, settings: ApiSettings, file_tokens: Mapping[str, Caller], others: SignIn
-    ) -> None:
-        self._sessions = sessions
-        self._settings = settings
-        self._file_tokens = file_tokens
-        self._others = others
-
-    async def caller(self, headers: Mapping[str, str]) -> Caller:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        session = self._sessions.read("session", token) if scheme.lower() == "bearer" else None
-        if session is None:
-            return await self._others.caller(headers)
-        if (digest := session.get("token_sha256")) is None:
-            return caller_of(session["claims"], self._settings)
-        # With what the file grants now, as long as the token stands there.
-        if known := self._file_tokens.get(digest):
-            return known
-        raise _unauthorized("the token of this session is not known any more")
+            raise unauthorized(f"the token is not valid: {type(error).__name__.removesuffix('Error')}") from error
 
 
 class ProviderKeys:
@@ -194,17 +173,15 @@ def _client(address: str) -> PyJWKClient:
     return PyJWKClient(address, cache_jwk_set=False, timeout=_FETCH_SECONDS)
 
 
-def sign_in(settings: ApiSettings, sessions: Sessions | None = None) -> SignIn:
-    """The sign-in of the settings, and with ``sessions`` that of the console.
+def sign_in(settings: ApiSettings) -> SignIn:
+    """The sign-in of the settings.
 
     Raises:
         InvalidSettingsError: the tokens' file is not as it should be.
     """
     if not settings.has_sign_in:
         return NoSignIn()
-    file_tokens = read_tokens(settings.tokens_file) if settings.tokens_file else {}
-    tokens = TokenSignIn(settings, file_tokens)
-    return tokens if sessions is None else SessionSignIn(sessions, settings, file_tokens, tokens)
+    return TokenSignIn(settings, read_tokens(settings.tokens_file) if settings.tokens_file else {})
 
 
 def read_tokens(path: Path) -> dict[str, Caller]:
@@ -223,5 +200,6 @@ def read_tokens(path: Path) -> dict[str, Caller]:
     return callers
 
 
-def _unauthorized(reason: str) -> ProblemError:
+def unauthorized(reason: str) -> ProblemError:
+    """No valid token came with a call."""
     return ProblemError(HTTPStatus.UNAUTHORIZED, f"authorization: {reason}", headers=_CHALLENGE)

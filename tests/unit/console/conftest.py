@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.context import Services
 from api.server import with_console
-from api.sign_in import sign_in
+from api.session_sign_in import sign_in_with_sessions
 from console.app import sessions_of
 from foldtune.settings import ApiSettings, ConsoleSettings, Settings
 from tests.unit.api.conftest import plain_logs, publisher, services, tokens_file, view
@@ -32,7 +32,7 @@ def browser(services: Services, settings: Settings) -> TestClient:
 def browser_of(services: Services, settings: Settings, token: str | None = None) -> TestClient:
     """A browser in which somebody has signed in with a token."""
     sessions = sessions_of(settings)
-    object.__setattr__(services, "sign_in", sign_in(settings.api, sessions))
+    object.__setattr__(services, "sign_in", sign_in_with_sessions(settings.api, sessions))
     app = with_console(create_app(services), settings, sessions, "localhost")
     client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
     client.headers["origin"] = "http://localhost"

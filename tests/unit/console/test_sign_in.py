@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.context import Services
-from api.sign_in import sign_in
+from api.session_sign_in import sign_in_with_sessions
 from console.app import sessions_of
 from console.sign_in import relevant
 from foldtune.errors import InvalidSettingsError
@@ -52,12 +52,13 @@ def test_a_token_that_is_not_known_is_refused_beside_its_field(browser: TestClie
 def test_a_session_ends_with_its_token_and_with_the_sign_out(services: Services, settings: Settings) -> None:
     browser = browser_of(services, settings, "viewer")
     assert browser.get("/console/jobs", follow_redirects=False).status_code == 200
-    Path(str(settings.api.tokens_file)).read_text()
     fewer = [{"name": "other", "sha256": hashlib.sha256(b"other").hexdigest(), "roles": ["viewer"]}]
     other = Path(str(settings.console.session_key_file)).with_name("tokens.json")
     other.write_text(json.dumps(fewer))
     kept = services.sign_in
-    object.__setattr__(services, "sign_in", sign_in(ApiSettings(tokens_file=other), sessions_of(settings)))
+    object.__setattr__(
+        services, "sign_in", sign_in_with_sessions(ApiSettings(tokens_file=other), sessions_of(settings))
+    )
     assert browser.get("/console/jobs", follow_redirects=False).status_code == 303
     object.__setattr__(services, "sign_in", kept)
     assert browser.get("/console/jobs", follow_redirects=False).status_code == 200
