@@ -49,6 +49,7 @@ RULES: Mapping[str, Rule | None] = {
     "GET /requests/{id}": Rule(READERS, Scope.ITEMS),
     "GET /models/{model}/requests/{id}": Rule(READERS, Scope.MODEL),
     "GET /models/{model}/requests/{id}/request": Rule(READERS, Scope.MODEL),
+    "GET /models/{model}/requests/{id}/time": Rule(READERS, Scope.MODEL),
     "GET /models/{model}/requests/{id}/events": Rule(READERS, Scope.MODEL),
     "POST /models/{model}/requests/{id}/cancel": _rule(Scope.MODEL, Role.REQUESTER, Role.OPERATOR),
     "POST /models/{model}/requests/{id}/retry": _rule(Scope.MODEL, Role.REQUESTER),

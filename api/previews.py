@@ -32,6 +32,7 @@ from foldtune.pairs import (
     pair,
     question_hash,
     sampling_order,
+    trained_pairs,
     validation_size,
 )
 from foldtune.spellings import nfc
@@ -48,7 +49,7 @@ def expected_training(pairs: int, knobs: TrainingKnobs) -> TrainingPreview:
     """About how much of the pairs will be trained on."""
     held_out = round(HELD_OUT_SHARE * pairs)
     validation = validation_size(pairs - held_out)
-    examples = max(0, pairs - held_out - validation)
+    examples = trained_pairs(pairs)
     return TrainingPreview(
         pairs=pairs, held_out=held_out, validation=validation, examples=examples, steps=knobs.steps(examples)
     )

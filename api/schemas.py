@@ -118,6 +118,17 @@ class TrainingEstimate(BaseModel):
     machine: str
 
 
+class RequestTime(BaseModel):
+    """How long a request's job was to take, and how long it took, however it ended."""
+
+    estimate: TrainingEstimate | None = Field(
+        description="By trainings before its job was published; null if there was none like it, or no job"
+    )
+    seconds: float | None = Field(description="From the first attempt's start to the end, or to now; null before")
+    cost_dollars: float | None = Field(description="At the price of the estimate's machine")
+    ended: bool
+
+
 class Estimated(BaseModel):
     """What was known before a training."""
 

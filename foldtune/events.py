@@ -344,6 +344,14 @@ class StateTime(Model):
     at: UtcTime
 
 
+class PlannedTraining(Model):
+    """What a job was asked to do, by which its time is estimated."""
+
+    base_model: ModelReference
+    trainable_layers: Annotated[str, StringConstraints(max_length=16)]
+    examples: Count = Field(description="About how many are read in all epochs together, by the snapshot's positives")
+
+
 class FineTuneStatus(Event):
     """A new state of a request, which is model and id together. A model's statuses are in one partition, in order."""
 
@@ -380,6 +388,8 @@ class FineTuneStatus(Event):
         (), description="nDCG@10 on the validation questions after each epoch"
     )
 
+    planned: PlannedTraining | None = Field(None, description="Once the snapshot is complete")
+
     def continued(self, before: "FineTuneStatus", at: datetime, state: str | None = None) -> "FineTuneStatus":
         """With the times and curves of a status of the same request before it; ``state`` is another word for this one.
 
@@ -395,7 +405,8 @@ class FineTuneStatus(Event):
             if len(loss) > MAX_CURVE_POINTS:
                 loss = (*loss[:-1][::2], loss[-1])
             validation = progress.validation or validation
-        return self.model_copy(update={"states": states, "loss_curve": loss, "validation_curve": validation})
+        curves = {"loss_curve": loss, "validation_curve": validation}
+        return self.model_copy(update={"states": states, **curves, "planned": self.planned or before.planned})
 
 
 # ── Between worker, launcher and trainer ─────────────────────────────────────────────────────────────────────────────

@@ -227,6 +227,12 @@ def sampling_order(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def trained_pairs(pairs: int) -> int:
+    """About how many of so many pairs are trained on: a training also finds near-duplicates and follow-ups."""
+    trainable = pairs - round(HELD_OUT_SHARE * pairs)
+    return max(0, trainable - validation_size(trainable))
+
+
 def validation_size(trainable: int) -> int:
     """How many of the questions that may be trained on are to be kept for validation."""
     if trainable < MIN_TRAINED:

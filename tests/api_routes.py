@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[Role] | None] = {
     "GET /requests/{id}": READERS,
     "GET /models/{model}/requests/{id}": READERS,
     "GET /models/{model}/requests/{id}/request": READERS,
+    "GET /models/{model}/requests/{id}/time": READERS,
     "GET /models/{model}/requests/{id}/events": READERS,
     "POST /models/{model}/requests/{id}/cancel": {Role.REQUESTER, Role.OPERATOR},
     "POST /models/{model}/requests/{id}/retry": {Role.REQUESTER},

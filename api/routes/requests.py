@@ -19,7 +19,7 @@ from api.cursors import decode_cursor, encode_cursor
 from api.etags import is_named
 from api.parameters import Cursor, IfNoneMatch, Limit, PathModel
 from api.problems import ProblemError, unavailable
-from api.schemas import Accepted, RequestList, json_body
+from api.schemas import Accepted, RequestList, RequestTime, TrainingEstimate, json_body
 from api.submission import (
     MAX_BODY_BYTES,
     RequestBody,
@@ -46,6 +46,9 @@ _KEEP_ALIVE_SECONDS = 15.0
 # Then a follower asks again, after what it has seen, and its token is checked again.
 _MAX_STREAM_SECONDS = 900.0
 _LAST_EVENT_ID = r"^[0-9]{1,19}$"
+
+# The state of a request whose job is published (``FineTuneStatus.states``).
+_QUEUED = "queued"
 
 _log = structlog.get_logger(__name__)
 
@@ -119,6 +122,24 @@ async def get_original(services: CurrentServices, model: PathModel, request_id: 
     """The request as it was made."""
     original = await _original(services, model, request_id)
     return Response(original.encode(), media_type="application/json")
+
+
+@router.get("/models/{model}/requests/{id}/time", response_model=RequestTime)
+async def get_time(services: CurrentServices, model: PathModel, request_id: PathId) -> RequestTime:
+    """How long its job was estimated to take, and took, however it has ended."""
+    status = _entry(services, model, request_id).status()
+    published = next((state.at for state in status.states if state.state == _QUEUED), None)
+    began = next((state.at for state in status.states if state.state == State.RUNNING), None)
+    seconds = ((status.at if status.state.terminal else now()) - began).total_seconds() if began else None
+    past, planned = services.view.models.past_trainings, status.planned
+    estimate = planned and past.estimate(planned.base_model, planned.trainable_layers, planned.examples, published)
+    price = estimate.cost_dollars / estimate.seconds if estimate and estimate.cost_dollars is not None else None
+    return RequestTime(
+        estimate=TrainingEstimate.model_validate(estimate) if estimate else None,
+        seconds=seconds,
+        cost_dollars=None if price is None or seconds is None else price * seconds,
+        ended=status.state.terminal,
+    )
 
 
 @router.get(

@@ -15,18 +15,22 @@ from pydantic import AwareDatetime, Field
 from foldtune.events import (
     QUEUEING_TIME,
     REPORTING_TIME,
+    Event,
     FineTuneCancelled,
     FineTuneRequested,
     FineTuneStatus,
     Model,
+    PlannedTraining,
     SnapshotCommand,
     SnapshotManifest,
     SnapshotPart,
     State,
     TrainingFinished,
+    TrainingJob,
 )
 from foldtune.excerpts import bounded, first_names
 from foldtune.knobs import ModelName
+from foldtune.pairs import trained_pairs
 from foldtune.topics import Topic, request_key
 from streams.publishing.publisher import OutgoingEvent
 
@@ -198,7 +202,8 @@ def failed(state: ModelState, reason: str, now: datetime) -> Transition | None:
 def job_published(state: ModelState, active: Active, job: OutgoingEvent, now: datetime) -> Transition:
     """Publishes the job, whose training must have started within ``QUEUEING_TIME``, else the request fails."""
     warnings = _with_gaps(active, active.status.warnings)
-    waiting = active.status.model_copy(update={"at": now, "waiting_for": "launcher", "warnings": warnings})
+    told = {"at": now, "waiting_for": "launcher", "warnings": warnings, "planned": _planned(active, job.event)}
+    waiting = active.status.model_copy(update=told)
     waiting = waiting.continued(active.status, now, "queued")
     published = active.model_copy(update={"deadline": now + QUEUEING_TIME + REPORTING_TIME, "status": waiting})
     statuses = _for_each(waiting, active.request_ids)
@@ -335,6 +340,17 @@ def _rejection_reasons(request: FineTuneRequested, parts: tuple[SnapshotPart, ..
             left_out.update(part.left_out)
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
         yield f"data: {examples} examples, at least {min_examples}; left out: {counts or 'none'}"
+
+
+def _planned(active: Active, job: Event) -> PlannedTraining | None:
+    if not isinstance(job, TrainingJob):
+        return None
+    knobs, positives = active.request.training, sum(part.positives for part in active.parts)
+    return PlannedTraining(
+        base_model=job.base_model,
+        trainable_layers=str(knobs.trainable_layers),
+        examples=knobs.epochs * trained_pairs(positives),
+    )
 
 
 def _with_gaps(active: Active, warnings: tuple[str, ...]) -> tuple[str, ...]:

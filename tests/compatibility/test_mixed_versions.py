@@ -42,6 +42,11 @@ ADDED: dict[str, dict[str, Any]] = {
         "states": [{"state": "queued", "at": "2026-01-01T12:00:00Z"}],
         "loss_curve": [[3, 0.5]],
         "validation_curve": [0.61],
+        "planned": {
+            "base_model": {"uri": "hf://org/model", "revision": "1", "weights_sha256": "0" * 64},
+            "trainable_layers": "all",
+            "examples": 3000,
+        },
     },
     "model_ready": {
         "compared_with": "20250201T000000Z",

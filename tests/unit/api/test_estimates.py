@@ -8,11 +8,21 @@ from starlette.testclient import TestClient
 
 from api.view.past_trainings import Estimate, PastTrainings
 from api.view.system import SystemView
-from foldtune.events import ModelReady, ModelReference, Preview, PreviewRequested, TrainingWork, now
+from foldtune.events import (
+    FineTuneStatus,
+    ModelReady,
+    ModelReference,
+    PlannedTraining,
+    Preview,
+    PreviewRequested,
+    State,
+    TrainingWork,
+    now,
+)
 from foldtune.topics import Topic
 from tests.support import model_ready
 
-from .conftest import MemoryPublisher, Record
+from .conftest import MemoryPublisher, Record, status_record
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 BASE = ModelReference(uri="hf://org/model", revision="1")
@@ -104,3 +114,36 @@ def test_a_version_shows_what_it_took_beside_the_estimate_before_it(client: Test
     assert (third["seconds"], third["estimate"]["seconds"]) == (pytest.approx(90), pytest.approx(105))
     details = client.get("/models/support/versions/000003").json()
     assert (details["seconds"]["all"], details["estimate"]) == (pytest.approx(90), third["estimate"])
+
+
+@pytest.mark.parametrize("end", [State.FAILED, State.CANCELLED, State.COMPLETED, State.RUNNING])
+def test_every_job_shows_what_it_took_beside_its_estimate(client: TestClient, view: SystemView, end: State) -> None:
+    planned = PlannedTraining(base_model=BASE, trainable_layers="all", examples=6_000)
+    status = FineTuneStatus(request_id="r-1", model="support", state=State.ACCEPTED, at=NOW, planned=planned)
+    for number, (name, state) in enumerate(
+        (("accepted", State.ACCEPTED), ("queued", State.SNAPSHOTTING), ("running", State.RUNNING), (None, end))
+    ):
+        moment = NOW + timedelta(minutes=10 * number)
+        status = FineTuneStatus(request_id="r-1", model="support", state=state, at=moment).continued(
+            status, moment, name
+        )
+        view.apply_status(Record(status.encode(), number))
+    # Before the job was published, and after.
+    for ready in (past(0), past(5, per_example=1)):
+        view.models.apply(Record(ready.encode()))
+    found = client.get("/models/support/requests/r-1/time").json()
+    assert (found["estimate"]["seconds"], found["estimate"]["trainings"]) == (pytest.approx(120), 1)
+    assert found["ended"] == (end is not State.RUNNING)
+    if found["ended"]:
+        # It ran from the twentieth to the thirtieth minute.
+        assert found["seconds"] == 600
+        assert found["cost_dollars"] == pytest.approx(600 / 3600 * 2.5)
+    else:
+        assert found["seconds"] > 600
+
+
+def test_a_request_without_a_job_took_no_time(client: TestClient, view: SystemView) -> None:
+    view.apply_status(status_record(state=State.REJECTED))
+    expected = {"estimate": None, "seconds": None, "cost_dollars": None, "ended": True}
+    assert client.get("/models/support/requests/r-1/time").json() == expected
+    assert client.get("/models/support/requests/other/time").status_code == 404

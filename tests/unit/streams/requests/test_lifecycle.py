@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -16,13 +17,17 @@ from foldtune.events import (
     FineTuneStatus,
     FolderCount,
     LostRecords,
+    ModelReference,
+    PlannedTraining,
     Progress,
     SnapshotCommand,
     SnapshotPart,
     State,
     TrainingFinished,
+    TrainingJob,
 )
-from foldtune.knobs import DataSelection, WeightKnobs
+from foldtune.knobs import DataSelection, TrainingKnobs, WeightKnobs
+from foldtune.pairs import trained_pairs
 from foldtune.topics import Topic
 from streams.publishing.publisher import OutgoingEvent
 from streams.requests import lifecycle
@@ -70,6 +75,35 @@ def gather(state: ModelState, name: str, **changes: Any) -> Transition:
         transition = lifecycle.part_received(state, part(name, partition, **changes), PARTITIONS, 20, NOW)
         state = transition.state
     return transition
+
+
+@pytest.mark.parametrize("end", [State.FAILED, State.CANCELLED, State.COMPLETED])
+def test_every_end_of_a_training_says_what_was_planned(end: State) -> None:
+    asked = request("r", training=TrainingKnobs(epochs=3, trainable_layers=2))
+    job = TrainingJob(
+        request=asked,
+        base_model=ModelReference(uri="hf://org/model"),
+        snapshot_uri="s3://bucket/snapshot",
+        snapshot_sha256="0" * 64,
+        output_uri="s3://bucket/models",
+        version="1",
+        published_at=NOW,
+        max_seconds=60,
+    )
+    state = gather(lifecycle.requested(ModelState(model="m"), asked, NOW).state, "r", examples=500).state
+    assert state.active
+    assert state.active.status.planned is None
+    state = lifecycle.job_published(state, state.active, OutgoingEvent(Topic.TRAINING_JOBS, job, "m/r"), NOW).state
+    state = lifecycle.reported(state, status("r", State.RUNNING), TRAINING, NOW).state
+    if end is State.CANCELLED:
+        cancel = FineTuneCancelled(request_id="r", model="m", requested_at=NOW)
+        ended = lifecycle.cancelled(state, cancel, NOW)
+    else:
+        ended = lifecycle.reported(state, status("r", end), TRAINING, NOW)
+    assert ended
+    (final,) = ended.final_statuses
+    planned = PlannedTraining(base_model=job.base_model, trainable_layers="2", examples=3 * trained_pairs(1_000))
+    assert (final.state, final.planned) == (end, planned)
 
 
 def training(name: str = "r", *waiting: FineTuneRequested) -> ModelState:
