@@ -32,7 +32,7 @@ async def list_policies(
     """The policies by model, each with what it has decided last."""
     decisions, place = services.view.decisions, decode_cursor(NamePlace, cursor)
     entries, after = services.view.policies.page(
-        limit, lambda model: access.covers(model=model), place.name if place else None
+        limit, lambda entry: _is_covered(access, entry), place.name if place else None
     )
     items = b",".join(
         b'{"policy":%s,"decision":%s}' % (entry.policy.encode(), decisions.newest(entry.policy.model) or b"null")
@@ -43,9 +43,12 @@ async def list_policies(
 
 
 @router.get("/{model}", response_model=RetrainingPolicy)
-async def get_policy(services: CurrentServices, model: PathModel, if_none_match: IfNoneMatch = None) -> Response:
+async def get_policy(
+    access: CurrentAccess, services: CurrentServices, model: PathModel, if_none_match: IfNoneMatch = None
+) -> Response:
     """The policy of a model, with the entity tag by which it can be replaced."""
     entry = _found(services, model)
+    access.require(model=model, folders=_folders(entry.policy))
     if if_none_match is not None and is_named(entry.etag, if_none_match):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=_headers(entry))
     return _answer(entry)
@@ -92,14 +95,21 @@ async def resume(access: CurrentAccess, services: CurrentServices, model: PathMo
 
 @router.get("/{model}/explain", response_model=PolicyExplanation)
 async def explain(
-    services: CurrentServices, model: PathModel, limit: Annotated[int, Query(ge=1, le=MAX_CHANGES)] = 10
+    access: CurrentAccess,
+    services: CurrentServices,
+    model: PathModel,
+    limit: Annotated[int, Query(ge=1, le=MAX_CHANGES)] = 10,
 ) -> Response:
     """Which rule waits for what: each figure, its bound, since when it is met, what is in the way, and until when."""
-    decisions = services.view.decisions
+    decisions, known = services.view.decisions, services.view.policies.get(model)
+    # Figures name the folder that they are of.
+    access.require(model=model, folders=_folders(known.policy) if known else None)
     newest = decisions.newest(model)
     if newest is None:
         _found(services, model)
-    changes = b",".join(decisions.changes(model, limit))
+    # Earlier ones may be of a policy of other folders.
+    told = decisions.changes(model, limit) if access.covers(model=model, folders=None) else []
+    changes = b",".join(told)
     return _json(b'{"decision":%s,"changes":[%s]}' % (newest or b"null", changes))
 
 
@@ -158,6 +168,10 @@ def _folders(policy: RetrainingPolicy) -> tuple[str, ...] | None:
     if None in named:
         return None
     return tuple(dict.fromkeys(folder for folders in named for folder in folders or ()))
+
+
+def _is_covered(access: Access, entry: PolicyEntry) -> bool:
+    return access.covers(model=entry.policy.model, folders=_folders(entry.policy))
 
 
 def _side(policy: RetrainingPolicy) -> dict[str, Any]:

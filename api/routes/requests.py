@@ -118,9 +118,12 @@ async def get_models_request(
 
 
 @router.get("/models/{model}/requests/{id}/request", response_model=FineTuneRequested)
-async def get_original(services: CurrentServices, model: PathModel, request_id: PathId) -> Response:
+async def get_original(
+    access: CurrentAccess, services: CurrentServices, model: PathModel, request_id: PathId
+) -> Response:
     """The request as it was made."""
     original = await _original(services, model, request_id)
+    access.require(model=model, folders=original.data.folders)
     return Response(original.encode(), media_type="application/json")
 
 
@@ -176,6 +179,8 @@ async def cancel_request(
 ) -> Accepted:
     """Cancel a request that has not ended."""
     entry = _entry(services, model, request_id)
+    if not access.covers(model=model, folders=None):
+        access.require(model=model, folders=(await _original(services, model, request_id)).data.folders)
     audited, event = cancellation(access.caller, model, request_id, entry.state)
     await services.audit.write(audited)
     await services.publisher.publish(Topic.FINE_TUNE_REQUESTS, event, model)

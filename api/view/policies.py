@@ -13,7 +13,7 @@ from api.view.requests import Place
 from foldtune.events import SCHEMA_VERSION, RetrainingPolicy
 from streams.requests.policies import stored_policy
 
-Keep = Callable[[str], bool]
+Keep = Callable[["PolicyEntry"], bool]
 # Of each model; older changes are on the topic only.
 MAX_CHANGES = 50
 
@@ -66,8 +66,8 @@ class PolicyTable:
         for model in self._entries.irange(minimum=after, inclusive=(False, True)):
             if len(entries) == limit:
                 return entries, entries[-1].policy.model
-            if keep(model):
-                entries.append(self._entries[model])
+            if keep(entry := self._entries[model]):
+                entries.append(entry)
         return entries, None
 
 

@@ -157,6 +157,8 @@ class HttpApi:
 
     def _cancel_request(self, call: HttpRequest, access: Access) -> Answer:
         status = self._status(call, access)
+        # Which folders it has named is not known here.
+        access.require(model=status.model, folders=None)
         entry, event = cancellation(access.caller, status.model, status.request_id, status.state)
         self._publish(entry, event, status.request_id, status.model)
         return _accepted(status.request_id, status.model)

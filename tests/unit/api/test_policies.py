@@ -34,7 +34,8 @@ def decided(at: datetime, decision: str = "blocked", **fields: Any) -> PolicyDec
     block = Block(block="cooldown", until=START + timedelta(hours=6), text="1h of 6h")
     rules = (RuleFigures(rule="default", conditions=(condition,), blocks=(block,)),)
     others: dict[str, Any] = {"since": START, "rule": "default", "rules": rules, "next_at": START + timedelta(hours=6)}
-    return PolicyDecided(model="support", at=at, decision=decision, **others | fields)
+    others["model"] = "support"
+    return PolicyDecided(at=at, decision=decision, **others | fields)
 
 
 def test_a_policy_that_is_gone_from_the_topic_is_gone_here(client: TestClient, view: SystemView) -> None:
@@ -195,6 +196,23 @@ def test_a_grant_for_folders_changes_no_policy_of_others(
     assert not publisher.events
     assert client.put("/policies/sales", json=own).status_code == 200
     assert client_of(services, "of-support").put("/policies/sales", json=own).status_code == 403
+
+
+def test_a_grant_for_folders_reads_no_policy_of_others(
+    services: Services, view: SystemView, explained: DecisionTable
+) -> None:
+    client = client_of(services, "of-handbook")
+    put(view, rules=(Rule(data=RuleData(folders=("pricing",))),))
+    put(view, model="own", rules=(Rule(data=RuleData(folders=("handbook",))),))
+    for model in ("support", "own"):
+        explained.apply(Record(decided(START, model=model).encode(), key=f"{model}/{START}".encode()))
+    assert [client.get(f"/policies/support{path}").status_code for path in ("", "/explain")] == [403, 403]
+    assert [client.get(f"/policies/none{path}").status_code for path in ("", "/explain")] == [404, 403]
+    assert client.get("/policies/own").status_code == 200
+    found = client.get("/policies/own/explain").json()
+    # What was decided earlier may have been about other folders.
+    assert (found["decision"]["model"], found["changes"]) == ("own", [])
+    assert [item["policy"]["model"] for item in client.get("/policies").json()["items"]] == ["own"]
 
 
 def test_what_workers_would_not_take_is_no_policy_here(view: SystemView) -> None:

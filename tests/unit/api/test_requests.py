@@ -18,6 +18,7 @@ from api.routes.requests import _events
 from api.submission import MAX_BODY_BYTES
 from api.view.system import SystemView
 from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State
+from foldtune.knobs import DataSelection
 from foldtune.topics import Topic
 
 from .conftest import MemoryPublisher, Record, client_of, status_record
@@ -327,6 +328,25 @@ def test_a_request_is_cancelled_once_and_not_after_its_end(
     assert (entry.action, entry.target, entry.before) == ("request.cancel", "support/r-1", {"state": "running"})
     view.requests.apply(status_record(2, State.CANCELLED))
     assert client.post("/models/support/requests/r-1/cancel").status_code == 409
+
+
+@pytest.mark.parametrize(("folders", "code"), [(("handbook",), 202), (("handbook", "pricing"), 403), (None, 403)])
+def test_a_grant_for_folders_neither_reads_nor_cancels_requests_of_others(
+    services: Services,
+    view: SystemView,
+    monkeypatch: pytest.MonkeyPatch,
+    folders: tuple[str, ...] | None,
+    code: int,
+) -> None:
+    original = FineTuneRequested(
+        request_id="r-1", model="support", requested_at=START, data=DataSelection(folders=folders)
+    )
+    made(view, monkeypatch, original.encode())
+    view.requests.apply(status_record(1, State.RUNNING))
+    client = client_of(services, "of-handbook")
+    assert client.get("/models/support/requests/r-1/request").status_code == (200 if code == 202 else 403)
+    assert client.post("/models/support/requests/r-1/cancel").status_code == code
+    assert client_of(services, "of-support").post("/models/support/requests/r-1/cancel").status_code == 202
 
 
 def test_a_change_that_cannot_be_audited_is_not_made(

@@ -202,6 +202,19 @@ def test_a_wait_has_its_bounds(store: MemoryObjectStore, wait: str) -> None:
     assert (code, answer["fields"][0]["name"]) == (400, "wait")
 
 
+def test_a_grant_for_folders_cancels_nothing_here(
+    store: MemoryObjectStore, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grants = [{"value": "of-handbook", "roles": ["requester"], "folders": ["handbook"]}]
+    monkeypatch.setenv("FOLDTUNE_API__GRANTS", json.dumps(grants))
+    load_settings.cache_clear()
+    status = FineTuneStatus(request_id="r-1", model="support", state=State.RUNNING, at=now())
+    StatusStore(store).update(StatusRecord(partition=0, offset=1, status=status))
+    name, claims = {"model": "support", "id": "r-1"}, {"sub": "user-7", "roles": "[of-handbook]"}
+    assert call("POST /models/{model}/requests/{id}/cancel", pathParameters=name, claims=claims)[0] == 403
+    assert not published.connected
+
+
 def test_a_request_is_cancelled_unless_it_has_ended(store: MemoryObjectStore, published: Published) -> None:
     route = "POST /models/{model}/requests/{id}/cancel"
     assert call(route, pathParameters=PLACE)[0] == 404
