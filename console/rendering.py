@@ -30,7 +30,11 @@ HEADERS = {
 
 
 # In the menu: whoever may call the route sees the page.
-_PAGES = (("GET /models", "/console/", "models"), ("GET /requests", "/console/jobs", "jobs"))
+_PAGES = (
+    ("GET /models", "/console/", "models"),
+    ("POST /requests", "/console/fine-tune", "fine_tune"),
+    ("GET /requests", "/console/jobs", "jobs"),
+)
 _METRICS = (
     ("ndcg_at_10", "nDCG@10"),
     ("mrr_at_10", "MRR@10"),

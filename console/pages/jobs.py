@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from console.api_client import ApiClient, ApiError, Forwarded, path
 from console.context import CurrentClient, CurrentConsole, CurrentSession, CurrentViewer, see_other
+from console.knobs import address, fields_of
 from console.rendering import render
 from foldtune.events import FineTuneRequested, FineTuneStatus
 
@@ -55,7 +56,8 @@ async def show_job(
     values = await _progress(client, model, request_id)
     asked = await _optional(client, path("models", model, "requests", request_id, "request"))
     knobs = asked and FineTuneRequested.model_validate(asked, strict=False).model_dump()
-    return render(request, "job.html", asked=knobs, **values)
+    again = knobs and address(fields_of(asked))
+    return render(request, "job.html", asked=knobs, again=again, **values)
 
 
 @router.get("/console/jobs/{model}/{request_id}/progress")

@@ -2,6 +2,7 @@
 "use strict";
 
 const lang = document.documentElement.lang;
+const shortDay = new Intl.DateTimeFormat(lang, { month: "short", day: "numeric", timeZone: "UTC" });
 const shortTime = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "short" });
 
 function writeTimes(root) {
@@ -12,6 +13,8 @@ function writeTimes(root) {
 
 // A chart is drawn from its table, so that both say the same.
 function drawCharts(root) {
+  // Without it, their tables are there.
+  if (typeof uPlot === "undefined") return;
   const style = getComputedStyle(document.documentElement);
   const color = (name) => {
     // A canvas knows no light-dark(): the browser resolves it in an element.
@@ -25,27 +28,43 @@ function drawCharts(root) {
   for (const figure of root.querySelectorAll("figure.chart")) {
     const place = figure.querySelector(".plot");
     if (place.childElementCount) continue;
-    const rows = [...figure.querySelectorAll("tbody tr")].map((row) => [...row.cells].map((cell) => Number(cell.textContent)));
+    const rows = [...figure.querySelectorAll("tbody tr")].map((row) => [...row.cells].map((cell) => cell.textContent));
+    const isBars = figure.dataset.kind === "bars";
     const axis = (label) => ({
       label, stroke: color("--quiet"), grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line") },
       font: `12px ${style.fontFamily}`, labelFont: `12px ${style.fontFamily}`,
     });
-    const few = rows.length < 20;
+    const line = { stroke: color("--accent"), width: 2, points: { show: rows.length < 20, size: 7, fill: color("--accent") } };
+    const bars = { fill: color("--accent"), paths: uPlot.paths.bars({ size: [0.8, 40] }), points: { show: false } };
+    // Steps and epochs are counted.
+    const counted = { incrs: [1, 2, 5].flatMap((n) => [n, 10 * n, 100 * n, 1e3 * n, 1e4 * n]).sort((a, b) => a - b) };
     new uPlot(
       {
         width: figure.clientWidth,
-        height: 240,
-        scales: { x: { time: false } },
+        height: isBars ? 140 : 240,
+        tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
+        scales: { x: { time: isBars }, y: isBars ? { range: (_, low, high) => [0, high] } : {} },
         legend: { show: false },
-        cursor: { show: false },
-        // Steps and epochs are counted.
-        axes: [{ ...axis(figure.dataset.x), incrs: [1, 2, 5].flatMap((n) => [n, 10 * n, 100 * n, 1e3 * n, 1e4 * n]).sort((a, b) => a - b) }, { ...axis(figure.dataset.y), size: 60 }],
-        series: [{}, { stroke: color("--accent"), width: 2, points: { show: few, size: 7, fill: color("--accent") } }],
+        cursor: { show: isBars, points: { show: false }, y: false, drag: { x: true, setScale: false } },
+        hooks: { setSelect: [(plot) => isBars && chooseDates(plot)] },
+        axes: [isBars ? { ...axis(""), values: (_, days) => days.map((day) => shortDay.format(day * 1e3)) } : { ...axis(figure.dataset.x), ...counted }, { ...axis(figure.dataset.y), size: 60 }],
+        series: [{}, isBars ? bars : line],
       },
-      [rows.map((row) => row[0]), rows.map((row) => row[1])],
+      [rows.map((row) => (isBars ? Date.parse(row[0]) / 1e3 : Number(row[0]))), rows.map((row) => Number(row[1]))],
       place,
     );
   }
+}
+
+// Of the bars that were dragged over.
+function chooseDates(plot) {
+  if (plot.select.width < 2) return;
+  const days = plot.data[0];
+  const at = (left) => days[plot.posToIdx(left)];
+  const text = (seconds) => new Date(seconds * 1e3).toISOString().slice(0, 10);
+  document.getElementById("start").value = text(at(plot.select.left));
+  document.getElementById("end").value = text(at(plot.select.left + plot.select.width) + 86400);
+  document.getElementById("start").dispatchEvent(new Event("change", { bubbles: true }));
 }
 
 function redrawCharts() {
@@ -74,6 +93,71 @@ function followJob(element) {
   });
 }
 
+// The form's own address has what differs from the defaults, so that it can be sent to somebody.
+function followForm(form) {
+  const changed = () => {
+    const fields = new URLSearchParams();
+    for (const [name, value] of new FormData(form)) {
+      const field = form.elements[name];
+      const isDefault = field.dataset?.default === value || (name === "training.start" && value === "base");
+      if (value && name !== "search" && !isDefault) fields.append(name, value);
+    }
+    history.replaceState(null, "", `${location.pathname}?${fields}`);
+    for (const button of form.querySelectorAll(".reset")) {
+      const field = form.elements[button.dataset.of];
+      button.hidden = field.value === field.dataset.default;
+    }
+  };
+  form.addEventListener("change", changed);
+  form.addEventListener("click", ({ target }) => {
+    if (!target.matches(".reset")) return;
+    const field = form.elements[target.dataset.of];
+    field.value = field.dataset.default;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+}
+
+function showPreview(form, preview) {
+  for (const hint of form.querySelectorAll(".hint")) hint.textContent = "";
+  for (const template of preview.querySelectorAll("template[data-hint]")) {
+    document.getElementById(template.dataset.hint)?.replaceChildren(template.content.cloneNode(true));
+  }
+  const examples = preview.querySelector("[data-examples]");
+  const button = document.getElementById("submit");
+  if (examples && form.elements.model.value) {
+    button.textContent = button.dataset.on
+      .replace("{model}", form.elements.model.value)
+      .replace("{examples}", Number(examples.dataset.examples).toLocaleString(lang));
+  }
+  const slider = preview.querySelector("#threshold");
+  if (!slider) return;
+  const field = form.elements["dataset.exclusion_threshold"];
+  slider.value = field.value;
+  slider.nextElementSibling.textContent = slider.value;
+  slider.addEventListener("input", () => {
+    slider.nextElementSibling.textContent = slider.value;
+    for (const list of preview.querySelectorAll(".passages")) mark(list, Number(slider.value), Number(slider.dataset.hard));
+  });
+  slider.addEventListener("change", (event) => {
+    event.stopPropagation();
+    field.value = slider.value;
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+}
+
+// As the training does: the first of those that are not too near.
+function mark(list, threshold, hard) {
+  let taken = 0;
+  for (const item of list.querySelectorAll("[data-jaccard]")) {
+    const isNear = Number(item.dataset.jaccard) >= threshold;
+    const isTaken = !isNear && taken < hard;
+    taken += isTaken;
+    item.className = isTaken ? "taken" : "out";
+    item.querySelector(".mark").textContent = isTaken ? "−" : "·";
+    item.querySelector(".verdict-of").textContent = isNear ? list.dataset.near : isTaken ? list.dataset.taken : list.dataset.spare;
+  }
+}
+
 function prepare(root) {
   writeTimes(root);
   drawCharts(root);
@@ -82,8 +166,18 @@ function prepare(root) {
 document.addEventListener("DOMContentLoaded", () => {
   prepare(document);
   for (const element of document.querySelectorAll("[data-events]")) followJob(element);
+  const form = document.getElementById("fine-tune");
+  if (form) followForm(form);
 });
-document.addEventListener("htmx:after:swap", () => prepare(document));
+document.addEventListener("htmx:after:swap", () => {
+  prepare(document);
+  const form = document.getElementById("fine-tune");
+  const preview = document.getElementById("preview");
+  if (form && preview && !preview.querySelector("[data-shown]")) {
+    preview.firstElementChild.dataset.shown = "";
+    showPreview(form, preview);
+  }
+});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);
 let resized;
 addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(redrawCharts, 200); });

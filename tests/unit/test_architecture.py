@@ -67,7 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "batch",
         "commands",
     ),
-    "console": ("sessions", "oidc", "api_client", "assets", "context", "rendering", "sign_in", "pages", "app"),
+    "console": ("sessions", "oidc", "api_client", "knobs", "assets", "context", "rendering", "sign_in", "pages", "app"),
     "notifications": ("metrics", "notices", "webhook", "delivery", "notifier", "commands"),
     "foldtune": (
         "excerpts",
