@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -21,6 +21,10 @@ _MAX_BYTES = 32 << 20
 
 class _Manifest(ModelManifest):
     ready: dict[str, Any]
+
+
+# What comes first.
+Order = Literal["lost", "gained"]
 
 
 class VersionFiles:
@@ -57,14 +61,16 @@ class VersionFiles:
         except InfrastructureError as error:
             raise unavailable() from error
 
-    def evaluation(self, first: int, count: int) -> tuple[list[dict[str, Any]], int]:
-        """Rows of the held-out questions, the greatest loss first, and how many there are."""
+    def evaluation(self, first: int, count: int, order: Order = "lost") -> tuple[list[dict[str, Any]], int]:
+        """Rows of the held-out questions, the greatest loss or gain first, and how many there are."""
         import pyarrow as pa  # noqa: PLC0415
         import pyarrow.parquet as pq  # noqa: PLC0415  too large for functions, which do not read them
 
         content = self._get(f"{self._prefix}/{EVALUATION}")
         try:
-            table = pq.read_table(io.BytesIO(content)).sort_by("gain")
+            table = pq.read_table(io.BytesIO(content)).sort_by(
+                [("gain", "ascending" if order == "lost" else "descending")]
+            )
             rows: list[dict[str, Any]] = table.slice(min(first, table.num_rows), count).to_pylist()
         except (pa.ArrowException, ValueError, KeyError, OSError) as error:
             raise ProblemError(HTTPStatus.CONFLICT, f"{EVALUATION} of {self._name} is not valid") from error

@@ -14,7 +14,7 @@ from console import assets, sign_in
 from console.api_client import ApiError
 from console.context import SIGN_IN, Console, see_other
 from console.oidc import Provider, Registration
-from console.pages import fine_tune, jobs, models
+from console.pages import fine_tune, jobs, models, versions
 from console.rendering import render
 from console.sessions import Sessions, read_key
 from foldtune.errors import InvalidSettingsError
@@ -36,7 +36,7 @@ def create_console(settings: Settings, api: ASGIApp, sessions: Sessions) -> Fast
     """The pages, as whose data the API's answers are."""
     app = FastAPI(title="foldtune console", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.console = Console(settings, api, sessions, provider_of(settings))
-    for router in (assets.router, sign_in.router, models.router, fine_tune.router, jobs.router):
+    for router in (assets.router, sign_in.router, models.router, versions.router, fine_tune.router, jobs.router):
         app.include_router(router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _no_page)

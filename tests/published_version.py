@@ -13,8 +13,20 @@ from foldtune.object_keys import manifest_key, model_prefix, run_prefix
 from foldtune.object_store import ObjectStore
 from tests.support import model_ready
 
+METRICS = {
+    "after": {},
+    "folders": {"pricing": {"questions": 24, "before": {"ndcg_at_10": 0.5}, "after": {"ndcg_at_10": 0.42}}},
+}
+_FOUND = [{"folder_id": "f", "document_id": f"d{number}", "score": 0.5 - number / 10} for number in range(5)]
 ROWS = [
-    {"question": f"question {number}?", "gain": gain, "rank_before": 1, "rank_after": 2}
+    {
+        "question": f"question {number}?",
+        "gain": gain,
+        "rank_before": 1,
+        "rank_after": 2,
+        "before": _FOUND,
+        "after": _FOUND[::-1],
+    }
     for number, gain in enumerate((0.5, -0.25, 0.0))
 ]
 
@@ -23,7 +35,7 @@ def publish_version(store: ObjectStore, model: str, version: str, **fields: Any)
     """A version on the object store; its event."""
     prefix = model_prefix(model, version)
     run = run_prefix(prefix, "run")
-    files = {"README.md": b"# Card", "metrics.json": b'{"after": {}}', "1_Pooling/config.json": b"{}"}
+    files = {"README.md": b"# Card", "metrics.json": json.dumps(METRICS).encode(), "1_Pooling/config.json": b"{}"}
     for path, content in files.items():
         store.put(f"{run}/{path}", content)
     table = io.BytesIO()

@@ -4,9 +4,9 @@ import asyncio
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 
-from api.artifacts import LINK_SECONDS, VersionFiles
+from api.artifacts import LINK_SECONDS, Order, VersionFiles
 from api.audit import audit_entry
 from api.context import CurrentAccess, CurrentServices, Services
 from api.cursors import NamePlace, decode_cursor, encode_cursor
@@ -121,16 +121,17 @@ async def list_evaluation(  # noqa: PLR0917  each is a parameter
     services: CurrentServices,
     model: PathModel,
     version: PathVersion,
+    order: Annotated[Order, Query(description="Those first that lost most, or that gained most")] = "lost",
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> EvaluationList:
-    """The held-out questions, those first that lost most: users' words, so each read of them is audited."""
+    """The held-out questions, each with what was found before and after: users' words, so a read of them is audited."""
     access.require(model=model, folders=None)
     place = decode_cursor(RowPlace, cursor)
     first = max(place.row, 0) if place else 0
     files = await _files(services, model, version)
     await services.audit.write(audit_entry(access.caller, "evaluation.read", f"{model}/{version}", model=model))
-    rows, total = await asyncio.to_thread(files.evaluation, first, limit)
+    rows, total = await asyncio.to_thread(files.evaluation, first, limit, order)
     following = RowPlace(first + limit) if first + limit < total else None
     return EvaluationList(items=rows, total=total, next=encode_cursor(following))
 

@@ -88,11 +88,13 @@ async def cancel_job(client: CurrentClient, viewer: CurrentViewer, model: str, r
 async def _progress(client: ApiClient, model: str, request_id: str) -> dict[str, Any]:
     found = await client.get(path("models", model, "requests", request_id))
     status = FineTuneStatus.model_validate(found, strict=False)
+    version = await _version(client, status)
     return {
         "job": status,
         "times": state_times(status),
         "epochs": list(enumerate(status.validation_curve, start=1)),
-        "version": await _version(client, status),
+        "version": version,
+        "folders": (await _metrics(client, status, version)).get("folders", {}),
     }
 
 
@@ -120,6 +122,14 @@ async def _version(client: ApiClient, status: FineTuneStatus) -> dict[str, Any] 
         return None
     version: dict[str, Any] | None = await _optional(client, path("models", status.model, "versions", found[1]))
     return version
+
+
+async def _metrics(client: ApiClient, status: FineTuneStatus, version: dict[str, Any] | None) -> dict[str, Any]:
+    """The version's ``metrics.json``; it is any text, as far as the API knows."""
+    if version is None:
+        return {}
+    found = await _optional(client, path("models", status.model, "versions", version["version"], "metrics"))
+    return found if isinstance(found, dict) and isinstance(found.get("folders", {}), dict) else {}
 
 
 async def _optional(client: ApiClient, address: str) -> Any:

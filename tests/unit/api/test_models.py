@@ -11,7 +11,7 @@ from api.view.system import SystemView
 from foldtune.events import ModelReady, RetrainingPolicy, State, now
 from foldtune.object_keys import manifest_key, model_prefix
 from foldtune.policy import Calendar, Rule
-from tests.published_version import publish_version
+from tests.published_version import METRICS, publish_version
 
 from .conftest import MemoryPublisher, Record, bearer, client_of, status_record
 
@@ -104,7 +104,7 @@ def test_card_metrics_and_files(client: TestClient) -> None:
     where = "/models/support/versions/000002"
     card = client.get(f"{where}/card")
     assert (card.content, card.headers["content-type"]) == (b"# Card", "text/markdown; charset=utf-8")
-    assert client.get(f"{where}/metrics").json() == {"after": {}}
+    assert client.get(f"{where}/metrics").json() == METRICS
     assert "1_Pooling/config.json" in {file["path"] for file in client.get(f"{where}/files").json()["items"]}
     link = client.get(f"{where}/files/1_Pooling/config.json").json()
     assert link["url"].endswith("/000002/runs/run/1_Pooling/config.json?seconds=300")
@@ -140,9 +140,13 @@ def test_each_read_of_held_out_questions_is_audited(client: TestClient, publishe
     rest = client.get(where, params={"limit": 2, "cursor": page["next"]}).json()
     assert [row["question"] for row in rest["items"]] == ["question 0?"]
     assert (rest["next"], rest["total"]) == (None, 3)
+    gained = client.get(where, params={"order": "gained", "limit": 1}, headers=bearer("privacy")).json()
+    assert [row["gain"] for row in gained["items"]] == [0.5]
+    assert client.get(where, params={"order": "any"}).status_code == 400
     assert [(entry.who, entry.action, entry.target) for entry in publisher.audited] == [
         ("privacy", "evaluation.read", "support/000001"),
         ("anybody", "evaluation.read", "support/000001"),
+        ("privacy", "evaluation.read", "support/000001"),
     ]
     publisher.broken = True
     assert client.get(where).status_code == 503

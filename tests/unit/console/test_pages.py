@@ -9,8 +9,9 @@ from api.context import Services
 from api.view.system import SystemView
 from console import assets
 from console.rendering import change, duration, signed
-from foldtune.events import Progress, State, StateTime
+from foldtune.events import ModelReady, Progress, State, StateTime
 from foldtune.settings import Settings
+from foldtune.topics import Topic
 from tests.published_version import publish_version
 from tests.unit.api.conftest import MemoryPublisher, Record, status_record
 
@@ -77,8 +78,52 @@ def test_a_version_shows_its_verdict_and_what_it_was_measured_against(
     assert "Promoted" in viewing.get("/console/models/support").text
     page = viewing.get(f"/console/jobs/support/{ready.request_id}").text
     assert "Better: nDCG@10" in page
+    assert "pricing" in page
+    assert '<span class="worse">−.080</span>' in page  # noqa: RUF001  a minus
     assert "000000" in page
     assert "data-events" not in page
+
+
+@pytest.fixture
+def completed(services: Services, view: SystemView) -> ModelReady:
+    ready = publish_version(services.store, "support", "000001")
+    view.models.apply(Record(ready.encode()))
+    record = status_record(1, State.COMPLETED, request_id=ready.request_id, model_uri=ready.model_uri, promoted=True)
+    view.apply_status(record)
+    return ready
+
+
+def test_questions_that_got_worse_or_better_are_shown_to_whom_may_read_them(
+    services: Services, settings: Settings, publisher: MemoryPublisher, completed: ModelReady
+) -> None:
+    page, questions = (
+        f"/console/jobs/support/{completed.request_id}",
+        "/console/models/support/versions/000001/questions",
+    )
+    viewer, anybody = browser_of(services, settings, "viewer"), browser_of(services, settings, "anybody")
+    assert "Held-out questions" not in viewer.get(page).text
+    assert viewer.get(questions).status_code == 403
+    assert f"{questions}?order=lost" in anybody.get(page).text
+    lost, gained = (anybody.get(f"{questions}?order={order}").text for order in ("lost", "gained"))
+    assert "question 1?" in lost
+    assert "question 0?" not in lost
+    assert "question 0?" in gained
+    assert {entry.action for entry in publisher.audited} == {"evaluation.read"}
+
+
+def test_an_approver_rejects_a_version_and_others_are_not_asked(
+    services: Services, settings: Settings, publisher: MemoryPublisher, completed: ModelReady
+) -> None:
+    page, reject = f"/console/jobs/support/{completed.request_id}", "/console/models/support/versions/000001/reject"
+    fields = {"request_id": completed.request_id, "comment": "Pricing is worse"}
+    requester = browser_of(services, settings, "requester")
+    assert reject not in requester.get(page).text
+    assert requester.post(reject, data=fields).status_code == 403
+    approver = browser_of(services, settings, "approver")
+    assert reject in approver.get(page).text
+    assert approver.post(reject, data=fields, follow_redirects=False).headers["location"] == page
+    [review] = publisher.on(Topic.REVIEWS)
+    assert (review.approved, review.by, review.comment) == (False, "approver", "Pricing is worse")
 
 
 def test_a_reason_is_text_whatever_is_in_it(viewing: TestClient, view: SystemView) -> None:

@@ -22,7 +22,7 @@ from infra.aws.handlers import api
 from infra.aws.http_api import HttpApi
 from infra.aws.status_store import StatusStore
 from tests.lambda_payloads import Context, http_payload
-from tests.published_version import publish_version
+from tests.published_version import METRICS, publish_version
 
 from .conftest import Published
 
@@ -268,7 +268,7 @@ def test_a_version_its_card_metrics_and_files_are_read(versions: list[str], stor
     assert (code, ready["version"], ready["model"]) == (200, "000002", "support")
     card = answer_of(f"{VERSION}/card", pathParameters=place)
     assert (card["body"], card["headers"]["content-type"]) == ("# Card", "text/markdown; charset=utf-8")
-    assert call(f"{VERSION}/metrics", pathParameters=place) == (200, {"after": {}})
+    assert call(f"{VERSION}/metrics", pathParameters=place) == (200, METRICS)
     _, files = call(f"{VERSION}/files", pathParameters=place)
     assert {file["path"] for file in files["items"]} == {"README.md", "metrics.json", "1_Pooling/config.json"}
     _, link = call(f"{VERSION}/files/{{path+}}", pathParameters=place | {"path": "1_Pooling/config.json"})
