@@ -9,6 +9,7 @@ import structlog
 
 from api.access import Caller
 from foldtune.events import AuditEntry, now
+from foldtune.knobs import MAX_NAMED
 
 # Of each side of a change: a request may name ten thousand folders.
 _MAX_SIDE_BYTES = 64 * 1024
@@ -34,7 +35,8 @@ def audit_entry(
         action=action,
         target=target[:_MAX_TARGET],
         model=model,
-        folders=None if folders is None else tuple(folders),
+        # A policy may name more, in all of its rules.
+        folders=None if folders is None else tuple(folders)[:MAX_NAMED],
         before=_bounded(before),
         after=_bounded(after),
         trace_id=trace_id,

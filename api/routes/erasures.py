@@ -23,6 +23,7 @@ from api.schemas import (
     ErasureProgress,
     json_body,
 )
+from foldtune.bounds import Rules, violations
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.events import ErasureRequested, Id, now
 from foldtune.settings import Settings
@@ -38,7 +39,7 @@ _one_preview = asyncio.Semaphore(1)
 @router.post("/erasures/preview", response_model=ErasurePreview, openapi_extra=json_body(ErasureBody))
 async def preview(request: Request, access: CurrentAccess, services: CurrentServices) -> ErasurePreview:
     """What an erasure would affect in the topics, by folder: a dry run. Large topics take longer than a call may."""
-    erasure = _erasure(await read_body(request, ErasureBody), access)
+    erasure = _erasure(await read_body(request, ErasureBody), access, services.settings)
     if _one_preview.locked():
         raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "another preview is counted", headers={"retry-after": "10"})
     async with _one_preview:
@@ -68,7 +69,7 @@ async def preview(request: Request, access: CurrentAccess, services: CurrentServ
 )
 async def ask(request: Request, access: CurrentAccess, services: CurrentServices) -> ErasureAsked:
     """Erase a subject from the training sets. It cannot be undone."""
-    erasure = _erasure(await read_body(request, ErasureBody), access)
+    erasure = _erasure(await read_body(request, ErasureBody), access, services.settings)
     folders = None if erasure.folder_id is None else (erasure.folder_id,)
     # Without the subject's id: it is of a person, and the entry stays.
     entry = audit_entry(
@@ -98,14 +99,14 @@ async def progress(services: CurrentServices, erasure_id: Annotated[Id, Path(ali
     )
 
 
-def _erasure(body: ErasureBody, access: Access) -> ErasureRequested:
+def _erasure(body: ErasureBody, access: Access, settings: Settings) -> ErasureRequested:
     if body.subject == "folder" and body.folder_id is not None:
         raise _invalid("folder_id", "goes with the other subjects; a folder is named by subject_id")
     if body.subject == "document" and (body.folder_id is None) != body.all_folders:
         raise _invalid("folder_id", "of a document: its folder, or all_folders, as two folders may have one id")
     folder = body.subject_id if body.subject == "folder" else body.folder_id
     access.require(model=None, folders=None if folder is None else (folder,))
-    return ErasureRequested(
+    erasure = ErasureRequested(
         # Random: it stays in the confirmations, where guesses at the subject could be tested against a digest.
         erasure_id=str(uuid.uuid4()),
         occurred_at=body.before or now(),
@@ -113,6 +114,10 @@ def _erasure(body: ErasureBody, access: Access) -> ErasureRequested:
         subject_id=body.subject_id,
         folder_id=body.folder_id,
     )
+    # Workers would have it as a dead letter, and nothing would ever be erased.
+    if reason := next(violations(erasure, Rules(now(), settings.bounds)), None):
+        raise _invalid("before", reason.removeprefix("occurred_at: "))
+    return erasure
 
 
 def _invalid(field: str, reason: str) -> ProblemError:

@@ -189,6 +189,8 @@ def test_an_erasure_is_done_when_every_partition_of_each_worker_has_confirmed_it
         ({"subject": "document", "subject_id": "d", "folder_id": "f", "all_folders": True}, "folder_id: "),
         ({"subject": "folder", "subject_id": "f", "folder_id": "f"}, "folder_id: "),
         ({"subject": "user", "subject_id": "ada", "before": "yesterday"}, "before: "),
+        ({"subject": "user", "subject_id": "ada", "before": "2999-01-01T00:00:00Z"}, "before: "),
+        ({"subject": "user", "subject_id": "ada", "before": "1969-12-31T00:00:00Z"}, "before: "),
         ({"subject": "user", "subject_id": "ada", "all": True}, "body: unknown fields: all"),
     ],
 )

@@ -150,6 +150,14 @@ def test_a_policy_that_workers_would_not_take_is_refused(client: TestClient, pub
     assert len(publisher.on(Topic.POLICIES)) == 1
 
 
+def test_a_policy_may_name_more_folders_than_a_request(client: TestClient, publisher: MemoryPublisher) -> None:
+    rules = [{"name": f"r{number}", "data": {"folders": [f"{number}-{n}" for n in range(700)]}} for number in range(15)]
+    assert client.put("/policies/support", json={"rules": rules}).status_code == 200
+    [entry] = publisher.audited
+    assert entry.folders
+    assert len(entry.folders) == 10_000
+
+
 def test_a_pause_that_workers_would_not_take_is_refused(
     client: TestClient, view: SystemView, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
