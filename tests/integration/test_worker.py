@@ -43,7 +43,7 @@ from foldtune.topics import DATA_TOPICS, Topic, review_key
 from tests.histories import WEIGHTS, history
 from tests.integration.conftest import StartWorker
 from tests.recount import Recount, Selection
-from tests.running_api import running_api
+from tests.running_api import previewed, running_api
 from tests.support import Reader, fine_tune_request, folder_history
 from trainers.model.base_models import packaged_minilm, packaged_minilm_folder
 
@@ -258,21 +258,6 @@ def get_json(url: str) -> tuple[int, dict[str, Any]]:
                 return answer.status, dict(json.load(answer))
         except urllib.error.HTTPError as error:
             if error.code not in {404, 503} or time.monotonic() > deadline:
-                raise
-        time.sleep(0.2)
-
-
-def previewed(api: str, data: dict[str, Any]) -> dict[str, Any]:
-    """A preview, once the API follows the answers."""
-    body = json.dumps({"model": "helpdesk", "data": data}, default=datetime.isoformat).encode()
-    request = urllib.request.Request(f"{api}/previews", body, {"Content-Type": "application/json"})  # noqa: S310  this machine's own server
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=40) as answer:  # noqa: S310
-                return dict(json.load(answer))
-        except urllib.error.HTTPError as error:
-            if error.code != 503 or time.monotonic() > deadline:
                 raise
         time.sleep(0.2)
 
