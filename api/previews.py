@@ -60,7 +60,9 @@ def drawn_questions(answers: Iterable[Preview], count: int) -> list[list[Preview
     by_question: dict[str, list[PreviewLog]] = defaultdict(list)
     for answer in sorted(answers, key=lambda answer: answer.partition):
         for log in sorted(answer.logs, key=lambda log: (log.folder_id, log.occurred_at, nfc(log.log_id))):
-            by_question[normalize_question(log.question)].append(log)
+            # Workers name the folder of each; an answer that does not is none of theirs.
+            if log.positive is None or log.positive.folder_id is not None:
+                by_question[normalize_question(log.question)].append(log)
     answered = [question for question, logs in by_question.items() if any(log.positive for log in logs)]
     return [by_question[question] for question in sorted(answered, key=sampling_order)[:count]]
 

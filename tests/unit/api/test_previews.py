@@ -24,11 +24,21 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.context import Services
 from api.mining import Miner
+from api.previews import drawn_questions, explain
 from api.routes import previews as routes
 from api.view.previews import PreviewBoard, Waiting
 from api.view.system import SystemView
 from foldtune.errors import InvalidSettingsError
-from foldtune.events import Event, FineTuneRequested, Preview, PreviewRequested, SnapshotCommand, now
+from foldtune.events import (
+    DocumentReference,
+    Event,
+    FineTuneRequested,
+    Preview,
+    PreviewLog,
+    PreviewRequested,
+    SnapshotCommand,
+    now,
+)
 from foldtune.knobs import DataSelection, DatasetKnobs, TrainingKnobs
 from foldtune.pairs import HELD_OUT_SHARE, question_hash, sampling_order
 from foldtune.settings import Sets, Settings
@@ -457,6 +467,25 @@ def test_a_preview_has_its_place_before_anything_is_waited_for(
 
     assert asyncio.run(run()) == [200, 200, 503, 503, 503]
     assert len({event.preview_id for event in workers.asked}) == 2
+
+
+def test_an_answer_without_the_folder_of_a_positive_is_left_out() -> None:
+    logs = tuple(
+        PreviewLog(
+            log_id=f"{number}",
+            occurred_at=NOW,
+            folder_id="f",
+            agent_id="a",
+            question="Why?",
+            label="liked",
+            strength=1.0,
+            positive=DocumentReference(document_id="d", folder_id=folder),
+        )
+        for number, folder in enumerate((None, "f"))
+    )
+    drawn = drawn_questions([Preview(preview_id="p", partition=0, at=NOW, logs=logs)], 10)
+    assert [[log.log_id for log in question] for question in drawn] == [["1"]]
+    assert explain(drawn, [], DatasetKnobs())
 
 
 def test_answers_that_nobody_waits_for_are_left_alone() -> None:
