@@ -14,7 +14,7 @@ from console import assets, sign_in
 from console.api_client import ApiError
 from console.context import SIGN_IN, Console, see_other
 from console.oidc import Provider, Registration
-from console.pages import fine_tune, jobs, models, versions
+from console.pages import audit, dead_letters, fine_tune, folders, jobs, models, policies, privacy, versions
 from console.rendering import render
 from console.sessions import Sessions, read_key
 from foldtune.errors import InvalidSettingsError
@@ -36,7 +36,8 @@ def create_console(settings: Settings, api: ASGIApp, sessions: Sessions) -> Fast
     """The pages, as whose data the API's answers are."""
     app = FastAPI(title="foldtune console", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.console = Console(settings, api, sessions, provider_of(settings))
-    for router in (assets.router, sign_in.router, models.router, versions.router, fine_tune.router, jobs.router):
+    pages = (models, versions, fine_tune, jobs, folders, policies, dead_letters, privacy, audit)
+    for router in (assets.router, sign_in.router, *(page.router for page in pages)):
         app.include_router(router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _no_page)

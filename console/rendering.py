@@ -6,7 +6,7 @@ from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from fastapi import Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -34,6 +34,11 @@ _PAGES = (
     ("GET /models", "/console/", "models"),
     ("POST /requests", "/console/fine-tune", "fine_tune"),
     ("GET /requests", "/console/jobs", "jobs"),
+    ("GET /folders", "/console/folders", "folders"),
+    ("GET /policies", "/console/policies", "policies"),
+    ("GET /dead-letters", "/console/dead-letters", "dead_letters"),
+    ("POST /erasures", "/console/privacy", "privacy"),
+    ("GET /audit", "/console/audit", "audit"),
 )
 _METRICS = (
     ("ndcg_at_10", "nDCG@10"),
@@ -86,6 +91,13 @@ def _environment() -> Environment:
         "path": lambda text: quote(str(text), safe=""),
     }
     return environment
+
+
+def following(cursor: str | None, **query: str) -> str | None:
+    """The address of the next page of a list, below the page's own."""
+    if cursor is None:
+        return None
+    return f"?{urlencode({name: value for name, value in query.items() if value} | {'cursor': cursor})}"
 
 
 def _unit(name: str) -> str:

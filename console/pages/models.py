@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from console.api_client import path
 from console.context import CurrentClient, CurrentViewer
-from console.rendering import render
+from console.rendering import following, render
 from foldtune.events import FineTuneStatus
 
 router = APIRouter()
@@ -18,7 +18,7 @@ async def list_models(
     """All models, with what is served of each."""
     del viewer
     found = await client.get("/models", cursor=cursor)
-    return render(request, "models.html", models=found["items"], next=found["next"])
+    return render(request, "models.html", models=found["items"], next=following(found["next"]))
 
 
 @router.get("/console/models/{model}")
@@ -35,6 +35,6 @@ async def show_model(
         "model.html",
         model=summary,
         versions=versions["items"],
-        next=versions["next"],
+        next=following(versions["next"]),
         requests=[FineTuneStatus.model_validate(item, strict=False) for item in requests["items"]],
     )

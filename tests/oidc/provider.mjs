@@ -1,5 +1,5 @@
 // An OpenID Connect provider for tests: node provider.mjs PORT [REDIRECT_URI]. Its clients are named after the roles that
-// they get, as are the people who sign in to the client `console`, whatever their password.
+// they get, as are the people who sign in to the client `console`, whatever their password: `viewer+privacy` has two.
 //
 // POST /rotate signs with a new key from then on, beside which the old one stays published; POST /withdraw publishes the
 // newest one alone.
@@ -45,7 +45,7 @@ function configure() {
     conformIdTokenClaims: false,
     findAccount: (_, accountId) => ({
       accountId,
-      claims: () => ({ sub: accountId, realm_access: { roles: [accountId] } }),
+      claims: () => ({ sub: accountId, realm_access: { roles: accountId.split('+') } }),
     }),
     features: {
       clientCredentials: { enabled: true },
