@@ -21,6 +21,7 @@ class ProgressBar:
         self._progress = progress
         self._task = task
         self._printed_share = 0.0
+        self._printed_note = ""
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Set the progress to ``done`` of ``total``."""
@@ -34,7 +35,8 @@ class ProgressBar:
         """Show a note beside the bar, or as a line."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, note=text)
-        else:
+        elif text != self._printed_note:
+            self._printed_note = text
             self._console.print(f"  {text}")
 
 

@@ -269,15 +269,19 @@ async def _counted(access: Access, services: Services, entry: StatusEntry, seen:
 async def _events(services: Services, entry: StatusEntry, seen: int) -> AsyncIterator[bytes]:
     model, request_id = entry.model, entry.request_id
     deadline = time.monotonic() + _MAX_STREAM_SECONDS
+    sent = b""
     with services.view.requests.watch(model, request_id) as changed:
         while time.monotonic() < deadline:
             changed.clear()
             newest = services.view.requests.get(model, request_id)
             if newest and (newest.offset > seen or newest.terminal):
                 seen = newest.offset
-                # Between its parts JSON may have line ends, which would be the event's.
-                data = newest.json.translate(None, b"\r\n")
-                yield b"id: %d\nevent: status\ndata: %s\n\n" % (newest.offset, data)
+                # Each is on the topic under two keys, the same bytes.
+                if newest.json != sent:
+                    sent = newest.json
+                    # Between its parts JSON may have line ends, which would be the event's.
+                    data = sent.translate(None, b"\r\n")
+                    yield b"id: %d\nevent: status\ndata: %s\n\n" % (newest.offset, data)
                 if newest.terminal:
                     return
             try:

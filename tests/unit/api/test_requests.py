@@ -17,7 +17,7 @@ from api.routes import requests as routes
 from api.routes.requests import _events
 from api.submission import MAX_BODY_BYTES
 from api.view.system import SystemView
-from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State
+from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State, now
 from foldtune.knobs import DataSelection
 from foldtune.topics import Topic
 
@@ -423,6 +423,25 @@ def test_a_request_is_followed_to_its_end(services: Services, view: SystemView) 
     found = events(asyncio.run(follow()))
     assert found == [(3, "accepted"), (5, "running"), (8, "completed")]
     assert not view.requests._waiting
+
+
+def test_a_status_that_is_published_under_two_keys_is_sent_once(services: Services, view: SystemView) -> None:
+    at = now()
+
+    async def follow() -> bytes:
+        view.requests.apply(status_record(3, State.RUNNING, at=at))
+        entry = view.requests.get("support", "r-1")
+        assert entry
+        following = _events(services, entry, -1)
+        text = await anext(following)
+        rest = asyncio.ensure_future(anext(following))
+        await asyncio.sleep(0)
+        view.requests.apply(status_record(4, State.RUNNING, at=at))
+        await asyncio.wait([rest], timeout=0.05)
+        view.requests.apply(status_record(5, State.COMPLETED))
+        return text + await rest
+
+    assert events(asyncio.run(follow())) == [(3, "running"), (5, "completed")]
 
 
 def test_a_follower_that_comes_back_gets_what_it_has_not_seen(client: TestClient, view: SystemView) -> None:
