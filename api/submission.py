@@ -117,6 +117,14 @@ def differences(request: FineTuneRequested, first: bytes) -> list[str]:
     return [name for name in fields if getattr(asked, name) != getattr(request, name)]
 
 
+def asked_otherwise(request: FineTuneRequested, different: list[str] | None = None) -> ProblemError:
+    """409: the first request under the id has asked for something else, in the ``different`` fields if known."""
+    name = f"request {request.request_id!r} of model {request.model!r}"
+    values = f"other values of {', '.join(different)}" if different else "other values"
+    reason = f"{name} was made with {values}; another request needs another id"
+    return ProblemError(HTTPStatus.CONFLICT, reason, fields=(("request_id", reason),))
+
+
 def creation_entry(caller: Caller, request: FineTuneRequested, retry_of: str | None = None) -> AuditEntry:
     """The entry of ``audit`` for a request."""
     return audit_entry(

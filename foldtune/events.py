@@ -4,6 +4,8 @@ Unknown fields are ignored on read, so that a newer producer does not stop an ol
 ``docs/events.md`` and the JSON Schemas are generated from these models.
 """
 
+import hashlib
+import json
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
@@ -288,6 +290,13 @@ class FineTuneRequested(Event):
     weights: WeightKnobs = WeightKnobs()
     seed: Count = 0
 
+    @property
+    def digest(self) -> str:
+        """Of what is asked for; a default that is written out is the same, and so is one of a later release."""
+        fields = {"base_model", "data", "dataset", "training", "weights", "seed"}
+        asked = self.model_dump(mode="json", include=fields, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
 
 class FineTuneCancelled(Event):
     """Cancels a request in any state that is not final."""
@@ -389,6 +398,9 @@ class FineTuneStatus(Event):
     )
 
     planned: PlannedTraining | None = Field(None, description="Once the snapshot is complete")
+    asked_sha256: Sha256 | None = Field(
+        None, description="Of what was asked for: another request under the same id differs"
+    )
 
     def continued(self, before: "FineTuneStatus", at: datetime, state: str | None = None) -> "FineTuneStatus":
         """With the times and curves of a status of the same request before it; ``state`` is another word for this one.
@@ -406,7 +418,8 @@ class FineTuneStatus(Event):
                 loss = (*loss[:-1][::2], loss[-1])
             validation = progress.validation or validation
         curves = {"loss_curve": loss, "validation_curve": validation}
-        return self.model_copy(update={"states": states, **curves, "planned": self.planned or before.planned})
+        carried = {"planned": self.planned or before.planned, "asked_sha256": self.asked_sha256 or before.asked_sha256}
+        return self.model_copy(update={"states": states, **curves, **carried})
 
 
 # ── Between worker, launcher and trainer ─────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,7 @@ from api.schemas import Accepted, RequestList, RequestTime, TrainingEstimate, js
 from api.submission import (
     MAX_BODY_BYTES,
     RequestBody,
+    asked_otherwise,
     cancellation,
     creation_entry,
     differences,
@@ -235,9 +236,7 @@ async def _require_same(event: FineTuneRequested, services: Services, *, is_know
     record = place and await _read(services, place)
     # One that is not on the topic any more cannot be compared.
     if record is not None and (different := differences(event, record.value)):
-        name = f"request {event.request_id!r} of model {event.model!r}"
-        reason = f"{name} was made with other values of {', '.join(different)}; another request needs another id"
-        raise ProblemError(HTTPStatus.CONFLICT, reason, fields=(("request_id", reason),))
+        raise asked_otherwise(event, different)
 
 
 async def _original(services: Services, model: str, request_id: str) -> FineTuneRequested:

@@ -11,7 +11,7 @@ missing needs ``s3:ListBucket`` on its prefix, or S3 answers 403 instead of 404.
                  S3 read, write, list ``jobs/ spend/``. Kafka: writes ``training-reports``.
 ``api``          the routes of ``infra.aws.http_api``, of an HTTP API with a JWT authorizer.
                  S3 read, list ``statuses/ models/``. Kafka: writes ``fine-tune-requests``, ``audit``.
-                 It does not see earlier requests: of two under one id the first counts, as for the coordinator.
+                 Of two requests under one id the first counts; once that has a status, another one is refused.
 ``schedule``     events of an EventBridge schedule, unmodified. Kafka: writes ``fine-tune-requests``.
 
 All read the Kafka secrets (``secretsmanager:GetSecretValue``) whenever they connect, so that a rotation needs no

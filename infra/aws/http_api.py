@@ -25,6 +25,7 @@ from api.problems import CONTENT_TYPE, ProblemError, invalid, unavailable
 from api.submission import (
     RequestBody,
     RequestName,
+    asked_otherwise,
     cancellation,
     creation_entry,
     parse_body,
@@ -135,6 +136,11 @@ class HttpApi:
             raise ProblemError(HTTPStatus.BAD_REQUEST, "body: should be text, or bytes in base64") from error
         body = parse_body(RequestBody, content, call.headers.get("content-type", ""))
         request = request_of(body, access)
+        first = StatusStore(self._store).newest(request.request_id, request.model) if body.request_id else None
+        if first is not None and first.asked_sha256 is not None:
+            if first.asked_sha256 != request.digest:
+                raise asked_otherwise(request)
+            return _accepted(request.request_id, request.model)
         entry = creation_entry(access.caller, request)
         self._publish(entry, request, request.request_id, request.model)
         return _accepted(request.request_id, request.model)

@@ -375,7 +375,14 @@ def _with_gaps(active: Active, warnings: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _status(request: FineTuneRequested, state: State, now: datetime, reasons: tuple[str, ...] = ()) -> FineTuneStatus:
-    return FineTuneStatus(request_id=request.request_id, model=request.model, state=state, at=now, reasons=reasons)
+    return FineTuneStatus(
+        request_id=request.request_id,
+        model=request.model,
+        state=state,
+        at=now,
+        reasons=reasons,
+        asked_sha256=request.digest,
+    )
 
 
 def _accepted(request: FineTuneRequested, now: datetime) -> FineTuneStatus:

@@ -47,6 +47,7 @@ ADDED: dict[str, dict[str, Any]] = {
             "trainable_layers": "all",
             "examples": 3000,
         },
+        "asked_sha256": "0" * 64,
     },
     "model_ready": {
         "compared_with": "20250201T000000Z",

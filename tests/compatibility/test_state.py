@@ -264,9 +264,9 @@ def test_the_outbox_of_a_decision_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     assert state == b'{"model":"m","waiting":[],"version":2}'
     (key,) = table.keys(0, b"g" + claim + b"|u|")
     assert key == b"g" + claim + b"|u|m|" + hashlib.sha256(state).hexdigest()[:32].encode()
-    # With the times of its states, which version 0.1 ignores.
+    # With the times of its states and what was asked for, which version 0.1 ignores.
     states = [StateTime(state=name, at=NOON) for name in ("accepted", "snapshotting", "cancelled")]
-    final = STATUS.model_copy(update={"states": tuple(states)}).encode()
+    final = STATUS.model_copy(update={"states": tuple(states), "asked_sha256": request.digest}).encode()
     message = {"topic": "fine-tune-status", "partition": 0, "key": "m/r", "value": final.decode()}
     entry = {"messages": [message, message | {"key": "r"}], "ended": {"r|m|r": final.decode()}}
     assert table.get(0, key) == json.dumps(entry, separators=(",", ":")).encode()

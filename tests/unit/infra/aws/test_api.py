@@ -82,6 +82,27 @@ def test_grants_limit_the_function_as_they_do_the_server(
     assert call(GET, pathParameters={"id": "r-1"}, claims=claims)[0] == 404
 
 
+def test_an_id_stands_for_one_request_once_it_has_a_status(published: Published, store: MemoryObjectStore) -> None:
+    body = {"request_id": "r-1", "model": "support", "training": {"epochs": 2}}
+    assert call(POST, body)[0] == 202
+    [request] = requests(published)
+    status = FineTuneStatus(
+        request_id="r-1", model="support", state=State.ACCEPTED, at=now(), asked_sha256=request.digest
+    )
+    StatusStore(store).update(StatusRecord(partition=0, offset=1, status=status))
+    # The default of the seed, written out, is the same.
+    assert call(POST, body | {"seed": 0})[0] == 202
+    code, answer = call(POST, body | {"seed": 1})
+    assert (code, answer["fields"][0]["name"]) == (409, "request_id")
+    assert len(requests(published)) == 1
+    assert call(POST, body | {"model": "sales", "seed": 1})[0] == 202
+    # A status of an earlier release does not say what was asked for.
+    other = status.model_copy(update={"request_id": "r-2", "asked_sha256": None})
+    StatusStore(store).update(StatusRecord(partition=0, offset=2, status=other))
+    assert call(POST, body | {"request_id": "r-2"})[0] == 202
+    assert len(requests(published)) == 3
+
+
 def test_a_body_may_be_encoded(published: Published) -> None:
     body = base64.b64encode(b'{"model": "support"}').decode()
     code, _ = call(POST, body, isBase64Encoded=True)

@@ -55,9 +55,9 @@ def status(name: str, state: State) -> FineTuneStatus:
 
 
 def bare(status: FineTuneStatus | None) -> FineTuneStatus:
-    """A status without the times of its states."""
+    """A status without the times of its states, and without what was asked for."""
     assert status
-    return status.model_copy(update={"states": ()})
+    return status.model_copy(update={"states": (), "asked_sha256": None})
 
 
 def states(transition: Transition) -> list[tuple[str, State]]:
@@ -103,7 +103,7 @@ def test_every_end_of_a_training_says_what_was_planned(end: State) -> None:
     assert ended
     (final,) = ended.final_statuses
     planned = PlannedTraining(base_model=job.base_model, trainable_layers="2", examples=3 * trained_pairs(1_000))
-    assert (final.state, final.planned) == (end, planned)
+    assert (final.state, final.planned, final.asked_sha256) == (end, planned, asked.digest)
 
 
 def training(name: str = "r", *waiting: FineTuneRequested) -> ModelState:
