@@ -132,7 +132,7 @@ async def _serve(settings: Settings, host: str, port: int, *, console: bool) -> 
             )
         )
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, _stop, server)
+            asyncio.get_running_loop().add_signal_handler(number, _stop, server, view)
         _log.info("http server listening", host=host, port=port, sign_in=settings.api.has_sign_in)
         await server.serve()
 
@@ -144,9 +144,11 @@ def with_console(api: ASGIApp, settings: Settings, sessions: Sessions, host: str
     return WithConsole(api, CallMiddleware(pages))
 
 
-def _stop(server: uvicorn.Server) -> None:
+def _stop(server: uvicorn.Server, view: SystemView) -> None:
     """Without brokers the clients try for longer."""
     server.should_exit = True
+    # Their callers ask another replica; uvicorn would wait for them, and cut them off with an error each.
+    view.requests.end()
     reason = f"not stopped within {_SHUTDOWN_SECONDS:.0f} s"
     exit_after(_SHUTDOWN_SECONDS, 0, lambda: _log.warning("shutdown forced", reason=reason))
 

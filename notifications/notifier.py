@@ -18,6 +18,7 @@ from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.excerpts import excerpt
 from foldtune.in_flight import InFlightOffsets
 from foldtune.kafka import MEMBERSHIP, POLL_MILLISECONDS, consumer
+from foldtune.reasons import explain
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from notifications import metrics
@@ -137,7 +138,7 @@ class Notifier:
             metrics.UNREADABLE.inc()
             source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
             is_defect = not isinstance(error, ValidationError)
-            log.warning("record unreadable", **source, error=excerpt(str(error)), exc_info=is_defect)
+            log.warning("record unreadable", **source, error="; ".join(explain(error)), exc_info=is_defect)
             return []
         new = [notice for notice in found if self._told.setdefault(notice.id, place) == place]
         while len(self._told) > _REMEMBERED:

@@ -270,7 +270,7 @@ async def _events(services: Services, entry: StatusEntry, seen: int) -> AsyncIte
     deadline = time.monotonic() + _MAX_STREAM_SECONDS
     sent = b""
     with services.view.requests.watch(model, request_id) as changed:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not services.view.requests.ends:
             changed.clear()
             newest = services.view.requests.get(model, request_id)
             if newest and (newest.offset > seen or newest.terminal):

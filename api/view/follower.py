@@ -14,6 +14,7 @@ from prometheus_client import Counter
 from foldtune.compression import bound_decompression
 from foldtune.errors import NoBrokerError, TopicMissingError
 from foldtune.kafka import BOOTSTRAP_SECONDS, consumer
+from foldtune.reasons import explain
 from foldtune.settings import KafkaSettings
 from foldtune.topics import Topic
 from streams.partitions.connection import aiokafka_options
@@ -163,12 +164,12 @@ class TopicFollower:
         try:
             apply(record)
         except Exception as error:
-            # Defects included: one record must not end the view of all others.
+            # Defects included: one record must not end the view of all others. Its text may be of users.
             topic = self._topics[record.topic]
             UNREADABLE.labels(topic.label).inc()
             source = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
             is_defect = not isinstance(error, ValueError)
-            _log.warning("unreadable record left out", **source, error=str(error)[:500], exc_info=is_defect)
+            _log.warning("unreadable record left out", **source, error="; ".join(explain(error)), exc_info=is_defect)
 
 
 async def read_record(settings: KafkaSettings, topic: Topic, partition: int, offset: int) -> Any | None:

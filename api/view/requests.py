@@ -108,6 +108,8 @@ class RequestTable:
         self._of_model: dict[str, SortedList[SortKey]] = {}
         self._decoder = msgspec.json.Decoder(_Status)
         self._waiting: dict[tuple[str, str], set[asyncio.Event]] = {}
+        # Whether this process ends: nothing is to be waited for any more.
+        self.ends = False
 
     def __len__(self) -> int:
         return len(self._order)
@@ -167,6 +169,12 @@ class RequestTable:
             if entry is not None and keep(entry):
                 entries.append(entry)
         return Page(entries, None)
+
+    def end(self) -> None:
+        """Have all that watch a request end."""
+        self.ends = True
+        for changed in (changed for watching in self._waiting.values() for changed in watching):
+            changed.set()
 
     @contextmanager
     def watch(self, model: str, request_id: str) -> Iterator[asyncio.Event]:

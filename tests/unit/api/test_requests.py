@@ -472,6 +472,22 @@ def test_a_stream_ends_after_a_while_so_that_its_token_is_checked_again(
     assert not view.requests._waiting
 
 
+def test_streams_end_when_the_process_does(services: Services, view: SystemView) -> None:
+    view.requests.apply(status_record(3, State.ACCEPTED))
+
+    async def follow() -> list[bytes]:
+        entry = view.requests.get("support", "r-1")
+        assert entry
+        following = _events(services, entry, -1)
+        found = [await anext(following)]
+        asyncio.get_running_loop().call_soon(view.requests.end)
+        async with asyncio.timeout(5):
+            return found + [part async for part in following]
+
+    assert len(asyncio.run(follow())) == 1
+    assert not view.requests._waiting
+
+
 def test_a_silent_stream_is_kept_alive(services: Services, view: SystemView, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routes, "_KEEP_ALIVE_SECONDS", 0.01)
     view.requests.apply(status_record(3, State.ACCEPTED))

@@ -5,13 +5,15 @@ import random
 from functools import partial
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api.view.audit import AuditLog
 from api.view.follower import UNREADABLE, TopicFollower
+from api.view.previews import PreviewBoard
 from api.view.requests import RequestPlaces, RequestTable, SortKey, StatusEntry
-from foldtune.events import AuditEntry, FineTuneStatus, State, now
+from foldtune.events import AuditEntry, FineTuneStatus, Preview, State, now
 from foldtune.settings import KafkaSettings
 from foldtune.status_order import StatusRecord, merge_status, select_status
 from foldtune.topics import Topic
@@ -147,6 +149,19 @@ def test_one_record_does_not_end_the_view_of_all_others(error: Exception) -> Non
         follower._apply_one(Record(b"{}", offset, topic=topic.label))
     assert applied == [0, 2]
     assert UNREADABLE.labels(topic.label)._value.get() == count + 1
+
+
+def test_what_cannot_be_read_is_not_quoted_in_the_log() -> None:
+    topic = Topic.PREVIEWS
+    board = PreviewBoard()
+    follower = TopicFollower(KafkaSettings(), {topic: 1}, board.apply)
+    value = Preview(preview_id="p", partition=0, at=MOMENT).encode()[:-1] + b',"logs":["What does Ada earn?"]}'
+    with board.expect("p", 1), structlog.testing.capture_logs() as logs:
+        follower._apply_one(Record(value, topic=topic.label))
+    [line] = logs
+    assert line["event"] == "unreadable record left out"
+    assert "logs.0" in line["error"]
+    assert "Ada" not in str(line)
 
 
 def test_names_too_long_to_be_kept_are_refused() -> None:
