@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -153,6 +154,17 @@ def test_an_invalid_variable_is_named_in_one_line(
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_every_package_of_an_extra_is_known() -> None:
+    imported = {"faust-streaming": "faust", "pyjwt": "jwt"}
+    found: dict[str, list[str]] = {}
+    project = tomllib.loads((ROOT / "server" / "pyproject.toml").read_text())["project"]
+    for extra, requirements in project["optional-dependencies"].items():
+        for name in (re.split(r"[^\w.-]", requirement)[0] for requirement in requirements):
+            if name != "foldtune-server":
+                found.setdefault(imported.get(name, name.replace("-", "_")), []).append(extra)
+    assert {package: list(extras) for package, extras in EXTRAS.items()} == found
 
 
 @pytest.mark.parametrize(("package", "extras"), EXTRAS.items())
