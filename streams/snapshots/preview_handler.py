@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 
 from foldtune.events import Preview, PreviewRequested
+from foldtune.reasons import explain
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from streams.errors import OutdatedViewError, PartitionLostError
@@ -76,7 +77,8 @@ class PreviewHandler:
             return
         except Exception as error:
             _log.exception("preview failed", preview_id=request.preview_id, partition=partition)
-            answer = answer.model_copy(update={"error": f"{type(error).__name__}: {error}"})
+            # Without the values at fault: whoever asks may have no right to users' words.
+            answer = answer.model_copy(update={"error": "; ".join(explain(error))})
         else:
             answer = answer.model_copy(
                 update={

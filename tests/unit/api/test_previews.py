@@ -330,6 +330,19 @@ def test_partitions_that_do_not_answer_are_named(
     assert answer.json()["errors"] == ["no worker has answered within 18 s"]
 
 
+def test_why_a_partition_cannot_be_counted_is_told_without_users_words(
+    services: Services, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(_: int) -> None:
+        PreviewLog.model_validate({"question": ["What does Ada earn?"]})
+
+    monkeypatch.setattr("streams.snapshots.preview_child.finish", finish)
+    found = client_of(services, "requester").post("/previews", json={"model": "support"}).json()
+    assert [failed["partition"] for failed in found["failed"]] == [0, 1]
+    assert "question: " in found["failed"][0]["error"]
+    assert "Ada" not in str(found)
+
+
 def test_a_partition_that_cannot_be_counted_says_why(
     client: TestClient, workers: Workers, view: SystemView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
