@@ -108,7 +108,7 @@ def _run(options: "DemoOptions", rounds: int, console: "DemoConsole", *, keep: b
                 print_results(task, result, console)
                 typer.echo(json.dumps(result.summary(console.durations())))
             if keep:
-                print_next_steps(system, console)
+                print_next_steps(system, system.start_console(), console)
                 _wait_for_interrupt(system)
 
 

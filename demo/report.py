@@ -41,14 +41,15 @@ def print_results(task: RetrievalTask, result: Result, console: DemoConsole) -> 
     console.rich.print(means)
 
 
-def print_next_steps(system: RunningSystem, console: DemoConsole) -> None:
-    """Print where the data is, and what to type in another terminal."""
+def print_next_steps(system: RunningSystem, address: str, console: DemoConsole) -> None:
+    """Print where the data and the console are, and what to type in another terminal."""
     console.print(f"The system keeps running in {system.folder}; models are in {system.models}.")
     console.print("Paste these lines into another terminal:\n")
     # Not indented, to be copied as they are.
     for line in (f"export PATH={quote(str(Path(sys.executable).parent))}:$PATH", *system.exports):
         console.print(line)
     console.print(f"\nThen try: foldtune status, or: foldtune request {MODEL} --wait")
+    console.print(f"The job, its verdict and its questions: {address}")
     console.print(f"Ctrl-C here, or kill {os.getpid()}, stops everything and deletes the data.")
 
 

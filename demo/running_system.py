@@ -1,7 +1,9 @@
-"""The running system of the demo: Kafka, S3, a stream worker and a launcher."""
+"""The running system of the demo: Kafka, S3, a stream worker and a launcher; the console, if it is kept."""
 
 import shutil
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +23,7 @@ from foldtune.settings import (
 from foldtune.topic_admin import create_topics
 from foldtune.topics import Topic
 from infra.local.options import LocalOptions
+from infra.local.ports import free_port
 from infra.local.server import log_tail
 from infra.local.stack import LocalServers, exports
 
@@ -81,6 +84,21 @@ class RunningSystem:
         for data in ("servers/kafka", "servers/s3", "worker", "jobs/cache"):
             shutil.rmtree(self.folder / data, ignore_errors=True)
 
+    def start_console(self) -> str:
+        """Serve the API with the console; its address, once it is ready.
+
+        Raises:
+            ProcessExitedError: it, or something else, has exited.
+        """
+        port = free_port()
+        options = ("--console", "--port", str(port))
+        self._processes.append(SupervisedProcess("api", self.folder, settings_environment(self.settings), *options))
+        address = f"http://127.0.0.1:{port}"
+        while not _is_ready(address):
+            self.check_running()
+            time.sleep(0.2)
+        return f"{address}/console/"
+
     def check_running(self) -> None:
         """Raises:
         ProcessExitedError: a server or process has exited.
@@ -129,3 +147,11 @@ class RunningSystem:
         for process in reversed(self._processes):
             process.stop()
         self._servers.stop()
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/ready", timeout=5):  # noqa: S310  this machine's own
+            return True
+    except OSError:
+        return False

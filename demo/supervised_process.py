@@ -14,12 +14,12 @@ class SupervisedProcess:
     It runs in ``folder`` and logs to ``NAME.log`` there.
     """
 
-    def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, name: str, folder: Path, environment: dict[str, str], *options: str) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         # A session of its own: Ctrl-C in a terminal reaches only this process, which then stops its children in order.
         self._supervisor = subprocess.Popen(
-            [sys.executable, "-I", str(SUPERVISOR), str(self.log), sys.executable, "-m", "foldtune", name],
+            [sys.executable, "-I", str(SUPERVISOR), str(self.log), sys.executable, "-m", "foldtune", name, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd=folder,

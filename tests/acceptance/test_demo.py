@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -49,19 +52,30 @@ def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_from_logs_to_a_better_model(tmp_path: Path) -> None:
-    process = subprocess.run(
-        command(
-            "--folders", "1", "--documents", "600", "--questions", "580", "--held-out", "60", "--wrong-labels", "0"
-        ),
+def test_from_logs_to_a_better_model_and_a_console_that_shows_it(tmp_path: Path) -> None:
+    options = ("--folders", "1", "--documents", "600", "--questions", "580", "--held-out", "60", "--wrong-labels", "0")
+    with subprocess.Popen(
+        command(*options, "--keep"),
         env=environment(tmp_path),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-    )
-
-    assert process.returncode == 0, process.stdout + process.stderr
-    report = json.loads(process.stdout.splitlines()[-1])
+    ) as process:
+        assert process.stdout
+        try:
+            lines: list[str] = []
+            for line in process.stdout:
+                lines.append(line)
+                if address := re.search(r"http://\S+/console/", line):
+                    break
+            assert process.poll() is None, lines
+            assert address, lines
+            report = json.loads(next(line for line in lines if line.startswith("{")))
+            check_console(address[0], report)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
     assert report["model"] == "library-search"
     assert report["model_uri"].startswith("s3://foldtune/")
     assert report["before"].keys() == report["after"].keys() == METRICS
@@ -71,6 +85,22 @@ def test_from_logs_to_a_better_model(tmp_path: Path) -> None:
     ]
     assert remaining_processes(tmp_path) == []
     assert not list(tmp_path.glob("foldtune-demo-*"))
+
+
+def check_console(address: str, report: dict[str, Any]) -> None:
+    """What the demo did can be looked at: the job, its verdict, its questions, the folder and a next training."""
+    pages = {
+        "": [report["model"], "/console/fine-tune"],
+        f"jobs/{report['model']}/{report['request_id']}": ["Better: nDCG@10", "Training loss", "Held-out questions"],
+        f"models/{report['model']}/versions/{report['version']}/questions?order=gained": ["Rank of the first right"],
+        "folders": ["/console/folders/"],
+        f"fine-tune/preview?model={report['model']}": ["labelled examples", "negative, taken"],
+    }
+    for page, expected in pages.items():
+        with urllib.request.urlopen(f"{address}{page}", timeout=60) as answer:  # noqa: S310  this machine's own
+            text = answer.read().decode()
+        for words in expected:
+            assert words in text, (page, text[-3000:])
 
 
 @pytest.mark.matrix
