@@ -1,6 +1,5 @@
 """The console's way to the HTTP API: in this process, as whoever is signed in."""
 
-import json
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +26,12 @@ class ApiError(Exception):
 
 def path(*parts: str) -> str:
     """A path of the API; each part is quoted, whatever is in it."""
-    return "".join(f"/{quote(part, safe='')}" for part in parts)
+    return "".join(f"/{_quoted(part)}" for part in parts)
+
+
+def _quoted(part: str) -> str:
+    # Written out, these two would mean other folders than their own.
+    return part.replace(".", "%2E") if part in {".", ".."} else quote(part, safe="")
 
 
 class ApiClient:
@@ -66,8 +70,10 @@ class ApiClient:
     def _content(self, answer: httpx.Response) -> Any:
         try:
             content = answer.json() if answer.content else None
-        except json.JSONDecodeError:
-            content = {"errors": [answer.text[:500]]}
+        except (ValueError, RecursionError) as error:
+            # Files of a version come as they are.
+            status = HTTPStatus.BAD_GATEWAY if answer.is_success else HTTPStatus(answer.status_code)
+            raise ApiError(status, {"errors": [answer.text[:500]]}) from error
         if not answer.is_success:
             raise ApiError(HTTPStatus(answer.status_code), content if isinstance(content, dict) else {})
         return content
@@ -84,7 +90,7 @@ class Forwarded(Response):
             headers.append((b"authorization", f"Bearer {session}".encode()))
         self._scope = {
             "type": "http",
-            "asgi": request.scope["asgi"],
+            "asgi": request.scope.get("asgi", {}),
             "http_version": request.scope["http_version"],
             "method": "GET",
             "scheme": request.scope["scheme"],

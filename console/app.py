@@ -3,11 +3,11 @@
 from http import HTTPStatus
 from urllib.parse import quote
 
-import httpx
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from console import assets, sign_in
@@ -74,11 +74,9 @@ class WithConsole:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._api(scope, receive, send)
-        elif scope["path"] in {"/", "/console"}:
-            await RedirectResponse("/console/", HTTPStatus.SEE_OTHER)(scope, receive, send)
         else:
-            chosen = self._console if scope["path"].startswith("/console/") else self._api
-            await chosen(scope, receive, send)
+            is_page = scope["path"] in {"/", "/console"} or scope["path"].startswith("/console/")
+            await (self._console if is_page else self._api)(scope, receive, send)
 
 
 class SameOriginMiddleware:
@@ -89,9 +87,9 @@ class SameOriginMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in {"GET", "HEAD"}:
-            request = Request(scope)
-            site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin", "")
-            own = site == "same-origin" or (site is None and httpx.URL(origin).netloc == request.url.netloc.encode())
+            headers = Headers(scope=scope)
+            site, origin, host = (headers.get(name) for name in ("sec-fetch-site", "origin", "host"))
+            own = site == "same-origin" or (site is None and origin in {f"http://{host}", f"https://{host}"})
             if not own:
                 await Response("not from this page\n", HTTPStatus.FORBIDDEN)(scope, receive, send)
                 return
@@ -101,18 +99,28 @@ class SameOriginMiddleware:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)  # noqa: S101  FastAPI's handlers are not typed by the error
     if error.status is HTTPStatus.UNAUTHORIZED:
-        address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        address = f"{SIGN_IN}?to={quote(address if request.method == 'GET' else '/console/')}"
+        address = f"{SIGN_IN}?to={quote(_page_of(request))}"
         if "hx-request" not in request.headers:
             return see_other(address)
         return Response(status_code=HTTPStatus.NO_CONTENT, headers={"hx-redirect": address})
     return render(request, "refused.html", error.status, status=error.status, lines=error.lines)
 
 
+def _page_of(request: Request) -> str:
+    """Where to go on after a sign-in: of a part, the page that it is for."""
+    if "hx-request" in request.headers:
+        _, _, address = request.headers.get("hx-current-url", "").partition("://")
+        return f"/{address.partition('/')[2]}"
+    address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return address if request.method == "GET" else "/console/"
+
+
 async def _no_page(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     status = HTTPStatus(error.status_code)
-    return render(request, "refused.html", status, status=status, lines=[])
+    answer = render(request, "refused.html", status, status=status, lines=[])
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

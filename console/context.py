@@ -31,8 +31,9 @@ class Console:
         return ApiClient(self.api, session)
 
     def cookie(self, request: Request, name: CookieName) -> str | None:
-        """A cookie of ours."""
-        return request.cookies.get(self._named(name))
+        """A cookie of ours; none of ours has another character than ASCII's, which no header takes."""
+        found = request.cookies.get(self._named(name))
+        return found if found and found.isascii() and found.isprintable() else None
 
     def set_cookie(self, answer: Response, name: CookieName, value: str) -> None:
         """For this host alone, for no script, and for no other site's forms."""

@@ -1,5 +1,6 @@
 """The form of a fine-tune request: its fields, what a browser sends, and the request that this is."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +110,8 @@ def _number(text: str, knob: Knob) -> Any:
     if text in knob.words:
         return text
     try:
-        return knob.kind(text)
+        number = knob.kind(text)
     except ValueError:
         return text
+    # JSON has no others.
+    return number if math.isfinite(number) else text

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, quote
 
 import structlog
 from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
 
 from console.api_client import ApiError
@@ -24,6 +25,7 @@ router = APIRouter()
 
 _ATTEMPT_LIFETIME = timedelta(minutes=15)
 _MAX_FORM_BYTES = 64 * 1024
+_MAX_FIELDS = 20_000
 # What a browser keeps of a cookie.
 _MAX_COOKIE = 4000
 
@@ -48,7 +50,11 @@ async def at_provider(request: Request, console: CurrentConsole, to: str = "") -
         return _failed(request, error)
     answer = RedirectResponse(address, HTTPStatus.SEE_OTHER)
     content = {**asdict(attempt), "to": _inside(to)}
-    console.set_cookie(answer, "attempt", console.sessions.sign("sign-in", content, _ATTEMPT_LIFETIME))
+    signed = console.sessions.sign("sign-in", content, _ATTEMPT_LIFETIME)
+    if len(signed) > _MAX_COOKIE:
+        # Rather on another page than not signed in: of a filled-in form the address may be long.
+        signed = console.sessions.sign("sign-in", content | {"to": _inside("")}, _ATTEMPT_LIFETIME)
+    console.set_cookie(answer, "attempt", signed)
     return answer
 
 
@@ -125,11 +131,22 @@ async def read_form(request: Request) -> dict[str, str]:
 async def read_fields(request: Request) -> dict[str, list[str]]:
     """All values of each field of a form."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_FORM_BYTES:
-            raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"errors": [f"at most {_MAX_FORM_BYTES:,} bytes"]})
-    return parse_qs(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=20_000)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _MAX_FORM_BYTES:
+                raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"errors": [f"at most {_MAX_FORM_BYTES:,} bytes"]})
+    except ClientDisconnect as error:
+        raise ApiError(HTTPStatus.BAD_REQUEST, {"errors": ["the form ends early"]}) from error
+    return parse_fields(body.decode(errors="replace"))
+
+
+def parse_fields(text: str) -> dict[str, list[str]]:
+    """All values of each field of a form or query; raises ``ApiError``."""
+    try:
+        return parse_qs(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+    except ValueError as error:
+        raise ApiError(HTTPStatus.BAD_REQUEST, {"errors": [f"at most {_MAX_FIELDS:,} fields"]}) from error
 
 
 def relevant(claims: Mapping[str, Any], settings: ApiSettings) -> dict[str, Any]:
@@ -141,7 +158,10 @@ def relevant(claims: Mapping[str, Any], settings: ApiSettings) -> dict[str, Any]
             value = value.get(part) if isinstance(value, Mapping) else None
     values = value.split() if isinstance(value, str) else value if isinstance(value, list) else []
     known = {grant.value for grant in settings.grants} or {role.value for role in Role}
-    return {"sub": claims["sub"], settings.roles_claim: [item for item in values if item in known]}
+    return {
+        "sub": claims["sub"],
+        settings.roles_claim: [item for item in values if isinstance(item, str) and item in known],
+    }
 
 
 def _inside(to: str) -> str:

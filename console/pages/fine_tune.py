@@ -3,7 +3,6 @@
 from collections import Counter
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -12,7 +11,7 @@ from console.api_client import ApiClient, ApiError, path
 from console.context import CurrentClient, CurrentViewer, see_other
 from console.knobs import GROUPS, KNOBS, STARTS, Fields, request_of
 from console.rendering import render
-from console.sign_in import read_fields
+from console.sign_in import parse_fields, read_fields
 
 router = APIRouter()
 
@@ -127,4 +126,4 @@ async def _folders(client: ApiClient, fields: Fields, search: str) -> dict[str, 
 
 
 def _query(request: Request) -> Fields:
-    return parse_qs(request.url.query, keep_blank_values=True, max_num_fields=20_000)
+    return parse_fields(request.url.query)

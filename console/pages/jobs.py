@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, FiniteFloat, ValidationError
 from starlette.responses import Response
 
 from console.api_client import ApiClient, ApiError, Forwarded, path
@@ -94,7 +95,7 @@ async def _progress(client: ApiClient, model: str, request_id: str) -> dict[str,
         "times": state_times(status),
         "epochs": list(enumerate(status.validation_curve, start=1)),
         "version": version,
-        "folders": (await _metrics(client, status, version)).get("folders", {}),
+        "folders": await _folder_scores(client, status, version),
     }
 
 
@@ -124,12 +125,33 @@ async def _version(client: ApiClient, status: FineTuneStatus) -> dict[str, Any] 
     return version
 
 
-async def _metrics(client: ApiClient, status: FineTuneStatus, version: dict[str, Any] | None) -> dict[str, Any]:
-    """The version's ``metrics.json``; it is any text, as far as the API knows."""
+class _Scores(BaseModel):
+    ndcg_at_10: FiniteFloat
+
+
+class FolderScores(BaseModel):
+    """Of a folder's held-out questions."""
+
+    questions: int
+    before: _Scores
+    after: _Scores
+
+
+class _Metrics(BaseModel):
+    folders: dict[str, FolderScores] = {}
+
+
+async def _folder_scores(
+    client: ApiClient, status: FineTuneStatus, version: dict[str, Any] | None
+) -> dict[str, FolderScores]:
+    """Those of the version's ``metrics.json``, which is any text, as far as the API knows."""
     if version is None:
         return {}
     found = await _optional(client, path("models", status.model, "versions", version["version"], "metrics"))
-    return found if isinstance(found, dict) and isinstance(found.get("folders", {}), dict) else {}
+    try:
+        return _Metrics.model_validate(found).folders
+    except ValidationError:
+        return {}
 
 
 async def _optional(client: ApiClient, address: str) -> Any:

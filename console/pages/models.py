@@ -4,11 +4,18 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from console.api_client import path
-from console.context import CurrentClient, CurrentViewer
+from console.context import CurrentClient, CurrentViewer, see_other
 from console.rendering import following, render
 from foldtune.events import FineTuneStatus
 
 router = APIRouter()
+
+
+@router.get("/")
+@router.get("/console")
+async def lead_to_pages() -> Response:
+    """The first page has one address."""
+    return see_other("/console/")
 
 
 @router.get("/console/")

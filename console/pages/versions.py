@@ -1,11 +1,13 @@
 """What people look at before they serve a version, and what they say of it."""
 
+from http import HTTPStatus
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 from starlette.responses import Response
 
-from console.api_client import path
+from console.api_client import ApiError, path
 from console.context import CurrentClient, CurrentViewer, see_other
 from console.rendering import render
 from console.sign_in import read_form
@@ -13,6 +15,22 @@ from console.sign_in import read_form
 router = APIRouter()
 
 _QUESTIONS = 20
+
+
+class _Found(BaseModel):
+    document_id: str | None = None
+    score: FiniteFloat | None = None
+
+
+class QuestionRow(BaseModel):
+    """Of ``evaluation.parquet``, which is any table, as far as the API knows."""
+
+    question: str
+    gain: FiniteFloat
+    rank_before: int | None = None
+    rank_after: int | None = None
+    before: list[_Found]
+    after: list[_Found]
 
 
 @router.get("/console/models/{model}/versions/{version}/questions")
@@ -27,7 +45,11 @@ async def show_questions(  # noqa: PLR0917  each is a parameter
     """Held-out questions with what was found before and after, side by side."""
     del viewer
     found = await client.get(path("models", model, "versions", version, "evaluation"), order=order, limit=_QUESTIONS)
-    rows = [row for row in found["items"] if (row["gain"] < 0 if order == "lost" else row["gain"] > 0)]
+    try:
+        items = TypeAdapter(list[QuestionRow]).validate_python(found["items"])
+    except ValidationError as error:
+        raise ApiError(HTTPStatus.CONFLICT, {"errors": ["evaluation.parquet: its rows are not as expected"]}) from error
+    rows = [row for row in items if (row.gain < 0 if order == "lost" else row.gain > 0)]
     return render(request, "questions.html", rows=rows, order=order, total=found["total"])
 
 
@@ -45,4 +67,5 @@ async def review(  # noqa: PLR0917  each is a part of the address
     form = await read_form(request)
     comment = form.get("comment", "").strip()
     await client.post(path("models", model, "versions", version, decision), {"comment": comment} if comment else {})
-    return see_other(f"/console/jobs{path(model, form.get('request_id', ''))}")
+    request_id = form.get("request_id")
+    return see_other(f"/console/jobs{path(model, request_id)}" if request_id else f"/console/models{path(model)}")

@@ -155,3 +155,12 @@ def test_a_job_is_run_again_by_a_form_that_is_filled_in(
     page = browser_of(services, settings, "requester").get("/console/jobs/support/r-1").text
     assert "/console/fine-tune?model=support&amp;training.epochs=7" in page
     assert "Run again" not in browser_of(services, settings, "viewer").get("/console/jobs/support/r-1").text
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1e999", "9" * 5000])
+def test_a_number_that_json_does_not_know_is_refused_beside_its_field(requesting: TestClient, number: str) -> None:
+    fields = {"model": "support", "weights.temperature": number, "training.epochs": number}
+    answer = requesting.post(FORM, data=fields)
+    assert answer.status_code == 400
+    assert 'id="error-weights.temperature"' in answer.text
+    assert 'role="alert"' in requesting.get(f"{FORM}/preview", params=fields).text

@@ -1,13 +1,18 @@
 """What pages show, to whom, and of whatever is in them."""
 
+import io
 from datetime import UTC, datetime, timedelta
 
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
 from api.context import Services
 from api.view.system import SystemView
 from console import assets
+from console.api_client import path
 from console.rendering import change, duration, signed
 from foldtune.events import ModelReady, Progress, State, StateTime
 from foldtune.settings import Settings
@@ -173,3 +178,96 @@ def test_numbers_are_written_as_people_say_them() -> None:
     assert signed(0.0004) == ".000"
     assert change(0.05) == '<span class="better">+.050</span>'
     assert 'class="worse"' in change(-0.05)
+
+
+@pytest.mark.parametrize("value", [b"\xff", b'"\\377"', b'"\\012"', b"a.b.c", b"x" * 20_000])
+def test_a_cookie_of_whatever_text_is_no_session(browser: TestClient, value: bytes) -> None:
+    answer = browser.get("/console/jobs", headers=[(b"cookie", b"foldtune-session=" + value)], follow_redirects=False)
+    assert answer.status_code == 303
+
+
+def test_a_form_or_query_of_too_many_fields_is_refused(services: Services, settings: Settings) -> None:
+    browser, many = browser_of(services, settings, "anybody"), "a&" * 20_001
+    for page in ("/console/sign-in", "/console/fine-tune", "/console/privacy", "/console/dead-letters/replay"):
+        answer = browser.post(page, content=many)
+        assert answer.status_code == 400, page
+        assert "at most 20,000 fields" in answer.text
+    assert browser.get(f"/console/fine-tune?{many}").status_code == 400
+
+
+def test_the_stream_of_a_job_is_the_api_s_own_answer(services: Services, settings: Settings, view: SystemView) -> None:
+    viewing = browser_of(services, settings, "viewer")
+    view.apply_status(status_record(1, State.FAILED, reasons=("out of memory",)))
+    seen = viewing.get("/console/jobs/support/r-1/events", headers={"authorization": "Bearer nobody"})
+    assert seen.headers["content-type"].startswith("text/event-stream")
+    assert "out of memory" in seen.text
+    assert viewing.get("/console/jobs/support/unknown/events").status_code == 404
+    viewing.cookies.clear()
+    signed_out = viewing.get("/console/jobs/support/r-1/events", headers={"authorization": "Bearer viewer"})
+    assert signed_out.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"\xff",
+        b"no json",
+        b"null",
+        b"[]",
+        b'{"folders": ["pricing"]}',
+        b'{"folders": {"pricing": null}}',
+        b'{"folders": {"pricing": {"questions": "many", "before": {}, "after": {}}}}',
+        b'{"folders": {"pricing": {"questions": 1, "before": {"ndcg_at_10": NaN}, "after": {"ndcg_at_10": "<b>"}}}}',
+    ],
+)
+def test_a_version_is_shown_without_scores_of_folders_that_are_none(
+    viewing: TestClient, services: Services, completed: ModelReady, content: bytes
+) -> None:
+    services.store.put(f"{services.store.key(completed.model_uri)}/metrics.json", content)
+    page = viewing.get(f"/console/jobs/support/{completed.request_id}")
+    assert page.status_code == 200
+    assert "Better: nDCG@10" in page.text
+    assert "pricing" not in page.text
+
+
+def test_rows_of_questions_that_are_none_are_said_to_be_so(
+    services: Services, settings: Settings, completed: ModelReady
+) -> None:
+    table = io.BytesIO()
+    pq.write_table(pa.table({"gain": [None, -0.5], "question": ["<b>", None]}), table)
+    services.store.put(f"{services.store.key(completed.model_uri)}/evaluation.parquet", table.getvalue())
+    anybody = browser_of(services, settings, "anybody")
+    answer = anybody.get("/console/models/support/versions/000001/questions", headers={"hx-request": "true"})
+    assert answer.status_code == 409
+    assert "rows are not as expected" in answer.text
+    # It goes where the rows would.
+    assert "<html" not in answer.text
+
+
+def test_a_part_leads_to_the_sign_in_and_from_there_back_to_its_page(browser: TestClient) -> None:
+    page = "http://localhost/console/jobs/support/r-1?x=1"
+    for current, back in ((page, "/console/jobs/support/r-1%3Fx%3D1"), ("http://[", "/"), ("", "/")):
+        headers = {"hx-request": "true", "hx-current-url": current}
+        answer = browser.get("/console/jobs/support/r-1/progress", headers=headers)
+        assert answer.status_code == 204
+        assert answer.headers["hx-redirect"] == f"/console/sign-in?to={back}"
+
+
+def test_every_answer_says_how_it_may_be_kept_and_a_wrong_method_which_are_right(viewing: TestClient) -> None:
+    for page in ("/", "/console", "/console/", "/console/nothing", "/console/jobs?state=unknown"):
+        answer = viewing.get(page, follow_redirects=False)
+        assert answer.headers["cache-control"] == "no-store", page
+        assert answer.headers["x-content-type-options"] == "nosniff", page
+    head = viewing.head("/console/jobs")
+    assert (head.status_code, head.headers["allow"]) == (405, "GET")
+
+
+def test_a_folder_may_have_the_name_of_a_step_in_a_path() -> None:
+    base = httpx.URL("http://localhost")
+    assert [base.join(path("folders", name)).path for name in ("..", ".", "a/..", "a.b")] == [
+        "/folders/..",
+        "/folders/.",
+        "/folders/a/..",
+        "/folders/a.b",
+    ]

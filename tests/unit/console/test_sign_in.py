@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -74,6 +75,10 @@ def test_a_session_ends_with_its_token_and_with_the_sign_out(services: Services,
         {"origin": "http://localhost", "sec-fetch-site": "cross-site"},
         {"origin": "http://localhost", "sec-fetch-site": "same-site"},
         {"origin": ""},
+        {"origin": "http://["},
+        {"origin": "x://localhost"},
+        {"origin": "//localhost"},
+        {"origin": "http://localhost:99999", "host": "localhost:99999", "sec-fetch-site": "cross-site"},
     ],
 )
 def test_a_change_that_another_page_asks_for_is_refused(
@@ -111,3 +116,5 @@ def test_of_a_token_s_claims_a_session_keeps_what_the_api_decides_by() -> None:
         "realm_access.roles": ["viewer"],
     }
     assert relevant({"sub": "ada", "roles": "viewer other"}, ApiSettings())["roles"] == ["viewer"]
+    odd: dict[str, Any] = {"sub": "ada", "roles": ["viewer", ["viewer"], {}, None, 1]}
+    assert relevant(odd, ApiSettings())["roles"] == ["viewer"]
