@@ -11,15 +11,17 @@ import jwt
 import structlog
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.httpx_client import AsyncOAuth2Client
-from jwt import PyJWKClient
+from jwt import PyJWK, PyJWKSet
 
 from foldtune.errors import FoldtuneError
+from foldtune.excerpts import excerpt
 
 _log = structlog.get_logger(__name__)
 
 # Asymmetric ones only: with an HMAC, whoever knows the provider's public key could sign.
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-_TIMEOUT_SECONDS = 10.0
+# Of one answer's parts, and of all that a page waits for.
+_TIMEOUT_SECONDS, _LIMIT_SECONDS = 10.0, 20.0
 
 
 class SignInError(FoldtuneError):
@@ -62,7 +64,6 @@ class Provider:
         self._registered = registered
         self._leeway = leeway
         self._found: dict[str, str] = {}
-        self._keys: PyJWKClient | None = None
 
     async def address(self, attempt: Attempt) -> str:
         """Where the browser signs in.
@@ -85,21 +86,34 @@ class Provider:
         """
         endpoint = await self._endpoint("token_endpoint")
         try:
-            async with self._client() as client:
+            async with asyncio.timeout(_LIMIT_SECONDS), self._client() as client:
                 token = await client.fetch_token(endpoint, code=code, code_verifier=attempt.verifier)
-            return await asyncio.to_thread(self._verified, str(token["id_token"]), attempt.nonce)
-        except (httpx.HTTPError, jwt.PyJWKClientConnectionError) as error:
-            raise ProviderUnavailableError(str(error)) from error
+                id_token = str(token["id_token"])
+                return self._verified(id_token, await self._key(id_token), attempt.nonce)
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise self._unavailable(error) from error
         except (AuthlibBaseError, jwt.PyJWTError, KeyError, ValueError, RecursionError) as error:
             # Their texts name what is wrong, and quote no token.
             raise SignInError(f"{type(error).__name__.removesuffix('Error')}: {error}") from error
+        except Exception as error:
+            # Whatever it answers: libraries look into it as if it were what it should be.
+            raise self._unavailable(error) from error
 
-    def _verified(self, id_token: str, nonce: str) -> dict[str, Any]:
-        if self._keys is None:
-            self._keys = PyJWKClient(self._found["jwks_uri"], timeout=_TIMEOUT_SECONDS)
+    def _unavailable(self, error: Exception) -> ProviderUnavailableError:
+        _log.warning("provider not available", issuer=self._issuer, error=excerpt(repr(error)))
+        return ProviderUnavailableError(f"{self._issuer} cannot be reached, or answers something else")
+
+    async def _key(self, id_token: str) -> PyJWK:
+        """The key that has signed a token, fetched for each: people sign in once in a session."""
+        async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
+            answer = await client.get(self._found["jwks_uri"])
+        keys = PyJWKSet.from_dict(answer.raise_for_status().json())
+        return keys[jwt.get_unverified_header(id_token)["kid"]]
+
+    def _verified(self, id_token: str, key: PyJWK, nonce: str) -> dict[str, Any]:
         claims: dict[str, Any] = jwt.decode(
             id_token,
-            self._keys.get_signing_key_from_jwt(id_token),
+            key,
             algorithms=_ALGORITHMS,
             audience=self._registered.client_id,
             issuer=self._issuer,
@@ -115,14 +129,13 @@ class Provider:
         if not self._found:
             address = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
             try:
-                async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
+                async with asyncio.timeout(_LIMIT_SECONDS), httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
                     answer = await client.get(address)
                 found = answer.raise_for_status().json()
                 wanted = {key: str(found[key]) for key in ("authorization_endpoint", "token_endpoint", "jwks_uri")}
                 self._check(found["issuer"], wanted.values())
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                _log.warning("provider not discovered", issuer=self._issuer, error=str(error))
-                raise ProviderUnavailableError(f"{self._issuer} cannot be reached") from error
+            except Exception as error:
+                raise self._unavailable(error) from error
             self._found = wanted
         return self._found[name]
 
