@@ -104,6 +104,8 @@ def check_console(address: str, report: dict[str, Any]) -> None:
 
 
 @pytest.mark.matrix
+# Three trainings: eight minutes on two idle cores.
+@pytest.mark.timeout(2_400)
 def test_the_policy_trains_round_after_round_and_when_quality_falls(tmp_path: Path) -> None:
     process = subprocess.run(
         command("--loop", "2"), env=environment(tmp_path), capture_output=True, text=True, check=False
