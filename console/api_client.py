@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx
 import structlog
@@ -52,20 +52,27 @@ class ApiClient:
     async def get(self, address: str, **query: Any) -> Any:
         """The JSON that a route answers; raises ``ApiError``."""
         given = {name: value for name, value in query.items() if value is not None}
-        return self._content(await self._http.get(address, params=given))
+        return self._content(await self._call("GET", address, params=given))
 
     async def text(self, address: str) -> str:
         """A text that a route answers; raises ``ApiError``."""
-        answer = await self._http.get(address)
+        answer = await self._call("GET", address)
         return answer.text if answer.is_success else str(self._content(answer))
 
     async def post(self, address: str, body: Any = None) -> Any:
         """What a route answers to a change; raises ``ApiError``."""
-        return self._content(await self._http.post(address, json=body))
+        return self._content(await self._call("POST", address, json=body))
 
     async def put(self, address: str, body: Any) -> Any:
         """What a route answers to a change; raises ``ApiError``."""
-        return self._content(await self._http.put(address, json=body))
+        return self._content(await self._call("PUT", address, json=body))
+
+    async def _call(self, method: str, address: str, **content: Any) -> httpx.Response:
+        try:
+            return await self._http.request(method, address, **content)
+        except httpx.InvalidURL as error:
+            # Quoted, a text may be three times as long as in the browser's address.
+            raise ApiError(HTTPStatus.REQUEST_URI_TOO_LONG, {}) from error
 
     def _content(self, answer: httpx.Response) -> Any:
         try:
@@ -94,7 +101,7 @@ class Forwarded(Response):
             "http_version": request.scope["http_version"],
             "method": "GET",
             "scheme": request.scope["scheme"],
-            "path": httpx.URL(address).path,
+            "path": unquote(address),
             "raw_path": address.encode(),
             "query_string": b"",
             "root_path": "",

@@ -128,6 +128,8 @@ def test_an_approver_rejects_a_version_and_others_are_not_asked(
     assert reject in approver.get(page).text
     assert approver.post(reject, data=fields, follow_redirects=False).headers["location"] == page
     [review] = publisher.on(Topic.REVIEWS)
+    without = approver.post(reject, data={"request_id": ""}, follow_redirects=False)
+    assert without.headers["location"] == "/console/models/support"
     assert (review.approved, review.by, review.comment) == (False, "approver", "Pricing is worse")
 
 
@@ -271,3 +273,10 @@ def test_a_folder_may_have_the_name_of_a_step_in_a_path() -> None:
         "/folders/a/..",
         "/folders/a.b",
     ]
+
+
+def test_an_address_that_is_too_long_when_it_is_quoted_is_refused(services: Services, settings: Settings) -> None:
+    anybody, long = browser_of(services, settings, "anybody"), "'" * 30_000
+    for page in ("folders?search=", "folders/", "audit?who=", "jobs?model=", "jobs/support/", "privacy/"):
+        assert anybody.get(f"/console/{page}{long}").status_code in {400, 414}, page
+    assert anybody.get(f"/console/jobs/support/{long}/events").status_code == 400
