@@ -1,5 +1,6 @@
 """What pages show, to whom, and of whatever is in them."""
 
+import asyncio
 import io
 from datetime import UTC, datetime, timedelta
 
@@ -280,3 +281,17 @@ def test_an_address_that_is_too_long_when_it_is_quoted_is_refused(services: Serv
     for page in ("folders?search=", "folders/", "audit?who=", "jobs?model=", "jobs/support/", "privacy/"):
         assert anybody.get(f"/console/{page}{long}").status_code in {400, 414}, page
     assert anybody.get(f"/console/jobs/support/{long}/events").status_code == 400
+
+
+@pytest.mark.usefixtures("running")
+def test_a_page_says_that_the_api_takes_too_long(viewing: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_: object) -> None:
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr("api.session_sign_in.SessionSignIn.caller", silent)
+    monkeypatch.setattr("console.api_client._LIMIT_SECONDS", 0.05)
+    for headers in ({}, {"hx-request": "true"}):
+        answer = viewing.get("/console/jobs/support/r-1/progress", headers=headers)
+        assert answer.status_code == 503
+        assert "Service Unavailable" in answer.text
+        assert ("<html" in answer.text) == (not headers)
