@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check gpu-wheels bench-ingest bench-api bench-train bench-rounds figures package check format lock schemas clean
+.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check gpu-wheels bench-ingest bench-api bench-console bench-train bench-rounds figures package check format lock schemas clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-15s%s\n", names[i], $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench-ingest: setup ## Ingestion throughput, and the cost of growth, recovery an
 
 bench-api: setup ## The HTTP API with 100,000 statuses: restart, latency by route, previews, growth of memory
 	$(BIN)/python -m benchmarks.api
+
+bench-console: setup ## The console's pages: time, first paint, growth of memory
+	$(BIN)/python -m benchmarks.console
 
 bench-train: setup ## Training speed compared with sentence-transformers; DATA=… QUALITY=1
 	@test -n "$(DATA)" || { echo 'bench-train needs a folder of data sets: make bench-train DATA=…' >&2; exit 2; }

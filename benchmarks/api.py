@@ -61,7 +61,7 @@ RATE = 50
 _FLUSH = 5_000
 _CHANGES = 100
 _START = datetime(2026, 1, 1, tzinfo=UTC)
-_READY_SECONDS = 180
+READY_SECONDS = 180
 _STATES = ("queued", "submitted", "running", "evaluating", "completed")
 ROUTES = {
     "GET /requests": "/requests?limit=50",
@@ -81,7 +81,7 @@ ROUTES = {
 }
 
 
-def fill(settings: Settings) -> None:
+def fill(settings: Settings, statuses: int = STATUSES) -> None:
     """Publish final statuses of requests, versions of models, and folders of as many days and agents as may be."""
     with Publisher(settings.kafka) as publisher:
         template = FineTuneStatus(
@@ -97,7 +97,7 @@ def fill(settings: Settings) -> None:
             loss_curve=tuple((10 * number, round(1.5 / (1 + number), 4)) for number in range(50)),
             validation_curve=(0.611, 0.642, 0.655),
         )
-        for number in range(STATUSES):
+        for number in range(statuses):
             model, at = f"model-{number % MODELS}", _START + timedelta(seconds=number)
             status = template.model_copy(update={"request_id": f"r-{number}", "model": model, "at": at})
             key = request_key(model, f"r-{number}")
@@ -170,7 +170,7 @@ def _log(folder: str, number: int, documents: int, draw: random.Random, words: l
 
 def previews(port: int, count: int = 5) -> dict[str, float]:
     """The seconds that previews of all examples take, once the worker has all of them."""
-    body, deadline = json.dumps({"model": "model-3"}).encode(), time.monotonic() + _READY_SECONDS
+    body, deadline = json.dumps({"model": "model-3"}).encode(), time.monotonic() + READY_SECONDS
     took: list[float] = []
     while len(took) < count:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -198,15 +198,15 @@ def _decided(model: str, at: datetime) -> PolicyDecided:
 
 
 @contextmanager
-def running(environment: dict[str, str], port: int, log: Path) -> Iterator[tuple[int, float]]:
+def running(environment: dict[str, str], port: int, log: Path, *options: str) -> Iterator[tuple[int, float]]:
     """The API's process id, and the seconds from its start until it was ready."""
     started = time.monotonic()
     with log.open("ab") as output:
-        command = [sys.executable, "-m", "foldtune", "api", "--port", str(port)]
+        command = [sys.executable, "-m", "foldtune", "api", "--port", str(port), *options]
         process = subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        while not _is_ready(port):
-            if process.poll() is not None or time.monotonic() - started > _READY_SECONDS:
+        while not is_ready(port):
+            if process.poll() is not None or time.monotonic() - started > READY_SECONDS:
                 raise RuntimeError(log.read_text()[-2000:])
             time.sleep(0.05)
         yield process.pid, time.monotonic() - started
@@ -215,17 +215,19 @@ def running(environment: dict[str, str], port: int, log: Path) -> Iterator[tuple
         process.wait(30)
 
 
-def _is_ready(port: int, paths: Iterable[str] = ("/ready",)) -> bool:
+def is_ready(port: int, paths: Iterable[str] = ("/ready",)) -> bool:
+    """Whether each of the paths is answered with 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        return all(_status(connection, path) == 200 for path in paths)
+        return all(status_of(connection, path) == 200 for path in paths)
     except OSError:
         return False
     finally:
         connection.close()
 
 
-def _status(connection: http.client.HTTPConnection, path: str) -> int:
+def status_of(connection: http.client.HTTPConnection, path: str) -> int:
+    """The status of an answer that is read to its end."""
     connection.request("GET", path)
     answer = connection.getresponse()
     answer.read()
@@ -238,7 +240,7 @@ def call(port: int, calls: list[tuple[str, float]]) -> list[tuple[str, float]]:
     took = []
     for route, due in calls:
         time.sleep(max(0.0, due - time.monotonic()))
-        status = _status(connection, ROUTES[route])
+        status = status_of(connection, ROUTES[route])
         assert status == 200, (route, status)
         took.append((route, time.monotonic() - max(due, 0.0)))
     connection.close()
@@ -282,8 +284,8 @@ def main(
         with running(environment, port, log) as (pid, start):
             starts.append(start)
             # What is only asked for now and then is read after the start.
-            deadline = time.monotonic() + _READY_SECONDS
-            while not _is_ready(port, ROUTES.values()) and time.monotonic() < deadline:
+            deadline = time.monotonic() + READY_SECONDS
+            while not is_ready(port, ROUTES.values()) and time.monotonic() < deadline:
                 time.sleep(0.5)
             p99 = latencies(port, seconds)
             before = rss_mebibytes(pid)
@@ -303,7 +305,7 @@ def main(
         "p99_ms": p99,
         **previewed,
         "rss_mib": round(after, 1),
-        "rss_growth_mib": round(after - before, 1),
+        "rss_growth": round(after / before, 3),
         "calls": calls,
     }
     print(json.dumps(result))
