@@ -117,7 +117,7 @@ class Access:
 
     def of_role(self, role: Role) -> "Access":
         """The caller's grants of another role."""
-        return Access(self.caller, tuple(grant for grant in self.caller.grants if role in grant.roles))
+        return _access(self.caller, {role})
 
     @property
     def models(self) -> frozenset[str] | None:
@@ -151,7 +151,7 @@ def authorize(route: str, caller: Caller, path_model: str | None = None) -> Acce
     rule = RULES.get(route)
     if rule is None:
         raise ProblemError(HTTPStatus.FORBIDDEN, f"no role may call {route}")
-    access = Access(caller, tuple(grant for grant in caller.grants if rule.roles & set(grant.roles)))
+    access = _access(caller, rule.roles)
     if not access.grants:
         raise ProblemError(HTTPStatus.FORBIDDEN, f"needs one of the roles {', '.join(sorted(rule.roles))}")
     if rule.scope is Scope.MODEL:
@@ -168,7 +168,7 @@ def routes_of(caller: Caller) -> dict[str, frozenset[str] | None]:
     for route, rule in RULES.items():
         if rule is None:
             continue
-        access = Access(caller, tuple(grant for grant in caller.grants if rule.roles & set(grant.roles)))
+        access = _access(caller, rule.roles)
         # A limit to folders is no limit to models, but keeps from what is of all folders.
         if access.grants and (rule.scope is not Scope.WHOLE or access.covers(model=None, folders=None)):
             routes[route] = access.models
@@ -178,7 +178,7 @@ def routes_of(caller: Caller) -> dict[str, frozenset[str] | None]:
 def caller_of(claims: Mapping[str, Any], settings: ApiSettings) -> Caller:
     """The caller that a verified token names; without values that are known, one without grants."""
     name = str(claims.get("sub") or claims.get("client_id") or "unknown")
-    values = _values(claims, settings.roles_claim)
+    values = settings.role_values(claims)
     if settings.grants:
         granted: tuple[Grant, ...] = tuple(grant for grant in settings.grants if grant.value in values)
     else:
@@ -192,19 +192,9 @@ def shortened(name: str) -> str:
     return name[:_MAX_NAME].encode(errors="replace").decode() or "unknown"
 
 
-def _values(claims: Mapping[str, Any], path: str) -> frozenset[str]:
-    # A name may have dots of its own, as in "https://example.com/roles".
-    value: Any = claims.get(path)
-    if value is None:
-        value = claims
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-    if isinstance(value, str):
-        # OAuth's form of a list; API Gateway writes a list as "[a b]".
-        value = value.removeprefix("[").removesuffix("]").replace(",", " ").split()
-    return (
-        frozenset(item for item in value if isinstance(item, str)) if isinstance(value, list | tuple) else frozenset()
-    )
+def _access(caller: Caller, roles: Collection[Role]) -> Access:
+    """The caller's grants of one of the roles."""
+    return Access(caller, tuple(grant for grant in caller.grants if set(roles) & set(grant.roles)))
 
 
 def _covers(grant: Grant, model: str | None, folders: Collection[str] | None) -> bool:

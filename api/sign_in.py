@@ -20,12 +20,10 @@ from foldtune.errors import InvalidSettingsError
 from foldtune.events import Sha256
 from foldtune.excerpts import excerpt
 from foldtune.reasons import explain
-from foldtune.settings import ApiSettings, Grant, Role
+from foldtune.settings import TOKEN_ALGORITHMS, ApiSettings, Grant, Role
 
 _log = structlog.get_logger(__name__)
 
-# Asymmetric ones only: with an HMAC, whoever knows the provider's public key could sign.
-ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 # A key that the provider withdraws is refused after this time, ...
 _KEYS_SECONDS = 300.0
 # ... and one that is not known asked for at most once in this: anybody can write any key id.
@@ -91,7 +89,7 @@ class TokenSignIn(SignIn):
     async def _claims(self, token: str, keys: "ProviderKeys") -> dict[str, Any]:
         try:
             header = jwt.get_unverified_header(token)
-            if header.get("alg") not in ALGORITHMS:
+            if header.get("alg") not in TOKEN_ALGORITHMS:
                 raise unauthorized("the token's algorithm is not accepted")
             key = await keys.find(str(header.get("kid", "")))
             if key is None:
@@ -99,7 +97,7 @@ class TokenSignIn(SignIn):
             return jwt.decode(
                 token,
                 key,
-                algorithms=ALGORITHMS,
+                algorithms=TOKEN_ALGORITHMS,
                 audience=self._settings.audience,
                 issuer=self._settings.issuer,
                 leeway=self._settings.leeway,

@@ -15,11 +15,10 @@ from jwt import PyJWK, PyJWKSet
 
 from foldtune.errors import FoldtuneError
 from foldtune.excerpts import excerpt
+from foldtune.settings import TOKEN_ALGORITHMS
 
 _log = structlog.get_logger(__name__)
 
-# Asymmetric ones only: with an HMAC, whoever knows the provider's public key could sign.
-_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 # Of one answer's parts, and of all that a page waits for.
 _TIMEOUT_SECONDS, _LIMIT_SECONDS = 10.0, 20.0
 
@@ -114,7 +113,7 @@ class Provider:
         claims: dict[str, Any] = jwt.decode(
             id_token,
             key,
-            algorithms=_ALGORITHMS,
+            algorithms=TOKEN_ALGORITHMS,
             audience=self._registered.client_id,
             issuer=self._issuer,
             leeway=self._leeway,

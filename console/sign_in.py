@@ -151,17 +151,8 @@ def parse_fields(text: str) -> dict[str, list[str]]:
 
 def relevant(claims: Mapping[str, Any], settings: ApiSettings) -> dict[str, Any]:
     """Of the claims, what the API decides by: some providers list hundreds of groups."""
-    value: Any = claims.get(settings.roles_claim)
-    if value is None:
-        value = claims
-        for part in settings.roles_claim.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-    values = value.split() if isinstance(value, str) else value if isinstance(value, list) else []
     known = {grant.value for grant in settings.grants} or {role.value for role in Role}
-    return {
-        "sub": claims["sub"],
-        settings.roles_claim: [item for item in values if isinstance(item, str) and item in known],
-    }
+    return {"sub": claims["sub"], settings.roles_claim: sorted(settings.role_values(claims) & known)}
 
 
 def _inside(to: str) -> str:

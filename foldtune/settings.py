@@ -371,6 +371,10 @@ class Role(StrEnum):
     PRIVACY = "privacy"
 
 
+# Of tokens; asymmetric ones only: with an HMAC, whoever knows the provider's public key could sign.
+TOKEN_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+
+
 class Grant(Section):
     """Roles, of all models and folders or of the named ones."""
 
@@ -425,6 +429,20 @@ class ApiSettings(Section):
             msg = "api.jwks_url is without effect, as api.issuer is not set"
             raise ValueError(msg)
         return self
+
+    def role_values(self, claims: Mapping[str, Any]) -> frozenset[str]:
+        """The caller's roles or groups: the values of ``roles_claim``."""
+        # A name may have dots of its own, as in "https://example.com/roles".
+        value: Any = claims.get(self.roles_claim)
+        if value is None:
+            value = claims
+            for part in self.roles_claim.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, str):
+            # OAuth's form of a list; API Gateway writes a list as "[a b]".
+            value = value.removeprefix("[").removesuffix("]").replace(",", " ").split()
+        values = value if isinstance(value, list | tuple) else ()
+        return frozenset(item for item in values if isinstance(item, str))
 
     @property
     def has_sign_in(self) -> bool:
