@@ -57,18 +57,9 @@ class ApiClient:
         given = {name: value for name, value in query.items() if value is not None}
         return self._content(await self._call("GET", address, params=given))
 
-    async def text(self, address: str) -> str:
-        """A text that a route answers; raises ``ApiError``."""
-        answer = await self._call("GET", address)
-        return answer.text if answer.is_success else str(self._content(answer))
-
     async def post(self, address: str, body: Any = None) -> Any:
         """What a route answers to a change; raises ``ApiError``."""
         return self._content(await self._call("POST", address, json=body))
-
-    async def put(self, address: str, body: Any) -> Any:
-        """What a route answers to a change; raises ``ApiError``."""
-        return self._content(await self._call("PUT", address, json=body))
 
     async def _call(self, method: str, address: str, **content: Any) -> httpx.Response:
         try:

@@ -69,7 +69,7 @@ class Viewer:
         return model is None or models is None or model in models
 
 
-def console(request: Request) -> Console:
+async def console(request: Request) -> Console:
     """The console of the application."""
     found: Console = request.app.state.console
     return found
@@ -78,7 +78,7 @@ def console(request: Request) -> Console:
 CurrentConsole = Annotated[Console, Depends(console)]
 
 
-def session(request: Request, console: CurrentConsole) -> str | None:
+async def session(request: Request, console: CurrentConsole) -> str | None:
     """The session in the cookie."""
     return console.cookie(request, "session")
 
@@ -86,7 +86,7 @@ def session(request: Request, console: CurrentConsole) -> str | None:
 CurrentSession = Annotated[str | None, Depends(session)]
 
 
-def client(console: CurrentConsole, session: CurrentSession) -> ApiClient:
+async def client(console: CurrentConsole, session: CurrentSession) -> ApiClient:
     """The API, as whoever is signed in."""
     return console.client(session)
 

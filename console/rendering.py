@@ -93,11 +93,12 @@ def _environment() -> Environment:
     return environment
 
 
-def following(cursor: str | None, **query: str) -> str | None:
+def following(cursor: str | None, **query: str | list[str]) -> str | None:
     """The address of the next page of a list, below the page's own."""
     if cursor is None:
         return None
-    return f"?{urlencode({name: value for name, value in query.items() if value} | {'cursor': cursor})}"
+    given = {name: value for name, value in query.items() if value}
+    return f"?{urlencode(given | {'cursor': cursor}, doseq=True)}"
 
 
 def _unit(name: str) -> str:

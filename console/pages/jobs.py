@@ -4,7 +4,6 @@ import re
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, FiniteFloat, ValidationError
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from console.api_client import ApiClient, ApiError, Forwarded, path
 from console.context import CurrentClient, CurrentConsole, CurrentSession, CurrentViewer, see_other
 from console.knobs import address, fields_of
-from console.rendering import render
+from console.rendering import following, render
 from foldtune.events import FineTuneRequested, FineTuneStatus
 
 router = APIRouter()
@@ -36,13 +35,11 @@ async def list_jobs(  # noqa: PLR0917  each is a parameter of the query
     # A form sends what is not chosen as an empty text.
     states = [name for name in state if name]
     found = await client.get("/requests", model=model or None, state=states or None, cursor=cursor)
-    chosen = [("model", model or ""), *(("state", name) for name in states)]
     return render(
         request,
         "jobs.html",
         jobs=[FineTuneStatus.model_validate(item, strict=False) for item in found["items"]],
-        next=found["next"],
-        older=f"?{urlencode([*chosen, ('cursor', found['next'] or '')])}",
+        next=following(found["next"], model=model or "", state=states),
         model=model or "",
         states=states,
     )
