@@ -11,6 +11,20 @@ function writeTimes(root) {
   }
 }
 
+// Browsers have a clipboard on secure pages only.
+function showCopyButtons(root) {
+  if (!navigator.clipboard) return;
+  for (const button of root.querySelectorAll("button.copy")) button.hidden = false;
+}
+
+async function copyText(button) {
+  if (button.textContent === button.dataset.done) return;
+  await navigator.clipboard.writeText(button.dataset.text);
+  const [text, label] = [button.textContent, button.ariaLabel];
+  button.textContent = button.ariaLabel = button.dataset.done;
+  setTimeout(() => { [button.textContent, button.ariaLabel] = [text, label]; }, 2000);
+}
+
 // A chart is drawn from its table, so that both say the same.
 function drawCharts(root) {
   // Without it, their tables are there.
@@ -161,6 +175,7 @@ function mark(list, threshold, hard) {
 function prepare(root) {
   writeTimes(root);
   drawCharts(root);
+  showCopyButtons(root);
 }
 
 document.addEventListener("DOMContentLoaded", () => {
@@ -168,6 +183,9 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const element of document.querySelectorAll("[data-events]")) followJob(element);
   const form = document.getElementById("fine-tune");
   if (form) followForm(form);
+});
+document.addEventListener("click", ({ target }) => {
+  if (target.matches("button.copy")) copyText(target);
 });
 document.addEventListener("htmx:after:swap", () => {
   prepare(document);
