@@ -118,7 +118,9 @@ def produce_model(
         baseline=baseline.name,
         refusals=[refusal for loss in lost for refusal in loss.refusals],
     )
-    results = Results(measured_on, record, interpolation, started_from, prepared.base, baseline, after, lost, verdict)
+    results = Results(
+        measured_on, record, interpolation, started_from, prepared.base, baseline, after, lost, verdict, seed
+    )
 
     # 4. Artifacts.
     folder = work_dir / "model"

@@ -1,8 +1,6 @@
 """Retrieval metrics on questions: recall@k, MRR@10 and nDCG@10."""
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,22 +119,3 @@ def ndcg(hits: Hits, relevant: Indices) -> Floats:
     discounts = 1 / np.log2(np.arange(hits.shape[1]) + 2)
     ideal = np.concatenate([[0.0], np.cumsum(discounts)])
     return np.asarray((hits * discounts).sum(axis=1) / ideal[np.minimum(relevant, hits.shape[1])])
-
-
-def metrics_by_folder(
-    dataset: Dataset, held_out: Indices, before: Evaluation, after: Evaluation
-) -> dict[str, dict[str, Any]]:
-    """Mean metrics of each folder with enough held-out questions; a question counts in every folder it was asked in."""
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, question in enumerate(held_out):
-        for folder in dataset.folders[question]:
-            rows_of[folder].append(row)
-
-    def means(evaluation: Evaluation, rows: list[int]) -> dict[str, float]:
-        return evaluation.subset(np.array(rows)).metrics().model_dump(exclude={"questions", "documents"})
-
-    return {
-        folder: {"questions": len(rows), "before": means(before, rows), "after": means(after, rows)}
-        for folder, rows in sorted(rows_of.items())
-        if len(rows) >= MIN_FOLDER_QUESTIONS
-    }

@@ -112,7 +112,7 @@ def write_card(
         description=encoder.description(),
         folders=folders,
         labels=", ".join(f"{count} {label}" for label, count in sorted(labels.items(), key=lambda item: -item[1])),
-        by_folder=_largest(results.folders()),
+        by_folder=_largest(results.folders),
         gains=[int((np.sign(gains) == sign).sum()) for sign in (1, 0, -1)],
         window=[f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" for moment in window],
         licence=licence,

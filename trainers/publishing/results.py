@@ -1,12 +1,13 @@
 """The measured results of a training, for ``metrics.json`` and the model card."""
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from foldtune.events import GateVerdict
 from foldtune.pairs import MIN_TRAINED
+from trainers.evaluation.by_folder import metrics_by_folder
 from trainers.evaluation.evaluation_set import EvaluationSet, Measures
-from trainers.evaluation.metrics import metrics_by_folder
 from trainers.evaluation.non_inferiority import NonInferiority
 from trainers.loop.training import TrainingRecord
 from trainers.loop.validation import WeightInterpolation
@@ -43,6 +44,7 @@ class Results:
     # On what the training was not made for; first the general questions that are the same for all models.
     lost: list[NonInferiority]
     verdict: GateVerdict
+    seed: int
 
     def metrics(self) -> dict[str, Any]:
         """The content of ``metrics.json``."""
@@ -54,7 +56,7 @@ class Results:
             "baseline": {"name": self.baseline.name, **self.baseline.measures.held_out.metrics().model_dump()},
             "after": self.after.held_out.metrics().model_dump(),
             "gate": self.verdict.model_dump(),
-            "folders": self.folders(),
+            "folders": self.folders,
             "general": self.lost[0].metrics(),
             "not_trained_on": {loss.questions: loss.metrics() for loss in self.lost},
             "validation": self.validation(),
@@ -74,17 +76,18 @@ class Results:
             "training": training,
         }
 
+    @cached_property
     def folders(self) -> dict[str, Any]:
-        """Before and after of each folder that was trained on and has enough held-out questions."""
+        """Figures of each folder that was trained on and has enough held-out questions."""
         measured, before, after = self.measured_on, self.baseline.measures, self.after
-        return metrics_by_folder(measured.dataset, measured.parts.held_out, before.held_out, after.held_out)
+        return metrics_by_folder(measured.dataset, measured.parts.held_out, before.held_out, after.held_out, self.seed)
 
     def other_folders(self) -> dict[str, Any]:
         """The same of folders that the request does not name. Whoever serves the model may not know of them."""
         others, before, after = self.measured_on.others, self.baseline.measures.others, self.after.others
         if not (others and before and after):
             return {}
-        return metrics_by_folder(others.dataset, others.questions, before, after)
+        return metrics_by_folder(others.dataset, others.questions, before, after, self.seed)
 
     def validation(self) -> dict[str, Any]:
         """How the best epoch was chosen, or why there was no validation."""

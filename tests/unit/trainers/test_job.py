@@ -89,6 +89,7 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
     (folder,) = metrics["folders"].items()
     assert folder[0] == "f"
     assert folder[1]["questions"] == metrics["data"]["held_out_questions"]
+    assert folder[1]["ndcg_gain_interval"] == metrics["gate"]["ndcg_gain_interval"]
     for when, of in (("before", "baseline"), ("after", "after")):
         assert folder[1][when] == {name: metrics[of][name] for name in folder[1][when]}
     curves = json.loads(artifact(store, "recall.json"))

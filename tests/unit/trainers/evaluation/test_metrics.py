@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.trainers.evaluation.conftest import evaluation
 from trainers.data.dataset import Dataset
-from trainers.evaluation.metrics import evaluate, metrics_by_folder, ndcg, recall, reciprocal_rank
+from trainers.evaluation.metrics import evaluate, ndcg, recall, reciprocal_rank
 
 
 def test_hand_computed_metrics() -> None:
@@ -62,20 +61,3 @@ def test_what_a_reranker_sees_is_counted_too(small_dataset: Dataset) -> None:
     assert (metrics.recall_at_10, metrics.recall_at_50, metrics.recall_at_100) == (0.25, 0.5, 0.75)
     assert result.ndcg.tolist() == pytest.approx([1 / math.log2(11), 0, 0, 0])
     assert len(result.recall_curve()) == 10
-
-
-def test_folders_are_evaluated_separately(small_dataset: Dataset) -> None:
-    # Folder a has the questions up to 7, b those from 4 to 11, and the others are alone in theirs.
-    folders = tuple((*"a" * (q < 8), *"b" * (4 <= q < 12)) if q < 12 else (f"../{q}",) for q in range(40))
-    dataset = replace(small_dataset, folders=folders)
-    held_out = np.arange(2, 20)
-    before, after = evaluation([0.2] * 18), evaluation([0.3] * 2 + [0.6] * 4 + [0.9] * 12)
-    by_folder = metrics_by_folder(dataset, held_out, before, after)
-    assert list(by_folder) == ["a", "b"]
-    assert (by_folder["a"]["questions"], by_folder["b"]["questions"]) == (6, 8)
-    names = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "recall_at_100", "mrr_at_10", "ndcg_at_10")
-    assert by_folder["a"]["before"] == pytest.approx(dict.fromkeys(names, 0.2))
-    assert by_folder["a"]["after"] == pytest.approx(dict.fromkeys(names, 0.5))
-    assert by_folder["b"]["after"]["ndcg_at_10"] == pytest.approx((4 * 0.6 + 4 * 0.9) / 8)
-    few = evaluation([0.2] * 4)
-    assert metrics_by_folder(dataset, np.arange(4), few, few) == {}
