@@ -3,8 +3,9 @@
 from http import HTTPStatus
 from urllib.parse import quote
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -38,6 +39,7 @@ def create_console(settings: Settings, api: ASGIApp, sessions: Sessions) -> Fast
     app.state.console = Console(settings, api, sessions, provider_of(settings))
     pages = (models, versions, fine_tune, jobs, folders, policies, dead_letters, privacy, audit)
     for router in (assets.router, sign_in.router, *(page.router for page in pages)):
+        _answer_head(router)
         app.include_router(router)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(HTTPException, _no_page)
@@ -45,6 +47,14 @@ def create_console(settings: Settings, api: ASGIApp, sessions: Sessions) -> Fast
     app.add_exception_handler(Exception, _defect)
     app.add_middleware(SameOriginMiddleware)
     return app
+
+
+def _answer_head(router: APIRouter) -> None:
+    """Pages and files answer HEAD as they answer GET; a stream has no end at which they could."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and not route.path.endswith("/events"):
+            methods = set(route.methods or ())
+            route.methods = methods | ({"HEAD"} if "GET" in methods else set())
 
 
 def provider_of(settings: Settings) -> Provider | None:
@@ -112,7 +122,7 @@ def _page_of(request: Request) -> str:
         _, _, address = request.headers.get("hx-current-url", "").partition("://")
         return f"/{address.partition('/')[2]}"
     address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return address if request.method == "GET" else "/console/"
+    return address if request.method in {"GET", "HEAD"} else "/console/"
 
 
 async def _no_page(request: Request, error: Exception) -> Response:

@@ -262,8 +262,11 @@ def test_every_answer_says_how_it_may_be_kept_and_a_wrong_method_which_are_right
         answer = viewing.get(page, follow_redirects=False)
         assert answer.headers["cache-control"] == "no-store", page
         assert answer.headers["x-content-type-options"] == "nosniff", page
-    head = viewing.head("/console/jobs")
-    assert (head.status_code, head.headers["allow"]) == (405, "GET")
+    head, whole = viewing.head("/console/jobs"), viewing.get("/console/jobs")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == whole.headers["content-length"]
+    stream = viewing.head("/console/jobs/support/r-1/events")
+    assert (stream.status_code, stream.headers["allow"]) == (405, "GET")
 
 
 def test_a_folder_may_have_the_name_of_a_step_in_a_path() -> None:
