@@ -74,6 +74,7 @@ RULES: Mapping[str, Rule | None] = {
     "GET /policies/{model}/explain": Rule(READERS, Scope.MODEL),
     "GET /folders": Rule(READERS, Scope.ITEMS),
     "GET /folders/{folder}": Rule(READERS, Scope.ITEMS),
+    "GET /logs-per-day": Rule(READERS, Scope.ITEMS),
     # To the role privacy it answers with users' questions, to others with counts.
     "POST /previews": _rule(Scope.ITEMS, Role.REQUESTER, Role.PRIVACY),
     "GET /previews/{id}/mined": _rule(Scope.ITEMS, Role.PRIVACY),

@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from api.submission import RequestBody
 from foldtune.events import (
+    MAX_STATS_DAYS,
     AuditEntry,
     FineTuneStatus,
     FolderCount,
@@ -207,12 +208,23 @@ class Lineage(BaseModel):
 _Counts = dict[str, int]
 
 
-class DayCount(BaseModel):
+class DayLogs(BaseModel):
     """A day's logs."""
 
     day: date
     logs: int
+
+
+class DayCount(DayLogs):
+    """A day's logs, and how many of them are examples."""
+
     examples: int
+
+
+class LogsPerDay(BaseModel):
+    """Logs by day (UTC)."""
+
+    items: list[DayLogs] = Field(description=f"Days with logs, in order: the newest {MAX_STATS_DAYS}")
 
 
 class LogCounts(BaseModel):
@@ -240,7 +252,7 @@ class FolderItem(LogCounts):
     as_of: datetime = Field(description="When the figures were true; logs and documents may have come since")
     documents: int
     newest_log_at: datetime | None
-    days: list[DayCount] = Field(description="Days with logs, in order: the newest thirty")
+    days: list[DayCount] = Field(description="Days with logs, in order: the newest `newest_days`")
     complete: bool = Field(
         description="Whether all days since `since` are counted: of the oldest only a sum may be known"
     )

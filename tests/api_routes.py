@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[Role] | None] = {
     "GET /policies/{model}/explain": READERS,
     "GET /folders": READERS,
     "GET /folders/{folder}": READERS,
+    "GET /logs-per-day": READERS,
     "POST /previews": {Role.REQUESTER, Role.PRIVACY},
     "GET /previews/{id}/mined": {Role.PRIVACY},
     "GET /dead-letters": {Role.OPERATOR},

@@ -5,13 +5,13 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, StringConstraints
 
 from api.context import CurrentAccess, CurrentServices
 from api.cursors import NamePlace, decode_cursor, encode_cursor
 from api.parameters import Cursor, Limit
 from api.problems import ProblemError
-from api.schemas import AgentFigures, DayCount, DayFigures, FolderDetails, FolderItem, FolderList
+from api.schemas import AgentFigures, DayCount, DayFigures, DayLogs, FolderDetails, FolderItem, FolderList, LogsPerDay
 from api.view.folders import DateRange, Day, Folder, examples_of
 from foldtune.excerpts import excerpt
 from foldtune.knobs import not_a_number
@@ -21,6 +21,8 @@ router = APIRouter(tags=["folders"])
 
 # Of a list's items.
 _NEWEST_DAYS = 30
+# Whose days one answer adds up.
+_MAX_ADDED = 100
 
 _Day = Annotated[date, BeforeValidator(not_a_number)]
 Since = Annotated[_Day | None, Query(description="First day (UTC) to count")]
@@ -35,6 +37,7 @@ async def list_folders(  # noqa: PLR0917  each is a parameter of the query
     prefix: Annotated[str, Query(max_length=256, description="Beginning of their ids")] = "",
     since: Since = None,
     until: Until = None,
+    newest_days: Annotated[int, Query(ge=0, le=_NEWEST_DAYS, description="Of each one's `days`")] = _NEWEST_DAYS,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> FolderList:
@@ -49,7 +52,7 @@ async def list_folders(  # noqa: PLR0917  each is a parameter of the query
         after=place.name if place else None,
     )
     return FolderList(
-        items=[_item(folder) for name in names if (folder := view.get(name, days))],
+        items=[_item(folder, newest_days) for name in names if (folder := view.get(name, days))],
         next=encode_cursor(None if after is None else NamePlace(after)),
         as_of=view.as_of(services.view.partitions(Topic.FOLDER_STATS)),
         pending=view.pending,
@@ -71,8 +74,8 @@ async def get_folder(
         reason = f"folder {excerpt(folder_id, 100)!r} has no logs and no documents (yet)"
         raise ProblemError(HTTPStatus.NOT_FOUND, reason)
     return FolderDetails(
-        **_item(folder).model_dump(exclude={"days"}),
-        days=[_figures(day) for day in folder.days],
+        **_item(folder, 0).model_dump(exclude={"days"}),
+        days=[_figures(day) for day in folder.days()],
         earlier=_figures(folder.earlier) if folder.earlier else None,
         agents=[
             AgentFigures(agent_id=agent.agent_id, examples=examples_of(agent.labels), labels=agent.labels)
@@ -82,6 +85,22 @@ async def get_folder(
     )
 
 
+@router.get("/logs-per-day", response_model=LogsPerDay)
+async def get_logs_per_day(
+    access: CurrentAccess,
+    services: CurrentServices,
+    folders: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=256)]],
+        Query(alias="folder", max_length=_MAX_ADDED, description="Only of these"),
+    ] = [],  # noqa: B006  FastAPI copies it
+) -> LogsPerDay:
+    """How many logs each day has: of all folders, or of those that are named."""
+    for folder_id in folders:
+        access.require_folder(folder_id)
+    days = services.view.folders.logs_by_day(set(folders) or access.folders)
+    return LogsPerDay(items=[DayLogs(day=day, logs=logs) for day, logs in days])
+
+
 def _range(since: date | None, until: date | None) -> DateRange:
     if since is not None and until is not None and since >= until:
         reason = f"should be before until ({until}), got {since}"
@@ -89,14 +108,14 @@ def _range(since: date | None, until: date | None) -> DateRange:
     return DateRange(since, until)
 
 
-def _item(folder: Folder) -> FolderItem:
+def _item(folder: Folder, newest_days: int) -> FolderItem:
     total = folder.total
     return FolderItem(
         folder_id=folder.folder_id,
         as_of=folder.as_of,
         documents=folder.documents,
         newest_log_at=folder.newest_log_at,
-        days=[DayCount(day=day.day, logs=day.logs, examples=day.examples) for day in folder.days[-_NEWEST_DAYS:]],
+        days=[DayCount(day=day.day, logs=day.logs, examples=day.examples) for day in folder.days(newest_days)],
         complete=not folder.divided,
         left_out=folder.left_out,
         **_counts(total),

@@ -1,16 +1,20 @@
 """The figures of every folder, as workers publish them."""
 
+from array import array
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any
+from operator import add, sub
+from sys import intern, maxsize
+from typing import Annotated, Any
 
 import msgspec
 from sortedcontainers import SortedDict, SortedList
 
 from api.view import Time
-from foldtune.events import SCHEMA_VERSION
+from foldtune.events import MAX_STATS_DAYS, SCHEMA_VERSION
 from foldtune.snapshot_schema import Label
 
 Keep = Callable[[str], bool]
@@ -19,16 +23,21 @@ _MAX_LOOKED_AT = 5_000
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
+# More than any day has, and so few that the sums of all days fit into 64 bits.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+_Labels = dict[str, _Count]
+
+
 class Day(msgspec.Struct, gc=False):
     """A folder's logs of a day (UTC), or of several together."""
 
     day: date
-    logs: int = 0
-    labels: dict[str, int] = {}
-    cited: int = 0
-    cited_first: int = 0
-    liked: int = 0
-    disliked: int = 0
+    logs: _Count = 0
+    labels: _Labels = {}
+    cited: _Count = 0
+    cited_first: _Count = 0
+    liked: _Count = 0
+    disliked: _Count = 0
 
     @property
     def examples(self) -> int:
@@ -40,7 +49,7 @@ class Agent(msgspec.Struct, gc=False):
     """A folder's labelled logs of an agent."""
 
     agent_id: str
-    labels: dict[str, int] = {}
+    labels: _Labels = {}
 
 
 class _Stats(msgspec.Struct, tag="folder_stats", tag_field="type"):
@@ -52,8 +61,8 @@ class _Stats(msgspec.Struct, tag="folder_stats", tag_field="type"):
     days: list[Day] = []
     earlier: Day | None = None
     agents: list[Agent] = []
-    other_agents: dict[str, int] = {}
-    left_out: dict[str, int] = {}
+    other_agents: _Labels = {}
+    left_out: _Labels = {}
     schema_version: int = 1
 
     @property
@@ -89,51 +98,185 @@ class DateRange:
 ALL_DAYS = DateRange()
 
 
-@dataclass
+_COUNTS = ("logs", "cited", "cited_first", "liked", "disliked")
+
+
+class _Part:
+    """A folder's figures of one partition, as they are kept: days and agents are many, and asked for rarely."""
+
+    __slots__ = (
+        "_agents",
+        "_days",
+        "_labels",
+        "_sums",
+        "at",
+        "documents",
+        "earlier",
+        "left_out",
+        "newest_log_at",
+        "other_agents",
+        "partition",
+    )
+
+    def __init__(self, stats: _Stats) -> None:
+        self.partition = stats.partition
+        self.at = stats.at
+        self.documents = stats.documents
+        self.newest_log_at = stats.newest_log_at
+        self.earlier = stats.earlier
+        self.left_out = stats.left_out
+        self.other_agents = stats.other_agents
+        self._agents = msgspec.json.encode(stats.agents)
+        days = sorted(stats.days, key=lambda day: day.day)
+        self._labels = tuple(sorted({intern(label) for day in days for label in day.labels}))
+        self._days = array("i", [day.day.toordinal() for day in days])
+        # A row of zeros, and one after each day: the sums of all counts so far, from which any range has its own.
+        row = [0] * (len(_COUNTS) + len(self._labels))
+        self._sums = array("q", row)
+        for day in days:
+            counts = (*(getattr(day, name) for name in _COUNTS), *(day.labels.get(name, 0) for name in self._labels))
+            row = list(map(add, row, counts))
+            self._sums.extend(row)
+
+    def total(self, days: DateRange) -> Day:
+        """All days of a range."""
+        first, end = self._places(days)
+        return self._between(first, end)
+
+    def by_day(self, days: DateRange, newest: int) -> Iterator[Day]:
+        """The newest days of a range, in order."""
+        first, end = self._places(days)
+        return (self._between(place, place + 1) for place in range(max(first, end - newest), end))
+
+    def logs_by_day(self) -> Iterator[tuple[date, int]]:
+        """How many logs each day has."""
+        width = len(_COUNTS) + len(self._labels)
+        for place, day in enumerate(self._days):
+            yield date.fromordinal(day), self._sums[width * (place + 1)] - self._sums[width * place]
+
+    def agents(self) -> list[Agent]:
+        """The agents, as they were published."""
+        return msgspec.json.decode(self._agents, type=list[Agent])
+
+    def _places(self, days: DateRange) -> tuple[int, int]:
+        return (
+            0 if days.since is None else bisect_left(self._days, days.since.toordinal()),
+            len(self._days) if days.until is None else bisect_left(self._days, days.until.toordinal()),
+        )
+
+    def _between(self, first: int, end: int) -> Day:
+        if end <= first:
+            return Day(date.min)
+        width = len(_COUNTS) + len(self._labels)
+        before, after = (self._sums[width * place : width * (place + 1)] for place in (first, end))
+        counts = list(map(sub, after, before))
+        labels = zip(self._labels, counts[len(_COUNTS) :], strict=True)
+        return Day(
+            date.fromordinal(self._days[end - 1]),
+            labels={label: count for label, count in labels if count},
+            **dict(zip(_COUNTS, counts, strict=False)),
+        )
+
+
+@dataclass(frozen=True)
 class Folder:
-    """What is known of a folder, over all partitions that have it: ``days`` and ``earlier`` of a range, else all."""
+    """What is known of a folder, over all partitions that have it: its days are those of a range, else all."""
 
     folder_id: str
     as_of: datetime
-    documents: int = 0
-    newest_log_at: datetime | None = None
-    days: list[Day] = field(default_factory=list)
-    # Of days before all others only the sum is known.
-    earlier: Day | None = None
-    # Whether the range divides that sum, which is left out then.
-    divided: bool = False
-    agents: list[Agent] = field(default_factory=list)
-    other_agents: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    _parts: list[_Part]
+    _range: DateRange
+
+    @property
+    def documents(self) -> int:
+        """How many it has."""
+        return sum(part.documents for part in self._parts)
+
+    @property
+    def newest_log_at(self) -> datetime | None:
+        """Of any day."""
+        return max((part.newest_log_at for part in self._parts if part.newest_log_at), default=None)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Logs of any day without an example, by reason."""
+        return _added(part.left_out for part in self._parts)
 
     @property
     def total(self) -> Day:
         """All of its days."""
-        return _sum([*([self.earlier] if self.earlier else []), *self.days])
+        return _sum([*self._whole, *(part.total(self._range) for part in self._parts)])
+
+    def days(self, newest: int = maxsize) -> list[Day]:
+        """The newest ones with logs, in order."""
+        by_day: dict[date, list[Day]] = defaultdict(list)
+        for day in (day for part in self._parts for day in part.by_day(self._range, newest)):
+            by_day[day.day].append(day)
+        return [_sum(by_day[day]) for day in sorted(by_day)[-newest:]]
+
+    @property
+    def earlier(self) -> Day | None:
+        """Of days before all others only the sum is known."""
+        return _sum(self._whole) if self._whole else None
+
+    @property
+    def divided(self) -> bool:
+        """Whether the range divides that sum, which is left out then."""
+        since = self._range.since
+        sums = [part.earlier for part in self._parts if part.earlier]
+        return any(not self._has_whole(day) and (since is None or day.day >= since) for day in sums)
+
+    @property
+    def agents(self) -> list[Agent]:
+        """Those with most labelled logs first, of any day."""
+        agents: dict[str, Counter[str]] = defaultdict(Counter)
+        for agent in (agent for part in self._parts for agent in part.agents()):
+            agents[agent.agent_id].update(agent.labels)
+        return [Agent(name, dict(counts)) for name, counts in sorted(agents.items(), key=_by_count)]
+
+    @property
+    def other_agents(self) -> dict[str, int]:
+        """The labels of all further agents."""
+        return _added(part.other_agents for part in self._parts)
+
+    @property
+    def _whole(self) -> list[Day]:
+        return [part.earlier for part in self._parts if part.earlier and self._has_whole(part.earlier)]
+
+    def _has_whole(self, earlier: Day) -> bool:
+        return self._range.since is None and self._range.has(earlier.day)
 
 
 class FolderTable:
-    """The figures by folder. They stay as they were published until they are asked for: days and agents are many."""
+    """The figures by folder."""
 
     def __init__(self) -> None:
-        self._stats: SortedDict[str, dict[int, bytes]] = SortedDict()
+        self._parts: SortedDict[str, dict[int, _Part]] = SortedDict()
+        self._logs_by_day: Counter[date] = Counter()
         self._refreshed: dict[int, _Refreshed] = {}
         self._decoder: msgspec.json.Decoder[_Stats | _Refreshed] = msgspec.json.Decoder(_Stats | _Refreshed)
 
     def apply(self, record: Any) -> None:
         """Take a record of ``folder-stats``; raises ``ValueError``."""
-        event = self._decode(record.value)
+        try:
+            event = self._decoder.decode(record.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(str(error)) from error
         if event.schema_version > SCHEMA_VERSION:
             msg = f"schema_version: {event.schema_version} is of a newer release"
             raise ValueError(msg)
         if isinstance(event, _Refreshed):
             self._refreshed[event.partition] = event
-        elif not event.is_empty:
-            self._stats.setdefault(event.folder_id, {})[event.partition] = record.value
-        elif event.folder_id in self._stats:
-            self._stats[event.folder_id].pop(event.partition, None)
-            if not self._stats[event.folder_id]:
-                del self._stats[event.folder_id]
+            return
+        parts = self._parts.get(event.folder_id, {})
+        if before := parts.pop(event.partition, None):
+            self._logs_by_day.subtract(dict(before.logs_by_day()))
+        if not event.is_empty:
+            part = parts[event.partition] = _Part(event)
+            self._logs_by_day.update(dict(part.logs_by_day()))
+            self._parts[event.folder_id] = parts
+        elif before and not parts:
+            del self._parts[event.folder_id]
 
     def names(
         self,
@@ -152,7 +295,7 @@ class FolderTable:
         names: list[str] = []
         last: str | None = None
         from_prefix = after is None or after < prefix
-        ordered = self._stats if only is None else SortedList(name for name in only if name in self._stats)
+        ordered = self._parts if only is None else SortedList(name for name in only if name in self._parts)
         found = ordered.irange(minimum=prefix if from_prefix else after, inclusive=(from_prefix, True))
         for number, name in enumerate(found):
             if not name.startswith(prefix):
@@ -166,9 +309,17 @@ class FolderTable:
 
     def get(self, folder_id: str, days: DateRange = ALL_DAYS) -> Folder | None:
         """The figures of a folder."""
-        parts = [self._decode(value) for value in self._stats.get(folder_id, {}).values()]
-        found = [part for part in parts if isinstance(part, _Stats)]
-        return _folder(folder_id, found, min(map(self._as_of, found)), days) if found else None
+        parts = [*self._parts.get(folder_id, {}).values()]
+        return Folder(folder_id, min(map(self._as_of, parts)), parts, days) if parts else None
+
+    def logs_by_day(self, only: Collection[str] | None = None) -> list[tuple[date, int]]:
+        """How many logs each day has, over all folders or only some: of the newest days with logs."""
+        counts = self._logs_by_day
+        if only is not None:
+            counts = Counter()
+            for part in (part for name in only for part in self._parts.get(name, {}).values()):
+                counts.update(dict(part.logs_by_day()))
+        return [(day, logs) for day, logs in sorted(counts.items()) if logs][-MAX_STATS_DAYS:]
 
     def as_of(self, partitions: int) -> datetime | None:
         """As of when the figures of all folders hold; ``None`` before all partitions have told theirs."""
@@ -181,43 +332,14 @@ class FolderTable:
         """How many folders have changed and are not counted yet."""
         return sum(refreshed.pending for refreshed in self._refreshed.values())
 
-    def _as_of(self, stats: _Stats) -> datetime:
-        refreshed = self._refreshed.get(stats.partition)
-        return max(stats.at, refreshed.as_of if refreshed else _LONG_AGO)
-
-    def _decode(self, value: bytes) -> _Stats | _Refreshed:
-        try:
-            return self._decoder.decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(str(error)) from error
+    def _as_of(self, part: _Part) -> datetime:
+        refreshed = self._refreshed.get(part.partition)
+        return max(part.at, refreshed.as_of if refreshed else _LONG_AGO)
 
 
 def examples_of(labels: dict[str, int]) -> int:
     """How many labelled logs have a positive."""
     return sum(count for label, count in labels.items() if label != Label.DISLIKED)
-
-
-def _folder(folder_id: str, parts: list[_Stats], as_of: datetime, days: DateRange) -> Folder:
-    by_day: dict[date, list[Day]] = defaultdict(list)
-    for day in (day for part in parts for day in part.days if days.has(day.day)):
-        by_day[day.day].append(day)
-    earlier = [part.earlier for part in parts if part.earlier]
-    whole = [day for day in earlier if days.since is None and days.has(day.day)]
-    agents: dict[str, Counter[str]] = defaultdict(Counter)
-    for agent in (agent for part in parts for agent in part.agents):
-        agents[agent.agent_id].update(agent.labels)
-    return Folder(
-        folder_id=folder_id,
-        as_of=as_of,
-        documents=sum(part.documents for part in parts),
-        newest_log_at=max((part.newest_log_at for part in parts if part.newest_log_at), default=None),
-        days=[_sum(by_day[day]) for day in sorted(by_day)],
-        earlier=_sum(whole) if whole else None,
-        divided=any(day not in whole and (days.since is None or day.day >= days.since) for day in earlier),
-        agents=[Agent(name, dict(counts)) for name, counts in sorted(agents.items(), key=_by_count)],
-        other_agents=_added(part.other_agents for part in parts),
-        left_out=_added(part.left_out for part in parts),
-    )
 
 
 def _by_count(item: tuple[str, Counter[str]]) -> tuple[int, str]:

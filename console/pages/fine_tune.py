@@ -1,6 +1,5 @@
 """The page with the Fine-tune button: what to train on and how, and what it will do with this data."""
 
-from collections import Counter
 from http import HTTPStatus
 from typing import Any
 
@@ -99,27 +98,26 @@ async def _form(request: Request, client: ApiClient, fields: Fields, error: ApiE
 
 async def _folders(client: ApiClient, fields: Fields, search: str) -> dict[str, Any]:
     data = request_of(fields)["data"]
+    chosen = data.get("folders", [])
     since, until = (data.get(name, "")[:10] or None for name in ("start", "end"))
+    days: list[dict[str, Any]] = []
     try:
-        found = await client.get("/folders", limit=_FOLDERS, search=search, since=since, until=until)
+        days = (await client.get("/logs-per-day", folder=chosen if len(chosen) <= _FOLDERS else None))["items"]
+        found = await client.get("/folders", limit=_FOLDERS, newest_days=0, search=search, since=since, until=until)
     except ApiError as error:
         # Half a date, while it is typed; or no figures at the moment, without which a form can be sent all the same.
         if error.status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE}:
             raise
         found = {"items": [], "next": None, "error": error.lines[0]}
     items = found["items"]
-    days: Counter[str] = Counter()
-    for folder in items:
-        days.update({day["day"]: day["logs"] for day in folder["days"]})
     listed = {folder["folder_id"] for folder in items}
-    chosen = data.get("folders", [])
     return {
         "folders": items,
         "chosen": chosen,
         # Chosen, and not among those that are listed: they stay chosen.
         "others": [name for name in chosen if name not in listed],
         "are_all": found["next"] is None,
-        "days": sorted(days.items()),
+        "days": [(day["day"], day["logs"]) for day in days],
         "folders_error": found.get("error"),
         "search": search,
     }

@@ -70,7 +70,7 @@ def test_a_folder_has_its_figures_by_day_label_and_agent(client: TestClient, fol
         ("2026-05-03", 3),
         ("2026-05-04", 1),
     ]
-    assert found["days"][0]["labels"] == {"cited": 0, "disliked": 1, "liked": 1}
+    assert found["days"][0]["labels"] == {"disliked": 1, "liked": 1}
     assert [(item["agent_id"], item["examples"]) for item in found["agents"]] == [("a", 3), ("b", 0)]
     assert found["other_agents"] == {"liked": 4}
     assert datetime.fromisoformat(found["as_of"]) == NOW + timedelta(minutes=1)
@@ -145,6 +145,34 @@ def test_the_list_shows_the_newest_days_and_sums_of_all(client: TestClient, fold
     (item,) = client.get("/folders").json()["items"]
     assert item["logs"] == 200
     assert [found["day"] for found in item["days"]] == [str(FIRST + timedelta(days=number)) for number in range(10, 40)]
+    (item,) = client.get("/folders", params={"newest_days": 2}).json()["items"]
+    assert ([found["day"] for found in item["days"]], item["logs"]) == (["2026-06-08", "2026-06-09"], 200)
+
+
+def test_the_days_of_folders_are_added_up(services: Services, folders: FolderTable) -> None:
+    """Also after new figures, and not those of folders that a caller may not see."""
+    fill(folders, stats(), stats("pricing", days=(day(0), day(9, logs=1))), stats("pricing", 1, days=(day(0),)))
+    fill(
+        folders,
+        stats(days=(day(3, logs=9),)),
+        FolderStats(folder_id="gone", partition=0, at=NOW, examples=0, documents=0),
+    )
+    client = client_of(services, "anybody")
+
+    def added(**params: Any) -> dict[int, int]:
+        items = client.get("/logs-per-day", params=params).json()["items"]
+        return {(date.fromisoformat(item["day"]) - FIRST).days: item["logs"] for item in items}
+
+    assert added() == {0: 10, 3: 9, 9: 1}
+    assert added(folder="pricing") == {0: 10, 9: 1}
+    assert added(folder=["handbook", "nobodys"]) == {3: 9}
+    assert client.get("/logs-per-day", params={"folder": [str(number) for number in range(101)]}).status_code == 400
+    fill(folders, stats(days=()), stats("pricing", days=()), stats("pricing", 1, days=()))
+    assert added() == {}
+    fill(folders, stats(), stats("pricing"))
+    client = client_of(services, "of-handbook")
+    assert added() == dict.fromkeys(range(4), 5)
+    assert client.get("/logs-per-day", params={"folder": "pricing"}).status_code == 403
 
 
 def test_the_list_says_how_old_its_figures_are(client: TestClient, folders: FolderTable) -> None:
