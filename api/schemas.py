@@ -81,17 +81,6 @@ class AuditList(BaseModel):
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class ModelSummary(BaseModel):
-    """A model and its newest versions."""
-
-    model: str
-    versions: int
-    newest_promoted: ModelReady | None
-    deployable: str | None = Field(
-        None, description="What a deployment serves that takes the newest: a promoted version that needs no approval"
-    )
-
-
 class Reviewed(BaseModel):
     """What people have said about a version."""
 
@@ -99,6 +88,34 @@ class Reviewed(BaseModel):
         None, description="`waiting` for an approval, which the model needs; none of a version that was not promoted"
     )
     review: ModelReviewed | None = Field(None, description="Who has decided, and why")
+
+
+class VersionFigures(Reviewed):
+    """A version; one that was not promoted has its figures at its own address only."""
+
+    version: str
+    request_id: str
+    promoted: bool
+    published_at: datetime | None
+    compared_with: str | None = Field(None, description="The version it was measured against, if not the base model")
+    ndcg_at_10_before: float | None = Field(None, description="Of that model, on the same questions")
+    ndcg_at_10: float | None
+    questions: int | None = Field(None, description="How many were held out, on which both were measured")
+    gate: GateVerdict | None
+
+
+class ModelSummary(BaseModel):
+    """A model and its newest versions."""
+
+    model: str
+    versions: int
+    newest_promoted: ModelReady | None
+    recent: list[VersionFigures] = Field([], description="The newest promoted versions, the newest first: at most ten")
+    deployable: str | None = Field(
+        None, description="What a deployment serves that takes the newest: a promoted version that needs no approval"
+    )
+    deployable_since: datetime | None = Field(None, description="When that was published, or approved where it must be")
+    waiting: int = Field(0, description="How many versions newer than that wait for an approval")
 
 
 class ModelList(BaseModel):
@@ -142,15 +159,9 @@ class VersionDetails(ModelReady, Reviewed, Estimated):
     """All that is known of a version."""
 
 
-class VersionSummary(Reviewed, Estimated):
-    """A version; one that was not promoted has its figures at its own address only."""
+class VersionSummary(VersionFigures, Estimated):
+    """A version, and what it took."""
 
-    version: str
-    request_id: str
-    promoted: bool
-    published_at: datetime | None
-    ndcg_at_10: float | None
-    gate: GateVerdict | None
     seconds: float | None = Field(None, description="That its job took")
     cost_dollars: float | None = None
 
@@ -183,7 +194,7 @@ class EvaluationList(BaseModel):
     next: str | None = Field(description="The `cursor` of the next page")
 
 
-class Ancestor(BaseModel):
+class Ancestor(Reviewed):
     """A version and what it was made from."""
 
     version: str

@@ -42,4 +42,9 @@ class ReviewTable:
         """Whether a version may be deployed; ``required`` are the models that need approvals (``approval.models``)."""
         if review := self.of(model, version):
             return Standing.ALLOWED if review.approved else Standing.REJECTED
-        return Standing.WAITING if model in required or _ALL in required else Standing.ALLOWED
+        return Standing.WAITING if needs_approval(model, required) else Standing.ALLOWED
+
+
+def needs_approval(model: str, required: Collection[str]) -> bool:
+    """Whether a model's versions need approvals; ``required`` as above."""
+    return model in required or _ALL in required

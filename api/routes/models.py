@@ -1,7 +1,9 @@
 """``/models``: models, their versions, and what is known of each."""
 
 import asyncio
+from datetime import datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Path, Query, Response
@@ -23,16 +25,18 @@ from api.schemas import (
     Reviewed,
     TrainingEstimate,
     VersionDetails,
+    VersionFigures,
     VersionList,
     VersionSummary,
 )
 from api.view.models import Version
 from foldtune.events import ModelReady
-from foldtune.reviews import Standing
+from foldtune.reviews import Standing, needs_approval
 
 router = APIRouter(tags=["models"])
 
 _MAX_ANCESTORS = 1_000
+_RECENT = 10
 
 
 class RowPlace(NamedTuple):
@@ -146,7 +150,7 @@ async def get_lineage(services: CurrentServices, model: PathModel, version: Path
         if found is None:
             break
         ready = found.ready or (await _files(services, model, following)).ready
-        ancestors.append(Ancestor.model_validate(ready, from_attributes=True))
+        ancestors.append(Ancestor.model_construct(**dict(ready), **dict(reviewed(services, model, found))))
         # Each started from an earlier one; a forged event must not make a circle.
         parent = ready.parent_version
         following = parent if parent is not None and parent < following else None
@@ -156,17 +160,33 @@ async def get_lineage(services: CurrentServices, model: PathModel, version: Path
 
 
 def _summary(services: Services, model: str) -> ModelSummary:
-    newest = services.view.models.newest_promoted(model)
-    required, view = services.settings.approval.models, services.view
-    deployable = view.models.newest_promoted(
-        model, lambda version: view.reviews.standing(model, version, required) is Standing.ALLOWED
-    )
+    view, required = services.view, services.settings.approval.models
+    deployable, waiting = None, 0
+    for version in view.models.promoted(model):
+        standing = view.reviews.standing(model, version.version, required)
+        if standing is Standing.ALLOWED:
+            deployable = version
+            break
+        waiting += standing is Standing.WAITING
     return ModelSummary(
         model=model,
         versions=view.models.count(model),
-        newest_promoted=newest,
+        newest_promoted=view.models.newest_promoted(model),
+        recent=[
+            VersionFigures(**_figures(services, model, version))
+            for version in islice(view.models.promoted(model), _RECENT)
+        ],
         deployable=deployable.version if deployable else None,
+        deployable_since=_deployable_since(services, model, deployable) if deployable else None,
+        waiting=waiting,
     )
+
+
+def _deployable_since(services: Services, model: str, version: Version) -> datetime | None:
+    review = services.view.reviews.of(model, version.version)
+    if review and needs_approval(model, services.settings.approval.models):
+        return review.at
+    return version.ready.published_at if version.ready else None
 
 
 def reviewed(services: Services, model: str, version: Version) -> Reviewed:
@@ -182,17 +202,27 @@ def reviewed(services: Services, model: str, version: Version) -> Reviewed:
 def _version_summary(services: Services, model: str, version: Version) -> VersionSummary:
     ready = version.ready
     return VersionSummary(
-        **dict(reviewed(services, model, version)),
-        version=version.version,
-        request_id=version.request_id,
-        promoted=ready is not None,
-        published_at=ready.published_at if ready else None,
-        ndcg_at_10=ready.metrics_after.ndcg_at_10 if ready else None,
-        gate=ready.gate if ready else None,
+        **_figures(services, model, version),
         seconds=ready.seconds.get("all") if ready else None,
         cost_dollars=ready.cost_dollars if ready else None,
         estimate=_estimate(services, ready) if ready else None,
     )
+
+
+def _figures(services: Services, model: str, version: Version) -> dict[str, Any]:
+    ready = version.ready
+    return {
+        **dict(reviewed(services, model, version)),
+        "version": version.version,
+        "request_id": version.request_id,
+        "promoted": ready is not None,
+        "published_at": ready.published_at if ready else None,
+        "compared_with": ready.compared_with if ready else None,
+        "ndcg_at_10_before": ready.metrics_before.ndcg_at_10 if ready else None,
+        "ndcg_at_10": ready.metrics_after.ndcg_at_10 if ready else None,
+        "questions": ready.metrics_after.questions if ready else None,
+        "gate": ready.gate if ready else None,
+    }
 
 
 def _estimate(services: Services, ready: ModelReady) -> TrainingEstimate | None:

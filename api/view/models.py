@@ -1,6 +1,6 @@
 """Every model with its versions: those that were announced, and those that did not pass the gate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from sortedcontainers import SortedDict
@@ -82,11 +82,15 @@ class ModelTable:
         """How many versions a model has."""
         return len(self._versions.get(model, ()))
 
-    def newest_promoted(self, model: str, keep: Keep = lambda _version: True) -> ModelReady | None:
-        """The newest promoted version that ``keep`` takes by its name."""
+    def promoted(self, model: str) -> Iterator[Version]:
+        """A model's promoted versions, the newest first."""
         found = self._versions.get(model, SortedDict())
-        promoted = (version.ready for version in reversed(found.values()) if version.ready)
-        return next((ready for ready in promoted if keep(ready.version)), None)
+        return (version for version in reversed(found.values()) if version.ready)
+
+    def newest_promoted(self, model: str) -> ModelReady | None:
+        """The newest promoted version."""
+        newest = next(self.promoted(model), None)
+        return newest.ready if newest else None
 
     def _add(self, model: str, version: Version) -> None:
         self.add_model(model)

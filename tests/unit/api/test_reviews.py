@@ -47,6 +47,11 @@ def test_versions_show_whether_they_may_be_deployed(client: TestClient, view: Sy
     assert approvals(client, "sales") == {"000001": "not_required"}
     summary = client.get("/models/support").json()
     assert (summary["newest_promoted"]["version"], summary["deployable"]) == ("000002", "000001")
+    assert (summary["waiting"], [item["approval"] for item in summary["recent"]]) == (1, ["waiting", "approved"])
+    # Of a model that needs approvals since its own, of others since it was published.
+    since = [client.get(f"/models/{model}").json()["deployable_since"] for model in ("support", "sales")]
+    assert since[0] == client.get(f"{WHERE}/000001").json()["review"]["at"]
+    assert since[1] == client.get("/models/sales/versions/000001").json()["published_at"]
     review(view, "000001", approved=False)
     assert client.get("/models/support").json()["deployable"] is None
     assert client.get("/models/sales").json()["deployable"] == "000001"
