@@ -51,6 +51,8 @@ RULES: Mapping[str, Rule | None] = {
     "GET /models/{model}/requests/{id}/request": Rule(READERS, Scope.MODEL),
     "GET /models/{model}/requests/{id}/time": Rule(READERS, Scope.MODEL),
     "GET /models/{model}/requests/{id}/events": Rule(READERS, Scope.MODEL),
+    # What libraries write there nobody knows beforehand.
+    "GET /models/{model}/requests/{id}/log": _rule(Scope.MODEL, Role.REQUESTER, Role.OPERATOR),
     "POST /models/{model}/requests/{id}/cancel": _rule(Scope.MODEL, Role.REQUESTER, Role.OPERATOR),
     "POST /models/{model}/requests/{id}/retry": _rule(Scope.MODEL, Role.REQUESTER),
     "GET /models": Rule(READERS, Scope.ITEMS),

@@ -1,22 +1,56 @@
-"""What the object store has of a model version: its manifest, its files, and its held-out questions."""
+"""What the object store has of a model version: its manifest, its files, its held-out questions, and a job's log."""
 
 import hashlib
 import io
 import json
+import re
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
 from api.problems import ProblemError, unavailable
 from foldtune.errors import InfrastructureError, ObjectMissingError
 from foldtune.events import ManifestFile, ModelManifest, ModelReady
-from foldtune.object_keys import EVALUATION, manifest_key, model_prefix
+from foldtune.object_keys import EVALUATION, attempt_key, attempts_prefix, manifest_key, model_prefix
 from foldtune.object_store import ObjectStore
 
 LINK_SECONDS = 300
 # Of a manifest, a card, metrics, or rows: they are held in memory. Larger ones are of no training.
 _MAX_BYTES = 32 << 20
+# Of a log: what is shown, and what is read for it. A line every ten seconds makes the latter in four days.
+_LOG_END, _LOG_BYTES = 64 << 10, 8 << 20
+_LOG = re.compile(r"attempt-(\d+)\.log$")
+
+
+class Log(NamedTuple):
+    """The end of an attempt's log, and the size of all of it."""
+
+    attempt: int
+    bytes: int
+    text: str
+
+
+def newest_log(store: ObjectStore, model: str, request_id: str) -> Log | None:
+    """The log of a job's newest attempt that has one here. Raises ``ProblemError`` (409, 503)."""
+    try:
+        keys = store.list(attempts_prefix(model, request_id))
+        attempt = max((int(found[1]) for found in map(_LOG.search, keys) if found), default=None)
+        if attempt is None:
+            return None
+        key = attempt_key(model, request_id, attempt, "log")
+        content, size = store.get_start(key, _LOG_BYTES)
+    except ObjectMissingError:
+        return None
+    except InfrastructureError as error:
+        raise unavailable() from error
+    if size > _LOG_BYTES:
+        raise ProblemError(HTTPStatus.CONFLICT, f"{store.uri(key)} has {size} bytes, at most {_LOG_BYTES} are read")
+    end = content[-_LOG_END:]
+    if len(end) < size:
+        # Perhaps in the middle of a line, or of a character.
+        end = end.partition(b"\n")[2] or end
+    return Log(attempt, size, end.decode(errors="replace"))
 
 
 class _Manifest(ModelManifest):

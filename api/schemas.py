@@ -147,6 +147,14 @@ class RequestTime(BaseModel):
     ended: bool
 
 
+class RequestLog(BaseModel):
+    """The end of a training's log."""
+
+    attempt: int
+    bytes: int = Field(description="Of the whole log")
+    text: str = Field(description="Its last 64 KiB, from the beginning of a line")
+
+
 class Estimated(BaseModel):
     """What was known before a training."""
 

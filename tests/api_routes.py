@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[Role] | None] = {
     "GET /models/{model}/requests/{id}/request": READERS,
     "GET /models/{model}/requests/{id}/time": READERS,
     "GET /models/{model}/requests/{id}/events": READERS,
+    "GET /models/{model}/requests/{id}/log": {Role.REQUESTER, Role.OPERATOR},
     "POST /models/{model}/requests/{id}/cancel": {Role.REQUESTER, Role.OPERATOR},
     "POST /models/{model}/requests/{id}/retry": {Role.REQUESTER},
     "GET /models": READERS,

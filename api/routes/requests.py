@@ -13,13 +13,14 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from api.access import Access
+from api.artifacts import newest_log
 from api.bodies import read_body
 from api.context import CurrentAccess, CurrentServices, Services
 from api.cursors import decode_cursor, encode_cursor
 from api.etags import is_named
 from api.parameters import Cursor, IfNoneMatch, Limit, PathModel
 from api.problems import ProblemError, unavailable
-from api.schemas import Accepted, RequestList, RequestTime, TrainingEstimate, json_body
+from api.schemas import Accepted, RequestList, RequestLog, RequestTime, TrainingEstimate, json_body
 from api.submission import (
     MAX_BODY_BYTES,
     RequestBody,
@@ -146,6 +147,17 @@ async def get_time(services: CurrentServices, model: PathModel, request_id: Path
     )
 
 
+@router.get("/models/{model}/requests/{id}/log", response_model=RequestLog)
+async def get_log(access: CurrentAccess, services: CurrentServices, model: PathModel, request_id: PathId) -> RequestLog:
+    """The end of its newest attempt's log, where the launcher keeps it on the object store."""
+    _entry(services, model, request_id)
+    await _require_named(access, services, model, request_id)
+    log = await asyncio.to_thread(newest_log, services.store, model, request_id)
+    if log is None:
+        raise ProblemError(HTTPStatus.NOT_FOUND, f"request {request_id!r} of model {model!r} has no log here (yet)")
+    return RequestLog(**log._asdict())
+
+
 @router.get(
     "/models/{model}/requests/{id}/events",
     response_class=StreamingResponse,
@@ -180,8 +192,7 @@ async def cancel_request(
 ) -> Accepted:
     """Cancel a request that has not ended."""
     entry = _entry(services, model, request_id)
-    if not access.covers(model=model, folders=None):
-        access.require(model=model, folders=(await _original(services, model, request_id)).data.folders)
+    await _require_named(access, services, model, request_id)
     audited, event = cancellation(access.caller, model, request_id, entry.state)
     await services.audit.write(audited)
     await services.publisher.publish(Topic.FINE_TUNE_REQUESTS, event, model)
@@ -208,6 +219,12 @@ async def retry_request(
         "origin": "api",
     }
     return await _submit(original.model_copy(update=changes), access, services, retry_of=request_id)
+
+
+async def _require_named(access: Access, services: Services, model: str, request_id: str) -> None:
+    """A grant that is limited to folders covers what names no others."""
+    if not access.covers(model=model, folders=None):
+        access.require(model=model, folders=(await _original(services, model, request_id)).data.folders)
 
 
 async def _submit(

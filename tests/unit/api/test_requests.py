@@ -19,6 +19,7 @@ from api.submission import MAX_BODY_BYTES
 from api.view.system import SystemView
 from foldtune.events import FineTuneCancelled, FineTuneRequested, FineTuneStatus, State, now
 from foldtune.knobs import DataSelection
+from foldtune.object_keys import attempt_key
 from foldtune.topics import Topic
 
 from .conftest import MemoryPublisher, Record, client_of, status_record
@@ -344,7 +345,9 @@ def test_a_grant_for_folders_neither_reads_nor_cancels_requests_of_others(
     made(view, monkeypatch, original.encode())
     view.requests.apply(status_record(1, State.RUNNING))
     client = client_of(services, "of-handbook")
-    assert client.get("/models/support/requests/r-1/request").status_code == (200 if code == 202 else 403)
+    services.store.put(attempt_key("support", "r-1", 1, "log"), b"line")
+    for what in ("request", "log"):
+        assert client.get(f"/models/support/requests/r-1/{what}").status_code == (200 if code == 202 else 403)
     assert client.post("/models/support/requests/r-1/cancel").status_code == code
     assert client_of(services, "of-support").post("/models/support/requests/r-1/cancel").status_code == 202
 
@@ -498,3 +501,19 @@ def test_a_silent_stream_is_kept_alive(services: Services, view: SystemView, mon
         return await anext(_events(services, entry, 3))
 
     assert asyncio.run(follow()).startswith(b":")
+
+
+def test_the_end_of_the_newest_attempt_s_log_is_told(client: TestClient, services: Services, view: SystemView) -> None:
+    view.requests.apply(status_record())
+    address = "/models/support/requests/r-1/log"
+    assert client.get(address).status_code == 404
+    for number, content in ((9, b"old"), (10, b"first line\n" + b"\xff" * (64 << 10) + b"\nlast line\n")):
+        services.store.put(attempt_key("support", "r-1", number, "log"), content)
+    services.store.put(attempt_key("support", "r-1", 11, "heartbeat"), b"")
+    services.store.put(attempt_key("support", "r-2", 12, "log"), b"another job's")
+    log = client.get(address).json()
+    assert (log["attempt"], log["bytes"], log["text"]) == (10, 11 + (64 << 10) + 11, "last line\n")
+    assert client_of(services, "viewer").get(address).status_code == 403
+    assert client.get("/models/support/requests/r-2/log").status_code == 404
+    services.store.put(attempt_key("support", "r-1", 13, "log"), b" " * ((8 << 20) + 1))
+    assert client.get(address).status_code == 409
