@@ -1,4 +1,4 @@
-"""What people look at before they serve a version, and what they say of it."""
+"""What people look at before they serve a version."""
 
 from http import HTTPStatus
 from typing import Annotated, Literal
@@ -8,9 +8,8 @@ from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from console.api_client import ApiError, path
-from console.context import CurrentClient, CurrentViewer, see_other
+from console.context import CurrentClient, CurrentViewer
 from console.rendering import render
-from console.sign_in import read_form
 
 router = APIRouter()
 
@@ -51,21 +50,3 @@ async def show_questions(  # noqa: PLR0917  each is a parameter
         raise ApiError(HTTPStatus.CONFLICT, {"errors": ["evaluation.parquet: its rows are not as expected"]}) from error
     rows = [row for row in items if (row.gain < 0 if order == "lost" else row.gain > 0)]
     return render(request, "questions.html", rows=rows, order=order, total=found["total"])
-
-
-@router.post("/console/models/{model}/versions/{version}/{decision}")
-async def review(  # noqa: PLR0917  each is a part of the address
-    request: Request,
-    client: CurrentClient,
-    viewer: CurrentViewer,
-    model: str,
-    version: str,
-    decision: Literal["approve", "reject"],
-) -> Response:
-    """Approve or reject a version."""
-    del viewer
-    form = await read_form(request)
-    comment = form.get("comment", "").strip()
-    await client.post(path("models", model, "versions", version, decision), {"comment": comment} if comment else {})
-    request_id = form.get("request_id")
-    return see_other(f"/console/jobs{path(model, request_id)}" if request_id else f"/console/models{path(model)}")

@@ -37,7 +37,10 @@ def versions(services: Services, view: SystemView) -> dict[str, ModelReady]:
 def test_a_model_shows_its_newest_promoted_version(client: TestClient) -> None:
     [item] = client.get("/models").json()["items"]
     assert (item["model"], item["versions"], item["newest_promoted"]["version"]) == ("support", 3, "000003")
-    assert [(one["version"], one["compared_with"]) for one in item["recent"]] == [("000003", "000001"), ("000001", None)]
+    assert [(one["version"], one["compared_with"]) for one in item["recent"]] == [
+        ("000003", "000001"),
+        ("000001", None),
+    ]
     assert (item["recent"][0]["ndcg_at_10_before"], item["recent"][0]["questions"]) == (0.2, 10)
     assert (item["deployable"], item["waiting"]) == ("000003", 0)
     assert client.get("/models/support").json() == item

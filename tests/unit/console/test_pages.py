@@ -1,6 +1,7 @@
 """What pages show, to whom, and of whatever is in them."""
 
 import asyncio
+import html
 import io
 from datetime import UTC, datetime, timedelta
 
@@ -121,15 +122,23 @@ def test_an_approver_rejects_a_version_and_others_are_not_asked(
     services: Services, settings: Settings, publisher: MemoryPublisher, completed: ModelReady
 ) -> None:
     page, reject = f"/console/jobs/support/{completed.request_id}", "/console/models/support/versions/000001/reject"
-    fields = {"request_id": completed.request_id, "comment": "Pricing is worse"}
+    fields = {"request_id": completed.request_id, "comment": "Pricing is worse", "confirmed": "000001"}
     requester = browser_of(services, settings, "requester")
     assert reject not in requester.get(page).text
     assert requester.post(reject, data=fields).status_code == 403
     approver = browser_of(services, settings, "approver")
     assert reject in approver.get(page).text
+    assert "Deployments that take the newest take this version" in approver.get(reject).text
+    for typed in ("", "000002"):
+        again = approver.post(reject, data={**fields, "confirmed": typed})
+        assert again.status_code == 400
+        assert "not the version's name" in html.unescape(again.text)
+        # What was typed is kept.
+        assert "Pricing is worse" in again.text
+    assert not publisher.on(Topic.REVIEWS)
     assert approver.post(reject, data=fields, follow_redirects=False).headers["location"] == page
     [review] = publisher.on(Topic.REVIEWS)
-    without = approver.post(reject, data={"request_id": ""}, follow_redirects=False)
+    without = approver.post(reject, data={"confirmed": "000001"}, follow_redirects=False)
     assert without.headers["location"] == "/console/models/support"
     assert (review.approved, review.by, review.comment) == (False, "approver", "Pricing is worse")
 
