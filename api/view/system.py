@@ -149,6 +149,9 @@ class SystemView:
     @property
     def not_ready(self) -> str | None:
         """Why calls should go to another replica."""
+        unread = [follower.topics for follower in self._followers if follower.age_seconds is None]
+        if unread:
+            return f"not read to their end yet: {', '.join(unread)}"
         lagging = [follower.topics for follower in self._followers if follower.lag_seconds > MAX_AGE_SECONDS]
         if lagging:
             return f"not read to their end for more than {MAX_AGE_SECONDS:.0f} s: {', '.join(lagging)}"

@@ -160,18 +160,22 @@ def followed(view: SystemView, monkeypatch: pytest.MonkeyPatch) -> SystemView:
     return view
 
 
-def test_the_api_is_not_ready_while_any_of_its_topics_lags(client: TestClient, followed: SystemView) -> None:
+def test_the_api_is_not_ready_before_each_topic_is_read_and_while_one_lags(client: TestClient, followed: SystemView) -> None:
+    def told() -> str:
+        answer = client.get("/ready")
+        assert answer.status_code == (200 if answer.text == "ok\n" else 503)
+        return answer.text
+
     seen = set()
     for follower in followed._followers:
-        # Before its topics were read for the first time, and after that.
-        for attribute in ("_created_at", "_current_at"):
-            setattr(follower, attribute, time.monotonic() - 14)
-            assert client.get("/ready").status_code == 200
-            setattr(follower, attribute, time.monotonic() - 16)
-            answer = client.get("/ready")
-            assert answer.status_code == 503
-            assert answer.text == f"not read to their end for more than 15 s: {follower.topics}\n"
         follower._current_at = time.monotonic()
+    for follower in followed._followers:
+        follower._current_at = None
+        assert told() == f"not read to their end yet: {follower.topics}\n"
+        follower._current_at = time.monotonic() - 16
+        assert told() == f"not read to their end for more than 15 s: {follower.topics}\n"
+        follower._current_at = time.monotonic() - 14
+        assert told() == "ok\n"
         seen |= set(follower._topics.values())
     # All but those that it only writes.
     assert seen == set(followed._partitions) - {Topic.ERASURES, Topic.PREVIEW_REQUESTS}
