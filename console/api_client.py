@@ -57,6 +57,15 @@ class ApiClient:
         given = {name: value for name, value in query.items() if value is not None}
         return self._content(await self._call("GET", address, params=given))
 
+    async def optional(self, address: str, **query: Any) -> Any:
+        """The JSON that a route answers; none where it refuses, if a page says more without it than not at all."""
+        try:
+            return await self.get(address, **query)
+        except ApiError as error:
+            if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS}:
+                raise
+            return None
+
     async def post(self, address: str, body: Any = None) -> Any:
         """What a route answers to a change; raises ``ApiError``."""
         return self._content(await self._call("POST", address, json=body))

@@ -88,6 +88,7 @@ def _environment() -> Environment:
         "score": score,
         "change": change,
         "signed": signed,
+        "percent": lambda share: f"{share:.0%}".replace("%", " %"),
         "path": lambda text: quote(str(text), safe=""),
     }
     return environment

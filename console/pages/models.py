@@ -1,14 +1,24 @@
 """Models, and the versions of one."""
 
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
 from fastapi import APIRouter, Request
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from console.api_client import path
 from console.context import CurrentClient, CurrentViewer, see_other
+from console.pages.metrics import FolderScores, read_metrics
 from console.rendering import following, render
-from foldtune.events import FineTuneStatus
+from foldtune.events import FineTuneStatus, PolicyDecided
 
 router = APIRouter()
+
+# Each is a file that is read.
+_MEASURED = 6
 
 
 @router.get("/")
@@ -22,26 +32,99 @@ async def lead_to_pages() -> Response:
 async def list_models(
     request: Request, client: CurrentClient, viewer: CurrentViewer, cursor: str | None = None
 ) -> Response:
-    """All models, with what is served of each."""
+    """All models: what is served of each, whether it gets better, and when it is trained next."""
     del viewer
     found = await client.get("/models", cursor=cursor)
-    return render(request, "models.html", models=found["items"], next=following(found["next"]))
+    # They are a part of the models, in the same order: at the same place begins a page that has all of them.
+    policies = await client.optional("/policies", cursor=cursor)
+    return render(
+        request,
+        "models.html",
+        models=found["items"],
+        trainings=policies and {item["policy"]["model"]: next_training(item) for item in policies["items"]},
+        next=following(found["next"]),
+    )
 
 
 @router.get("/console/models/{model}")
 async def show_model(
     request: Request, client: CurrentClient, viewer: CurrentViewer, model: str, cursor: str | None = None
 ) -> Response:
-    """The versions of a model over time, and its newest requests."""
+    """The versions of a model over time, what is deployed of it, and its newest requests."""
     del viewer
     summary = await client.get(path("models", model))
     versions = await client.get(path("models", model, "versions"), cursor=cursor)
     requests = await client.get("/requests", model=model, limit=10)
+    policy = await client.optional(path("policies", model))
+    explained = policy and await client.optional(path("policies", model, "explain"), limit=1)
     return render(
         request,
         "model.html",
         model=summary,
         versions=versions["items"],
+        standings={item["version"]: item["approval"] for item in (*summary["recent"], *versions["items"])},
         next=following(versions["next"]),
         requests=[FineTuneStatus.model_validate(item, strict=False) for item in requests["items"]],
+        training=explained and next_training({"policy": policy, "decision": explained["decision"]}),
+    )
+
+
+@router.get("/console/models/{model}/folders")
+async def show_folders(request: Request, client: CurrentClient, viewer: CurrentViewer, model: str) -> Response:
+    """A model's newest promoted versions by folder."""
+    del viewer
+    summary = await client.get(path("models", model))
+    versions = summary["recent"][:_MEASURED][::-1]
+    measured = await asyncio.gather(*(read_metrics(client, model, version["version"]) for version in versions))
+    folders = folders_over_time([metrics.largest_folders for metrics in measured])
+    return render(request, "model_folders.html", model=model, versions=versions, folders=folders)
+
+
+def folders_over_time(measured: Sequence[Mapping[str, FolderScores]]) -> dict[str, list[FolderScores | None]]:
+    """Of each folder the scores of each version, in their order; the newest version's folders come first."""
+    names = dict.fromkeys(name for scores in reversed(measured) for name in scores)
+    return {name: [scores.get(name) for scores in measured] for name in names}
+
+
+class NextTraining(NamedTuple):
+    """What a model's next automatic training waits for."""
+
+    # As the policy says: ``requested``, ``blocked``, ``waiting``, ``paused``, ``off``, or whatever comes later.
+    decision: str
+    request_id: str | None = None
+    # The least that any rule still waits for.
+    examples: int | None = None
+    # Share of documents that have changed, and that at which it trains.
+    changed: tuple[float, float] | None = None
+    at: datetime | None = None
+    on_quality: bool = False
+    # What is in the way of a rule that would train.
+    block: str | None = None
+
+
+def next_training(item: Mapping[str, Any]) -> NextTraining | None:
+    """By a model's policy and its newest decision; ``None`` if there is none that can be read."""
+    if not item["policy"].get("rules"):
+        return NextTraining("off")
+    try:
+        decided = PolicyDecided.model_validate(item["decision"], strict=False)
+    except ValidationError:
+        return None
+    conditions = [condition for rule in decided.rules for condition in rule.conditions if not condition.met]
+    numbers = [
+        (each.condition, each.figure, each.bound)
+        for each in conditions
+        if each.figure is not None and each.bound is not None
+    ]
+    missing = [bound - figure for name, figure, bound in numbers if name == "new_examples"]
+    changed = [(figure, bound) for name, figure, bound in numbers if name == "changed_documents"]
+    blocks = [block for rule in decided.rules if rule.rule == decided.rule for block in rule.blocks]
+    return NextTraining(
+        decision=decided.decision,
+        request_id=decided.request_id,
+        examples=int(min(missing)) if missing else None,
+        changed=min(changed, key=lambda pair: pair[1] - pair[0], default=None),
+        at=decided.next_at if any(each.condition == "calendar" for each in conditions) else None,
+        on_quality=any(each.condition == "quality" for each in conditions),
+        block=(blocks[0].text or blocks[0].block) if blocks else None,
     )

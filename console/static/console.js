@@ -42,6 +42,10 @@ function drawCharts(root) {
   for (const figure of root.querySelectorAll("figure.chart")) {
     const place = figure.querySelector(".plot");
     if (place.childElementCount) continue;
+    if (figure.dataset.kind === "intervals") {
+      drawIntervals(figure, place, color, style);
+      continue;
+    }
     const rows = [...figure.querySelectorAll("tbody tr")].map((row) => [...row.cells].map((cell) => cell.textContent));
     const isBars = figure.dataset.kind === "bars";
     const axis = (label) => ({
@@ -68,6 +72,65 @@ function drawCharts(root) {
       place,
     );
   }
+}
+
+// Versions one after the other, each with its interval; and hollow what each is compared with, or a line at nothing.
+function drawIntervals(figure, place, color, style) {
+  const rows = [...figure.querySelectorAll("tbody tr")];
+  const columns = [...rows[0].cells].slice(1).map((_, at) => rows.map((row) => Number(row.cells[at + 1].textContent)));
+  const [, low, high] = columns;
+  const hasOther = columns.length > 3;
+  const days = rows.map((row) => shortDay.format(new Date(row.dataset.at)));
+  const font = `12px ${style.fontFamily}`;
+  const axis = (label) => ({ label, stroke: color("--quiet"), font, labelFont: font, ticks: { stroke: color("--line") } });
+  const points = (fill) => ({ show: true, size: 8, width: 2, stroke: color("--accent"), fill });
+  const whiskers = (plot) => {
+    const { ctx } = plot;
+    ctx.save();
+    ctx.strokeStyle = color("--quiet");
+    ctx.lineWidth = 1.5 * devicePixelRatio;
+    const cap = 4 * devicePixelRatio;
+    for (let row = 0; row < rows.length; row += 1) {
+      const [x, from, to] = [plot.valToPos(row, "x", true), plot.valToPos(low[row], "y", true), plot.valToPos(high[row], "y", true)];
+      ctx.beginPath();
+      ctx.moveTo(x, from); ctx.lineTo(x, to);
+      ctx.moveTo(x - cap, from); ctx.lineTo(x + cap, from);
+      ctx.moveTo(x - cap, to); ctx.lineTo(x + cap, to);
+      ctx.stroke();
+    }
+    if (!hasOther) {
+      const [left, zero] = [plot.bbox.left, plot.valToPos(0, "y", true)];
+      ctx.strokeStyle = color("--ink");
+      ctx.beginPath(); ctx.moveTo(left, zero); ctx.lineTo(left + plot.bbox.width, zero); ctx.stroke();
+    }
+    ctx.restore();
+  };
+  const shown = [...low, ...high, ...(hasOther ? columns[3] : [0])];
+  const [least, most] = [Math.min(...shown), Math.max(...shown)];
+  const room = 0.08 * (most - least || 1);
+  // As many days as there is room for.
+  const every = Math.ceil(rows.length / Math.max(1, Math.floor(figure.clientWidth / 80)));
+  new uPlot(
+    {
+      width: figure.clientWidth,
+      height: 240,
+      scales: { x: { time: false, range: [-0.5, rows.length - 0.5] }, y: { range: [least - room, most + room] } },
+      legend: { show: false },
+      cursor: { show: false },
+      hooks: { drawAxes: [whiskers] },
+      axes: [
+        { ...axis(figure.dataset.x), grid: { show: false }, splits: () => days.map((_, row) => row).filter((row) => row % every === 0), values: (_, splits) => splits.map((row) => days[row]) },
+        { ...axis(figure.dataset.y), grid: { stroke: color("--line"), width: 1 }, size: 60 },
+      ],
+      series: [
+        {},
+        ...(hasOther ? [{ paths: () => null, points: points(color("--paper")) }] : []),
+        { stroke: color("--accent"), width: hasOther ? 2 : 0, points: points(color("--accent")) },
+      ],
+    },
+    [rows.map((_, row) => row), ...(hasOther ? [columns[3]] : []), columns[0]],
+    place,
+  );
 }
 
 // Of the bars that were dragged over.
