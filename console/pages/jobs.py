@@ -1,17 +1,19 @@
 """Requests and their jobs."""
 
+import json
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, FiniteFloat, ValidationError
 from starlette.responses import Response
 
 from console.api_client import ApiClient, ApiError, Forwarded, path
 from console.context import CurrentClient, CurrentConsole, CurrentSession, CurrentViewer, see_other
-from console.knobs import address, fields_of
+from console.knobs import KNOBS, address, fields_of
+from console.pages.verdicts import Metrics, beyond_chance, chart, verdict
 from console.rendering import following, render
 from foldtune.events import FineTuneRequested, FineTuneStatus
 
@@ -53,9 +55,18 @@ async def show_job(
     del viewer
     values = await _progress(client, model, request_id)
     asked = await _optional(client, path("models", model, "requests", request_id, "request"))
-    knobs = asked and FineTuneRequested.model_validate(asked, strict=False).model_dump()
-    again = knobs and address(fields_of(asked))
-    return render(request, "job.html", asked=knobs, again=again, **values)
+    version, files = values["version"], None
+    if version:
+        files = await _optional(client, path("models", model, "versions", version["version"], "files"))
+    return render(
+        request,
+        "job.html",
+        asked=asked and FineTuneRequested.model_validate(asked, strict=False).model_dump(),
+        again=asked and address(fields_of(asked)),
+        changed=changed_knobs(asked) if asked else [],
+        files=files["items"] if files else [],
+        **values,
+    )
 
 
 @router.get("/console/jobs/{model}/{request_id}/progress")
@@ -83,17 +94,54 @@ async def cancel_job(client: CurrentClient, viewer: CurrentViewer, model: str, r
     return see_other(f"/console/jobs{path(model, request_id)}")
 
 
+@router.post("/console/jobs/{model}/{request_id}/retry")
+async def retry_job(client: CurrentClient, viewer: CurrentViewer, model: str, request_id: str) -> Response:
+    """Ask again for what a request asked for that has come to nothing."""
+    del viewer
+    made = await client.post(path("models", model, "requests", request_id, "retry"))
+    return see_other(f"/console/jobs{path(made['model'], made['request_id'])}")
+
+
+@router.get("/console/jobs/{model}/{request_id}/log")
+async def show_log(
+    request: Request, client: CurrentClient, viewer: CurrentViewer, model: str, request_id: str
+) -> Response:
+    """The end of a job's log: a page, or the part of the job's page."""
+    del viewer
+    found = await client.get(path("models", model, "requests", request_id, "log"))
+    lines = log_lines(found["text"])
+    return render(request, "job_log.html", log=found, lines=lines, model=model, request_id=request_id)
+
+
+@router.get("/console/models/{model}/versions/{version}/files/{file:path}")
+async def fetch_file(client: CurrentClient, viewer: CurrentViewer, model: str, version: str, file: str) -> Response:
+    """Lead to a file of a version, where it can be fetched for a few minutes."""
+    del viewer
+    found = await client.get(path("models", model, "versions", version, "files", file))
+    return see_other(found["url"])
+
+
 async def _progress(client: ApiClient, model: str, request_id: str) -> dict[str, Any]:
     found = await client.get(path("models", model, "requests", request_id))
     status = FineTuneStatus.model_validate(found, strict=False)
     version = await _version(client, status)
-    return {
+    values: dict[str, Any] = {
         "job": status,
         "times": state_times(status),
         "epochs": list(enumerate(status.validation_curve, start=1)),
         "version": version,
-        "folders": await _folder_scores(client, status, version),
+        "time": await _optional(client, path("models", model, "requests", request_id, "time")),
     }
+    if version:
+        found = await _optional(client, path("models", model, "versions", version["version"], "metrics"))
+        metrics = Metrics.of(found)
+        values |= {
+            "metrics_file": metrics,
+            "verdict": verdict(version, metrics),
+            "forest": chart(version, metrics.folders),
+            "beyond": beyond_chance(metrics.folders),
+        }
+    return values
 
 
 class StateSpan(NamedTuple):
@@ -113,6 +161,39 @@ def state_times(status: FineTuneStatus) -> list[StateSpan]:
     ]
 
 
+def changed_knobs(asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, value and default of what a request has at another value than its default."""
+    found = [(name, (asked.get(name.partition(".")[0]) or {}), knob) for name, knob in KNOBS.items()]
+    values = [(name, group.get(name.partition(".")[2], knob.default), knob.default) for name, group, knob in found]
+    return [(name, value, default) for name, value, default in values if value != default]
+
+
+class LogLine(NamedTuple):
+    """A line of a log; what is not in the form of our logs is told as it is."""
+
+    at: datetime | None
+    level: str
+    text: str
+
+
+def log_lines(text: str) -> list[LogLine]:
+    """The lines of a log, which may be anything."""
+    return [_log_line(line) for line in text.splitlines() if line.strip()]
+
+
+def _log_line(line: str) -> LogLine:
+    try:
+        record = json.loads(line)
+        at = datetime.fromisoformat(record.pop("timestamp"))
+        event, level = str(record.pop("event")), str(record.pop("level"))
+        # The page says whose log it is.
+        record.pop("request_id", None)
+        rest = [f"{name}={value}" for name, value in record.items() if name != "exception"]
+        return LogLine(at, level, "\n".join(filter(None, (" ".join((event, *rest)), record.get("exception")))))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return LogLine(None, "", line)
+
+
 async def _version(client: ApiClient, status: FineTuneStatus) -> dict[str, Any] | None:
     """The version that a completed request has made."""
     found = _VERSION.search(status.model_uri or "")
@@ -120,35 +201,6 @@ async def _version(client: ApiClient, status: FineTuneStatus) -> dict[str, Any] 
         return None
     version: dict[str, Any] | None = await _optional(client, path("models", status.model, "versions", found[1]))
     return version
-
-
-class _Scores(BaseModel):
-    ndcg_at_10: FiniteFloat
-
-
-class FolderScores(BaseModel):
-    """Of a folder's held-out questions."""
-
-    questions: int
-    before: _Scores
-    after: _Scores
-
-
-class _Metrics(BaseModel):
-    folders: dict[str, FolderScores] = {}
-
-
-async def _folder_scores(
-    client: ApiClient, status: FineTuneStatus, version: dict[str, Any] | None
-) -> dict[str, FolderScores]:
-    """Those of the version's ``metrics.json``, which is any text, as far as the API knows."""
-    if version is None:
-        return {}
-    found = await _optional(client, path("models", status.model, "versions", version["version"], "metrics"))
-    try:
-        return _Metrics.model_validate(found).folders
-    except ValidationError:
-        return {}
 
 
 async def _optional(client: ApiClient, address: str) -> Any:

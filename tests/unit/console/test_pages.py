@@ -16,7 +16,9 @@ from api.view.system import SystemView
 from console import assets
 from console.api_client import path
 from console.rendering import change, duration, signed
-from foldtune.events import ModelReady, Progress, State, StateTime
+from foldtune.events import FineTuneRequested, ModelReady, Progress, State, StateTime
+from foldtune.knobs import TrainingKnobs
+from foldtune.object_keys import attempt_key
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from tests.published_version import publish_version
@@ -307,3 +309,59 @@ def test_a_page_says_that_the_api_takes_too_long(viewing: TestClient, monkeypatc
         assert answer.status_code == 503
         assert "Service Unavailable" in answer.text
         assert ("<html" in answer.text) == (not headers)
+
+
+def test_a_job_s_log_is_shown_to_whom_may_read_it(services: Services, settings: Settings, view: SystemView) -> None:
+    view.apply_status(status_record(1, State.RUNNING, states=WAY))
+    services.store.put(attempt_key("support", "r-1", 1, "log"), b"<b>no line of ours</b>\n")
+    viewer, operator = (browser_of(services, settings, name) for name in ("viewer", "operator"))
+    job, log = "/console/jobs/support/r-1", "/console/jobs/support/r-1/log"
+    assert log not in viewer.get(job).text
+    assert viewer.get(log).status_code == 403
+    assert log in operator.get(job).text
+    page, part = operator.get(log).text, operator.get(log, headers={"hx-request": "true"}).text
+    assert "&lt;b&gt;no line of ours" in page
+    assert "&lt;b&gt;no line of ours" in part
+    assert ("<html" in page, "<html" in part) == (True, False)
+
+
+def test_a_job_that_came_to_nothing_is_tried_again(
+    services: Services,
+    settings: Settings,
+    view: SystemView,
+    publisher: MemoryPublisher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = FineTuneRequested(
+        request_id="r-1", model="support", requested_at=BEGUN, requested_by="ann", training=TrainingKnobs(epochs=5)
+    )
+
+    async def original(*_: object) -> FineTuneRequested:
+        return asked
+
+    monkeypatch.setattr("api.routes.requests._original", original)
+    view.apply_status(status_record(1, State.FAILED, reasons=("out of memory",)))
+    requester, job = browser_of(services, settings, "requester"), "/console/jobs/support/r-1"
+    page = requester.get(job).text
+    assert "Epochs <strong>5</strong>" in html.unescape(page)
+    assert f'action="{job}/retry"' in page
+    assert "/retry" not in browser_of(services, settings, "viewer").get(job).text
+    monkeypatch.setattr("api.routes.requests._require_same", lambda *_, **__: asyncio.sleep(0))
+    again = requester.post(f"{job}/retry", follow_redirects=False)
+    [made] = publisher.on(Topic.FINE_TUNE_REQUESTS)
+    assert again.headers["location"] == f"/console/jobs/support/{made.request_id}"
+    assert made.training.epochs == 5
+
+
+def test_a_job_has_its_files_and_what_it_was_made_of(
+    viewing: TestClient, services: Services, completed: ModelReady, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = viewing.get(f"/console/jobs/support/{completed.request_id}").text
+    file = "/console/models/support/versions/000001/files/1_Pooling%2Fconfig.json"
+    assert file in page
+    assert "hf://org/model" in page
+    monkeypatch.setattr(type(services.store), "link", lambda _, key, __: f"https://store/{key}")
+    answer = viewing.get(file, follow_redirects=False)
+    assert answer.status_code == 303
+    assert answer.headers["location"].endswith("/1_Pooling/config.json")
+    assert viewing.get("/console/models/support/versions/000001/files/evaluation.parquet").status_code == 404
