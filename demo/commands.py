@@ -89,6 +89,7 @@ def demo(
 
 
 def _run(options: "DemoOptions", rounds: int, console: "DemoConsole", *, keep: bool) -> None:
+    from demo.console_content import fill_console  # noqa: PLC0415
     from demo.loop import Script, run_loop  # noqa: PLC0415
     from demo.pipeline import read_corpus, run  # noqa: PLC0415
     from demo.report import print_next_steps, print_results  # noqa: PLC0415
@@ -108,20 +109,24 @@ def _run(options: "DemoOptions", rounds: int, console: "DemoConsole", *, keep: b
                 print_results(task, result, console)
                 typer.echo(json.dumps(result.summary(console.durations())))
             if keep:
-                print_next_steps(system, system.start_console(), console)
+                address = system.start_console()
+                fill_console(address, system.settings)
+                print_next_steps(system, f"{address}/console/", console)
                 _wait_for_interrupt(system)
 
 
 @contextmanager
 def _errors_reported(system: "RunningSystem") -> Iterator[None]:
     """Print the processes' last log lines before an error of the system ends the command."""
+    import httpx  # noqa: PLC0415
+
     from demo.request_progress import NoModelError  # noqa: PLC0415
     from demo.running_system import ProcessExitedError  # noqa: PLC0415
     from foldtune.errors import FoldtuneError  # noqa: PLC0415
 
     try:
         yield
-    except (NoModelError, ProcessExitedError, FoldtuneError) as error:
+    except (NoModelError, ProcessExitedError, FoldtuneError, httpx.HTTPError) as error:
         typer.echo(f"{system.log_tails()}\nfoldtune: {error}\nThe logs are in {system.folder}.", err=True)
         raise typer.Exit(1) from error
 

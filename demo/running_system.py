@@ -97,7 +97,7 @@ class RunningSystem:
         while not _is_ready(address):
             self.check_running()
             time.sleep(0.2)
-        return f"{address}/console/"
+        return address
 
     def check_running(self) -> None:
         """Raises:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.node import ROOT, install_node_packages
 
@@ -22,6 +22,8 @@ _FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
+# In milliseconds, of waits for a page.
+PATIENCE = 60_000
 _UNPACK = "import chromium from '@sparticuz/chromium'; console.log(await chromium.executablePath())"
 
 
@@ -56,3 +58,21 @@ def axe_script() -> str:
     """The accessibility checks of axe-core."""
     install_node_packages()
     return (ROOT / "node_modules" / "axe-core" / "axe.min.js").read_text()
+
+
+def sign_in(page: Page, name: str) -> None:
+    """Sign in at the provider, whose pages ask for a name and for consent."""
+    page.get_by_role("link", name="Sign in", exact=True).click()
+    page.locator("input[name=login]").fill(name)
+    page.locator("input[name=password]").fill("any")
+    page.get_by_role("button", name="Sign-in").click()
+    page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_text(f"Signed in as {name}")).to_be_visible(timeout=PATIENCE)
+
+
+def watched(page: Page) -> list[str]:
+    """What the browser will complain of: scripts' errors, and what the content security policy has stopped."""
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    return problems

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
+
+from tests.console_journey import check_journey
 
 SMALL = ("--folders", "1", "--documents", "600")
 METRICS = {"recall@1", "recall@10", "mrr@10", "ndcg@10"}
@@ -72,6 +75,7 @@ def test_from_logs_to_a_better_model_and_a_console_that_shows_it(tmp_path: Path)
             assert address, lines
             report = json.loads(next(line for line in lines if line.startswith("{")))
             check_console(address[0], report)
+            check_journey(exported(lines), tmp_path)
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
         finally:
@@ -87,6 +91,12 @@ def test_from_logs_to_a_better_model_and_a_console_that_shows_it(tmp_path: Path)
     assert not list(tmp_path.glob("foldtune-demo-*"))
 
 
+def exported(lines: list[str]) -> dict[str, str]:
+    """What the demo prints for another terminal."""
+    words = [shlex.split(line) for line in lines if line.startswith("export FOLDTUNE_")]
+    return dict(word.split("=", 1) for _, word in words)
+
+
 def check_console(address: str, report: dict[str, Any]) -> None:
     """What the demo did can be looked at: the job, its verdict, its questions, the folder and a next training."""
     pages = {
@@ -95,6 +105,9 @@ def check_console(address: str, report: dict[str, Any]) -> None:
         f"models/{report['model']}/versions/{report['version']}/questions?order=gained": ["Rank of the first right"],
         "folders": ["/console/folders/"],
         f"fine-tune/preview?model={report['model']}": ["labelled examples", "negative, taken"],
+        "policies": [report["model"]],
+        "dead-letters": ["chat-logs"],
+        "audit": ["policy.set", "erasure.ask"],
     }
     for page, expected in pages.items():
         with urllib.request.urlopen(f"{address}{page}", timeout=60) as answer:  # noqa: S310  this machine's own

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, expect
 
 from foldtune.events import FineTuneStatus, Progress, State, StateTime, now
 from foldtune.kafka import Publisher
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.ports import free_port
-from tests.browser import axe_script, running_browser
-from tests.oidc_provider import running_provider
-from tests.running_api import running_api
+from tests.browser import PATIENCE, axe_script, running_browser, sign_in, watched
+from tests.running_api import provider_of_console, running_api
 from tests.support import Reader
 
-PATIENCE = 60_000
 PAGES = (
     "/console/",
     "/console/models/support",
@@ -40,19 +38,8 @@ def console(variables: dict[str, str], settings: Settings, tmp_path: Path) -> It
     """Its address, as a client of a provider."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    secrets = {"FOLDTUNE_CONSOLE__SESSION_KEY_FILE": "k" * 32, "FOLDTUNE_CONSOLE__CLIENT_SECRET_FILE": "secret"}
-    for name, content in secrets.items():
-        path = tmp_path / name.lower()
-        path.write_text(content)
-        variables[name] = str(path)
-    with running_provider(tmp_path / "provider.log", f"{address}/console/signed-in") as provider:
-        variables |= {
-            "FOLDTUNE_API__ISSUER": provider.issuer,
-            "FOLDTUNE_API__AUDIENCE": "foldtune",
-            "FOLDTUNE_API__ROLES_CLAIM": "realm_access.roles",
-            "FOLDTUNE_CONSOLE__URL": address,
-            "FOLDTUNE_CONSOLE__CLIENT_ID": "console",
-        }
+    with provider_of_console(tmp_path, address) as known:
+        variables |= known
         with running_api(variables, tmp_path, "--console", port=port):
             yield address
 
@@ -61,16 +48,6 @@ def console(variables: dict[str, str], settings: Settings, tmp_path: Path) -> It
 def browser() -> Iterator[Browser]:
     with running_browser() as found:
         yield found
-
-
-def sign_in(page: Page, name: str) -> None:
-    """Sign in at the provider, whose pages ask for a name and for consent."""
-    page.get_by_role("link", name="Sign in", exact=True).click()
-    page.locator("input[name=login]").fill(name)
-    page.locator("input[name=password]").fill("any")
-    page.get_by_role("button", name="Sign-in").click()
-    page.get_by_role("button", name="Continue").click()
-    expect(page.get_by_text(f"Signed in as {name}")).to_be_visible(timeout=PATIENCE)
 
 
 def status(state: State, **fields: Any) -> FineTuneStatus:
@@ -109,14 +86,6 @@ def test_a_job_is_followed_by_one_and_cancelled_by_another_who_sees_all_pages(
         page.goto(f"{console}/console/jobs")
         expect(page).to_have_url(re.compile("/console/sign-in"))
         assert problems == []
-
-
-def watched(page: Page) -> list[str]:
-    """What the browser will complain of: scripts' errors, and what the content security policy has stopped."""
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    return problems
 
 
 def cancel_as_another(browser: Browser, address: str, console: str, settings: Settings) -> None:

@@ -160,9 +160,7 @@ def followed(view: SystemView, monkeypatch: pytest.MonkeyPatch) -> SystemView:
     return view
 
 
-def test_the_api_is_not_ready_before_each_topic_is_read_and_while_one_lags(
-    client: TestClient, followed: SystemView
-) -> None:
+def test_the_api_is_not_ready_before_a_topic_is_read_or_while_it_lags(client: TestClient, followed: SystemView) -> None:
     def told() -> str:
         answer = client.get("/ready")
         assert answer.status_code == (200 if answer.text == "ok\n" else 503)
