@@ -15,7 +15,19 @@ from console import assets, sign_in
 from console.api_client import ApiError
 from console.context import SIGN_IN, Console, see_other
 from console.oidc import Provider, Registration
-from console.pages import audit, dead_letters, fine_tune, folders, jobs, models, policies, privacy, reviews, versions
+from console.pages import (
+    audit,
+    compare,
+    dead_letters,
+    fine_tune,
+    folders,
+    jobs,
+    models,
+    policies,
+    privacy,
+    reviews,
+    versions,
+)
 from console.rendering import render
 from console.sessions import Sessions, read_key
 from foldtune.errors import InvalidSettingsError
@@ -37,7 +49,7 @@ def create_console(settings: Settings, api: ASGIApp, sessions: Sessions) -> Fast
     """The pages, as whose data the API's answers are."""
     app = FastAPI(title="foldtune console", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.console = Console(settings, api, sessions, provider_of(settings))
-    pages = (models, versions, reviews, fine_tune, jobs, folders, policies, dead_letters, privacy, audit)
+    pages = (models, versions, compare, reviews, fine_tune, jobs, folders, policies, dead_letters, privacy, audit)
     for router in (assets.router, sign_in.router, *(page.router for page in pages)):
         _answer_head(router)
         app.include_router(router)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from console.api_client import path
 from console.context import CurrentClient, CurrentViewer, see_other
-from console.pages.metrics import FolderScores, read_metrics
+from console.pages.verdicts import FolderScores, Metrics
 from console.rendering import following, render
 from foldtune.events import FineTuneStatus, PolicyDecided
 
@@ -75,8 +75,10 @@ async def show_folders(request: Request, client: CurrentClient, viewer: CurrentV
     del viewer
     summary = await client.get(path("models", model))
     versions = summary["recent"][:_MEASURED][::-1]
-    measured = await asyncio.gather(*(read_metrics(client, model, version["version"]) for version in versions))
-    folders = folders_over_time([metrics.largest_folders for metrics in measured])
+    measured = await asyncio.gather(
+        *(client.optional(path("models", model, "versions", version["version"], "metrics")) for version in versions)
+    )
+    folders = folders_over_time([Metrics.of(found).largest_folders for found in measured])
     return render(request, "model_folders.html", model=model, versions=versions, folders=folders)
 
 

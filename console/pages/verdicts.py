@@ -1,9 +1,9 @@
 """What came of a training: a sentence, and before and after of each folder as points and intervals."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from console.rendering import score, signed, words
 
@@ -11,6 +11,7 @@ Span = tuple[FiniteFloat, FiniteFloat]
 
 # Of a chart's rows; the others are in its table.
 MAX_ROWS = 30
+MAX_TABLE = 200
 # Ends of a chart's scale, of which the first that holds all gains is taken.
 _GAINS = (0.05, 0.1, 0.2, 0.5, 1.0)
 # Beside a scale, for what is drawn at its ends.
@@ -45,6 +46,7 @@ class Metrics(BaseModel):
 
     folders: dict[str, FolderScores] = {}
     general: _General | None = None
+    not_trained_on: Annotated[dict[str, _General], Field(max_length=20)] = {}
     data: dict[str, Any] = {}
 
     @classmethod
@@ -54,6 +56,12 @@ class Metrics(BaseModel):
             return cls.model_validate(found)
         except ValidationError:
             return cls()
+
+    @property
+    def largest_folders(self) -> dict[str, FolderScores]:
+        """Those with most questions first; more than these are no table that anybody reads."""
+        found = sorted(self.folders.items(), key=lambda item: (-item[1].questions, item[0]))
+        return dict(found[:MAX_TABLE])
 
 
 class Verdict(NamedTuple):

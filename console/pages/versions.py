@@ -1,5 +1,6 @@
-"""What people look at before they serve a version."""
+"""What people look at before they serve a version: what it was made from, and the questions behind its verdict."""
 
+import asyncio
 from http import HTTPStatus
 from typing import Annotated, Literal
 
@@ -9,7 +10,9 @@ from starlette.responses import Response
 
 from console.api_client import ApiError, path
 from console.context import CurrentClient, CurrentViewer
+from console.pages.verdicts import Metrics, verdict
 from console.rendering import render
+from foldtune.events import FineTuneRequested
 
 router = APIRouter()
 
@@ -30,6 +33,36 @@ class QuestionRow(BaseModel):
     rank_after: int | None = None
     before: list[_Found]
     after: list[_Found]
+
+
+@router.get("/console/models/{model}/versions/{version}")
+async def show_version(
+    request: Request, client: CurrentClient, viewer: CurrentViewer, model: str, version: str
+) -> Response:
+    """A version from the logs to where it is deployed."""
+    del viewer
+    here = path("models", model, "versions", version)
+    found = await client.get(here)
+    compared = found.get("compared_with")
+    other = await client.optional(path("models", model, "versions", compared)) if compared else None
+    summary, metrics, lineage, files, asked = await asyncio.gather(
+        client.get(path("models", model)),
+        client.optional(f"{here}/metrics"),
+        client.optional(f"{here}/lineage"),
+        client.optional(f"{here}/files"),
+        client.optional(path("models", model, "requests", found["request_id"], "request")),
+    )
+    return render(
+        request,
+        "version.html",
+        model=summary,
+        version=found,
+        verdict=verdict(found, Metrics.of(metrics)),
+        ancestors=lineage["items"] if lineage else [],
+        files=files and files["items"],
+        asked=asked and FineTuneRequested.model_validate(asked, strict=False),
+        compared_approval=(other or {}).get("approval"),
+    )
 
 
 @router.get("/console/models/{model}/versions/{version}/questions")
