@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from operator import add, sub
+from itertools import accumulate, chain
+from operator import sub
 from sys import intern, maxsize
 from typing import Annotated, Any
 
@@ -131,12 +132,12 @@ class _Part:
         self._labels = tuple(sorted({intern(label) for day in days for label in day.labels}))
         self._days = array("i", [day.day.toordinal() for day in days])
         # A row of zeros, and one after each day: the sums of all counts so far, from which any range has its own.
-        row = [0] * (len(_COUNTS) + len(self._labels))
-        self._sums = array("q", row)
-        for day in days:
-            counts = (*(getattr(day, name) for name in _COUNTS), *(day.labels.get(name, 0) for name in self._labels))
-            row = list(map(add, row, counts))
-            self._sums.extend(row)
+        columns = [
+            *([getattr(day, name) for day in days] for name in _COUNTS),
+            *([day.labels.get(name, 0) for day in days] for name in self._labels),
+        ]
+        sums = (accumulate(column, initial=0) for column in columns)
+        self._sums = array("q", chain.from_iterable(zip(*sums, strict=True)))
 
     def total(self, days: DateRange) -> Day:
         """All days of a range."""
@@ -148,11 +149,10 @@ class _Part:
         first, end = self._places(days)
         return (self._between(place, place + 1) for place in range(max(first, end - newest), end))
 
-    def logs_by_day(self) -> Iterator[tuple[date, int]]:
-        """How many logs each day has."""
-        width = len(_COUNTS) + len(self._labels)
-        for place, day in enumerate(self._days):
-            yield date.fromordinal(day), self._sums[width * (place + 1)] - self._sums[width * place]
+    def logs_by_day(self) -> dict[int, int]:
+        """How many logs each day has, by its ordinal."""
+        sums = self._sums[:: len(_COUNTS) + len(self._labels)]
+        return dict(zip(self._days, map(sub, sums[1:], sums), strict=False))
 
     def agents(self) -> list[Agent]:
         """The agents, as they were published."""
@@ -252,7 +252,7 @@ class FolderTable:
 
     def __init__(self) -> None:
         self._parts: SortedDict[str, dict[int, _Part]] = SortedDict()
-        self._logs_by_day: Counter[date] = Counter()
+        self._logs_by_day: Counter[int] = Counter()
         self._refreshed: dict[int, _Refreshed] = {}
         self._decoder: msgspec.json.Decoder[_Stats | _Refreshed] = msgspec.json.Decoder(_Stats | _Refreshed)
 
@@ -270,10 +270,10 @@ class FolderTable:
             return
         parts = self._parts.get(event.folder_id, {})
         if before := parts.pop(event.partition, None):
-            self._logs_by_day.subtract(dict(before.logs_by_day()))
+            self._logs_by_day.subtract(before.logs_by_day())
         if not event.is_empty:
             part = parts[event.partition] = _Part(event)
-            self._logs_by_day.update(dict(part.logs_by_day()))
+            self._logs_by_day.update(part.logs_by_day())
             self._parts[event.folder_id] = parts
         elif before and not parts:
             del self._parts[event.folder_id]
@@ -318,8 +318,9 @@ class FolderTable:
         if only is not None:
             counts = Counter()
             for part in (part for name in only for part in self._parts.get(name, {}).values()):
-                counts.update(dict(part.logs_by_day()))
-        return [(day, logs) for day, logs in sorted(counts.items()) if logs][-MAX_STATS_DAYS:]
+                counts.update(part.logs_by_day())
+        newest = [(day, logs) for day, logs in sorted(counts.items()) if logs][-MAX_STATS_DAYS:]
+        return [(date.fromordinal(day), logs) for day, logs in newest]
 
     def as_of(self, partitions: int) -> datetime | None:
         """As of when the figures of all folders hold; ``None`` before all partitions have told theirs."""
