@@ -11,6 +11,10 @@ from pydantic import BaseModel
 from foldtune.knobs import DatasetKnobs, TrainingKnobs, WeightKnobs
 
 Fields = Mapping[str, Sequence[str]]
+# A longer number is above every bound.
+_MAX_DIGITS = 20
+# Of the base model, where it is another than the installation's.
+_BASE_MODEL = ("uri", "revision", "weights_sha256")
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,20 @@ class Knob:
     maximum: float
     # Instead of a number.
     words: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The default, as a browser has it."""
+        return "" if self.default is None else _written(self.default)
+
+    def is_default(self, text: str) -> bool:
+        """Whether a field with this text is as if it had not been touched."""
+        return text in {"", self.text} or _number(text, self) == self.default
+
+    def of(self, body: Mapping[str, Any]) -> Any:
+        """Its value in a request."""
+        section, _, field = self.name.partition(".")
+        return (body.get(section) or {}).get(field, self.default)
 
     @property
     def step(self) -> str:
@@ -49,6 +67,8 @@ GROUPS: dict[str, tuple[Knob, ...]] = {
     "dataset": tuple(map(_knob, ("dataset.easy_negatives", "dataset.hard_negatives", "dataset.exclusion_threshold"))),
     "training": tuple(map(_knob, ("training.batch_size", "training.trainable_layers", "training.epochs"))),
     "weights": tuple(map(_knob, ("weights.temperature", "weights.focus", "weights.minimum"))),
+    # Those that the form shows when they are asked for.
+    "further": tuple(map(_knob, ("training.max_tokens", "training.older_share"))),
 }
 KNOBS = {knob.name: knob for group in GROUPS.values() for knob in group}
 STARTS = ("base", "incumbent")
@@ -74,6 +94,11 @@ def request_of(fields: Fields) -> dict[str, Any]:
             body.setdefault(section, {})[field] = _number(text, knob)
     if (start := _last(fields, "training.start")) and start != STARTS[0]:
         body.setdefault("training", {})["start"] = start
+    for name in _BASE_MODEL:
+        if text := _last(fields, f"base_model.{name}"):
+            body.setdefault("base_model", {})[name] = text
+    if seed := _last(fields, "seed"):
+        body["seed"] = int(seed) if seed.isascii() and seed.isdigit() and len(seed) < _MAX_DIGITS else seed
     return body
 
 
@@ -83,22 +108,28 @@ def fields_of(request: Mapping[str, Any]) -> list[tuple[str, str]]:
     data = request.get("data") or {}
     for name in ("start", "end"):
         if data.get(name):
-            found.append((f"data.{name}", str(data[name])))
+            found.append((f"data.{name}", str(data[name]).removesuffix("T00:00:00Z")))
     for name in ("folders", "agents"):
         found += [(f"data.{name}", value) for value in data.get(name) or ()]
     for knob in KNOBS.values():
-        section, _, field = knob.name.partition(".")
-        value = (request.get(section) or {}).get(field, knob.default)
-        if value != knob.default:
-            found.append((knob.name, str(value)))
+        if (value := knob.of(request)) != knob.default:
+            found.append((knob.name, _written(value)))
     if (start := (request.get("training") or {}).get("start", STARTS[0])) != STARTS[0]:
         found.append(("training.start", start))
+    base_model = request.get("base_model") or {}
+    found += [(f"base_model.{name}", base_model[name]) for name in _BASE_MODEL if base_model.get(name)]
+    if request.get("seed"):
+        found.append(("seed", str(request["seed"])))
     return found
 
 
 def address(fields: Sequence[tuple[str, str]]) -> str:
     """The page with a form that is filled in."""
     return f"/console/fine-tune?{urlencode(fields)}"
+
+
+def _written(value: float | str) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _last(fields: Fields, name: str) -> str:

@@ -56,7 +56,7 @@ function drawCharts(root) {
     const bars = { fill: color("--accent"), paths: uPlot.paths.bars({ size: [0.8, 40] }), points: { show: false } };
     // Steps and epochs are counted.
     const counted = { incrs: [1, 2, 5].flatMap((n) => [n, 10 * n, 100 * n, 1e3 * n, 1e4 * n]).sort((a, b) => a - b) };
-    new uPlot(
+    place.plot = new uPlot(
       {
         width: figure.clientWidth,
         height: isBars ? 140 : 240,
@@ -65,7 +65,7 @@ function drawCharts(root) {
         legend: { show: false },
         cursor: { show: isBars, points: { show: false }, y: false, drag: { x: true, setScale: false } },
         hooks: { setSelect: [(plot) => isBars && chooseDates(plot)] },
-        axes: [isBars ? { ...axis(""), values: (_, days) => days.map((day) => shortDay.format(day * 1e3)) } : { ...axis(figure.dataset.x), ...counted }, { ...axis(figure.dataset.y), size: 60 }],
+        axes: [isBars ? { ...axis(), values: (_, days) => days.map((day) => shortDay.format(day * 1e3)) } : { ...axis(figure.dataset.x), ...counted }, { ...axis(figure.dataset.y), size: 60 }],
         series: [{}, isBars ? bars : line],
       },
       [rows.map((row) => (isBars ? Date.parse(row[0]) / 1e3 : Number(row[0]))), rows.map((row) => Number(row[1]))],
@@ -133,9 +133,20 @@ function drawIntervals(figure, place, color, style) {
   );
 }
 
+// What the dates choose is marked; without dates nothing is.
+function showDates() {
+  const plot = document.querySelector("#days .plot")?.plot;
+  if (!plot) return;
+  const [start, end] = ["start", "end"].map((id) => Date.parse(document.getElementById(id).value) / 1e3);
+  const { min, max } = plot.scales.x;
+  const place = (at, other) => plot.valToPos(Number.isNaN(at) ? other : Math.min(Math.max(at - 43200, min), max), "x");
+  const [left, right] = Number.isNaN(start) && Number.isNaN(end) ? [0, 0] : [place(start, min), place(end, max)];
+  plot.setSelect({ left, width: Math.max(right - left, 0), top: 0, height: plot.over.clientHeight }, false);
+}
+
 // Of the bars that were dragged over.
 function chooseDates(plot) {
-  if (plot.select.width < 2) return;
+  if (plot.select.width < 2 || !document.getElementById("days")) return;
   const days = plot.data[0];
   const at = (left) => days[plot.posToIdx(left)];
   const text = (seconds) => new Date(seconds * 1e3).toISOString().slice(0, 10);
@@ -147,6 +158,7 @@ function chooseDates(plot) {
 function redrawCharts() {
   for (const place of document.querySelectorAll("figure.chart .plot")) place.replaceChildren();
   drawCharts(document);
+  showDates();
 }
 
 // Statuses come as server-sent events; each has the part of the page fetched anew. The browser connects again by itself,
@@ -172,66 +184,110 @@ function followJob(element) {
 
 // The form's own address has what differs from the defaults, so that it can be sent to somebody.
 function followForm(form) {
+  const isUnchanged = ({ value, dataset }) =>
+    dataset?.default !== undefined && (value === dataset.default || (value !== "" && Number(value) === Number(dataset.default)));
   const changed = () => {
     const fields = new URLSearchParams();
     for (const [name, value] of new FormData(form)) {
       const field = form.elements[name];
-      const isDefault = field.dataset?.default === value || (name === "training.start" && value === "base");
+      const isDefault = isUnchanged(field) || (name === "training.start" && value === "base");
       if (value && name !== "search" && !isDefault) fields.append(name, value);
     }
     history.replaceState(null, "", `${location.pathname}?${fields}`);
-    for (const button of form.querySelectorAll(".reset")) {
-      const field = form.elements[button.dataset.of];
-      button.hidden = field.value === field.dataset.default;
-    }
+    showChanged();
   };
-  form.addEventListener("change", changed);
-  form.addEventListener("click", ({ target }) => {
-    if (!target.matches(".reset")) return;
-    const field = form.elements[target.dataset.of];
-    field.value = field.dataset.default;
+  const showChanged = () => {
+    for (const element of form.querySelectorAll("[data-of]")) {
+      element.hidden = isUnchanged(form.elements[element.dataset.of]);
+    }
+    form.querySelector(".reset-dates").hidden = !form.elements.start.value && !form.elements.end.value;
+    showDates();
+  };
+  const set = (field, value) => {
+    field.value = value;
     field.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  form.addEventListener("input", ({ target }) => {
+    if (target.name === "search") return;
+    changed();
+    form.dispatchEvent(new Event("edited"));
   });
+  form.addEventListener("change", ({ target }) => {
+    if (target.name === "search") return;
+    changed();
+    form.dispatchEvent(new Event("edited"));
+  });
+  form.addEventListener("click", ({ target }) => {
+    if (target.matches(".reset")) set(form.elements[target.dataset.of], form.elements[target.dataset.of].dataset.default);
+    if (!target.matches(".reset-dates")) return;
+    form.elements.start.value = "";
+    set(form.elements.end, "");
+    form.elements.start.focus();
+  });
+  // The Enter key in a field starts no training.
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.matches("input, select")) event.preventDefault();
+  });
+  showChanged();
 }
 
 function showPreview(form, preview) {
-  for (const hint of form.querySelectorAll(".hint")) hint.textContent = "";
+  for (const place of form.querySelectorAll(".hints")) place.replaceChildren();
   for (const template of preview.querySelectorAll("template[data-hint]")) {
     document.getElementById(template.dataset.hint)?.replaceChildren(template.content.cloneNode(true));
   }
   const examples = preview.querySelector("[data-examples]");
   const button = document.getElementById("submit");
-  if (examples && form.elements.model.value) {
-    button.textContent = button.dataset.on
-      .replace("{model}", form.elements.model.value)
-      .replace("{examples}", Number(examples.dataset.examples).toLocaleString(lang));
-  }
+  button.textContent = !examples ? button.dataset.plain : button.dataset.on
+    .replace("{model}", form.elements.model.value)
+    .replace("{examples}", Number(examples.dataset.examples).toLocaleString(lang));
+  document.getElementById("told").textContent = preview.querySelector(".lead, .error")?.textContent.replace(/\s+/g, " ") ?? "";
   const slider = preview.querySelector("#threshold");
   if (!slider) return;
   const field = form.elements["dataset.exclusion_threshold"];
-  slider.value = field.value;
-  slider.nextElementSibling.textContent = slider.value;
-  slider.addEventListener("input", () => {
-    slider.nextElementSibling.textContent = slider.value;
-    for (const list of preview.querySelectorAll(".passages")) mark(list, Number(slider.value), Number(slider.dataset.hard));
-  });
-  slider.addEventListener("change", (event) => {
-    event.stopPropagation();
+  slider.addEventListener("input", () => markAll(slider));
+  slider.addEventListener("change", () => {
     field.value = slider.value;
     field.dispatchEvent(new Event("change", { bubbles: true }));
   });
+  markAll(slider);
+}
+
+// What was searched for and found joins what was shown with the same question.
+function placeMined(preview) {
+  for (const found of preview.querySelectorAll("[data-mined]")) {
+    const list = preview.querySelector(`[data-example="${found.dataset.mined}"]`);
+    if (!list) continue;
+    list.append(...found.children);
+    found.closest("details").remove();
+  }
+  const slider = preview.querySelector("#threshold");
+  if (slider) markAll(slider);
+}
+
+function markAll(slider) {
+  const counts = { near: 0, all: 0 };
+  for (const list of document.querySelectorAll(".passages[data-example]")) {
+    mark(list, Number(slider.value), Number(slider.dataset.hard), counts);
+  }
+  slider.nextElementSibling.textContent = slider.dataset.told
+    .replace("{value}", Number(slider.value).toLocaleString(lang, { minimumFractionDigits: 2 }))
+    .replace("{near}", counts.near).replace("{all}", counts.all);
 }
 
 // As the training does: the first of those that are not too near.
-function mark(list, threshold, hard) {
+function mark(list, threshold, hard, counts) {
   let taken = 0;
   for (const item of list.querySelectorAll("[data-jaccard]")) {
     const isNear = Number(item.dataset.jaccard) >= threshold;
-    const isTaken = !isNear && taken < hard;
+    const isOut = isNear || "out" in item.dataset;
+    const isTaken = !isOut && taken < hard;
     taken += isTaken;
+    counts.near += isNear;
+    counts.all += 1;
     item.className = isTaken ? "taken" : "out";
     item.querySelector(".mark").textContent = isTaken ? "−" : "·";
-    item.querySelector(".verdict-of").textContent = isNear ? list.dataset.near : isTaken ? list.dataset.taken : list.dataset.spare;
+    item.querySelector(".verdict-of").textContent = isNear ? list.dataset.near : isOut ? item.dataset.out : isTaken ? list.dataset.taken : list.dataset.spare;
   }
 }
 
@@ -254,9 +310,13 @@ document.addEventListener("htmx:after:swap", () => {
   prepare(document);
   const form = document.getElementById("fine-tune");
   const preview = document.getElementById("preview");
-  if (form && preview && !preview.querySelector("[data-shown]")) {
+  if (form && preview.querySelector("h2") && !preview.querySelector("[data-shown]")) {
     preview.firstElementChild.dataset.shown = "";
     showPreview(form, preview);
+  }
+  if (form) {
+    placeMined(preview);
+    showDates();
   }
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCharts);

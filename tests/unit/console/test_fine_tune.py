@@ -1,17 +1,22 @@
 """The form of a fine-tune request, and what it will do with the data."""
 
+import re
 from datetime import timedelta
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
 from starlette.testclient import TestClient
 
 from api.context import Services
+from api.mining import Mining
+from api.previews import expected_training
+from api.schemas import MinedPreview
 from api.view.folders import FolderTable
 from api.view.system import SystemView
-from console.knobs import KNOBS, address, fields_of, request_of
-from console.pages.fine_tune import hints
-from foldtune.events import FineTuneRequested, now
+from console.knobs import GROUPS, address, fields_of, request_of
+from console.pages.fine_tune import beside, hints
+from foldtune.events import FineTuneRequested, ModelReference, now
 from foldtune.knobs import DataSelection, DatasetKnobs, TrainingKnobs, WeightKnobs
 from foldtune.settings import Settings
 from foldtune.topics import Topic
@@ -37,8 +42,9 @@ def test_the_form_has_every_knob_of_the_product_with_its_default_bounds_and_help
         assert f'name="{name}"' in page
     assert 'name="dataset.hard_negatives" value="4" data-default="4"' in page
     assert 'min="0" max="64" step="1"' in page
-    assert "1 to 1024 or “all”" in page
-    assert len(KNOBS) == 9
+    assert "1 to 1,024 or “all”" in page
+    assert sum(len(knobs) for group, knobs in GROUPS.items() if group != "further") == 9
+    assert "Default: 0.05." in page
 
 
 def test_a_form_is_the_request_that_it_shows() -> None:
@@ -46,18 +52,22 @@ def test_a_form_is_the_request_that_it_shows() -> None:
         request_id="r-1",
         model="support",
         requested_at=now(),
-        data=DataSelection(folders=("a & b", "c"), start=now() - timedelta(days=2)),
+        data=DataSelection(folders=("a & b", "c"), agents=("x",), start=now() - timedelta(days=2)),
         dataset=DatasetKnobs(hard_negatives=1, exclusion_threshold=0.25),
-        training=TrainingKnobs(trainable_layers=2, start="incumbent"),
+        training=TrainingKnobs(trainable_layers=2, start="incumbent", max_tokens=64),
         weights=WeightKnobs(temperature=0.1),
+        base_model=ModelReference(uri="hf://org/other", revision="3"),
+        seed=7,
     ).model_dump(mode="json")
     fields = parse_qs(address(fields_of(request)).partition("?")[2])
     body = request_of(fields)
     assert body == {
         "model": "support",
-        "data": {"folders": ["a & b", "c"], "start": request["data"]["start"]},
+        "data": {"folders": ["a & b", "c"], "agents": ["x"], "start": request["data"]["start"]},
+        "base_model": {"uri": "hf://org/other", "revision": "3"},
         "dataset": {"hard_negatives": 1, "exclusion_threshold": 0.25},
-        "training": {"trainable_layers": 2, "start": "incumbent"},
+        "training": {"trainable_layers": 2, "start": "incumbent", "max_tokens": 64},
+        "seed": 7,
         "weights": {"temperature": 0.1},
     }
     assert request_of({"model": ["m"], "training.trainable_layers": ["all"], "data.start": ["2026-01-31"]}) == {
@@ -85,7 +95,7 @@ def test_what_is_wrong_stands_beside_its_field_and_what_was_typed_is_kept(
     fill(folders, stats("f"))
     answer = requesting.post(FORM, data={"model": "support", "data.folders": "f", **{name: value}})
     assert answer.status_code == 400
-    assert f'id="error-{name}"' in answer.text
+    assert f'<div id="error-{name}"><p class="error"' in answer.text
     assert f'value="{value}"' in answer.text
     assert 'value="f" checked' in answer.text
     assert publisher.events == []
@@ -130,16 +140,109 @@ def test_a_preview_of_a_wrong_knob_is_a_hint_beside_it(requesting: TestClient) -
     assert 'data-hint="hint-dataset.hard_negatives"' in page
 
 
+def previewed(examples: int, **fields: Any) -> dict[str, Any]:
+    """What the API answers to a preview, as far as hints look."""
+    training = expected_training(examples, TrainingKnobs()).model_dump()
+    return {"examples": examples, "documents": 99, "training": training, "folders": [], "questions": None} | fields
+
+
 def test_what_fights_the_data_is_said_beside_its_field() -> None:
-    training = {"examples": 20, "steps": 3, "held_out": 5, "validation": 0}
-    assert hints({"training": training, "folders": []}, {}) == {
-        "training.batch_size": "batch_above_examples",
-        "training.epochs": "few_steps",
-        "data.folders": "few_held_out",
+    assert hints(previewed(2000), {}, 20) == {}
+    few = hints(previewed(60), {}, 20)
+    assert sorted(few) == ["data.folders", "training.epochs", "training.trainable_layers"]
+    assert few["training.epochs"][0].startswith("6 steps: below 50 ")
+    assert few["data.folders"] == ["12 questions to judge by: with fewer than 20 nothing is promoted."]
+    assert "training.trainable_layers" not in hints(previewed(60), {"training": {"trainable_layers": 2}}, 20)
+    assert hints(previewed(19), {}, 20)["data.folders"] == ["19 examples: with fewer than 20 the request is refused."]
+    assert hints(previewed(60), {"training": {"batch_size": 64}}, 20)["training.batch_size"] == [
+        "More than the 48 examples: every step has all of them."
+    ]
+    small = [{"folder_id": f"f{number}", "examples": 8} for number in range(5)]
+    assert hints(previewed(2000, folders=small), {}, 20) == {
+        "data.folders": ["Fewer than 20 examples, too few to be judged alone: f0, f1, f2 and 2 more."]
     }
-    enough = {"examples": 2000, "steps": 300, "held_out": 400, "validation": 200}
-    assert hints({"training": enough, "folders": [{"examples": 8}]}, {}) == {"data.folders": "small_folders"}
-    assert hints({"training": enough, "folders": [{"examples": 80}]}, {}) == {}
+    assert sorted(hints(previewed(2000, documents=6), {}, 20)) == ["dataset.easy_negatives"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "field"),
+    [
+        ({"minimum": 0.1}, "weights.minimum"),
+        ({"focus": 2}, "weights.minimum"),
+        ({"focus": 2, "minimum": 0.1}, None),
+        ({"focus": 0.5, "minimum": 0.1}, None),
+        ({"temperature": 0.01}, "weights.temperature"),
+        ({"temperature": 0.5}, "weights.temperature"),
+        ({"temperature": 0.02}, None),
+    ],
+)
+def test_weights_without_effect_or_outside_of_what_was_measured_say_so(
+    weights: dict[str, float], field: str | None
+) -> None:
+    assert list(hints(previewed(2000), {"weights": weights}, 20)) == ([field] if field else [])
+
+
+def test_questions_say_whether_the_threshold_or_the_number_of_negatives_asks_for_too_much() -> None:
+    reasons = ["negative", "near_positive_by_words", "near_positive_by_words", "cited"]
+    shown = [{"reason": reason} for reason in reasons]
+    preview = previewed(2000, questions=[{"examples": [{"shown": shown}]}] * 3)
+    found = hints(preview, {"dataset": {"hard_negatives": 2}}, 20)
+    assert sorted(found) == ["dataset.exclusion_threshold", "dataset.hard_negatives"]
+    assert found["dataset.exclusion_threshold"][0].startswith("Leaves out 6 of the 9 passages")
+    assert sorted(hints(preview, {"dataset": {"hard_negatives": 1}}, 20)) == ["dataset.exclusion_threshold"]
+
+
+def test_a_reason_stands_beside_the_field_that_it_is_of() -> None:
+    reasons = {"data.folders.3": "too long", "data": "no", "training.batch_size": "small", "other": "?", "data.x": "?"}
+    by_field, lines = beside(reasons)
+    assert by_field == {"data.folders": ["too long"], "data": ["no", "?"], "training.batch_size": ["small"]}
+    assert lines == ["other: ?"]
+
+
+def test_without_a_script_the_form_shows_what_it_would_do(
+    services: Services, settings: Settings, workers: Workers
+) -> None:
+    workers.add(*shown_history(0))
+    browser = browser_of(services, settings, "anybody")
+    page = browser.get(f"{FORM}?preview=yes&model=support&training.batch_size=2048").text
+    # What the Enter key presses: the first button.
+    assert page.index('formmethod="get"') < page.index('id="submit"')
+    assert "labelled examples" in page
+    assert "every step has all of them" in page.partition('id="submit"')[0]
+    assert "labelled examples" not in browser.get(f"{FORM}?model=support").text
+
+
+def test_what_was_mined_follows_and_finds_its_question(
+    services: Services, settings: Settings, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.add(*shown_history(0))
+    candidate = {"folder_id": "f", "document_id": "d-far", "text": "far", "score": 0.5, "jaccard": 0.1}
+    browser = browser_of(services, settings, "anybody")
+    page = browser.get(f"{FORM}/preview?model=support").text
+    assert "the training searches all documents" in page
+    [key] = re.findall('data-example="([0-9a-f]+)"', page)[:1]
+    shown = browser.post("/previews", json={"model": "support"}, headers={"authorization": "Bearer anybody"}).json()
+    question = next(question for question in shown["questions"] if question["examples"])
+    example = {
+        "question": question["question"],
+        "positive": question["examples"][0]["positive"]["text"],
+        "score": 0.9,
+        "candidates": [
+            candidate | {"reason": "negative", "taken": True},
+            candidate | {"reason": "above_score_margin", "taken": False},
+        ],
+    }
+    ready = MinedPreview.model_validate({"state": "ready", "documents": 7, "examples": [example]})
+    monkeypatch.setattr(services.miner, "get", {"p": Mining("support", None, ready)}.get)
+    part = browser.get(f"{FORM}/mined/p").text
+    assert f'data-mined="{key}"' in part
+    assert "a search of 7 documents" in part
+    assert 'data-out="left out: scores like the right one' in part
+    assert "hx-get" not in part
+    monkeypatch.setattr(services.miner, "get", {"p": Mining("support", None)}.get)
+    assert 'hx-trigger="load delay' in browser.get(f"{FORM}/mined/p").text
+    lost = browser.get(f"{FORM}/mined/q")
+    assert (lost.status_code, "were not found: this replica mines" in lost.text) == (200, True)
 
 
 def test_a_job_is_run_again_by_a_form_that_is_filled_in(
@@ -162,5 +265,5 @@ def test_a_number_that_json_does_not_know_is_refused_beside_its_field(requesting
     fields = {"model": "support", "weights.temperature": number, "training.epochs": number}
     answer = requesting.post(FORM, data=fields)
     assert answer.status_code == 400
-    assert 'id="error-weights.temperature"' in answer.text
-    assert 'role="alert"' in requesting.get(f"{FORM}/preview", params=fields).text
+    assert '<div id="error-weights.temperature"><p class="error"' in answer.text
+    assert 'data-hint="hint-weights.temperature"' in requesting.get(f"{FORM}/preview", params=fields).text
