@@ -62,7 +62,8 @@ def test_a_folder_shows_what_there_is_and_what_is_left_out(anybody: TestClient, 
     assert "a/b &lt;c&gt;" in page
     assert "pricing" not in page
     folder = anybody.get("/console/folders/a%2Fb%20%3Cc%3E").text
-    assert "no label" in folder
+    assert "without a usable label" in folder
+    assert "Examples by label, a day a bar" in folder
     assert "/console/fine-tune?data.folders=a%2Fb%20%3Cc%3E" in folder
     assert anybody.get("/console/folders/unknown").status_code == 404
 
