@@ -66,6 +66,16 @@ class ApiClient:
                 raise
             return None
 
+    async def get_with_etag(self, address: str) -> tuple[Any, str | None]:
+        """The JSON that a route answers, and the tag by which it can be replaced; raises ``ApiError``."""
+        answer = await self._call("GET", address)
+        return self._content(answer), answer.headers.get("etag")
+
+    async def put(self, address: str, body: Any, etag: str | None) -> Any:
+        """Replace what has this tag, or nothing; raises ``ApiError``."""
+        headers = {} if etag is None else {"if-match": etag}
+        return self._content(await self._call("PUT", address, json=body, headers=headers))
+
     async def post(self, address: str, body: Any = None) -> Any:
         """What a route answers to a change; raises ``ApiError``."""
         return self._content(await self._call("POST", address, json=body))
