@@ -9,7 +9,7 @@ PACKAGE ?= .serverless
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check gpu-wheels bench-ingest bench-api bench-console bench-train bench-rounds figures package check format lock schemas clean
+.PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check gpu-wheels bench-ingest bench-api bench-console screenshots bench-train bench-rounds figures package check format lock schemas clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {n = split($$1, names, " "); for (i = 1; i <= n; i++) printf "make %-15s%s\n", names[i], $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench-api: setup ## The HTTP API with 100,000 statuses: restart, latency by rout
 
 bench-console: setup ## The console's pages: time, first paint, growth of memory
 	$(BIN)/python -m benchmarks.console
+
+screenshots: setup ## Pictures of every page of the console, for docs/console.md; a demo of eight minutes
+	$(BIN)/python -m tests.screenshots
 
 bench-train: setup ## Training speed compared with sentence-transformers; DATA=… QUALITY=1
 	@test -n "$(DATA)" || { echo 'bench-train needs a folder of data sets: make bench-train DATA=…' >&2; exit 2; }

@@ -4,10 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import httpx
 from playwright.sync_api import Browser, Page, expect
 
 from infra.local.ports import free_port
 from tests.browser import PATIENCE, running_browser, sign_in, watched
+from tests.console_pages import check_accessibility, pages_of
 from tests.running_api import provider_of_console, running_api, start_api
 
 # A first version of a model of its own, which is compared with the base model.
@@ -16,8 +18,8 @@ MODEL = "library-search-by-hand"
 TRAINING = 300_000
 
 
-def check_journey(variables: dict[str, str], folder: Path) -> None:
-    """Against running servers, a worker and a launcher, with logs that a model gets better by."""
+def check_journey(variables: dict[str, str], folder: Path, demo: str) -> None:
+    """Against the servers, worker and launcher of a demo, whose own console is looked at while a model is trained."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     with provider_of_console(folder, address) as known, running_browser() as browser:
@@ -27,6 +29,7 @@ def check_journey(variables: dict[str, str], folder: Path) -> None:
             with browser.new_context(locale="en-GB", timezone_id="Europe/Berlin") as context:
                 page = context.new_page()
                 page.goto(f"{address}/console/fine-tune")
+                check_accessibility(browser, address, {"sign in": "/console/sign-in"})
                 sign_in(page, "requester+approver+privacy")
                 be_corrected(page)
                 problems = watched(page)
@@ -34,6 +37,8 @@ def check_journey(variables: dict[str, str], folder: Path) -> None:
                 assert problems == []
                 child.kill()
                 expect(page.get_by_text("No connection. What you see is as of")).to_be_visible(timeout=PATIENCE)
+                with httpx.Client(base_url=demo, timeout=30) as api:
+                    check_accessibility(browser, demo, pages_of(api))
                 with running_api(variables, folder, "--console", port=port):
                     expect(page.locator("#lost")).to_be_hidden(timeout=PATIENCE)
                     approve_what_it_has_made(page)

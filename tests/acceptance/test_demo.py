@@ -69,13 +69,13 @@ def test_from_logs_to_a_better_model_and_a_console_that_shows_it(tmp_path: Path)
             lines: list[str] = []
             for line in process.stdout:
                 lines.append(line)
-                if address := re.search(r"http://\S+/console/", line):
+                if address := re.search(r"(http://\S+)/console/", line):
                     break
             assert process.poll() is None, lines
             assert address, lines
             report = json.loads(next(line for line in lines if line.startswith("{")))
-            check_console(address[0], report)
-            check_journey(exported(lines), tmp_path)
+            check_console(f"{address[1]}/console/", report)
+            check_journey(exported(lines), tmp_path, address[1])
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0
         finally:

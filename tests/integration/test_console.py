@@ -7,30 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, expect
+from playwright.sync_api import Browser, expect
 
 from foldtune.events import FineTuneStatus, Progress, State, StateTime, now
 from foldtune.kafka import Publisher
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from infra.local.ports import free_port
-from tests.browser import PATIENCE, axe_script, running_browser, sign_in, watched
+from tests.browser import PATIENCE, running_browser, sign_in, watched
 from tests.running_api import provider_of_console, running_api
 from tests.support import Reader
-
-PAGES = (
-    "/console/",
-    "/console/models/support",
-    "/console/fine-tune?model=support",
-    "/console/jobs",
-    "/console/jobs/support/r-1",
-    "/console/folders",
-    "/console/policies",
-    "/console/dead-letters",
-    "/console/privacy",
-    "/console/audit",
-    "/console/sign-in",
-)
 
 
 @pytest.fixture
@@ -60,7 +46,7 @@ def progress(step: int) -> Progress:
     return Progress(step=step, steps=100, loss=1.0, examples_per_second=10, eta_seconds=100 - step)
 
 
-def test_a_job_is_followed_by_one_and_cancelled_by_another_who_sees_all_pages(
+def test_a_job_is_followed_by_one_and_cancelled_by_another(
     console: str, browser: Browser, settings: Settings, publisher: Publisher
 ) -> None:
     key = {"key": "support"}
@@ -89,38 +75,13 @@ def test_a_job_is_followed_by_one_and_cancelled_by_another_who_sees_all_pages(
 
 
 def cancel_as_another(browser: Browser, address: str, console: str, settings: Settings) -> None:
-    """Look at all pages, and cancel the job."""
+    """Cancel the job."""
     with browser.new_context(locale="en-GB") as context:
         page = context.new_page()
         page.goto(address)
         sign_in(page, "requester+operator+privacy")
         assert page.url == address
-        check_accessibility(browser, context, console)
         page.get_by_role("button", name="Cancel this job").click()
         with Reader(settings, Topic.FINE_TUNE_REQUESTS) as reader:
             (record,) = reader.until(lambda records: len(records) == 1)
     assert b"fine_tune_cancelled" in record.value
-
-
-def check_accessibility(browser: Browser, signed_in: BrowserContext, console: str) -> None:
-    """No violation that axe-core calls serious, at any width, in light and dark; and nothing wider than the window."""
-    for scheme in ("light", "dark"):
-        for width in (320, 1440):
-            with browser.new_context(
-                storage_state=signed_in.storage_state(),
-                color_scheme=scheme,
-                viewport={"width": width, "height": 900},
-                locale="en-GB",
-                # axe runs inside the page, whose policy would stop it.
-                bypass_csp=True,
-            ) as context:
-                page = context.new_page()
-                for address in PAGES:
-                    answer = page.goto(f"{console}{address}")
-                    assert answer
-                    assert answer.status == 200, address
-                    page.evaluate(axe_script())
-                    found = page.evaluate("axe.run().then((results) => results.violations)")
-                    serious = [item["id"] for item in found if item["impact"] in {"serious", "critical"}]
-                    assert serious == [], (scheme, width, address, found)
-                    assert page.evaluate("document.documentElement.scrollWidth") <= width, (width, address)
