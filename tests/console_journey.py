@@ -60,6 +60,7 @@ def be_corrected(page: Page) -> None:
 def start_job(page: Page) -> None:
     """Fill the form in, look at what it would do, and ask for it."""
     page.get_by_label("Model", exact=True).fill(MODEL)
+    be_warned(page)
     page.get_by_label("Batch size").fill("16")
     page.get_by_label("Trainable layers").fill("2")
     page.get_by_label("Epochs").fill("1")
@@ -69,6 +70,17 @@ def start_job(page: Page) -> None:
     look_at_negatives(page)
     button.click()
     expect(page).to_have_url(re.compile(f"/console/jobs/{MODEL}/"), timeout=PATIENCE)
+
+
+def be_warned(page: Page) -> None:
+    """A knob that fights the data says so beside itself while it is typed, and is reset."""
+    batch = page.get_by_label("Batch size")
+    batch.fill("4096")
+    expect(page.locator("[id='hint-training.batch_size']")).to_contain_text("every step has all", timeout=PATIENCE)
+    expect(page).to_have_url(re.compile("batch_size=4096"))
+    page.get_by_role("button", name="reset Batch size").click()
+    expect(batch).to_have_value("32")
+    expect(page.locator("[id='hint-training.batch_size']")).to_be_empty(timeout=PATIENCE)
 
 
 def look_at_negatives(page: Page) -> None:

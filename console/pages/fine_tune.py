@@ -190,14 +190,26 @@ async def _preview(client: ApiClient, fields: Fields, min_examples: int) -> dict
         by_field, others = beside(error.fields)
         lines = [*others, words()["preview"]["marked"]] if error.fields else error.lines
         return {"preview": None, "preview_lines": lines, "hints": by_field}
+    told = hints(found, body, min_examples)
+    if body.get("training", {}).get("start") == "incumbent" and not await _is_promoted(client, body["model"]):
+        told["training.start"] = [words()["hints"]["none_promoted"]]
     return {
         "preview": found,
         "preview_lines": [],
-        "hints": hints(found, body, min_examples),
+        "hints": told,
         "hard": KNOBS["dataset.hard_negatives"].of(body),
         "threshold": KNOBS["dataset.exclusion_threshold"].of(body),
         "key": example_key,
     }
+
+
+async def _is_promoted(client: ApiClient, model: str) -> bool:
+    """Whether a version of the model is; also if that cannot be said."""
+    try:
+        found = await client.get(path("models", model))
+    except ApiError as error:
+        return error.status is not HTTPStatus.NOT_FOUND
+    return found["newest_promoted"] is not None
 
 
 async def _form(

@@ -207,16 +207,16 @@ function followForm(form) {
     field.value = value;
     field.dispatchEvent(new Event("change", { bubbles: true }));
   };
-  form.addEventListener("input", ({ target }) => {
+  const edited = ({ target }) => {
     if (target.name === "search") return;
+    // What was wrong with it was of what stood there before.
+    document.getElementById(`error-${target.name}`)?.replaceChildren();
+    target.removeAttribute("aria-invalid");
     changed();
     form.dispatchEvent(new Event("edited"));
-  });
-  form.addEventListener("change", ({ target }) => {
-    if (target.name === "search") return;
-    changed();
-    form.dispatchEvent(new Event("edited"));
-  });
+  };
+  form.addEventListener("input", edited);
+  form.addEventListener("change", edited);
   form.addEventListener("click", ({ target }) => {
     if (target.matches(".reset")) set(form.elements[target.dataset.of], form.elements[target.dataset.of].dataset.default);
     if (!target.matches(".reset-dates")) return;
@@ -234,7 +234,8 @@ function followForm(form) {
 function showPreview(form, preview) {
   for (const place of form.querySelectorAll(".hints")) place.replaceChildren();
   for (const template of preview.querySelectorAll("template[data-hint]")) {
-    document.getElementById(template.dataset.hint)?.replaceChildren(template.content.cloneNode(true));
+    const isSaid = document.getElementById(template.dataset.hint.replace("hint-", "error-"))?.childElementCount;
+    if (!isSaid) document.getElementById(template.dataset.hint)?.replaceChildren(template.content.cloneNode(true));
   }
   const examples = preview.querySelector("[data-examples]");
   const button = document.getElementById("submit");

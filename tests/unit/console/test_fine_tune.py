@@ -133,6 +133,9 @@ def test_a_preview_shows_counts_reasons_and_questions_with_what_becomes_of_each_
     without = browser_of(services, settings, "requester").get(f"{FORM}/preview?model=support").text
     assert "role privacy" in without
     assert "<q>" not in without
+    assert "No version of this model is promoted" not in page
+    newest = browser.get(f"{FORM}/preview?model=support&training.start=incumbent").text
+    assert "No version of this model is promoted" in newest
 
 
 def test_a_preview_of_a_wrong_knob_is_a_hint_beside_it(requesting: TestClient) -> None:
