@@ -29,6 +29,8 @@ JOBS = 2_000
 PAGES = {
     "models": "/console/",
     "model": "/console/models/model-3",
+    "version": "/console/models/model-3/versions/000003",
+    "compare": "/console/models/model-3/compare?version=000003&version=000053",
     "fine-tune": "/console/fine-tune?model=model-3",
     "jobs": "/console/jobs",
     "job": "/console/jobs/model-11/r-711",

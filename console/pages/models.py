@@ -12,13 +12,15 @@ from starlette.responses import Response
 from console.api_client import path
 from console.context import CurrentClient, CurrentViewer, see_other
 from console.pages.verdicts import FolderScores, Metrics
-from console.rendering import following, render
+from console.rendering import following, render, score, words
 from foldtune.events import FineTuneStatus, PolicyDecided
 
 router = APIRouter()
 
 # Each is a file that is read.
 _MEASURED = 6
+# Of the small picture, which is as wide and high as this and two margins.
+_LINE_WIDTH, _LINE_HEIGHT, _LINE_MARGIN = 152.0, 36.0, 4.0
 
 
 @router.get("/")
@@ -41,6 +43,7 @@ async def list_models(
         request,
         "models.html",
         models=found["items"],
+        lines={item["model"]: ndcg_line(item["recent"]) for item in found["items"] if item["recent"]},
         trainings=policies and {item["policy"]["model"]: next_training(item) for item in policies["items"]},
         next=following(found["next"]),
     )
@@ -86,6 +89,44 @@ def folders_over_time(measured: Sequence[Mapping[str, FolderScores]]) -> dict[st
     """Of each folder the scores of each version, in their order; the newest version's folders come first."""
     names = dict.fromkeys(name for scores in reversed(measured) for name in scores)
     return {name: [scores.get(name) for scores in measured] for name in names}
+
+
+class NdcgLine(NamedTuple):
+    """A small picture of versions, in its own units, and what it says in words."""
+
+    label: str
+    points: str
+    # Where each version is, and the ends of its interval: x, y, y, y; and its standing.
+    versions: list[tuple[float, float, float, float, str | None]]
+
+
+def ndcg_line(recent: Sequence[Mapping[str, Any]]) -> NdcgLine:
+    """nDCG@10 of promoted versions, which come with the newest first, each with the interval of its gain.
+
+    Intervals are of paired gains, so each is drawn above what the version was measured against, on the same questions.
+    """
+    figures: list[tuple[float, float, float]] = []
+    for version in reversed(recent):
+        after, gate = version["ndcg_at_10"], version["gate"]
+        low, high = gate["ndcg_gain_interval"]
+        before = after - gate["ndcg_gain"]
+        figures.append((after, before + low, before + high))
+    least, most = min(map(min, figures)), max(map(max, figures))
+    unit, step = _LINE_HEIGHT / max(most - least, 0.001), _LINE_WIDTH / max(len(figures) - 1, 1)
+    drawn = [
+        (
+            round(_LINE_MARGIN + number * step, 1),
+            *(round(_LINE_MARGIN + (most - figure) * unit, 1) for figure in each),
+            version["approval"],
+        )
+        for number, (each, version) in enumerate(zip(figures, reversed(recent), strict=True))
+    ]
+    w = words()["models"]
+    told = "; ".join(
+        w["point"].format(score=score(after), low=score(low), high=score(high)) for after, low, high in figures
+    )
+    points = " ".join(f"{x},{y}" for x, y, *_ in drawn)
+    return NdcgLine(w["line"].format(count=len(figures), figures=told), points, drawn)
 
 
 class NextTraining(NamedTuple):

@@ -102,14 +102,18 @@ def test_two_versions_stand_side_by_side_with_what_differs(viewing: TestClient) 
     differing = page.split("What differs")[2].split("</table>")[0]
     rows = [row.split("</th>")[0] for row in differing.split('<th scope="row">')[1:]]
     assert rows == ["Folders", "Hard negative samples", "Started from", "Measured against"]
-    assert "<td>all</td><td>pricing</td>" in differing
-    assert "<td>4</td><td>5</td>" in differing
+    assert '<td data-name="000001">all</td><td data-name="000002">pricing</td>' in differing
+    assert '<td data-name="000001">4</td><td data-name="000002">5</td>' in differing
+    # Of the newer one alone, as it was measured against the older one.
+    assert "Difference, same questions" in page
+    assert '<td class="figure" data-name="Difference, same questions"><span class="worse">−.080</span></td>' in page  # noqa: RUF001
     assert "pricing</a>" in page.split('id="folders"')[1]
     assert "$0.12" in page
     # Its questions are for those who may read them.
     assert "compare/questions" not in page
     apart = viewing.get(f"{MODEL}/compare?version=000001&version=000003").text
     assert "a difference of scores may come from the questions" in apart
+    assert "Difference, own questions" in apart
 
 
 @pytest.mark.usefixtures("versions")
