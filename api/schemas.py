@@ -505,10 +505,22 @@ class DeadLetterItem(BaseModel):
     replayed: bool
 
 
+class CauseCount(BaseModel):
+    """How many dead letters have one cause."""
+
+    topic: str | None = Field(description="Where they came from, without prefix")
+    cause: str = Field(description="The reason without the values in it, as the parameter `cause` takes it")
+    count: int
+
+
 class DeadLetterList(BaseModel):
     """Dead letters, the newest first."""
 
     items: list[DeadLetterItem]
+    causes: list[CauseCount] | None = Field(
+        description="Of all that are known, replayed ones too: the twenty most frequent; null for a caller who is "
+        "limited to models or folders"
+    )
     next: str | None = Field(description="The `cursor` of the next page; a page may be short, or empty, and have one")
 
 

@@ -17,6 +17,7 @@ from api.cursors import decode_cursor, encode_cursor
 from api.parameters import Cursor, Limit
 from api.problems import ProblemError, unavailable
 from api.schemas import (
+    CauseCount,
     DeadLetterItem,
     DeadLetterList,
     DeadLetterValue,
@@ -25,7 +26,7 @@ from api.schemas import (
     ReplayResult,
     json_body,
 )
-from api.view.dead_letters import LetterKey
+from api.view.dead_letters import LetterKey, cause_of
 from api.view.follower import read_record
 from foldtune.errors import TRANSIENT_ERRORS
 from foldtune.knobs import WrittenTime
@@ -40,6 +41,8 @@ from streams.publishing.dead_letter_replay import (
 
 router = APIRouter(tags=["dead letters"])
 
+_CAUSES = 20
+
 LetterId = Annotated[str, Path(alias="id", pattern=r"^[0-9]{1,10}:[0-9]{1,18}$")]
 
 
@@ -48,6 +51,7 @@ async def list_dead_letters(  # noqa: PLR0917  each is a parameter of the query
     access: CurrentAccess,
     services: CurrentServices,
     topic: Annotated[str | None, Query(max_length=249, description="Where it came from, without prefix")] = None,
+    cause: Annotated[str | None, Query(max_length=1024, description="One of `causes`")] = None,
     since: Annotated[WrittenTime | None, Query(description="Earliest time of their rejection")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
@@ -58,12 +62,22 @@ async def list_dead_letters(  # noqa: PLR0917  each is a parameter of the query
     def keep(letter: DeadLetter) -> bool:
         return (
             (topic is None or (letter.origin is not None and letter.origin.topic == name))
+            and (cause is None or cause_of(letter).reason == cause)
             and (since is None or letter.at >= since)
             and _is_covered(access, letter)
         )
 
-    letters, after = services.view.dead_letters.page(limit, keep, decode_cursor(LetterKey, cursor))
-    return DeadLetterList(items=[_item(letter) for letter in letters], next=encode_cursor(after))
+    table, prefix = services.view.dead_letters, services.settings.kafka.topic_prefix
+    letters, after = table.page(limit, keep, decode_cursor(LetterKey, cursor))
+    causes = [
+        CauseCount(topic=found.topic and found.topic.removeprefix(prefix), cause=found.reason, count=count)
+        for found, count in table.causes.most_common(_CAUSES)
+    ]
+    return DeadLetterList(
+        items=[_item(letter) for letter in letters],
+        causes=causes if access.covers(model=None, folders=None) else None,
+        next=encode_cursor(after),
+    )
 
 
 @router.get("/dead-letters/{id}", response_model=DeadLetterItem)

@@ -26,6 +26,7 @@ class Kept(NamedTuple):
     key: AuditKey
     who: str
     action: str
+    model: str | None
     json: bytes
 
 
@@ -49,7 +50,7 @@ class AuditLog:
             return
         self._ids.add(entry.audit_id)
         key = AuditKey(entry.at.timestamp(), entry.audit_id)
-        self._entries.add(Kept(key, entry.who, entry.action, record.value))
+        self._entries.add(Kept(key, entry.who, entry.action, entry.model, record.value))
         self._bytes += len(record.value)
         while len(self._entries) > MAX_ENTRIES or self._bytes > MAX_BYTES:
             oldest = self._entries.pop(0)

@@ -1,5 +1,7 @@
 """The dead letters, without their bytes."""
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +16,21 @@ _MAX_LOOKED_AT = 5_000
 # reasons have any length. Older ones are on the topic only.
 MAX_BYTES = 128 << 20
 _LETTER_BYTES = 1_000
+_CAUSE = 200
+# Of a reason what differs from record to record: names and numbers.
+_VALUES = re.compile(r"""'[^']*'|"[^"]*"|(?<![a-z_])\d[\d,.]*""")
+
+
+class Cause(NamedTuple):
+    """What letters have in common: where they came from, and why they were rejected."""
+
+    topic: str | None
+    reason: str
+
+
+def cause_of(letter: DeadLetter) -> Cause:
+    """A letter's cause, without the values that it names."""
+    return Cause(letter.origin.topic if letter.origin else None, _VALUES.sub("…", letter.error[:_CAUSE]))
 
 
 class LetterKey(NamedTuple):
@@ -31,6 +48,7 @@ class DeadLetterTable:
         self._index = DeadLetterIndex()
         self._order: SortedList[LetterKey] = SortedList()
         self._bytes = 0
+        self.causes: Counter[Cause] = Counter()
 
     def apply(self, record: Any) -> None:
         """Add a record of ``dead-letters``."""
@@ -39,10 +57,17 @@ class DeadLetterTable:
             return
         self._order.add(_key(letter))
         self._bytes += _size(letter)
+        self.causes[cause_of(letter)] += 1
         while self._bytes > MAX_BYTES:
             oldest = self._order.pop(0)
             if found := self._index.discard(f"{oldest.partition}:{oldest.offset}"):
                 self._bytes -= _size(found)
+                self._uncount(cause_of(found))
+
+    def _uncount(self, cause: Cause) -> None:
+        self.causes[cause] -= 1
+        if not self.causes[cause]:
+            del self.causes[cause]
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """A dead letter by its id."""
@@ -64,7 +89,13 @@ class DeadLetterTable:
 
 
 def _size(letter: DeadLetter) -> int:
-    return _LETTER_BYTES + len(letter.error) + len(letter.key or b"") + len(letter.folder_id or "")
+    return (
+        _LETTER_BYTES
+        + len(letter.error)
+        + min(len(letter.error), _CAUSE)
+        + len(letter.key or b"")
+        + len(letter.folder_id or "")
+    )
 
 
 def _key(letter: DeadLetter) -> LetterKey:

@@ -36,10 +36,18 @@ async def list_jobs(  # noqa: PLR0917  each is a parameter of the query
     del viewer
     # A form sends what is not chosen as an empty text.
     states = [name for name in state if name]
-    found = await client.get("/requests", model=model or None, state=states or None, cursor=cursor)
+    lines: list[str] = []
+    try:
+        found = await client.get("/requests", model=model or None, state=states or None, cursor=cursor)
+    except ApiError as error:
+        if error.status is not HTTPStatus.BAD_REQUEST:
+            raise
+        found, lines = {"items": [], "next": None}, error.lines
     return render(
         request,
         "jobs.html",
+        HTTPStatus.BAD_REQUEST if lines else HTTPStatus.OK,
+        lines=lines,
         jobs=[FineTuneStatus.model_validate(item, strict=False) for item in found["items"]],
         next=following(found["next"], model=model or "", state=states),
         model=model or "",

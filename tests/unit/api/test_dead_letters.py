@@ -59,6 +59,21 @@ def test_of_too_many_dead_letters_the_newest_are_kept(monkeypatch: pytest.Monkey
     found, _ = table.page(10, lambda _: True)
     assert [(letter.id, letter.replayed) for letter in found] == [("0:18", True), ("0:16", True), ("0:14", True)]
     assert len(table._index._receipts) == 3
+    assert list(table.causes.values()) == [3]
+
+
+def test_dead_letters_are_counted_by_cause_and_found_by_it(
+    client: TestClient, services: Services, letters: DeadLetterTable
+) -> None:
+    for offset, reason in ((3, "question: 12 of 'ab'"), (4, "question: 1,300 of 'c d'")):
+        letters.apply(Letter(offset, SECRET, dead_letter_headers(reason, "chat-logs", 1, 10 + offset)))
+    causes = client.get("/dead-letters").json()["causes"]
+    assert causes[0] == {"topic": "chat-logs", "cause": "question: … of …", "count": 2}
+    assert sum(cause["count"] for cause in causes) == 5
+    found = client.get("/dead-letters", params={"cause": "question: … of …", "topic": "chat-logs"}).json()["items"]
+    assert [item["id"] for item in found] == ["0:4", "0:3"]
+    # Of folders that one may not know of, there may be letters.
+    assert client_of(services, "of-handbook").get("/dead-letters").json()["causes"] is None
 
 
 @pytest.mark.usefixtures("letters")

@@ -1,5 +1,6 @@
 """Folders, policies, dead letters, erasures and the audit: what their pages show, and to whom."""
 
+import html
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from api.view.dead_letters import DeadLetterTable
 from api.view.folders import FolderTable
 from api.view.policies import DecisionTable
 from api.view.system import SystemView
+from console.pages.audit import told
 from foldtune.settings import Role, Settings
 from foldtune.topics import Topic
 from tests.unit.api.conftest import MemoryPublisher, Record
@@ -152,7 +154,48 @@ def test_the_audit_shows_who_did_what(
     operator.post("/console/policies/support/pause")
     for entry in publisher.audited:
         view.audit.apply(Record(entry.encode()))
-    page = operator.get("/console/audit").text
-    assert "policy.pause" in page
-    assert "operator" in page
-    assert "No entry" in operator.get("/console/audit?who=nobody").text
+    page = html.unescape(operator.get("/console/audit").text)
+    assert "paused a policy" in page
+    assert '<a href="/console/policies/support">support</a>' in page
+    # Who had set it, and who has paused it.
+    assert "</span>ada</del>" in page
+    assert "</span>operator</ins>" in page
+    for found in ("who=operator", "action=policy.pause", "model=support"):
+        assert "paused a policy" in operator.get(f"/console/audit?{found}").text
+    for missed in ("who=nobody", "action=policy.resume", "model=sales"):
+        assert "No entry" in operator.get(f"/console/audit?{missed}").text
+    assert 'value="No Name"' in operator.get("/console/audit?model=No+Name").text
+
+
+@pytest.mark.parametrize(
+    ("action", "target", "model", "address"),
+    [
+        ("request.create", "support/a b", "support", "/console/jobs/support/a%20b"),
+        ("version.reject", "support/1", "support", "/console/models/support/versions/1"),
+        ("dead_letter.read", "0:1", None, "/console/dead-letters/0%3A1/value"),
+        ("erasure.ask", "e/1", None, "/console/privacy/e%2F1"),
+        # Of a later release, or forged.
+        ("request.create", "support/1", None, None),
+        ("other", "x", "support", None),
+        ("preview.read", "..", None, None),
+    ],
+)
+def test_an_entry_leads_to_what_it_is_about(action: str, target: str, model: str | None, address: str | None) -> None:
+    assert told({"action": action, "target": target, "model": model}).address == address
+
+
+def test_dead_letters_are_found_by_cause_and_none_is_replayed_unchosen(
+    services: Services, settings: Settings, letters: DeadLetterTable
+) -> None:
+    del letters
+    operator = browser_of(services, settings, "operator")
+    page = html.unescape(operator.get("/console/dead-letters").text)
+    assert 'href="?cause=question%3A%20too%20long&topic=chat-logs">1</a>' in page
+    found = operator.get("/console/dead-letters?cause=question%3A%20too%20long&topic=chat-logs").text
+    assert 'value="0:0"' in found
+    assert 'value="0:1"' not in found
+    again = operator.post("/console/dead-letters/replay", data={"topic": "feedback"})
+    assert again.status_code == 400
+    assert "Choose at least one" in again.text
+    # The filter is kept.
+    assert 'value="0:0"' not in again.text

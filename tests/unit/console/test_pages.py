@@ -177,7 +177,10 @@ def test_jobs_are_found_by_model_and_state(viewing: TestClient, view: SystemView
     assert "/support/one" in failed
     assert "/support/two" not in failed
     assert "No job matches" in viewing.get("/console/jobs?model=sales").text
-    assert "model" in viewing.get("/console/jobs?model=No+Name").text
+    odd = viewing.get("/console/jobs?model=No+Name&state=failed")
+    assert odd.status_code == 400
+    assert 'value="No Name"' in odd.text
+    assert "lower-case letters" in odd.text
 
 
 def test_numbers_are_written_as_people_say_them() -> None:
