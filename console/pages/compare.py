@@ -12,10 +12,9 @@ from starlette.responses import Response
 
 from console.api_client import ApiClient, ApiError, path
 from console.context import CurrentClient, CurrentViewer
-from console.knobs import KNOBS
 from console.pages.verdicts import Metrics
 from console.pages.versions import QuestionRow
-from console.rendering import render, time_element, words
+from console.rendering import number, render, time_element, words
 from foldtune.events import FineTuneRequested
 
 router = APIRouter()
@@ -147,8 +146,8 @@ def _made(left: Side, right: Side) -> Iterator[Difference]:
     names = words()["compare"]["made"]
     if left.asked and right.asked:
         for (name, one), (_, other) in zip(_asked(left.asked), _asked(right.asked), strict=True):
-            yield Difference(names.get(name) or words()["knobs"][name]["name"], one, other)
-    for (name, one), (_, other) in zip(_measured(left.version), _measured(right.version), strict=True):
+            yield Difference(names.get(name) or words()["knobs"].get(name, {}).get("name", name), one, other)
+    for (name, one), (_, other) in zip(_measured(left), _measured(right), strict=True):
         yield Difference(names[name], one, other)
 
 
@@ -159,19 +158,20 @@ def _asked(request: FineTuneRequested) -> Iterator[tuple[str, str]]:
     yield "until", time_element(data.end) if data.end else everything
     yield "folders", ", ".join(sorted(data.folders)) if data.folders else everything
     yield "agents", ", ".join(sorted(data.agents)) if data.agents else everything
-    for knob in KNOBS:
-        section, _, field = knob.partition(".")
-        yield knob, str(getattr(getattr(request, section), field))
+    for section in ("dataset", "training", "weights"):
+        for field, value in getattr(request, section):
+            yield f"{section}.{field}", str(value)
     yield "seed", str(request.seed)
 
 
-def _measured(version: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    job = words()["job"]
+def _measured(side: Side) -> Iterator[tuple[str, str]]:
+    version, job, trained_on = side.version, words()["job"], side.metrics.data.get("trained_on")
     base = version["base_model"]
     yield "base_model", f"{base['uri']} {base.get('revision') or ''}".strip()
     yield "started_from", version.get("parent_version") or job["the_base"]
     yield "compared_with", version.get("compared_with") or job["the_base"]
     yield "snapshot_at", time_element(version.get("snapshot_at"))
+    yield "trained_on", number(trained_on if isinstance(trained_on, int) else None)
     yield "questions", f"{version['metrics_after']['questions']:,}"
     yield "documents", f"{version['metrics_after']['documents']:,}"
     yield "machine", (version.get("work") or {}).get("machine") or words()["units"]["none"]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import isfinite
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
@@ -157,7 +158,8 @@ def next_training(item: Mapping[str, Any]) -> NextTraining | None:
     numbers = [
         (each.condition, each.figure, each.bound)
         for each in conditions
-        if each.figure is not None and each.bound is not None
+        # Their difference may be infinite all the same.
+        if each.figure is not None and each.bound is not None and isfinite(each.bound - each.figure)
     ]
     missing = [bound - figure for name, figure, bound in numbers if name == "new_examples"]
     changed = [(figure, bound) for name, figure, bound in numbers if name == "changed_documents"]

@@ -117,6 +117,7 @@ def test_what_the_next_training_waits_for() -> None:
         Condition(condition="calendar", met=False),
         Condition(condition="quality", met=False, bound=0.01),
         Condition(condition="of_tomorrow", met=False),
+        Condition(condition="new_examples", met=False, figure=-1e308, bound=1e308),
     )
     waiting = decided(*conditions, next_at=AT)
     expected = NextTraining("waiting", examples=10, changed=(0.07, 0.2), at=AT, on_quality=True)
