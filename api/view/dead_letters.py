@@ -17,8 +17,8 @@ _MAX_LOOKED_AT = 5_000
 MAX_BYTES = 128 << 20
 _LETTER_BYTES = 1_000
 _CAUSE = 200
-# Of a reason what differs from record to record: names and numbers.
-_VALUES = re.compile(r"""'[^']*'|"[^"]*"|(?<![a-z_])\d[\d,.]*""")
+# Of a reason what differs from record to record: names, times and numbers.
+_VALUES = re.compile(r"""'[^']*'|"[^"]*"|\b\d{4}-\d\d-\d\d[\d:.TZ+-]*|(?<![a-z_])\d+(?:[.,]\d+)*""")
 
 
 class Cause(NamedTuple):

@@ -65,12 +65,12 @@ def test_of_too_many_dead_letters_the_newest_are_kept(monkeypatch: pytest.Monkey
 def test_dead_letters_are_counted_by_cause_and_found_by_it(
     client: TestClient, services: Services, letters: DeadLetterTable
 ) -> None:
-    for offset, reason in ((3, "question: 12 of 'ab'"), (4, "question: 1,300 of 'c d'")):
+    for offset, reason in ((3, "a.0: 12 of 'ab', 2026-03-01T12:00:00Z"), (4, "a.13: 1,300 of 'c d', 2027-03-01")):
         letters.apply(Letter(offset, SECRET, dead_letter_headers(reason, "chat-logs", 1, 10 + offset)))
     causes = client.get("/dead-letters").json()["causes"]
-    assert causes[0] == {"topic": "chat-logs", "cause": "question: … of …", "count": 2}
+    assert causes[0] == {"topic": "chat-logs", "cause": "a.…: … of …, …", "count": 2}
     assert sum(cause["count"] for cause in causes) == 5
-    found = client.get("/dead-letters", params={"cause": "question: … of …", "topic": "chat-logs"}).json()["items"]
+    found = client.get("/dead-letters", params={"cause": "a.…: … of …, …", "topic": "chat-logs"}).json()["items"]
     assert [item["id"] for item in found] == ["0:4", "0:3"]
     # Of folders that one may not know of, there may be letters.
     assert client_of(services, "of-handbook").get("/dead-letters").json()["causes"] is None
