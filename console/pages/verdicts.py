@@ -151,9 +151,13 @@ def chart(version: dict[str, Any], folders: dict[str, FolderScores]) -> Chart:
     return Chart(
         [_row(name, each, (first / 10, last / 10), end) for name, each in shown],
         [(_place(tenth / 10, first / 10, last / 10), f"{tenth / 10:.1f}") for tenth in _few(first, last)],
-        [(_place(value, -end, end), f"{value:+g}".replace("-", words()["units"]["minus"])) for value in (-end, 0, end)],
+        [(_place(value, -end, end), _mark(value)) for value in (-end, 0, end)],
         len(folders) - len(largest),
     )
+
+
+def _mark(value: float) -> str:
+    return f"{value:+g}".replace("-", words()["units"]["minus"]) if value else "0"
 
 
 def _few(first: int, last: int) -> range:
