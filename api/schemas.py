@@ -109,7 +109,6 @@ class ModelSummary(BaseModel):
 
     model: str
     versions: int
-    newest_promoted: ModelReady | None
     recent: list[VersionFigures] = Field([], description="The newest promoted versions, the newest first: at most ten")
     deployable: str | None = Field(
         None, description="What a deployment serves that takes the newest: a promoted version that needs no approval"

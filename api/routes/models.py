@@ -60,7 +60,7 @@ async def list_models(
 
 @router.get("/models/{model}", response_model=ModelSummary)
 async def get_model(services: CurrentServices, model: PathModel) -> ModelSummary:
-    """A model and its newest promoted version."""
+    """A model and its newest promoted versions."""
     _require_model(services, model)
     return _summary(services, model)
 
@@ -171,7 +171,6 @@ def _summary(services: Services, model: str) -> ModelSummary:
     return ModelSummary(
         model=model,
         versions=view.models.count(model),
-        newest_promoted=view.models.newest_promoted(model),
         recent=[
             VersionFigures(**_figures(services, model, version))
             for version in islice(view.models.promoted(model), _RECENT)

@@ -82,6 +82,7 @@ async def compare(
             "folders": _both(left.metrics.largest_folders, right.metrics.largest_folders),
             "losses": _both(left.metrics.not_trained_on, right.metrics.not_trained_on),
             "differing": [each for each in made if each.left != each.right],
+            "standings": {item["version"]: item["approval"] for item in listed["items"]},
             "same": [each for each in made if each.left == each.right],
         }
     return render(request, "compare.html", status, sides=sides, **values)

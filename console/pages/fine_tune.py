@@ -209,7 +209,7 @@ async def _is_promoted(client: ApiClient, model: str) -> bool:
         found = await client.get(path("models", model))
     except ApiError as error:
         return error.status is not HTTPStatus.NOT_FOUND
-    return found["newest_promoted"] is not None
+    return bool(found["recent"])
 
 
 async def _form(

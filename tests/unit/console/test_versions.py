@@ -102,8 +102,8 @@ def test_two_versions_stand_side_by_side_with_what_differs(viewing: TestClient) 
     differing = page.split("What differs")[2].split("</table>")[0]
     rows = [row.split("</th>")[0] for row in differing.split('<th scope="row">')[1:]]
     assert rows == ["Folders", "Hard negative samples", "Started from", "Measured against"]
-    assert '<td data-name="000001">all</td><td data-name="000002">pricing</td>' in differing
-    assert '<td data-name="000001">4</td><td data-name="000002">5</td>' in differing
+    assert '<td data-name="Older">all</td><td data-name="Newer">pricing</td>' in differing
+    assert '<td data-name="Older">4</td><td data-name="Newer">5</td>' in differing
     # Of the newer one alone, as it was measured against the older one.
     assert "Difference, same questions" in page
     assert '<td class="figure" data-name="Difference, same questions"><span class="worse">−.080</span></td>' in page  # noqa: RUF001
