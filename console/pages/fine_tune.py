@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +14,7 @@ from console.context import CurrentClient, CurrentConsole, CurrentViewer, see_ot
 from console.knobs import GROUPS, KNOBS, STARTS, Fields, fields_of, request_of
 from console.rendering import render, words
 from console.sign_in import parse_fields, read_fields
+from foldtune.events import MAX_PREVIEW_FOLDERS
 
 router = APIRouter()
 
@@ -113,13 +114,17 @@ def hints(preview: Mapping[str, Any], body: Mapping[str, Any], min_examples: int
     def tell(field: str, hint: str, **figures: object) -> None:
         found[field].append(texts[hint].format(**figures))
 
+    counted = {folder["folder_id"] for folder in preview["folders"]}
+    unknown = [name for name in body.get("data", {}).get("folders", ()) if name not in counted]
+    # More are not named in a preview.
+    if unknown and preview["complete"] and len(counted) < MAX_PREVIEW_FOLDERS:
+        tell("data.folders", "unknown_folders", folders=_first(unknown))
     if preview["examples"] < min_examples:
         tell("data.folders", "too_few", examples=preview["examples"], least=min_examples)
     elif training["held_out"] < _FEW_HELD_OUT:
         tell("data.folders", "few_held_out", questions=training["held_out"], least=_FEW_HELD_OUT)
     elif small := [folder["folder_id"] for folder in preview["folders"] if folder["examples"] < _FEW_OF_A_FOLDER]:
-        more = texts["and_more"].format(count=len(small) - 3) if len(small) > 3 else ""
-        tell("data.folders", "small_folders", folders=", ".join(small[:3]) + more, least=_FEW_OF_A_FOLDER)
+        tell("data.folders", "small_folders", folders=_first(small), least=_FEW_OF_A_FOLDER)
     if preview["documents"] <= value["dataset.easy_negatives"] + value["dataset.hard_negatives"]:
         tell("dataset.easy_negatives", "few_documents", documents=preview["documents"])
     _tell_candidates(preview, value, tell)
@@ -139,6 +144,11 @@ def hints(preview: Mapping[str, Any], body: Mapping[str, Any], min_examples: int
     if value["weights.focus"] > 1 and not value["weights.minimum"]:
         tell("weights.minimum", "focus_without_minimum")
     return dict(found)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = words()["hints"]["and_more"].format(count=len(names) - 3) if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _tell_candidates(preview: Mapping[str, Any], value: Mapping[str, Any], tell: Any) -> None:
@@ -226,6 +236,7 @@ async def _form(
         # Those that belong to no field that is shown.
         "lines": error.lines if error and not error.fields else others,
         "hints": {},
+        "preview": None,
         "days": await _days(client, fields),
     }
     values |= await _folders(client, fields)

@@ -245,6 +245,7 @@ function showPreview(form, preview) {
   document.getElementById("told").textContent = preview.querySelector(".lead, .error")?.textContent.replace(/\s+/g, " ") ?? "";
   const slider = preview.querySelector("#threshold");
   if (!slider) return;
+  slider.parentElement.hidden = false;
   const field = form.elements["dataset.exclusion_threshold"];
   slider.addEventListener("input", () => markAll(slider));
   slider.addEventListener("change", () => {

@@ -146,7 +146,8 @@ def test_a_preview_of_a_wrong_knob_is_a_hint_beside_it(requesting: TestClient) -
 def previewed(examples: int, **fields: Any) -> dict[str, Any]:
     """What the API answers to a preview, as far as hints look."""
     training = expected_training(examples, TrainingKnobs()).model_dump()
-    return {"examples": examples, "documents": 99, "training": training, "folders": [], "questions": None} | fields
+    defaults = {"examples": examples, "documents": 99, "training": training, "folders": [], "questions": None}
+    return defaults | {"complete": True} | fields
 
 
 def test_what_fights_the_data_is_said_beside_its_field() -> None:
@@ -165,6 +166,10 @@ def test_what_fights_the_data_is_said_beside_its_field() -> None:
         "data.folders": ["Fewer than 20 examples, too few to be judged alone: f0, f1, f2 and 2 more."]
     }
     assert sorted(hints(previewed(2000, documents=6), {}, 20)) == ["dataset.easy_negatives"]
+    named = {"data": {"folders": ["f0", "gone"]}}
+    large = [{"folder_id": "f0", "examples": 800}]
+    assert hints(previewed(2000, folders=large), named, 20)["data.folders"][0].endswith("refused: gone.")
+    assert hints(previewed(2000, folders=large, complete=False), named, 20) == {}
 
 
 @pytest.mark.parametrize(
