@@ -136,6 +136,9 @@ def test_a_preview_shows_counts_reasons_and_questions_with_what_becomes_of_each_
     assert "No version of this model is promoted" not in page
     newest = browser.get(f"{FORM}/preview?model=support&training.start=incumbent").text
     assert "No version of this model is promoted" in newest
+    nothing = browser.get(f"{FORM}/preview?model=support&data.end=2001-01-01&data.folders=f&data.folders=gone").text
+    assert 'data-examples="0"' in nothing
+    assert "for which a request is refused: gone." in nothing
 
 
 def test_a_preview_of_a_wrong_knob_is_a_hint_beside_it(requesting: TestClient) -> None:
