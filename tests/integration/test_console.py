@@ -63,8 +63,11 @@ def test_a_job_is_followed_by_one_and_cancelled_by_another(
         expect(page.get_by_role("button", name="Cancel this job")).to_have_count(0)
         cancel = f"{page.url}/cancel"
         assert context.request.post(cancel, headers={"Origin": console}).status == 403
+        page.locator("#progress .scroll").focus()
         publisher.publish(Topic.FINE_TUNE_STATUS, status(State.RUNNING, progress=progress(60)), **key)
         expect(bar).to_have_attribute("value", "60", timeout=PATIENCE)
+        # Whoever reads by the keyboard stays where they are.
+        expect(page.locator("#progress .scroll")).to_be_focused()
         cancel_as_another(browser, page.url, console, settings)
         publisher.publish(Topic.FINE_TUNE_STATUS, status(State.CANCELLED), **key)
         expect(page.locator(".lead")).to_contain_text("cancelled", timeout=PATIENCE)
