@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import structlog
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -31,6 +32,7 @@ CALLERS: dict[str, dict[str, Any]] = {
     "of-support": {"roles": EVERY_ROLE, "models": ["support"]},
     "of-handbook": {"roles": EVERY_ROLE, "folders": ["handbook"]},
 }
+_APPS: dict[tuple[str, tuple[str, ...], tuple[str, ...]], FastAPI] = {}
 
 
 class Record(NamedTuple):
@@ -126,9 +128,20 @@ def client(services: Services) -> TestClient:
 
 
 def client_of(services: Services, token: str | None = None, host: str = "localhost") -> TestClient:
-    app = create_app(services, host)
+    """A client of the application on these services: it has no others from then on."""
+    app = app_of(services, host)
     headers = bearer(token) if token else {}
     return TestClient(app, base_url="http://localhost", headers=headers, raise_server_exceptions=False)
+
+
+def app_of(services: Services, host: str = "localhost") -> FastAPI:
+    """One for all tests: building its routes takes longer than most of them."""
+    settings = services.settings.api
+    kind = (host, settings.hosts, settings.cors_origins)
+    if kind not in _APPS:
+        _APPS[kind] = create_app(services, host)
+    _APPS[kind].state.services = services
+    return _APPS[kind]
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -3,19 +3,16 @@
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from api.app import create_app
 from api.context import Services
 from api.server import with_console
 from api.session_sign_in import sign_in_with_sessions
 from console.app import sessions_of
 from foldtune.settings import ApiSettings, ConsoleSettings, Settings
-from tests.unit.api.conftest import plain_logs, publisher, services, tokens_file, view
+from tests.unit.api.conftest import app_of, plain_logs, publisher, services, tokens_file, view
 
 __all__ = ["plain_logs", "publisher", "services", "tokens_file", "view"]
-_APIS: list[FastAPI] = []
 
 
 @pytest.fixture
@@ -35,18 +32,10 @@ def browser_of(services: Services, settings: Settings, token: str | None = None)
     """A browser in which somebody has signed in with a token."""
     sessions = sessions_of(settings)
     object.__setattr__(services, "sign_in", sign_in_with_sessions(settings.api, sessions))
-    app = with_console(_api_of(services), settings, sessions, "localhost")
+    app = with_console(app_of(services), settings, sessions, "localhost")
     client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
     client.headers["origin"] = "http://localhost"
     if token:
         answer = client.post("/console/sign-in", data={"token": token}, follow_redirects=False)
         assert answer.status_code == 303
     return client
-
-
-def _api_of(services: Services) -> FastAPI:
-    # One for all tests: building its routes takes longer than most of them.
-    if not _APIS:
-        _APIS.append(create_app(services))
-    _APIS[0].state.services = services
-    return _APIS[0]
