@@ -8,6 +8,9 @@ PACKAGE ?= .serverless
 # Node.js comes with the Python packages.
 WITH_NODE := PATH="$(abspath $(BIN)):$$PATH"
 
+# Tests start hundreds of Python processes, each sooner with the bytecode of the one before.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-lowest test-newest unit integration acceptance matrix chaos fuzz search gpu-check gpu-wheels bench-ingest bench-api bench-console screenshots bench-train bench-rounds figures package check format lock schemas clean
 
