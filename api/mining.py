@@ -38,6 +38,8 @@ class Mining:
     model: str
     folders: tuple[str, ...] | None
     told: MinedPreview = field(default_factory=lambda: MinedPreview(state="pending"))
+    # Digest of what is searched for.
+    asked: bytes = b""
 
 
 class Miner:
@@ -54,18 +56,28 @@ class Miner:
         self._one = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, preview_id: str, model: str, folders: tuple[str, ...] | None, prepare: Prepare) -> MinedPreview:
-        """Begin to mine; what to tell now."""
+    def begin(
+        self, preview_id: str, model: str, folders: tuple[str, ...] | None, prepare: Prepare, asked: bytes
+    ) -> MinedPreview:
+        """Begin to mine, unless the same was ``asked`` before, as by a preview with more epochs; what to tell now."""
+        alike = (known for known in self._minings.values() if known.asked == asked and known.told.state != "failed")
+        if (known := next(alike, None)) is not None:
+            self._keep(preview_id, known)
+            return known.told
         if len(self._tasks) >= _MAX_WAITING:
             reason = f"{_MAX_WAITING} other previews are being searched: ask again"
             return MinedPreview(state="failed", reason=reason)
-        mining = self._minings[preview_id] = Mining(model, folders)
-        while len(self._minings) > _MAX_KEPT:
-            self._minings.popitem(last=False)
+        mining = Mining(model, folders, asked=asked)
+        self._keep(preview_id, mining)
         task = asyncio.create_task(self._mine(mining, prepare))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return mining.told
+
+    def _keep(self, preview_id: str, mining: Mining) -> None:
+        self._minings[preview_id] = mining
+        while len(self._minings) > _MAX_KEPT:
+            self._minings.popitem(last=False)
 
     def get(self, preview_id: str) -> Mining | None:
         """What has become of a preview, if it was begun here and is among the last."""

@@ -1,6 +1,7 @@
 """``/previews``: what a request would train on, as the workers that have the training sets answer."""
 
 import asyncio
+import hashlib
 import uuid
 from http import HTTPStatus
 from typing import Annotated, NamedTuple
@@ -143,7 +144,9 @@ def _mined(services: Services, body: RequestBody, preview_id: str, questions: _Q
         found = [text for _, answer in sorted((await _ask(services, asked)).items()) for text in answer.texts]
         return to_mine(questions.drawn, [*questions.documents, *found], body.dataset)
 
-    return services.miner.begin(preview_id, body.model, body.data.folders, prepare)
+    asked = hashlib.sha256(to_mine(questions.drawn, questions.documents, body.dataset))
+    asked.update(f"{body.model} {body.data.model_dump_json()}".encode())
+    return services.miner.begin(preview_id, body.model, body.data.folders, prepare, asked.digest())
 
 
 @router.get("/previews/{id}/mined", response_model=MinedPreview)

@@ -402,6 +402,15 @@ def test_mined_negatives_follow_where_the_settings_say_so(
         assert (publisher.audited[-1].action, publisher.audited[-1].target) == ("preview.read", preview["preview_id"])
         assert mined(client, preview, "of-handbook")["status"] == 404
         assert mined(client, {"preview_id": "another"})["status"] == 404
+        # Other epochs leave the negatives as they are, and another threshold does not.
+        body = {"model": "support", "data": {"folders": ["f", "g"]}, "training": {"epochs": 9}}
+        again = client.post("/previews", json=body).json()
+        assert again["mined"] == {"state": "ready", "reason": None} | {
+            name: found[name] for name in ("documents", "examples")
+        }
+        assert mined(client, again) == found
+        other = client.post("/previews", json=body | {"dataset": {"exclusion_threshold": 0.9}}).json()
+        assert other["mined"]["state"] == "pending"
         # The model of a training is another one than this process has.
         for changes in ({"base_model": {"uri": "hf://org/model"}}, {"training": {"start": "incumbent"}}):
             preview = client.post("/previews", json={"model": "support", **changes}).json()
@@ -441,7 +450,12 @@ def test_only_a_few_searches_wait(services: Services, workers: Workers) -> None:
     workers.add(*shown_history(0))
     miner = Miner(enabled=True, command=(sys.executable, "-c", "import time; time.sleep(60)"))
     with client_of(replace(services, miner=miner), "anybody") as client:
-        states = [client.post("/previews", json={"model": "support"}).json()["mined"]["state"] for _ in range(5)]
+        states = [
+            client.post("/previews", json={"model": "support", "dataset": {"hard_negatives": number}}).json()["mined"][
+                "state"
+            ]
+            for number in range(5)
+        ]
         assert client.portal
         client.portal.call(miner.close)
     assert states == [*["pending"] * 4, "failed"]
