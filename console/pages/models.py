@@ -19,9 +19,28 @@ from foldtune.events import FineTuneStatus, PolicyDecided
 router = APIRouter()
 
 # Each is a file that is read.
-_MEASURED = 6
+_MEASURED = 5
 # Of the small picture, which is as wide and high as this and two margins.
 _LINE_WIDTH, _LINE_HEIGHT, _LINE_MARGIN = 152.0, 36.0, 4.0
+
+
+class LinePoint(NamedTuple):
+    """nDCG@10 of a version, and the interval of its gain above what it was measured against on the same questions."""
+
+    after: float
+    low: float
+    high: float
+    # Its standing.
+    approval: str | None
+
+
+class NdcgLine(NamedTuple):
+    """A small picture of versions, in its own units, and what it says in words."""
+
+    label: str
+    points: str
+    # Where each version is, and the ends of its interval: x, y, y, y; and its standing.
+    versions: list[tuple[float, float, float, float, str | None]]
 
 
 @router.get("/")
@@ -44,7 +63,7 @@ async def list_models(
         request,
         "models.html",
         models=found["items"],
-        lines={item["model"]: ndcg_line(item["recent"]) for item in found["items"] if item["recent"]},
+        lines={item["model"]: ndcg_line(points_of(item["recent"])) for item in found["items"] if item["recent"]},
         trainings=policies and {item["policy"]["model"]: next_training(item) for item in policies["items"]},
         next=following(found["next"]),
     )
@@ -83,7 +102,15 @@ async def show_folders(request: Request, client: CurrentClient, viewer: CurrentV
         *(client.optional(path("models", model, "versions", version["version"], "metrics")) for version in versions)
     )
     folders = folders_over_time([Metrics.of(found).largest_folders for found in measured])
-    return render(request, "model_folders.html", model=model, versions=versions, folders=folders)
+    approvals = [version["approval"] for version in versions]
+    return render(
+        request,
+        "model_folders.html",
+        model=model,
+        versions=versions,
+        folders=folders,
+        lines={name: _folder_line(scores, approvals) for name, scores in folders.items()},
+    )
 
 
 def folders_over_time(measured: Sequence[Mapping[str, FolderScores]]) -> dict[str, list[FolderScores | None]]:
@@ -92,42 +119,47 @@ def folders_over_time(measured: Sequence[Mapping[str, FolderScores]]) -> dict[st
     return {name: [scores.get(name) for scores in measured] for name in names}
 
 
-class NdcgLine(NamedTuple):
-    """A small picture of versions, in its own units, and what it says in words."""
+def _folder_line(scores: Sequence[FolderScores | None], approvals: Sequence[str | None]) -> NdcgLine:
+    points: list[LinePoint] = []
+    for each, approval in zip(scores, approvals, strict=True):
+        if each:
+            before, after = each.before.ndcg_at_10, each.after.ndcg_at_10
+            low, high = each.ndcg_gain_interval or (each.gain, each.gain)
+            points.append(LinePoint(after, before + low, before + high, approval))
+    return ndcg_line(points)
 
-    label: str
-    points: str
-    # Where each version is, and the ends of its interval: x, y, y, y; and its standing.
-    versions: list[tuple[float, float, float, float, str | None]]
 
-
-def ndcg_line(recent: Sequence[Mapping[str, Any]]) -> NdcgLine:
-    """nDCG@10 of promoted versions, which come with the newest first, each with the interval of its gain.
-
-    Intervals are of paired gains, so each is drawn above what the version was measured against, on the same questions.
-    """
-    figures: list[tuple[float, float, float]] = []
+def points_of(recent: Sequence[Mapping[str, Any]]) -> list[LinePoint]:
+    """Of promoted versions, which come with the newest first."""
+    points: list[LinePoint] = []
     for version in reversed(recent):
         after, gate = version["ndcg_at_10"], version["gate"]
-        low, high = gate["ndcg_gain_interval"]
         before = after - gate["ndcg_gain"]
-        figures.append((after, before + low, before + high))
+        low, high = (before + end for end in gate["ndcg_gain_interval"])
+        points.append(LinePoint(after, low, high, version["approval"]))
+    return points
+
+
+def ndcg_line(points: Sequence[LinePoint]) -> NdcgLine:
+    """The picture of versions from the oldest to the newest; of one at least."""
+    figures = [point[:3] for point in points]
     least, most = min(map(min, figures)), max(map(max, figures))
     unit, step = _LINE_HEIGHT / max(most - least, 0.001), _LINE_WIDTH / max(len(figures) - 1, 1)
+
+    def y(figure: float) -> float:
+        return round(_LINE_MARGIN + (most - figure) * unit, 1)
+
     drawn = [
-        (
-            round(_LINE_MARGIN + number * step, 1),
-            *(round(_LINE_MARGIN + (most - figure) * unit, 1) for figure in each),
-            version["approval"],
-        )
-        for number, (each, version) in enumerate(zip(figures, reversed(recent), strict=True))
+        (round(_LINE_MARGIN + number * step, 1), y(point.after), y(point.low), y(point.high), point.approval)
+        for number, point in enumerate(points)
     ]
     w = words()["models"]
     told = "; ".join(
         w["point"].format(score=score(after), low=score(low), high=score(high)) for after, low, high in figures
     )
-    points = " ".join(f"{x},{y}" for x, y, *_ in drawn)
-    return NdcgLine(w["line"].format(count=len(figures), figures=told), points, drawn)
+    return NdcgLine(
+        w["line"].format(count=len(figures), figures=told), " ".join(f"{x},{y}" for x, y, *_ in drawn), drawn
+    )
 
 
 class NextTraining(NamedTuple):

@@ -78,7 +78,7 @@ def test_the_first_page_says_what_is_served_what_waits_and_how_it_has_become(
     # Each as the figure after, and the interval of its gain above the figure before.
     figures = ".550 (.520 to .590); .520 (.490 to .560); .600 (.570 to .640)"
     assert f"of the last 3 promoted versions, each with the 95 % interval of its gain: {figures}" in page
-    assert '<circle class="rejected"' in page
+    assert '<circle class="of-rejected"' in page
     assert '<span class="better">+.100</span>' in page
     assert "none promoted yet" in page
     # Only whoever may ask for a training is offered one.
@@ -166,6 +166,7 @@ def test_folders_are_shown_over_the_last_versions(viewing: TestClient, services:
     rows = [row.split("<td") for row in part.split("<tr>")[2:]]
     assert ["/console/folders/" in row[0] for row in rows] == [True, True]
     assert "x/&lt;b&gt;" in rows[1][0]
-    assert [cell.split(">")[1].split("<")[0] for cell in rows[1][2:5]] == ["–", ".700", ".800"]  # noqa: RUF001
-    assert 'aria-label="+.200, 95 % interval +.150 to +.250"' in rows[1][6]
+    assert [cell.split(">")[1].split("<")[0] for cell in rows[1][3:6]] == ["–", ".700", ".800"]  # noqa: RUF001
+    assert '<span class="better">+.200</span> <span class="quiet">+.150 to +.250</span>' in rows[1][6]
+    assert "of the last 2 promoted versions, each with the 95 % interval of its gain: .700 (.650 to .750); .800" in part
     assert 'href="/console/models/support/folders"' in viewing.get("/console/models/support").text
