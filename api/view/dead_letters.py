@@ -17,8 +17,9 @@ _MAX_LOOKED_AT = 5_000
 MAX_BYTES = 128 << 20
 _LETTER_BYTES = 1_000
 _CAUSE = 200
-# Of a reason what differs from record to record: names, times and numbers.
-_VALUES = re.compile(r"""'[^']*'|"[^"]*"|\b\d{4}-\d\d-\d\d[\d:.TZ+-]*|(?<![a-z_])\d+(?:[.,]\d+)*""")
+# Of a reason what differs from record to record: names and times, and numbers.
+_VALUES = re.compile(r"""'[^']*'|"[^"]*"|\b\d{4}-\d\d-\d\d[\d:.TZ+-]*""")
+_NUMBERS = re.compile(r"(?<![a-z_])\d+(?:[.,]\d+)*")
 
 
 class Cause(NamedTuple):
@@ -30,7 +31,8 @@ class Cause(NamedTuple):
 
 def cause_of(letter: DeadLetter) -> Cause:
     """A letter's cause, without the values that it names."""
-    return Cause(letter.origin.topic if letter.origin else None, _VALUES.sub("…", letter.error[:_CAUSE]))
+    reason = _NUMBERS.sub("N", _VALUES.sub("…", letter.error[:_CAUSE]))
+    return Cause(letter.origin.topic if letter.origin else None, reason)
 
 
 class LetterKey(NamedTuple):

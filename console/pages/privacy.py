@@ -43,7 +43,7 @@ async def ask(request: Request, client: CurrentClient, viewer: CurrentViewer) ->
             return _form(request, fields, affected=[], differs=True, status=HTTPStatus.BAD_REQUEST)
         asked = await client.post("/erasures", body)
     except ApiError as error:
-        if error.status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE}:
+        if error.status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE}:
             raise
         return _form(request, fields, errors=error.fields, lines=error.lines, status=error.status)
     return see_other(f"/console/privacy{path(asked['erasure_id'])}")

@@ -68,9 +68,9 @@ def test_dead_letters_are_counted_by_cause_and_found_by_it(
     for offset, reason in ((3, "a.0: 12 of 'ab', 2026-03-01T12:00:00Z"), (4, "a.13: 1,300 of 'c d', 2027-03-01")):
         letters.apply(Letter(offset, SECRET, dead_letter_headers(reason, "chat-logs", 1, 10 + offset)))
     causes = client.get("/dead-letters").json()["causes"]
-    assert causes[0] == {"topic": "chat-logs", "cause": "a.…: … of …, …", "count": 2}
+    assert causes[0] == {"topic": "chat-logs", "cause": "a.N: N of …, …", "count": 2}
     assert sum(cause["count"] for cause in causes) == 5
-    found = client.get("/dead-letters", params={"cause": "a.…: … of …, …", "topic": "chat-logs"}).json()["items"]
+    found = client.get("/dead-letters", params={"cause": "a.N: N of …, …", "topic": "chat-logs"}).json()["items"]
     assert [item["id"] for item in found] == ["0:4", "0:3"]
     # Of folders that one may not know of, there may be letters.
     assert client_of(services, "of-handbook").get("/dead-letters").json()["causes"] is None
