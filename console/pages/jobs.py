@@ -62,10 +62,10 @@ async def show_job(
     """A job: how far it is, and in the end what has come of it."""
     del viewer
     values = await _progress(client, model, request_id)
-    asked = await _optional(client, path("models", model, "requests", request_id, "request"))
+    asked = await client.optional(path("models", model, "requests", request_id, "request"))
     version, files = values["version"], None
     if version:
-        files = await _optional(client, path("models", model, "versions", version["version"], "files"))
+        files = await client.optional(path("models", model, "versions", version["version"], "files"))
     return render(
         request,
         "job.html",
@@ -121,14 +121,6 @@ async def show_log(
     return render(request, "job_log.html", log=found, lines=lines, model=model, request_id=request_id)
 
 
-@router.get("/console/models/{model}/versions/{version}/files/{file:path}")
-async def fetch_file(client: CurrentClient, viewer: CurrentViewer, model: str, version: str, file: str) -> Response:
-    """Lead to a file of a version, where it can be fetched for a few minutes."""
-    del viewer
-    found = await client.get(path("models", model, "versions", version, "files", file))
-    return see_other(found["url"])
-
-
 async def _progress(client: ApiClient, model: str, request_id: str) -> dict[str, Any]:
     found = await client.get(path("models", model, "requests", request_id))
     status = FineTuneStatus.model_validate(found, strict=False)
@@ -138,10 +130,10 @@ async def _progress(client: ApiClient, model: str, request_id: str) -> dict[str,
         "times": state_times(status),
         "epochs": list(enumerate(status.validation_curve, start=1)),
         "version": version,
-        "time": await _optional(client, path("models", model, "requests", request_id, "time")),
+        "time": await client.optional(path("models", model, "requests", request_id, "time")),
     }
     if version:
-        found = await _optional(client, path("models", model, "versions", version["version"], "metrics"))
+        found = await client.optional(path("models", model, "versions", version["version"], "metrics"))
         metrics = Metrics.of(found)
         values |= {
             "metrics_file": metrics,
@@ -207,15 +199,5 @@ async def _version(client: ApiClient, status: FineTuneStatus) -> dict[str, Any] 
     found = _VERSION.search(status.model_uri or "")
     if found is None:
         return None
-    version: dict[str, Any] | None = await _optional(client, path("models", status.model, "versions", found[1]))
+    version: dict[str, Any] | None = await client.optional(path("models", status.model, "versions", found[1]))
     return version
-
-
-async def _optional(client: ApiClient, address: str) -> Any:
-    try:
-        return await client.get(address)
-    except ApiError as error:
-        # A page without it says more than none.
-        if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS}:
-            raise
-        return None

@@ -9,7 +9,7 @@ from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from console.api_client import ApiError, path
-from console.context import CurrentClient, CurrentViewer
+from console.context import CurrentClient, CurrentViewer, see_other
 from console.pages.verdicts import Metrics, verdict
 from console.rendering import render
 from foldtune.events import FineTuneRequested
@@ -63,6 +63,14 @@ async def show_version(
         asked=asked and FineTuneRequested.model_validate(asked, strict=False),
         compared_approval=(other or {}).get("approval"),
     )
+
+
+@router.get("/console/models/{model}/versions/{version}/files/{file:path}")
+async def fetch_file(client: CurrentClient, viewer: CurrentViewer, model: str, version: str, file: str) -> Response:
+    """Lead to a file of a version, where it can be fetched for a few minutes."""
+    del viewer
+    found = await client.get(path("models", model, "versions", version, "files", file))
+    return see_other(found["url"])
 
 
 @router.get("/console/models/{model}/versions/{version}/questions")
