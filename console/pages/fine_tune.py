@@ -256,6 +256,7 @@ async def _folders(client: ApiClient, fields: Fields) -> dict[str, Any]:
     chosen = data.get("folders", [])
     return {
         "folders": found["items"],
+        "few": _FEW_OF_A_FOLDER,
         "chosen": chosen,
         # Chosen, and not among those that are listed: they stay chosen.
         "others": [name for name in chosen if name not in listed],

@@ -116,6 +116,9 @@ def test_folders_are_found_and_counted_between_the_dates(requesting: TestClient,
     part = requesting.get(f"{FORM}/folders?search=HAND&data.folders=pricing").text
     assert 'value="handbook">' in part
     assert 'value="pricing" checked' in part
+    assert "7 labelled logs" in part
+    assert "too few to be judged alone" in part
+    assert "2 labelled logs" in requesting.get(f"{FORM}/folders?data.start=2026-05-02&data.end=2026-05-03").text
     assert requesting.get(f"{FORM}?data.start=2026-13").status_code == 200
 
 
