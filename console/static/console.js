@@ -239,7 +239,7 @@ function showPreview(form, preview) {
   }
   const examples = preview.querySelector("[data-examples]");
   const button = document.getElementById("submit");
-  button.textContent = !examples ? button.dataset.plain : button.dataset.on
+  if (button) button.textContent = !examples ? button.dataset.plain : button.dataset.on
     .replace("{model}", form.elements.model.value)
     .replace("{examples}", Number(examples.dataset.examples).toLocaleString(lang));
   document.getElementById("told").textContent = preview.querySelector(".lead, .error")?.textContent.replace(/\s+/g, " ") ?? "";

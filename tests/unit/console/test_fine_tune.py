@@ -104,6 +104,9 @@ def test_what_is_wrong_stands_beside_its_field_and_what_was_typed_is_kept(
 def test_a_viewer_has_no_form_to_send(services: Services, settings: Settings, publisher: MemoryPublisher) -> None:
     viewer = browser_of(services, settings, "viewer")
     assert FORM not in viewer.get("/console/").text
+    assert 'id="submit"' not in viewer.get(FORM).text
+    assert 'id="submit"' in browser_of(services, settings, "requester").get(FORM).text
+    viewer = browser_of(services, settings, "viewer")
     assert viewer.post(FORM, data={"model": "support"}).status_code == 403
     assert publisher.events == []
 
