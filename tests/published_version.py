@@ -14,6 +14,9 @@ from foldtune.object_store import ObjectStore
 from tests.support import model_ready
 
 METRICS = {
+    "release": "0.2.0",
+    "labels": {"cited": 71, "liked": 29},
+    "logs": ["2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"],
     "after": {},
     "folders": {"pricing": {"questions": 24, "before": {"ndcg_at_10": 0.5}, "after": {"ndcg_at_10": 0.42}}},
 }

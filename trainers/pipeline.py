@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,15 @@ def produce_model(
         seconds=seconds,
         hourly_price=settings.trainer.hourly_price,
     )
-    write_metrics(folder, results.metrics() | {"seconds": seconds, "training_tokens": prepared.trainable.max_tokens})
+    labels = Counter(map(str, prepared.snapshot.examples.column("label").to_pylist()))
+    window = _time_range(prepared.snapshot)
+    origin = {
+        "release": version("foldtune"),
+        "labels": dict(sorted(labels.items())),
+        "logs": [moment.isoformat() for moment in window],
+    }
+    tokens = prepared.trainable.max_tokens
+    write_metrics(folder, results.metrics() | origin | {"seconds": seconds, "training_tokens": tokens})
     write_evaluation(folder, prepared.snapshot, results)
     write_other_folders(folder, results.other_folders())
     write_loss_curve(folder, record.losses)
@@ -153,11 +162,11 @@ def produce_model(
         job.request,
         results,
         encoder=encoder,
-        training_tokens=prepared.trainable.max_tokens,
-        window=_time_range(prepared.snapshot),
+        training_tokens=tokens,
+        window=window,
         licence=licence(prepared.base_folder),
         folders=sum(part.folder_count for part in prepared.snapshot.manifest.parts),
-        labels=Counter(map(str, prepared.snapshot.examples.column("label").to_pylist())),
+        labels=labels,
         warnings=reporter.warnings,
     )
 

@@ -1,9 +1,10 @@
 """Requests and their jobs."""
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
 
@@ -12,7 +13,8 @@ from starlette.responses import Response
 
 from console.api_client import ApiClient, ApiError, Forwarded, path
 from console.context import CurrentClient, CurrentConsole, CurrentSession, CurrentViewer, see_other
-from console.knobs import KNOBS, address, fields_of
+from console.knobs import KNOBS, fields_of
+from console.knobs import address as form_address
 from console.pages.verdicts import Metrics, beyond_chance, chart, verdict
 from console.rendering import following, render
 from foldtune.events import FineTuneRequested, FineTuneStatus
@@ -61,18 +63,16 @@ async def show_job(
 ) -> Response:
     """A job: how far it is, and in the end what has come of it."""
     del viewer
-    values = await _progress(client, model, request_id)
-    asked = await client.optional(path("models", model, "requests", request_id, "request"))
-    version, files = values["version"], None
-    if version:
-        files = await client.optional(path("models", model, "versions", version["version"], "files"))
+    values, asked = await asyncio.gather(
+        _progress(client, model, request_id),
+        client.optional(path("models", model, "requests", request_id, "request")),
+    )
     return render(
         request,
         "job.html",
         asked=asked and FineTuneRequested.model_validate(asked, strict=False).model_dump(),
-        again=asked and address(fields_of(asked)),
+        again=asked and form_address(fields_of(asked)),
         changed=changed_knobs(asked) if asked else [],
-        files=files["items"] if files else [],
         **values,
     )
 
@@ -124,18 +124,23 @@ async def show_log(
 async def _progress(client: ApiClient, model: str, request_id: str) -> dict[str, Any]:
     found = await client.get(path("models", model, "requests", request_id))
     status = FineTuneStatus.model_validate(found, strict=False)
-    version = await _version(client, status)
+    version, time = await asyncio.gather(
+        _version(client, status), client.optional(path("models", model, "requests", request_id, "time"))
+    )
     values: dict[str, Any] = {
         "job": status,
         "times": state_times(status),
         "epochs": list(enumerate(status.validation_curve, start=1)),
         "version": version,
-        "time": await client.optional(path("models", model, "requests", request_id, "time")),
+        "time": time,
+        "files": [],
     }
     if version:
-        found = await client.optional(path("models", model, "versions", version["version"], "metrics"))
+        address = path("models", model, "versions", version["version"])
+        found, files = await asyncio.gather(client.optional(f"{address}/metrics"), client.optional(f"{address}/files"))
         metrics = Metrics.of(found)
         values |= {
+            "files": files["items"] if files else [],
             "metrics_file": metrics,
             "verdict": verdict(version, metrics),
             "forest": chart(version, metrics.folders),
@@ -184,13 +189,13 @@ def log_lines(text: str) -> list[LogLine]:
 def _log_line(line: str) -> LogLine:
     try:
         record = json.loads(line)
-        at = datetime.fromisoformat(record.pop("timestamp"))
+        at = datetime.fromisoformat(record.pop("timestamp")).astimezone(UTC)
         event, level = str(record.pop("event")), str(record.pop("level"))
         # The page says whose log it is.
         record.pop("request_id", None)
         rest = [f"{name}={value}" for name, value in record.items() if name != "exception"]
         return LogLine(at, level, "\n".join(filter(None, (" ".join((event, *rest)), record.get("exception")))))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return LogLine(None, "", line)
 
 

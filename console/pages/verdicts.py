@@ -1,13 +1,16 @@
 """What came of a training: a sentence, and before and after of each folder as points and intervals."""
 
 import math
+from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field, FiniteFloat, ValidationError
 
 from console.rendering import score, signed, words
 
 Span = tuple[FiniteFloat, FiniteFloat]
+# One that has a day in every zone.
+_Time = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), lt=datetime(3000, 1, 1, tzinfo=UTC))]
 
 # Of a chart's rows; the others are in its table.
 MAX_ROWS = 30
@@ -48,6 +51,10 @@ class Metrics(BaseModel):
     general: _General | None = None
     not_trained_on: Annotated[dict[str, _General], Field(max_length=20)] = {}
     data: dict[str, Any] = {}
+    labels: dict[str, Annotated[int, Field(ge=0, le=10**15)]] = {}
+    # Of its first and last log.
+    logs: tuple[_Time, _Time] | None = None
+    release: str | None = None
 
     @classmethod
     def of(cls, found: Any) -> "Metrics":

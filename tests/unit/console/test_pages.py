@@ -363,6 +363,8 @@ def test_a_job_has_its_files_and_what_it_was_made_of(
     file = "/console/models/support/versions/000001/files/1_Pooling%2Fconfig.json"
     assert file in page
     assert "hf://org/model" in page
+    assert "foldtune 0.2.0" in page
+    assert "(71 %)" in page
     monkeypatch.setattr(type(services.store), "link", lambda _, key, __: f"https://store/{key}")
     answer = viewing.get(file, follow_redirects=False)
     assert answer.status_code == 303

@@ -94,14 +94,29 @@ def test_what_is_beyond_a_scale_ends_at_its_edge() -> None:
     assert beyond_chance(folders) == {"better": [], "worse": ["lost"]}
 
 
-@pytest.mark.parametrize("found", [None, [], "x", {"folders": {"a": None}}, {"general": {"ndcg_fall": float("nan")}}])
+@pytest.mark.parametrize(
+    "found",
+    [
+        None,
+        [],
+        "x",
+        {"folders": {"a": None}},
+        {"general": {"ndcg_fall": float("nan")}},
+        {"labels": {"liked": -1}},
+        {"logs": ["0001-01-01T00:00:00+14:00", "2026-01-01T00:00:00Z"]},
+        {"logs": []},
+    ],
+)
 def test_metrics_that_are_none_are_left_out(found: Any) -> None:
     assert Metrics.of(found) == Metrics()
 
 
+EARLY = '{"event": "x", "level": "info", "timestamp": "0001-01-01T00:00:00+14:00"}'
+
+
 def test_a_line_of_a_log_may_be_anything() -> None:
     ours = '{"event": "training step", "level": "info", "timestamp": "2026-11-27T18:00:10Z", "step": 10}'
-    odd = ["Traceback", '{"event": 1}', "[]", "null", "[" * 100_000, '{"timestamp": 5}', '{"timestamp": "x"}']
+    odd = ["Traceback", '{"event": 1}', "[]", "null", "[" * 100_000, '{"timestamp": 5}', '{"timestamp": "x"}', EARLY]
     lines = log_lines("\n".join([ours, "", *odd]))
     assert (lines[0].level, lines[0].text) == ("info", "training step step=10")
     assert [line.text for line in lines[1:]] == odd

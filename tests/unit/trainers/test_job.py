@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
@@ -86,6 +87,9 @@ def test_a_small_model_is_trained_and_described(start: Start, store: MemoryObjec
     assert any("temperature 0.005" in warning for warning in last.warnings)
     assert any("steps" in warning for warning in last.warnings)
     metrics = json.loads(artifact(store, "metrics.json"))
+    assert sum(metrics["labels"].values()) == len(EXAMPLES)
+    assert metrics["logs"] == sorted(metrics["logs"])
+    assert metrics["release"] == importlib.metadata.version("foldtune")
     (folder,) = metrics["folders"].items()
     assert folder[0] == "f"
     assert folder[1]["questions"] == metrics["data"]["held_out_questions"]
