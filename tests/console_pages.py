@@ -3,7 +3,7 @@
 from typing import Any
 
 import httpx
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser import axe_script
 
@@ -66,6 +66,9 @@ def open_page(page: Page, address: str) -> None:
     assert answer, address
     assert answer.ok, (address, answer.status)
     page.wait_for_load_state("networkidle")
+    # Each chart is drawn, and not only its table there.
+    for plot in page.locator("figure.chart > .plot").all():
+        expect(plot.locator("canvas")).to_have_count(1)
     for summary in page.locator("details[hx-get] > summary").all():
         summary.click()
     page.wait_for_load_state("networkidle")
