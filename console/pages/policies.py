@@ -50,7 +50,14 @@ async def show_policy(request: Request, client: CurrentClient, viewer: CurrentVi
         if error.status is not HTTPStatus.NOT_FOUND:
             raise
         return render(request, "no_policy.html", HTTPStatus.NOT_FOUND, model=model)
-    return render(request, "policy.html", policy=policy, decision=explained["decision"], changes=explained["changes"])
+    return render(
+        request,
+        "policy.html",
+        policy=policy,
+        decision=explained["decision"],
+        changes=explained["changes"],
+        said=[(rule.name, _said(rule)) for rule in RetrainingPolicy.model_validate(policy, strict=False).rules],
+    )
 
 
 @router.get("/console/policies/{model}/edit")
@@ -106,6 +113,12 @@ async def pause_or_resume(
     del viewer
     await client.post(path("policies", model, action))
     return see_other(f"/console/policies{path(model)}")
+
+
+def _said(rule: Rule) -> list[Difference]:
+    # The pause, too, where it is at its default: it is in the way of most trainings.
+    told = {"cooldown": rule.cooldown, **rule.model_dump(exclude_none=True, exclude_defaults=True, exclude={"name"})}
+    return differences(None, told)
 
 
 async def _known(client: ApiClient, model: str) -> tuple[RetrainingPolicy | None, str | None]:

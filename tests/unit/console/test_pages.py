@@ -328,6 +328,19 @@ def test_a_job_s_log_is_shown_to_whom_may_read_it(services: Services, settings: 
     assert ("<html" in page, "<html" in part) == (True, False)
 
 
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [(State.FAILED, "Failed: out of memory"), (State.REJECTED, "Rejected, so"), (State.CANCELLED, "Cancelled")],
+)
+def test_a_job_without_a_version_says_first_how_it_ended(
+    viewing: TestClient, view: SystemView, state: State, told: str
+) -> None:
+    view.apply_status(status_record(1, state, reasons=("out of memory", "and again")))
+    page = viewing.get("/console/jobs/support/r-1").text
+    assert f'<p class="verdict">{told}' in page
+    assert "<li>and again</li>" in page
+
+
 def test_a_job_that_came_to_nothing_is_tried_again(
     services: Services,
     settings: Settings,

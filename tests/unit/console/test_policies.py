@@ -128,6 +128,9 @@ def test_what_is_typed_is_kept_and_its_changes_are_shown(
     assert doubled.status_code == 400
     assert "several rules have the name" in doubled.text
     assert publisher.on(Topic.POLICIES) == []
+    page = operator.get("/console/policies/support").text
+    assert "<code>new_examples</code></dt><dd>10</dd>" in page
+    assert "<code>cooldown</code></dt><dd>6h</dd>" in page
     with_another = operator.post(EDIT, data={**fields, "do": "add", "etag": '"0-0"'}).text
     assert 'value="rule-1"' in with_another
 
