@@ -56,7 +56,10 @@ async def show_policy(request: Request, client: CurrentClient, viewer: CurrentVi
         policy=policy,
         decision=explained["decision"],
         changes=explained["changes"],
-        said=[(rule.name, _said(rule)) for rule in RetrainingPolicy.model_validate(policy, strict=False).rules],
+        said=[
+            (rule.name, differences(None, _told(rule)))
+            for rule in RetrainingPolicy.model_validate(policy, strict=False).rules
+        ],
     )
 
 
@@ -115,12 +118,6 @@ async def pause_or_resume(
     return see_other(f"/console/policies{path(model)}")
 
 
-def _said(rule: Rule) -> list[Difference]:
-    # The pause, too, where it is at its default: it is in the way of most trainings.
-    told = {"cooldown": rule.cooldown, **rule.model_dump(exclude_none=True, exclude_defaults=True, exclude={"name"})}
-    return differences(None, told)
-
-
 async def _known(client: ApiClient, model: str) -> tuple[RetrainingPolicy | None, str | None]:
     try:
         found, etag = await client.get_with_etag(path("policies", model))
@@ -141,12 +138,17 @@ def _changes(known: RetrainingPolicy | None, rules: tuple[Rule, ...], *, paused:
 def _side(rules: tuple[Rule, ...], both: set[str], *, paused: bool) -> dict[str, Any]:
     # Of a rule that there was before a default is told where it differs; of one that is new or gone it says nothing.
     fields = {
-        f"rule {rule.name}": rule.model_dump(
-            exclude_none=True, exclude_defaults=rule.name not in both, exclude={"name"}
-        )
+        f"rule {rule.name}": rule.model_dump(exclude_none=True, exclude={"name"}) if rule.name in both else _told(rule)
         for rule in rules
     }
     return {"paused": paused, "order": [rule.name for rule in rules], **fields}
+
+
+def _told(rule: Rule) -> dict[str, Any]:
+    """What a rule says: what is not at its default, the conditions that it has, and the pause between trainings."""
+    conditions = {name: part.model_dump() for name in ("calendar", "quality") if (part := getattr(rule, name))}
+    changed = rule.model_dump(exclude_none=True, exclude_defaults=True, exclude={"name"})
+    return changed | conditions | {"cooldown": rule.cooldown}
 
 
 def _form(  # noqa: PLR0917  each is a part of the page

@@ -12,7 +12,7 @@ from api.view.policies import DecisionTable
 from api.view.system import SystemView
 from console.pages.differences import differences
 from console.pages.policy_form import changed, check, count_of, fields_of, placed, rules_of
-from foldtune.policy import Rule
+from foldtune.policy import QualityFall, Rule
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 from tests.unit.api.conftest import MemoryPublisher
@@ -110,7 +110,7 @@ def operator(services: Services, settings: Settings, explained: DecisionTable) -
 def test_what_is_typed_is_kept_and_its_changes_are_shown(
     operator: TestClient, view: SystemView, publisher: MemoryPublisher
 ) -> None:
-    put(view, rules=(Rule(name="old", new_examples=10), Rule(name="gone")))
+    put(view, rules=(Rule(name="old", new_examples=10), Rule(name="gone", quality=QualityFall())))
     rule = Rule(name="old", new_examples=12, cooldown=timedelta(hours=12))
     fields = fields_of((rule,)) | {"comment": ["less often"]}
     compared = html.unescape(operator.post(EDIT, data={**fields, "do": "compare", "etag": '"0-0"'}).text)
@@ -131,6 +131,8 @@ def test_what_is_typed_is_kept_and_its_changes_are_shown(
     page = operator.get("/console/policies/support").text
     assert "<code>new_examples</code></dt><dd>10</dd>" in page
     assert "<code>cooldown</code></dt><dd>6h</dd>" in page
+    # A condition is one, also with all at its defaults.
+    assert "<code>quality.window</code></dt><dd>7d</dd>" in page
     with_another = operator.post(EDIT, data={**fields, "do": "add", "etag": '"0-0"'}).text
     assert 'value="rule-1"' in with_another
 
