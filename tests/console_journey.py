@@ -98,12 +98,12 @@ def look_at_negatives(page: Page) -> None:
 def approve_what_it_has_made(page: Page) -> None:
     """Watch the training end, read its verdict and its questions, and approve the version."""
     expect(page.locator("p.verdict")).to_contain_text("Better: nDCG@10", timeout=TRAINING)
-    expect(page.get_by_text("waits for an approval")).to_be_visible()
+    expect(page.locator("p.verdict")).to_contain_text("waits for an approval")
     page.get_by_text("Those that got better").click()
     expect(page.get_by_text("Rank of the first right passage").first).to_be_visible(timeout=PATIENCE)
     page.get_by_label("Comment").fill("read its questions")
     page.get_by_role("button", name="Approve").click()
-    expect(page.get_by_text(re.compile("^approved: .* read its questions$"))).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text(re.compile("approved, .* read its questions$"))).to_be_visible(timeout=PATIENCE)
 
 
 def check_as_viewer(browser: Browser, job: str) -> None:
