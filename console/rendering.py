@@ -60,7 +60,8 @@ def words() -> dict[str, Any]:
 def render(request: Request, template: str, code: HTTPStatus = HTTPStatus.OK, **values: Any) -> HTMLResponse:
     """A page, or a part of one."""
     found = _environment().get_template(template)
-    text = found.render(request=request, viewer=getattr(request.state, "viewer", None), **values)
+    shared = {"viewer": getattr(request.state, "viewer", None), "part": "hx-request" in request.headers}
+    text = found.render(request=request, **shared, **values)
     return HTMLResponse(text, code, headers=HEADERS)
 
 

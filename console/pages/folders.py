@@ -63,8 +63,7 @@ async def read_sample(
 ) -> Response:
     """Questions of a folder, for those who may read them."""
     found = await client.post("/previews", {"model": _model_of(viewer), "data": {"folders": [folder]}})
-    part = "hx-request" in request.headers
-    return render(request, "folder_sample.html", preview=found, folder=folder, key=example_key, part=part)
+    return render(request, "folder_sample.html", preview=found, folder=folder, key=example_key)
 
 
 def _known_first(labels: dict[str, int]) -> list[str]:

@@ -90,4 +90,4 @@ async def show_questions(  # noqa: PLR0917  each is a parameter
     except ValidationError as error:
         raise ApiError(HTTPStatus.CONFLICT, {"errors": ["evaluation.parquet: its rows are not as expected"]}) from error
     rows = [row for row in items if (row.gain < 0 if order == "lost" else row.gain > 0)]
-    return render(request, "questions.html", rows=rows, order=order, total=found["total"])
+    return render(request, "questions.html", model=model, version=version, rows=rows, order=order)
