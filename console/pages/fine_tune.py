@@ -103,7 +103,7 @@ async def submit(request: Request, client: CurrentClient, viewer: CurrentViewer)
         if error.status not in _REFUSED:
             raise
         return await _form(request, client, fields, error)
-    return see_other(f"/console/jobs{path(made['model'], made['request_id'])}")
+    return see_other(f"/console/jobs{path(made['model'], made['request_id'])}?new=1")
 
 
 def hints(preview: Mapping[str, Any], body: Mapping[str, Any], min_examples: int) -> ByField:

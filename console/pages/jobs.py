@@ -58,15 +58,25 @@ async def list_jobs(  # noqa: PLR0917  each is a parameter of the query
 
 
 @router.get("/console/jobs/{model}/{request_id}")
-async def show_job(
-    request: Request, client: CurrentClient, viewer: CurrentViewer, model: str, request_id: str
+async def show_job(  # noqa: PLR0917  each is a parameter
+    request: Request,
+    client: CurrentClient,
+    viewer: CurrentViewer,
+    model: str,
+    request_id: str,
+    new: Annotated[bool, Query(description="Asked for a moment ago")] = False,
 ) -> Response:
     """A job: how far it is, and in the end what has come of it."""
     del viewer
-    values, asked = await asyncio.gather(
-        _progress(client, model, request_id),
-        client.optional(path("models", model, "requests", request_id, "request")),
-    )
+    try:
+        values, asked = await asyncio.gather(
+            _progress(client, model, request_id),
+            client.optional(path("models", model, "requests", request_id, "request")),
+        )
+    except ApiError as error:
+        if error.status is not HTTPStatus.NOT_FOUND or not new:
+            raise
+        return render(request, "job_awaited.html", HTTPStatus.ACCEPTED, model=model, request_id=request_id)
     return render(
         request,
         "job.html",
@@ -75,6 +85,15 @@ async def show_job(
         changed=changed_knobs(asked) if asked else [],
         **values,
     )
+
+
+@router.get("/console/jobs/{model}/{request_id}/awaited")
+async def await_job(client: CurrentClient, viewer: CurrentViewer, model: str, request_id: str) -> Response:
+    """Leads to a job's page as soon as a worker has told of it."""
+    del viewer
+    found = await client.optional(path("models", model, "requests", request_id))
+    headers = {"hx-redirect": f"/console/jobs{path(model, request_id)}"} if found else {}
+    return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
 
 
 @router.get("/console/jobs/{model}/{request_id}/progress")
@@ -107,7 +126,7 @@ async def retry_job(client: CurrentClient, viewer: CurrentViewer, model: str, re
     """Ask again for what a request asked for that has come to nothing."""
     del viewer
     made = await client.post(path("models", model, "requests", request_id, "retry"))
-    return see_other(f"/console/jobs{path(made['model'], made['request_id'])}")
+    return see_other(f"/console/jobs{path(made['model'], made['request_id'])}?new=1")
 
 
 @router.get("/console/jobs/{model}/{request_id}/log")

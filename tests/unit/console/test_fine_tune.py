@@ -80,7 +80,7 @@ def test_a_form_is_the_request_that_it_shows() -> None:
 def test_a_request_is_made_and_leads_to_its_job(requesting: TestClient, publisher: MemoryPublisher) -> None:
     fields = {"model": "support", "request_id": "r-9", "dataset.hard_negatives": "1", "search": "x"}
     answer = requesting.post(FORM, data=fields, follow_redirects=False)
-    assert (answer.status_code, answer.headers["location"]) == (303, "/console/jobs/support/r-9")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/console/jobs/support/r-9?new=1")
     [request] = publisher.on(Topic.FINE_TUNE_REQUESTS)
     assert (request.model, request.dataset.hard_negatives, request.training.epochs) == ("support", 1, 3)
 

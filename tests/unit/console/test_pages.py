@@ -328,6 +328,18 @@ def test_a_job_s_log_is_shown_to_whom_may_read_it(services: Services, settings: 
     assert ("<html" in page, "<html" in part) == (True, False)
 
 
+def test_a_job_that_no_worker_has_taken_yet_is_awaited(viewing: TestClient, view: SystemView) -> None:
+    job = "/console/jobs/support/r-1"
+    assert viewing.get(job).status_code == 404
+    awaited = viewing.get(f"{job}?new=1")
+    assert awaited.status_code == 202
+    assert f'hx-get="{job}/awaited"' in awaited.text
+    assert "hx-redirect" not in viewing.get(f"{job}/awaited").headers
+    view.apply_status(status_record(1, State.ACCEPTED))
+    assert viewing.get(f"{job}/awaited").headers["hx-redirect"] == job
+    assert viewing.get(f"{job}?new=1").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("state", "told"),
     [(State.FAILED, "Failed: out of memory"), (State.REJECTED, "Rejected, so"), (State.CANCELLED, "Cancelled")],
@@ -365,7 +377,7 @@ def test_a_job_that_came_to_nothing_is_tried_again(
     monkeypatch.setattr("api.routes.requests._require_same", lambda *_, **__: asyncio.sleep(0))
     again = requester.post(f"{job}/retry", follow_redirects=False)
     [made] = publisher.on(Topic.FINE_TUNE_REQUESTS)
-    assert again.headers["location"] == f"/console/jobs/support/{made.request_id}"
+    assert again.headers["location"] == f"/console/jobs/support/{made.request_id}?new=1"
     assert made.training.epochs == 5
 
 
