@@ -34,7 +34,7 @@ def check_journey(variables: dict[str, str], folder: Path, demo: str) -> None:
                 be_corrected(page)
                 problems = watched(page)
                 start_job(page)
-                assert problems == []
+                assert problems == [], problems
                 child.kill()
                 expect(page.get_by_text("No connection. What you see is as of")).to_be_visible(timeout=PATIENCE)
                 with httpx.Client(base_url=demo, timeout=30) as api:
