@@ -123,13 +123,14 @@ def duration(seconds: float | None) -> str:
         return _unit("none")
     left = max(0, round(seconds))
     parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+    units = words()["units"]["durations"]
+    for unit, size in zip(units, (86400, 3600, 60, 1), strict=True):
         count, left = divmod(left, size)
         if count or (parts and len(parts) < 2):
             parts.append(f"{count} {unit}")
         if len(parts) == 2:
             break
-    return " ".join(part for part in parts if not part.startswith("0 ")) or "0 s"
+    return " ".join(part for part in parts if not part.startswith("0 ")) or f"0 {units[-1]}"
 
 
 def number(value: float | None) -> str:

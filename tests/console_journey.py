@@ -32,6 +32,7 @@ def check_journey(variables: dict[str, str], folder: Path, demo: str) -> None:
                 check_accessibility(browser, address, {"sign in": "/console/sign-in"})
                 sign_in(page, "requester+approver+privacy")
                 be_corrected(page)
+                lose_the_server(page)
                 problems = watched(page)
                 start_job(page)
                 assert problems == [], problems
@@ -55,6 +56,16 @@ def be_corrected(page: Page) -> None:
     expect(model).to_have_attribute("aria-invalid", "true", timeout=PATIENCE)
     expect(page.locator("#error-model")).to_contain_text("1 to 64 lower-case letters")
     expect(model).to_have_value("Not A Name")
+
+
+def lose_the_server(page: Page) -> None:
+    """What is shown may be old, and says so until there is an answer again."""
+    page.route("**/fine-tune/preview*", lambda route: route.abort())
+    page.get_by_label("Epochs").fill("2")
+    expect(page.locator("#lost")).to_be_visible(timeout=PATIENCE)
+    page.unroute("**/fine-tune/preview*")
+    page.get_by_label("Epochs").fill("1")
+    expect(page.locator("#lost")).to_be_hidden(timeout=PATIENCE)
 
 
 def start_job(page: Page) -> None:

@@ -161,24 +161,30 @@ function redrawCharts() {
   showDates();
 }
 
+// A page that has lost the server says when it last heard of it.
+let heard = new Date();
+
+function hear() {
+  heard = new Date();
+  document.getElementById("lost").hidden = true;
+}
+
+function lose() {
+  const lost = document.getElementById("lost");
+  lost.querySelector("time").textContent = shortTime.format(heard);
+  lost.hidden = false;
+}
+
 // Statuses come as server-sent events; each has the part of the page fetched anew. The browser connects again by itself,
 // and says which one it saw last.
 function followJob(element) {
-  const lost = document.getElementById("lost");
   const source = new EventSource(element.dataset.events);
-  let seen = new Date();
-  source.addEventListener("open", () => { lost.hidden = true; });
-  source.addEventListener("error", () => {
-    lost.querySelector("time").textContent = shortTime.format(seen);
-    lost.hidden = false;
-  });
+  source.addEventListener("open", hear);
+  source.addEventListener("error", lose);
   source.addEventListener("status", (event) => {
-    seen = new Date();
+    hear();
     element.dispatchEvent(new CustomEvent("changed"));
-    if (["completed", "rejected", "failed", "cancelled"].includes(JSON.parse(event.data).state)) {
-      source.close();
-      lost.hidden = true;
-    }
+    if (["completed", "rejected", "failed", "cancelled"].includes(JSON.parse(event.data).state)) source.close();
   });
 }
 
@@ -308,6 +314,8 @@ document.addEventListener("DOMContentLoaded", () => {
 document.addEventListener("click", ({ target }) => {
   if (target.matches("button.copy")) copyText(target);
 });
+document.addEventListener("htmx:after:request", hear);
+document.addEventListener("htmx:error", ({ detail }) => { if (detail.ctx) lose(); });
 document.addEventListener("htmx:after:swap", () => {
   prepare(document);
   const form = document.getElementById("fine-tune");
