@@ -384,7 +384,10 @@ def test_a_job_that_came_to_nothing_is_tried_again(
 def test_a_job_has_its_files_and_what_it_was_made_of(
     viewing: TestClient, services: Services, completed: ModelReady, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = viewing.get(f"/console/jobs/support/{completed.request_id}").text
+    job = f"/console/jobs/support/{completed.request_id}"
+    page = viewing.get(job).text
+    # Of a page that was open when it ended, too.
+    assert "foldtune 0.2.0" in viewing.get(f"{job}/progress").text
     file = "/console/models/support/versions/000001/files/1_Pooling%2Fconfig.json"
     assert file in page
     assert "hf://org/model" in page
