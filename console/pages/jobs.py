@@ -17,7 +17,7 @@ from console.knobs import KNOBS, fields_of
 from console.knobs import address as form_address
 from console.pages.verdicts import Metrics, beyond_chance, chart, verdict
 from console.rendering import following, render
-from foldtune.events import FineTuneRequested, FineTuneStatus
+from foldtune.events import FineTuneRequested, FineTuneStatus, now
 
 router = APIRouter()
 
@@ -169,7 +169,7 @@ async def _progress(client: ApiClient, model: str, request_id: str) -> dict[str,
 
 
 class StateSpan(NamedTuple):
-    """A state that a request has been in, and for how long; ``None`` of the present one."""
+    """A state that a request has been in, and for how long; ``None`` of the last one, in which it stays."""
 
     state: str
     at: datetime
@@ -178,7 +178,7 @@ class StateSpan(NamedTuple):
 
 def state_times(status: FineTuneStatus) -> list[StateSpan]:
     """The states so far."""
-    ends = (*(later.at for later in status.states[1:]), None)
+    ends = (*(later.at for later in status.states[1:]), None if status.state.terminal else now())
     return [
         StateSpan(begun.state, begun.at, None if end is None else (end - begun.at).total_seconds())
         for begun, end in zip(status.states, ends, strict=False)

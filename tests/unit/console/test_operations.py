@@ -111,7 +111,11 @@ def test_dead_letters_show_their_cause_and_their_bytes_to_whom_may_read_them(
 
 
 def test_an_erasure_is_asked_for_after_its_dry_run_and_the_id_once_more(
-    services: Services, settings: Settings, publisher: MemoryPublisher, monkeypatch: pytest.MonkeyPatch
+    services: Services,
+    settings: Settings,
+    view: SystemView,
+    publisher: MemoryPublisher,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Counted:
         """The process that counts, with what it found."""
@@ -143,6 +147,11 @@ def test_an_erasure_is_asked_for_after_its_dry_run_and_the_id_once_more(
     [erasure, *_] = publisher.on(Topic.ERASURES)
     assert asked.headers["location"] == f"/console/privacy/{erasure.erasure_id}"
     assert "Not done" in browser.get(asked.headers["location"]).text
+    for entry in publisher.audited:
+        view.audit.apply(Record(entry.encode()))
+    listed = browser.get("/console/privacy").text
+    assert f'<a href="/console/privacy/{erasure.erasure_id}">' in listed
+    assert "by 0 of 4 partitions" in listed
     assert "at most" in browser.post("/console/privacy", data={**fields, "subject_id": "x" * 2000}).text
 
 

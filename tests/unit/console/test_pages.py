@@ -3,6 +3,7 @@
 import asyncio
 import html
 import io
+import re
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -51,6 +52,8 @@ def test_a_running_job_shows_its_way_and_its_curve(viewing: TestClient) -> None:
     assert 'data-events="/console/jobs/support/r-1/events"' in page
     assert "waiting for a launcher" in page
     assert "1 min 30 s" in page
+    assert re.search(r"\d (d|h|min|s) so far", page)
+    assert 'hx-trigger="every 5s"' in viewing.get("/console/jobs").text
     assert "<td>10</td><td>1.2</td>" in page
     part = viewing.get("/console/jobs/support/r-1/progress").text
     assert part.strip() in page
@@ -173,6 +176,7 @@ def test_jobs_are_found_by_model_and_state(viewing: TestClient, view: SystemView
     both = viewing.get("/console/jobs?model=&state=").text
     assert "one" in both
     assert "two" in both
+    assert "hx-trigger" not in both
     failed = viewing.get("/console/jobs?state=failed").text
     assert "/support/one" in failed
     assert "/support/two" not in failed
