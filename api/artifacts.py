@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from api.problems import ProblemError, unavailable
 from foldtune.errors import InfrastructureError, ObjectMissingError
@@ -105,7 +106,8 @@ class VersionFiles:
             table = pq.read_table(io.BytesIO(content)).sort_by(
                 [("gain", "ascending" if order == "lost" else "descending")]
             )
-            rows: list[dict[str, Any]] = table.slice(min(first, table.num_rows), count).to_pylist()
+            # Some columns are nothing that JSON has.
+            rows: list[dict[str, Any]] = to_jsonable_python(table.slice(min(first, table.num_rows), count).to_pylist())
         except (pa.ArrowException, ValueError, KeyError, OSError) as error:
             raise ProblemError(HTTPStatus.CONFLICT, f"{EVALUATION} of {self._name} is not valid") from error
         return rows, table.num_rows

@@ -132,7 +132,11 @@ async def get_original(
 @router.get("/models/{model}/requests/{id}/time", response_model=RequestTime)
 async def get_time(services: CurrentServices, model: PathModel, request_id: PathId) -> RequestTime:
     """How long its job was estimated to take, and took, however it has ended."""
-    status = _entry(services, model, request_id).status()
+    try:
+        status = _entry(services, model, request_id).status()
+    except ValidationError as error:
+        reason = f"the status of request {request_id!r} of model {model!r} is not valid"
+        raise ProblemError(HTTPStatus.CONFLICT, reason) from error
     published = next((state.at for state in status.states if state.state == _QUEUED), None)
     began = next((state.at for state in status.states if state.state == State.RUNNING), None)
     seconds = ((status.at if status.state.terminal else now()) - began).total_seconds() if began else None

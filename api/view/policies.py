@@ -5,12 +5,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import msgspec
 from sortedcontainers import SortedDict
 
-from api.view import Time
 from api.view.requests import Place
-from foldtune.events import SCHEMA_VERSION, RetrainingPolicy
+from foldtune.events import PolicyDecided, RetrainingPolicy
 from streams.requests.policies import stored_policy
 
 Keep = Callable[["PolicyEntry"], bool]
@@ -71,38 +69,25 @@ class PolicyTable:
         return entries, None
 
 
-class _Decided(msgspec.Struct):
-    """The fields by which a decision is kept."""
-
-    model: str
-    at: Time
-    schema_version: int = 1
-
-
 class DecisionTable:
-    """The decisions by model, as they were published."""
+    """The decisions by model."""
 
     def __init__(self) -> None:
         self._newest: dict[str, tuple[datetime, bytes]] = {}
         self._changes: dict[str, SortedDict[datetime, bytes]] = {}
-        self._decoder = msgspec.json.Decoder(_Decided)
 
     def apply(self, record: Any) -> None:
         """Take a record of ``policy-decisions``, in any order and however often; raises ``ValueError``."""
-        try:
-            decided = self._decoder.decode(record.value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(str(error)) from error
-        if decided.schema_version > SCHEMA_VERSION:
-            msg = f"schema_version: {decided.schema_version} is of a newer release"
-            raise ValueError(msg)
+        # All of it: whoever reads a list of decisions would stumble over one that is none.
+        decided = PolicyDecided.model_validate_json(record.value)
+        content = decided.encode()
         newest = self._newest.get(decided.model)
         if newest is None or decided.at >= newest[0]:
-            self._newest[decided.model] = (decided.at, record.value)
+            self._newest[decided.model] = (decided.at, content)
         # A change has a key of its own; under the model alone are newer figures.
         if record.key != decided.model.encode():
             changes = self._changes.setdefault(decided.model, SortedDict())
-            changes[decided.at] = record.value
+            changes[decided.at] = content
             if len(changes) > MAX_CHANGES:
                 changes.popitem(0)
 

@@ -147,3 +147,7 @@ def test_a_request_without_a_job_took_no_time(client: TestClient, view: SystemVi
     expected = {"estimate": None, "seconds": None, "cost_dollars": None, "ended": True}
     assert client.get("/models/support/requests/r-1/time").json() == expected
     assert client.get("/models/support/requests/other/time").status_code == 404
+    view.apply_status(
+        Record(b'{"request_id":"odd","model":"support","state":"failed","at":"2026-03-01T00:00:00Z","reasons":5}')
+    )
+    assert client.get("/models/support/requests/odd/time").status_code == 409

@@ -1,7 +1,10 @@
 """``/models``: versions, their files, and what they were made from."""
 
+import io
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
@@ -166,7 +169,13 @@ def test_behind_the_last_row_there_is_none(row: int, client: TestClient) -> None
     assert (answer.status_code, answer.json()["items"], answer.json()["next"]) == (200, [], None)
 
 
-@pytest.mark.parametrize("content", [b"PAR1", b"", b"{}"])
+def _bytes_of_no_text() -> bytes:
+    table = io.BytesIO()
+    pq.write_table(pa.table({"gain": [0.5], "question": [b"\xff"]}), table)
+    return table.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"PAR1", b"", b"{}", _bytes_of_no_text()])
 def test_rows_that_cannot_be_read_are_a_conflict(
     content: bytes, client: TestClient, services: Services, versions: dict[str, ModelReady]
 ) -> None:

@@ -1,5 +1,6 @@
 """``/policies``: set, paused, and explained."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_a_decision_of_a_time_without_a_zone_is_refused(view: SystemView) -> Non
     view._decisions.apply(Record(decided(START).encode()))
     with pytest.raises(ValueError, match="timezone"):
         view._decisions.apply(Record(value))
+
+
+@pytest.mark.parametrize("part", [{"rules": "x"}, {"since": 5}, {"rules": [{"rule": "a", "conditions": [None]}]}])
+def test_a_decision_that_is_none_is_not_kept(view: SystemView, part: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        view._decisions.apply(Record(json.dumps(json.loads(decided(START).encode()) | part).encode()))
+    assert view._decisions.newest("support") is None
 
 
 @pytest.fixture
