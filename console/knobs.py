@@ -1,6 +1,5 @@
 """The form of a fine-tune request: its fields, what a browser sends, and the request that this is."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,5 +143,5 @@ def _number(text: str, knob: Knob) -> Any:
         number = knob.kind(text)
     except ValueError:
         return text
-    # JSON has no others.
-    return number if math.isfinite(number) else text
+    # JSON has no others, and a longer one is above every bound.
+    return number if abs(number) < 10**_MAX_DIGITS else text

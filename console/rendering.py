@@ -62,12 +62,26 @@ def render(request: Request, template: str, code: HTTPStatus = HTTPStatus.OK, **
     found = _environment().get_template(template)
     shared = {"viewer": getattr(request.state, "viewer", None), "part": "hx-request" in request.headers}
     text = found.render(request=request, **shared, **values)
-    return HTMLResponse(text, code, headers=HEADERS)
+    # JSON may have halves of characters, which no page can.
+    return HTMLResponse(text.encode(errors="replace"), code, headers=HEADERS)
+
+
+class _Environment(Environment):
+    """In brackets stands a key: what others have named like a method of dicts is not that method."""
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """The item, or that there is none."""
+        if not isinstance(obj, dict):
+            return super().getitem(obj, argument)
+        try:
+            return obj[argument]
+        except KeyError:
+            return self.undefined(obj=obj, name=argument)
 
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
+    environment = _Environment(
         loader=PackageLoader("console"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -112,7 +126,11 @@ def time_element(moment: str | datetime | None) -> str:
     if moment is None:
         return _unit("none")
     at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-    at = at.astimezone(UTC)
+    try:
+        at = at.astimezone(UTC)
+    except OverflowError:
+        # In the first or last hours that there are, of another zone.
+        return at.isoformat()
     exact = at.isoformat(timespec="seconds").replace("+00:00", "Z")
     return Markup('<time datetime="{}" title="{}">{} UTC</time>').format(exact, exact, f"{at:%Y-%m-%d %H:%M}")
 

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from console.api_client import ApiClient, ApiError, Forwarded, path
@@ -16,13 +17,15 @@ from console.context import CurrentClient, CurrentConsole, CurrentSession, Curre
 from console.knobs import KNOBS, fields_of
 from console.knobs import address as form_address
 from console.pages.verdicts import Metrics, beyond_chance, chart, verdict
-from console.rendering import following, render
+from console.rendering import following, render, words
 from foldtune.events import FineTuneRequested, FineTuneStatus, now
 
 router = APIRouter()
 
-# Of a model's address on the object store (foldtune.object_keys).
-_VERSION = re.compile(r"\bmodels/[^/]+/([^/]+)")
+# Of a model's address on the object store (foldtune.object_keys), whatever bucket and prefix are called.
+_VERSION = re.compile(r"/models/[^/]+/([^/]+)/runs/[^/]+$")
+# Of a log's end, which may have a line for every other byte.
+_MAX_LINES = 2_000
 
 
 @router.get("/console/jobs")
@@ -50,7 +53,7 @@ async def list_jobs(  # noqa: PLR0917  each is a parameter of the query
         "jobs.html",
         HTTPStatus.BAD_REQUEST if lines else HTTPStatus.OK,
         lines=lines,
-        jobs=[FineTuneStatus.model_validate(item, strict=False) for item in found["items"]],
+        jobs=statuses_of(found["items"]),
         next=following(found["next"], model=model or "", state=states),
         model=model or "",
         states=states,
@@ -142,7 +145,9 @@ async def show_log(
 
 async def _progress(client: ApiClient, model: str, request_id: str) -> dict[str, Any]:
     found = await client.get(path("models", model, "requests", request_id))
-    status = FineTuneStatus.model_validate(found, strict=False)
+    status = status_of(found)
+    if status is None:
+        raise ApiError(HTTPStatus.CONFLICT, {"errors": [words()["job"]["unreadable"]]})
     version, time = await asyncio.gather(
         _version(client, status), client.optional(path("models", model, "requests", request_id, "time"))
     )
@@ -166,6 +171,25 @@ async def _progress(client: ApiClient, model: str, request_id: str) -> dict[str,
             "beyond": beyond_chance(metrics.folders),
         }
     return values
+
+
+def status_of(found: Mapping[str, Any]) -> FineTuneStatus | None:
+    """A status as it was published: the API looks at what it is listed by, and no further.
+
+    Of one that is not as expected only that is left; ``None`` if that is not either.
+    """
+    bare = {name: found.get(name) for name in ("request_id", "model", "state", "at")}
+    for content in (found, bare | {"reasons": [words()["job"]["unreadable"]]}):
+        try:
+            return FineTuneStatus.model_validate(content, strict=False)
+        except ValidationError:
+            continue
+    return None
+
+
+def statuses_of(items: Iterable[Mapping[str, Any]]) -> list[FineTuneStatus]:
+    """Those that can be shown."""
+    return [status for item in items if (status := status_of(item))]
 
 
 class StateSpan(NamedTuple):
@@ -202,7 +226,8 @@ class LogLine(NamedTuple):
 
 def log_lines(text: str) -> list[LogLine]:
     """The lines of a log, which may be anything."""
-    return [_log_line(line) for line in text.splitlines() if line.strip()]
+    # A record may have other line ends in it.
+    return [_log_line(line) for line in list(filter(str.strip, text.split("\n")))[-_MAX_LINES:]]
 
 
 def _log_line(line: str) -> LogLine:

@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from console.api_client import path
 from console.context import CurrentClient, CurrentViewer, see_other
+from console.pages.jobs import statuses_of
 from console.pages.verdicts import FolderScores, Metrics
 from console.rendering import following, render, score, words
-from foldtune.events import FineTuneStatus, PolicyDecided
+from foldtune.events import PolicyDecided
 
 router = APIRouter()
 
@@ -87,7 +88,7 @@ async def show_model(
         versions=versions["items"],
         standings={item["version"]: item["approval"] for item in (*summary["recent"], *versions["items"])},
         next=following(versions["next"]),
-        requests=[FineTuneStatus.model_validate(item, strict=False) for item in requests["items"]],
+        requests=statuses_of(requests["items"]),
         training=explained and next_training({"policy": policy, "decision": explained["decision"]}),
     )
 

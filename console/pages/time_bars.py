@@ -39,10 +39,11 @@ def bars_of(days: Sequence[Mapping[str, Any]], labels: Iterable[str]) -> Bars | 
     span = (max(dates) - min(dates)).days + 1
     each = next((each for each in _DAYS_OF_A_BAR if span <= each * _MOST_BARS), -(-span // _MOST_BARS))
     count = -(-span // each)
-    first = max(dates) + timedelta(days=1 - each * count)
-    bars = [Bar(first + timedelta(days=each * number), Counter(), Counter()) for number in range(count)]
+    first = max(dates).toordinal() + 1 - each * count
+    # The first may begin before there are days.
+    bars = [Bar(date.fromordinal(max(1, first + each * number)), Counter(), Counter()) for number in range(count)]
     for at, day in zip(dates, days, strict=True):
-        bar = bars[(at - first).days // each]
+        bar = bars[(at.toordinal() - first) // each]
         bar.counts.update({name: day[name] for name in _COUNTS})
         bar.labels.update(day["labels"])
     shown = list(labels)

@@ -149,10 +149,12 @@ def chart(version: dict[str, Any], folders: dict[str, FolderScores]) -> Chart:
     )
     largest = sorted(folders.items(), key=lambda item: -item[1].questions)[:MAX_ROWS]
     shown = [(words()["job"]["all_questions"], every), *largest]
-    scores = [value for _, each in shown for value in (each.before.ndcg_at_10, each.after.ndcg_at_10)]
+    values = [value for _, each in shown for value in (each.before.ndcg_at_10, each.after.ndcg_at_10)]
+    # No scale is for others, whatever a file says.
+    scores = [min(max(value, 0.0), 1.0) for value in values]
     # Whole tenths, of which there are two at least.
-    first = max(0, min(9, math.floor(min(scores) * 10)))
-    last = min(10, max(first + 1, math.ceil(max(scores) * 10)))
+    first = min(9, math.floor(min(scores) * 10))
+    last = max(first + 1, math.ceil(max(scores) * 10))
     far = max(*(2 * abs(each.gain) for _, each in shown), *map(abs, gate["ndcg_gain_interval"]))
     end = next((end for end in _GAINS if end >= far), _GAINS[-1])
     return Chart(

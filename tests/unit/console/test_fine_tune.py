@@ -70,6 +70,9 @@ def test_a_form_is_the_request_that_it_shows() -> None:
         "seed": 7,
         "weights": {"temperature": 0.1},
     }
+    # Longer than floats are, and than Python reads.
+    for digits in ("1" * 400, "1" * 5_000):
+        assert request_of({"model": ["m"], "training.epochs": [digits]})["training"] == {"epochs": digits}
     assert request_of({"model": ["m"], "training.trainable_layers": ["all"], "data.start": ["2026-01-31"]}) == {
         "model": "m",
         "data": {"start": "2026-01-31T00:00:00Z"},

@@ -38,6 +38,14 @@ def test_days_are_as_many_bars_as_there_is_room_for(oldest: int, each: int, coun
     assert bars.bars[0].begins <= date.fromisoformat(days[0]["day"])
 
 
+def test_the_first_days_that_there_are_have_a_bar() -> None:
+    for ago in range(0, 60, 7):
+        last = LAST - timedelta(days=ago)
+        bars = bars_of([a_day(0) | {"day": str(day)} for day in (date.min, last)], ["cited"])
+        assert bars
+        assert (bars.bars[0].begins, bars.bars[0].counts["logs"]) == (date.min, 1)
+
+
 def test_labels_stand_on_each_other_and_the_highest_bar_fills_the_picture() -> None:
     bars = bars_of([a_day(1, cited=6, liked=2), a_day(0, cited=4)], ["cited", "liked", "corrected"])
     assert bars

@@ -3,6 +3,7 @@
 import asyncio
 import html
 import io
+import json
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -16,7 +17,7 @@ from api.context import Services
 from api.view.system import SystemView
 from console import assets
 from console.api_client import path
-from console.rendering import change, duration, signed
+from console.rendering import change, duration, signed, time_element
 from foldtune.events import FineTuneRequested, ModelReady, Progress, State, StateTime
 from foldtune.knobs import TrainingKnobs
 from foldtune.object_keys import attempt_key
@@ -170,6 +171,50 @@ def test_pages_take_scripts_and_styles_of_this_host_alone_and_no_inline_ones(vie
     assert viewing.get("/console/assets/0/words.toml").status_code == 404
 
 
+@pytest.mark.parametrize("part", ['"reasons":5', '"reasons":[],"progress":{}'])
+def test_a_status_of_another_form_hides_no_others(viewing: TestClient, view: SystemView, part: str) -> None:
+    odd = status_record(1, State.RUNNING, request_id="odd").value.replace(b'"reasons":[]', part.encode())
+    view.apply_status(Record(odd, 1))
+    view.apply_status(status_record(2, State.RUNNING, request_id="other"))
+    for page in ("/console/jobs", "/console/models/support"):
+        listed = viewing.get(page).text
+        assert ">odd</a>" in listed
+        assert ">other</a>" in listed
+    shown = viewing.get("/console/jobs/support/odd")
+    assert shown.status_code == 200
+    assert "Its status is not as this release expects it." in shown.text
+
+
+def test_a_word_that_is_none_of_ours_is_shown_as_it_is(viewing: TestClient, view: SystemView) -> None:
+    way = (StateTime(state="items", at=BEGUN),)
+    view.apply_status(status_record(1, State.RUNNING, states=way))
+    page = viewing.get("/console/jobs/support/r-1").text
+    assert "<td>items</td>" in page
+    assert "built-in" not in page
+
+
+@pytest.mark.parametrize(
+    "prefix", ["s3://acme-models", "s3://models", "s3://memory/models/of/all", "s3://memory/a-models/b"]
+)
+def test_a_version_is_found_whatever_bucket_and_prefix_are_called(
+    viewing: TestClient, view: SystemView, completed: ModelReady, prefix: str
+) -> None:
+    uri = completed.model_uri.replace("s3://memory", prefix)
+    view.apply_status(status_record(5, State.COMPLETED, model_uri=uri, promoted=True))
+    assert "Better: nDCG@10" in viewing.get("/console/jobs/support/r-1").text
+
+
+def test_a_version_of_very_many_folders_and_files_shows_some(
+    viewing: TestClient, services: Services, completed: ModelReady
+) -> None:
+    scores = {"questions": 1, "before": {"ndcg_at_10": 0.5}, "after": {"ndcg_at_10": 0.4}}
+    content = json.dumps({"folders": {f"folder-{number}": scores for number in range(300)}}).encode()
+    services.store.put(f"{services.store.key(completed.model_uri)}/metrics.json", content)
+    page = viewing.get(f"/console/jobs/support/{completed.request_id}").text
+    assert page.count('<a href="/console/folders/folder-') == 200
+    assert "100 folders with fewer questions are not listed." in page
+
+
 def test_jobs_are_found_by_model_and_state(viewing: TestClient, view: SystemView) -> None:
     view.apply_status(status_record(1, State.FAILED, request_id="one"))
     view.apply_status(status_record(2, State.COMPLETED, request_id="two", promoted=False))
@@ -199,6 +244,9 @@ def test_numbers_are_written_as_people_say_them() -> None:
     assert signed(0.0004) == ".000"
     assert change(0.05) == '<span class="better">+.050</span>'
     assert 'class="worse"' in change(-0.05)
+    assert 'datetime="2026-03-01T12:00:00Z"' in time_element(BEGUN)
+    # No UTC has that moment.
+    assert time_element("0001-01-01T00:00:00+14:00") == "0001-01-01T00:00:00+14:00"
 
 
 @pytest.mark.parametrize("value", [b"\xff", b'"\\377"', b'"\\012"', b"a.b.c", b"x" * 20_000])
@@ -320,7 +368,10 @@ def test_a_page_says_that_the_api_takes_too_long(viewing: TestClient, monkeypatc
 
 def test_a_job_s_log_is_shown_to_whom_may_read_it(services: Services, settings: Settings, view: SystemView) -> None:
     view.apply_status(status_record(1, State.RUNNING, states=WAY))
-    services.store.put(attempt_key("support", "r-1", 1, "log"), b"<b>no line of ours</b>\n")
+    services.store.put(
+        attempt_key("support", "r-1", 1, "log"),
+        b'<b>no line of ours</b>\n{"timestamp":"2026-03-01T00:00:00Z","level":"info","event":"half \\ud800"}',
+    )
     viewer, operator = (browser_of(services, settings, name) for name in ("viewer", "operator"))
     job, log = "/console/jobs/support/r-1", "/console/jobs/support/r-1/log"
     assert log not in viewer.get(job).text
@@ -328,6 +379,7 @@ def test_a_job_s_log_is_shown_to_whom_may_read_it(services: Services, settings: 
     assert log in operator.get(job).text
     page, part = operator.get(log).text, operator.get(log, headers={"hx-request": "true"}).text
     assert "&lt;b&gt;no line of ours" in page
+    assert "half ?" in page
     assert "&lt;b&gt;no line of ours" in part
     assert ("<html" in page, "<html" in part) == (True, False)
 

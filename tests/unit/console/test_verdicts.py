@@ -92,6 +92,8 @@ def test_what_is_beyond_a_scale_ends_at_its_edge() -> None:
     assert narrow.span
     assert all(0 < place < 100 for row in drawn.rows for place in (row.before, row.after, row.at, *(row.span or ())))
     assert beyond_chance(folders) == {"better": [], "worse": ["lost"]}
+    huge = chart(version(), Metrics.of({"folders": {"a": folder(-1e308, 1e308, 1e308, 1e308)}}).folders)
+    assert [text for _, text in huge.scores] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,5 @@ def test_a_line_of_a_log_may_be_anything() -> None:
     assert (lines[0].level, lines[0].text) == ("info", "training step step=10")
     assert [line.text for line in lines[1:]] == odd
     assert {line.at for line in lines[1:]} == {None}
+    # No line of a log is longer than the log, and none of its records ends within a text.
+    assert [line.text for line in log_lines("a\u2028b\n" * 30_000)] == ["a\u2028b"] * 2_000
