@@ -63,7 +63,7 @@ def render(request: Request, template: str, code: HTTPStatus = HTTPStatus.OK, **
     shared = {"viewer": getattr(request.state, "viewer", None), "part": "hx-request" in request.headers}
     text = found.render(request=request, **shared, **values)
     # JSON may have halves of characters, which no page can.
-    return HTMLResponse(text.encode(errors="replace"), code, headers=HEADERS)
+    return HTMLResponse(text.encode(errors="replace"), code.value, headers=HEADERS)
 
 
 class _Environment(Environment):

@@ -71,7 +71,7 @@ def test_a_version_leads_from_its_logs_to_its_deployment(
     assert '<a href="/console/folders/pricing">pricing</a>' in page
     assert f'<button type="button" class="copy" data-text="{ready.snapshot_sha256}" data-done="Copied"' in page
     assert f'aria-label="Copy {versions["000002"].manifest_sha256}" hidden>Copy</button>' in page
-    assert f'href="{MODEL}/versions/000002/files/1_Pooling/config.json"' in page
+    assert f'href="{MODEL}/versions/000002/files/1_Pooling%2Fconfig.json"' in page
     assert f'Deployments that take the newest take <a class="version" href="{MODEL}/versions/000004">' in page
     newest = viewing.get(f"{MODEL}/versions/000004").text
     assert "take this version, since" in newest
