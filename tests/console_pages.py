@@ -19,11 +19,13 @@ def pages_of(api: httpx.Client) -> dict[str, str]:
     newest, oldest = promoted[0], promoted[-1]
     folder = max(items("/folders"), key=lambda folder: int(folder["examples"]))["folder_id"]
     erasure = next(item["target"] for item in items("/audit") if item["action"] == "erasure.ask")
+    letter = items("/dead-letters")[0]["id"]
     compared = f"/console/models/{model}/compare?version={oldest['version']}&version={newest['version']}"
     return {
         "models": "/console/",
         "model": f"/console/models/{model}",
         "version": f"/console/models/{model}/versions/{newest['version']}",
+        "reject": f"/console/models/{model}/versions/{newest['version']}/reject",
         **({"compare": compared} if newest is not oldest else {}),
         "fine-tune": f"/console/fine-tune?model={model}&training.epochs=1",
         "jobs": "/console/jobs",
@@ -32,7 +34,9 @@ def pages_of(api: httpx.Client) -> dict[str, str]:
         "folder": f"/console/folders/{folder}",
         "policies": "/console/policies",
         "policy": f"/console/policies/{model}",
+        "policy-form": f"/console/policies/{model}/edit",
         "dead-letters": "/console/dead-letters",
+        "dead-letter": f"/console/dead-letters/{letter}/value",
         "privacy": "/console/privacy",
         "erasure": f"/console/privacy/{erasure}",
         "audit": "/console/audit",

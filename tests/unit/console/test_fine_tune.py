@@ -126,6 +126,8 @@ def test_folders_are_found_and_counted_between_the_dates(requesting: TestClient,
     assert "too few to be judged alone" in part
     assert "2 labelled logs" in requesting.get(f"{FORM}/folders?data.start=2026-05-02&data.end=2026-05-03").text
     assert requesting.get(f"{FORM}?data.start=2026-13").status_code == 200
+    assert "<td>2026-05-02</td><td>10</td>" in both
+    assert "<td>2026-05-02</td><td>5</td>" in requesting.get(f"{FORM}/days?data.folders=pricing").text
 
 
 def test_a_preview_shows_counts_reasons_and_questions_with_what_becomes_of_each_passage(
