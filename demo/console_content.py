@@ -1,5 +1,6 @@
 """What a console shows beside jobs: a policy, a dead letter, an erasure, and the audit of these."""
 
+import time
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ from foldtune.kafka import Publisher
 from foldtune.settings import Settings
 from foldtune.topics import Topic
 
+_PATIENCE_SECONDS = 30
 _ERASED_USER = "user-007"
 _RULES = [{"name": "growth", "new_examples": 500, "cooldown": "6h", "monthly_trainings": 20}]
 
@@ -27,6 +29,10 @@ def fill_console(api: str, settings: Settings) -> None:
         if known.status_code == httpx.codes.NOT_FOUND:
             _change(client, "PUT", f"/policies/{MODEL}", {"rules": _RULES, "comment": "trains as the agent is used"})
         _change(client, "POST", "/erasures", {"subject": "user", "subject_id": _ERASED_USER})
+        # A worker rejects the log first.
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not client.get("/dead-letters").raise_for_status().json()["items"] and time.monotonic() < deadline:
+            time.sleep(0.2)
 
 
 def _change(client: httpx.Client, method: str, path: str, body: dict[str, Any]) -> None:
