@@ -73,7 +73,8 @@ class ApiClient:
 
     async def put(self, address: str, body: Any, etag: str | None) -> Any:
         """Replace what has this tag, or nothing; raises ``ApiError``."""
-        headers = {} if etag is None else {"if-match": etag}
+        # A form may have sent any text.
+        headers = {} if etag is None else {"if-match": etag.encode(errors="replace")}
         return self._content(await self._call("PUT", address, json=body, headers=headers))
 
     async def post(self, address: str, body: Any = None) -> Any:

@@ -51,7 +51,7 @@ class Metrics(BaseModel):
     general: _General | None = None
     not_trained_on: Annotated[dict[str, _General], Field(max_length=20)] = {}
     data: dict[str, Any] = {}
-    labels: dict[str, Annotated[int, Field(ge=0, le=10**15)]] = {}
+    labels: Annotated[dict[str, Annotated[int, Field(ge=0, le=10**15)]], Field(max_length=64)] = {}
     # Of its first and last log.
     logs: tuple[_Time, _Time] | None = None
     release: str | None = None

@@ -144,7 +144,7 @@ def test_a_policy_that_somebody_else_has_set_meanwhile_is_not_replaced_unseen(
     assert "0-1" in operator.get(EDIT).text
     put(view, 2, by="bob", rules=(Rule(name="bobs"),))
     fields = fields_of((Rule(name="mine"),)) | {"do": ["set"]}
-    for stale in ('"0-1"', ""):
+    for stale in ('"0-1"', "", "“0-2”"):
         late = operator.post(EDIT, data={**fields, "etag": stale})
         assert late.status_code in {412, 428}
         assert "Somebody else has set another policy" in late.text

@@ -105,6 +105,7 @@ def test_what_is_beyond_a_scale_ends_at_its_edge() -> None:
         {"folders": {"a": None}},
         {"general": {"ndcg_fall": float("nan")}},
         {"labels": {"liked": -1}},
+        {"labels": dict.fromkeys(map(str, range(65)), 1)},
         {"logs": ["0001-01-01T00:00:00+14:00", "2026-01-01T00:00:00Z"]},
         {"logs": []},
     ],
