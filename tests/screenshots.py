@@ -23,7 +23,7 @@ from tests.node import ROOT
 IMAGES = ROOT / "docs" / "images"
 # Name, width in CSS pixels, and colours.
 _VIEWS = (("desktop", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light"))
-_HEIGHT, _MAX_HEIGHT = 900, 1_600
+_HEIGHT, _MAX_HEIGHT = 900, 2_600
 # Charts follow a window's size a moment later.
 _REDRAWN_MS = 400
 
