@@ -65,6 +65,7 @@ def take(page: Page, path: Path, width: int) -> None:
     height = min(int(page.evaluate("document.documentElement.scrollHeight")), _MAX_HEIGHT)
     # In a window of that height, for what stays in sight.
     page.set_viewport_size({"width": width, "height": height})
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(_REDRAWN_MS)
     page.screenshot(path=path)
     page.set_viewport_size({"width": width, "height": _HEIGHT})
