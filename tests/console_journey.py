@@ -79,7 +79,7 @@ def start_job(page: Page) -> None:
     button = page.get_by_role("button", name=re.compile(rf"Fine-tune {MODEL} on [\d,]+ examples"))
     expect(button).to_be_visible(timeout=PATIENCE)
     look_at_negatives(page)
-    button.click()
+    button.dblclick()
     expect(page).to_have_url(re.compile(f"/console/jobs/{MODEL}/"), timeout=PATIENCE)
 
 
@@ -126,3 +126,6 @@ def check_as_viewer(browser: Browser, job: str) -> None:
         expect(page.locator("p.verdict")).to_contain_text("Better: nDCG@10", timeout=PATIENCE)
         assert set(page.get_by_role("button").all_inner_texts()) == {"Copy", "Sign out"}
         expect(page.get_by_role("link", name="Fine-tune")).to_have_count(0)
+        # Asked for once, however often the button was clicked.
+        page.get_by_role("link", name="Jobs").click()
+        expect(page.locator(f"tbody a[href^='/console/jobs/{MODEL}/']")).to_have_count(1)

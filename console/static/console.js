@@ -314,6 +314,13 @@ document.addEventListener("DOMContentLoaded", () => {
 document.addEventListener("click", ({ target }) => {
   if (target.matches("button.copy")) copyText(target);
 });
+// A second click would ask for a second training; whoever comes back to the page may ask again.
+document.addEventListener("submit", ({ target, submitter }) => {
+  if (target.method === "post" && submitter) setTimeout(() => { submitter.disabled = true; });
+});
+addEventListener("pageshow", ({ persisted }) => {
+  if (persisted) for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
+});
 document.addEventListener("htmx:after:request", hear);
 document.addEventListener("htmx:error", ({ detail }) => { if (detail.ctx) lose(); });
 document.addEventListener("htmx:after:swap", () => {
