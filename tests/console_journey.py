@@ -104,6 +104,10 @@ def look_at_negatives(page: Page) -> None:
     expect(taken).to_have_count(0)
     slider.evaluate(f"(input) => {{ input.value = {chosen}; input.dispatchEvent(new Event('input')); }}")
     expect(taken.first).to_be_visible()
+    for key in ("ArrowRight", "ArrowLeft"):  # Each brings another slider, which the keyboard still moves.
+        slider.evaluate("(input) => { input.dataset.old = ''; }")
+        slider.press(key)
+        expect(page.locator("#threshold:not([data-old])")).to_be_focused(timeout=PATIENCE)
 
 
 def approve_what_it_has_made(page: Page) -> None:

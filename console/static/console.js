@@ -2,8 +2,10 @@
 "use strict";
 
 const lang = document.documentElement.lang;
-const shortDay = new Intl.DateTimeFormat(lang, { month: "short", day: "numeric", timeZone: "UTC" });
-const shortTime = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "short" });
+// English has many ways to write a time: the viewer's own, where it is of the page's language.
+const locale = navigator.languages.find((name) => name.split("-")[0] === lang) ?? lang;
+const shortDay = new Intl.DateTimeFormat(locale, { month: "short", day: "numeric", timeZone: "UTC" });
+const shortTime = new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "short" });
 
 function writeTimes(root) {
   for (const element of root.querySelectorAll("time[datetime]")) {
@@ -181,10 +183,15 @@ function followJob(element) {
   const source = new EventSource(element.dataset.events);
   source.addEventListener("open", hear);
   source.addEventListener("error", lose);
+  const refresh = () => element.dispatchEvent(new CustomEvent("changed"));
+  // A state may last, and the page says how long it has so far.
+  const minutely = setInterval(refresh, 60_000);
   source.addEventListener("status", (event) => {
     hear();
-    element.dispatchEvent(new CustomEvent("changed"));
-    if (["completed", "rejected", "failed", "cancelled"].includes(JSON.parse(event.data).state)) source.close();
+    refresh();
+    if (!["completed", "rejected", "failed", "cancelled"].includes(JSON.parse(event.data).state)) return;
+    source.close();
+    clearInterval(minutely);
   });
 }
 
@@ -237,6 +244,9 @@ function followForm(form) {
   showChanged();
 }
 
+// A keyboard moves the slider step by step, and each step brings a new one.
+let isSliding = false;
+
 function showPreview(form, preview) {
   for (const place of form.querySelectorAll(".hints")) place.replaceChildren();
   for (const template of preview.querySelectorAll("template[data-hint]")) {
@@ -254,7 +264,9 @@ function showPreview(form, preview) {
   slider.parentElement.hidden = false;
   const field = form.elements["dataset.exclusion_threshold"];
   slider.addEventListener("input", () => markAll(slider));
+  if (isSliding && document.activeElement === document.body) slider.focus({ preventScroll: true });
   slider.addEventListener("change", () => {
+    isSliding = document.activeElement === slider;
     field.value = slider.value;
     field.dispatchEvent(new Event("change", { bubbles: true }));
   });
