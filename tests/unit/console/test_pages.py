@@ -134,6 +134,8 @@ def test_an_approver_rejects_a_version_and_others_are_not_asked(
     assert requester.post(reject, data=fields).status_code == 403
     approver = browser_of(services, settings, "approver")
     assert reject in approver.get(page).text
+    # It needs no approval.
+    assert "/approve" not in approver.get(page).text
     assert "Deployments that take the newest take this version" in approver.get(reject).text
     for typed in ("", "000002"):
         again = approver.post(reject, data={**fields, "confirmed": typed})
