@@ -40,15 +40,18 @@ def _quoted(part: str) -> str:
 class ApiClient:
     """Calls the API with a session, or without one where there is no sign-in."""
 
-    def __init__(self, api: ASGIApp, session: str | None) -> None:
+    def __init__(self, api: ASGIApp, session: str | None, forwarded_user: str | None = None) -> None:
         headers = {"authorization": f"Bearer {session}"} if session else {}
+        if forwarded_user:
+            headers["x-forwarded-user"] = forwarded_user
         # The page's name, so that its calls are found in the log.
         if trace_id := structlog.contextvars.get_contextvars().get("trace_id"):
             headers["x-request-id"] = trace_id
         self._http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=api, raise_app_exceptions=False),
             base_url="http://localhost",
-            headers=headers,
+            # As the browser's came.
+            headers=httpx.Headers(headers, encoding="latin-1"),
         )
         self._ends = time.monotonic() + _LIMIT_SECONDS
 

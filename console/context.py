@@ -26,9 +26,9 @@ class Console:
     sessions: Sessions
     provider: Provider | None
 
-    def client(self, session: str | None) -> ApiClient:
-        """The API, as whoever has the session."""
-        return ApiClient(self.api, session)
+    def client(self, session: str | None, forwarded_user: str | None = None) -> ApiClient:
+        """The API, as whoever has the session, or whom a proxy has named."""
+        return ApiClient(self.api, session, forwarded_user)
 
     def cookie(self, request: Request, name: CookieName) -> str | None:
         """A cookie of ours; none of ours has another character than ASCII's, which no header takes."""
@@ -86,9 +86,9 @@ async def session(request: Request, console: CurrentConsole) -> str | None:
 CurrentSession = Annotated[str | None, Depends(session)]
 
 
-async def client(console: CurrentConsole, session: CurrentSession) -> ApiClient:
+async def client(request: Request, console: CurrentConsole, session: CurrentSession) -> ApiClient:
     """The API, as whoever is signed in."""
-    return console.client(session)
+    return console.client(session, request.headers.get("x-forwarded-user"))
 
 
 CurrentClient = Annotated[ApiClient, Depends(client)]

@@ -269,7 +269,7 @@ def test_a_wrong_file_keeps_the_api_from_starting(tmp_path: Path, entries: objec
         read_tokens(path)
 
 
-@pytest.mark.parametrize(("headers", "name"), [({"x-forwarded-user": "ada"}, "ada"), ({}, "unknown")])
+@pytest.mark.parametrize(("headers", "name"), [({"x-forwarded-user": "ada"}, "ada"), ({}, "local-operator")])
 def test_without_sign_in_a_proxy_names_the_caller(headers: dict[str, str], name: str) -> None:
     caller = asyncio.run(NoSignIn().caller(headers))
     assert caller.name == name

@@ -118,3 +118,12 @@ def test_of_a_token_s_claims_a_session_keeps_what_the_api_decides_by() -> None:
     assert relevant({"sub": "ada", "roles": "viewer other"}, ApiSettings())["roles"] == ["viewer"]
     odd: dict[str, Any] = {"sub": "ada", "roles": ["viewer", ["viewer"], {}, None, 1]}
     assert relevant(odd, ApiSettings())["roles"] == ["viewer"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"), [({}, "local-operator"), ({"x-forwarded-user": "Zoë".encode("latin-1")}, "Zoë")]
+)
+def test_without_a_sign_in_a_page_says_as_whom_it_asks(services: Services, headers: dict[str, Any], name: str) -> None:
+    page = browser_of(services, Settings()).get("/console/", headers=headers).text
+    assert f"</span> {name}</span>" in page
+    assert "Sign out" not in page
