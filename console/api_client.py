@@ -50,8 +50,8 @@ class ApiClient:
         self._http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=api, raise_app_exceptions=False),
             base_url="http://localhost",
-            # As the browser's came.
-            headers=httpx.Headers(headers, encoding="latin-1"),
+            # In the bytes that came.
+            headers=[(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
         )
         self._ends = time.monotonic() + _LIMIT_SECONDS
 

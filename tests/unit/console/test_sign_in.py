@@ -121,9 +121,9 @@ def test_of_a_token_s_claims_a_session_keeps_what_the_api_decides_by() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "name"), [({}, "local-operator"), ({"x-forwarded-user": "Zoë".encode("latin-1")}, "Zoë")]
+    ("headers", "name"), [({}, "local-operator"), ({"x-forwarded-user": "Zoë"}, "Zoë".encode().decode("latin-1"))]
 )
-def test_without_a_sign_in_a_page_says_as_whom_it_asks(services: Services, headers: dict[str, Any], name: str) -> None:
+def test_without_a_sign_in_a_page_says_as_whom_it_asks(services: Services, headers: dict[str, str], name: str) -> None:
     page = browser_of(services, Settings()).get("/console/", headers=headers).text
     assert f"</span> {name}</span>" in page
     assert "Sign out" not in page
