@@ -87,6 +87,8 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # The words and the code are those of the start, too.
+        auto_reload=False,
     )
     environment.globals |= {
         "w": words(),
