@@ -1,5 +1,6 @@
 """Fixtures that every tier of tests may use."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from infra.local.stack import LocalServers
 
+# What is imported stays: to look for garbage among it would take a fifth of the time of the unit tests.
+gc.disable()
 # Launchers and trainers that a test starts look nothing up at the hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # On a shared machine the duration of an example is meaningless.
@@ -23,6 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "integration" in item.path.parts:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """From now on there is garbage."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    """Extension modules report what is left at the end as a leak."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
