@@ -114,7 +114,7 @@ def approve_what_it_has_made(page: Page) -> None:
     """Watch the training end, read its verdict and its questions, and approve the version."""
     expect(page.locator("p.verdict")).to_contain_text("Better: nDCG@10", timeout=TRAINING)
     expect(page.locator("p.verdict")).to_contain_text("waits for an approval")
-    page.get_by_text("Those that got better").click()
+    page.locator("summary", has_text="Those that got better").click()
     expect(page.get_by_text("Rank of the first right passage").first).to_be_visible(timeout=PATIENCE)
     page.get_by_label("Comment").fill("read its questions")
     page.get_by_role("button", name="Approve").click()

@@ -9,16 +9,16 @@ from tests.browser import axe_script
 
 
 def pages_of(api: httpx.Client) -> dict[str, str]:
-    """The pages by name, with what there is: the first model, its newest versions, and so on."""
+    """The pages by name, with what there is: the model with most versions, these, and so on."""
 
     def items(path: str, **query: str) -> list[dict[str, Any]]:
         return list(api.get(path, params=query).raise_for_status().json()["items"])
 
-    model = items("/models")[0]["model"]
+    model = max(items("/models"), key=lambda model: int(model["versions"]))["model"]
     promoted = [version for version in items(f"/models/{model}/versions") if version["promoted"]]
     newest, oldest = promoted[0], promoted[-1]
     folder = max(items("/folders"), key=lambda folder: int(folder["examples"]))["folder_id"]
-    erasure = next(item["target"] for item in items("/audit") if item["action"] == "erasure.ask")
+    erasure = items("/audit", action="erasure.ask")[0]["target"]
     letter = items("/dead-letters")[0]["id"]
     compared = f"/console/models/{model}/compare?version={oldest['version']}&version={newest['version']}"
     return {
