@@ -7,8 +7,7 @@ import re
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
 
-from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic import TypeAdapter, ValidationError
 
 from api.problems import ProblemError, unavailable
 from foldtune.errors import InfrastructureError, ObjectMissingError
@@ -22,6 +21,7 @@ _MAX_BYTES = 32 << 20
 # Of a log: what is shown, and what is read for it. A line every ten seconds makes the latter in four days.
 _LOG_END, _LOG_BYTES = 64 << 10, 8 << 20
 _LOG = re.compile(r"attempt-(\d+)\.log$")
+_ROWS: TypeAdapter[Any] = TypeAdapter(list[dict[str, Any]])
 
 
 class Log(NamedTuple):
@@ -107,7 +107,9 @@ class VersionFiles:
                 [("gain", "ascending" if order == "lost" else "descending")]
             )
             # Some columns are nothing that JSON has.
-            rows: list[dict[str, Any]] = to_jsonable_python(table.slice(min(first, table.num_rows), count).to_pylist())
+            rows: list[dict[str, Any]] = _ROWS.dump_python(
+                table.slice(min(first, table.num_rows), count).to_pylist(), mode="json"
+            )
         except (pa.ArrowException, ValueError, KeyError, OSError) as error:
             raise ProblemError(HTTPStatus.CONFLICT, f"{EVALUATION} of {self._name} is not valid") from error
         return rows, table.num_rows
