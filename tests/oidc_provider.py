@@ -3,7 +3,6 @@
 import base64
 import json
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 from infra.local.ports import free_port
-from tests.node import ROOT, install_node_packages
+from tests.node import NODE, ROOT, install_node_packages
 
 RESOURCE = "https://foldtune.example"
 
@@ -40,9 +39,8 @@ def running_provider(log: Path, redirect_uri: str | None = None) -> Iterator[Pro
     """A provider in a process of its own; with a redirect URI it has the client ``console``, too."""
     install_node_packages()
     port = free_port()
-    # Node.js comes with the Python packages.
     command: list[str | Path] = [
-        Path(sys.executable).parent / "node",
+        NODE,
         ROOT / "tests" / "oidc" / "provider.mjs",
         str(port),
         *([redirect_uri] if redirect_uri else []),

@@ -64,6 +64,8 @@ def test_a_worker_that_recovers_nothing_for_long_stays_in_its_group(variables: d
 def test_a_worker_that_was_paused_for_longer_than_its_session_comes_back(start_worker: StartWorker) -> None:
     worker = MonitoredWorker(start_worker("one", **WITH_HTTP))
     until(lambda: shared([worker]), SHARED_WITHIN_SECONDS)
+    # A write that is under way may get no answer, and is then found again like one of somebody else.
+    until(lambda: worker.worker.log.read_text().count("ended requests read") == PARTITIONS)
     worker.worker.send(signal.SIGSTOP)
     time.sleep(9)
     worker.worker.send(signal.SIGCONT)
