@@ -110,9 +110,7 @@ def fields_of(request: Mapping[str, Any]) -> list[tuple[str, str]]:
             found.append((f"data.{name}", str(data[name]).removesuffix("T00:00:00Z")))
     for name in ("folders", "agents"):
         found += [(f"data.{name}", value) for value in data.get(name) or ()]
-    for knob in KNOBS.values():
-        if (value := knob.of(request)) != knob.default:
-            found.append((knob.name, _written(value)))
+    found += [(knob.name, _written(value)) for knob, value in changed_knobs(request)]
     if (start := (request.get("training") or {}).get("start", STARTS[0])) != STARTS[0]:
         found.append(("training.start", start))
     base_model = request.get("base_model") or {}
@@ -120,6 +118,11 @@ def fields_of(request: Mapping[str, Any]) -> list[tuple[str, str]]:
     if request.get("seed"):
         found.append(("seed", str(request["seed"])))
     return found
+
+
+def changed_knobs(request: Mapping[str, Any]) -> list[tuple[Knob, Any]]:
+    """The knobs that a request has at another value than the default, with that value."""
+    return [(knob, value) for knob in KNOBS.values() if (value := knob.of(request)) != knob.default]
 
 
 def address(fields: Sequence[tuple[str, str]]) -> str:

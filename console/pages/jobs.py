@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from console.api_client import ApiClient, ApiError, Forwarded, path
 from console.context import CurrentClient, CurrentConsole, CurrentSession, CurrentViewer, see_other
-from console.knobs import KNOBS, fields_of
 from console.knobs import address as form_address
+from console.knobs import changed_knobs, fields_of
 from console.pages.verdicts import Metrics, beyond_chance, chart, verdict
 from console.rendering import following, render, words
 from foldtune.events import FineTuneRequested, FineTuneStatus, now
@@ -207,13 +207,6 @@ def state_times(status: FineTuneStatus) -> list[StateSpan]:
         StateSpan(begun.state, begun.at, None if end is None else (end - begun.at).total_seconds())
         for begun, end in zip(status.states, ends, strict=False)
     ]
-
-
-def changed_knobs(asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Name, value and default of what a request has at another value than its default."""
-    found = [(name, (asked.get(name.partition(".")[0]) or {}), knob) for name, knob in KNOBS.items()]
-    values = [(name, group.get(name.partition(".")[2], knob.default), knob.default) for name, group, knob in found]
-    return [(name, value, default) for name, value, default in values if value != default]
 
 
 class LogLine(NamedTuple):
